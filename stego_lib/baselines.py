@@ -1,0 +1,87 @@
+"""What STEGO is compared with: k-means on raw features and on raw colours, and a linear probe on raw features."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from .features import FeatureStore
+
+SAMPLES = 40_000
+"""Grid cells (or pixels) that a baseline is fitted on."""
+RESTARTS = 10
+"""Starts of k-means; the one with the smallest distortion is kept (no labels)."""
+
+
+@dataclass(frozen=True)
+class LinearScorer:
+    """Scores of n clusters or classes that are linear in the input: weight (n, C) and bias (n,).
+
+    Nearest centre is the largest of 2 f.c - |c|^2, so k-means is one of these too. Being linear, scores may be
+    upsampled in place of the features: the result is the same and costs n channels, not C.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, n, h, w)."""
+        return F.conv2d(maps, self.weight[:, :, None, None], self.bias)
+
+
+def kmeans_on_features(store: FeatureStore, n_clusters: int, seed: int) -> LinearScorer:
+    """k-means on the L2-normalised features of the training pictures."""
+    return _kmeans(F.normalize(_sampled_features(store, seed)[0], dim=1), n_clusters, seed)
+
+
+def kmeans_on_colors(store: FeatureStore, n_clusters: int, seed: int) -> LinearScorer:
+    """k-means on the colours, in [0, 1], of single pixels of the training pictures."""
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(len(store), size=256)
+    pixels = store.pictures[rows].transpose(0, 2, 3, 1).reshape(-1, 3)
+    return _kmeans(torch.from_numpy(pixels[rng.integers(len(pixels), size=SAMPLES)] / np.float32(255)), n_clusters, seed)
+
+
+def linear_on_features(store: FeatureStore, seed: int) -> LinearScorer:
+    """Multinomial regression on L2-normalised features, WITH the training labels: how much the features know."""
+    features, labels = _sampled_features(store, seed)
+    known = labels >= 0
+    features, labels = F.normalize(features[known], dim=1).numpy(), labels[known].numpy()
+    scale = features.std() + 1e-8
+    fitted = LogisticRegression(max_iter=200, C=1.0).fit(features / scale, labels)
+    n_classes = int(store.about["n_classes"])
+    weight, bias = torch.zeros(n_classes, features.shape[1]), torch.full((n_classes,), -1e4)
+    coefficients, offsets = fitted.coef_, fitted.intercept_
+    if len(fitted.classes_) == 2:  # scikit-learn keeps one row for two classes
+        coefficients, offsets = np.concatenate([-coefficients, coefficients]), np.concatenate([-offsets, offsets])
+    weight[fitted.classes_] = torch.from_numpy(coefficients / scale).float()
+    bias[fitted.classes_] = torch.from_numpy(offsets).float()
+    return LinearScorer(weight, bias)
+
+
+def _kmeans(points: Tensor, n_clusters: int, seed: int) -> LinearScorer:
+    fitted = KMeans(n_clusters, n_init=RESTARTS, random_state=seed).fit(points.numpy())
+    centres = torch.from_numpy(fitted.cluster_centers_).float()
+    return LinearScorer(2 * centres, -centres.square().sum(1))
+
+
+def _sampled_features(store: FeatureStore, seed: int) -> tuple[Tensor, Tensor]:
+    """Features of random grid cells, (M, C), and the labels at the cells' centres, (M,), -1 where there is none."""
+    count, _, height, width = store.features.shape
+    generator = torch.Generator().manual_seed(seed)
+    per_picture = max(1, min(height * width, SAMPLES // count))
+    features, labels = [], []
+    for row in torch.randperm(count, generator=generator)[:SAMPLES]:
+        cells = torch.randperm(height * width, generator=generator)[:per_picture]
+        features.append(store.rows(row[None])[0].flatten(1).T[cells])
+        if store.labels is not None:
+            label = store.label_rows(row[None])[0]
+            y, x = cells // width * label.shape[0] // height, cells % width * label.shape[1] // width
+            labels.append(label[y + label.shape[0] // height // 2, x + label.shape[1] // width // 2])
+        else:
+            labels.append(torch.full((per_picture,), -1))
+    return torch.cat(features), torch.cat(labels)

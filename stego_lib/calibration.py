@@ -1,0 +1,46 @@
+"""Shifts from the measured correspondences, without labels."""
+
+import torch
+from torch import Tensor
+
+from .experiment import Experiment
+from .features import FeatureStore
+from .loss import centre, correspondence, negative_permutation, random_coords, sample
+
+PICTURES = 256
+"""Pictures that are measured; their correspondences number PICTURES x points^4 of each kind."""
+
+
+def measure_correspondences(store: FeatureStore, neighbors: Tensor, mean: Tensor, experiment: Experiment) -> dict[str, Tensor]:
+    """Feature correspondences as the loss will see them: of self, kNN and random pairs, centred if the experiment says so.
+
+    neighbors: int64 (N, k). mean: (1, C, 1, 1), taken off the features. Returns {"self", "knn", "rand"}: float32 (M,).
+    """
+    generator = torch.Generator().manual_seed(experiment.seed)
+    order = torch.randperm(len(store), generator=generator)[:PICTURES]
+    found: dict[str, list[Tensor]] = {"self": [], "knn": [], "rand": []}
+    for rows in order.split(experiment.batch_size):
+        if len(rows) < 2:
+            continue  # a picture alone has no random partner
+        partners = neighbors[rows, torch.randint(neighbors.shape[1], (len(rows),), generator=generator)]
+        feats, feats_knn = store.rows(rows) - mean, store.rows(partners) - mean
+        coords1, coords2 = (random_coords(len(rows), experiment.points, generator) for _ in range(2))
+        f = sample(feats, coords1)
+        others = dict(self=f, knn=sample(feats_knn, coords2), rand=sample(feats[negative_permutation(len(rows), generator)], coords2))
+        for kind, other in others.items():
+            values = correspondence(f, other)
+            found[kind].append((centre(values) if experiment.centering else values).flatten())
+    return {kind: torch.cat(values) for kind, values in found.items()}
+
+
+def resolve_shifts(experiment: Experiment, measured: dict[str, Tensor]) -> tuple[float, float, float]:
+    """The three shifts as numbers: 'p70' becomes the 70th percentile of the measured correspondences of its kind."""
+    return tuple(
+        shift if isinstance(shift, float) else _percentile(values, float(shift[1:]))
+        for shift, values in zip(experiment.shifts, measured.values(), strict=True)
+    )
+
+
+def _percentile(values: Tensor, percent: float) -> float:
+    rank = 1 + round((len(values) - 1) * percent / 100)  # torch.quantile refuses more than 16 million values
+    return values.kthvalue(rank).values.item()

@@ -1,0 +1,130 @@
+"""What a data set is: pictures, label maps where there are any, and what the labels mean."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.transforms.functional as TF
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import DataNotFound, StegoError
+
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+IGNORED = -1
+"""Label of pixels that are left out of scores and of the linear probe."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Names of the classes and their colours in figures; position = label id."""
+
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    """(R, G, B) of each class, 0 to 255."""
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.colors) or not self.names:
+            raise StegoError(f"{len(self.names)} class names and {len(self.colors)} colours: there must be as many, and one at least")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class SegmentationDataset(Sequence):
+    """A split of a data set: `dataset[i]` is a picture and its label map.
+
+    The picture is uint8 (3, H, W), RGB. The label map is int64 (H, W) with ids into `classes` and `IGNORED`, or None
+    for a picture without one. `names[i]` tells the pictures apart.
+    """
+
+    def __init__(self, name: str, split: str, classes: Classes, pictures: list[Path], labels: list[Path | None]):
+        self.name, self.split, self.classes = name, split, classes
+        self.pictures, self.labels = pictures, labels
+        self.names = [path.stem for path in pictures]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:
+        return self.picture(index), self.label(index)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether every picture has a label map."""
+        return all(path is not None for path in self.labels)
+
+    def picture(self, index: int) -> Tensor:
+        """Picture `index`, uint8 (3, H, W), turned upright as its EXIF data say."""
+        return TF.pil_to_tensor(open_picture(self.pictures[index]))
+
+    def label(self, index: int) -> Tensor | None:
+        """Label map `index`, int64 (H, W), or None."""
+        path = self.labels[index]
+        if path is None:
+            return None
+        try:
+            with Image.open(path) as file:
+                stored = np.array(file)
+        except OSError as error:
+            raise StegoError(f"label map {path} cannot be read ({error}); replace the file") from error
+        if stored.ndim != 2:
+            raise StegoError(f"label map {path} has {stored.ndim} axes (mode {file.mode}); it must hold one class id a pixel (8-bit grey or palette PNG)")
+        return torch.from_numpy(self.decode(stored.astype(np.int64)))
+
+    def decode(self, stored: np.ndarray) -> np.ndarray:
+        """Turns ids as stored, int64 (H, W), into ids into `classes` and `IGNORED`. As they are, unless a data set says otherwise."""
+        return np.where((stored >= 0) & (stored < len(self.classes)), stored, IGNORED)
+
+    def identity(self) -> list:
+        """What a stored result depends on: name, split, and name, size and time of change of every file."""
+        files = [path for path in [*self.pictures, *self.labels] if path is not None]
+        return [self.name, self.split, [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in files]]
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Any readable picture as an upright RGB image; StegoError names a file that is broken."""
+    try:
+        with Image.open(path) as file:
+            return ImageOps.exif_transpose(file).convert("RGB")
+    except (OSError, Image.DecompressionBombError, SyntaxError) as error:
+        raise StegoError(f"picture {path} cannot be read ({error}); replace or remove the file") from error
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """Pictures directly in `folder`, sorted by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."))
+
+
+def pair_by_stem(pictures: list[Path], labels: Path, suffix: str = ".png") -> list[Path | None]:
+    """The label map `labels`/STEM`suffix` of each picture; StegoError lists pictures that have none."""
+    found = [labels / f"{path.stem}{suffix}" for path in pictures]
+    missing = [path.name for path in found if not path.exists()]
+    if missing:
+        raise StegoError(f"{len(missing)} of {len(pictures)} label maps are missing in {labels}, the first is {missing[0]}")
+    return found
+
+
+def find_folder(root: str | Path, names: tuple[str, ...], needs: str, layout: str, source: str) -> Path:
+    """The data set's folder: the first of root/NAME, or root itself, in which `needs` exists.
+
+    Raises DataNotFound that says where it looked, which files belong there (`layout`) and where they come from (`source`).
+    """
+    root = Path(root).expanduser()
+    candidates = [*(root / name for name in names), root]
+    for folder in candidates:
+        if (folder / needs).exists():
+            return folder
+    raise DataNotFound(
+        f"{names[0]} was not found in {candidates[0].resolve()}\n"
+        f"  belongs there: {layout}\n  where to get it: {source}\n"
+        f"  elsewhere already? name the folder above it: data_root=FOLDER (papermill: -p data_root FOLDER)"
+    )
+
+
+def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "val")) -> None:
+    """Raises StegoError for a split that the data set does not have."""
+    if split not in known:
+        raise StegoError(f"{name} has no split {split!r}; it has {', '.join(known)}")

@@ -1,0 +1,47 @@
+"""Cityscapes with the paper's 27 classes (the usual benchmark has 19 of them)."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import StegoError
+from .base import IGNORED, Classes, SegmentationDataset, check_split, find_folder
+
+FIRST_ID = 7
+"""Cityscapes id of class 0; ids below it are ignored, and so is -1 (licence plate)."""
+CLASSES = Classes(
+    (
+        "road", "sidewalk", "parking", "rail track", "building", "wall", "fence", "guard rail", "bridge", "tunnel",
+        "pole", "polegroup", "traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car",
+        "truck", "bus", "caravan", "trailer", "train", "motorcycle", "bicycle",
+    ),
+    (
+        (128, 64, 128), (244, 35, 232), (250, 170, 160), (230, 150, 140), (70, 70, 70), (102, 102, 156), (190, 153, 153),
+        (180, 165, 180), (150, 100, 100), (150, 120, 90), (153, 153, 153), (110, 110, 110), (250, 170, 30), (220, 220, 0),
+        (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70),
+        (0, 60, 100), (0, 0, 90), (0, 0, 110), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+    ),
+)  # fmt: skip
+LAYOUT = "leftImg8bit/{train,val}/CITY/*_leftImg8bit.png and gtFine/{train,val}/CITY/*_gtFine_labelIds.png"
+SOURCE = "www.cityscapes-dataset.com, after registration: leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip (241 MB)"
+
+
+class Cityscapes(SegmentationDataset):
+    """Label ids are stored as Cityscapes ids; class = id - 7."""
+
+    def decode(self, stored: np.ndarray) -> np.ndarray:
+        return np.where((stored >= FIRST_ID) & (stored < FIRST_ID + len(CLASSES)), stored - FIRST_ID, IGNORED)
+
+
+def open_cityscapes(root: str | Path, split: str) -> Cityscapes:
+    """Opens root/cityscapes or root itself; splits train (2,975 pictures of 2048 x 1024) and val (500)."""
+    check_split("cityscapes", split)
+    folder = find_folder(root, ("cityscapes",), f"leftImg8bit/{split}", LAYOUT, SOURCE)
+    pictures = sorted((folder / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
+    labels = [
+        folder / "gtFine" / split / path.parent.name / path.name.replace("_leftImg8bit", "_gtFine_labelIds") for path in pictures
+    ]
+    missing = [path for path in labels if not path.exists()]
+    if missing or not pictures:
+        raise StegoError(f"{folder}: {len(pictures)} pictures, {len(missing)} label maps missing{f', the first is {missing[0]}' if missing else ''}; {LAYOUT}")
+    return Cityscapes("cityscapes", split, CLASSES, pictures, labels)

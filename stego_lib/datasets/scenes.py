@@ -1,0 +1,68 @@
+"""`scenes`: the embedded default. Synthetic pictures, drawn once by `painter` and kept as a folder like your own."""
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import StegoError
+from ..files import read_json, write_json
+from ..progress import progress
+from . import painter
+from .base import SegmentationDataset
+from .folder import open_folder
+
+TRAIN, VAL = 300, 60
+"""Pictures in each split."""
+SEED = 0
+"""Series that the data set is drawn from."""
+PRETRAINING_SEED = 1
+"""Series that the embedded backbone has seen: none of its pictures is in the data set."""
+COLORS = {
+    "sky": (86, 180, 233), "water": (0, 114, 178), "meadow": (170, 200, 60), "wall": (150, 150, 150),
+    "tree": (0, 140, 100), "house": (213, 94, 0), "ball": (204, 121, 167), "zebra": (40, 40, 40),
+}  # fmt: skip
+"""Figure colours of the classes, told apart also by the colour-blind (after Okabe and Ito)."""
+
+
+def open_scenes(root: str | Path, split: str) -> SegmentationDataset:
+    """Opens root/scenes, drawing it first if it is not there (about ten seconds)."""
+    folder = Path(root).expanduser() / "scenes"
+    if not folder.exists():
+        draw_scenes(folder)
+    drawn = read_json(folder / "drawn.json") if (folder / "drawn.json").exists() else {}
+    if drawn.get("painter") != painter_version():
+        raise StegoError(f"{folder} was drawn by another version of this project; remove it, and it is drawn anew")
+    return open_folder(folder, split, "scenes")
+
+
+def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = painter.SIZE) -> None:
+    """Draws `train` and `val` scenes of `size` pixels into `folder`, which appears when all is written."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".scenes.") as temporary:
+        unfinished = Path(temporary) / "scenes"
+        for kind in ("imgs", "labels"):
+            for split in ("train", "val"):
+                (unfinished / kind / split).mkdir(parents=True)
+        for index in progress(range(train + val), "drawing scenes"):
+            split = "train" if index < train else "val"
+            picture, label = painter.paint_scene(SEED, index, size)
+            Image.fromarray(picture).save(unfinished / "imgs" / split / f"{index:04d}.png")
+            Image.fromarray(label).save(unfinished / "labels" / split / f"{index:04d}.png")
+        names = painter.CLASSES
+        write_json(unfinished / "classes.json", {"names": names, "colors": [COLORS[name] for name in names]})
+        about = {"about": "synthetic pictures, drawn by code", "painter": painter_version(), "seed": SEED, "size": size}
+        write_json(unfinished / "drawn.json", about)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not (folder / "drawn.json").exists():  # else: another process drew the same at the same time
+                raise
+            shutil.rmtree(unfinished)
+
+
+def painter_version() -> str:
+    """Changes whenever the drawing code does, so that old drawings are not taken for new ones."""
+    return hashlib.sha256(Path(painter.__file__).read_bytes()).hexdigest()[:12]

@@ -1,0 +1,15 @@
+"""The error that a person can mend."""
+
+
+class StegoError(ValueError):
+    """Something outside the code is wrong: a parameter, a file, a missing package.
+
+    The message says what is wrong, where, and what to do. In a notebook it is shown without the stack of calls.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+class DataNotFound(StegoError, FileNotFoundError):
+    """A data set is not where it was looked for."""

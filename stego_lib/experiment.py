@@ -1,0 +1,182 @@
+"""What determines a run: `Experiment`, and the recipes that have a name."""
+
+import difflib
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from . import paths
+from .errors import StegoError
+
+
+def _split(value: Any) -> Any:
+    """Lets '1 0.5 p80' or '1, 0.5, p80' stand for a list, as papermill's -p passes scalars only."""
+    return re.split(r"[,\s]+", value.strip(" ()[]")) if isinstance(value, str) else value
+
+
+def _shift(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("p"):
+        percent = TypeAdapter(Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]).validate_python(value[1:])
+        return f"p{percent:g}"
+    return value
+
+
+def _one_or_two(value: Any) -> Any:
+    if isinstance(value, list | tuple) and len(value) == 1:
+        return value[0]
+    return value
+
+
+def _patchable(value: Any) -> Any:
+    for side in value if isinstance(value, tuple) else (value,):
+        if not 8 <= side <= 8192:
+            raise ValueError("a side is 8 to 8192 pixels")
+    return value
+
+
+Real = Annotated[float, Field(allow_inf_nan=False)]
+Shift = Annotated[Real | str, BeforeValidator(_shift), AfterValidator(lambda v: v if isinstance(v, float) or v.startswith("p") else float(v))]
+"""A number, or 'p70': the 70th percentile of the correspondences measured on the training features."""
+Size = Annotated[int | tuple[int, int], BeforeValidator(lambda v: _one_or_two(_split(v))), AfterValidator(_patchable)]
+"""Pixels: N = shorter side scaled to N, then centre crop N x N; (H, W) = the whole picture scaled to H x W."""
+
+
+def _three(item: Any) -> Any:
+    return Annotated[tuple[item, item, item], BeforeValidator(_split)]
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+class Experiment:
+    """Everything that determines a run. Frozen and checked: an unknown key or a value out of range is an error.
+
+    Errors are raised as `pydantic.ValidationError` (a ValueError) that names the key; `Experiment.preset` and
+    `Experiment.from_dict` turn them into a short `StegoError`. The numbers of the paper are in `PRESETS`.
+    """
+
+    dataset: str = "scenes"
+    """Name of the data set, as `open_dataset` knows it."""
+    data_root: str = Field(default_factory=lambda: str(paths.data_root()))
+    """Folder that holds the data sets' folders."""
+    backbone: str = "scenes_vit_tiny8"
+    """Embedded name, timm name or path of a .safetensors file."""
+    train_size: Size = 224
+    """Size of training pictures in pixels."""
+    eval_size: Size = 320
+    """Size of pictures and labels at evaluation in pixels."""
+    crop: Literal["none", "five"] = "none"
+    """'five' cuts each training picture into its four corners and centre, half as high and wide (paper, section 3.4)."""
+    subtract_mean: bool = False
+    """Take the data set's mean off the features before correspondences are formed (not in the paper)."""
+    head: Literal["nonlinear", "linear", "none"] = "nonlinear"
+    """Segmentation head: linear + two-layer branch (the paper's), linear branch alone, or the features themselves."""
+    code_dim: int = Field(70, ge=1, le=4096)
+    """K, channels of the code."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Channel dropout at the input of each branch of the head."""
+    steps: int = Field(5000, ge=1)
+    """Training steps."""
+    batch_size: int = Field(16, ge=2)
+    """Pictures a step; two at least, for a picture's negatives are the others of its batch."""
+    lr_head: float = Field(5e-4, gt=0, allow_inf_nan=False)
+    """Adam's learning rate for the head."""
+    lr_probes: float = Field(5e-3, gt=0, allow_inf_nan=False)
+    """Adam's learning rate for both probes."""
+    weights: _three(Annotated[Real, Field(ge=0)]) = (0.67, 0.25, 0.63)
+    """l_self, l_knn, l_rand: weights of the three correspondence terms."""
+    shifts: _three(Shift) = (0.08, 0.02, 0.66)
+    """b_self, b_knn, b_rand: below it features repel, above it they attract. Numbers, or percentiles such as 'p70'."""
+    centering: bool = True
+    """Spatial centring of the feature correspondences."""
+    zero_clamp: bool = True
+    """Clamp the code correspondences at zero."""
+    stabilize: bool = False
+    """Clamp the code correspondences at 0.8 as well."""
+    points: int = Field(11, ge=1, le=64)
+    """Points a side: correspondences are formed between points x points random positions of each picture."""
+    neighbors: int = Field(7, ge=1)
+    """The kNN partner of a picture is one of this many nearest neighbours."""
+    negatives: int = Field(5, ge=1)
+    """Random partners a picture and step."""
+    extra_clusters: int = Field(0, ge=0)
+    """Clusters beyond the number of classes."""
+    mirror: bool = True
+    """Evaluate on the mean code of a picture and its mirror image."""
+    crf: bool = True
+    """Report scores after a dense CRF as well, where pydensecrf is installed."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of everything random."""
+    device: str = "auto"
+    """'auto' (a GPU if there is one), 'cpu', 'cuda', 'cuda:1', ..."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the backbone; 'auto' is bfloat16 where the machine computes it natively. The rest is float32."""
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "Experiment":
+        """The recipe called `name`, or the usual one of the data set called `name`, with `changes` made to it.
+
+        Raises StegoError for an unknown preset, an unknown key or a value out of range.
+        """
+        known = USUAL_PRESET.get(name, name)
+        if known not in PRESETS:
+            raise StegoError(f"unknown preset {name!r}{did_you_mean(name, [*PRESETS, *USUAL_PRESET])}; presets: {', '.join(PRESETS)}")
+        return cls.from_dict(PRESETS[known] | changes)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Experiment":
+        """Builds an experiment from keys and values (of a JSON file, say); StegoError names each that is wrong."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            names = [field.name for field in fields(cls)]
+            lines = []
+            for problem in error.errors():
+                key = str(problem["loc"][0]) if problem["loc"] else "?"
+                if key not in names:
+                    lines.append(f"unknown key {key!r}{did_you_mean(key, names)}")
+                else:
+                    lines.append(f"{key} = {values.get(key)!r}: {problem['msg']}")
+            raise StegoError("Experiment: " + "; ".join(dict.fromkeys(lines))) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Keys and values that JSON can hold; `from_dict` is the way back."""
+        return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
+
+    def but(self, **changes: Any) -> "Experiment":
+        """A copy with some values changed, checked again."""
+        return replace(self, **changes)
+
+    @property
+    def name(self) -> str:
+        """Short name of the run: data set, backbone, seed."""
+        return f"{self.dataset}-{Path(self.backbone).stem}-seed{self.seed}"
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """' (did you mean ...?)' when something known is spelt like `name`, else nothing."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "scenes": dict(
+        dataset="scenes", backbone="scenes_vit_tiny8", train_size=128, eval_size=128, code_dim=64, steps=500,
+        weights=(1.0, 0.58, 0.91), shifts=("p70", "p70", "p80"), subtract_mean=True,
+    ),
+    "camvid": dict(
+        dataset="camvid", backbone="dino_vits8", train_size=(240, 320), eval_size=(240, 320), code_dim=64, steps=600,
+        weights=(1.0, 0.58, 0.91), shifts=("p70", "p70", "p80"), subtract_mean=True,
+    ),
+    "cityscapes-vitb8": dict(
+        dataset="cityscapes", backbone="dino_vitb8", crop="five", code_dim=100, steps=7000, batch_size=32, centering=False,
+        weights=(1.0, 0.577453483136995, 0.9058762625226623),
+        shifts=(0.45828472207, 0.1754346515479633, 0.31361241889448443),
+    ),
+}  # fmt: skip
+"""The recipes: what each changes of the defaults above. 'scenes' and 'camvid' are ours, the others the paper's."""
+
+USUAL_PRESET = {"cityscapes": "cityscapes-vitb8"}
+"""The recipe that a data set uses when none is named, where it is not called like the data set."""

@@ -1,0 +1,96 @@
+"""The trained parts: segmentation head, cluster probe, linear probe. The backbone is not among them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SegmentationHead(nn.Module):
+    """Turns features (B, C, h, w) into codes (B, K, h, w) with 1 x 1 convolutions (paper, section 3.4).
+
+    kind 'nonlinear': a linear branch plus a two-layer ReLU branch; 'linear': the first alone; 'none': the features
+    are the code (K = C). While training, each branch's input goes through channel dropout.
+    """
+
+    def __init__(self, in_dim: int, code_dim: int, kind: str = "nonlinear", dropout: float = 0.1):
+        super().__init__()
+        self.kind = kind
+        self.code_dim = in_dim if kind == "none" else code_dim
+        self.dropout = nn.Dropout2d(dropout)
+        if kind != "none":
+            self.linear = nn.Conv2d(in_dim, code_dim, 1)
+        if kind == "nonlinear":
+            self.nonlinear = nn.Sequential(nn.Conv2d(in_dim, in_dim, 1), nn.ReLU(), nn.Conv2d(in_dim, code_dim, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Codes (B, K, h, w), not normalised."""
+        if self.kind == "none":
+            return features
+        code = self.linear(self.dropout(features))
+        if self.kind == "nonlinear":
+            code = code + self.nonlinear(self.dropout(features))
+        return code
+
+
+class ClusterProbe(nn.Module):
+    """Cosine k-means by gradient descent: one direction a cluster (paper, section 3.4)."""
+
+    def __init__(self, code_dim: int, n_clusters: int):
+        super().__init__()
+        self.clusters = nn.Parameter(torch.randn(n_clusters, code_dim))
+
+    def forward(self, code: Tensor) -> Tensor:
+        """Cosine of each code with each cluster: (B, K, h, w) -> (B, n, h, w) in [-1, 1]."""
+        return torch.einsum("bkhw,nk->bnhw", F.normalize(code, dim=1), F.normalize(self.clusters, dim=1))
+
+    def loss(self, code: Tensor, alpha: float | None = None) -> Tensor:
+        """Minus the mean cosine of a code with its nearest cluster; with `alpha`, with all, by softmax(alpha * cosine)."""
+        cosine = self(code)
+        if alpha is None:
+            return -cosine.amax(1).mean()
+        return -((alpha * cosine).softmax(1) * cosine).sum(1).mean()
+
+    def log_probabilities(self, code: Tensor, alpha: float = 2.0) -> Tensor:
+        """log softmax(alpha * cosine), (B, n, h, w). The scale matters only through the CRF."""
+        return (alpha * self(code)).log_softmax(1)
+
+
+class LinearProbe(nn.Module):
+    """A linear classifier on the code, trained with labels: it measures the code and never shapes it."""
+
+    def __init__(self, code_dim: int, n_classes: int):
+        super().__init__()
+        self.classifier = nn.Conv2d(code_dim, n_classes, 1)
+
+    def forward(self, code: Tensor) -> Tensor:
+        """Logits: (B, K, h, w) -> (B, n, h, w)."""
+        return self.classifier(code)
+
+    def loss(self, code: Tensor, label: Tensor) -> Tensor:
+        """Cross-entropy at label resolution; label (B, H, W), ids outside [0, n) are ignored.
+
+        Logits are upsampled bilinearly. A batch without a labelled pixel gives 0, not NaN.
+        """
+        logits = F.interpolate(self(code), label.shape[-2:], mode="bilinear", align_corners=False)
+        counted = (label >= 0) & (label < logits.shape[1])
+        target = torch.where(counted, label, -1)
+        return F.cross_entropy(logits, target, ignore_index=-1, reduction="sum") / counted.sum().clamp(min=1)
+
+
+class Stego(nn.Module):
+    """Head and probes together, with the mean that is taken off the features (zeros if none is)."""
+
+    def __init__(self, in_dim: int, code_dim: int, n_classes: int, *, head: str = "nonlinear", dropout: float = 0.1, extra_clusters: int = 0):
+        super().__init__()
+        self.head = SegmentationHead(in_dim, code_dim, head, dropout)
+        self.cluster_probe = ClusterProbe(self.head.code_dim, n_classes + extra_clusters)
+        self.linear_probe = LinearProbe(self.head.code_dim, n_classes)
+        self.register_buffer("feature_mean", torch.zeros(1, in_dim, 1, 1))
+
+    def centred(self, features: Tensor) -> Tensor:
+        """Features less the data set's mean, (B, C, h, w)."""
+        return features - self.feature_mean
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Frozen features (B, C, h, w) -> codes (B, K, h, w)."""
+        return self.head(self.centred(features))

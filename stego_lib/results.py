@@ -1,0 +1,62 @@
+"""Run records and the tables made from them."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .errors import StegoError
+from .files import read_json
+
+METHODS = {
+    "kmeans_colors": "k-means on colours",
+    "kmeans_features": "k-means on backbone features",
+    "cluster": "STEGO, cluster probe",
+    "cluster_crf": "STEGO, cluster probe + CRF",
+    "linear_features": "linear probe on backbone features (labels)",
+    "linear": "STEGO, linear probe (labels)",
+    "linear_crf": "STEGO, linear probe + CRF (labels)",
+}
+"""Methods in a run record, in the order of tables -> how they are called. "(labels)": trained with labels."""
+
+
+def read_records(folder: str | Path) -> list[dict[str, Any]]:
+    """The run records (JSON) in a folder, sorted by file name. StegoError if there is none."""
+    paths = sorted(Path(folder).glob("*.json"))
+    if not paths:
+        raise StegoError(f"{Path(folder).resolve()} holds no run record (*.json)")
+    return [read_json(path) for path in paths]
+
+
+def score_table(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row a method and record: method, seed, accuracy, miou (percent)."""
+    rows = [
+        {"method": method, "seed": record["experiment"]["seed"], **{key: record["scores"][method][key] for key in ("accuracy", "miou")}}
+        for record in records
+        for method in METHODS
+        if method in record["scores"]
+    ]
+    return pd.DataFrame(rows)
+
+
+def summary(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """Mean and standard deviation over seeds, one row a method: columns (accuracy | miou, mean | std), percent.
+
+    StegoError if the records are not of one experiment that differs in nothing but seed and folders.
+    """
+    fixed = [{k: v for k, v in r["experiment"].items() if k != "seed"} for r in records]
+    for other in fixed[1:]:
+        differing = [key for key in fixed[0] if other.get(key) != fixed[0][key]]
+        if differing:
+            raise StegoError(f"records of different experiments cannot be averaged; they differ in {', '.join(differing)}")
+    table = score_table(records).groupby("method")[["accuracy", "miou"]].agg(["mean", "std"])
+    return table.reindex([method for method in METHODS if method in table.index])
+
+
+def markdown_table(records: list[dict[str, Any]]) -> str:
+    """The summary as a Markdown table, mean ± standard deviation over seeds."""
+    lines = ["| method | accuracy | mIoU |", "|---|---|---|"]
+    for method, row in summary(records).iterrows():
+        cells = [f"{row[score, 'mean']:.1f} ± {row[score, 'std']:.1f}" for score in ("accuracy", "miou")]
+        lines.append(f"| {METHODS[method]} | {' | '.join(cells)} |")
+    return "\n".join(lines)

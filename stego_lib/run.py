@@ -1,0 +1,168 @@
+"""A run is one folder: `Run` reads it, `load_run` opens it."""
+
+import platform
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .backbone import Backbone, upsample
+from .datasets import Classes
+from .datasets.base import open_picture
+from .datasets.transforms import resize_picture
+from .errors import StegoError
+from .experiment import Experiment
+from .files import load_state, read_json, save_state, write_json
+from .model import Stego
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+
+
+class Run:
+    """A training run and everything it left: open one with `load_run`, make one with `train`.
+
+    folder/experiment.json, classes.json: what was asked. checkpoint.pt: model, optimiser, step. log.csv: one line a
+    step. metrics.json: the run record that `evaluate` writes. figures/: pictures.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment, classes: Classes, model: Stego, backbone: Backbone | None = None):
+        self.folder, self.experiment, self.classes, self.model = folder, experiment, classes, model
+        self.shifts: tuple[float, float, float] | None = None
+        self.step = 0
+        if backbone is not None:
+            self.backbone = backbone
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {self.experiment.name}, step {self.step} of {self.experiment.steps})"
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen backbone, loaded when first needed."""
+        return Backbone(self.experiment.backbone, device=self.experiment.device, precision=self.experiment.precision)
+
+    @property
+    def log(self) -> pd.DataFrame:
+        """Losses and mean code correspondences, one row a step."""
+        return pd.read_csv(self.folder / "log.csv", index_col="step")
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The run record. StegoError if the run has not been evaluated."""
+        path = self.folder / "metrics.json"
+        if not path.exists():
+            raise StegoError(f"{self.folder} has no metrics.json yet; call evaluate(run)")
+        return read_json(path)
+
+    def save(self, optimiser: torch.optim.Optimizer) -> None:
+        """Writes checkpoint.pt, whole or not at all."""
+        save_state(
+            self.folder / "checkpoint.pt",
+            {
+                "step": self.step, "model": self.model.state_dict(), "optimiser": optimiser.state_dict(),
+                "shifts": list(self.shifts), "in_dim": self.model.feature_mean.shape[1],
+            },
+        )  # fmt: skip
+
+    def code(self, pictures: Tensor) -> Tensor:
+        """Codes (B, K, h, w) of uint8 pictures (B, 3, H, W), averaged with those of their mirror images if so set."""
+        features = self.backbone(pictures)
+        mirrored = self.backbone(pictures.flip(-1)) if self.experiment.mirror else None
+        return mean_code(self.model, features, mirrored)
+
+    @torch.inference_mode()
+    def predict(self, images: Picture | list[Picture]) -> list[np.ndarray]:
+        """Label maps of pictures of any size, each uint8 (H, W) at the picture's own resolution.
+
+        images: one or a list of paths, PIL images, uint8 arrays (H, W, 3) or uint8 tensors (3, H, W). Ids are classes
+        once the run is evaluated (clusters are then matched to classes; 255 = a cluster without class), clusters before.
+        """
+        images = images if isinstance(images, list) else [images]
+        matching = torch.tensor(self.metrics["matching"]) if self._matched else None
+        found = []
+        for image in images:
+            picture = _as_tensor(image)
+            code = self.code(resize_picture(picture, self._working_size(*picture.shape[1:]))[None])
+            clusters = upsample(self.model.cluster_probe(code), picture.shape[1:])[0].argmax(0).cpu()
+            labels = clusters if matching is None else matching[clusters]
+            found.append(labels.to(torch.uint8).numpy())  # -1 becomes 255
+        return found
+
+    @property
+    def _matched(self) -> bool:
+        return (self.folder / "metrics.json").exists() and self.metrics.get("matching") is not None
+
+    def _working_size(self, height: int, width: int) -> tuple[int, int]:
+        """The evaluation size for a picture of this shape: nothing cut off, sides in whole patches."""
+        size, patch = self.experiment.eval_size, self.backbone.patch
+        if isinstance(size, tuple):
+            return size
+        scale = size / min(height, width)
+        return tuple(max(patch, round(side * scale / patch) * patch) for side in (height, width))
+
+
+def mean_code(model: Stego, features: Tensor, mirrored: Tensor | None) -> Tensor:
+    """Code of the features (B, C, h, w), averaged with the turned-back code of the mirrored pictures' features if given."""
+    device = model.feature_mean.device
+    code = model(features.to(device))
+    return code if mirrored is None else 0.5 * (code + model(mirrored.to(device)).flip(-1))
+
+
+def start_run(folder: Path, experiment: Experiment, classes: Classes) -> None:
+    """Writes what determines the run into a new folder."""
+    folder.mkdir(parents=True, exist_ok=False)
+    write_json(folder / "classes.json", {"names": classes.names, "colors": classes.colors})
+    write_json(folder / "experiment.json", experiment.to_dict())
+
+
+def build_model(experiment: Experiment, in_dim: int, n_classes: int) -> Stego:
+    """A model with fresh weights drawn from the experiment's seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(experiment.seed)
+        return Stego(in_dim, experiment.code_dim, n_classes, head=experiment.head, dropout=experiment.dropout, extra_clusters=experiment.extra_clusters)
+
+
+def load_run(path: str | Path) -> Run:
+    """Opens a run folder. Raises StegoError that names what is missing or broken."""
+    folder = Path(path)
+    missing = [name for name in ("experiment.json", "classes.json", "checkpoint.pt") if not (folder / name).exists()]
+    if missing:
+        raise StegoError(f"{folder.resolve()} is not a run with a checkpoint: {', '.join(missing)} missing")
+    experiment = Experiment.from_dict(read_json(folder / "experiment.json"))
+    stored = read_json(folder / "classes.json")
+    classes = Classes(tuple(stored["names"]), tuple(map(tuple, stored["colors"])))
+    state = load_state(folder / "checkpoint.pt")
+    model = build_model(experiment, state["in_dim"], len(classes))
+    model.load_state_dict(state["model"])
+    run = Run(folder, experiment, classes, model.eval())
+    run.step, run.shifts = state["step"], tuple(state["shifts"])
+    return run
+
+
+def environment() -> dict[str, str]:
+    """Where and with what a result was made: versions, processor, threads, date (UTC)."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "timm", "scikit-learn", "numpy")},
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})",
+        "threads": str(torch.get_num_threads()),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def _as_tensor(image: Picture) -> Tensor:
+    if isinstance(image, str | Path):
+        image = open_picture(Path(image))
+    if isinstance(image, Image.Image):
+        image = np.array(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(image).movedim(-1, 0)
+    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+        raise StegoError(f"a picture must be uint8 with three channels, not {image.dtype} of shape {tuple(image.shape)}")
+    return image

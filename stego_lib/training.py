@@ -1,0 +1,200 @@
+"""The training loop."""
+
+import csv
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backbone import Backbone
+from .calibration import measure_correspondences, resolve_shifts
+from .datasets import FiveCrop, SegmentationDataset, open_dataset
+from .errors import StegoError
+from .experiment import Experiment
+from .features import FeatureStore, open_store
+from .files import atomic, load_state, read_json
+from .loss import negative_permutation, random_coords, stego_loss
+from .model import Stego
+from .neighbors import nearest_neighbors
+from .paths import runs_root
+from .progress import progress
+from .run import Run, build_model, start_run
+
+SAVE_EVERY = 200
+"""Steps between checkpoints."""
+
+
+@dataclass
+class Batch:
+    """What one step needs. B pictures, grid (h, w), S x S points."""
+
+    feats: Tensor
+    """(B, C, h, w) frozen features, the data set's mean taken off if so set."""
+    feats_knn: Tensor
+    """(B, C, h, w) the same of one neighbour of each."""
+    coords1: Tensor
+    """(B, S, S, 2) points in the pictures."""
+    coords2: Tensor
+    """(B, S, S, 2) points in their partners."""
+    permutations: Tensor
+    """int64 (negatives, B) random partners."""
+    label: Tensor | None
+    """int64 (B, H, W), for the linear probe alone."""
+
+
+def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume: bool = False) -> Run:
+    """Trains the head and both probes on the train split; returns the run, its folder below `runs_dir`.
+
+    Features are computed once and kept in runs_dir/features. With `resume`, the newest unfinished run of the same
+    experiment goes on from its last checkpoint, to the same weights as if it had not stopped (on a CPU); a finished one
+    is returned as it is. Raises StegoError (a missing data set, an unknown backbone, ...) before any long work.
+    """
+    runs_dir = Path(runs_dir) if runs_dir is not None else runs_root()
+    dataset = open_training_set(experiment)
+    if len(dataset) <= max(experiment.neighbors, experiment.batch_size - 1):
+        raise StegoError(f"{dataset.name} has {len(dataset)} training pictures: too few for batch_size {experiment.batch_size} and {experiment.neighbors} neighbours")
+    backbone = Backbone(experiment.backbone, device=experiment.device, precision=experiment.precision)
+    store = open_store(dataset, backbone, experiment.train_size, runs_dir / "features")
+    model = build_model(experiment, backbone.dim, len(dataset.classes)).to(backbone.device)
+    optimiser = make_optimiser(model, experiment)
+    folder = find_unfinished(runs_dir, experiment) if resume else None
+    run = Run(folder or new_folder(runs_dir, experiment), experiment, dataset.classes, model, backbone)
+    if experiment.subtract_mean:
+        model.feature_mean.copy_(store.mean.view(1, -1, 1, 1))
+    neighbors = nearest_neighbors(store.pooled - model.feature_mean.flatten().cpu(), experiment.neighbors)
+    if folder is None:
+        run.shifts = resolve_shifts(experiment, measure_correspondences(store, neighbors, model.feature_mean.cpu(), experiment))
+        start_run(run.folder, experiment, dataset.classes)
+    else:
+        state = load_state(folder / "checkpoint.pt")
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        run.step, run.shifts = state["step"], tuple(state["shifts"])
+    with open_log(run.folder / "log.csv", run.step) as (file, log):
+        bar = progress(range(run.step, experiment.steps), "training", initial=run.step, total=experiment.steps)
+        for step in bar:
+            batch = draw_batch(store, neighbors, model, experiment, step)
+            values = train_step(model, optimiser, batch, experiment, run.shifts)
+            log(step, values)
+            bar.set_postfix(loss=f"{values['loss']:.4f}")
+            run.step = step + 1
+            if run.step % SAVE_EVERY == 0 or run.step == experiment.steps:
+                file.flush()
+                run.save(optimiser)
+    model.eval()
+    return run
+
+
+def train_step(model: Stego, optimiser: torch.optim.Optimizer, batch: Batch, experiment: Experiment, shifts: tuple[float, float, float]) -> dict[str, float]:
+    """One update of head and probes by one backward pass; the probes see the code without its gradient.
+
+    Returns the values of this step, before its update: loss (the sum), loss_{self,knn,rand,linear,cluster} and mean
+    code correspondences code_{self,knn,rand}.
+    """
+    model.train()
+    code, code_knn = model.head(batch.feats), model.head(batch.feats_knn)
+    total, values = stego_loss(
+        batch.feats, batch.feats_knn, code, code_knn, batch.coords1, batch.coords2, batch.permutations,
+        experiment.weights, shifts,
+        centering=experiment.centering, zero_clamp=experiment.zero_clamp, stabilize=experiment.stabilize,
+    )  # fmt: skip
+    cluster = model.cluster_probe.loss(code.detach())
+    total = total + cluster
+    values["loss_cluster"] = cluster
+    if batch.label is not None:
+        linear = model.linear_probe.loss(code.detach(), batch.label)
+        total = total + linear
+        values["loss_linear"] = linear
+    optimiser.zero_grad()
+    total.backward()
+    optimiser.step()
+    return {"loss": total.item()} | {key: value.item() for key, value in values.items()}
+
+
+def draw_batch(store: FeatureStore, neighbors: Tensor, model: Stego, experiment: Experiment, step: int) -> Batch:
+    """The batch of step number `step`. It depends on nothing but seed and step, so a resumed run sees the same ones.
+
+    Each epoch goes through the pictures once in a random order; what is left over at its end is dropped.
+    """
+    device = model.feature_mean.device
+    size, seed = experiment.batch_size, experiment.seed
+    per_epoch = len(store) // size
+    epoch, position = divmod(step, per_epoch)
+    order = torch.randperm(len(store), generator=seeded(seed, "epoch", epoch))
+    rows = order[position * size : (position + 1) * size]
+    generator = seeded(seed, "step", step)
+    torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # dropout draws from the global generator
+    partners = neighbors[rows, torch.randint(neighbors.shape[1], (size,), generator=generator)]
+    return Batch(
+        feats=model.centred(store.rows(rows).to(device)),
+        feats_knn=model.centred(store.rows(partners).to(device)),
+        coords1=random_coords(size, experiment.points, generator).to(device),
+        coords2=random_coords(size, experiment.points, generator).to(device),
+        permutations=torch.stack([negative_permutation(size, generator) for _ in range(experiment.negatives)]).to(device),
+        label=None if store.labels is None else store.label_rows(rows).to(device),
+    )
+
+
+def make_optimiser(model: Stego, experiment: Experiment) -> torch.optim.Adam:
+    """Adam with one learning rate for the head and one for the probes."""
+    probes = [*model.cluster_probe.parameters(), *model.linear_probe.parameters()]
+    groups = [dict(params=list(model.head.parameters()), lr=experiment.lr_head), dict(params=probes, lr=experiment.lr_probes)]
+    return torch.optim.Adam([group for group in groups if group["params"]])
+
+
+def open_training_set(experiment: Experiment) -> SegmentationDataset:
+    """The train split as the experiment sees it, cropped if it says so."""
+    dataset = open_dataset(experiment.dataset, experiment.data_root, "train")
+    return FiveCrop(dataset) if experiment.crop == "five" else dataset
+
+
+def seeded(seed: int, purpose: str, number: int) -> torch.Generator:
+    """A generator of its own for each seed, purpose and number."""
+    return torch.Generator().manual_seed(random.Random(f"{seed} {purpose} {number}").getrandbits(63))
+
+
+def new_folder(runs_dir: Path, experiment: Experiment) -> Path:
+    """A folder that does not exist yet, named by time and experiment."""
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{experiment.name}"
+    folder, again = runs_dir / stem, 1
+    while folder.exists():
+        again += 1
+        folder = runs_dir / f"{stem}-{again}"
+    return folder
+
+
+def find_unfinished(runs_dir: Path, experiment: Experiment) -> Path | None:
+    """The newest run of exactly this experiment that has a checkpoint, or None."""
+    for path in sorted(runs_dir.glob("*/experiment.json"), reverse=True):
+        if read_json(path) == experiment.to_dict() and (path.parent / "checkpoint.pt").exists():
+            return path.parent
+    return None
+
+
+class open_log:
+    """Opens log.csv to add lines after those of the steps before `first`; lines of later steps are dropped."""
+
+    FIELDS = ("step", "loss", "loss_self", "loss_knn", "loss_rand", "loss_cluster", "loss_linear", "code_self", "code_knn", "code_rand")
+
+    def __init__(self, path: Path, first: int):
+        kept = []
+        if path.exists():
+            with open(path, newline="") as old:
+                kept = [row for row in csv.DictReader(old) if row["step"].isdigit() and int(row["step"]) < first]
+        with atomic(path) as temporary, open(temporary, "w", newline="") as new:
+            writer = csv.DictWriter(new, self.FIELDS)
+            writer.writeheader()
+            writer.writerows(kept)
+        self.file = open(path, "a", newline="")
+        self.writer = csv.DictWriter(self.file, self.FIELDS)
+
+    def __enter__(self) -> Iterator[Any]:
+        return self.file, lambda step, values: self.writer.writerow({"step": step} | values)
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
