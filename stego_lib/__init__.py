@@ -1,9 +1,9 @@
 """STEGO: unsupervised semantic segmentation by distilling feature correspondences (Hamilton et al., ICLR 2022).
 
-    from stego_lib import Experiment, train, evaluate
-    run = train(Experiment.preset("scenes"))
-    record = evaluate(run)
-    label_maps = run.predict("picture.jpg")
+from stego_lib import Experiment, train, evaluate
+run = train(Experiment.preset("scenes"))
+record = evaluate(run)
+label_maps = run.predict("picture.jpg")
 """
 
 from .backbone import Backbone
@@ -15,4 +15,15 @@ from .run import Run, load_run
 from .training import train
 
 __version__ = "0.1.0"
-__all__ = ["PRESETS", "Backbone", "DataNotFound", "Experiment", "Run", "StegoError", "evaluate", "load_run", "open_dataset", "train"]
+__all__ = [
+    "PRESETS",
+    "Backbone",
+    "DataNotFound",
+    "Experiment",
+    "Run",
+    "StegoError",
+    "evaluate",
+    "load_run",
+    "open_dataset",
+    "train",
+]

@@ -62,7 +62,9 @@ class Backbone(nn.Module):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) in grid cells of a picture of (H, W) pixels; StegoError if the patch does not divide it."""
         if height % self.patch or width % self.patch:
-            raise StegoError(f"pictures of {height} x {width} pixels do not divide into patches of {self.patch}; choose sizes that are multiples of {self.patch}")
+            raise StegoError(
+                f"pictures of {height} x {width} pixels do not divide into patches of {self.patch}; choose sizes that are multiples of {self.patch}"
+            )
         return height // self.patch, width // self.patch
 
     @torch.inference_mode()
@@ -88,7 +90,9 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise StegoError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); use 'auto' or 'cpu'") from error
+        raise StegoError(
+            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); use 'auto' or 'cpu'"
+        ) from error
     return chosen
 
 
@@ -107,7 +111,9 @@ def _load(name: str) -> tuple[nn.Module, dict[str, tuple[float, ...]]]:
     timm_name = SHORT_NAMES.get(name, name)
     if timm_name.split(".")[0] not in timm.list_models():
         known = [*EMBEDDED, *SHORT_NAMES, *timm.list_models("*vit*", pretrained=True)]
-        raise StegoError(f"unknown backbone {name!r}{did_you_mean(name, known)}; give one of {', '.join([*EMBEDDED, *SHORT_NAMES])}, a timm ViT or a .safetensors file")
+        raise StegoError(
+            f"unknown backbone {name!r}{did_you_mean(name, known)}; give one of {', '.join([*EMBEDDED, *SHORT_NAMES])}, a timm ViT or a .safetensors file"
+        )
     try:
         vit = timm.create_model(timm_name, pretrained=True, num_classes=0, dynamic_img_size=True)
     except TypeError as error:
@@ -131,7 +137,9 @@ def _from_file(path: Path) -> nn.Module:
         vit = timm.create_model(arguments.pop("architecture"), **arguments)
         vit.load_state_dict(weights)
     except KeyError as error:
-        raise StegoError(f'{path} lacks {error} in its metadata: "timm" must hold {{"architecture": NAME, ...timm arguments}}') from error
+        raise StegoError(
+            f'{path} lacks {error} in its metadata: "timm" must hold {{"architecture": NAME, ...timm arguments}}'
+        ) from error
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise StegoError(f"{path} is not a backbone that timm can build ({str(error).splitlines()[0]})") from error
     return vit

@@ -43,7 +43,9 @@ def kmeans_on_colors(store: FeatureStore, n_clusters: int, seed: int) -> LinearS
     rng = np.random.default_rng(seed)
     rows = rng.integers(len(store), size=256)
     pixels = store.pictures[rows].transpose(0, 2, 3, 1).reshape(-1, 3)
-    return _kmeans(torch.from_numpy(pixels[rng.integers(len(pixels), size=SAMPLES)] / np.float32(255)), n_clusters, seed)
+    return _kmeans(
+        torch.from_numpy(pixels[rng.integers(len(pixels), size=SAMPLES)] / np.float32(255)), n_clusters, seed
+    )
 
 
 def linear_on_features(store: FeatureStore, seed: int) -> LinearScorer:

@@ -11,7 +11,9 @@ PICTURES = 256
 """Pictures that are measured; their correspondences number PICTURES x points^4 of each kind."""
 
 
-def measure_correspondences(store: FeatureStore, neighbors: Tensor, mean: Tensor, experiment: Experiment) -> dict[str, Tensor]:
+def measure_correspondences(
+    store: FeatureStore, neighbors: Tensor, mean: Tensor, experiment: Experiment
+) -> dict[str, Tensor]:
     """Feature correspondences as the loss will see them: of self, kNN and random pairs, centred if the experiment says so.
 
     neighbors: int64 (N, k). mean: (1, C, 1, 1), taken off the features. Returns {"self", "knn", "rand"}: float32 (M,).
@@ -26,7 +28,11 @@ def measure_correspondences(store: FeatureStore, neighbors: Tensor, mean: Tensor
         feats, feats_knn = store.rows(rows) - mean, store.rows(partners) - mean
         coords1, coords2 = (random_coords(len(rows), experiment.points, generator) for _ in range(2))
         f = sample(feats, coords1)
-        others = dict(self=f, knn=sample(feats_knn, coords2), rand=sample(feats[negative_permutation(len(rows), generator)], coords2))
+        others = dict(
+            self=f,
+            knn=sample(feats_knn, coords2),
+            rand=sample(feats[negative_permutation(len(rows), generator)], coords2),
+        )
         for kind, other in others.items():
             values = correspondence(f, other)
             found[kind].append((centre(values) if experiment.centering else values).flatten())
@@ -39,6 +45,15 @@ def resolve_shifts(experiment: Experiment, measured: dict[str, Tensor]) -> tuple
         shift if isinstance(shift, float) else _percentile(values, float(shift[1:]))
         for shift, values in zip(experiment.shifts, measured.values(), strict=True)
     )
+
+
+def histograms(measured: dict[str, Tensor], bins: int = 100) -> dict[str, list[float]]:
+    """Densities of the measured correspondences over [-1, 1], by kind, and the bins' edges: what a run keeps of them."""
+    edges = torch.linspace(-1, 1, bins + 1)
+    counts = {kind: torch.histc(values, bins, -1, 1) for kind, values in measured.items()}
+    return {"edges": edges.tolist()} | {
+        kind: (c / c.sum() / (edges[1] - edges[0])).tolist() for kind, c in counts.items()
+    }
 
 
 def _percentile(values: Tensor, percent: float) -> float:

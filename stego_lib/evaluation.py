@@ -40,15 +40,23 @@ def evaluate(run: Run, split: str = "val") -> dict[str, Any]:
     features_root = run.folder.parent / "features"
     dataset = open_dataset(experiment.dataset, experiment.data_root, split)
     if not dataset.has_labels:
-        raise StegoError(f"{dataset.name} {split} has no labels, so there is nothing to score; use run.predict(pictures)")
+        raise StegoError(
+            f"{dataset.name} {split} has no labels, so there is nothing to score; use run.predict(pictures)"
+        )
     plain = open_store(dataset, run.backbone, experiment.eval_size, features_root)
-    mirrored = open_store(dataset, run.backbone, experiment.eval_size, features_root, mirror=True) if experiment.mirror else None
+    mirrored = (
+        open_store(dataset, run.backbone, experiment.eval_size, features_root, mirror=True)
+        if experiment.mirror
+        else None
+    )
     training = open_store(open_training_set(experiment), run.backbone, experiment.train_size, features_root)
     n_classes, n_clusters = len(run.classes), len(run.model.cluster_probe.clusters)
 
     tables = _stego_tables(run, plain, mirrored)
     baselines = {
-        "kmeans_features": _table(plain, mirrored, kmeans_on_features(training, n_clusters, experiment.seed), n_classes),
+        "kmeans_features": _table(
+            plain, mirrored, kmeans_on_features(training, n_clusters, experiment.seed), n_classes
+        ),
         "kmeans_colors": _color_table(plain, kmeans_on_colors(training, n_clusters, experiment.seed), n_classes),
     }
     if training.labels is not None:
@@ -85,7 +93,9 @@ def _stego_tables(run: Run, plain: FeatureStore, mirrored: FeatureStore | None) 
     """Confusion matrices of both probes, with and without CRF."""
     refine = run.experiment.crf
     if refine and not crf.available():
-        notice("pydensecrf is not installed: scores are reported without the CRF (to have it: pip install 'stego_lib[crf]')")
+        notice(
+            "pydensecrf is not installed: scores are reported without the CRF (to have it: pip install 'stego_lib[crf]')"
+        )
         refine = False
     n_classes = len(run.classes)
     sizes = {"cluster": len(run.model.cluster_probe.clusters), "linear": n_classes}

@@ -39,7 +39,11 @@ def _patchable(value: Any) -> Any:
 
 
 Real = Annotated[float, Field(allow_inf_nan=False)]
-Shift = Annotated[Real | str, BeforeValidator(_shift), AfterValidator(lambda v: v if isinstance(v, float) or v.startswith("p") else float(v))]
+Shift = Annotated[
+    Real | str,
+    BeforeValidator(_shift),
+    AfterValidator(lambda v: v if isinstance(v, float) or v.startswith("p") else float(v)),
+]
 """A number, or 'p70': the 70th percentile of the correspondences measured on the training features."""
 Size = Annotated[int | tuple[int, int], BeforeValidator(lambda v: _one_or_two(_split(v))), AfterValidator(_patchable)]
 """Pixels: N = shorter side scaled to N, then centre crop N x N; (H, W) = the whole picture scaled to H x W."""
@@ -122,7 +126,9 @@ class Experiment:
         """
         known = USUAL_PRESET.get(name, name)
         if known not in PRESETS:
-            raise StegoError(f"unknown preset {name!r}{did_you_mean(name, [*PRESETS, *USUAL_PRESET])}; presets: {', '.join(PRESETS)}")
+            raise StegoError(
+                f"unknown preset {name!r}{did_you_mean(name, [*PRESETS, *USUAL_PRESET])}; presets: {', '.join(PRESETS)}"
+            )
         return cls.from_dict(PRESETS[known] | changes)
 
     @classmethod
@@ -170,13 +176,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         dataset="camvid", backbone="dino_vits8", train_size=(240, 320), eval_size=(240, 320), code_dim=64, steps=600,
         weights=(1.0, 0.58, 0.91), shifts=("p70", "p70", "p80"), subtract_mean=True,
     ),
+    "folder": dict(
+        dataset="folder", backbone="dino_vits8", code_dim=64, steps=1000,
+        weights=(1.0, 0.58, 0.91), shifts=("p70", "p70", "p80"), subtract_mean=True,
+    ),
     "cityscapes-vitb8": dict(
         dataset="cityscapes", backbone="dino_vitb8", crop="five", code_dim=100, steps=7000, batch_size=32, centering=False,
         weights=(1.0, 0.577453483136995, 0.9058762625226623),
         shifts=(0.45828472207, 0.1754346515479633, 0.31361241889448443),
     ),
 }  # fmt: skip
-"""The recipes: what each changes of the defaults above. 'scenes' and 'camvid' are ours, the others the paper's."""
+"""The recipes: what each changes of the defaults above. 'scenes', 'camvid' and 'folder' are ours, the rest the paper's."""
 
 USUAL_PRESET = {"cityscapes": "cityscapes-vitb8"}
 """The recipe that a data set uses when none is named, where it is not called like the data set."""

@@ -58,7 +58,13 @@ class FeatureStore:
 
 
 def open_store(
-    dataset: SegmentationDataset, backbone: Backbone, size: Size, root: str | Path, *, mirror: bool = False, batch: int = 16
+    dataset: SegmentationDataset,
+    backbone: Backbone,
+    size: Size,
+    root: str | Path,
+    *,
+    mirror: bool = False,
+    batch: int = 16,
 ) -> FeatureStore:
     """The store of `dataset` at `size` below `root`; computed now if it is not there yet.
 
@@ -91,7 +97,9 @@ def _fill(folder: Path, dataset: SegmentationDataset, backbone: Backbone, size: 
     needed = count * (2 * int(np.prod(shape)) + (3 + with_labels) * height * width)
     free = shutil.disk_usage(folder).free
     if needed > 0.95 * free:
-        raise StegoError(f"the features of {dataset.name} {dataset.split} take {needed / 1e9:.1f} GB, {folder.parent.parent} has {free / 1e9:.1f} GB free; name a larger disk with runs_dir")
+        raise StegoError(
+            f"the features of {dataset.name} {dataset.split} take {needed / 1e9:.1f} GB, {folder.parent.parent} has {free / 1e9:.1f} GB free; name a larger disk with runs_dir"
+        )
     features = open_memmap(folder / "features.npy", "w+", np.float16, (count, *shape))
     pictures = open_memmap(folder / "pictures.npy", "w+", np.uint8, (count, 3, height, width))
     labels = open_memmap(folder / "labels.npy", "w+", np.uint8, (count, height, width)) if with_labels else None
@@ -101,7 +109,9 @@ def _fill(folder: Path, dataset: SegmentationDataset, backbone: Backbone, size: 
         for row in rows.tolist():
             picture, label = dataset[row]
             if label is not None and label.shape != picture.shape[1:]:
-                raise StegoError(f"{dataset.pictures[row]} is {tuple(picture.shape[1:])}, its label map {dataset.labels[row]} is {tuple(label.shape)} (height, width); they must agree")
+                raise StegoError(
+                    f"{dataset.pictures[row]} is {tuple(picture.shape[1:])}, its label map {dataset.labels[row]} is {tuple(label.shape)} (height, width); they must agree"
+                )
             pictures[row] = resize_picture(picture, size).numpy()
             if labels is not None:
                 resized = resize_label(label, size)
@@ -113,4 +123,15 @@ def _fill(folder: Path, dataset: SegmentationDataset, backbone: Backbone, size: 
     for array in filter(lambda a: a is not None, (features, pictures, labels)):
         array.flush()
     np.save(folder / "pooled.npy", pooled)
-    write_json(folder / "about.json", {"dataset": dataset.name, "split": dataset.split, "backbone": backbone.name, "precision": str(backbone.precision), "mirror": mirror, "labels": with_labels, "n_classes": len(dataset.classes)})
+    write_json(
+        folder / "about.json",
+        {
+            "dataset": dataset.name,
+            "split": dataset.split,
+            "backbone": backbone.name,
+            "precision": str(backbone.precision),
+            "mirror": mirror,
+            "labels": with_labels,
+            "n_classes": len(dataset.classes),
+        },
+    )

@@ -22,7 +22,7 @@ def confusion(pred: Counts, label: Counts, n_pred: int, n_classes: int, *, publi
     if published:
         counted &= (pred >= 0) & (pred < n_classes)
     pred, label = pred[counted], label[counted]
-    if len(pred) and not (0 <= int(pred.min()) and int(pred.max()) < n_pred):
+    if len(pred) and not (int(pred.min()) >= 0 and int(pred.max()) < n_pred):
         raise ValueError(f"predictions reach from {int(pred.min())} to {int(pred.max())}, not 0 to {n_pred - 1}")
     return torch.bincount(pred * n_classes + label, minlength=n_pred * n_classes).reshape(n_pred, n_classes)
 

@@ -80,7 +80,16 @@ class LinearProbe(nn.Module):
 class Stego(nn.Module):
     """Head and probes together, with the mean that is taken off the features (zeros if none is)."""
 
-    def __init__(self, in_dim: int, code_dim: int, n_classes: int, *, head: str = "nonlinear", dropout: float = 0.1, extra_clusters: int = 0):
+    def __init__(
+        self,
+        in_dim: int,
+        code_dim: int,
+        n_classes: int,
+        *,
+        head: str = "nonlinear",
+        dropout: float = 0.1,
+        extra_clusters: int = 0,
+    ):
         super().__init__()
         self.head = SegmentationHead(in_dim, code_dim, head, dropout)
         self.cluster_probe = ClusterProbe(self.head.code_dim, n_classes + extra_clusters)

@@ -16,7 +16,9 @@ def nearest_neighbors(global_features: Tensor, k: int, chunk: int = 4096) -> Ten
     """
     count = len(global_features)
     if k < 1 or k >= count:
-        raise StegoError(f"{k} neighbours were asked for, but there are {count} pictures: neighbors must be 1 to {count - 1}")
+        raise StegoError(
+            f"{k} neighbours were asked for, but there are {count} pictures: neighbors must be 1 to {count - 1}"
+        )
     unit = F.normalize(global_features.float(), dim=1)
     found = []
     for rows in torch.arange(count, device=unit.device).split(chunk):

@@ -17,9 +17,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
+from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from .files import atomic, load_state, save_state
+from .metrics import confusion, identity, match, scores
 from .progress import progress
 
 
@@ -27,7 +30,7 @@ from .progress import progress
 class PretrainRecipe:
     """Everything that determines a pre-training run, besides the pictures."""
 
-    steps: int = 2400
+    steps: int = 2000
     """Training steps; the last `full_size_steps` of them see crops of `full_crop` pixels."""
     batch_size: int = 64
     """Pictures a step, two crops each."""
@@ -94,7 +97,10 @@ def two_views(
         matrix[:, :, 2] = centre
         grid = F.affine_grid(matrix, [count, 3, crop, crop], align_corners=False).to(pictures.device)
         view = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
-        views += [mix_colours(view, generator), ((where - centre[:, None]) / half[:, None] * mirror[:, None]).to(pictures.device)]
+        views += [
+            mix_colours(view, generator),
+            ((where - centre[:, None]) / half[:, None] * mirror[:, None]).to(pictures.device),
+        ]
     return views[0], views[2], views[1], views[3]
 
 
@@ -127,12 +133,16 @@ def point_contrast(projected1: Tensor, projected2: Tensor, temperature: float) -
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
 
+def tokens_of(vit: VisionTransformer, pictures: Tensor) -> Tensor:
+    """Patch tokens after the final norm, (B, h * w, C), of float pictures (B, 3, H, W) in [0, 1]."""
+    return vit.forward_features((pictures - MEAN.to(pictures)) / STD.to(pictures))[:, vit.num_prefix_tokens :]
+
+
 def tokens_at(vit: VisionTransformer, pictures: Tensor, where: Tensor) -> Tensor:
-    """Final-norm patch tokens, bilinear at `where` (B, P, 2); returns (B, P, C). Pictures are (B, 3, H, W) in [0, 1]."""
+    """Patch tokens of square pictures, bilinear at `where` (B, P, 2), see `two_views`; returns (B, P, C)."""
     side = pictures.shape[-1] // 8
-    tokens = vit.forward_features((pictures - MEAN.to(pictures)) / STD.to(pictures))[:, vit.num_prefix_tokens :]
-    maps = tokens.transpose(1, 2).unflatten(2, (side, side))
-    return F.grid_sample(maps.float(), where[:, :, None], padding_mode="border", align_corners=False)[..., 0].transpose(1, 2)
+    maps = tokens_of(vit, pictures).transpose(1, 2).unflatten(2, (side, side)).float()
+    return F.grid_sample(maps, where[:, :, None], padding_mode="border", align_corners=False)[..., 0].transpose(1, 2)
 
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -200,6 +210,37 @@ def pretrain(
                 ),
             )  # fmt: skip
     return vit.eval(), log
+
+
+def watcher(
+    pictures: Tensor, labels: Tensor, n_classes: int, batch: int = 32
+) -> Callable[[nn.Module, int], dict[str, float]]:
+    """A `watch` for `pretrain`: mIoU (percent) of k-means and of a linear probe on the patch tokens of labelled pictures.
+
+    pictures: uint8 (N, 3, H, W); labels: int64 (N, H, W). Both are fitted on the first 60 % of the pictures and scored on
+    the rest, at one label a token (the commonest of its patch). The labels are looked at, never learnt from.
+    """
+    count, _, height, width = pictures.shape
+    cells = labels.reshape(count, height // 8, 8, width // 8, 8).transpose(2, 3).flatten(3).mode(-1).values
+    fitted = round(0.6 * count)
+    known, asked = cells[:fitted].flatten(), cells[fitted:].flatten()
+
+    @torch.inference_mode()
+    def watch(vit: nn.Module, step: int) -> dict[str, float]:
+        device = next(vit.parameters()).device
+        tokens = torch.cat([tokens_of(vit, part.to(device).float() / 255).cpu() for part in pictures.split(batch)])
+        tokens = F.normalize(tokens, dim=-1)
+        seen, held_out = tokens[:fitted].flatten(0, 1).numpy(), tokens[fitted:].flatten(0, 1).numpy()
+        clusters = KMeans(n_classes, n_init=5, random_state=0).fit(seen).predict(held_out)
+        table = confusion(torch.from_numpy(clusters), asked, n_classes, n_classes)
+        probe = LogisticRegression(C=10.0, tol=1e-2, max_iter=200).fit(seen[::3], known[::3].numpy())
+        linear = confusion(torch.from_numpy(probe.predict(held_out)), asked, n_classes, n_classes)
+        return {
+            "kmeans_miou": scores(table, match(table))["miou"],
+            "linear_miou": scores(linear, identity(n_classes))["miou"],
+        }
+
+    return watch
 
 
 def save_backbone(vit: VisionTransformer, recipe: PretrainRecipe, path: str | Path, trained: str) -> None:

@@ -20,18 +20,30 @@ METHODS = {
 """Methods in a run record, in the order of tables -> how they are called. "(labels)": trained with labels."""
 
 
+def read_record(path: str | Path) -> dict[str, Any]:
+    """One run record; StegoError if the file is not one."""
+    record = read_json(path)
+    if not isinstance(record, dict) or not {"experiment", "scores", "step"} <= set(record):
+        raise StegoError(f"{path} is not a run record (metrics.json of an evaluated run)")
+    return record
+
+
 def read_records(folder: str | Path) -> list[dict[str, Any]]:
     """The run records (JSON) in a folder, sorted by file name. StegoError if there is none."""
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
         raise StegoError(f"{Path(folder).resolve()} holds no run record (*.json)")
-    return [read_json(path) for path in paths]
+    return [read_record(path) for path in paths]
 
 
 def score_table(records: list[dict[str, Any]]) -> pd.DataFrame:
     """One row a method and record: method, seed, accuracy, miou (percent)."""
     rows = [
-        {"method": method, "seed": record["experiment"]["seed"], **{key: record["scores"][method][key] for key in ("accuracy", "miou")}}
+        {
+            "method": method,
+            "seed": record["experiment"]["seed"],
+            **{key: record["scores"][method][key] for key in ("accuracy", "miou")},
+        }
         for record in records
         for method in METHODS
         if method in record["scores"]
@@ -48,7 +60,9 @@ def summary(records: list[dict[str, Any]]) -> pd.DataFrame:
     for other in fixed[1:]:
         differing = [key for key in fixed[0] if other.get(key) != fixed[0][key]]
         if differing:
-            raise StegoError(f"records of different experiments cannot be averaged; they differ in {', '.join(differing)}")
+            raise StegoError(
+                f"records of different experiments cannot be averaged; they differ in {', '.join(differing)}"
+            )
     table = score_table(records).groupby("method")[["accuracy", "miou"]].agg(["mean", "std"])
     return table.reindex([method for method in METHODS if method in table.index])
 

@@ -29,10 +29,13 @@ class Run:
     """A training run and everything it left: open one with `load_run`, make one with `train`.
 
     folder/experiment.json, classes.json: what was asked. checkpoint.pt: model, optimiser, step. log.csv: one line a
-    step. metrics.json: the run record that `evaluate` writes. figures/: pictures.
+    step. correspondences.json: histograms of what the shifts were set by. metrics.json: the run record that `evaluate`
+    writes. figures/: pictures.
     """
 
-    def __init__(self, folder: Path, experiment: Experiment, classes: Classes, model: Stego, backbone: Backbone | None = None):
+    def __init__(
+        self, folder: Path, experiment: Experiment, classes: Classes, model: Stego, backbone: Backbone | None = None
+    ):
         self.folder, self.experiment, self.classes, self.model = folder, experiment, classes, model
         self.shifts: tuple[float, float, float] | None = None
         self.step = 0
@@ -51,6 +54,11 @@ class Run:
     def log(self) -> pd.DataFrame:
         """Losses and mean code correspondences, one row a step."""
         return pd.read_csv(self.folder / "log.csv", index_col="step")
+
+    @property
+    def correspondences(self) -> dict[str, list[float]]:
+        """Histograms of the feature correspondences that the shifts were set by, see `calibration.histograms`."""
+        return read_json(self.folder / "correspondences.json")
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -125,7 +133,14 @@ def build_model(experiment: Experiment, in_dim: int, n_classes: int) -> Stego:
     """A model with fresh weights drawn from the experiment's seed."""
     with torch.random.fork_rng():
         torch.manual_seed(experiment.seed)
-        return Stego(in_dim, experiment.code_dim, n_classes, head=experiment.head, dropout=experiment.dropout, extra_clusters=experiment.extra_clusters)
+        return Stego(
+            in_dim,
+            experiment.code_dim,
+            n_classes,
+            head=experiment.head,
+            dropout=experiment.dropout,
+            extra_clusters=experiment.extra_clusters,
+        )
 
 
 def load_run(path: str | Path) -> Run:
@@ -150,7 +165,9 @@ def environment() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "timm", "scikit-learn", "numpy")},
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})",
+        "machine": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})",
         "threads": str(torch.get_num_threads()),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
     }
@@ -164,5 +181,7 @@ def _as_tensor(image: Picture) -> Tensor:
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(image).movedim(-1, 0)
     if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
-        raise StegoError(f"a picture must be uint8 with three channels, not {image.dtype} of shape {tuple(image.shape)}")
+        raise StegoError(
+            f"a picture must be uint8 with three channels, not {image.dtype} of shape {tuple(image.shape)}"
+        )
     return image

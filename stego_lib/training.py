@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from .backbone import Backbone
-from .calibration import measure_correspondences, resolve_shifts
+from .calibration import histograms, measure_correspondences, resolve_shifts
 from .datasets import FiveCrop, SegmentationDataset, open_dataset
 from .errors import StegoError
 from .experiment import Experiment
 from .features import FeatureStore, open_store
-from .files import atomic, load_state, read_json
+from .files import atomic, load_state, read_json, write_json
 from .loss import negative_permutation, random_coords, stego_loss
 from .model import Stego
 from .neighbors import nearest_neighbors
@@ -57,7 +57,9 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     runs_dir = Path(runs_dir) if runs_dir is not None else runs_root()
     dataset = open_training_set(experiment)
     if len(dataset) <= max(experiment.neighbors, experiment.batch_size - 1):
-        raise StegoError(f"{dataset.name} has {len(dataset)} training pictures: too few for batch_size {experiment.batch_size} and {experiment.neighbors} neighbours")
+        raise StegoError(
+            f"{dataset.name} has {len(dataset)} training pictures: too few for batch_size {experiment.batch_size} and {experiment.neighbors} neighbours"
+        )
     backbone = Backbone(experiment.backbone, device=experiment.device, precision=experiment.precision)
     store = open_store(dataset, backbone, experiment.train_size, runs_dir / "features")
     model = build_model(experiment, backbone.dim, len(dataset.classes)).to(backbone.device)
@@ -68,8 +70,10 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
         model.feature_mean.copy_(store.mean.view(1, -1, 1, 1))
     neighbors = nearest_neighbors(store.pooled - model.feature_mean.flatten().cpu(), experiment.neighbors)
     if folder is None:
-        run.shifts = resolve_shifts(experiment, measure_correspondences(store, neighbors, model.feature_mean.cpu(), experiment))
+        measured = measure_correspondences(store, neighbors, model.feature_mean.cpu(), experiment)
+        run.shifts = resolve_shifts(experiment, measured)
         start_run(run.folder, experiment, dataset.classes)
+        write_json(run.folder / "correspondences.json", histograms(measured))
     else:
         state = load_state(folder / "checkpoint.pt")
         model.load_state_dict(state["model"])
@@ -90,7 +94,13 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     return run
 
 
-def train_step(model: Stego, optimiser: torch.optim.Optimizer, batch: Batch, experiment: Experiment, shifts: tuple[float, float, float]) -> dict[str, float]:
+def train_step(
+    model: Stego,
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    experiment: Experiment,
+    shifts: tuple[float, float, float],
+) -> dict[str, float]:
     """One update of head and probes by one backward pass; the probes see the code without its gradient.
 
     Returns the values of this step, before its update: loss (the sum), loss_{self,knn,rand,linear,cluster} and mean
@@ -135,7 +145,9 @@ def draw_batch(store: FeatureStore, neighbors: Tensor, model: Stego, experiment:
         feats_knn=model.centred(store.rows(partners).to(device)),
         coords1=random_coords(size, experiment.points, generator).to(device),
         coords2=random_coords(size, experiment.points, generator).to(device),
-        permutations=torch.stack([negative_permutation(size, generator) for _ in range(experiment.negatives)]).to(device),
+        permutations=torch.stack([negative_permutation(size, generator) for _ in range(experiment.negatives)]).to(
+            device
+        ),
         label=None if store.labels is None else store.label_rows(rows).to(device),
     )
 
@@ -143,7 +155,10 @@ def draw_batch(store: FeatureStore, neighbors: Tensor, model: Stego, experiment:
 def make_optimiser(model: Stego, experiment: Experiment) -> torch.optim.Adam:
     """Adam with one learning rate for the head and one for the probes."""
     probes = [*model.cluster_probe.parameters(), *model.linear_probe.parameters()]
-    groups = [dict(params=list(model.head.parameters()), lr=experiment.lr_head), dict(params=probes, lr=experiment.lr_probes)]
+    groups = [
+        dict(params=list(model.head.parameters()), lr=experiment.lr_head),
+        dict(params=probes, lr=experiment.lr_probes),
+    ]
     return torch.optim.Adam([group for group in groups if group["params"]])
 
 
@@ -179,7 +194,18 @@ def find_unfinished(runs_dir: Path, experiment: Experiment) -> Path | None:
 class open_log:
     """Opens log.csv to add lines after those of the steps before `first`; lines of later steps are dropped."""
 
-    FIELDS = ("step", "loss", "loss_self", "loss_knn", "loss_rand", "loss_cluster", "loss_linear", "code_self", "code_knn", "code_rand")
+    FIELDS = (
+        "step",
+        "loss",
+        "loss_self",
+        "loss_knn",
+        "loss_rand",
+        "loss_cluster",
+        "loss_linear",
+        "code_self",
+        "code_knn",
+        "code_rand",
+    )
 
     def __init__(self, path: Path, first: int):
         kept = []

@@ -30,5 +30,7 @@ def open_dataset(name: str, root: str | Path, split: str) -> SegmentationDataset
     message says where it looked, what belongs there and where to get it.
     """
     if name not in DATASETS:
-        raise StegoError(f"unknown data set {name!r}{did_you_mean(name, list(DATASETS))}; data sets: {', '.join(DATASETS)}")
+        raise StegoError(
+            f"unknown data set {name!r}{did_you_mean(name, list(DATASETS))}; data sets: {', '.join(DATASETS)}"
+        )
     return DATASETS[name](root, split)

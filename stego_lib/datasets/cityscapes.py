@@ -39,9 +39,12 @@ def open_cityscapes(root: str | Path, split: str) -> Cityscapes:
     folder = find_folder(root, ("cityscapes",), f"leftImg8bit/{split}", LAYOUT, SOURCE)
     pictures = sorted((folder / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
     labels = [
-        folder / "gtFine" / split / path.parent.name / path.name.replace("_leftImg8bit", "_gtFine_labelIds") for path in pictures
+        folder / "gtFine" / split / path.parent.name / path.name.replace("_leftImg8bit", "_gtFine_labelIds")
+        for path in pictures
     ]
     missing = [path for path in labels if not path.exists()]
     if missing or not pictures:
-        raise StegoError(f"{folder}: {len(pictures)} pictures, {len(missing)} label maps missing{f', the first is {missing[0]}' if missing else ''}; {LAYOUT}")
+        raise StegoError(
+            f"{folder}: {len(pictures)} pictures, {len(missing)} label maps missing{f', the first is {missing[0]}' if missing else ''}; {LAYOUT}"
+        )
     return Cityscapes("cityscapes", split, CLASSES, pictures, labels)

@@ -34,7 +34,9 @@ def open_folder(root: str | Path, split: str, name: str = "folder") -> Segmentat
 def read_classes(path: Path) -> Classes:
     """Reads class names and colours; StegoError says what is missing."""
     if not path.exists():
-        raise StegoError(f'{path} is missing; it names the classes: {{"names": ["road", "tree"], "colors": [[90, 90, 90], [30, 140, 40]]}} (colours optional)')
+        raise StegoError(
+            f'{path} is missing; it names the classes: {{"names": ["road", "tree"], "colors": [[90, 90, 90], [30, 140, 40]]}} (colours optional)'
+        )
     content = read_json(path)
     if not isinstance(content, dict) or not content.get("names"):
         raise StegoError(f'{path} must hold {{"names": [...]}} with one name at least')

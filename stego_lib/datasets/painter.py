@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFilter
 CLASSES = ("sky", "water", "meadow", "wall", "tree", "house", "ball", "zebra")
 """Class names; the position is the label id."""
 STUFF, THINGS = CLASSES[:4], CLASSES[4:]
+VERSION = 1
+"""To be raised whenever the pictures change, so that old drawings are not taken for new ones."""
 SIZE = 128
 """Height and width of a scene in pixels."""
 
@@ -34,7 +36,9 @@ def paint_scene(seed: int, index: int, size: int = SIZE) -> tuple[np.ndarray, np
     def lay(name: str, mask: Grid, shade: Grid | float = 1.0) -> None:
         dark, bright = _colour_pair(rng)
         mix = _TEXTURES[name](rng, x, y)[..., None]
-        colour = (dark * (1 - mix) + bright * mix) * np.asarray(shade, np.float32).reshape(np.shape(shade) + (1,) * (np.ndim(shade) == 2))
+        colour = (dark * (1 - mix) + bright * mix) * np.asarray(shade, np.float32).reshape(
+            np.shape(shade) + (1,) * (np.ndim(shade) == 2)
+        )
         alpha = mask[..., None]
         picture[:] = picture * (1 - alpha) + colour * alpha
         label[mask > 0.5] = CLASSES.index(name)
@@ -70,7 +74,9 @@ def _photograph(rng: np.random.Generator, picture: Grid, x: Grid, y: Grid) -> np
     angle = rng.uniform(0, 2 * np.pi)
     slope = (np.cos(angle) * (x / len(x) - 0.5) + np.sin(angle) * (y / len(y) - 0.5))[..., None]
     picture = np.clip(picture * (1 + rng.uniform(0, 0.6) * slope), 0, 1) ** rng.uniform(0.8, 1.25)
-    soft = Image.fromarray((picture * 255).round().astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7)))
+    soft = Image.fromarray((picture * 255).round().astype(np.uint8)).filter(
+        ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7))
+    )
     return np.clip(np.asarray(soft) + rng.normal(0, 4, picture.shape), 0, 255).astype(np.uint8)
 
 
@@ -169,7 +175,9 @@ def _blob(rng: np.random.Generator, size: int, centre: Grid, radius: float, bump
     r = radius * (1 + waves)
     tilt = rng.normal(0, 0.2)
     u, v = r * np.cos(angle) * stretch, r * np.sin(angle) / stretch
-    return _polygon(size, centre + np.stack([np.cos(tilt) * u - np.sin(tilt) * v, np.sin(tilt) * u + np.cos(tilt) * v], 1))
+    return _polygon(
+        size, centre + np.stack([np.cos(tilt) * u - np.sin(tilt) * v, np.sin(tilt) * u + np.cos(tilt) * v], 1)
+    )
 
 
 def _tree(rng: np.random.Generator, size: int, centre: Grid, radius: float) -> Grid:

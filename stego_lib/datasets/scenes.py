@@ -1,6 +1,5 @@
 """`scenes`: the embedded default. Synthetic pictures, drawn once by `painter` and kept as a folder like your own."""
 
-import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -33,7 +32,7 @@ def open_scenes(root: str | Path, split: str) -> SegmentationDataset:
     if not folder.exists():
         draw_scenes(folder)
     drawn = read_json(folder / "drawn.json") if (folder / "drawn.json").exists() else {}
-    if drawn.get("painter") != painter_version():
+    if drawn.get("painter") != painter.VERSION:
         raise StegoError(f"{folder} was drawn by another version of this project; remove it, and it is drawn anew")
     return open_folder(folder, split, "scenes")
 
@@ -53,7 +52,7 @@ def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = pa
             Image.fromarray(label).save(unfinished / "labels" / split / f"{index:04d}.png")
         names = painter.CLASSES
         write_json(unfinished / "classes.json", {"names": names, "colors": [COLORS[name] for name in names]})
-        about = {"about": "synthetic pictures, drawn by code", "painter": painter_version(), "seed": SEED, "size": size}
+        about = {"about": "synthetic pictures, drawn by code", "painter": painter.VERSION, "seed": SEED, "size": size}
         write_json(unfinished / "drawn.json", about)
         try:
             unfinished.rename(folder)
@@ -61,8 +60,3 @@ def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = pa
             if not (folder / "drawn.json").exists():  # else: another process drew the same at the same time
                 raise
             shutil.rmtree(unfinished)
-
-
-def painter_version() -> str:
-    """Changes whenever the drawing code does, so that old drawings are not taken for new ones."""
-    return hashlib.sha256(Path(painter.__file__).read_bytes()).hexdigest()[:12]

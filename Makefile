@@ -1,0 +1,52 @@
+# Everything runs in a virtual environment of the project's own. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= all
+PY = $(VENV)/bin/python
+READY = $(VENV)/.ready
+NOTEBOOK = $(PY) -m stego_lib.notebooks
+# Parameters for a notebook: make train ARGS="-p dataset camvid -p data_root FOLDER"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train seeds pretrain test lab book serve clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## make the environment and install everything into it
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed, this is $$($(PYTHON) --version); name another: make PYTHON=python3.12"; exit 1; }
+	@echo "setting up $(VENV) (once; about 6 GB and a few minutes) ..."
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --upgrade pip
+	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+train: $(READY)  ## train and evaluate STEGO by notebooks/train.ipynb (the embedded default; ARGS="-p ..." for another)
+	@$(NOTEBOOK) notebooks/train.ipynb runs/train.ipynb $(ARGS)
+
+seeds: $(READY)  ## the same with five seeds: mean and spread (notebooks/seeds.ipynb)
+	@$(NOTEBOOK) notebooks/seeds.ipynb runs/seeds.ipynb $(ARGS)
+
+pretrain: $(READY)  ## make the embedded backbone anew (notebooks/pretrain_scenes.ipynb; an hour on two cores)
+	@$(NOTEBOOK) notebooks/pretrain_scenes.ipynb runs/pretrain_scenes.ipynb $(ARGS)
+
+test: $(READY)  ## run all tests
+	@$(PY) -m ruff check .
+	@$(PY) -m pytest $(ARGS)
+
+lab: $(READY)  ## open JupyterLab on the notebooks
+	@$(PY) -m jupyter lab --notebook-dir=. notebooks/train.ipynb
+
+book: $(READY)  ## run the chapters and render book/_build/html
+	@for name in train; do $(NOTEBOOK) notebooks/$$name.ipynb book/executed/$$name.ipynb || exit 1; done
+	@$(VENV)/bin/jupyter-book build . --config _config.yml --toc book/_toc.yml --path-output book -W -q
+
+serve: $(READY)  ## show the rendered book at http://localhost:8000
+	@$(PY) -m http.server 8000 --directory book/_build/html
+
+clean:  ## remove what was built (not the environment, the data or the runs)
+	@rm -rf book/_build book/executed build dist *.egg-info .pytest_cache .ruff_cache

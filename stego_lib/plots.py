@@ -1,0 +1,211 @@
+"""Every figure. Each function takes runs, records or data sets and returns a matplotlib Figure."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from .datasets import Classes, SegmentationDataset
+from .results import METHODS, score_table
+from .run import Run
+
+KINDS = {"self": "self", "knn": "nearest neighbour", "rand": "random"}
+"""Kinds of pairs, as the loss names them -> as figures name them."""
+UNMATCHED = (255, 255, 255)
+"""Colour of ignored pixels and of clusters without a class."""
+
+
+def use_style() -> None:
+    """One look for all figures: legible at book width, colours that the colour-blind tell apart."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.95)
+    plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "savefig.bbox": "tight", "axes.titleweight": "bold"})
+
+
+def save(figure: Figure, folder: str | Path, name: str) -> Path:
+    """Writes `folder`/figures/`name`.png and returns its path."""
+    path = Path(folder) / "figures" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def paint(label: Tensor | np.ndarray, classes: Classes) -> np.ndarray:
+    """Label map (H, W) -> uint8 (H, W, 3) in the colours of the classes; other ids are `UNMATCHED`."""
+    label = np.asarray(label)
+    palette = np.array([*classes.colors, UNMATCHED], np.uint8)
+    return palette[np.where((label >= 0) & (label < len(classes)), label, len(classes))]
+
+
+def examples(dataset: SegmentationDataset, indices: Sequence[int]) -> Figure:
+    """Pictures above their label maps, with the classes as legend."""
+    figure, axes = plt.subplots(2, len(indices), figsize=(2.1 * len(indices), 4.7), squeeze=False)
+    for column, index in zip(axes.T, indices, strict=True):
+        picture, label = dataset[index]
+        _show(column[0], picture.permute(1, 2, 0).numpy(), dataset.names[index])
+        _show(
+            column[1], np.full_like(picture.permute(1, 2, 0), 255) if label is None else paint(label, dataset.classes)
+        )
+    axes[1, 0].set_ylabel("label")
+    _legend(figure, dataset.classes)
+    return figure
+
+
+def neighbours(dataset: SegmentationDataset, table: Tensor, indices: Sequence[int]) -> Figure:
+    """Each picture (left) with its nearest neighbours (right); table: int64 (N, k)."""
+    columns = 1 + table.shape[1]
+    figure, axes = plt.subplots(len(indices), columns, figsize=(1.5 * columns, 1.6 * len(indices)), squeeze=False)
+    for row, index in zip(axes, indices, strict=True):
+        for axis, shown in zip(row, [index, *table[index].tolist()], strict=True):
+            _show(axis, dataset.picture(shown).permute(1, 2, 0).numpy())
+    for axis, title in zip(axes[0], ["picture", *(f"neighbour {i}" for i in range(1, columns))], strict=True):
+        axis.set_title(title, fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def correspondences(run: Run) -> Figure:
+    """Histograms of the feature correspondences of each kind of pair, with the shift that parts them."""
+    found = run.correspondences
+    edges = np.array(found["edges"])
+    figure, axes = plt.subplots(1, 3, figsize=(9.5, 2.8))
+    for axis, color, kind, shift in zip(axes, sns.color_palette(), KINDS, run.shifts, strict=False):
+        axis.bar(edges[:-1], found[kind], width=np.diff(edges), align="edge", color=color, linewidth=0)
+        axis.axvline(shift, color="black", linestyle="--")
+        axis.set(title=f"{KINDS[kind]} pairs", xlabel="correspondence", xlim=(-1, 1), yticks=[])
+        axis.text(shift + 0.04, 0.92, f"shift {shift:.2f}", transform=axis.get_xaxis_transform())
+    axes[0].set_ylabel("density")
+    figure.tight_layout()
+    return figure
+
+
+def curves(log: pd.DataFrame, window: int = 20) -> Figure:
+    """Losses of the three kinds of pairs, their mean code correspondences, and the probes' losses, by step."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.1))
+    smooth = log.rolling(window, min_periods=1).mean()
+    for color, (kind, name) in zip(sns.color_palette(), KINDS.items(), strict=False):
+        axes[0].plot(smooth[f"loss_{kind}"], color=color, label=name)
+        axes[1].plot(smooth[f"code_{kind}"], color=color, label=name)
+    for name, color in (("cluster", 3), ("linear", 4)):
+        if log[f"loss_{name}"].notna().any():
+            axes[2].plot(smooth[f"loss_{name}"], color=sns.color_palette()[color], label=name)
+    for axis, title in zip(
+        axes, ("correspondence loss", "mean code correspondence", "loss of the probes"), strict=True
+    ):
+        axis.set(title=title, xlabel="step")
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def score_bars(record: dict[str, Any]) -> Figure:
+    """Accuracy and mIoU of every method in a run record."""
+    methods = [method for method in METHODS if method in record["scores"]]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 0.42 * len(methods) + 1.2), sharey=True)
+    for axis, score, title in zip(axes, ("accuracy", "miou"), ("accuracy (%)", "mean IoU (%)"), strict=True):
+        values = [record["scores"][method][score] for method in methods]
+        colors = [
+            sns.color_palette()[0 if method.startswith(("cluster", "linear")) and method != "linear_features" else 7]
+            for method in methods
+        ]
+        bars = axis.barh([METHODS[method] for method in methods], values, color=colors)
+        axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
+        axis.set(title=title, xlim=(0, 100))
+        axis.grid(axis="y", visible=False)
+    axes[0].invert_yaxis()
+    figure.tight_layout()
+    return figure
+
+
+def spread(records: list[dict[str, Any]]) -> Figure:
+    """mIoU of every method: one dot a seed, the mean as a bar."""
+    table = score_table(records)
+    table["method"] = table["method"].map(METHODS)
+    order = [name for name in METHODS.values() if name in set(table["method"])]
+    figure, axis = plt.subplots(figsize=(8, 0.45 * len(order) + 1.2))
+    options = dict(x="miou", y="method", order=order, ax=axis)
+    sns.barplot(table, errorbar=None, color=sns.color_palette("pastel")[0], **options)
+    sns.stripplot(table, color="black", size=4, jitter=0.12, **options)
+    axis.set(xlabel="mean IoU (%)", ylabel="", xlim=(0, 100))
+    figure.tight_layout()
+    return figure
+
+
+def predictions(run: Run, dataset: SegmentationDataset, indices: Sequence[int]) -> Figure:
+    """Picture, label and STEGO's segments side by side; clusters wear the colour of the class they are matched to."""
+    figure, axes = plt.subplots(3, len(indices), figsize=(2.1 * len(indices), 6.9), squeeze=False)
+    for column, index in zip(axes.T, indices, strict=True):
+        picture, label = dataset[index]
+        _show(column[0], picture.permute(1, 2, 0).numpy(), dataset.names[index])
+        _show(
+            column[1], np.full_like(picture.permute(1, 2, 0), 255) if label is None else paint(label, dataset.classes)
+        )
+        _show(column[2], paint(run.predict(picture)[0], dataset.classes))
+    for axis, text in zip(axes[:, 0], ("picture", "label", "STEGO"), strict=True):
+        axis.set_ylabel(text)
+    _legend(figure, dataset.classes)
+    return figure
+
+
+def confusion(record: dict[str, Any]) -> Figure:
+    """Where the pixels of each class went: rows are clusters (by their class), columns true classes; each column sums to 100."""
+    table, matching, names = np.array(record["confusion"], float), record["matching"], record["classes"]
+    order = sorted(range(len(matching)), key=lambda cluster: (matching[cluster] < 0, matching[cluster]))
+    rows = [names[matching[i]] if matching[i] >= 0 else f"cluster {i}" for i in order]
+    percent = 100 * table[order] / np.maximum(table.sum(0), 1)
+    side = 0.42 * len(names) + 2.2
+    figure, axis = plt.subplots(figsize=(side + 0.8, side))
+    sns.heatmap(
+        percent, annot=len(names) <= 15, fmt=".0f", cmap="viridis", vmin=0, vmax=100, square=True,
+        xticklabels=names, yticklabels=rows, cbar_kws={"label": "% of the true class", "shrink": 0.7}, annot_kws={"fontsize": 8}, ax=axis,
+    )  # fmt: skip
+    axis.set(xlabel="true class", ylabel="cluster, by the class it is matched to")
+    axis.tick_params(axis="x", rotation=60)
+    return figure
+
+
+def class_iou(record: dict[str, Any], methods: Sequence[str] = ("cluster", "kmeans_features", "linear")) -> Figure:
+    """IoU of each class for some methods; a class that does not occur has no bar."""
+    rows = [
+        {"class": name, "method": METHODS[method], "IoU (%)": value}
+        for method in methods
+        if method in record["scores"]
+        for name, value in zip(record["classes"], record["scores"][method]["iou"], strict=True)
+    ]
+    figure, axis = plt.subplots(figsize=(max(6.5, 0.75 * len(record["classes"])), 3.4))
+    sns.barplot(pd.DataFrame(rows), x="class", y="IoU (%)", hue="method", ax=axis)
+    axis.set(xlabel="", ylim=(0, 100))
+    axis.tick_params(axis="x", rotation=45)
+    axis.legend(title=None, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def _show(axis: plt.Axes, image: np.ndarray, title: str | None = None) -> None:
+    axis.imshow(image, interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.grid(visible=False)
+    if title:
+        axis.set_title(title if len(title) <= 16 else f"…{title[-15:]}", fontsize=9)
+
+
+def _legend(figure: Figure, classes: Classes) -> None:
+    handles = [
+        Patch(facecolor=np.array(color) / 255, edgecolor="0.6", label=name)
+        for name, color in zip(classes.names, classes.colors, strict=True)
+    ]
+    figure.tight_layout()
+    figure.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        ncol=min(8, len(handles)),
+        fontsize=9,
+        frameon=False,
+    )

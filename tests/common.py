@@ -1,0 +1,52 @@
+"""What several test files need: where things are, golden arrays, a tiny backbone, an experiment that takes no time."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import save_file
+
+from stego_lib import Experiment
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+GOLDEN = Path(__file__).resolve().parent / "golden"
+
+TIMM_ARGUMENTS = dict(
+    architecture="vit_tiny_patch16_224", patch_size=8, img_size=32, depth=2, embed_dim=32, num_heads=2, num_classes=0,
+    global_pool="token", dynamic_img_size=True,
+)  # fmt: skip
+"""The smallest network of the kind that the package comes with: 32 channels, patches of 8 pixels."""
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    """All arrays of tests/golden/NAME.npz."""
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        return dict(file)
+
+
+def golden_tensors(name: str) -> dict[str, torch.Tensor]:
+    """The same as tensors."""
+    return {key: torch.from_numpy(np.asarray(value)) for key, value in golden(name).items()}
+
+
+def write_backbone(path: Path, seed: int = 0, metadata: dict[str, str] | None = None) -> Path:
+    """A backbone file with random weights, large enough that features differ from place to place."""
+    arguments = dict(TIMM_ARGUMENTS)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vit = timm.create_model(arguments.pop("architecture"), **arguments)
+        weights = {key: value + 0.1 * torch.randn_like(value) for key, value in vit.state_dict().items()}
+    save_file(weights, path, {"timm": json.dumps(TIMM_ARGUMENTS)} if metadata is None else metadata)
+    return path
+
+
+def tiny_experiment(root: Path, backbone: Path, **changes: object) -> Experiment:
+    """Scenes of 64 pixels on the tiny backbone, on the CPU in float32 so that results repeat bit for bit."""
+    values: dict = dict(
+        data_root=str(root), backbone=str(backbone), train_size=64, eval_size=64, code_dim=8, steps=7, batch_size=4, points=3, neighbors=2,
+        negatives=2, shifts=("p70", 0.1, "p80"), device="cpu", precision="float32", crf=False,
+    )  # fmt: skip
+    return Experiment.from_dict(values | changes)

@@ -1,0 +1,30 @@
+"""Fixtures that several test files share."""
+
+from pathlib import Path
+
+import pytest
+from common import SHARED, write_backbone
+
+from stego_lib.datasets.scenes import draw_scenes
+
+
+@pytest.fixture(scope="session")
+def backbone_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny backbone as a .safetensors file."""
+    return write_backbone(tmp_path_factory.mktemp("backbone") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def scenes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root whose scenes are few and small: 12 to train on, 6 to score, 64 pixels a side. Not to be changed."""
+    root = tmp_path_factory.mktemp("data")
+    draw_scenes(root / "scenes", train=12, val=6, size=64)
+    return root
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of large files beside the project; tests that need it are skipped elsewhere."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder shared/ is not beside the project")
+    return SHARED

@@ -1,0 +1,30 @@
+"""Nearest neighbours against the published code's numbers."""
+
+import pytest
+import torch
+from common import golden_tensors
+
+from stego_lib.neighbors import nearest_neighbors
+
+G = golden_tensors("knn")
+POOLED = G["feature_maps"].mean((2, 3))
+
+
+def test_neighbours_equal_the_published_ones_without_the_picture_itself():
+    assert torch.equal(G["nns"][:, 0], torch.arange(64)), "the published list begins with the picture itself"
+    assert torch.equal(nearest_neighbors(POOLED, 29), G["nns"][:, 1:])
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 63, 64, 1000])
+def test_the_chunk_does_not_matter(chunk):
+    assert torch.equal(nearest_neighbors(POOLED, 29, chunk), G["nns"][:, 1:])
+
+
+def test_fewer_neighbours_are_the_first_of_more():
+    assert torch.equal(nearest_neighbors(POOLED, 7), G["nns"][:, 1:8])
+
+
+def test_lengths_do_not_matter():
+    """Cosine similarity: a picture's features may be as long as they like."""
+    scale = torch.linspace(0.5, 20, 64)[:, None]
+    assert torch.equal(nearest_neighbors(POOLED * scale, 7), G["nns"][:, 1:8])

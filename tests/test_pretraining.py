@@ -1,0 +1,164 @@
+"""Pre-training a small ViT: the same points in both views, the contrast, and going on after a break."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from stego_lib import Backbone, pretraining
+from stego_lib.pretraining import PretrainRecipe, mix_colours, point_contrast, pretrain, save_backbone, two_views
+
+TINY = PretrainRecipe(
+    steps=4,
+    batch_size=4,
+    crop=16,
+    full_size_steps=1,
+    full_crop=32,
+    points=4,
+    warmup=2,
+    depth=1,
+    img_size=32,
+    projection=8,
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def coordinate_pictures(count: int, side: int) -> torch.Tensor:
+    """Pictures whose red is x, green is y and blue tells the picture, all in [0, 1]."""
+    ramp = torch.linspace(0, 1, side)
+    x, y = ramp.expand(side, side), ramp[:, None].expand(side, side)
+    return torch.stack([torch.stack([x, y, torch.full((side, side), i / count)]) for i in range(count)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("crop, zoom", [(32, (0.75, 1.4)), (64, (1.0, 1.4)), (24, (1.0, 1.0))])
+def test_points_of_both_views_are_the_same_points_of_the_picture(monkeypatch, seed, crop, zoom):
+    monkeypatch.setattr(pretraining, "mix_colours", lambda view, _: view)  # so that a colour says where it is from
+    view1, view2, where1, where2 = two_views(coordinate_pictures(6, 64), crop, 12, zoom, generator(seed))
+    assert view1.shape == view2.shape == (6, 3, crop, crop) and where1.shape == where2.shape == (6, 12, 2)
+    assert not torch.equal(view1, view2), "two views, not one twice"
+    seen = [
+        F.grid_sample(view, where[:, :, None], padding_mode="border", align_corners=False)[..., 0]
+        for view, where in ((view1, where1), (view2, where2))
+    ]
+    # At the rim of a crop a lookup is up to half a pixel off, which is up to 0.5 / 0.75 pixels of the picture, in each view.
+    assert_close(seen[0], seen[1], rtol=0, atol=1.5 / 64)
+    assert max(where1.abs().max(), where2.abs().max()) <= 1 + 1e-5, "the points lie within both crops"
+    assert_close(seen[0][:, 2], torch.arange(6)[:, None].expand(6, 12) / 6, rtol=0, atol=1e-5)
+
+
+def test_views_are_mirrored_now_and_then(monkeypatch):
+    monkeypatch.setattr(pretraining, "mix_colours", lambda view, _: view)
+    view1, view2, *_ = two_views(coordinate_pictures(40, 32), 16, 2, (1.0, 1.0), generator())
+    rightwards = torch.stack([view[:, 0, 8, 12] > view[:, 0, 8, 3] for view in (view1, view2)])
+    assert 0.25 < rightwards.float().mean() < 0.75 and (rightwards[0] != rightwards[1]).any()
+    assert all((view[:, 1, 12, 8] > view[:, 1, 3, 8]).all() for view in (view1, view2)), "never upside down"
+
+
+def test_views_repeat_with_the_seed():
+    pictures = torch.rand(2, 3, 32, 32, generator=generator())
+    for a, b in zip(
+        two_views(pictures, 16, 3, (0.75, 1.4), generator(5)),
+        two_views(pictures, 16, 3, (0.75, 1.4), generator(5)),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+def test_mixed_colours_stay_colours_and_differ_from_picture_to_picture():
+    pictures = torch.rand(1, 3, 8, 8, generator=generator()).expand(5, -1, -1, -1)
+    found = mix_colours(pictures, generator())
+    assert found.shape == pictures.shape and found.min() >= 0 and found.max() <= 1
+    assert all(not torch.allclose(found[0], other, atol=0.01) for other in found[1:])
+
+
+@pytest.mark.parametrize("count, points", [(2, 1), (3, 4)])
+def test_point_contrast_equals_a_naive_loop(count, points):
+    a, b = (torch.randn(count, points, 5, generator=generator(seed)) for seed in (0, 1))
+    temperature = 0.3
+
+    def like(u, v) -> float:
+        return math.exp(F.cosine_similarity(u, v, dim=0).item() / temperature)
+
+    losses = []
+    for one, two in ((a, b), (b, a)):
+        for i in range(count):
+            for p in range(points):
+                right = like(one[i, p], two[i, p])
+                others = sum(like(one[i, p], two[j, q]) for j in range(count) if j != i for q in range(points))
+                losses.append(-math.log(right / (right + others)))
+    assert point_contrast(a, b, temperature).item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def test_point_contrast_is_least_where_points_are_recognised():
+    a = torch.eye(6).view(3, 2, 6)
+    assert point_contrast(a, a, 0.1) < 1e-3 < point_contrast(a, a.roll(1, 0), 0.1)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> torch.Tensor:
+    return torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=generator())
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory):
+    """A network after the four steps without a break, its log and its folder."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return *pretrain(pictures, TINY, folder, save_every=2, watch=lambda vit, step: {"watched": step}), folder
+
+
+def test_pretraining_runs_and_logs_every_step(trained):
+    vit, log, folder = trained
+    assert [line["step"] for line in log] == [0, 1, 2, 3] and all(math.isfinite(line["loss"]) for line in log)
+    assert [line.get("watched") for line in log] == [None, 2, None, 4]
+    assert not vit.training and (folder / "pretraining.pt").exists()
+
+
+def test_pretraining_changes_the_network(trained, pictures, tmp_path):
+    once = pretrain(pictures, TINY, trained[2])[0]  # finished: nothing more is done
+    assert all(
+        torch.equal(a, b) for a, b in zip(once.state_dict().values(), trained[0].state_dict().values(), strict=True)
+    )
+    other = pretrain(pictures, PretrainRecipe(**(vars(TINY) | {"seed": 1})), tmp_path)[0]
+    assert not torch.equal(
+        other.state_dict()["blocks.0.attn.qkv.weight"], once.state_dict()["blocks.0.attn.qkv.weight"]
+    )
+
+
+def test_pretraining_goes_on_after_a_break_with_the_same_result(trained, pictures, tmp_path, monkeypatch):
+    contrast, calls = pretraining.point_contrast, []
+
+    def breaks(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return contrast(*arguments)
+
+    monkeypatch.setattr(pretraining, "point_contrast", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(pictures, TINY, tmp_path, save_every=2)
+    vit, log = pretrain(pictures, TINY, tmp_path, save_every=2)
+    assert len(calls) == 4 + 2, "it went on from step 2"
+    assert [line["loss"] for line in log] == [line["loss"] for line in trained[1]]
+    for name, value in trained[0].state_dict().items():
+        assert torch.equal(vit.state_dict()[name], value), name
+
+
+def test_a_folder_of_another_recipe_is_refused(trained, pictures):
+    with pytest.raises(ValueError, match=r"pretraining\.pt belongs to another recipe"):
+        pretrain(pictures, PretrainRecipe(**(vars(TINY) | {"steps": 5})), trained[2])
+
+
+def test_a_saved_backbone_loads(trained, tmp_path):
+    save_backbone(trained[0], TINY, tmp_path / "own.safetensors", "four steps on noise")
+    backbone = Backbone(str(tmp_path / "own.safetensors"), device="cpu", precision="float32")
+    batch = torch.rand(2, 3, 32, 32, generator=generator())
+    found = backbone(batch)
+    with torch.inference_mode():
+        tokens = trained[0].forward_features((batch - pretraining.MEAN) / pretraining.STD)[:, 1:]
+    assert_close(found.flatten(2), tokens.transpose(1, 2), rtol=1e-2, atol=1e-2)  # kept in float16
