@@ -16,9 +16,9 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from timm.models.vision_transformer import VisionTransformer
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .files import atomic, load_state, save_state

@@ -1,5 +1,7 @@
 """Run records and the tables made from them."""
 
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +76,17 @@ def markdown_table(records: list[dict[str, Any]]) -> str:
         cells = [f"{row[score, 'mean']:.1f} ± {row[score, 'std']:.1f}" for score in ("accuracy", "miou")]
         lines.append(f"| {METHODS[method]} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def fill_tables(text: str, root: str | Path) -> str:
+    """`text` with each table between `<!-- table: FOLDER -->` and `<!-- end -->` made anew from the records in root/FOLDER."""
+
+    def table(found: re.Match) -> str:
+        return f"{found[1]}\n{markdown_table(read_records(Path(root) / found[2]))}\n{found[3]}"
+
+    return re.sub(r"(<!-- table: (\S+) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":  # python -m stego_lib.results README.md: makes the tables of a page anew
+    for page in map(Path, sys.argv[1:]):
+        page.write_text(fill_tables(page.read_text(), page.resolve().parent))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from common import golden_tensors
 
+from stego_lib import StegoError
 from stego_lib.neighbors import nearest_neighbors
 
 G = golden_tensors("knn")
@@ -28,3 +29,15 @@ def test_lengths_do_not_matter():
     """Cosine similarity: a picture's features may be as long as they like."""
     scale = torch.linspace(0.5, 20, 64)[:, None]
     assert torch.equal(nearest_neighbors(POOLED * scale, 7), G["nns"][:, 1:8])
+
+
+@pytest.mark.parametrize("k", [0, 64, 100])
+def test_more_neighbours_than_there_are_is_an_error_that_says_how_many(k):
+    with pytest.raises(StegoError, match=r"neighbors must be 1 to 63"):
+        nearest_neighbors(POOLED, k)
+
+
+def test_a_picture_twice_is_its_own_neighbour_only_as_the_other_copy():
+    found = nearest_neighbors(torch.cat([POOLED[:5], POOLED[:5]]), 3)
+    assert (found[:, 0] == (torch.arange(10) + 5) % 10).all()
+    assert (found != torch.arange(10)[:, None]).all()

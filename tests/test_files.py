@@ -1,0 +1,74 @@
+"""Files that are whole or not there, and fingerprints that tell things apart."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from stego_lib.files import atomic, fingerprint, load_state, read_json, save_state, write_json
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "kept.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic(path) as temporary:
+        temporary.write_text("half of the new")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_replaces_the_file_in_one_step_and_makes_its_folder(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.txt"
+    for text in ("first", "second"):
+        with atomic(path) as temporary:
+            temporary.write_text(text)
+            assert temporary.parent == path.parent, "on the same disk, else it could not be moved in one step"
+        assert path.read_text() == text and list(path.parent.iterdir()) == [path]
+
+
+def test_json_there_and_back(tmp_path):
+    value = {"a": [1, 2.5, None], "ü": "ä"}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value == json.loads((tmp_path / "a.json").read_text())
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_what_json_lacks_is_refused_and_the_old_file_stays(tmp_path, number):
+    write_json(tmp_path / "a.json", 1)
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", [number])
+    assert read_json(tmp_path / "a.json") == 1
+
+
+def test_state_there_and_back(tmp_path):
+    state = {"step": 3, "model": {"w": torch.arange(4.0)}, "list": [1.5, "text"]}
+    save_state(tmp_path / "a.pt", state)
+    found = load_state(tmp_path / "a.pt")
+    assert (
+        found["step"] == 3 and torch.equal(found["model"]["w"], state["model"]["w"]) and found["list"] == state["list"]
+    )
+
+
+def test_a_state_that_is_not_there_is_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_state(tmp_path / "nowhere.pt")
+
+
+def test_fingerprints_tell_things_apart_and_repeat():
+    parts = [
+        (1,), (2,), (1.0,), ("1",), (b"1",), (1, 2), ((1, 2),), ([1], 2), ("ab", "c"), ("a", "bc"), (True,), (None,), (b"ab", b"c"), (b"a", b"bc"),
+        (torch.zeros(2),), (torch.zeros(3),), (torch.zeros(2, 1),), (torch.zeros(2, dtype=torch.int32),), (torch.ones(2),), (torch.zeros(2).bfloat16(),),
+    ]  # fmt: skip
+    marks = [fingerprint(*part) for part in parts]
+    assert len(set(marks)) == len(marks)
+    assert marks == [fingerprint(*part) for part in parts] and all(
+        len(mark) == 16 and set(mark) <= set("0123456789abcdef") for mark in marks
+    )
+    assert fingerprint([1, "a"]) == fingerprint((1, "a")), "JSON turns tuples into lists"
+
+
+def test_a_tensors_fingerprint_is_that_of_its_values():
+    values = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 4)))
+    assert fingerprint(values) == fingerprint(values.T.contiguous().T) == fingerprint(values.clone().requires_grad_())

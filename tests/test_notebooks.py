@@ -1,0 +1,164 @@
+"""The notebooks as people run them: papermill and its command line, the project's runner, nbval."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from stego_lib import StegoError, results
+from stego_lib.datasets.scenes import draw_scenes
+from stego_lib.notebooks import main, run_notebook
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TRAIN = ROOT / "notebooks" / "train.ipynb"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Parameters that make a run tiny: 20 drawn scenes, 12 steps."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    draw_scenes(folder / "data" / "scenes", train=20, val=6)
+    return {"data_root": str(folder / "data"), "runs_dir": str(folder / "runs"), "steps": 12, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def executed(small, tmp_path_factory):
+    """train.ipynb executed on tiny scenes, and the text of its summary."""
+    path = tmp_path_factory.mktemp("executed") / "train.ipynb"
+    return path, run_notebook(TRAIN, path, small)
+
+
+def outputs(path: Path) -> list:
+    return [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+
+
+def test_train_runs_to_the_end_and_prints_scores(executed, small):
+    path, text = executed
+    assert not [output for output in outputs(path) if output.output_type == "error"]
+    (run,) = [line.removeprefix("run folder: ") for line in text.splitlines() if line.startswith("run folder: ")]
+    record = json.loads((Path(run) / "metrics.json").read_text())
+    assert record["step"] == small["steps"]
+    for method, name in results.METHODS.items():
+        if method in record["scores"]:
+            (line,) = [line for line in text.splitlines() if line.strip().startswith(name + " ")]
+            assert f"{record['scores'][method]['miou']:.1f}" in line
+    assert {"kmeans_features", "kmeans_colors", "linear_features", "cluster", "linear"} <= set(record["scores"])
+    saved = {figure.stem for figure in (Path(run) / "figures").glob("*.png")}
+    assert saved == {"correspondences", "curves", "scores", "predictions", "confusion", "class_iou"}
+    pictures = [output for output in outputs(path) if "image/png" in output.get("data", {})]
+    assert len(pictures) == 7, "six saved figures and the examples of the data"
+
+
+def test_nbval_runs_every_cell_of_the_executed_notebook_again(executed):
+    path, _ = executed
+    source = nbformat.read(path, 4)
+    asserting = [cell for cell in source.cells if cell.cell_type == "code" and "assert " in cell.source]
+    assert len(asserting) >= 2, "nbval would check nothing but the absence of errors"
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", "-q", str(path)]
+    done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, timeout=600)
+    cells = [cell for cell in source.cells if cell.cell_type == "code"]
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert f"{len(cells)} passed" in done.stdout, done.stdout[-3000:]
+
+
+def test_nbval_fails_when_an_assertion_of_the_notebook_does(executed, tmp_path):
+    broken = nbformat.read(executed[0], 4)
+    broken.cells = [nbformat.v4.new_code_cell("x = 1"), nbformat.v4.new_code_cell("assert x == 2")]
+    nbformat.write(broken, tmp_path / "broken.ipynb")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval-lax",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        str(tmp_path / "broken.ipynb"),
+    ]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300).returncode == 1
+
+
+def test_the_runner_refuses_a_misspelt_parameter_before_it_runs_anything(tmp_path, capsys):
+    with pytest.raises(StegoError, match=r"'stesp' \(did you mean 'steps'\?\)"):
+        run_notebook(TRAIN, tmp_path / "out.ipynb", {"stesp": 3})
+    assert main([str(TRAIN), str(tmp_path / "out.ipynb"), "-p", "stesp", "3"]) == 2
+    assert "did you mean 'steps'" in capsys.readouterr().err
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_papermill_alone_refuses_a_misspelt_parameter_too(notebook, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="no parameter 'sede'"):
+        papermill.execute_notebook(str(notebook), str(tmp_path / "out.ipynb"), {"sede": 3}, progress_bar=False)
+    ran = [cell for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells if cell.get("execution_count")]
+    assert len(ran) <= 4, "nothing but parameters and the check has run (papermill adds a cell that shows the error)"
+
+
+def test_absent_data_stop_papermill_with_one_clear_error(tmp_path):
+    command = [sys.executable, "-m", "papermill", str(TRAIN), str(tmp_path / "out.ipynb")]
+    command += ["-p", "dataset", "cityscapes", "-p", "data_root", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    message = done.stderr[done.stderr.index("DataNotFound") :]
+    assert str(tmp_path / "nowhere" / "cityscapes") in message
+    assert "leftImg8bit/{train,val}" in message and "gtFine" in message and "cityscapes-dataset.com" in message
+    assert "Traceback" not in message
+    errors = [output for output in outputs(tmp_path / "out.ipynb") if output.output_type == "error"]
+    assert [error.ename for error in errors] == ["DataNotFound"]
+    assert not list(tmp_path.glob("runs*")), "no work was done"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_parameter_has_type_default_and_a_line_of_help(notebook):
+    parameters = papermill.inspect_notebook(str(notebook))
+    assert parameters
+    for name, about in parameters.items():
+        assert about["inferred_type_name"] in ("str", "int", "bool", "float"), name
+        assert about["default"] != "" and len(about["help"]) > 10, name
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stored_clean_and_define_nothing(notebook):
+    content = nbformat.read(notebook, 4)
+    nbformat.validate(content)
+    code = [cell for cell in content.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert content.metadata.kernelspec.name == "python3"
+    for cell in code:
+        statements = ast.walk(ast.parse(cell.source))
+        kinds = (ast.FunctionDef, ast.ClassDef, ast.Lambda)
+        defined = [node for node in statements if isinstance(node, kinds) and not isinstance(node, ast.Lambda)]
+        assert not defined, "definitions live in the library"
+
+
+def test_seeds_gives_mean_and_spread_of_its_records(small, tmp_path):
+    records = tmp_path / "records"
+    text = run_notebook(
+        ROOT / "notebooks" / "seeds.ipynb",
+        tmp_path / "out.ipynb",
+        small | {"seeds": "3 5 8", "crf": False, "records": str(records)},
+    )
+    kept = results.read_records(records)
+    assert sorted(record["experiment"]["seed"] for record in kept) == [3, 5, 8]
+    assert results.markdown_table(kept) in text
+
+
+def test_pretraining_notebook_makes_a_backbone(tmp_path):
+    parameters = {
+        "steps": 4,
+        "pictures": 16,
+        "watched": 10,
+        "save_every": 2,
+        "folder": str(tmp_path / "pre"),
+        "device": "cpu",
+    }
+    text = run_notebook(ROOT / "notebooks" / "pretrain_scenes.ipynb", tmp_path / "out.ipynb", parameters)
+    assert "no labels" in text and (tmp_path / "pre" / "scenes_vit_tiny8.safetensors").exists()
+    curve = json.loads((tmp_path / "pre" / "curve.json").read_text())["curve"]
+    assert [point["step"] for point in curve] == [1, 3]
