@@ -54,7 +54,7 @@ def linear_on_features(store: FeatureStore, seed: int) -> LinearScorer:
     known = labels >= 0
     features, labels = F.normalize(features[known], dim=1).numpy(), labels[known].numpy()
     scale = features.std() + 1e-8
-    fitted = LogisticRegression(max_iter=200, C=1.0).fit(features / scale, labels)
+    fitted = LogisticRegression(tol=1e-2, max_iter=500).fit(features / scale, labels)
     n_classes = int(store.about["n_classes"])
     weight, bias = torch.zeros(n_classes, features.shape[1]), torch.full((n_classes,), -1e4)
     coefficients, offsets = fitted.coef_, fitted.intercept_

@@ -85,7 +85,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
             batch = draw_batch(store, neighbors, model, experiment, step)
             values = train_step(model, optimiser, batch, experiment, run.shifts)
             log(step, values)
-            bar.set_postfix(loss=f"{values['loss']:.4f}")
+            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             run.step = step + 1
             if run.step % SAVE_EVERY == 0 or run.step == experiment.steps:
                 file.flush()
