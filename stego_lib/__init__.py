@@ -1,9 +1,9 @@
 """STEGO: unsupervised semantic segmentation by distilling feature correspondences (Hamilton et al., ICLR 2022).
 
-from stego_lib import Experiment, train, evaluate
-run = train(Experiment.preset("scenes"))
-record = evaluate(run)
-label_maps = run.predict("picture.jpg")
+>>> from stego_lib import Experiment, evaluate, train
+>>> run = train(Experiment.preset("scenes"))
+>>> record = evaluate(run)
+>>> label_maps = run.predict("picture.jpg")
 """
 
 from .backbone import Backbone

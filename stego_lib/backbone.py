@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .errors import StegoError
+from .errors import StegoError, first_line
 from .experiment import did_you_mean
 from .files import fingerprint
 from .paths import PACKAGE
@@ -90,9 +90,7 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise StegoError(
-            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); use 'auto' or 'cpu'"
-        ) from error
+        raise StegoError(f"device {device!r} cannot be used here ({first_line(error)}); use 'auto' or 'cpu'") from error
     return chosen
 
 
@@ -120,7 +118,7 @@ def _load(name: str) -> tuple[nn.Module, dict[str, tuple[float, ...]]]:
         raise StegoError(f"backbone {name!r} is not a ViT of timm that takes pictures of any size ({error})") from error
     except Exception as error:  # whatever the hub's client raises when the network, the proxy or the disk fails
         raise StegoError(
-            f"the weights of {timm_name!r} could not be fetched from timm's hub ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"the weights of {timm_name!r} could not be fetched from timm's hub ({first_line(error)}); "
             f"without a network use a .safetensors file or an embedded backbone: {', '.join(EMBEDDED)}"
         ) from error
     return vit, {key: vit.pretrained_cfg[key] for key in IMAGENET}
@@ -141,7 +139,7 @@ def _from_file(path: Path) -> nn.Module:
             f'{path} lacks {error} in its metadata: "timm" must hold {{"architecture": NAME, ...timm arguments}}'
         ) from error
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
-        raise StegoError(f"{path} is not a backbone that timm can build ({str(error).splitlines()[0]})") from error
+        raise StegoError(f"{path} is not a backbone that timm can build ({first_line(error)})") from error
     return vit
 
 

@@ -5,16 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from .clustering import SAMPLES, kmeans
 from .features import FeatureStore
-
-SAMPLES = 40_000
-"""Grid cells (or pixels) that a baseline is fitted on."""
-RESTARTS = 10
-"""Starts of k-means; the one with the smallest distortion is kept (no labels)."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +48,13 @@ def linear_on_features(store: FeatureStore, seed: int) -> LinearScorer:
     features, labels = _sampled_features(store, seed)
     known = labels >= 0
     features, labels = F.normalize(features[known], dim=1).numpy(), labels[known].numpy()
-    scale = features.std() + 1e-8
-    fitted = LogisticRegression(tol=1e-2, max_iter=500).fit(features / scale, labels)
     n_classes = int(store.about["n_classes"])
     weight, bias = torch.zeros(n_classes, features.shape[1]), torch.full((n_classes,), -1e4)
+    if len(set(labels.tolist())) < 2:  # nothing to tell apart
+        bias[labels[:1]] = 0.0
+        return LinearScorer(weight, bias)
+    scale = features.std() + 1e-8
+    fitted = LogisticRegression(tol=1e-2, max_iter=500).fit(features / scale, labels)
     coefficients, offsets = fitted.coef_, fitted.intercept_
     if len(fitted.classes_) == 2:  # scikit-learn keeps one row for two classes
         coefficients, offsets = np.concatenate([-coefficients, coefficients]), np.concatenate([-offsets, offsets])
@@ -66,8 +64,7 @@ def linear_on_features(store: FeatureStore, seed: int) -> LinearScorer:
 
 
 def _kmeans(points: Tensor, n_clusters: int, seed: int) -> LinearScorer:
-    fitted = KMeans(n_clusters, n_init=RESTARTS, random_state=seed).fit(points.numpy())
-    centres = torch.from_numpy(fitted.cluster_centers_).float()
+    centres = kmeans(points, n_clusters, seed)
     return LinearScorer(2 * centres, -centres.square().sum(1))
 
 

@@ -13,3 +13,8 @@ class StegoError(ValueError):
 
 class DataNotFound(StegoError, FileNotFoundError):
     """A data set is not where it was looked for."""
+
+
+def first_line(error: BaseException) -> str:
+    """Type and first line of an error that came from elsewhere, to be quoted in one of ours."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])

@@ -12,6 +12,8 @@ from pydantic.dataclasses import dataclass
 from . import paths
 from .errors import StegoError
 
+Real = Annotated[float, Field(allow_inf_nan=False)]
+
 
 def _split(value: Any) -> Any:
     """Lets '1 0.5 p80' or '1, 0.5, p80' stand for a list, as papermill's -p passes scalars only."""
@@ -20,9 +22,9 @@ def _split(value: Any) -> Any:
 
 def _shift(value: Any) -> Any:
     if isinstance(value, str) and value.startswith("p"):
-        percent = TypeAdapter(Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]).validate_python(value[1:])
-        return f"p{percent:g}"
-    return value
+        percent = TypeAdapter(Annotated[Real, Field(ge=0, le=100)]).validate_python(value[1:])
+        return f"p{percent:.12g}"
+    return TypeAdapter(Real).validate_python(value)
 
 
 def _one_or_two(value: Any) -> Any:
@@ -38,12 +40,7 @@ def _patchable(value: Any) -> Any:
     return value
 
 
-Real = Annotated[float, Field(allow_inf_nan=False)]
-Shift = Annotated[
-    Real | str,
-    BeforeValidator(_shift),
-    AfterValidator(lambda v: v if isinstance(v, float) or v.startswith("p") else float(v)),
-]
+Shift = Annotated[Real | str, BeforeValidator(_shift)]
 """A number, or 'p70': the 70th percentile of the correspondences measured on the training features."""
 Size = Annotated[int | tuple[int, int], BeforeValidator(lambda v: _one_or_two(_split(v))), AfterValidator(_patchable)]
 """Pixels: N = shorter side scaled to N, then centre crop N x N; (H, W) = the whole picture scaled to H x W."""
@@ -105,6 +102,8 @@ class Experiment:
     """The kNN partner of a picture is one of this many nearest neighbours."""
     negatives: int = Field(5, ge=1)
     """Random partners a picture and step."""
+    cluster_probe: Literal["joint", "kmeans"] = "joint"
+    """'joint' trains the cluster probe beside the head (the paper's way); 'kmeans' fits it afterwards on the trained codes."""
     extra_clusters: int = Field(0, ge=0)
     """Clusters beyond the number of classes."""
     mirror: bool = True
@@ -169,16 +168,16 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "scenes": dict(
-        dataset="scenes", backbone="scenes_vit_tiny8", train_size=128, eval_size=128, code_dim=64, steps=500,
-        weights=(1.0, 0.58, 0.91), shifts=("p70", "p70", "p80"), subtract_mean=True,
+        dataset="scenes", backbone="scenes_vit_tiny8", train_size=128, eval_size=128, code_dim=64, steps=300,
+        weights=(1.0, 0.58, 0.91), shifts=("p50", "p50", "p90"), centering=False, cluster_probe="kmeans",
     ),
     "camvid": dict(
-        dataset="camvid", backbone="dino_vits8", train_size=(240, 320), eval_size=(240, 320), code_dim=64, steps=600,
-        weights=(1.0, 0.58, 0.91), shifts=("p70", "p70", "p80"), subtract_mean=True,
+        dataset="camvid", backbone="dino_vits8", train_size=(240, 320), eval_size=(240, 320), code_dim=64, steps=400,
+        weights=(1.0, 0.58, 0.91), shifts=("p70", "p70", "p80"), subtract_mean=True, cluster_probe="kmeans",
     ),
     "folder": dict(
         dataset="folder", backbone="dino_vits8", code_dim=64, steps=1000,
-        weights=(1.0, 0.58, 0.91), shifts=("p70", "p70", "p80"), subtract_mean=True,
+        weights=(1.0, 0.58, 0.91), shifts=("p70", "p70", "p80"), subtract_mean=True, cluster_probe="kmeans",
     ),
     "cityscapes-vitb8": dict(
         dataset="cityscapes", backbone="dino_vitb8", crop="five", code_dim=100, steps=7000, batch_size=32, centering=False,

@@ -16,6 +16,8 @@ from .errors import StegoError
 from .files import fingerprint, read_json, write_json
 from .progress import progress
 
+VERSION = 2
+"""To be raised whenever what is stored changes, so that old stores are not used."""
 NO_LABEL = 255
 """How ignored pixels are stored."""
 
@@ -72,7 +74,7 @@ def open_store(
     is a fingerprint of files, size, backbone weights and precision, so a stale store is never taken for a fresh one.
     Raises StegoError when the disk is too small, before computing.
     """
-    key = fingerprint(dataset.identity(), size, mirror, backbone.fingerprint())
+    key = fingerprint(VERSION, dataset.identity(), size, mirror, backbone.fingerprint())
     folder = Path(root) / f"{dataset.name}-{dataset.split}-{key}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)

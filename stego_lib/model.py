@@ -41,7 +41,14 @@ class ClusterProbe(nn.Module):
 
     def forward(self, code: Tensor) -> Tensor:
         """Cosine of each code with each cluster: (B, K, h, w) -> (B, n, h, w) in [-1, 1]."""
-        return torch.einsum("bkhw,nk->bnhw", F.normalize(code, dim=1), F.normalize(self.clusters, dim=1))
+        return self.project(F.normalize(code, dim=1))
+
+    def project(self, code: Tensor) -> Tensor:
+        """Inner product of each code with each cluster's unit vector, (B, n, h, w): the cosine times the code's length.
+
+        Linear in the code, so it may be upsampled in place of the code; the largest is the same as the cosine's.
+        """
+        return torch.einsum("bkhw,nk->bnhw", code, F.normalize(self.clusters, dim=1))
 
     def loss(self, code: Tensor, alpha: float | None = None) -> Tensor:
         """Minus the mean cosine of a code with its nearest cluster; with `alpha`, with all, by softmax(alpha * cosine)."""

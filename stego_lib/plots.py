@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from .datasets import Classes, SegmentationDataset
+from .datasets.base import list_pictures, open_picture
 from .results import METHODS, score_table
 from .run import Run
 
@@ -152,6 +153,20 @@ def predictions(run: Run, dataset: SegmentationDataset, indices: Sequence[int]) 
     for axis, text in zip(axes[:, 0], ("picture", "label", "STEGO"), strict=True):
         axis.set_ylabel(text)
     _legend(figure, dataset.classes)
+    return figure
+
+
+def overlays(folder: str | Path, classes: Classes, count: int = 8) -> Figure:
+    """The first pictures of a folder of overlays, with the classes as legend."""
+    paths = list_pictures(Path(folder))[:count]
+    columns = min(4, len(paths))
+    lines = -(-len(paths) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(2.6 * columns, 2.4 * lines), squeeze=False)
+    for axis in axes.flat[len(paths) :]:
+        axis.axis("off")
+    for axis, path in zip(axes.flat, paths, strict=False):
+        _show(axis, np.asarray(open_picture(path)), path.stem)
+    _legend(figure, classes)
     return figure
 
 

@@ -1,5 +1,6 @@
 """Run records and the tables made from them."""
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -58,9 +59,9 @@ def summary(records: list[dict[str, Any]]) -> pd.DataFrame:
 
     StegoError if the records are not of one experiment that differs in nothing but seed and folders.
     """
-    fixed = [{k: v for k, v in r["experiment"].items() if k != "seed"} for r in records]
+    fixed = [{k: v for k, v in r["experiment"].items() if k != "seed"} | {"split": r.get("split")} for r in records]
     for other in fixed[1:]:
-        differing = [key for key in fixed[0] if other.get(key) != fixed[0][key]]
+        differing = [key for key in fixed[0] | other if other.get(key) != fixed[0].get(key)]
         if differing:
             raise StegoError(
                 f"records of different experiments cannot be averaged; they differ in {', '.join(differing)}"
@@ -73,9 +74,13 @@ def markdown_table(records: list[dict[str, Any]]) -> str:
     """The summary as a Markdown table, mean ± standard deviation over seeds."""
     lines = ["| method | accuracy | mIoU |", "|---|---|---|"]
     for method, row in summary(records).iterrows():
-        cells = [f"{row[score, 'mean']:.1f} ± {row[score, 'std']:.1f}" for score in ("accuracy", "miou")]
+        cells = [_cell(row[score, "mean"], row[score, "std"]) for score in ("accuracy", "miou")]
         lines.append(f"| {METHODS[method]} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(mean: float, std: float) -> str:
+    return f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}"  # one seed has no spread
 
 
 def fill_tables(text: str, root: str | Path) -> str:

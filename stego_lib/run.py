@@ -21,6 +21,7 @@ from .errors import StegoError
 from .experiment import Experiment
 from .files import load_state, read_json, save_state, write_json
 from .model import Stego
+from .paths import runs_root
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -97,7 +98,7 @@ class Run:
         for image in images:
             picture = _as_tensor(image)
             code = self.code(resize_picture(picture, self._working_size(*picture.shape[1:]))[None])
-            clusters = upsample(self.model.cluster_probe(code), picture.shape[1:])[0].argmax(0).cpu()
+            clusters = upsample(self.model.cluster_probe.project(code), picture.shape[1:])[0].argmax(0).cpu()
             labels = clusters if matching is None else matching[clusters]
             found.append(labels.to(torch.uint8).numpy())  # -1 becomes 255
         return found
@@ -160,6 +161,15 @@ def load_run(path: str | Path) -> Run:
     return run
 
 
+def newest_run(runs_dir: str | Path | None = None) -> Path:
+    """The run folder made last; StegoError if there is none with a checkpoint."""
+    runs_dir = Path(runs_dir) if runs_dir is not None else runs_root()
+    found = sorted(runs_dir.glob("*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise StegoError(f"{runs_dir} holds no run; train one first (make train), or name a run folder")
+    return found[-1].parent
+
+
 def environment() -> dict[str, str]:
     """Where and with what a result was made: versions, processor, threads, date (UTC)."""
     return {
@@ -179,7 +189,7 @@ def _as_tensor(image: Picture) -> Tensor:
     if isinstance(image, Image.Image):
         image = np.array(image.convert("RGB"))
     if isinstance(image, np.ndarray):
-        image = torch.from_numpy(image).movedim(-1, 0)
+        image = torch.from_numpy(image.copy()).movedim(-1, 0)
     if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
         raise StegoError(
             f"a picture must be uint8 with three channels, not {image.dtype} of shape {tuple(image.shape)}"

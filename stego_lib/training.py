@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .backbone import Backbone
 from .calibration import histograms, measure_correspondences, resolve_shifts
+from .clustering import SAMPLES, kmeans
 from .datasets import FiveCrop, SegmentationDataset, open_dataset
 from .errors import StegoError
 from .experiment import Experiment
@@ -61,6 +63,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
             f"{dataset.name} has {len(dataset)} training pictures: too few for batch_size {experiment.batch_size} and {experiment.neighbors} neighbours"
         )
     backbone = Backbone(experiment.backbone, device=experiment.device, precision=experiment.precision)
+    for size in (experiment.train_size, experiment.eval_size):
+        backbone.grid(*((size, size) if isinstance(size, int) else size))
     store = open_store(dataset, backbone, experiment.train_size, runs_dir / "features")
     model = build_model(experiment, backbone.dim, len(dataset.classes)).to(backbone.device)
     optimiser = make_optimiser(model, experiment)
@@ -87,6 +91,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
             log(step, values)
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             run.step = step + 1
+            if run.step == experiment.steps and experiment.cluster_probe == "kmeans":
+                refit_clusters(model, store, experiment.seed)
             if run.step % SAVE_EVERY == 0 or run.step == experiment.steps:
                 file.flush()
                 run.save(optimiser)
@@ -124,6 +130,20 @@ def train_step(
     total.backward()
     optimiser.step()
     return {"loss": total.item()} | {key: value.item() for key, value in values.items()}
+
+
+@torch.no_grad()
+def refit_clusters(model: Stego, store: FeatureStore, seed: int) -> None:
+    """Replaces the cluster probe's clusters by k-means on the L2-normalised codes of random grid cells, without labels."""
+    model.eval()
+    count, _, height, width = store.features.shape
+    generator, codes = seeded(seed, "clusters", 0), []
+    cells = max(1, min(height * width, SAMPLES // count))
+    for rows in torch.randperm(count, generator=generator)[:SAMPLES].split(32):
+        code = F.normalize(model(store.rows(rows).to(model.feature_mean.device)), dim=1).flatten(2).transpose(1, 2)
+        codes.append(code[:, torch.randperm(height * width, generator=generator)[:cells]].flatten(0, 1).cpu())
+    clusters = model.cluster_probe.clusters
+    clusters.copy_(kmeans(torch.cat(codes), len(clusters), seed))
 
 
 def draw_batch(store: FeatureStore, neighbors: Tensor, model: Stego, experiment: Experiment, step: int) -> Batch:

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from stego_lib import Backbone, pretraining
-from stego_lib.pretraining import PretrainRecipe, mix_colours, point_contrast, pretrain, save_backbone, two_views
+from stego_lib.pretraining import (
+    PretrainRecipe,
+    mix_colours,
+    point_contrast,
+    pretrain,
+    save_backbone,
+    two_views,
+    watcher,
+)
 
 TINY = PretrainRecipe(
     steps=4,
@@ -162,3 +170,17 @@ def test_a_saved_backbone_loads(trained, tmp_path):
     with torch.inference_mode():
         tokens = trained[0].forward_features((batch - pretraining.MEAN) / pretraining.STD)[:, 1:]
     assert_close(found.flatten(2), tokens.transpose(1, 2), rtol=1e-2, atol=1e-2)  # kept in float16
+
+
+def test_the_watcher_scores_tokens_against_the_commonest_label_of_their_patch(monkeypatch):
+    """Tokens that are their own label (two pixels of each patch say otherwise) score 100 %."""
+    labels = torch.randint(0, 3, (10, 4, 4), generator=generator()).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    tokens = F.one_hot(labels[:, ::8, ::8].flatten(1), 3).float()
+    noisy = labels.clone()
+    noisy[:, ::8, :2] = 0
+    shown = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 32, 32)
+    monkeypatch.setattr(
+        pretraining, "tokens_of", lambda _, pictures: tokens[(pictures[:, 0, 0, 0] * 255).round().long()]
+    )
+    found = watcher(shown, noisy, 3, batch=4)(torch.nn.Linear(1, 1), 5)
+    assert found["kmeans_miou"] == pytest.approx(100) and found["linear_miou"] == pytest.approx(100)

@@ -20,6 +20,7 @@ def record(seed: int, **experiment: object) -> dict:
     }
     return {
         "experiment": {"dataset": "scenes", "steps": 5, "seed": seed} | experiment,
+        "step": 5,
         "split": "val",
         "scores": scores,
     }

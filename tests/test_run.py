@@ -12,7 +12,19 @@ from common import tiny_experiment, write_backbone
 from PIL import Image
 from torch.testing import assert_close
 
-from stego_lib import DataNotFound, Run, StegoError, baselines, crf, evaluate, load_run, open_dataset, train, training
+from stego_lib import (
+    DataNotFound,
+    Run,
+    StegoError,
+    baselines,
+    clustering,
+    crf,
+    evaluate,
+    load_run,
+    open_dataset,
+    train,
+    training,
+)
 from stego_lib.backbone import upsample
 from stego_lib.baselines import LinearScorer, kmeans_on_colors, kmeans_on_features, linear_on_features
 from stego_lib.calibration import measure_correspondences, resolve_shifts
@@ -61,7 +73,7 @@ def evaluated(experiment, runs_dir, run) -> tuple[Run, dict]:
     again = load_run(copied)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(baselines, "SAMPLES", 2000)  # k-means on fewer points
-        patch.setattr(baselines, "RESTARTS", 2)
+        patch.setattr(clustering, "RESTARTS", 2)
         return again, evaluate(again)
 
 
@@ -309,14 +321,14 @@ def test_the_record_names_no_folder_of_this_machine(evaluated):
 def test_evaluating_again_gives_the_same_scores(evaluated, monkeypatch):
     run, record = evaluated
     monkeypatch.setattr(baselines, "SAMPLES", 2000)
-    monkeypatch.setattr(baselines, "RESTARTS", 2)
+    monkeypatch.setattr(clustering, "RESTARTS", 2)
     again = evaluate(load_run(run.folder))
     assert json.dumps(again["scores"]) == json.dumps(record["scores"])
 
 
 def few_samples(monkeypatch) -> None:
     monkeypatch.setattr(baselines, "SAMPLES", 500)
-    monkeypatch.setattr(baselines, "RESTARTS", 1)
+    monkeypatch.setattr(clustering, "RESTARTS", 1)
 
 
 def test_with_extra_clusters_and_without_mirror(experiment, runs_dir, monkeypatch):
@@ -642,3 +654,17 @@ def test_a_run_goes_with_its_backbone(experiment, tmp_path, runs_dir):
     assert again.log.shape[0] == 1
     with pytest.raises(StegoError, match=r"own\.safetensors does not exist"):
         again.predict(np.zeros((64, 64, 3), np.uint8))
+
+
+def test_clusters_fitted_afterwards_are_those_of_kmeans_on_the_codes(scenes_root, backbone_file, runs_dir):
+    """'kmeans' leaves the head as it is, repeats, and finds clusters at least as tight as the joint probe's."""
+    joint = train(tiny_experiment(scenes_root, backbone_file), runs_dir=runs_dir)
+    fitted = train(tiny_experiment(scenes_root, backbone_file, cluster_probe="kmeans"), runs_dir=runs_dir)
+    again = train(tiny_experiment(scenes_root, backbone_file, cluster_probe="kmeans"), runs_dir=runs_dir)
+    assert same_weights(fitted, again) and same_weights(load_run(fitted.folder), fitted)
+    changed = {name for name, value in weights(fitted).items() if not torch.equal(value, weights(joint)[name])}
+    assert changed == {"cluster_probe.clusters"}
+    store = store_of(joint, "train")
+    with torch.inference_mode():
+        code = joint.model(store.rows(torch.arange(len(store))))
+        assert fitted.model.cluster_probe.loss(code) < joint.model.cluster_probe.loss(code)

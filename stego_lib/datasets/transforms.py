@@ -14,8 +14,8 @@ def resize_picture(picture: Tensor, size: Size) -> Tensor:
 
 
 def resize_label(label: Tensor, size: Size) -> Tensor:
-    """int64 (H, W) -> int64 (h, w), nearest pixel."""
-    return _resize(label[None], size, InterpolationMode.NEAREST)[0]
+    """int64 (H, W) -> int64 (h, w), the pixel nearest to the centre of each new one (in place with `resize_picture`)."""
+    return _resize(label[None], size, InterpolationMode.NEAREST_EXACT)[0]
 
 
 def _resize(image: Tensor, size: Size, how: InterpolationMode) -> Tensor:
