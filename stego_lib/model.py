@@ -78,7 +78,10 @@ class LinearProbe(nn.Module):
 
 
 class Stego(nn.Module):
-    """Head and probes together, with the mean that is taken off the features (zeros if none is)."""
+    """Head and probes together, with the mean that is taken off the features (zeros if none is).
+
+    With `decoder`, a 1 x 1 convolution that rebuilds the features from the code, for the optional reconstruction loss.
+    """
 
     def __init__(
         self,
@@ -89,11 +92,14 @@ class Stego(nn.Module):
         head: str = "nonlinear",
         dropout: float = 0.1,
         extra_clusters: int = 0,
+        decoder: bool = False,
     ):
         super().__init__()
         self.head = SegmentationHead(in_dim, code_dim, head, dropout)
         self.cluster_probe = ClusterProbe(self.head.code_dim, n_classes + extra_clusters)
         self.linear_probe = LinearProbe(self.head.code_dim, n_classes)
+        if decoder:
+            self.decoder = nn.Conv2d(self.head.code_dim, in_dim, 1)
         self.register_buffer("feature_mean", torch.zeros(1, in_dim, 1, 1))
 
     def centred(self, features: Tensor) -> Tensor:

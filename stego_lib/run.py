@@ -19,8 +19,10 @@ from .datasets.base import open_picture
 from .datasets.transforms import resize_picture
 from .errors import StegoError
 from .experiment import Experiment
-from .files import load_state, read_json, save_state, write_json
+from .files import fingerprint, load_state, read_json, save_state, write_json
 from .model import Stego
+from .paths import runs_root
+from .published import read_published
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -30,7 +32,7 @@ class Run:
 
     folder/experiment.json, classes.json: what was asked. checkpoint.pt: model, optimiser, step. log.csv: one line a
     step. correspondences.json: histograms of what the shifts were set by. metrics.json: the run record that `evaluate`
-    writes. figures/: pictures.
+    writes. figures/: pictures. A released checkpoint has only what evaluating it leaves.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Run:
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen backbone, loaded when first needed."""
-        return Backbone(self.experiment.backbone, device=self.experiment.device, precision=self.experiment.precision)
+        return Backbone.of(self.experiment)
 
     @property
     def log(self) -> pd.DataFrame:
@@ -140,16 +142,33 @@ def build_model(experiment: Experiment, in_dim: int, n_classes: int) -> Stego:
             head=experiment.head,
             dropout=experiment.dropout,
             extra_clusters=experiment.extra_clusters,
+            decoder=experiment.rec_weight > 0,
         )
 
 
-def load_run(path: str | Path) -> Run:
-    """Opens a run folder. Raises StegoError that names what is missing or broken."""
+EVALUATION_KEYS = ("dataset", "data_root", "eval_size", "mirror", "crf", "published", "device", "precision")
+"""Fields of the experiment that may be changed when a run is opened: all that does not touch what was trained."""
+
+
+def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes: Any) -> Run:
+    """Opens a run folder, or a checkpoint that STEGO's authors released (a .ckpt file, see `published`).
+
+    changes: values of the experiment for evaluation, such as data_root; `EVALUATION_KEYS` are possible. What is
+    evaluated of a .ckpt goes into a folder of its own below `runs_dir`. Raises StegoError that names what is missing
+    or broken.
+    """
+    unknown = [key for key in changes if key not in EVALUATION_KEYS]
+    if unknown:
+        raise StegoError(
+            f"load_run cannot change {', '.join(unknown)}: the run was trained with it; it can change {', '.join(EVALUATION_KEYS)}"
+        )
+    if Path(path).suffix == ".ckpt":
+        return _load_published(Path(path).expanduser(), Path(runs_dir) if runs_dir else runs_root(), changes)
     folder = Path(path)
     missing = [name for name in ("experiment.json", "classes.json", "checkpoint.pt") if not (folder / name).exists()]
     if missing:
         raise StegoError(f"{folder.resolve()} is not a run with a checkpoint: {', '.join(missing)} missing")
-    experiment = Experiment.from_dict(read_json(folder / "experiment.json"))
+    experiment = Experiment.from_dict(read_json(folder / "experiment.json") | changes)
     stored = read_json(folder / "classes.json")
     classes = Classes(tuple(stored["names"]), tuple(map(tuple, stored["colors"])))
     state = load_state(folder / "checkpoint.pt")
@@ -157,6 +176,20 @@ def load_run(path: str | Path) -> Run:
     model.load_state_dict(state["model"])
     run = Run(folder, experiment, classes, model.eval())
     run.step, run.shifts = state["step"], tuple(state["shifts"])
+    return run
+
+
+def _load_published(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:
+    found = read_published(path)
+    experiment = Experiment.from_dict(found.experiment.to_dict() | changes)
+    model = build_model(experiment, found.vit.embed_dim, len(found.classes))
+    # The decoder has no part in what a run does after training.
+    model.load_state_dict(found.weights, strict=False)
+    # One folder for each set of weights and way of evaluating, so that no matching of another data set is ever used.
+    of_values = {key: value for key, value in experiment.to_dict().items() if key not in ("data_root", "backbone")}
+    key = fingerprint(*sorted(found.weights.items()), sorted(of_values.items()))
+    run = Run(runs_dir / f"{path.stem}-{experiment.dataset}-{key[:8]}", experiment, found.classes, model.eval())
+    run.step, run.shifts = found.step, experiment.shifts
     return run
 
 
