@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .errors import StegoError
+from .errors import StegoError, brief
 from .experiment import Experiment, did_you_mean
 from .files import fingerprint
 from .paths import PACKAGE
@@ -185,7 +185,7 @@ def _load(name: str, heads: int | None) -> tuple[nn.Module, dict[str, tuple[floa
         raise StegoError(f"backbone {name!r} is not a ViT of timm that takes pictures of any size ({error})") from error
     except Exception as error:  # whatever the hub's client raises when the network, the proxy or the disk fails
         raise StegoError(
-            f"the weights of {timm_name!r} could not be fetched from timm's hub ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"the weights of {timm_name!r} could not be fetched from timm's hub ({brief(error)}); "
             f"without a network use a .safetensors file or an embedded backbone: {', '.join(EMBEDDED)}"
         ) from error
     normalisation = {key: vit.pretrained_cfg[key] for key in IMAGENET}

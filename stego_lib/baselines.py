@@ -53,10 +53,13 @@ def linear_on_features(store: FeatureStore, seed: int) -> LinearScorer:
     features, labels = _sampled_features(store, seed)
     known = labels >= 0
     features, labels = F.normalize(features[known], dim=1).numpy(), labels[known].numpy()
-    scale = features.std() + 1e-8
-    fitted = LogisticRegression(max_iter=200, C=1.0).fit(features / scale, labels)
     n_classes = int(store.about["n_classes"])
     weight, bias = torch.zeros(n_classes, features.shape[1]), torch.full((n_classes,), -1e4)
+    if len(np.unique(labels)) == 1:  # nothing to tell apart, and scikit-learn refuses it
+        bias[labels[0]] = 0
+        return LinearScorer(weight, bias)
+    scale = features.std() + 1e-8
+    fitted = LogisticRegression(max_iter=200, C=1.0).fit(features / scale, labels)
     coefficients, offsets = fitted.coef_, fitted.intercept_
     if len(fitted.classes_) == 2:  # scikit-learn keeps one row for two classes
         coefficients, offsets = np.concatenate([-coefficients, coefficients]), np.concatenate([-offsets, offsets])

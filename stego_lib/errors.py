@@ -13,3 +13,8 @@ class StegoError(ValueError):
 
 class DataNotFound(StegoError, FileNotFoundError):
     """A data set is not where it was looked for."""
+
+
+def brief(error: Exception) -> str:
+    """Kind and first line of an error, for a message that tells of it: 'OSError: no route to host'."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])

@@ -42,7 +42,7 @@ Real = Annotated[float, Field(allow_inf_nan=False)]
 Shift = Annotated[
     Real | str,
     BeforeValidator(_shift),
-    AfterValidator(lambda v: v if isinstance(v, float) or v.startswith("p") else float(v)),
+    AfterValidator(lambda v: v if isinstance(v, float) or v.startswith("p") else TypeAdapter(Real).validate_python(v)),
 ]
 """A number, or 'p70': the 70th percentile of the correspondences measured on the training features."""
 Size = Annotated[int | tuple[int, int], BeforeValidator(lambda v: _one_or_two(_split(v))), AfterValidator(_patchable)]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
 
-from .errors import StegoError
+from .errors import StegoError, brief
 
 
 class Placeholder:
@@ -95,7 +95,7 @@ def load_inert(path: Path) -> dict[str, Any]:
     try:
         stored = torch.load(path, map_location="cpu", pickle_module=_MODULE, weights_only=False)
     except Exception as error:  # torch, zipfile and pickle raise a dozen kinds for a broken file
-        raise StegoError(f"{path} cannot be read as a PyTorch checkpoint ({type(error).__name__}: {error})") from error
+        raise StegoError(f"{path} cannot be read as a PyTorch checkpoint ({brief(error)})") from error
     if not isinstance(stored, dict):
         raise StegoError(f"{path} is not a checkpoint: it holds no dictionary")
     return stored

@@ -43,6 +43,13 @@ class ClusterProbe(nn.Module):
         """Cosine of each code with each cluster: (B, K, h, w) -> (B, n, h, w) in [-1, 1]."""
         return torch.einsum("bkhw,nk->bnhw", F.normalize(code, dim=1), F.normalize(self.clusters, dim=1))
 
+    def similarity(self, code: Tensor) -> Tensor:
+        """Like `forward`, but times the code's length, (B, n, h, w): the largest is the same, and it is linear in the code.
+
+        So it may be upsampled in place of the code: the same clusters, at the cost of n channels rather than K.
+        """
+        return torch.einsum("bkhw,nk->bnhw", code, F.normalize(self.clusters, dim=1))
+
     def loss(self, code: Tensor, alpha: float | None = None) -> Tensor:
         """Minus the mean cosine of a code with its nearest cluster; with `alpha`, with all, by softmax(alpha * cosine)."""
         cosine = self(code)

@@ -99,7 +99,7 @@ class Run:
         for image in images:
             picture = _as_tensor(image)
             code = self.code(resize_picture(picture, self._working_size(*picture.shape[1:]))[None])
-            clusters = upsample(self.model.cluster_probe(code), picture.shape[1:])[0].argmax(0).cpu()
+            clusters = upsample(self.model.cluster_probe.similarity(code), picture.shape[1:])[0].argmax(0).cpu()
             labels = clusters if matching is None else matching[clusters]
             found.append(labels.to(torch.uint8).numpy())  # -1 becomes 255
         return found
@@ -212,7 +212,7 @@ def _as_tensor(image: Picture) -> Tensor:
     if isinstance(image, Image.Image):
         image = np.array(image.convert("RGB"))
     if isinstance(image, np.ndarray):
-        image = torch.from_numpy(image).movedim(-1, 0)
+        image = torch.from_numpy(np.array(image, order="C")).movedim(-1, 0)  # a copy, for views and read-only arrays
     if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
         raise StegoError(
             f"a picture must be uint8 with three channels, not {image.dtype} of shape {tuple(image.shape)}"

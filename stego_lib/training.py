@@ -73,6 +73,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
             f"{dataset.name} has {len(dataset)} training pictures: too few for batch_size {experiment.batch_size} and {experiment.neighbors} neighbours"
         )
     backbone = Backbone.of(experiment)
+    for size in (experiment.train_size, experiment.eval_size):
+        backbone.grid(*(size if isinstance(size, tuple) else (size, size)))
     store = open_store(dataset, backbone, experiment.train_size, runs_dir / "features")
     model = build_model(experiment, backbone.dim, len(dataset.classes)).to(backbone.device)
     optimiser = make_optimiser(model, experiment)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from .errors import StegoError
+from .errors import StegoError, brief
 
 HEAD_WIDTH = 64
 """Channels of an attention head in every network that DINO's authors published."""
@@ -95,7 +95,7 @@ def load_pth(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # DINO's full checkpoints hold their options
             stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zipfile and pickle raise a dozen kinds for a broken file
-        raise StegoError(f"{path} cannot be read as a file of weights ({str(error).splitlines()[0]})") from error
+        raise StegoError(f"{path} cannot be read as a file of weights ({brief(error)})") from error
     stored = stored.get("teacher", stored) if isinstance(stored, dict) else stored
     if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise StegoError(f"{path} holds no DINO ViT: it must be a dictionary of tensors, or hold one called 'teacher'")
