@@ -22,8 +22,8 @@ LAYOUT = (
     "or 2_Ortho_RGB/*_RGB.tif and 5_Labels_all/*_label.tif (the raw tiles)"
 )
 SOURCE = (
-    "the raw tiles: www.isprs.org, benchmark '2D semantic labeling Potsdam', after registration; "
-    "then python -m stego_lib.datasets prepare potsdam3 --root FOLDER"
+    "www.isprs.org, benchmark '2D Semantic Labeling Potsdam', after registration: 2_Ortho_RGB.zip and 5_Labels_all.zip (both "
+    "in Potsdam.zip); or the published patches, potsdam.zip"
 )
 
 

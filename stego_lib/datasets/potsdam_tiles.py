@@ -57,11 +57,17 @@ def cut_tiles(folder: Path, tiles: tuple[str, ...]) -> list[Path]:
 
 def decode_colors(colored: np.ndarray) -> np.ndarray:
     """Colours, uint8 (H, W, 3) -> fine ids, uint8 (H, W); colours that mean nothing become `UNKNOWN`."""
-    packed = colored.astype(np.int32) @ (65536, 256, 1)
+    packed, known = _packed(colored), _packed(np.array(COLORS, np.uint8))
     found = np.full(packed.shape, UNKNOWN, np.uint8)
-    for id_, color in enumerate(COLORS):
-        found[packed == np.dot(color, (65536, 256, 1))] = id_
+    for id_, color in enumerate(known):
+        found[packed == color] = id_
     return found
+
+
+def _packed(colors: np.ndarray) -> np.ndarray:
+    """(..., 3) uint8 -> (...) int32: one number for each colour."""
+    red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
 
 
 def _picture_name(tile: str) -> str:
