@@ -19,7 +19,8 @@ TRIES = 5
 """Times that a download which broke off is taken up before giving up."""
 WAIT = 1.0
 """Seconds before a download is taken up, times the number of tries so far."""
-CHUNK = 1 << 20
+CHUNK = 1 << 16
+"""Bytes read at a time; of a broken download, less than this is lost."""
 HEADERS = {"Accept-Encoding": "identity"}  # a compressed answer could not be resumed or measured
 BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
