@@ -59,7 +59,7 @@ def linear_on_features(store: FeatureStore, seed: int) -> LinearScorer:
         bias[labels[0]] = 0
         return LinearScorer(weight, bias)
     scale = features.std() + 1e-8
-    fitted = LogisticRegression(max_iter=200, C=1.0).fit(features / scale, labels)
+    fitted = LogisticRegression(tol=1e-2, max_iter=500).fit(features / scale, labels)
     coefficients, offsets = fitted.coef_, fitted.intercept_
     if len(fitted.classes_) == 2:  # scikit-learn keeps one row for two classes
         coefficients, offsets = np.concatenate([-coefficients, coefficients]), np.concatenate([-offsets, offsets])

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,10 @@ def evaluate(run: Run, split: str = "val") -> dict[str, Any]:
         raise StegoError(
             f"{dataset.name} has {len(dataset.classes)} classes, this run was trained for {len(run.classes)}; evaluate it on its own data set"
         )
-    plain = open_store(dataset, run.backbone, experiment.eval_size, features_root)
-    mirrored = (
-        open_store(dataset, run.backbone, experiment.eval_size, features_root, mirror=True)
-        if experiment.mirror
-        else None
-    )
-    training = open_store(open_training_set(experiment), run.backbone, experiment.train_size, features_root)
+    stored = partial(open_store, backbone=run.backbone, root=features_root, published=experiment.published)
+    plain = stored(dataset, size=experiment.eval_size)
+    mirrored = stored(dataset, size=experiment.eval_size, mirror=True) if experiment.mirror else None
+    training = stored(open_training_set(experiment), size=experiment.train_size)
     n_classes, n_clusters, published = len(run.classes), len(run.model.cluster_probe.clusters), experiment.published
 
     tables = _stego_tables(run, plain, mirrored)

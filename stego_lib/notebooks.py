@@ -17,6 +17,7 @@ import yaml
 
 from .errors import StegoError
 from .experiment import did_you_mean
+from .files import atomic
 
 SUMMARY = "summary"
 """Tag of the cell whose text is printed when a notebook has run."""
@@ -25,10 +26,11 @@ SUMMARY = "summary"
 def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str, Any] | None = None) -> str:
     """Executes `notebook` with `parameters` and writes the executed copy to `output`.
 
-    Its progress bars are shown on the error stream. Returns the text printed by the cell tagged "summary" ("" if there
+    Its progress bars are shown on the error stream and left out of the copy. Returns the text printed by the cell tagged "summary" ("" if there
     is none). Raises StegoError for a parameter that the notebook does not have, before running anything, and
     papermill's PapermillExecutionError when a cell fails.
     """
+    import nbformat
     import papermill
 
     parameters = parameters or {}
@@ -38,8 +40,18 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
     executed = papermill.execute_notebook(
         str(notebook), str(output), parameters, progress_bar=False, stderr_file=sys.stderr
     )
+    without_progress(executed)
+    with atomic(output) as temporary:
+        nbformat.write(executed, temporary)
     cells = [cell for cell in executed.cells if SUMMARY in cell.metadata.get("tags", [])]
     return "".join(printed.get("text", "") for cell in cells for printed in cell.outputs)
+
+
+def without_progress(notebook: Any) -> None:
+    """Takes progress bars out of a notebook's outputs: what was drawn over itself is of no use to a reader."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and "\r" in o.text)]
 
 
 def check_parameters() -> None:

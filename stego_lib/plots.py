@@ -52,6 +52,7 @@ def examples(dataset: SegmentationDataset, indices: Sequence[int]) -> Figure:
         _show(
             column[1], np.full_like(picture.permute(1, 2, 0), 255) if label is None else paint(label, dataset.classes)
         )
+    axes[0, 0].set_ylabel("picture")
     axes[1, 0].set_ylabel("label")
     _legend(figure, dataset.classes)
     return figure
@@ -79,7 +80,8 @@ def correspondences(run: Run) -> Figure:
         axis.bar(edges[:-1], found[kind], width=np.diff(edges), align="edge", color=color, linewidth=0)
         axis.axvline(shift, color="black", linestyle="--")
         axis.set(title=f"{KINDS[kind]} pairs", xlabel="correspondence", xlim=(-1, 1), yticks=[])
-        axis.text(shift + 0.04, 0.92, f"shift {shift:.2f}", transform=axis.get_xaxis_transform())
+        side = dict(x=shift - 0.04, ha="right") if shift > 0.3 else dict(x=shift + 0.04, ha="left")
+        axis.text(y=0.92, s=f"shift {shift:.2f}", transform=axis.get_xaxis_transform(), **side)
     axes[0].set_ylabel("density")
     figure.tight_layout()
     return figure

@@ -198,7 +198,7 @@ def pretrain(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         log.append(dict(step=step, loss=loss.item()))
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
             if watch:
                 log[-1] |= watch(vit.eval(), step + 1)

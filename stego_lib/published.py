@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .datasets import DATASETS, Classes
-from .datasets.cityscapes import CLASSES as CITYSCAPES
+from .datasets import DATASETS, Classes, cityscapes, cocostuff, potsdam
+from .datasets.folder import distinct_colors
 from .errors import StegoError
 from .experiment import Experiment
 from .inert import load_inert, plain
@@ -39,8 +39,6 @@ HEADS = {"vit_tiny": 3, "vit_small": 6, "vit_base": 12}
 """Attention heads of the published `model_type`s."""
 DATASET_NAMES = {"potsdam": "potsdam3", "directory": "folder"}
 """Published names of data sets -> ours, where they differ."""
-CLASSES = {"cityscapes": CITYSCAPES}
-"""Classes of the data sets that a checkpoint may have been trained on."""
 OPTIONS = {
     "max_steps": "steps", "batch_size": "batch_size", "num_neighbors": "neighbors", "res": "train_size", "dino_feat_type": "features",
     "zero_clamp": "zero_clamp", "stabalize": "stabilize", "pointwise": "centering", "feature_samples": "points", "neg_samples": "negatives",
@@ -93,7 +91,7 @@ def read_published(path: str | Path) -> Published:
         three = [options.get(f"{pair}_{kind}") for pair in ("pos_intra", "pos_inter", "neg_inter")]
         if None not in three:
             values[ours] = three
-    known = CLASSES.get(dataset)
+    known = _classes_of(dataset)
     step = stored.get("global_step")
     return Published(
         Experiment.from_dict(values),
@@ -117,7 +115,15 @@ def _account_for(path: Path, tensors: dict[str, Any]) -> None:
         raise StegoError(f"{path} is not a released STEGO checkpoint: {'; '.join(wrong)}")
 
 
+def _classes_of(dataset: str) -> Classes | None:
+    """Classes of a data set that a checkpoint may have been trained on."""
+    if dataset in cocostuff.FORMS:
+        coarse = cocostuff.FORMS[dataset].coarse
+        names = tuple(cocostuff.TABLE["names"][c] for c in coarse)
+        return Classes(names, tuple(cocostuff.COLORS[c] for c in coarse))
+    return {"cityscapes": cityscapes.CLASSES, "potsdam3": potsdam.CLASSES}.get(dataset)
+
+
 def _numbered(count: int) -> Classes:
-    """Classes without names, told apart by colours that repeat no neighbour's."""
-    colors = tuple(((37 * i + 30) % 256, (97 * i + 120) % 256, (173 * i + 60) % 256) for i in range(count))
-    return Classes(tuple(f"class {i}" for i in range(count)), colors)
+    """Classes without names."""
+    return Classes(tuple(f"class {i}" for i in range(count)), tuple(distinct_colors(count)))

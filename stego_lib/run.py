@@ -98,7 +98,8 @@ class Run:
         found = []
         for image in images:
             picture = _as_tensor(image)
-            code = self.code(resize_picture(picture, self._working_size(*picture.shape[1:]))[None])
+            size = self._working_size(*picture.shape[1:])
+            code = self.code(resize_picture(picture, size, self.experiment.published)[None])
             clusters = upsample(self.model.cluster_probe.similarity(code), picture.shape[1:])[0].argmax(0).cpu()
             labels = clusters if matching is None else matching[clusters]
             found.append(labels.to(torch.uint8).numpy())  # -1 becomes 255

@@ -75,7 +75,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     backbone = Backbone.of(experiment)
     for size in (experiment.train_size, experiment.eval_size):
         backbone.grid(*(size if isinstance(size, tuple) else (size, size)))
-    store = open_store(dataset, backbone, experiment.train_size, runs_dir / "features")
+    store = open_store(dataset, backbone, experiment.train_size, runs_dir / "features", published=experiment.published)
     model = build_model(experiment, backbone.dim, len(dataset.classes)).to(backbone.device)
     optimiser = make_optimiser(model, experiment)
     folder = find_unfinished(runs_dir, experiment) if resume else None
@@ -101,7 +101,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
             batch = draw_batch(store, neighbors, model, experiment, step, backbone)
             values = train_step(model, optimiser, batch, experiment, run.shifts)
             log(step, values)
-            bar.set_postfix(loss=f"{values['loss']:.4f}")
+            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             run.step = step + 1
             if run.step % SAVE_EVERY == 0 or run.step == experiment.steps:
                 file.flush()

@@ -190,7 +190,7 @@ def test_cityscapes(tmp_path, folder):
 def test_cityscapes_names_a_missing_label_map(tmp_path):
     cityscapes_stand_in(tmp_path / "cityscapes", {"ulm": 2})
     (tmp_path / "cityscapes/gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png").unlink()
-    with pytest.raises(StegoError, match="1 label maps missing.*ulm_000001_000019_gtFine_labelIds.png"):
+    with pytest.raises(StegoError, match=r"1 label maps missing.*ulm_000001_000019_gtFine_labelIds\.png"):
         open_dataset("cityscapes", tmp_path, "train")
 
 

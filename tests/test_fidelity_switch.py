@@ -6,7 +6,8 @@ import torch
 from common import golden, golden_tensors, tiny_experiment
 from torch.testing import assert_close
 
-from stego_lib import Run, StegoError, baselines, evaluate, load_run, train, training
+from stego_lib import Run, StegoError, baselines, evaluate, features, load_run, train, training
+from stego_lib import run as running
 from stego_lib.backbone import Backbone
 from stego_lib.features import open_store
 from stego_lib.loss import negative_permutation, published_permutation
@@ -127,6 +128,26 @@ def test_published_neighbours_come_from_noisy_features(store, experiment):
     assert torch.equal(training.find_neighbors(store, model, experiment.but(published=True)), noisy), "by the seed"
     still = experiment.but(published=True, dropout=0.0)
     assert torch.equal(training.find_neighbors(store, model, still), clean)
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+
+def test_pictures_are_resized_as_published_in_training_evaluation_and_prediction(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "SAMPLES", 500)
+    monkeypatch.setattr(baselines, "RESTARTS", 1)
+    asked = []
+    for module in (features, running):
+        resize = module.resize_picture
+        monkeypatch.setattr(
+            module, "resize_picture", lambda *a, resize=resize: (asked.append(bool(a[2:] and a[2])), resize(*a))[1]
+        )
+    for published in (False, True):
+        run = train(experiment.but(steps=1, train_size=40, eval_size=48, published=published), runs_dir=tmp_path)
+        evaluate(run)
+        run.predict(np.zeros((64, 64, 3), np.uint8))
+        assert len(asked) == 12 + 6 + 6 + 1 and set(asked) == {published}
+        asked.clear()
 
 
 # ---------------------------------------------------------------------------------------------- evaluation

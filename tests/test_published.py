@@ -196,6 +196,21 @@ def test_names_of_a_known_data_set_are_used_where_their_number_fits(tmp_path):
     assert found.classes.names[0] == "road" and len(found.classes) == 27 and found.experiment.extra_clusters == 3
 
 
+@pytest.mark.parametrize(
+    "theirs, ours, names",
+    [
+        ("cocostuff27", "cocostuff27", {1: "appliance (things)", 26: "water (stuff)"}),
+        ("cocostuff3", "cocostuff3", {0: "sky (stuff)", 2: "ground (stuff)"}),
+        ("potsdam", "potsdam3", {0: "road and car", 2: "vegetation and tree"}),
+    ],
+)
+def test_published_names_of_data_sets_are_translated(tmp_path, theirs, ours, names):
+    options, count = OPTIONS | {"dataset_name": theirs}, max(names) + 1
+    found = read_published(write_ckpt(tmp_path / "c.ckpt", tensors(count), options=options))
+    assert found.experiment.dataset == ours and len(found.classes) == count
+    assert {i: found.classes.names[i] for i in names} == names
+
+
 def test_a_linear_head_and_options_that_cannot_be_read(tmp_path):
     state = {key: value for key, value in tensors().items() if not key.startswith("net.cluster2")}
     with pytest.raises(StegoError, match=r"48 channels wide.*attention heads"):  # nothing says how many there are

@@ -7,7 +7,7 @@ import pytest
 
 from stego_lib import StegoError
 from stego_lib.files import write_json
-from stego_lib.results import METHODS, markdown_table, read_records, score_table, summary
+from stego_lib.results import METHODS, fill_tables, markdown_table, read_record, read_records, score_table, summary
 
 
 def record(seed: int, **experiment: object) -> dict:
@@ -89,3 +89,27 @@ def test_records_are_read_in_the_order_of_their_names(tmp_path):
 def test_a_folder_without_records_is_an_error_that_names_it(tmp_path):
     with pytest.raises(StegoError, match=str(tmp_path)):
         read_records(tmp_path)
+
+
+@pytest.mark.parametrize("value", [[], {"experiment": {}}, {"scores": {}, "step": 1}, 3], ids=str)
+def test_a_file_that_is_no_record_is_named(tmp_path, value):
+    write_json(tmp_path / "other.json", value)
+    with pytest.raises(StegoError, match=r"other\.json is not a run record"):
+        read_record(tmp_path / "other.json")
+    with pytest.raises(StegoError, match=r"other\.json"):
+        read_records(tmp_path)
+
+
+def test_tables_of_a_page_are_made_anew_and_the_rest_is_kept(tmp_path):
+    (tmp_path / "records" / "two").mkdir(parents=True)
+    (tmp_path / "records" / "four").mkdir()
+    for seed in range(4):
+        write_json(tmp_path / "records" / "four" / f"{seed}.json", RECORDS[seed])
+        if seed < 2:
+            write_json(tmp_path / "records" / "two" / f"{seed}.json", RECORDS[seed])
+    page = "# Title\n\n<!-- table: records/two -->\nold\n<!-- end -->\nbetween\n<!-- table: records/four -->\n<!-- end -->\nafter\n"
+    found = fill_tables(page, tmp_path)
+    two, four = markdown_table(RECORDS[:2]), markdown_table(RECORDS)
+    expected = f"# Title\n\n<!-- table: records/two -->\n{two}\n<!-- end -->\nbetween\n<!-- table: records/four -->\n{four}\n<!-- end -->\nafter\n"
+    assert found == expected
+    assert fill_tables(found, tmp_path) == found, "filling twice changes nothing"

@@ -281,7 +281,7 @@ def test_the_scores_equal_a_naive_recomputation(evaluated):
 
 
 def test_the_record_is_written_and_whole(evaluated):
-    run, _ = evaluated
+    run = evaluated[0]
     assert json.loads((run.folder / "metrics.json").read_text()) == json.loads(json.dumps(run.metrics))
     stored = run.metrics
     assert set(stored["scores"]) == {"cluster", "linear", "kmeans_features", "kmeans_colors", "linear_features"}
