@@ -29,14 +29,16 @@ BATCH = 16
 
 
 @torch.inference_mode()
-def evaluate(run: Run, split: str = "val") -> dict[str, Any]:
+def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[str, Any]:
     """Scores the run's last step on `split` and writes the run record `metrics.json`, which it returns.
 
     Clusters are matched to classes once over the whole split; labels serve this matching, the scores and the linear
-    probes, nothing else. With `experiment.published`, pixels in extra clusters are left out of every table and the matching
-    is the published one, as `metrics` describes. The record holds under "scores", for each method, accuracy, miou and iou in percent:
-    "cluster" and "linear" (STEGO), each also as "..._crf" where pydensecrf is installed, and the baselines
-    "kmeans_features", "kmeans_colors" and "linear_features" (with labels). Raises StegoError for a split without labels.
+    probes, nothing else. With `experiment.published`, pixels in extra clusters are left out of every table and the
+    matching is the published one, as `metrics` describes. The record holds under "scores", for each method, accuracy,
+    miou and iou in percent: "cluster" and "linear" (STEGO), each also as "..._crf" where pydensecrf is installed, and the
+    baselines "kmeans_features", "kmeans_colors" and "linear_features" (with labels). The baselines need the features of the
+    train split; `baselines=False` leaves them out (for a released checkpoint, say). Raises StegoError for a split
+    without labels, or with another number of classes than the run's.
     """
     experiment, started = run.experiment, time.perf_counter()
     features_root = run.folder.parent / "features"
@@ -52,22 +54,11 @@ def evaluate(run: Run, split: str = "val") -> dict[str, Any]:
     stored = partial(open_store, backbone=run.backbone, root=features_root, published=experiment.published)
     plain = stored(dataset, size=experiment.eval_size)
     mirrored = stored(dataset, size=experiment.eval_size, mirror=True) if experiment.mirror else None
-    training = stored(open_training_set(experiment), size=experiment.train_size)
-    n_classes, n_clusters, published = len(run.classes), len(run.model.cluster_probe.clusters), experiment.published
-
+    published = experiment.published
     tables = _stego_tables(run, plain, mirrored)
-    baselines = {
-        "kmeans_features": _table(
-            plain, mirrored, kmeans_on_features(training, n_clusters, experiment.seed), n_classes, published
-        ),
-        "kmeans_colors": _color_table(
-            plain, kmeans_on_colors(training, n_clusters, experiment.seed), n_classes, published
-        ),
-    }
-    if training.labels is not None:
-        scorer = linear_on_features(training, experiment.seed)
-        baselines["linear_features"] = _table(plain, mirrored, scorer, n_classes, published)
-    tables |= baselines
+    if baselines:
+        training = stored(open_training_set(experiment), size=experiment.train_size)
+        tables |= _baseline_tables(run, training, plain, mirrored)
     matching = match(tables["cluster"])
     record = {
         "experiment": _recorded(experiment),
@@ -133,6 +124,23 @@ def probe_maps(run: Run, code: Tensor, size: tuple[int, int]) -> dict[str, Tenso
         "cluster": run.model.cluster_probe.log_probabilities(code),
         "linear": run.model.linear_probe(code).log_softmax(1),
     }
+
+
+def _baseline_tables(
+    run: Run, training: FeatureStore, plain: FeatureStore, mirrored: FeatureStore | None
+) -> dict[str, Tensor]:
+    """Confusion matrices of the baselines, fitted on the training pictures."""
+    n_classes, n_clusters = len(run.classes), len(run.model.cluster_probe.clusters)
+    seed, published = run.experiment.seed, run.experiment.published
+    features, colors = kmeans_on_features(training, n_clusters, seed), kmeans_on_colors(training, n_clusters, seed)
+    tables = {
+        "kmeans_features": _table(plain, mirrored, features, n_classes, published),
+        "kmeans_colors": _color_table(plain, colors, n_classes, published),
+    }
+    if training.labels is not None:
+        scorer = linear_on_features(training, seed)
+        tables["linear_features"] = _table(plain, mirrored, scorer, n_classes, published)
+    return tables
 
 
 def _table(

@@ -184,8 +184,7 @@ def _load_published(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:
     found = read_published(path)
     experiment = Experiment.from_dict(found.experiment.to_dict() | changes)
     model = build_model(experiment, found.vit.embed_dim, len(found.classes))
-    # The decoder has no part in what a run does after training.
-    model.load_state_dict(found.weights, strict=False)
+    model.load_state_dict(found.weights, strict=False)  # no mean was taken off the features, and no decoder is needed
     # One folder for each set of weights and way of evaluating, so that no matching of another data set is ever used.
     of_values = {key: value for key, value in experiment.to_dict().items() if key not in ("data_root", "backbone")}
     key = fingerprint(*sorted(found.weights.items()), sorted(of_values.items()))

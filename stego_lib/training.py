@@ -64,7 +64,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
 
     Features are computed once and kept in runs_dir/features. With `resume`, the newest unfinished run of the same
     experiment goes on from its last checkpoint, to the same weights as if it had not stopped (on a CPU); a finished one
-    is returned as it is. `experiment.start_from` names a run or released checkpoint to go on from. Raises StegoError (a missing data set, an unknown backbone, ...) before any long work.
+    is returned as it is. `experiment.start_from` names a run or released checkpoint whose head and probes it begins with.
+    Raises StegoError (a missing data set, an unknown backbone, ...) before any long work.
     """
     runs_dir = Path(runs_dir) if runs_dir is not None else runs_root()
     dataset = open_training_set(experiment)

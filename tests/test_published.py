@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import sys
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -350,6 +351,15 @@ def test_it_evaluates_and_then_predicts_classes(ckpt, on_scenes, tmp_path, monke
     with pytest.raises(StegoError, match=r"no metrics\.json"):
         _ = load_run(ckpt, runs_dir=tmp_path, **on_scenes | {"eval_size": 32}).metrics
     assert sorted(path.name for path in ckpt.parent.iterdir()) == ["tiny.ckpt"], "nothing is left beside the checkpoint"
+
+
+def test_without_baselines_no_training_picture_is_needed(ckpt, on_scenes, tmp_path):
+    shutil.copytree(Path(on_scenes["data_root"]) / "scenes", tmp_path / "data" / "scenes")
+    shutil.rmtree(tmp_path / "data" / "scenes" / "imgs" / "train")
+    run = load_run(ckpt, runs_dir=tmp_path / "runs", **on_scenes | {"data_root": str(tmp_path / "data")})
+    assert set(evaluate(run, baselines=False)["scores"]) == {"cluster", "linear"}
+    with pytest.raises(StegoError):
+        evaluate(run)
 
 
 def test_a_data_set_of_other_classes_is_refused(on_scenes, tmp_path):
