@@ -5,6 +5,7 @@ put tensors together or a placeholder that remembers what it was called with and
 """
 
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,6 +93,10 @@ def load_inert(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise StegoError(f"checkpoint {path.resolve()} does not exist")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            if any(name.rpartition("/")[2] == "constants.pkl" for name in file.namelist()):
+                raise StegoError(f"{path} is a TorchScript program, not a checkpoint")  # torch.load would start it
     try:
         stored = torch.load(path, map_location="cpu", pickle_module=_MODULE, weights_only=False)
     except Exception as error:  # torch, zipfile and pickle raise a dozen kinds for a broken file

@@ -71,11 +71,11 @@ def whole() -> dict[str, torch.Tensor]:
 
 
 def write_pth(path: Path, arrays: dict[str, torch.Tensor]) -> str:
-    """The golden ViT as one of DINO's files; what is not kept here is zero."""
+    """The golden ViT as one of DINO's files; what is not kept here is 1, so that block is no other's copy."""
     weights = {key.removeprefix("vit."): value for key, value in arrays.items() if key.startswith("vit.")}
     for name, value in list(weights.items()):
         if name.startswith("blocks.1."):
-            weights.setdefault(name.replace("blocks.1.", "blocks.2."), torch.zeros_like(value))
+            weights.setdefault(name.replace("blocks.1.", "blocks.2."), torch.ones_like(value))
     torch.save(weights, path)
     return str(path)
 

@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 import sys
+import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 from types import ModuleType
@@ -296,6 +297,23 @@ def test_code_in_the_pickle_is_never_run(tmp_path):
     assert all(isinstance(stored[name], Placeholder) for name in attacks if name != "as key")
     pickle.loads(pickle.dumps(attacks["system"]))
     assert marker.exists(), "the attack works where nobody prevents it"
+
+
+def test_other_kinds_of_files_run_no_code_either(tmp_path):
+    """PyTorch's old format, a bare pickle, and a TorchScript program, which torch.load would hand on."""
+    marker = tmp_path / "was here"
+    evil = {"state_dict": tensors(), "evil": Call(os.system, f"touch '{marker}'")}
+    torch.save(evil, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    assert isinstance(load_inert(tmp_path / "old.ckpt")["evil"], Placeholder)
+    (tmp_path / "bare.ckpt").write_bytes(pickle.dumps(Call(os.system, f"touch '{marker}'")))
+    with pytest.raises(StegoError, match=r"bare\.ckpt cannot be read"):
+        load_run(tmp_path / "bare.ckpt")
+    with zipfile.ZipFile(tmp_path / "script.ckpt", "w") as file:
+        for name in ("data.pkl", "constants.pkl", "version"):
+            file.writestr(f"script/{name}", b"")
+    with pytest.raises(StegoError, match=r"script\.ckpt is a TorchScript program"):
+        load_run(tmp_path / "script.ckpt")
+    assert not marker.exists()
 
 
 def test_code_among_the_options_or_tensors_is_never_run(tmp_path):
