@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import timm
 import torch
@@ -9,10 +10,12 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .errors import StegoError, first_line
-from .experiment import did_you_mean
+from .errors import StegoError, brief
+from .experiment import Experiment, did_you_mean
 from .files import fingerprint
 from .paths import PACKAGE
+from .published import read_published
+from .vit import dino_vit, load_pth
 
 EMBEDDED = {path.stem: path for path in sorted((PACKAGE / "weights").glob("*.safetensors"))}
 """Backbones that come with the package."""
@@ -23,27 +26,64 @@ SHORT_NAMES = {
     "dino_vitb16": "vit_base_patch16_224.dino",
 }
 """The names under which DINO's authors published their networks -> timm's names."""
+PUBLISHED_HEADS = 6
+"""Attention heads that the published code assumes when it reads keys."""
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 class Backbone(nn.Module):
     """A frozen ViT. Features are the patch tokens of its last block after the final norm (paper, section 3.1).
 
-    name: an embedded backbone (`EMBEDDED`), a short name (`SHORT_NAMES`), any ViT of timm (weights from its hub), or
-    the path of a .safetensors file whose metadata hold the timm arguments as JSON under "timm".
+    name: an embedded backbone (`EMBEDDED`), a short name (`SHORT_NAMES`), any ViT of timm (weights from its hub), or a
+    file: .safetensors whose metadata hold the timm arguments as JSON under "timm", .pth as DINO's authors publish it, or
+    .ckpt, a released STEGO checkpoint. features: 'feat' (tokens) or 'KK' (keys of the attention, head by head, neither
+    scaled nor normed). block: which block they come from, counted from 0, or from the end: -1 the last, -2 the published
+    n=2; the final norm is applied to tokens of any block. heads: attention heads of a .pth file whose heads are not 64
+    wide. published: read keys as if there were six heads, as the published code does (it scrambles those of a ViT-B).
+    Position embeddings of DINO's networks are resampled as DINO does, those of others as their own timm model does.
     Always in eval mode, without gradients. Raises StegoError when it cannot be had.
     """
 
-    def __init__(self, name: str, *, device: str = "auto", precision: str = "auto"):
+    def __init__(
+        self,
+        name: str,
+        *,
+        features: Literal["feat", "KK"] = "feat",
+        block: int = -1,
+        heads: int | None = None,
+        published: bool = False,
+        device: str = "auto",
+        precision: str = "auto",
+    ):
         super().__init__()
         self.name = name
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self.vit, normalisation = _load(name)
+        self.vit, normalisation = _load(name, heads)
+        depth = len(self.vit.blocks)
+        if not -depth <= block < depth:
+            raise StegoError(
+                f"backbone {name!r} has {depth} blocks: block must be {-depth} to {depth - 1}, not {block}"
+            )
+        self.features, self.block = features, block % depth
+        if features == "KK":
+            self.key_heads = PUBLISHED_HEADS if published else _attention(self).num_heads
+            if self.dim % self.key_heads:
+                raise StegoError(
+                    f"published keys need channels that divide by {self.key_heads}; {name!r} has {self.dim}"
+                )
         self.weights_id = fingerprint(*(item for pair in sorted(self.vit.state_dict().items()) for item in pair))
         for key, values in normalisation.items():
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1))
         self.requires_grad_(False).eval().to(self.device, self.precision)
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "Backbone":
+        """The backbone that an experiment asks for."""
+        return cls(
+            experiment.backbone, features=experiment.features, block=experiment.block, published=experiment.published,
+            device=experiment.device, precision=experiment.precision,
+        )  # fmt: skip
 
     @property
     def dim(self) -> int:
@@ -67,19 +107,40 @@ class Backbone(nn.Module):
             )
         return height // self.patch, width // self.patch
 
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """uint8 or float [0, 1] pictures (B, 3, H, W) -> what the network takes, on its device and in its precision."""
+        pictures = pictures.to(self.device)
+        if pictures.dtype == torch.uint8:
+            pictures = pictures.float() / 255
+        return (pictures.to(self.precision) - self.mean) / self.std
+
     @torch.inference_mode()
     def forward(self, pictures: Tensor) -> Tensor:
         """uint8 or float [0, 1] pictures (B, 3, H, W) -> float32 features (B, C, h, w) on the backbone's device."""
         self.grid(*pictures.shape[-2:])
-        pictures = pictures.to(self.device)
-        if pictures.dtype == torch.uint8:
-            pictures = pictures.float() / 255
-        pictures = (pictures.to(self.precision) - self.mean) / self.std
-        return self.vit.forward_intermediates(pictures, indices=1, norm=True, intermediates_only=True)[-1].float()
+        pictures = self.normalise(pictures)
+        if self.features == "KK":
+            return self._keys(pictures).float()
+        found = self.vit.forward_intermediates(
+            pictures, indices=[self.block], norm=True, intermediates_only=True, stop_early=True
+        )
+        return found[-1].float()
+
+    def _keys(self, pictures: Tensor) -> Tensor:
+        """Keys of the block's attention, (B, C, h, w); channel = head * (C / heads) + channel of the head."""
+        attention, seen = _attention(self), []
+        with attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+            self.vit.forward_intermediates(pictures, indices=[self.block], intermediates_only=True, stop_early=True)
+        keys = _project_keys(attention, seen[0])[:, self.vit.num_prefix_tokens :]
+        batch, grid = len(pictures), self.grid(*pictures.shape[-2:])
+        # The memory order is (B, heads, positions, channels of a head), in which a wrong number of heads mixes positions.
+        by_head = keys.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+        return by_head.reshape(batch, self.key_heads, *grid, -1).movedim(-1, 2).flatten(1, 2)
 
     def fingerprint(self) -> str:
-        """Changes with weights, architecture, normalisation and precision: with anything that changes the features."""
-        return fingerprint(self.weights_id, repr(self.vit), self.mean, self.std, str(self.precision))
+        """Changes with anything that changes the features: weights, architecture, block, normalisation, precision ..."""
+        which = (self.features, self.block, self.key_heads if self.features == "KK" else None)
+        return fingerprint(self.weights_id, repr(self.vit), self.mean, self.std, str(self.precision), which)
 
 
 def choose_device(device: str) -> torch.device:
@@ -90,7 +151,7 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise StegoError(f"device {device!r} cannot be used here ({first_line(error)}); use 'auto' or 'cpu'") from error
+        raise StegoError(f"device {device!r} cannot be used here ({brief(error)}); use 'auto' or 'cpu'") from error
     return chosen
 
 
@@ -102,15 +163,19 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     return getattr(torch, precision)
 
 
-def _load(name: str) -> tuple[nn.Module, dict[str, tuple[float, ...]]]:
+def _load(name: str, heads: int | None) -> tuple[nn.Module, dict[str, tuple[float, ...]]]:
     path = EMBEDDED.get(name, Path(name).expanduser())
     if path.suffix == ".safetensors":
         return _from_file(path), IMAGENET
+    if path.suffix == ".pth":
+        return dino_vit(load_pth(path), str(path), heads), IMAGENET
+    if path.suffix == ".ckpt":
+        return read_published(path).vit, IMAGENET
     timm_name = SHORT_NAMES.get(name, name)
-    if timm_name.split(".")[0] not in timm.list_models():
-        known = [*EMBEDDED, *SHORT_NAMES, *timm.list_models("*vit*", pretrained=True)]
+    if timm_name not in timm.list_models(pretrained="." in timm_name):
+        known = [*EMBEDDED, *SHORT_NAMES, *timm.list_models("*vit*"), *timm.list_models("*vit*", pretrained=True)]
         raise StegoError(
-            f"unknown backbone {name!r}{did_you_mean(name, known)}; give one of {', '.join([*EMBEDDED, *SHORT_NAMES])}, a timm ViT or a .safetensors file"
+            f"unknown backbone {name!r}{did_you_mean(name, known, 3)}; give one of {', '.join([*EMBEDDED, *SHORT_NAMES])}, a timm ViT or a .safetensors, .pth or .ckpt file"
         )
     try:
         vit = timm.create_model(timm_name, pretrained=True, num_classes=0, dynamic_img_size=True)
@@ -118,10 +183,31 @@ def _load(name: str) -> tuple[nn.Module, dict[str, tuple[float, ...]]]:
         raise StegoError(f"backbone {name!r} is not a ViT of timm that takes pictures of any size ({error})") from error
     except Exception as error:  # whatever the hub's client raises when the network, the proxy or the disk fails
         raise StegoError(
-            f"the weights of {timm_name!r} could not be fetched from timm's hub ({first_line(error)}); "
+            f"the weights of {timm_name!r} could not be fetched from timm's hub ({brief(error)}); "
             f"without a network use a .safetensors file or an embedded backbone: {', '.join(EMBEDDED)}"
         ) from error
-    return vit, {key: vit.pretrained_cfg[key] for key in IMAGENET}
+    normalisation = {key: vit.pretrained_cfg[key] for key in IMAGENET}
+    if timm_name.endswith(".dino"):  # timm would resample DINO's position embeddings in a way of its own
+        vit = dino_vit(vit.state_dict(), timm_name, vit.blocks[0].attn.num_heads)
+    return vit, normalisation
+
+
+def _attention(backbone: Backbone) -> nn.Module:
+    """The attention whose keys are the features; StegoError if the block has none of a kind that we know."""
+    attention = getattr(backbone.vit.blocks[backbone.block], "attn", None)
+    if getattr(attention, "qkv", None) is None and getattr(attention, "k_proj", None) is None:
+        raise StegoError(f"the attention of backbone {backbone.name!r} has no keys to read; use features='feat'")
+    return attention
+
+
+def _project_keys(attention: nn.Module, tokens: Tensor) -> Tensor:
+    """Keys of the tokens, (B, N, C) -> (B, N, C), whether timm keeps query, key and value in one matrix or in three."""
+    if getattr(attention, "qkv", None) is None:
+        return attention.k_proj(tokens)
+    bias = getattr(attention, "k_bias", None)
+    if bias is None and attention.qkv.bias is not None:
+        bias = attention.qkv.bias.chunk(3)[1]
+    return F.linear(tokens, attention.qkv.weight.chunk(3)[1], bias)
 
 
 def _from_file(path: Path) -> nn.Module:
@@ -139,7 +225,7 @@ def _from_file(path: Path) -> nn.Module:
             f'{path} lacks {error} in its metadata: "timm" must hold {{"architecture": NAME, ...timm arguments}}'
         ) from error
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
-        raise StegoError(f"{path} is not a backbone that timm can build ({first_line(error)})") from error
+        raise StegoError(f"{path} is not a backbone that timm can build ({brief(error)})") from error
     return vit
 
 

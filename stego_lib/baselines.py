@@ -50,8 +50,8 @@ def linear_on_features(store: FeatureStore, seed: int) -> LinearScorer:
     features, labels = F.normalize(features[known], dim=1).numpy(), labels[known].numpy()
     n_classes = int(store.about["n_classes"])
     weight, bias = torch.zeros(n_classes, features.shape[1]), torch.full((n_classes,), -1e4)
-    if len(set(labels.tolist())) < 2:  # nothing to tell apart
-        bias[labels[:1]] = 0.0
+    if len(np.unique(labels)) == 1:  # nothing to tell apart, and scikit-learn refuses it
+        bias[labels[0]] = 0
         return LinearScorer(weight, bias)
     scale = features.std() + 1e-8
     fitted = LogisticRegression(tol=1e-2, max_iter=500).fit(features / scale, labels)

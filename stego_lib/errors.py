@@ -15,6 +15,6 @@ class DataNotFound(StegoError, FileNotFoundError):
     """A data set is not where it was looked for."""
 
 
-def first_line(error: BaseException) -> str:
-    """Type and first line of an error that came from elsewhere, to be quoted in one of ours."""
+def brief(error: Exception) -> str:
+    """Kind and first line of an error, for a message that tells of it: 'OSError: no route to host'."""
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .errors import StegoError
 from .experiment import Experiment
 from .features import FeatureStore, open_store
 from .files import write_json
-from .metrics import confusion, identity, match, scores
+from .metrics import confusion, identity, match, published_map, scores
 from .notices import notice
 from .progress import progress
 from .run import Run, environment, mean_code
@@ -28,13 +29,16 @@ BATCH = 16
 
 
 @torch.inference_mode()
-def evaluate(run: Run, split: str = "val") -> dict[str, Any]:
+def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[str, Any]:
     """Scores the run's last step on `split` and writes the run record `metrics.json`, which it returns.
 
     Clusters are matched to classes once over the whole split; labels serve this matching, the scores and the linear
-    probes, nothing else. The record holds under "scores", for each method, accuracy, miou and iou in percent:
-    "cluster" and "linear" (STEGO), each also as "..._crf" where pydensecrf is installed, and the baselines
-    "kmeans_features", "kmeans_colors" and "linear_features" (with labels). Raises StegoError for a split without labels.
+    probes, nothing else. With `experiment.published`, pixels in extra clusters are left out of every table and the
+    matching is the published one, as `metrics` describes. The record holds under "scores", for each method, accuracy,
+    miou and iou in percent: "cluster" and "linear" (STEGO), each also as "..._crf" where pydensecrf is installed, and the
+    baselines "kmeans_features", "kmeans_colors" and "linear_features" (with labels). The baselines need the features of the
+    train split; `baselines=False` leaves them out (for a released checkpoint, say). Raises StegoError for a split
+    without labels, or with another number of classes than the run's.
     """
     experiment, started = run.experiment, time.perf_counter()
     features_root = run.folder.parent / "features"
@@ -43,25 +47,18 @@ def evaluate(run: Run, split: str = "val") -> dict[str, Any]:
         raise StegoError(
             f"{dataset.name} {split} has no labels, so there is nothing to score; use run.predict(pictures)"
         )
-    plain = open_store(dataset, run.backbone, experiment.eval_size, features_root)
-    mirrored = (
-        open_store(dataset, run.backbone, experiment.eval_size, features_root, mirror=True)
-        if experiment.mirror
-        else None
-    )
-    training = open_store(open_training_set(experiment), run.backbone, experiment.train_size, features_root)
-    n_classes, n_clusters = len(run.classes), len(run.model.cluster_probe.clusters)
-
+    if len(dataset.classes) != len(run.classes):
+        raise StegoError(
+            f"{dataset.name} has {len(dataset.classes)} classes, this run was trained for {len(run.classes)}; evaluate it on its own data set"
+        )
+    stored = partial(open_store, backbone=run.backbone, root=features_root, published=experiment.published)
+    plain = stored(dataset, size=experiment.eval_size)
+    mirrored = stored(dataset, size=experiment.eval_size, mirror=True) if experiment.mirror else None
+    published = experiment.published
     tables = _stego_tables(run, plain, mirrored)
-    baselines = {
-        "kmeans_features": _table(
-            plain, mirrored, kmeans_on_features(training, n_clusters, experiment.seed), n_classes
-        ),
-        "kmeans_colors": _color_table(plain, kmeans_on_colors(training, n_clusters, experiment.seed), n_classes),
-    }
-    if training.labels is not None:
-        baselines["linear_features"] = _table(plain, mirrored, linear_on_features(training, experiment.seed), n_classes)
-    tables |= baselines
+    if baselines:
+        training = stored(open_training_set(experiment), size=experiment.train_size)
+        tables |= _baseline_tables(run, training, plain, mirrored)
     matching = match(tables["cluster"])
     record = {
         "experiment": _recorded(experiment),
@@ -70,8 +67,8 @@ def evaluate(run: Run, split: str = "val") -> dict[str, Any]:
         "split": split,
         "pictures": len(dataset),
         "classes": list(run.classes.names),
-        "scores": {name: _scores(name, table) for name, table in tables.items()},
-        "matching": matching.tolist(),
+        "scores": {name: _scores(name, table, published) for name, table in tables.items()},
+        "matching": (published_map(matching) if published else matching).tolist(),
         "confusion": tables["cluster"].tolist(),
         "environment": environment(),
         "evaluation_seconds": round(time.perf_counter() - started, 1),
@@ -86,6 +83,8 @@ def _recorded(experiment: Experiment) -> dict[str, Any]:
     del values["data_root"]
     if Path(experiment.backbone).suffix:
         values["backbone"] = Path(experiment.backbone).name
+    if experiment.start_from is not None:
+        values["start_from"] = Path(experiment.start_from).name
     return values
 
 
@@ -97,7 +96,7 @@ def _stego_tables(run: Run, plain: FeatureStore, mirrored: FeatureStore | None) 
             "pydensecrf is not installed: scores are reported without the CRF (to have it: pip install 'stego_lib[crf]')"
         )
         refine = False
-    n_classes = len(run.classes)
+    n_classes, published = len(run.classes), run.experiment.published
     sizes = {"cluster": len(run.model.cluster_probe.clusters), "linear": n_classes}
     tables = {name: torch.zeros(n, n_classes, dtype=torch.int64) for name, n in sizes.items()}
     if refine:
@@ -108,13 +107,13 @@ def _stego_tables(run: Run, plain: FeatureStore, mirrored: FeatureStore | None) 
         code = mean_code(run.model, plain.rows(rows), None if mirrored is None else mirrored.rows(rows))
         maps = probe_maps(run, code, label.shape[1:])
         for name, values in maps.items():
-            tables[name] += confusion(values.argmax(1).cpu(), label, sizes[name], n_classes)
+            tables[name] += confusion(values.argmax(1).cpu(), label, sizes[name], n_classes, published=published)
         if refine:
             for i, picture in enumerate(plain.picture_rows(rows)):
                 image = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
                 for name, values in maps.items():
                     refined = crf.dense_crf(image, values[i]).argmax(0)
-                    tables[f"{name}_crf"] += confusion(refined, label[i], sizes[name], n_classes)
+                    tables[f"{name}_crf"] += confusion(refined, label[i], sizes[name], n_classes, published=published)
     return tables
 
 
@@ -127,7 +126,26 @@ def probe_maps(run: Run, code: Tensor, size: tuple[int, int]) -> dict[str, Tenso
     }
 
 
-def _table(plain: FeatureStore, mirrored: FeatureStore | None, scorer: LinearScorer, n_classes: int) -> Tensor:
+def _baseline_tables(
+    run: Run, training: FeatureStore, plain: FeatureStore, mirrored: FeatureStore | None
+) -> dict[str, Tensor]:
+    """Confusion matrices of the baselines, fitted on the training pictures."""
+    n_classes, n_clusters = len(run.classes), len(run.model.cluster_probe.clusters)
+    seed, published = run.experiment.seed, run.experiment.published
+    features, colors = kmeans_on_features(training, n_clusters, seed), kmeans_on_colors(training, n_clusters, seed)
+    tables = {
+        "kmeans_features": _table(plain, mirrored, features, n_classes, published),
+        "kmeans_colors": _color_table(plain, colors, n_classes, published),
+    }
+    if training.labels is not None:
+        scorer = linear_on_features(training, seed)
+        tables["linear_features"] = _table(plain, mirrored, scorer, n_classes, published)
+    return tables
+
+
+def _table(
+    plain: FeatureStore, mirrored: FeatureStore | None, scorer: LinearScorer, n_classes: int, published: bool
+) -> Tensor:
     """Confusion matrix of a baseline on L2-normalised features, averaged with the mirror image's as STEGO's codes are."""
 
     def maps(rows: Tensor) -> Tensor:
@@ -136,23 +154,28 @@ def _table(plain: FeatureStore, mirrored: FeatureStore | None, scorer: LinearSco
             features = 0.5 * (features + F.normalize(mirrored.rows(rows), dim=1).flip(-1))
         return upsample(scorer(features), plain.labels.shape[1:])
 
-    return _count(plain, maps, len(scorer.bias), n_classes)
+    return _count(plain, maps, len(scorer.bias), n_classes, published)
 
 
-def _color_table(plain: FeatureStore, scorer: LinearScorer, n_classes: int) -> Tensor:
-    return _count(plain, lambda rows: scorer(plain.picture_rows(rows).float() / 255), len(scorer.bias), n_classes)
+def _color_table(plain: FeatureStore, scorer: LinearScorer, n_classes: int, published: bool) -> Tensor:
+    def maps(rows: Tensor) -> Tensor:
+        return scorer(plain.picture_rows(rows).float() / 255)
+
+    return _count(plain, maps, len(scorer.bias), n_classes, published)
 
 
-def _count(plain: FeatureStore, maps: Callable[[Tensor], Tensor], n_pred: int, n_classes: int) -> Tensor:
+def _count(
+    plain: FeatureStore, maps: Callable[[Tensor], Tensor], n_pred: int, n_classes: int, published: bool
+) -> Tensor:
     table = torch.zeros(n_pred, n_classes, dtype=torch.int64)
     for rows in torch.arange(len(plain)).split(BATCH):
-        table += confusion(maps(rows).argmax(1), plain.label_rows(rows), n_pred, n_classes)
+        table += confusion(maps(rows).argmax(1), plain.label_rows(rows), n_pred, n_classes, published=published)
     return table
 
 
-def _scores(method: str, table: Tensor) -> dict[str, Any]:
+def _scores(method: str, table: Tensor, published: bool) -> dict[str, Any]:
     with_labels = method.startswith("linear")
-    return scores(table, identity(table.shape[1]) if with_labels else match(table))
+    return scores(table, identity(table.shape[1]) if with_labels else match(table), published=published)
 
 
 def _without_nan(value: Any) -> Any:

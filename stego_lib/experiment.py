@@ -63,7 +63,11 @@ class Experiment:
     data_root: str = Field(default_factory=lambda: str(paths.data_root()))
     """Folder that holds the data sets' folders."""
     backbone: str = "scenes_vit_tiny8"
-    """Embedded name, timm name or path of a .safetensors file."""
+    """Embedded name, timm name or path of a .safetensors, .pth or .ckpt file."""
+    features: Literal["feat", "KK"] = "feat"
+    """Tokens after the final norm, or keys of the attention."""
+    block: int = -1
+    """Block that the features come from, counted from 0, or from the end: -1 is the last."""
     train_size: Size = 224
     """Size of training pictures in pixels."""
     eval_size: Size = 320
@@ -96,6 +100,16 @@ class Experiment:
     """Clamp the code correspondences at zero."""
     stabilize: bool = False
     """Clamp the code correspondences at 0.8 as well."""
+    rec_weight: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Weight of the reconstruction of the features from the code (published, off there too)."""
+    crf_weight: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Weight of the CRF-inspired loss (published, off there too)."""
+    aug_alignment_weight: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Weight of the alignment with augmented views (published, off there too); the backbone then runs at every step."""
+    published: bool = False
+    """Repeat what the published code does, defects included; book/fidelity.md lists what that changes."""
+    start_from: str | None = None
+    """Run folder or released .ckpt whose head and probes training goes on from; None = fresh weights."""
     points: int = Field(11, ge=1, le=64)
     """Points a side: correspondences are formed between points x points random positions of each picture."""
     neighbors: int = Field(7, ge=1)
@@ -160,10 +174,10 @@ class Experiment:
         return f"{self.dataset}-{Path(self.backbone).stem}-seed{self.seed}"
 
 
-def did_you_mean(name: str, known: list[str]) -> str:
-    """' (did you mean ...?)' when something known is spelt like `name`, else nothing."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+def did_you_mean(name: str, known: list[str], count: int = 1) -> str:
+    """' (did you mean ...?)' with at most `count` known names that are spelt like `name`, nothing if there is none."""
+    near = difflib.get_close_matches(name, known, n=count, cutoff=0.6)
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -66,22 +66,24 @@ def open_store(
     root: str | Path,
     *,
     mirror: bool = False,
+    published: bool = False,
     batch: int = 16,
 ) -> FeatureStore:
     """The store of `dataset` at `size` below `root`; computed now if it is not there yet.
 
-    `mirror` gives the features of the mirrored pictures (labels and pictures are stored as they are). The folder's name
-    is a fingerprint of files, size, backbone weights and precision, so a stale store is never taken for a fresh one.
+    `mirror` gives the features of the mirrored pictures (labels and pictures are stored as they are). `published` brings
+    pictures to their size as the published code does, see `resize_picture`. The folder's name is a fingerprint of files,
+    size, resampling, backbone weights and precision, so a stale store is never taken for a fresh one.
     Raises StegoError when the disk is too small, before computing.
     """
-    key = fingerprint(VERSION, dataset.identity(), size, mirror, backbone.fingerprint())
+    key = fingerprint(VERSION, dataset.identity(), size, mirror, published, backbone.fingerprint())
     folder = Path(root) / f"{dataset.name}-{dataset.split}-{key}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".features.") as temporary:
             unfinished = Path(temporary) / "store"
             unfinished.mkdir()
-            _fill(unfinished, dataset, backbone, size, mirror, batch)
+            _fill(unfinished, dataset, backbone, size, mirror, published, batch)
             try:
                 unfinished.rename(folder)
             except OSError:
@@ -90,7 +92,15 @@ def open_store(
     return FeatureStore(folder)
 
 
-def _fill(folder: Path, dataset: SegmentationDataset, backbone: Backbone, size: Size, mirror: bool, batch: int) -> None:
+def _fill(
+    folder: Path,
+    dataset: SegmentationDataset,
+    backbone: Backbone,
+    size: Size,
+    mirror: bool,
+    published: bool,
+    batch: int,
+) -> None:
     height, width = (size, size) if isinstance(size, int) else size
     count, shape = len(dataset), (backbone.dim, *backbone.grid(height, width))
     with_labels = dataset.has_labels
@@ -114,7 +124,7 @@ def _fill(folder: Path, dataset: SegmentationDataset, backbone: Backbone, size: 
                 raise StegoError(
                     f"{dataset.pictures[row]} is {tuple(picture.shape[1:])}, its label map {dataset.labels[row]} is {tuple(label.shape)} (height, width); they must agree"
                 )
-            pictures[row] = resize_picture(picture, size).numpy()
+            pictures[row] = resize_picture(picture, size, published).numpy()
             if labels is not None:
                 resized = resize_label(label, size)
                 labels[row] = resized.masked_fill(resized < 0, NO_LABEL).numpy()

@@ -107,9 +107,18 @@ def random_coords(batch: int, points: int, generator: torch.Generator) -> Tensor
 def negative_permutation(batch: int, generator: torch.Generator) -> Tensor:
     """A random partner for each picture of a batch, int64 (batch,): never itself, and every picture serves once.
 
-    It is one random cycle through the batch. (The published code repeats some pictures; see the fidelity notes.)
+    It is one random cycle through the batch. (The published code repeats some pictures: `published_permutation`.)
     """
     order = torch.randperm(batch, generator=generator)
     partner = torch.empty_like(order)
     partner[order] = order.roll(1)
     return partner
+
+
+def published_permutation(batch: int, generator: torch.Generator) -> Tensor:
+    """The published code's partners, int64 (batch,): never itself (batch > 1), but some pictures twice and others never.
+
+    A permutation is drawn and its fixed points move on by one, the last to the first, whoever is there already.
+    """
+    order = torch.randperm(batch, generator=generator)
+    return (order + (order == torch.arange(batch))) % batch

@@ -39,6 +39,18 @@ def match(confusion: Counts) -> Tensor:
     return matching
 
 
+def published_map(matching: Counts) -> Tensor:
+    """The published code's `map_clusters`, which is `match`'s result but for a defect: int64 (n_pred,).
+
+    Each cluster without a class gets its -1 one place too late, unless it comes last, and pushes the others off their places.
+    """
+    matching = torch.as_tensor(matching)
+    found = matching[matching >= 0].tolist()
+    for cluster in torch.nonzero(matching < 0).flatten().tolist():
+        found.insert(cluster + (cluster != len(found)), -1)
+    return torch.tensor(found)
+
+
 def identity(n_classes: int) -> Tensor:
     """The matching of a probe that was trained with labels: prediction c is class c."""
     return torch.arange(n_classes)

@@ -41,12 +41,12 @@ class ClusterProbe(nn.Module):
 
     def forward(self, code: Tensor) -> Tensor:
         """Cosine of each code with each cluster: (B, K, h, w) -> (B, n, h, w) in [-1, 1]."""
-        return self.project(F.normalize(code, dim=1))
+        return self.similarity(F.normalize(code, dim=1))
 
-    def project(self, code: Tensor) -> Tensor:
-        """Inner product of each code with each cluster's unit vector, (B, n, h, w): the cosine times the code's length.
+    def similarity(self, code: Tensor) -> Tensor:
+        """Like `forward`, but times the code's length, (B, n, h, w): the largest is the same, and it is linear in the code.
 
-        Linear in the code, so it may be upsampled in place of the code; the largest is the same as the cosine's.
+        So it may be upsampled in place of the code: the same clusters, at the cost of n channels rather than K.
         """
         return torch.einsum("bkhw,nk->bnhw", code, F.normalize(self.clusters, dim=1))
 
@@ -85,7 +85,10 @@ class LinearProbe(nn.Module):
 
 
 class Stego(nn.Module):
-    """Head and probes together, with the mean that is taken off the features (zeros if none is)."""
+    """Head and probes together, with the mean that is taken off the features (zeros if none is).
+
+    With `decoder`, a 1 x 1 convolution that rebuilds the features from the code, for the optional reconstruction loss.
+    """
 
     def __init__(
         self,
@@ -96,11 +99,14 @@ class Stego(nn.Module):
         head: str = "nonlinear",
         dropout: float = 0.1,
         extra_clusters: int = 0,
+        decoder: bool = False,
     ):
         super().__init__()
         self.head = SegmentationHead(in_dim, code_dim, head, dropout)
         self.cluster_probe = ClusterProbe(self.head.code_dim, n_classes + extra_clusters)
         self.linear_probe = LinearProbe(self.head.code_dim, n_classes)
+        if decoder:
+            self.decoder = nn.Conv2d(self.head.code_dim, in_dim, 1)
         self.register_buffer("feature_mean", torch.zeros(1, in_dim, 1, 1))
 
     def centred(self, features: Tensor) -> Tensor:

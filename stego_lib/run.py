@@ -19,9 +19,10 @@ from .datasets.base import open_picture
 from .datasets.transforms import resize_picture
 from .errors import StegoError
 from .experiment import Experiment
-from .files import load_state, read_json, save_state, write_json
+from .files import fingerprint, load_state, read_json, save_state, write_json
 from .model import Stego
 from .paths import runs_root
+from .published import read_published
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -31,7 +32,7 @@ class Run:
 
     folder/experiment.json, classes.json: what was asked. checkpoint.pt: model, optimiser, step. log.csv: one line a
     step. correspondences.json: histograms of what the shifts were set by. metrics.json: the run record that `evaluate`
-    writes. figures/: pictures.
+    writes. figures/: pictures. A released checkpoint has only what evaluating it leaves.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Run:
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen backbone, loaded when first needed."""
-        return Backbone(self.experiment.backbone, device=self.experiment.device, precision=self.experiment.precision)
+        return Backbone.of(self.experiment)
 
     @property
     def log(self) -> pd.DataFrame:
@@ -97,8 +98,9 @@ class Run:
         found = []
         for image in images:
             picture = _as_tensor(image)
-            code = self.code(resize_picture(picture, self._working_size(*picture.shape[1:]))[None])
-            clusters = upsample(self.model.cluster_probe.project(code), picture.shape[1:])[0].argmax(0).cpu()
+            size = self._working_size(*picture.shape[1:])
+            code = self.code(resize_picture(picture, size, self.experiment.published)[None])
+            clusters = upsample(self.model.cluster_probe.similarity(code), picture.shape[1:])[0].argmax(0).cpu()
             labels = clusters if matching is None else matching[clusters]
             found.append(labels.to(torch.uint8).numpy())  # -1 becomes 255
         return found
@@ -141,16 +143,33 @@ def build_model(experiment: Experiment, in_dim: int, n_classes: int) -> Stego:
             head=experiment.head,
             dropout=experiment.dropout,
             extra_clusters=experiment.extra_clusters,
+            decoder=experiment.rec_weight > 0,
         )
 
 
-def load_run(path: str | Path) -> Run:
-    """Opens a run folder. Raises StegoError that names what is missing or broken."""
+EVALUATION_KEYS = ("dataset", "data_root", "eval_size", "mirror", "crf", "published", "device", "precision")
+"""Fields of the experiment that may be changed when a run is opened: all that does not touch what was trained."""
+
+
+def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes: Any) -> Run:
+    """Opens a run folder, or a checkpoint that STEGO's authors released (a .ckpt file, see `published`).
+
+    changes: values of the experiment for evaluation, such as data_root; `EVALUATION_KEYS` are possible. What is
+    evaluated of a .ckpt goes into a folder of its own below `runs_dir`. Raises StegoError that names what is missing
+    or broken.
+    """
+    unknown = [key for key in changes if key not in EVALUATION_KEYS]
+    if unknown:
+        raise StegoError(
+            f"load_run cannot change {', '.join(unknown)}: the run was trained with it; it can change {', '.join(EVALUATION_KEYS)}"
+        )
+    if Path(path).suffix == ".ckpt":
+        return _load_published(Path(path).expanduser(), Path(runs_dir) if runs_dir else runs_root(), changes)
     folder = Path(path)
     missing = [name for name in ("experiment.json", "classes.json", "checkpoint.pt") if not (folder / name).exists()]
     if missing:
         raise StegoError(f"{folder.resolve()} is not a run with a checkpoint: {', '.join(missing)} missing")
-    experiment = Experiment.from_dict(read_json(folder / "experiment.json"))
+    experiment = Experiment.from_dict(read_json(folder / "experiment.json") | changes)
     stored = read_json(folder / "classes.json")
     classes = Classes(tuple(stored["names"]), tuple(map(tuple, stored["colors"])))
     state = load_state(folder / "checkpoint.pt")
@@ -168,6 +187,19 @@ def newest_run(runs_dir: str | Path | None = None) -> Path:
     if not found:
         raise StegoError(f"{runs_dir} holds no run; train one first (make train), or name a run folder")
     return found[-1].parent
+
+
+def _load_published(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:
+    found = read_published(path)
+    experiment = Experiment.from_dict(found.experiment.to_dict() | changes)
+    model = build_model(experiment, found.vit.embed_dim, len(found.classes))
+    model.load_state_dict(found.weights, strict=False)  # no mean was taken off the features, and no decoder is needed
+    # One folder for each set of weights and way of evaluating, so that no matching of another data set is ever used.
+    of_values = {key: value for key, value in experiment.to_dict().items() if key not in ("data_root", "backbone")}
+    key = fingerprint(*sorted(found.weights.items()), sorted(of_values.items()))
+    run = Run(runs_dir / f"{path.stem}-{experiment.dataset}-{key[:8]}", experiment, found.classes, model.eval())
+    run.step, run.shifts = found.step, experiment.shifts
+    return run
 
 
 def environment() -> dict[str, str]:
@@ -189,7 +221,7 @@ def _as_tensor(image: Picture) -> Tensor:
     if isinstance(image, Image.Image):
         image = np.array(image.convert("RGB"))
     if isinstance(image, np.ndarray):
-        image = torch.from_numpy(image.copy()).movedim(-1, 0)
+        image = torch.from_numpy(np.array(image, order="C")).movedim(-1, 0)  # a copy, for views and read-only arrays
     if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
         raise StegoError(
             f"a picture must be uint8 with three channels, not {image.dtype} of shape {tuple(image.shape)}"

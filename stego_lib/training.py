@@ -2,7 +2,7 @@
 
 import csv
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,12 +20,15 @@ from .errors import StegoError
 from .experiment import Experiment
 from .features import FeatureStore, open_store
 from .files import atomic, load_state, read_json, write_json
-from .loss import negative_permutation, random_coords, stego_loss
+from .loss import negative_permutation, published_permutation, random_coords, stego_loss
+from .losses_extra import CRF_POINTS, CRF_SIDE, alignment_loss, picture_crf_loss, random_pixels, reconstruction_loss
 from .model import Stego
 from .neighbors import nearest_neighbors
+from .notices import notice
 from .paths import runs_root
 from .progress import progress
-from .run import Run, build_model, start_run
+from .run import Run, build_model, load_run, start_run
+from .views import augmented_views
 
 SAVE_EVERY = 200
 """Steps between checkpoints."""
@@ -47,6 +50,14 @@ class Batch:
     """int64 (negatives, B) random partners."""
     label: Tensor | None
     """int64 (B, H, W), for the linear probe alone."""
+    pictures: Tensor | None = None
+    """(B, 3, H, W) normalised colours, for the CRF-inspired loss alone."""
+    crf_points: Tensor | None = None
+    """int64 (2, n), see `losses_extra.picture_crf_loss`."""
+    feats_view: Tensor | None = None
+    """(B, C, h, w) features of an augmented view of each picture, for the augmentation alignment alone."""
+    view_coords: Tensor | None = None
+    """(B, h, w, 2) where the view's cells lie in the picture."""
 
 
 def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume: bool = False) -> Run:
@@ -54,7 +65,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
 
     Features are computed once and kept in runs_dir/features. With `resume`, the newest unfinished run of the same
     experiment goes on from its last checkpoint, to the same weights as if it had not stopped (on a CPU); a finished one
-    is returned as it is. Raises StegoError (a missing data set, an unknown backbone, ...) before any long work.
+    is returned as it is. `experiment.start_from` names a run or released checkpoint whose head and probes it begins with.
+    Raises StegoError (a missing data set, an unknown backbone, ...) before any long work.
     """
     runs_dir = Path(runs_dir) if runs_dir is not None else runs_root()
     dataset = open_training_set(experiment)
@@ -62,17 +74,19 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
         raise StegoError(
             f"{dataset.name} has {len(dataset)} training pictures: too few for batch_size {experiment.batch_size} and {experiment.neighbors} neighbours"
         )
-    backbone = Backbone(experiment.backbone, device=experiment.device, precision=experiment.precision)
+    backbone = Backbone.of(experiment)
     for size in (experiment.train_size, experiment.eval_size):
-        backbone.grid(*((size, size) if isinstance(size, int) else size))
-    store = open_store(dataset, backbone, experiment.train_size, runs_dir / "features")
+        backbone.grid(*(size if isinstance(size, tuple) else (size, size)))
+    store = open_store(dataset, backbone, experiment.train_size, runs_dir / "features", published=experiment.published)
     model = build_model(experiment, backbone.dim, len(dataset.classes)).to(backbone.device)
     optimiser = make_optimiser(model, experiment)
     folder = find_unfinished(runs_dir, experiment) if resume else None
     run = Run(folder or new_folder(runs_dir, experiment), experiment, dataset.classes, model, backbone)
     if experiment.subtract_mean:
         model.feature_mean.copy_(store.mean.view(1, -1, 1, 1))
-    neighbors = nearest_neighbors(store.pooled - model.feature_mean.flatten().cpu(), experiment.neighbors)
+    if experiment.start_from is not None:
+        take_over(model, load_run(experiment.start_from))
+    neighbors = find_neighbors(store, model, experiment)
     if folder is None:
         measured = measure_correspondences(store, neighbors, model.feature_mean.cpu(), experiment)
         run.shifts = resolve_shifts(experiment, measured)
@@ -83,10 +97,10 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         run.step, run.shifts = state["step"], tuple(state["shifts"])
-    with open_log(run.folder / "log.csv", run.step) as (file, log):
+    with open_log(run.folder / "log.csv", run.step, optional_terms(experiment)) as (file, log):
         bar = progress(range(run.step, experiment.steps), "training", initial=run.step, total=experiment.steps)
         for step in bar:
-            batch = draw_batch(store, neighbors, model, experiment, step)
+            batch = draw_batch(store, neighbors, model, experiment, step, backbone)
             values = train_step(model, optimiser, batch, experiment, run.shifts)
             log(step, values)
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
@@ -110,15 +124,27 @@ def train_step(
     """One update of head and probes by one backward pass; the probes see the code without its gradient.
 
     Returns the values of this step, before its update: loss (the sum), loss_{self,knn,rand,linear,cluster} and mean
-    code correspondences code_{self,knn,rand}.
+    code correspondences code_{self,knn,rand}; loss_{rec,crf,aug} where these terms have a weight.
     """
     model.train()
-    code, code_knn = model.head(batch.feats), model.head(batch.feats_knn)
+    feats, feats_knn = batch.feats, batch.feats_knn
+    code, code_knn = model.head(feats), model.head(feats_knn)
+    if experiment.published:  # the target passes through dropout too, by a third mask
+        feats, feats_knn = model.head.dropout(feats), model.head.dropout(feats_knn)
     total, values = stego_loss(
-        batch.feats, batch.feats_knn, code, code_knn, batch.coords1, batch.coords2, batch.permutations,
+        feats, feats_knn, code, code_knn, batch.coords1, batch.coords2, batch.permutations,
         experiment.weights, shifts,
         centering=experiment.centering, zero_clamp=experiment.zero_clamp, stabilize=experiment.stabilize,
     )  # fmt: skip
+    if experiment.rec_weight:
+        values["loss_rec"] = reconstruction_loss(feats, model.decoder(code))
+    if experiment.crf_weight:
+        values["loss_crf"] = picture_crf_loss(batch.pictures, code, batch.crf_points)
+    if experiment.aug_alignment_weight:
+        code_view = model.head(batch.feats_view)
+        values["loss_aug"] = alignment_loss(code, code_view, batch.view_coords, published=experiment.published)
+    for name, weight in optional_terms(experiment).items():
+        total = total + weight * values[name]
     cluster = model.cluster_probe.loss(code.detach())
     total = total + cluster
     values["loss_cluster"] = cluster
@@ -146,10 +172,26 @@ def refit_clusters(model: Stego, store: FeatureStore, seed: int) -> None:
     clusters.copy_(kmeans(torch.cat(codes), len(clusters), seed))
 
 
-def draw_batch(store: FeatureStore, neighbors: Tensor, model: Stego, experiment: Experiment, step: int) -> Batch:
+def optional_terms(experiment: Experiment) -> dict[str, float]:
+    """Weights of the optional terms that are on, by the name of their loss."""
+    weights = dict(
+        loss_rec=experiment.rec_weight, loss_crf=experiment.crf_weight, loss_aug=experiment.aug_alignment_weight
+    )
+    return {name: weight for name, weight in weights.items() if weight}
+
+
+def draw_batch(
+    store: FeatureStore,
+    neighbors: Tensor,
+    model: Stego,
+    experiment: Experiment,
+    step: int,
+    backbone: Backbone | None = None,
+) -> Batch:
     """The batch of step number `step`. It depends on nothing but seed and step, so a resumed run sees the same ones.
 
-    Each epoch goes through the pictures once in a random order; what is left over at its end is dropped.
+    Each epoch goes through the pictures once in a random order; what is left over at its end is dropped. The backbone is
+    needed where pictures are: for the CRF-inspired loss (its normalisation) and the augmentation alignment (its features).
     """
     device = model.feature_mean.device
     size, seed = experiment.batch_size, experiment.seed
@@ -160,23 +202,58 @@ def draw_batch(store: FeatureStore, neighbors: Tensor, model: Stego, experiment:
     generator = seeded(seed, "step", step)
     torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # dropout draws from the global generator
     partners = neighbors[rows, torch.randint(neighbors.shape[1], (size,), generator=generator)]
-    return Batch(
+    partner_of = published_permutation if experiment.published else negative_permutation
+    batch = Batch(
         feats=model.centred(store.rows(rows).to(device)),
         feats_knn=model.centred(store.rows(partners).to(device)),
         coords1=random_coords(size, experiment.points, generator).to(device),
         coords2=random_coords(size, experiment.points, generator).to(device),
-        permutations=torch.stack([negative_permutation(size, generator) for _ in range(experiment.negatives)]).to(
-            device
-        ),
+        permutations=torch.stack([partner_of(size, generator) for _ in range(experiment.negatives)]).to(device),
         label=None if store.labels is None else store.label_rows(rows).to(device),
     )
+    if experiment.crf_weight:
+        batch.pictures = backbone.normalise(store.picture_rows(rows)).float()
+        batch.crf_points = random_pixels(CRF_POINTS, CRF_SIDE, generator).to(device)
+    if experiment.aug_alignment_weight:
+        views, coords = augmented_views(store.picture_rows(rows), batch.feats.shape[-2:])
+        batch.feats_view, batch.view_coords = model.centred(backbone(views)), coords.to(device)
+    return batch
+
+
+def find_neighbors(store: FeatureStore, model: Stego, experiment: Experiment) -> Tensor:
+    """int64 (N, k): the neighbours of each training picture by its mean feature, the data set's mean taken off if so set."""
+    pooled = store.pooled - model.feature_mean.flatten().cpu()
+    if experiment.published:  # the featuriser is not in eval mode, so channels of each picture's mean feature drop out
+        with torch.random.fork_rng():
+            torch.manual_seed(experiment.seed)
+            pooled = F.dropout(pooled, experiment.dropout)
+    return nearest_neighbors(pooled, experiment.neighbors)
+
+
+def take_over(model: Stego, source: Run) -> None:
+    """Copies head, feature mean and probes of a run into `model`; probes for another number of classes begin anew.
+
+    Raises StegoError where the head does not fit.
+    """
+    theirs, ours = source.model.state_dict(), model.state_dict()
+    fitting = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
+    wrong = [name for name in ours if name.startswith(("head.", "feature_mean")) and name not in fitting]
+    if wrong or source.model.head.kind != model.head.kind:
+        raise StegoError(
+            f"start_from {source!r}: its head is of another kind or size than this experiment's; take backbone, features, head and code_dim from its experiment"
+        )
+    anew = [name for name in ours if "probe" in name and name not in fitting]
+    if anew:
+        notice(f"start_from: {', '.join(anew)} begin anew, for another number of classes or clusters")
+    model.load_state_dict(fitting, strict=False)
 
 
 def make_optimiser(model: Stego, experiment: Experiment) -> torch.optim.Adam:
-    """Adam with one learning rate for the head and one for the probes."""
+    """Adam with one learning rate for the head (and the decoder, if there is one) and one for the probes."""
     probes = [*model.cluster_probe.parameters(), *model.linear_probe.parameters()]
+    head = [*model.head.parameters(), *(model.decoder.parameters() if experiment.rec_weight else ())]
     groups = [
-        dict(params=list(model.head.parameters()), lr=experiment.lr_head),
+        dict(params=head, lr=experiment.lr_head),
         dict(params=probes, lr=experiment.lr_probes),
     ]
     return torch.optim.Adam([group for group in groups if group["params"]])
@@ -206,13 +283,19 @@ def new_folder(runs_dir: Path, experiment: Experiment) -> Path:
 def find_unfinished(runs_dir: Path, experiment: Experiment) -> Path | None:
     """The newest run of exactly this experiment that has a checkpoint, or None."""
     for path in sorted(runs_dir.glob("*/experiment.json"), reverse=True):
-        if read_json(path) == experiment.to_dict() and (path.parent / "checkpoint.pt").exists():
+        if (
+            Experiment().to_dict() | read_json(path) == experiment.to_dict()
+            and (path.parent / "checkpoint.pt").exists()
+        ):
             return path.parent
     return None
 
 
 class open_log:
-    """Opens log.csv to add lines after those of the steps before `first`; lines of later steps are dropped."""
+    """Opens log.csv to add lines after those of the steps before `first`; lines of later steps are dropped.
+
+    optional: columns beyond those of every run.
+    """
 
     FIELDS = (
         "step",
@@ -227,17 +310,17 @@ class open_log:
         "code_rand",
     )
 
-    def __init__(self, path: Path, first: int):
-        kept = []
+    def __init__(self, path: Path, first: int, optional: Iterable[str] = ()):
+        names, kept = [*self.FIELDS, *optional], []
         if path.exists():
             with open(path, newline="") as old:
                 kept = [row for row in csv.DictReader(old) if row["step"].isdigit() and int(row["step"]) < first]
         with atomic(path) as temporary, open(temporary, "w", newline="") as new:
-            writer = csv.DictWriter(new, self.FIELDS)
+            writer = csv.DictWriter(new, names)
             writer.writeheader()
             writer.writerows(kept)
         self.file = open(path, "a", newline="")
-        self.writer = csv.DictWriter(self.file, self.FIELDS)
+        self.writer = csv.DictWriter(self.file, names)
 
     def __enter__(self) -> Iterator[Any]:
         return self.file, lambda step, values: self.writer.writerow({"step": step} | values)

@@ -1,11 +1,16 @@
-"""The segmentation head against the published code's numbers."""
+"""Segmentation head and backbone against the published code's numbers."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from common import golden_tensors
+from common import SHARED, golden_tensors
 from torch.testing import assert_close
 
+from stego_lib import Backbone
 from stego_lib.model import SegmentationHead
+from stego_lib.vit import resample_positions
 
 G = golden_tensors("head")
 # The published names of the layers -> ours.
@@ -45,3 +50,96 @@ def test_dropout_drops_whole_channels_of_the_branches_while_training_alone():
     dropped = made.dropout(torch.ones(2, 96, 7, 9)).flatten(2)
     assert ((dropped == 0).all(2) | (dropped == 2).all(2)).all(), "a channel goes as a whole, the others are scaled up"
     assert (dropped == 0).any() and (dropped == 2).any()
+
+
+# ---------------------------------------------------------------------------------------------- the backbone
+
+CLOSE = dict(rtol=0, atol=2e-5)
+LEFT_OUT = ("blocks.2.attn.proj.", "blocks.2.norm2.", "blocks.2.mlp.")
+"""Not kept in this project, to save space. Keys of the last block come before them."""
+SIZES = ["64x64", "64x96", "96x64", "224x224"]
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, torch.Tensor]:
+    """All golden arrays of the head, from the folder beside the project."""
+    path = SHARED / "golden" / "head.npz"
+    if not path.is_file():
+        pytest.skip("shared/golden/head.npz is not beside the project")
+    with np.load(path) as file:
+        return {key: torch.from_numpy(np.asarray(file[key])) for key in file.files}
+
+
+def write_pth(path: Path, arrays: dict[str, torch.Tensor]) -> str:
+    """The golden ViT as one of DINO's files; what is not kept here is 1, so that block is no other's copy."""
+    weights = {key.removeprefix("vit."): value for key, value in arrays.items() if key.startswith("vit.")}
+    for name, value in list(weights.items()):
+        if name.startswith("blocks.1."):
+            weights.setdefault(name.replace("blocks.1.", "blocks.2."), torch.ones_like(value))
+    torch.save(weights, path)
+    return str(path)
+
+
+def features(path: str, arrays: dict[str, torch.Tensor], size: str, **options) -> torch.Tensor:
+    """Features of the golden pictures, which are normalised already, by the project's backbone."""
+    backbone = Backbone(path, heads=6, device="cpu", precision="float32", **options)
+    backbone.mean.zero_(), backbone.std.fill_(1)
+    pictures = arrays[f"img_{size}"]
+    return backbone(pictures.repeat_interleave(4, 2).repeat_interleave(4, 3) if size == "224x224" else pictures)
+
+
+@pytest.fixture(scope="module")
+def kept_pth(tmp_path_factory) -> str:
+    return write_pth(tmp_path_factory.mktemp("kept") / "dino.pth", G)
+
+
+@pytest.fixture(scope="module")
+def whole_pth(tmp_path_factory, whole) -> str:
+    return write_pth(tmp_path_factory.mktemp("whole") / "dino.pth", whole)
+
+
+def test_the_last_block_is_the_one_that_is_cut_short():
+    assert all(not name.startswith(tuple(f"vit.{part}" for part in LEFT_OUT)) for name in G)
+
+
+def test_features_of_the_second_last_block_equal_the_published_ones(kept_pth):
+    assert_close(features(kept_pth, G, "64x64", block=-2), G["feat_feats_64x64_n2"], **CLOSE)
+    assert_close(features(kept_pth, G, "64x64", block=1), G["feat_feats_64x64_n2"], **CLOSE)
+
+
+@torch.inference_mode()
+def test_keys_of_the_last_block_and_their_codes_equal_the_published_ones(kept_pth):
+    found = features(kept_pth, G, "64x64", features="KK")
+    assert_close(found, G["KK_feats_64x64"], **CLOSE)
+    assert_close(head("nonlinear")(found), G["KK_code_64x64"], **CLOSE)
+
+
+def test_position_embeddings_are_resampled_as_published_here_too():
+    assert_close(resample_positions(G["vit.pos_embed"], 8, 12), G["posenc_64x96"], **CLOSE)
+    assert torch.equal(resample_positions(G["vit.pos_embed"], 28, 28), G["vit.pos_embed"]), "its own grid is left alone"
+
+
+@pytest.mark.parametrize("size", SIZES[:3])
+def test_position_embeddings_of_every_size(whole, size):
+    height, width = (int(side) // 8 for side in size.split("x"))
+    assert_close(resample_positions(whole["vit.pos_embed"], height, width), whole[f"posenc_{size}"], **CLOSE)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["feat", "KK"])
+@torch.inference_mode()
+def test_features_and_codes_of_every_size(whole, whole_pth, kind, size):
+    found = features(whole_pth, whole, size, features=kind)
+    if size == "224x224":
+        assert_close(found[:, :, ::4, ::4], whole[f"{kind}_feats_224x224_every4th"], **CLOSE)
+    else:
+        assert_close(found, whole[f"{kind}_feats_{size}"], **CLOSE)
+    assert_close(head("nonlinear")(found), whole[f"{kind}_code_{size}"], **CLOSE)
+
+
+@torch.inference_mode()
+def test_the_linear_branch_alone_and_the_class_token(whole, whole_pth):
+    found = features(whole_pth, whole, "64x64")
+    assert_close(head("linear")(found), whole["feat_code_64x64_projection_linear"], **CLOSE)
+    vit = Backbone(whole_pth, heads=6, device="cpu", precision="float32").vit
+    assert_close(vit.forward_features(whole["img_64x64"])[:, 0], whole["cls_feat_64x64"], **CLOSE)

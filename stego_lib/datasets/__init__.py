@@ -1,6 +1,7 @@
 """Data sets: `open_dataset` is the way in."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ..errors import StegoError
@@ -8,16 +9,31 @@ from ..experiment import did_you_mean
 from .base import IGNORED, Classes, SegmentationDataset
 from .camvid import open_camvid
 from .cityscapes import open_cityscapes
-from .crops import FiveCrop
+from .cocostuff import open_cocostuff
+from .crops import FiveCrop, RandomCrop, write_crops
 from .folder import open_folder
+from .potsdam import open_potsdam3
 from .scenes import open_scenes
 
-__all__ = ["DATASETS", "IGNORED", "Classes", "FiveCrop", "SegmentationDataset", "open_dataset"]
+__all__ = [
+    "DATASETS",
+    "IGNORED",
+    "Classes",
+    "FiveCrop",
+    "RandomCrop",
+    "SegmentationDataset",
+    "open_dataset",
+    "write_crops",
+]
 
 DATASETS: dict[str, Callable[[str | Path, str], SegmentationDataset]] = {
     "scenes": open_scenes,
     "camvid": open_camvid,
     "cityscapes": open_cityscapes,
+    "cocostuff27": partial(open_cocostuff, "cocostuff27"),
+    "cocostuff15": partial(open_cocostuff, "cocostuff15"),
+    "cocostuff3": partial(open_cocostuff, "cocostuff3"),
+    "potsdam3": open_potsdam3,
     "folder": open_folder,
 }
 """Name -> function that opens a split below a root folder."""

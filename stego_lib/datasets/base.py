@@ -67,16 +67,20 @@ class SegmentationDataset(Sequence):
         path = self.labels[index]
         if path is None:
             return None
-        try:
-            with Image.open(path) as file:
-                stored = np.array(file)
-        except OSError as error:
-            raise StegoError(f"label map {path} cannot be read ({error}); replace the file") from error
+        stored = self.read_label(path)
         if stored.ndim != 2:
             raise StegoError(
-                f"label map {path} has {stored.ndim} axes (mode {file.mode}); it must hold one class id a pixel (8-bit grey or palette PNG)"
+                f"label map {path} has shape {stored.shape}; it must hold one class id a pixel (8-bit grey or palette PNG)"
             )
         return torch.from_numpy(self.decode(stored.astype(np.int64)))
+
+    def read_label(self, path: Path) -> np.ndarray:
+        """The ids as stored, (H, W), of a label map file; StegoError names a file that is broken."""
+        try:
+            with Image.open(path) as file:
+                return np.array(file)
+        except OSError as error:
+            raise StegoError(f"label map {path} cannot be read ({error}); replace the file") from error
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
         """Turns ids as stored, int64 (H, W), into ids into `classes` and `IGNORED`. As they are, unless a data set says otherwise."""
@@ -115,15 +119,17 @@ def pair_by_stem(pictures: list[Path], labels: Path, suffix: str = ".png") -> li
     return found
 
 
-def find_folder(root: str | Path, names: tuple[str, ...], needs: str, layout: str, source: str) -> Path:
-    """The data set's folder: the first of root/NAME, or root itself, in which `needs` exists.
+def find_folder(
+    root: str | Path, names: tuple[str, ...], needs: str | tuple[str, ...], layout: str, source: str
+) -> Path:
+    """The data set's folder: the first of root/NAME, or root itself, in which `needs` (or one of several) exists.
 
     Raises DataNotFound that says where it looked, which files belong there (`layout`) and where they come from (`source`).
     """
     root = Path(root).expanduser()
     candidates = [*(root / name for name in names), root]
     for folder in candidates:
-        if (folder / needs).exists():
+        if any((folder / need).exists() for need in ((needs,) if isinstance(needs, str) else needs)):
             return folder
     raise DataNotFound(
         f"{names[0]} was not found in {candidates[0].resolve()}\n"

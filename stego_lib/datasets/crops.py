@@ -1,39 +1,125 @@
-"""Five-crop: four corners and the centre of each picture become pictures of their own (paper, section 3.4)."""
+"""Crops: each picture is replaced by five pieces of it, which become pictures of their own (paper, section 3.4).
 
+Pieces are cut when they are asked for, from a picture in any format; training asks once, because the features are
+stored. `write_crops` writes them as the published code does.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torchvision.transforms.functional as TF
+from PIL import Image
 from torch import Tensor
 
+from ..errors import StegoError
+from ..files import atomic
+from ..progress import progress
 from .base import SegmentationDataset
 
 RATIO = 0.5
 """Height and width of a crop, as a part of the picture's."""
+COUNT = 5
+"""Crops a picture."""
+Box = tuple[int, int, int, int]
+"""top, left, height, width in pixels."""
 
 
-class FiveCrop(SegmentationDataset):
-    """`dataset` with each picture replaced by five crops: top left, top right, bottom left, bottom right, centre."""
+class Crops(SegmentationDataset):
+    """`dataset` with each picture replaced by `COUNT` pieces: crop c of picture i is number 5 i + c.
+
+    Names, label maps and classes are kept (`names[5 * i + c]` is the picture's name and "-KINDc"). Not used itself: see
+    `FiveCrop` and `RandomCrop`.
+    """
+
+    kind = "crop"
 
     def __init__(self, dataset: SegmentationDataset, ratio: float = RATIO):
+        if not 0 < ratio <= 1:
+            raise StegoError(f"a crop's ratio is above 0 and at most 1, not {ratio}")
         self.whole, self.ratio = dataset, ratio
-        pictures, labels = ([path for path in paths for _ in range(5)] for paths in (dataset.pictures, dataset.labels))
+        pictures, labels = (
+            [path for path in paths for _ in range(COUNT)] for paths in (dataset.pictures, dataset.labels)
+        )
         super().__init__(dataset.name, dataset.split, dataset.classes, pictures, labels)
-        self.names = [f"{name}-crop{i}" for name in dataset.names for i in range(5)]
+        self.names = [f"{name}-{self.kind}{i}" for name in dataset.names for i in range(COUNT)]
+
+    @property
+    def has_labels(self) -> bool:
+        return self.whole.has_labels
 
     def picture(self, index: int) -> Tensor:
-        return self._cut(self.whole.picture(index // 5), index % 5)
+        return self._cut(self.whole.picture(index // COUNT), index)
 
     def label(self, index: int) -> Tensor | None:
-        label = self.whole.label(index // 5)
-        return None if label is None else self._cut(label, index % 5)
+        label = self.whole.label(index // COUNT)
+        return None if label is None else self._cut(label, index)
+
+    def boxes(self, index: int, height: int, width: int) -> list[Box]:
+        """Where picture `index` of this height and width is cut."""
+        raise NotImplementedError
+
+    def _cut(self, image: Tensor, index: int) -> Tensor:
+        picture, which = divmod(index, COUNT)
+        top, left, height, width = self.boxes(picture, *image.shape[-2:])[which]
+        return image[..., top : top + height, left : left + width]
+
+
+class FiveCrop(Crops):
+    """The four corners and the centre: top left, top right, bottom left, bottom right, centre."""
+
+    def boxes(self, index: int, height: int, width: int) -> list[Box]:
+        return five_boxes(height, width, self.ratio)
 
     def identity(self) -> list:
         return [*self.whole.identity(), "five-crop", self.ratio]
 
-    def _cut(self, image: Tensor, which: int) -> Tensor:
-        top, left, height, width = five_boxes(*image.shape[-2:], self.ratio)[which]
-        return image[..., top : top + height, left : left + width]
+
+class RandomCrop(Crops):
+    """Five pieces at random places, the same ones for the same seed.
+
+    The published code (its other crop type) draws its places from Python's hash of tuples, which changed with
+    Python 3.8, so its places cannot be had again; number and size of the crops are its.
+    """
+
+    kind = "random"
+
+    def __init__(self, dataset: SegmentationDataset, ratio: float = RATIO, seed: int = 0):
+        super().__init__(dataset, ratio)
+        self.seed = seed
+
+    def boxes(self, index: int, height: int, width: int) -> list[Box]:
+        h, w = int(self.ratio * height), int(self.ratio * width)
+        places = np.random.default_rng([self.seed, index]).integers(0, (height - h + 1, width - w + 1), (COUNT, 2))
+        return [(top, left, h, w) for top, left in places.tolist()]
+
+    def identity(self) -> list:
+        return [*self.whole.identity(), "random-crop", self.ratio, self.seed]
 
 
-def five_boxes(height: int, width: int, ratio: float = RATIO) -> list[tuple[int, int, int, int]]:
+def five_boxes(height: int, width: int, ratio: float = RATIO) -> list[Box]:
     """(top, left, height, width) in pixels of the five crops of a picture, in the order of `FiveCrop`."""
     h, w = int(ratio * height), int(ratio * width)
     corners = [(top, left, h, w) for top in (0, height - h) for left in (0, width - w)]
     return [*corners, (round((height - h) / 2), round((width - w) / 2), h, w)]
+
+
+def write_crops(dataset: Crops, folder: str | Path) -> None:
+    """Writes every crop below `folder` in the published layout, for use outside this project; files there are kept.
+
+    img/SPLIT/N.jpg and, with labels, label/SPLIT/N.png with N = 5 * picture + crop; a label map holds class + 1, and 0
+    where ignored. names-SPLIT.txt tells which picture a number came from, one name a line.
+    """
+    if len(dataset.classes) > 255:
+        raise StegoError(f"{dataset.name} has {len(dataset.classes)} classes; the layout holds 255 at most")
+    folder = Path(folder).expanduser()
+    for number in progress(range(len(dataset)), f"crops of {dataset.name} {dataset.split}"):
+        picture = folder / "img" / dataset.split / f"{number}.jpg"
+        if not picture.exists():
+            with atomic(picture) as temporary:
+                TF.to_pil_image(dataset.picture(number)).save(temporary)
+        label = folder / "label" / dataset.split / f"{number}.png"
+        if dataset.has_labels and not label.exists():
+            with atomic(label) as temporary:
+                Image.fromarray((dataset.label(number) + 1).numpy().astype(np.uint8)).save(temporary)
+    with atomic(folder / f"names-{dataset.split}.txt") as temporary:
+        temporary.write_text("\n".join(dataset.names) + "\n")

@@ -1,6 +1,7 @@
 """Your own pictures: a folder with imgs/{train,val} and, if you have them, labels/{train,val} and classes.json."""
 
 import colorsys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +12,37 @@ from .base import Classes, SegmentationDataset, check_split, find_folder, list_p
 
 LAYOUT = (
     "imgs/train/*.jpg and imgs/val/*.jpg (or .png, ...); for scores also labels/train/*.png and labels/val/*.png "
-    "(8-bit class ids, 255 = ignore) and classes.json"
+    "(8-bit class ids, 255 = ignore) and classes.json (names of the classes)"
 )
 
 
-def open_folder(root: str | Path, split: str, name: str = "folder") -> SegmentationDataset:
+def open_folder(root: str | Path, split: str, name: str = "folder", n_classes: int = 27) -> SegmentationDataset:
     """Opens root/NAME, or root itself, in the layout above.
 
-    classes.json: {"names": [...], "colors": [[r, g, b], ...]}; colours are optional. Raises DataNotFound, or StegoError
-    where files contradict each other.
+    classes.json: {"names": [...], "colors": [[r, g, b], ...]}; colours are optional. It is needed where there are labels;
+    without either, the classes are `n_classes` nameless ones, "cluster 0" and so on. Raises DataNotFound, or StegoError
+    where files contradict each other: a picture without its label map among labelled ones, two pictures of one name.
     """
     check_split(name, split)
     folder = find_folder(root, (name,), f"imgs/{split}", LAYOUT, "your own pictures, in that layout")
     pictures = list_pictures(folder / "imgs" / split)
     if not pictures:
         raise StegoError(f"{folder / 'imgs' / split} holds no picture; put .jpg or .png files there")
+    twins = [path.name for path, next_ in pairwise(sorted(pictures, key=lambda p: p.stem)) if path.stem == next_.stem]
+    if twins:
+        raise StegoError(
+            f"{folder / 'imgs' / split}: {twins[0]} and another picture differ in their ending only; rename one"
+        )
     label_folder = folder / "labels" / split
     labels = pair_by_stem(pictures, label_folder) if label_folder.is_dir() else [None] * len(pictures)
-    return SegmentationDataset(name, split, read_classes(folder / "classes.json"), pictures, labels)
+    nameless = not (folder / "labels").exists() and not (folder / "classes.json").exists()
+    classes = cluster_classes(n_classes) if nameless else read_classes(folder / "classes.json")
+    return SegmentationDataset(name, split, classes, pictures, labels)
+
+
+def cluster_classes(count: int) -> Classes:
+    """`count` classes without a meaning, for pictures that nobody has labelled."""
+    return Classes(tuple(f"cluster {i}" for i in range(count)), tuple(distinct_colors(count)))
 
 
 def read_classes(path: Path) -> Classes:
@@ -41,7 +55,13 @@ def read_classes(path: Path) -> Classes:
     if not isinstance(content, dict) or not content.get("names"):
         raise StegoError(f'{path} must hold {{"names": [...]}} with one name at least')
     names = tuple(str(name) for name in content["names"])
-    return Classes(names, tuple(tuple(color) for color in content.get("colors") or distinct_colors(len(names))))
+    colors = [tuple(color) for color in content.get("colors") or distinct_colors(len(names))]
+    wrong = [
+        color for color in colors if len(color) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in color)
+    ]
+    if wrong:
+        raise StegoError(f"{path}: {list(wrong[0])} is no colour; a colour is [red, green, blue], each 0 to 255")
+    return Classes(names, tuple(colors))
 
 
 def distinct_colors(count: int) -> list[tuple[int, int, int]]:

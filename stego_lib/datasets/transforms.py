@@ -1,24 +1,54 @@
 """Brings pictures and label maps to the size that training or evaluation asks for."""
 
+import numpy as np
+import torch
 import torchvision.transforms.functional as TF
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 
 Size = int | tuple[int, int]
 """N: shorter side scaled to N, then centre crop N x N (the published way). (H, W): scaled to H x W, nothing cut off."""
 
 
-def resize_picture(picture: Tensor, size: Size) -> Tensor:
-    """uint8 (3, H, W) -> uint8 (3, h, w), bilinear with antialiasing. (The published code takes the nearest pixel.)"""
-    return _resize(picture, size, InterpolationMode.BILINEAR)
+def resize_picture(picture: Tensor, size: Size, published: bool = False) -> Tensor:
+    """uint8 (3, H, W) -> uint8 (3, h, w), bilinear with antialiasing.
+
+    published: each new pixel is the nearest old one instead, as in the published code (pictures look rougher, and
+    lie on their label maps pixel by pixel).
+    """
+    if published:
+        rows, columns = nearest_grid(*picture.shape[1:], size)
+        return picture[:, rows[:, None], columns]
+    square = isinstance(size, int)
+    picture = TF.resize(picture, size if square else list(size), antialias=True)
+    return TF.center_crop(picture, size) if square else picture
 
 
 def resize_label(label: Tensor, size: Size) -> Tensor:
-    """int64 (H, W) -> int64 (h, w), the pixel nearest to the centre of each new one (in place with `resize_picture`)."""
-    return _resize(label[None], size, InterpolationMode.NEAREST_EXACT)[0]
+    """int64 (H, W) -> int64 (h, w): the nearest pixel, exactly the one that the published code takes."""
+    rows, columns = nearest_grid(*label.shape, size)
+    return label[rows[:, None], columns]
 
 
-def _resize(image: Tensor, size: Size, how: InterpolationMode) -> Tensor:
-    square = isinstance(size, int)
-    image = TF.resize(image, size if square else list(size), how, antialias=how is InterpolationMode.BILINEAR)
-    return TF.center_crop(image, size) if square else image
+def nearest_grid(height: int, width: int, size: Size) -> tuple[Tensor, Tensor]:
+    """The old row of each new row and the old column of each new column, int64, for an H x W picture.
+
+    For a size N the other side becomes int(N * long / short), and the crop begins at half of what is over, halves
+    rounded to the even number (Python's `round`): the rules of torchvision, which the published code uses.
+    """
+    if not isinstance(size, int):
+        return _nearest(height, size[0]), _nearest(width, size[1])
+    short = min(height, width)
+    sides = [size if side == short else int(size * side / short) for side in (height, width)]
+    middle = [slice(start := round((side - size) / 2), start + size) for side in sides]
+    rows, columns = (_nearest(*pair) for pair in zip((height, width), sides, strict=True))
+    return rows[middle[0]], columns[middle[1]]
+
+
+def _nearest(old: int, new: int) -> Tensor:
+    """The pixel of a line of `old` that each of `new` takes, int64 (new,).
+
+    Pillow's rule: the middle of the first new pixel, then one step after the other added up. The running sum differs
+    from multiplying at some sizes (51 x 72 to 32), where rounding decides which of two pixels is nearest.
+    """
+    step = old / new
+    return torch.from_numpy(np.cumsum([step / 2, *[step] * (new - 1)]).astype(np.int64))

@@ -1,0 +1,38 @@
+"""`python -m stego_lib.datasets`: gets data sets ready and looks at them."""
+
+import argparse
+import sys
+
+from .. import paths
+from ..errors import StegoError
+from . import DATASETS
+from .check import check
+from .prepare import prepare
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status: 0, or 1 if something is missing or wrong."""
+    parser = argparse.ArgumentParser(prog="python -m stego_lib.datasets", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, about in (
+        ("prepare", "fetch what is public, say where to get the rest, verify and unpack archives"),
+        ("check", "tell what is there, what is missing, and what the labels hold"),
+    ):
+        command = commands.add_parser(name, help=about, description=about)
+        command.add_argument("name", choices=DATASETS, metavar="NAME", help=", ".join(DATASETS))
+        command.add_argument(
+            "--root", default=str(paths.data_root()), help="folder of the data sets (default: %(default)s)"
+        )
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.command == "prepare":
+            prepare(chosen.name, chosen.root)
+            return 0
+        return 0 if check(chosen.name, chosen.root) else 1
+    except StegoError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

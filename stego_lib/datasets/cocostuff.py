@@ -1,0 +1,93 @@
+"""COCO-Stuff with the paper's 27 coarse classes, and its two smaller forms of 15 and 3 classes."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import StegoError
+from ..files import read_json
+from .base import IGNORED, Classes, SegmentationDataset, check_split, find_folder, pair_by_stem
+from .folder import distinct_colors
+
+TABLE = read_json(Path(__file__).with_name("cocostuff27.json"))
+"""Names of the 27 coarse classes ("food" and "furniture" occur as things and as stuff), and the class of each stored id."""
+COLORS = distinct_colors(len(TABLE["names"]))
+UNLABELLED = 255
+"""Stored id of pixels without a label."""
+FINE = "Coco164kFull_Stuff_Coarse_7.txt"
+LAYOUT = (
+    "images/{train2017,val2017}/ID.jpg, annotations/{train2017,val2017}/ID.png (stuffthingmaps) and "
+    "curated/{train2017,val2017}/LIST.txt"
+)
+SOURCE = "public: python -m stego_lib.datasets prepare NAME --root FOLDER (20 GB)"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What tells the three data sets apart."""
+
+    coarse: tuple[int, ...]
+    """The coarse class behind each class."""
+    lists: dict[str, tuple[str, ...]]
+    """Split -> file names of its list of ids; the first that is there counts."""
+
+
+FORMS = {
+    "cocostuff27": Form(tuple(range(27)), {"train": ("Coco164kFull_Stuff_Coarse.txt", FINE), "val": (FINE,)}),
+    "cocostuff15": Form(tuple(range(12, 27)), {"train": (FINE,), "val": (FINE,)}),
+    "cocostuff3": Form((23, 22, 21), dict.fromkeys(("train", "val"), ("Coco164kFew_Stuff_6.txt",))),
+}
+
+
+class CocoStuff(SegmentationDataset):
+    """Label maps hold COCO-Stuff ids, 0-based; `decode` looks their class up."""
+
+    def decode(self, stored: np.ndarray) -> np.ndarray:
+        """Ids that the table does not know are ignored (the published code makes them class 0)."""
+        table = lookup_table(FORMS[self.name].coarse)
+        return table[np.where((stored >= 0) & (stored < len(table)), stored, UNLABELLED)]
+
+
+def open_cocostuff(name: str, root: str | Path, split: str) -> CocoStuff:
+    """Opens root/cocostuff or root itself as `name`: "cocostuff27", "cocostuff15" or "cocostuff3".
+
+    The pictures of a split are those of a list of ids. cocostuff27 trains on `Coco164kFull_Stuff_Coarse.txt`
+    (97,702 ids) if it is there, as the published code does, else on `..._Coarse_7.txt` (49,629), and is scored on the
+    2,175 of `..._Coarse_7.txt`. cocostuff15 uses the `_7` lists and the 15 stuff classes (coarse 12 to 26); cocostuff3
+    uses `Coco164kFew_Stuff_6.txt` and sky, plant, ground. Pixels of all other classes are ignored. Raises DataNotFound,
+    or StegoError that names what is missing.
+    """
+    check_split(name, split)
+    form, year = FORMS[name], f"{split}2017"
+    folder = find_folder(root, ("cocostuff", name), f"curated/{year}", LAYOUT, SOURCE.replace("NAME", name))
+    pictures = [
+        folder / "images" / year / f"{id_}.jpg" for id_ in read_ids(folder / "curated" / year, form.lists[split])
+    ]
+    missing = [path for path in pictures if not path.exists()]
+    if missing:
+        raise StegoError(f"{len(missing)} of {len(pictures)} pictures are missing, the first is {missing[0]}; {LAYOUT}")
+    classes = Classes(tuple(TABLE["names"][c] for c in form.coarse), tuple(COLORS[c] for c in form.coarse))
+    return CocoStuff(name, split, classes, pictures, pair_by_stem(pictures, folder / "annotations" / year))
+
+
+def read_ids(folder: Path, names: tuple[str, ...]) -> list[str]:
+    """The ids, one a line, of the first of the files `names` in `folder`; StegoError if there is none or it is empty."""
+    for name in names:
+        if (folder / name).exists():
+            ids = (folder / name).read_text().split()
+            if not ids:
+                raise StegoError(f"{folder / name} is empty; it lists one picture id a line")
+            return ids
+    raise StegoError(f"{folder} holds none of {', '.join(names)}, which list the pictures; {SOURCE}")
+
+
+@cache
+def lookup_table(coarse: tuple[int, ...]) -> np.ndarray:
+    """Class of each stored id, int64 (256,): position of its coarse class in `coarse`, or `IGNORED`."""
+    table = np.full(256, IGNORED)
+    for stored, class_ in enumerate(TABLE["fine_to_coarse"]):
+        if class_ in coarse:
+            table[stored] = coarse.index(class_)
+    return table

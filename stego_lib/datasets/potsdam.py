@@ -1,0 +1,105 @@
+"""Potsdam-3: aerial pictures with three classes, as published (.mat files) or cut from the raw ISPRS tiles."""
+
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+import torch
+from torch import Tensor
+
+from ..errors import StegoError
+from .base import IGNORED, Classes, SegmentationDataset, check_split, find_folder, list_pictures, pair_by_stem
+from .potsdam_tiles import RAW_PICTURES, TILES, cut_tiles
+
+CLASSES = Classes(
+    ("road and car", "building and clutter", "vegetation and tree"), ((90, 90, 100), (213, 94, 0), (0, 140, 100))
+)
+FINE_TO_COARSE = np.array([0, 1, 2, 2, 0, 1])
+"""Stored id (road, building, low vegetation, tree, car, clutter) -> class; every other id is ignored."""
+LISTS = {"train": "labelled_train.txt", "val": "labelled_test.txt", "all": "all.txt"}
+LAYOUT = (
+    "imgs/ID.mat, gt/ID.mat, labelled_train.txt, labelled_test.txt, all.txt (the published patches), "
+    "or 2_Ortho_RGB/*_RGB.tif and 5_Labels_all/*_label.tif (the raw tiles)"
+)
+SOURCE = (
+    "www.isprs.org, benchmark '2D Semantic Labeling Potsdam', after registration: 2_Ortho_RGB.zip and 5_Labels_all.zip (both "
+    "in Potsdam.zip); or the published patches, potsdam.zip"
+)
+
+
+class Potsdam(SegmentationDataset):
+    """Label maps hold six fine ids, which `decode` merges to three classes.
+
+    Where some patches have a label map, those without one count as ignored throughout (in "all").
+    """
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is a label map at all."""
+        return any(path is not None for path in self.labels)
+
+    def label(self, index: int) -> Tensor | None:
+        if self.labels[index] is None and self.has_labels:
+            return torch.full(self.picture(index).shape[1:], IGNORED)
+        return super().label(index)
+
+    def decode(self, stored: np.ndarray) -> np.ndarray:
+        known = (stored >= 0) & (stored < len(FINE_TO_COARSE))
+        return np.where(known, FINE_TO_COARSE[np.where(known, stored, 0)], IGNORED)
+
+
+class PotsdamPatches(Potsdam):
+    """The published patches: pictures and label maps in MATLAB files."""
+
+    def picture(self, index: int) -> Tensor:
+        stored = read_mat(self.pictures[index], "img")
+        if stored.ndim != 3 or stored.shape[2] < 3 or stored.dtype != np.uint8:
+            raise StegoError(
+                f"{self.pictures[index]}: 'img' is {stored.dtype} {stored.shape}, not uint8 (height, width, 3 or 4)"
+            )
+        return torch.from_numpy(stored[..., :3].transpose(2, 0, 1).copy())  # the fourth is infrared
+
+    def read_label(self, path: Path) -> np.ndarray:
+        return read_mat(path, "gt")
+
+
+def open_potsdam3(root: str | Path, split: str) -> Potsdam:
+    """Opens root/potsdam, root/potsdam3 or root itself; pictures are 200 x 200.
+
+    Published patches: train is labelled_train.txt (4,545, on which the published code trains), val labelled_test.txt
+    (855), "all" all.txt (8,550); there, the patches without a label map are ignored in scores, not class 0.
+
+    Raw tiles: each 6000 x 6000 tile is shrunk by 2 and cut into 225 patches, once (see `potsdam_tiles`). The published
+    split drew patches of 24 tiles at random, and under shuffled names, so it cannot be had again from raw tiles. Here
+    whole tiles are held out, which is stricter: val is 4 of the same 24 tiles (900 patches), train the other 20 (4,500),
+    "all" all 38. Say so beside scores. Raises DataNotFound, or StegoError for missing tiles and broken files.
+    """
+    check_split("potsdam3", split, tuple(LISTS))
+    folder = find_folder(root, ("potsdam", "potsdam3"), ("imgs", RAW_PICTURES), LAYOUT, SOURCE)
+    if not (folder / "imgs").exists():
+        patches = cut_tiles(folder, TILES[split])
+        pictures = [path for patch in patches for path in list_pictures(patch / "imgs")]
+        labels = [path.parent.parent / "gt" / path.name for path in pictures]
+        return Potsdam("potsdam3", split, CLASSES, pictures, [path if path.exists() else None for path in labels])
+    ids = folder / LISTS[split]
+    if not ids.exists():
+        raise StegoError(f"{ids} is missing; it lists the patches of split {split}, one a line; {LAYOUT}")
+    pictures = [folder / "imgs" / f"{name}.mat" for name in ids.read_text().split()]
+    missing = [path for path in pictures if not path.exists()]
+    if missing or not pictures:
+        raise StegoError(
+            f"{ids} lists {len(pictures)} patches, {len(missing)} are missing{f', the first is {missing[0]}' if missing else ''}"
+        )
+    if split == "all":
+        labels = [path if path.exists() else None for path in (folder / "gt" / path.name for path in pictures)]
+    else:
+        labels = pair_by_stem(pictures, folder / "gt", ".mat")
+    return PotsdamPatches("potsdam3", split, CLASSES, pictures, labels)
+
+
+def read_mat(path: Path, name: str) -> np.ndarray:
+    """The array `name` of a MATLAB file (version 7 or older; no code is run); StegoError names a file that is broken."""
+    try:
+        return scipy.io.loadmat(path, variable_names=[name])[name]
+    except Exception as error:  # the reader of this old format raises whatever it stumbles over
+        raise StegoError(f"{path} cannot be read as a MATLAB file that holds {name!r} ({error}); replace it") from error

@@ -1,0 +1,105 @@
+"""Cuts the raw ISPRS Potsdam tiles into the 200 x 200 patches of Potsdam-3, once."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import StegoError
+from ..progress import progress
+from .base import open_picture
+
+RAW_PICTURES, RAW_LABELS, PATCHES = "2_Ortho_RGB", "5_Labels_all", "patches"
+"""Folders of the raw pictures, the raw label maps, and what is made of them."""
+SHRINK, SIDE = 2, 200
+"""A tile is made smaller by this factor, then cut into squares of this many pixels."""
+COLORS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
+"""Colour of road, building, low vegetation, tree, car, clutter in the raw label maps; position = fine id."""
+UNKNOWN = 255
+"""Fine id of every other colour."""
+
+_LABELLED = (
+    *("2_10", "2_11", "2_12", "3_10", "3_11", "3_12", "4_10", "4_11", "4_12", "5_10", "5_11", "5_12"),
+    *("6_7", "6_8", "6_9", "6_10", "6_11", "6_12", "7_7", "7_8", "7_9", "7_10", "7_11", "7_12"),
+)
+_OTHERS = (
+    *("2_13", "2_14", "3_13", "3_14", "4_13", "4_14", "4_15"),
+    *("5_13", "5_14", "5_15", "6_13", "6_14", "6_15", "7_13"),
+)
+_HELD_OUT = ("2_12", "4_11", "6_9", "7_10")
+TILES = {
+    "train": tuple(tile for tile in _LABELLED if tile not in _HELD_OUT),
+    "val": _HELD_OUT,
+    "all": (*_LABELLED, *_OTHERS),
+}
+"""Split -> tiles. The published 24 labelled tiles are those whose labels the ISPRS contest had made public; which four of
+them are held out is this project's choice, one from each part of the town."""
+
+
+def cut_tiles(folder: Path, tiles: tuple[str, ...]) -> list[Path]:
+    """Cuts those of `tiles` that are not cut yet; returns the folder of each, patches/TILE with imgs/ and gt/.
+
+    A tile's folder appears when all of it is written, so work that breaks off is taken up at the next tile. Raises
+    StegoError for a tile that is missing, or whose size or label map does not fit.
+    """
+    wanted = [folder / PATCHES / tile for tile in tiles]
+    todo = [path.name for path in wanted if not path.exists()]
+    missing = [name for name in map(_picture_name, todo) if not (folder / RAW_PICTURES / name).exists()]
+    if missing:
+        raise StegoError(
+            f"{folder / RAW_PICTURES}: {len(missing)} of the split's {len(tiles)} tiles are missing, the first is {missing[0]}"
+        )
+    for tile in progress(todo, "cutting Potsdam tiles"):
+        _cut_tile(folder, tile)
+    return wanted
+
+
+def decode_colors(colored: np.ndarray) -> np.ndarray:
+    """Colours, uint8 (H, W, 3) -> fine ids, uint8 (H, W); colours that mean nothing become `UNKNOWN`."""
+    packed, known = _packed(colored), _packed(np.array(COLORS, np.uint8))
+    found = np.full(packed.shape, UNKNOWN, np.uint8)
+    for id_, color in enumerate(known):
+        found[packed == color] = id_
+    return found
+
+
+def _packed(colors: np.ndarray) -> np.ndarray:
+    """(..., 3) uint8 -> (...) int32: one number for each colour."""
+    red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+def _picture_name(tile: str) -> str:
+    return f"top_potsdam_{tile}_RGB.tif"
+
+
+def _cut_tile(folder: Path, tile: str) -> None:
+    source = folder / RAW_PICTURES / _picture_name(tile)
+    picture = open_picture(source)
+    if picture.width % (SHRINK * SIDE) or picture.height % (SHRINK * SIDE):
+        raise StegoError(f"{source} is {picture.width} x {picture.height}; a tile is 6000 x 6000 pixels")
+    # The published patches were made alike: the mean of each 2 x 2 pixels, and of its labels the top left one.
+    layers = {"imgs": np.asarray(picture.reduce(SHRINK))}
+    labels = folder / RAW_LABELS / f"top_potsdam_{tile}_label.tif"
+    if labels.exists():
+        colored = np.asarray(open_picture(labels))
+        if colored.shape[:2] != (picture.height, picture.width):
+            raise StegoError(f"{labels} and {source} differ in size; download them again")
+        layers["gt"] = decode_colors(colored[::SHRINK, ::SHRINK])
+    elif tile in _LABELLED:
+        raise StegoError(f"label map {labels} is missing")
+    (folder / PATCHES).mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder / PATCHES, prefix=f".{tile}.") as temporary:
+        unfinished = Path(temporary) / tile
+        for kind, layer in layers.items():
+            (unfinished / kind).mkdir(parents=True)
+            for row in range(layer.shape[0] // SIDE):
+                for column in range(layer.shape[1] // SIDE):
+                    patch = layer[row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE]
+                    Image.fromarray(patch).save(unfinished / kind / f"{tile}_{row:02d}_{column:02d}.png")
+        try:
+            unfinished.rename(folder / PATCHES / tile)
+        except OSError:
+            if not (folder / PATCHES / tile).exists():  # else: another process cut the same tile at the same time
+                raise

@@ -1,0 +1,60 @@
+"""Unpacks zip archives, and nothing outside the folder they are unpacked to."""
+
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from ..errors import StegoError
+from ..progress import progress
+from .fetch import check_space
+
+
+def unpack(archive: Path, folder: Path, place: Callable[[str], str | None]) -> int:
+    """Unpacks members of the zip file `archive` below `folder`; returns how many.
+
+    place: member's name -> path below `folder`, or None for a member to be left out. All names are looked at first: an
+    archive with an absolute path, "..", a link or a device in it is refused as a whole (StegoError), whether or not that
+    member is wanted. Each file appears when it is whole; files of the right size that are there are kept, so unpacking
+    that broke off goes on. The archive's own checksums are verified. Raises StegoError for a damaged archive and a disk
+    that is too small.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [member for member in opened.infolist() if _harmless(archive, member) and not member.is_dir()]
+            wanted = [(member, folder / place(member.filename)) for member in members if place(member.filename)]
+            if not wanted:
+                raise StegoError(f"{archive} holds none of the files that are wanted of it; is it another archive?")
+            todo = [(member, path) for member, path in wanted if not _whole(path, member)]
+            folder.mkdir(parents=True, exist_ok=True)
+            check_space(folder, sum(member.file_size for member, _ in todo), f"unpacking {archive.name}")
+            for member, path in progress(todo, f"unpacking {archive.name}"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_name(f".{path.name}.part")
+                with opened.open(member) as source, open(temporary, "wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+                temporary.replace(path)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise StegoError(f"{archive} is damaged or no zip archive ({error}); remove it and get it again") from error
+    return len(wanted)
+
+
+def _harmless(archive: Path, member: zipfile.ZipInfo) -> bool:
+    """True; raises StegoError for a member that could be written outside the folder."""
+    path, mode = PurePosixPath(member.filename), member.external_attr >> 16
+    special = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
+    # orig_filename: Python replaces the separators of other systems in filename.
+    if (
+        path.is_absolute()
+        or ".." in path.parts
+        or "\\" in member.orig_filename
+        or ":" in "".join(path.parts[:1])
+        or special
+    ):
+        raise StegoError(f"{archive} is refused: its member {member.orig_filename!r} would leave the folder")
+    return True
+
+
+def _whole(path: Path, member: zipfile.ZipInfo) -> bool:
+    return path.exists() and path.stat().st_size == member.file_size

@@ -1,0 +1,96 @@
+"""Stand-ins for real data sets: a few made-up pictures in the exact published layout.
+
+Pictures are flat stripes, one for each stored label id, so that files of the real size are small and quick to write.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+from PIL import Image
+
+from stego_lib.datasets.potsdam_tiles import COLORS
+
+
+def save(path: Path, array: np.ndarray, **options: object) -> Path:
+    """Writes a picture or label map, and the folders it needs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def stripes(ids: list[int], height: int, width: int) -> np.ndarray:
+    """Label map, uint8 (height, width): upright stripes of equal width, one for each id."""
+    return np.tile(np.array(ids, np.uint8)[np.arange(width) * len(ids) // width], (height, 1))
+
+
+def colored(label: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Picture, uint8 (H, W, 3): each stored id in a colour of its own."""
+    return np.random.default_rng(seed).integers(0, 256, (256, 3), dtype=np.uint8)[label]
+
+
+def camvid(root: Path, counts: dict[str, int], height: int = 360, width: int = 480) -> None:
+    """root/camvid with `counts` pictures a split; ids 0 to 11."""
+    for split, count in counts.items():
+        for i in range(count):
+            label = stripes([(i + k) % 12 for k in range(12)], height, width)
+            save(root / "camvid" / split / f"0001TP_{i:06d}.png", colored(label))
+            save(root / "camvid" / f"{split}annot" / f"0001TP_{i:06d}.png", label)
+
+
+def cityscapes(root: Path, counts: dict[str, int], height: int = 1024, width: int = 2048) -> None:
+    """root/cityscapes with `counts` pictures a split, in two cities; ids 0 to 33 (of which 7 and above are classes)."""
+    for split, count in counts.items():
+        for i in range(count):
+            city = ("aachen", "ulm")[i % 2]
+            stem = f"{city}_{i:06d}_000019"
+            label = stripes([(i + k) % 34 for k in range(34)], height, width)
+            save(root / "cityscapes" / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", colored(label))
+            save(root / "cityscapes" / "gtFine" / split / city / f"{stem}_gtFine_labelIds.png", label)
+
+
+def cocostuff(
+    root: Path, counts: dict[str, int], lists: tuple[str, ...], height: int = 480, width: int = 640, first: int = 9
+) -> None:
+    """root/cocostuff with `counts` pictures a split, all of them in each of `lists`; ids 0 to 181, and 255 below."""
+    for split, count in counts.items():
+        ids = [f"{first + i:012d}" for i in range(count)]
+        for i, name in enumerate(ids):
+            label = stripes([(i + k) % 182 for k in range(182)], height, width)
+            label[-height // 8 :] = 255
+            save(root / "cocostuff" / "images" / f"{split}2017" / f"{name}.jpg", colored(label))
+            save(root / "cocostuff" / "annotations" / f"{split}2017" / f"{name}.png", label)
+        for list_ in lists:
+            path = root / "cocostuff" / "curated" / f"{split}2017" / list_
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f"{name}\n" for name in ids))
+
+
+def potsdam_patches(root: Path, train: int, val: int, unlabelled: int = 0, side: int = 200) -> None:
+    """root/potsdam in the published layout: .mat files with four channels, and the four lists."""
+    folder = root / "potsdam"
+    for kind in ("imgs", "gt"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    names = [str(100 + i) for i in range(train + val + unlabelled)]
+    for i, name in enumerate(names):
+        label = stripes([(i + k) % 6 for k in range(6)], side, side)
+        picture = np.dstack([colored(label), np.full((side, side), 7, np.uint8)])
+        scipy.io.savemat(folder / "imgs" / f"{name}.mat", {"img": picture})
+        if i < train + val:
+            scipy.io.savemat(folder / "gt" / f"{name}.mat", {"gt": label.astype(np.int32)})
+    for list_, part in (
+        ("labelled_train", names[:train]), ("labelled_test", names[train : train + val]),
+        ("unlabelled_train", names[train + val :]), ("all", names),
+    ):  # fmt: skip
+        (folder / f"{list_}.txt").write_text("".join(f"{name}\n" for name in part))
+
+
+def potsdam_tile(root: Path, tile: str, side: int = 6000, labelled: bool = True) -> None:
+    """One raw tile in root/potsdam; the stripes are the six classes and black, which means nothing."""
+    row = stripes([*range(6), 6], 1, side)  # all rows are alike
+    picture = np.repeat(colored(row, seed=int(tile.replace("_", ""))), side, 0)
+    save(root / "potsdam" / "2_Ortho_RGB" / f"top_potsdam_{tile}_RGB.tif", picture, compression="tiff_lzw")
+    if labelled:
+        path = root / "potsdam" / "5_Labels_all" / f"top_potsdam_{tile}_label.tif"
+        label = np.repeat(np.array([*COLORS, (0, 0, 0)], np.uint8)[row], side, 0)
+        save(path, label, compression="tiff_lzw")

@@ -1,0 +1,134 @@
+"""Sizes and crops against the numbers of the published code."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from common import golden
+from PIL import Image
+
+from stego_lib import StegoError, open_dataset
+from stego_lib.datasets import FiveCrop, RandomCrop, write_crops
+from stego_lib.datasets.crops import five_boxes
+from stego_lib.datasets.transforms import nearest_grid, resize_label, resize_picture
+
+GOLDEN = golden("transforms")
+SIZES = {"center32": 32, "none32": (32, 32)}
+SHAPES = [tuple(shape) for shape in GOLDEN["idx_sizes"].tolist()]
+
+
+@pytest.mark.parametrize("height, width", SHAPES)
+@pytest.mark.parametrize("name", SIZES)
+def test_the_published_pixel_is_taken(name, height, width):
+    rows, columns = nearest_grid(height, width, SIZES[name])
+    np.testing.assert_array_equal(rows, GOLDEN[f"idx.{name}.{height}x{width}.rows"])
+    np.testing.assert_array_equal(columns, GOLDEN[f"idx.{name}.{height}x{width}.cols"])
+
+
+@pytest.mark.parametrize("height, width", SHAPES)
+@pytest.mark.parametrize("name", SIZES)
+def test_labels_and_published_pictures_take_the_same_pixel(name, height, width):
+    rows, columns = (GOLDEN[f"idx.{name}.{height}x{width}.{axis}"].astype(int) for axis in ("rows", "cols"))
+    label = torch.arange(height * width).reshape(height, width)
+    found = resize_label(label, SIZES[name])
+    np.testing.assert_array_equal(found // width, np.repeat(rows[:, None], 32, 1))
+    np.testing.assert_array_equal(found % width, np.repeat(columns[None], 32, 0))
+    picture = torch.stack([label // 256, label % 256, label * 0]).to(torch.uint8)
+    small = resize_picture(picture, SIZES[name], published=True).long()
+    np.testing.assert_array_equal(small[0] * 256 + small[1], found)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_pictures_are_the_published_ones(name):
+    picture = torch.from_numpy(GOLDEN["image"]).permute(2, 0, 1)
+    found = resize_picture(picture, SIZES[name], published=True)
+    assert found.dtype == torch.uint8
+    mean, spread = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    np.testing.assert_allclose((found / 255 - mean) / spread, GOLDEN[f"{name}.image_out"], atol=1e-6)
+    label = torch.from_numpy(GOLDEN["label"]).long()
+    np.testing.assert_array_equal(resize_label(label, SIZES[name])[None], GOLDEN[f"{name}.label_out"])
+
+
+def test_the_other_way_averages():
+    """Without `published`, fine detail that the nearest pixel would miss is averaged."""
+    picture = (torch.arange(64) % 2 * 255).to(torch.uint8).expand(3, 64, 64)
+    assert resize_picture(picture, 16).float().std() < 10 and resize_picture(picture, 16, published=True).max() == 0
+
+
+# ---------------------------------------------------------------------------------------------- crops
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """The golden picture and label, and both upside down, as the published crops were made of them."""
+    folder = tmp_path / "folder"
+    for kind, array in (("imgs", GOLDEN["image"]), ("labels", GOLDEN["label"])):
+        (folder / kind / "train").mkdir(parents=True)
+        for i, stored in enumerate((array, array[::-1])):
+            Image.fromarray(np.ascontiguousarray(stored)).save(folder / kind / "train" / f"street{i}.png")
+    (folder / "classes.json").write_text(json.dumps({"names": [str(i) for i in range(255)]}))
+    return open_dataset("folder", tmp_path, "train")
+
+
+def test_five_crops_are_the_published_ones(pair):
+    crops = FiveCrop(pair)
+    for i in range(5):
+        picture, label = crops[i]
+        np.testing.assert_allclose(picture / 255, GOLDEN["five.image_crops"][i], atol=1e-6)
+        published = GOLDEN["five.label_crops"][i]
+        np.testing.assert_array_equal(label, np.where(published == 255, -1, published))
+
+
+def test_written_crops_are_the_published_files(pair, tmp_path):
+    write_crops(FiveCrop(pair), tmp_path / "cropped")
+    for number in range(10):
+        with Image.open(tmp_path / f"cropped/label/train/{number}.png") as file:
+            np.testing.assert_array_equal(np.asarray(file), GOLDEN["five.saved_label_png"][number])
+        with Image.open(tmp_path / f"cropped/img/train/{number}.jpg") as file:
+            difference = np.asarray(file).astype(int) - GOLDEN["five.saved_jpg_decoded"][number]
+        assert np.abs(difference).mean() < 1, "JPEG libraries differ a little"
+    assert len(list((tmp_path / "cropped/img/train").iterdir())) == 10
+    assert (tmp_path / "cropped/names-train.txt").read_text().split()[6] == "street1-crop1" == FiveCrop(pair).names[6]
+
+
+def test_crops_are_written_once(pair, tmp_path):
+    write_crops(FiveCrop(pair), tmp_path)
+    (tmp_path / "img/train/3.jpg").write_bytes(b"kept")
+    (tmp_path / "label/train/4.png").unlink()
+    write_crops(FiveCrop(pair), tmp_path)
+    assert (tmp_path / "img/train/3.jpg").read_bytes() == b"kept" and (tmp_path / "label/train/4.png").exists()
+
+
+def test_random_crops_are_decided_by_the_seed(pair):
+    crops, again, other = RandomCrop(pair), RandomCrop(pair), RandomCrop(pair, seed=1)
+    assert len(crops) == 10 == len(set(crops.names)) and crops.names[6] == "street1-random1"
+    assert all(torch.equal(crops.picture(i), again.picture(i)) for i in range(10))
+    assert not all(torch.equal(crops.picture(i), other.picture(i)) for i in range(10))
+    assert crops.identity() == again.identity() != other.identity() != FiveCrop(pair).identity()
+    assert crops.boxes(0, 50, 70) != crops.boxes(1, 50, 70), "each picture is cut at places of its own"
+
+
+def test_random_crops_reach_every_place_and_stay_inside(pair):
+    boxes = np.array([box for i in range(300) for box in RandomCrop(pair).boxes(i, 9, 12)])
+    assert set(map(tuple, boxes[:, :2].tolist())) == {(top, left) for top in range(6) for left in range(7)}
+    assert (boxes[:, 2:] == (4, 6)).all()
+
+
+def test_random_crops_cut_picture_and_label_alike(pair):
+    crops = RandomCrop(pair)
+    for number in range(10):
+        top, left, height, width = crops.boxes(number // 5, 50, 70)[number % 5]
+        picture, label = pair[number // 5]
+        assert torch.equal(crops.picture(number), picture[:, top : top + height, left : left + width])
+        assert torch.equal(crops.label(number), label[top : top + height, left : left + width])
+
+
+@pytest.mark.parametrize("ratio", [0, -0.5, 1.01])
+def test_a_ratio_out_of_range_is_explained(pair, ratio):
+    with pytest.raises(StegoError, match="ratio is above 0 and at most 1"):
+        FiveCrop(pair, ratio)
+
+
+def test_a_crop_as_large_as_the_picture_is_the_picture(pair):
+    assert five_boxes(5, 7, 1) == [(0, 0, 5, 7)] * 5 == RandomCrop(pair, 1).boxes(0, 5, 7)
