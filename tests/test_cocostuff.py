@@ -46,6 +46,16 @@ def test_a_class_has_the_same_colour_in_each_form(root):
     assert colors[2].items() <= colors[1].items() <= colors[0].items()
 
 
+def test_fifteen_classes_are_the_stuff(root):
+    names = open_dataset("cocostuff15", root, "val").classes.names
+    assert names == tuple(TABLE["names"][12:]) and all(name.endswith("(stuff)") for name in names)
+
+
+def test_ids_that_no_byte_holds_are_ignored(root):
+    decoded = open_dataset("cocostuff27", root, "val").decode(np.array([[-1, 0, 256, 1000]]))
+    assert decoded.tolist() == [[-1, 9, -1, -1]]
+
+
 @pytest.mark.parametrize("name", ["cocostuff27", "cocostuff15", "cocostuff3"])
 def test_every_stored_id_becomes_its_class_by_name(root, name):
     """Each of the 256 ids an 8-bit map can hold, looked up the slow way."""

@@ -6,7 +6,7 @@ import torch
 from common import golden, golden_tensors, tiny_experiment
 from torch.testing import assert_close
 
-from stego_lib import Run, StegoError, baselines, evaluate, features, load_run, train, training
+from stego_lib import Run, StegoError, baselines, clustering, evaluate, features, load_run, train, training
 from stego_lib import run as running
 from stego_lib.backbone import Backbone
 from stego_lib.features import open_store
@@ -135,7 +135,7 @@ def test_published_neighbours_come_from_noisy_features(store, experiment):
 
 def test_pictures_are_resized_as_published_in_training_evaluation_and_prediction(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(baselines, "SAMPLES", 500)
-    monkeypatch.setattr(baselines, "RESTARTS", 1)
+    monkeypatch.setattr(clustering, "RESTARTS", 1)
     asked = []
     for module in (features, running):
         resize = module.resize_picture
@@ -156,7 +156,7 @@ def test_pictures_are_resized_as_published_in_training_evaluation_and_prediction
 @pytest.mark.parametrize("case", ["default", "published"])
 def test_extra_clusters_are_counted_or_dropped(experiment, tmp_path, monkeypatch, case):
     monkeypatch.setattr(baselines, "SAMPLES", 500)
-    monkeypatch.setattr(baselines, "RESTARTS", 1)
+    monkeypatch.setattr(clustering, "RESTARTS", 1)
     published = case == "published"
     run = train(experiment.but(extra_clusters=6, steps=1, published=published), runs_dir=tmp_path)
     record = evaluate(run)

@@ -66,14 +66,16 @@ def test_all_without_any_label_map_has_none(patches):
 
 @pytest.mark.parametrize(
     "content, message",
-    [(b"this is no MATLAB file" * 20, "cannot be read"), (None, "cannot be read.*'img'"), ((9, 9), "not uint8"), ((9, 9, 2), "not uint8")],
+    [(b"this is no MATLAB file" * 20, "cannot be read"), (None, "cannot be read.*'img'"), ((9, 9), "not uint8"), ((9, 9, 2), "not uint8"), (9.0, "not uint8")],
 )  # fmt: skip
 def test_a_broken_patch_is_named(patches, content, message):
     path = patches / "potsdam/imgs/100.mat"
     if isinstance(content, bytes):
         path.write_bytes(content)
+    elif content is None:
+        scipy.io.savemat(path, {"other": np.zeros(3)})
     else:
-        scipy.io.savemat(path, {"other": np.zeros(3)} if content is None else {"img": np.zeros(content, np.uint8)})
+        scipy.io.savemat(path, {"img": np.zeros((9, 9, 3)) if content == 9.0 else np.zeros(content, np.uint8)})
     with pytest.raises(StegoError, match=rf"imgs/100\.mat.*{message}"):
         open_dataset("potsdam3", patches, "train").picture(0)
 

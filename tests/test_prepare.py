@@ -249,8 +249,7 @@ def test_members_are_placed_and_the_rest_left_out(tmp_path):
     "name", ["../evil", "good/../../evil", "/evil", "..", "C:/evil", "C:\\evil", "..\\evil", "good\\..\\evil"]
 )
 def test_an_archive_that_reaches_outside_is_refused_whole(tmp_path, name):
-    archive = write_zip(tmp_path / "a.zip", {"good/first": b"1", "EVIL": b"2"})
-    archive.write_bytes(archive.read_bytes().replace(b"EVIL", b"EVIL"))
+    archive = write_zip(tmp_path / "a.zip", {"good/first": b"1"})
     with zipfile.ZipFile(archive, "a") as opened:
         info = zipfile.ZipInfo("x")
         info.filename = info.orig_filename = name

@@ -18,7 +18,7 @@ from common import SHARED, tiny_experiment
 from torch._utils import _rebuild_tensor_v2
 from torch.testing import assert_close
 
-from stego_lib import Run, StegoError, baselines, crf, evaluate, load_run, open_dataset, train
+from stego_lib import Run, StegoError, baselines, clustering, crf, evaluate, load_run, open_dataset, train
 from stego_lib.evaluation import probe_maps
 from stego_lib.inert import Placeholder, Unpickler, load_inert, plain
 from stego_lib.notices import Notice
@@ -347,7 +347,7 @@ def test_the_functions_that_put_tensors_together_cannot_be_changed(tmp_path):
 
 def few_samples(monkeypatch) -> None:
     monkeypatch.setattr(baselines, "SAMPLES", 500)
-    monkeypatch.setattr(baselines, "RESTARTS", 1)
+    monkeypatch.setattr(clustering, "RESTARTS", 1)
 
 
 @pytest.fixture

@@ -110,7 +110,8 @@ def test_random_crops_are_decided_by_the_seed(pair):
 
 
 def test_random_crops_reach_every_place_and_stay_inside(pair):
-    boxes = np.array([box for i in range(300) for box in RandomCrop(pair).boxes(i, 9, 12)])
+    crops = RandomCrop(pair)
+    boxes = np.array([box for i in range(300) for box in crops.boxes(i, 9, 12)])
     assert set(map(tuple, boxes[:, :2].tolist())) == {(top, left) for top in range(6) for left in range(7)}
     assert (boxes[:, 2:] == (4, 6)).all()
 

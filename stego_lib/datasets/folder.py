@@ -4,8 +4,6 @@ import colorsys
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-
 from ..errors import StegoError
 from ..files import read_json
 from .base import Classes, SegmentationDataset, check_split, find_folder, list_pictures, pair_by_stem
@@ -65,7 +63,8 @@ def read_classes(path: Path) -> Classes:
 
 
 def distinct_colors(count: int) -> list[tuple[int, int, int]]:
-    """`count` colours that differ in hue and brightness, (R, G, B)."""
-    hues = (np.arange(count) * 0.618034) % 1
-    values = 0.55 + 0.45 * ((np.arange(count) * 0.381966 + 0.3) % 1)
-    return [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(h, 0.65, v)) for h, v in zip(hues, values, strict=True)]
+    """`count` colours, (R, G, B): hues in steps of the golden ratio, in turn strong or pale, and bright, medium or dark."""
+    return [
+        tuple(round(255 * c) for c in colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.9, 0.5)[i % 2], (1.0, 0.75, 0.5)[i % 3]))
+        for i in range(count)
+    ]
