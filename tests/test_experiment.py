@@ -123,5 +123,51 @@ def test_the_cityscapes_preset_is_the_papers_recipe():
     assert Experiment.preset("cityscapes") == experiment, "the data set's name stands for its usual recipe"
 
 
+@pytest.mark.parametrize(
+    "row, expected",
+    {
+        "cocostuff27-vits8": (
+            "cocostuff27",
+            "dino_vits8",
+            70,
+            16,
+            5000,
+            "five",
+            True,
+            (0.67, 0.25, 0.63),
+            (0.08, 0.02, 0.66),
+        ),
+        "cocostuff27-vitb8": (
+            "cocostuff27",
+            "dino_vitb8",
+            90,
+            32,
+            7000,
+            "five",
+            True,
+            (0.1, 1, 0.1538476246415498),
+            (0.12, 0.2, 1),
+        ),
+        "potsdam3-vits8": (
+            "potsdam3",
+            "dino_vits8",
+            70,
+            16,
+            5000,
+            "none",
+            True,
+            (0.67, 0.25, 0.63),
+            (0.08, 0.02, 0.46),
+        ),
+    }.items(),
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_other_rows_are_the_papers_recipes(row, expected):
+    keys = ("dataset", "backbone", "code_dim", "batch_size", "steps", "crop", "centering", "weights", "shifts")
+    experiment = Experiment.preset(row)
+    assert tuple(getattr(experiment, key) for key in keys) == expected
+    assert (experiment.subtract_mean, experiment.cluster_probe, experiment.published) == (False, "joint", False)
+
+
 def test_the_name_says_what_it_is():
     assert Experiment(dataset="folder", backbone="/some/where/tiny.safetensors", seed=4).name == "folder-tiny-seed4"
