@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+from common import ROOT
 
 from stego_lib import StegoError
 from stego_lib.files import write_json
@@ -114,3 +115,10 @@ def test_tables_of_a_page_are_made_anew_and_the_rest_is_kept(tmp_path):
     expected = f"# Title\n\n<!-- table: records/two -->\n{two}\n<!-- end -->\nbetween\n<!-- table: records/four -->\n{four}\n<!-- end -->\nafter\n"
     assert found == expected
     assert fill_tables(found, tmp_path) == found, "filling twice changes nothing"
+
+
+def test_the_tables_of_the_readme_are_those_of_the_records():
+    """Mended by: python -m stego_lib.results README.md"""
+    text = (ROOT / "README.md").read_text()
+    assert text.count("<!-- table: ") == 2
+    assert fill_tables(text, ROOT) == text
