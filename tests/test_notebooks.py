@@ -46,7 +46,7 @@ def test_train_runs_to_the_end_and_prints_scores(executed, small):
     assert record["step"] == small["steps"]
     for method, name in results.METHODS.items():
         if method in record["scores"]:
-            (line,) = [line for line in text.splitlines() if line.strip().startswith(name + " ")]
+            (line,) = [line for line in text.splitlines() if line.split(" accuracy")[0].strip() == name]
             assert f"{record['scores'][method]['miou']:.1f}" in line
     assert {"kmeans_features", "kmeans_colors", "linear_features", "cluster", "linear"} <= set(record["scores"])
     saved = {figure.stem for figure in (Path(run) / "figures").glob("*.png")}
