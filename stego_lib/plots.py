@@ -80,9 +80,7 @@ def correspondences(run: Run) -> Figure:
     for axis, color, kind, shift in zip(axes, sns.color_palette(), KINDS, run.shifts, strict=False):
         axis.bar(edges[:-1], found[kind], width=np.diff(edges), align="edge", color=color, linewidth=0)
         axis.axvline(shift, color="black", linestyle="--")
-        axis.set(title=f"{KINDS[kind]} pairs", xlabel="correspondence", xlim=(-1, 1), yticks=[])
-        side = dict(x=shift - 0.04, ha="right") if shift > 0.3 else dict(x=shift + 0.04, ha="left")
-        axis.text(y=0.92, s=f"shift {shift:.2f}", transform=axis.get_xaxis_transform(), **side)
+        axis.set(title=f"{KINDS[kind]} pairs\nshift {shift:.2f}", xlabel="correspondence", xlim=(-1, 1), yticks=[])
     axes[0].set_ylabel("density")
     figure.tight_layout()
     return figure
