@@ -46,30 +46,7 @@ def paint(label: Tensor | np.ndarray, classes: Classes) -> np.ndarray:
 
 def examples(dataset: SegmentationDataset, indices: Sequence[int]) -> Figure:
     """Pictures above their label maps, with the classes as legend."""
-    figure, axes = plt.subplots(2, len(indices), figsize=(2.1 * len(indices), 4.7), squeeze=False)
-    for column, index in zip(axes.T, indices, strict=True):
-        picture, label = dataset[index]
-        _show(column[0], picture.permute(1, 2, 0).numpy(), dataset.names[index])
-        _show(
-            column[1], np.full_like(picture.permute(1, 2, 0), 255) if label is None else paint(label, dataset.classes)
-        )
-    axes[0, 0].set_ylabel("picture")
-    axes[1, 0].set_ylabel("label")
-    _legend(figure, dataset.classes)
-    return figure
-
-
-def neighbours(dataset: SegmentationDataset, table: Tensor, indices: Sequence[int]) -> Figure:
-    """Each picture (left) with its nearest neighbours (right); table: int64 (N, k)."""
-    columns = 1 + table.shape[1]
-    figure, axes = plt.subplots(len(indices), columns, figsize=(1.5 * columns, 1.6 * len(indices)), squeeze=False)
-    for row, index in zip(axes, indices, strict=True):
-        for axis, shown in zip(row, [index, *table[index].tolist()], strict=True):
-            _show(axis, dataset.picture(shown).permute(1, 2, 0).numpy())
-    for axis, title in zip(axes[0], ["picture", *(f"neighbour {i}" for i in range(1, columns))], strict=True):
-        axis.set_title(title, fontsize=9)
-    figure.tight_layout()
-    return figure
+    return _picture_rows(dataset, indices, ("picture", "label"))
 
 
 def correspondences(run: Run) -> Figure:
@@ -139,19 +116,8 @@ def spread(records: list[dict[str, Any]]) -> Figure:
 
 
 def predictions(run: Run, dataset: SegmentationDataset, indices: Sequence[int]) -> Figure:
-    """Picture, label and STEGO's segments side by side; clusters wear the colour of the class they are matched to."""
-    figure, axes = plt.subplots(3, len(indices), figsize=(2.1 * len(indices), 6.9), squeeze=False)
-    for column, index in zip(axes.T, indices, strict=True):
-        picture, label = dataset[index]
-        _show(column[0], picture.permute(1, 2, 0).numpy(), dataset.names[index])
-        _show(
-            column[1], np.full_like(picture.permute(1, 2, 0), 255) if label is None else paint(label, dataset.classes)
-        )
-        _show(column[2], paint(run.predict(picture)[0], dataset.classes))
-    for axis, text in zip(axes[:, 0], ("picture", "label", "STEGO"), strict=True):
-        axis.set_ylabel(text)
-    _legend(figure, dataset.classes)
-    return figure
+    """Picture, label and STEGO's segments below each other; clusters wear the colour of the class they are matched to."""
+    return _picture_rows(dataset, indices, ("picture", "label", "STEGO"), run)
 
 
 def overlays(folder: str | Path, classes: Classes, count: int = 8) -> Figure:
@@ -199,6 +165,24 @@ def class_iou(record: dict[str, Any], methods: Sequence[str] = ("cluster", "kmea
     axis.tick_params(axis="x", rotation=45)
     axis.legend(title=None, fontsize=8)
     figure.tight_layout()
+    return figure
+
+
+def _picture_rows(
+    dataset: SegmentationDataset, indices: Sequence[int], rows: Sequence[str], run: Run | None = None
+) -> Figure:
+    """One column a picture: the picture, its label map (white without one) and, with a run, what it makes of the picture."""
+    figure, axes = plt.subplots(len(rows), len(indices), figsize=(2.1 * len(indices), 2.3 * len(rows)), squeeze=False)
+    for column, index in zip(axes.T, indices, strict=True):
+        picture, label = dataset[index]
+        shown = picture.permute(1, 2, 0).numpy()
+        _show(column[0], shown, dataset.names[index])
+        _show(column[1], np.full_like(shown, 255) if label is None else paint(label, dataset.classes))
+        if run is not None:
+            _show(column[2], paint(run.predict(picture)[0], dataset.classes))
+    for axis, text in zip(axes[:, 0], rows, strict=True):
+        axis.set_ylabel(text)
+    _legend(figure, dataset.classes)
     return figure
 
 
