@@ -183,7 +183,7 @@ def did_you_mean(name: str, known: list[str], count: int = 1) -> str:
 PRESETS: dict[str, dict[str, Any]] = {
     "scenes": dict(
         dataset="scenes", backbone="scenes_vit_tiny8", train_size=128, eval_size=128, code_dim=64, steps=300,
-        weights=(1.0, 0.58, 0.91), shifts=("p50", "p50", "p90"), centering=False, cluster_probe="kmeans",
+        weights=(1.0, 0.58, 0.91), shifts=("p75", "p75", "p97"), centering=False, cluster_probe="kmeans",
     ),
     "camvid": dict(
         dataset="camvid", backbone="dino_vits8", train_size=(240, 320), eval_size=(240, 320), code_dim=64, steps=400,

@@ -8,7 +8,7 @@ It serves as a stand-in for DINO where no weights can be downloaded.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,6 +41,8 @@ class PretrainRecipe:
     """The last steps use this crop and a quarter of the batch, so that position embeddings fit the size of use."""
     zoom: tuple[float, float] = (0.75, 1.4)
     """Range of the enlargement from picture to crop (log-uniform)."""
+    colour_mixing: tuple[float, float, float, float] = (0.35, 0.3, 0.15, 0.2)
+    """Strength of `mix_colours`: spreads of matrix, logarithm of contrast and brightness; share of grey crops."""
     points: int = 24
     """Points a picture that are matched between its two crops."""
     temperature: float = 0.15
@@ -65,15 +67,20 @@ class PretrainRecipe:
         )  # fmt: skip
 
 
+SECOND_STAGE = PretrainRecipe(steps=240, full_size_steps=40, lr=3e-4, warmup=20, colour_mixing=(0.2, 0.15, 0.08, 0.1))
+"""How the embedded backbone, trained by `PretrainRecipe()` on clear scenes, goes on to scenes in all weathers."""
+
+
 def two_views(
-    pictures: Tensor, crop: int, points: int, zoom: tuple[float, float], generator: torch.Generator
+    pictures: Tensor, crop: int, recipe: PretrainRecipe, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cuts two overlapping random crops from each picture and picks points seen in both.
+    """Cuts two overlapping random crops from each picture and picks points seen in both, as many as the recipe says.
 
     pictures: float (B, 3, H, W) in [0, 1]. Returns two crop batches (B, 3, crop, crop) and the positions of the same
     `points` points in each, (B, points, 2) as (x, y) in [-1, 1] of the crop (-1 and 1 are its outer edges).
     """
     count, _, height, width = pictures.shape
+    points, zoom = recipe.points, _zoom(recipe, crop, pictures)
     size = torch.tensor([width, height], dtype=torch.float32)
 
     def uniform(*shape: int) -> Tensor:
@@ -98,20 +105,24 @@ def two_views(
         grid = F.affine_grid(matrix, [count, 3, crop, crop], align_corners=False).to(pictures.device)
         view = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
         views += [
-            mix_colours(view, generator),
+            mix_colours(view, recipe.colour_mixing, generator),
             ((where - centre[:, None]) / half[:, None] * mirror[:, None]).to(pictures.device),
         ]
     return views[0], views[2], views[1], views[3]
 
 
-def mix_colours(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Random 3 x 3 colour mixing near the identity, contrast, brightness, now and then grey; (B, 3, H, W) in [0, 1]."""
+def mix_colours(pictures: Tensor, strength: tuple[float, float, float, float], generator: torch.Generator) -> Tensor:
+    """Random 3 x 3 colour mixing near the identity, contrast, brightness, now and then grey; (B, 3, H, W) in [0, 1].
+
+    `strength`: see `PretrainRecipe.colour_mixing`. Zeros change nothing.
+    """
     count = len(pictures)
-    matrix = torch.eye(3) + 0.35 * torch.randn(count, 3, 3, generator=generator)
-    grey = (torch.rand(count, 1, 1, generator=generator) < 0.2).float()
+    matrix_spread, gain_spread, offset_spread, grey_share = strength
+    matrix = torch.eye(3) + matrix_spread * torch.randn(count, 3, 3, generator=generator)
+    grey = (torch.rand(count, 1, 1, generator=generator) < grey_share).float()
     matrix = grey / 3 + (1 - grey) * matrix
-    gain = torch.exp(0.3 * torch.randn(count, 1, 1, 1, generator=generator))
-    offset = 0.15 * torch.randn(count, 3, 1, 1, generator=generator)
+    gain = torch.exp(gain_spread * torch.randn(count, 1, 1, 1, generator=generator))
+    offset = offset_spread * torch.randn(count, 3, 1, 1, generator=generator)
     matrix, gain, offset = (value.to(pictures.device) for value in (matrix, gain, offset))
     mixed = torch.einsum("bij,bjhw->bihw", matrix, pictures - 0.5)
     return (mixed * gain + 0.5 + offset).clamp(0, 1)
@@ -154,13 +165,14 @@ def pretrain(
     recipe: PretrainRecipe,
     folder: str | Path,
     *,
+    start: Mapping[str, Tensor] | None = None,
     device: str = "cpu",
     save_every: int = 200,
     watch: Callable[[VisionTransformer, int], dict[str, float]] | None = None,
 ) -> tuple[VisionTransformer, list[dict[str, float]]]:
     """Trains a ViT on `pictures`, uint8 (N, 3, H, W), and returns it with its log.
 
-    State is kept in `folder` every `save_every` steps; called again it goes on from there with the same result on a
+    It begins with the weights `start` (a state dict of an earlier stage) or with random ones. State is kept in `folder` every `save_every` steps; called again it goes on from there with the same result on a
     CPU. `watch(vit, step)` may return numbers to add to the log at those moments; it must not change the network.
     """
     torch.manual_seed(recipe.seed)
@@ -168,6 +180,8 @@ def pretrain(
     vit = timm.create_model(arguments.pop("architecture"), **arguments)
     width = vit.embed_dim
     projector = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, recipe.projection))
+    if start is not None:
+        vit.load_state_dict(start)
     vit.to(device), projector.to(device)
     parameters = [*vit.parameters(), *projector.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
@@ -188,7 +202,7 @@ def pretrain(
         rows = torch.randint(len(pictures), (count,), generator=generator)
         batch = pictures[rows].to(device).float() / 255
         crop = recipe.full_crop if full else recipe.crop
-        view1, view2, where1, where2 = two_views(batch, crop, recipe.points, _zoom(recipe, crop, batch), generator)
+        view1, view2, where1, where2 = two_views(batch, crop, recipe, generator)
         sampled = tokens_at(vit.train(), torch.cat([view1, view2]), torch.cat([where1, where2]))
         loss = point_contrast(*projector(sampled).chunk(2), recipe.temperature)
         for group in optimiser.param_groups:
@@ -253,9 +267,9 @@ def save_backbone(vit: VisionTransformer, recipe: PretrainRecipe, path: str | Pa
         save_file(weights, temporary, {"timm": json.dumps(recipe.timm_arguments()), "trained": trained})
 
 
-def _zoom(recipe: PretrainRecipe, crop: int, batch: Tensor) -> tuple[float, float]:
+def _zoom(recipe: PretrainRecipe, crop: int, pictures: Tensor) -> tuple[float, float]:
     # A crop as large as the picture can only be had by enlarging.
-    smallest = crop / min(batch.shape[-2:])
+    smallest = crop / min(pictures.shape[-2:])
     return max(recipe.zoom[0], smallest), max(recipe.zoom[1], 1.4 * smallest)
 
 

@@ -33,6 +33,25 @@ def test_a_scene_is_a_picture_and_a_label_for_every_pixel(size):
     assert label.shape == (size, size) and label.dtype == np.uint8 and label.max() < len(painter.CLASSES)
 
 
+def test_weather_changes_the_picture_and_not_the_labels():
+    for index in range(3):
+        foggy, label = painter.paint_scene(0, index, 64)
+        clear, label_clear = painter.paint_scene(0, index, 64, weather=False)
+        np.testing.assert_array_equal(label, label_clear)
+        assert (foggy != clear).mean() > 0.5
+
+
+def test_weather_tells_pictures_apart_and_not_classes():
+    """Contrast and brightness vary more from picture to picture in weather than without, class by class."""
+
+    def spread(weather: bool) -> tuple[float, float]:
+        scene = [painter.paint_scene(scenes.SEED, index, 64, weather) for index in range(60)]
+        regions = [(p[lab == c].mean(), p[lab == c].std()) for p, lab in scene for c in np.unique(lab)]
+        return tuple(np.std(regions, 0))
+
+    assert all(np.array(spread(True)) > np.array(spread(False)))
+
+
 @pytest.fixture(scope="module")
 def painted() -> list[tuple[np.ndarray, np.ndarray]]:
     """The first scenes of the data set, small."""

@@ -152,6 +152,7 @@ def test_seeds_gives_mean_and_spread_of_its_records(small, tmp_path):
 def test_pretraining_notebook_makes_a_backbone(tmp_path):
     parameters = {
         "steps": 4,
+        "second_steps": 2,
         "pictures": 16,
         "watched": 10,
         "save_every": 2,
@@ -161,4 +162,9 @@ def test_pretraining_notebook_makes_a_backbone(tmp_path):
     text = run_notebook(ROOT / "notebooks" / "pretrain_scenes.ipynb", tmp_path / "out.ipynb", parameters)
     assert "no labels" in text and (tmp_path / "pre" / "scenes_vit_tiny8.safetensors").exists()
     curve = json.loads((tmp_path / "pre" / "curve.json").read_text())["curve"]
-    assert [point["step"] for point in curve] == [1, 3]
+    assert [(point["stage"], point["step"]) for point in curve] == [
+        ("clear", 1),
+        ("clear", 3),
+        ("weather", 0),
+        ("weather", 1),
+    ]

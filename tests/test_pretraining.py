@@ -46,8 +46,10 @@ def coordinate_pictures(count: int, side: int) -> torch.Tensor:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("crop, zoom", [(32, (0.75, 1.4)), (64, (1.0, 1.4)), (24, (1.0, 1.0))])
 def test_points_of_both_views_are_the_same_points_of_the_picture(monkeypatch, seed, crop, zoom):
-    monkeypatch.setattr(pretraining, "mix_colours", lambda view, _: view)  # so that a colour says where it is from
-    view1, view2, where1, where2 = two_views(coordinate_pictures(6, 64), crop, 12, zoom, generator(seed))
+    monkeypatch.setattr(pretraining, "mix_colours", lambda view, *_: view)  # so that a colour says where it is from
+    view1, view2, where1, where2 = two_views(
+        coordinate_pictures(6, 64), crop, PretrainRecipe(points=12, zoom=zoom), generator(seed)
+    )
     assert view1.shape == view2.shape == (6, 3, crop, crop) and where1.shape == where2.shape == (6, 12, 2)
     assert not torch.equal(view1, view2), "two views, not one twice"
     seen = [
@@ -61,8 +63,10 @@ def test_points_of_both_views_are_the_same_points_of_the_picture(monkeypatch, se
 
 
 def test_views_are_mirrored_now_and_then(monkeypatch):
-    monkeypatch.setattr(pretraining, "mix_colours", lambda view, _: view)
-    view1, view2, *_ = two_views(coordinate_pictures(40, 32), 16, 2, (1.0, 1.0), generator())
+    monkeypatch.setattr(pretraining, "mix_colours", lambda view, *_: view)
+    view1, view2, *_ = two_views(
+        coordinate_pictures(40, 32), 16, PretrainRecipe(points=2, zoom=(1.0, 1.0)), generator()
+    )
     rightwards = torch.stack([view[:, 0, 8, 12] > view[:, 0, 8, 3] for view in (view1, view2)])
     assert 0.25 < rightwards.float().mean() < 0.75 and (rightwards[0] != rightwards[1]).any()
     assert all((view[:, 1, 12, 8] > view[:, 1, 3, 8]).all() for view in (view1, view2)), "never upside down"
@@ -71,8 +75,8 @@ def test_views_are_mirrored_now_and_then(monkeypatch):
 def test_views_repeat_with_the_seed():
     pictures = torch.rand(2, 3, 32, 32, generator=generator())
     for a, b in zip(
-        two_views(pictures, 16, 3, (0.75, 1.4), generator(5)),
-        two_views(pictures, 16, 3, (0.75, 1.4), generator(5)),
+        two_views(pictures, 16, PretrainRecipe(points=3), generator(5)),
+        two_views(pictures, 16, PretrainRecipe(points=3), generator(5)),
         strict=True,
     ):
         assert torch.equal(a, b)
@@ -80,7 +84,7 @@ def test_views_repeat_with_the_seed():
 
 def test_mixed_colours_stay_colours_and_differ_from_picture_to_picture():
     pictures = torch.rand(1, 3, 8, 8, generator=generator()).expand(5, -1, -1, -1)
-    found = mix_colours(pictures, generator())
+    found = mix_colours(pictures, PretrainRecipe.colour_mixing, generator())
     assert found.shape == pictures.shape and found.min() >= 0 and found.max() <= 1
     assert all(not torch.allclose(found[0], other, atol=0.01) for other in found[1:])
 

@@ -2,7 +2,8 @@
 
 A scene is two or three wavy bands of *stuff* (sky, water, meadow, wall) with a few *things* on them (tree, house,
 ball, zebra). What tells the classes apart is texture and shape: the two colours of every region are drawn from the
-same distribution whatever its class, so colour alone says next to nothing. Scale, slant, light and overlap vary.
+same distribution whatever its class, so colour alone says next to nothing. Scale, slant, light and overlap vary, and
+so does the weather: fog, dusk, a soft lens and grain change a whole picture and say nothing about the classes in it.
 """
 
 import colorsys
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 CLASSES = ("sky", "water", "meadow", "wall", "tree", "house", "ball", "zebra")
 """Class names; the position is the label id."""
 STUFF, THINGS = CLASSES[:4], CLASSES[4:]
-VERSION = 1
+VERSION = 2
 """To be raised whenever the pictures change, so that old drawings are not taken for new ones."""
 SIZE = 128
 """Height and width of a scene in pixels."""
@@ -22,11 +23,11 @@ SIZE = 128
 Grid = np.ndarray
 
 
-def paint_scene(seed: int, index: int, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """Draws scene number `index` of the endless series `seed`.
+def paint_scene(seed: int, index: int, size: int = SIZE, weather: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Draws scene number `index` of the endless series `seed`, as the weather has it or, without `weather`, clear.
 
-    Returns the picture, uint8 (H, W, 3), and its label map, uint8 (H, W) with ids into `CLASSES`. The same seed, index
-    and size give the same scene; every pixel is labelled.
+    Returns the picture, uint8 (H, W, 3), and its label map, uint8 (H, W) with ids into `CLASSES`. The same
+    arguments give the same picture, and clear or not the labels are the same; every pixel is labelled.
     """
     rng = np.random.default_rng([seed, index])
     y, x = np.mgrid[:size, :size].astype(np.float32)
@@ -53,7 +54,7 @@ def paint_scene(seed: int, index: int, size: int = SIZE) -> tuple[np.ndarray, np
         light = 1 + 0.3 * ((x - centre[0]) * rng.choice([-1, 1]) - (y - centre[1])) / radius
         picture *= 1 - 0.35 * _shift(mask, rng.integers(2, 6))[..., None]  # the shadow it casts
         lay(name, mask, np.clip(light, 0.6, 1.3))
-    return _photograph(rng, picture, x, y), label
+    return _photograph(rng, picture, x, y, weather), label
 
 
 def _bands(rng: np.random.Generator, x: Grid, y: Grid) -> list[tuple[str, Grid]]:
@@ -69,15 +70,29 @@ def _bands(rng: np.random.Generator, x: Grid, y: Grid) -> list[tuple[str, Grid]]
     return bands
 
 
-def _photograph(rng: np.random.Generator, picture: Grid, x: Grid, y: Grid) -> np.ndarray:
-    """Light from one side, exposure, blur and grain; then uint8."""
+def _photograph(rng: np.random.Generator, picture: Grid, x: Grid, y: Grid, weather: bool) -> np.ndarray:
+    """Light from one side, exposure, weather, blur and grain; then uint8."""
     angle = rng.uniform(0, 2 * np.pi)
     slope = (np.cos(angle) * (x / len(x) - 0.5) + np.sin(angle) * (y / len(y) - 0.5))[..., None]
     picture = np.clip(picture * (1 + rng.uniform(0, 0.6) * slope), 0, 1) ** rng.uniform(0.8, 1.25)
-    soft = Image.fromarray((picture * 255).round().astype(np.uint8)).filter(
-        ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7))
-    )
-    return np.clip(np.asarray(soft) + rng.normal(0, 4, picture.shape), 0, 255).astype(np.uint8)
+    if weather:
+        picture = _dusk(rng, _fog(rng, picture))
+    blur = rng.uniform(0.2, 1.3 if weather else 0.7)
+    soft = Image.fromarray((picture * 255).round().astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur))
+    grain = rng.uniform(1, 18) if weather else 4
+    return np.clip(np.asarray(soft) + rng.normal(0, grain, picture.shape), 0, 255).astype(np.uint8)
+
+
+def _fog(rng: np.random.Generator, picture: Grid) -> Grid:
+    """Two pictures of three lie in fog, thin to thick, of a nearly grey colour."""
+    thickness = rng.uniform(0, 0.65) * rng.choice([0, 1, 1])
+    colour = rng.uniform(0.5, 1.0) * (1 + 0.15 * rng.normal(0, 1, 3))
+    return np.clip(picture * (1 - thickness) + thickness * colour, 0, 1)
+
+
+def _dusk(rng: np.random.Generator, picture: Grid) -> Grid:
+    """Every second picture is taken when it gets dark."""
+    return picture ** rng.choice([1.0, rng.uniform(1.5, 2.5)])
 
 
 def _colour_pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
