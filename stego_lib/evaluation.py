@@ -1,8 +1,8 @@
 """Scores a run on held-out pictures, beside baselines on the same features."""
 
+import copy
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from . import crf
 from .backbone import upsample
 from .baselines import LinearScorer, kmeans_on_colors, kmeans_on_features, linear_on_features
-from .datasets import open_dataset
+from .datasets import SegmentationDataset, open_split
+from .datasets.transforms import Size
 from .errors import StegoError
 from .experiment import Experiment
 from .features import FeatureStore, open_store
@@ -23,7 +24,7 @@ from .metrics import confusion, identity, match, published_map, scores
 from .notices import notice
 from .progress import progress
 from .run import Run, environment, mean_code
-from .training import open_training_set
+from .training import open_training_set, refit_clusters
 
 BATCH = 16
 
@@ -37,29 +38,19 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
     matching is the published one, as `metrics` describes. The record holds under "scores", for each method, accuracy,
     miou and iou in percent: "cluster" and "linear" (STEGO), each also as "..._crf" where pydensecrf is installed, and the
     baselines "kmeans_features", "kmeans_colors" and "linear_features" (with labels). The baselines need the features of the
-    train split; `baselines=False` leaves them out (for a released checkpoint, say). Raises StegoError for a split
-    without labels, or with another number of classes than the run's.
+    train split; `baselines=False` leaves them out (for a released checkpoint, say). "linear" is missing where training had
+    no labels. With `experiment.validate_every`, "best_by_label" holds the scores of the cluster probe at the kept step that
+    they favour: chosen by the labels that it is scored with, as in the published code, so it is no result.
+
+    A split without labels cannot be scored: "scores" is then empty and "unscored" says why. Raises StegoError for a split
+    with another number of classes than the run's.
     """
     experiment, started = run.experiment, time.perf_counter()
-    features_root = run.folder.parent / "features"
-    dataset = open_dataset(experiment.dataset, experiment.data_root, split)
-    if not dataset.has_labels:
-        raise StegoError(
-            f"{dataset.name} {split} has no labels, so there is nothing to score; use run.predict(pictures)"
-        )
+    dataset = open_split(experiment, split)
     if len(dataset.classes) != len(run.classes):
         raise StegoError(
             f"{dataset.name} has {len(dataset.classes)} classes, this run was trained for {len(run.classes)}; evaluate it on its own data set"
         )
-    stored = partial(open_store, backbone=run.backbone, root=features_root, published=experiment.published)
-    plain = stored(dataset, size=experiment.eval_size)
-    mirrored = stored(dataset, size=experiment.eval_size, mirror=True) if experiment.mirror else None
-    published = experiment.published
-    tables = _stego_tables(run, plain, mirrored)
-    if baselines:
-        training = stored(open_training_set(experiment), size=experiment.train_size)
-        tables |= _baseline_tables(run, training, plain, mirrored)
-    matching = match(tables["cluster"])
     record = {
         "experiment": _recorded(experiment),
         "step": run.step,
@@ -67,14 +58,69 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
         "split": split,
         "pictures": len(dataset),
         "classes": list(run.classes.names),
-        "scores": {name: _scores(name, table, published) for name, table in tables.items()},
-        "matching": (published_map(matching) if published else matching).tolist(),
-        "confusion": tables["cluster"].tolist(),
+        **(_scored(run, dataset, baselines) if dataset.has_labels else _unscored(dataset)),
         "environment": environment(),
         "evaluation_seconds": round(time.perf_counter() - started, 1),
     }
     write_json(run.folder / "metrics.json", _without_nan(record))
     return record
+
+
+def _unscored(dataset: SegmentationDataset) -> dict[str, Any]:
+    """The part of the record that says why there are no scores."""
+    text = f"{dataset.name} {dataset.split} has no labels, so nothing is scored; run.predict(pictures) segments them"
+    notice(text)
+    return {"scores": {}, "unscored": text}
+
+
+def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str, Any]:
+    """The part of the record that takes labels: scores, matching, confusion matrix, best step by labels."""
+    size, published = run.experiment.eval_size, run.experiment.published
+    plain = _store(run, dataset, size)
+    mirrored = _store(run, dataset, size, mirror=True) if run.experiment.mirror else None
+    tables = _stego_tables(run, plain, mirrored)
+    if baselines:
+        tables |= _baseline_tables(run, _training_store(run), plain, mirrored)
+    matching = match(tables["cluster"])
+    return {
+        "scores": {name: _scores(name, table, published) for name, table in tables.items()},
+        **_best_by_label(run, plain),
+        "matching": (published_map(matching) if published else matching).tolist(),
+        "confusion": tables["cluster"].tolist(),
+    }
+
+
+def _store(run: Run, dataset: SegmentationDataset, size: Size, mirror: bool = False) -> FeatureStore:
+    root, published = run.folder.parent / "features", run.experiment.published
+    return open_store(dataset, run.backbone, size, root, mirror=mirror, published=published)
+
+
+def _training_store(run: Run) -> FeatureStore:
+    return _store(run, open_training_set(run.experiment), run.experiment.train_size)
+
+
+def _best_by_label(run: Run, plain: FeatureStore) -> dict[str, Any]:
+    """Scores of the cluster probe at the kept step with the highest mIoU, and the mIoU of every kept step.
+
+    As the published code validates: neither mirror image nor CRF, and the matching made anew at each step.
+    """
+    model, published, found = copy.deepcopy(run.model), run.experiment.published, {}
+    n_clusters, n_classes, size = len(model.cluster_probe.clusters), len(run.classes), plain.labels.shape[1:]
+
+    def maps(rows: Tensor) -> Tensor:
+        code = mean_code(model, plain.rows(rows), None)
+        return upsample(model.cluster_probe.similarity(code), size).cpu()
+
+    for step, state in progress(list(run.kept_weights()), "evaluating kept steps"):
+        model.load_state_dict(state)
+        if run.experiment.cluster_probe == "kmeans":
+            refit_clusters(model, _training_store(run), run.experiment.seed)
+        found[step] = _scores("cluster", _count(plain, maps, n_clusters, n_classes, published), published)
+    if not found:
+        return {}
+    best = max(found, key=lambda step: found[step]["miou"])
+    curve = {"steps": list(found), "miou_by_step": [scored["miou"] for scored in found.values()]}
+    return {"best_by_label": {"step": best, **found[best], **curve}}
 
 
 def _recorded(experiment: Experiment) -> dict[str, Any]:
@@ -97,7 +143,9 @@ def _stego_tables(run: Run, plain: FeatureStore, mirrored: FeatureStore | None) 
         )
         refine = False
     n_classes, published = len(run.classes), run.experiment.published
-    sizes = {"cluster": len(run.model.cluster_probe.clusters), "linear": n_classes}
+    sizes = {"cluster": len(run.model.cluster_probe.clusters)}
+    if run.model.linear_probe.trained:
+        sizes["linear"] = n_classes
     tables = {name: torch.zeros(n, n_classes, dtype=torch.int64) for name, n in sizes.items()}
     if refine:
         tables |= {f"{name}_crf": table.clone() for name, table in tables.items()}
@@ -105,7 +153,7 @@ def _stego_tables(run: Run, plain: FeatureStore, mirrored: FeatureStore | None) 
     for rows in progress(torch.arange(len(plain)).split(BATCH), "evaluating"):
         label = plain.label_rows(rows)
         code = mean_code(run.model, plain.rows(rows), None if mirrored is None else mirrored.rows(rows))
-        maps = probe_maps(run, code, label.shape[1:])
+        maps = {name: probe for name, probe in probe_maps(run, code, label.shape[1:]).items() if name in sizes}
         for name, values in maps.items():
             tables[name] += confusion(values.argmax(1).cpu(), label, sizes[name], n_classes, published=published)
         if refine:

@@ -62,6 +62,8 @@ class Experiment:
     """Name of the data set, as `open_dataset` knows it."""
     data_root: str = Field(default_factory=lambda: str(paths.data_root()))
     """Folder that holds the data sets' folders."""
+    n_classes: int | None = Field(None, ge=1, le=255)
+    """How many clusters to look for in a `folder` that names no classes; None = 27 there, elsewhere the data set's own number."""
     backbone: str = "scenes_vit_tiny8"
     """Embedded name, timm name or path of a .safetensors, .pth or .ckpt file."""
     features: Literal["feat", "KK"] = "feat"
@@ -72,8 +74,11 @@ class Experiment:
     """Size of training pictures in pixels."""
     eval_size: Size = 320
     """Size of pictures and labels at evaluation in pixels."""
-    crop: Literal["none", "five"] = "none"
-    """'five' cuts each training picture into its four corners and centre, half as high and wide (paper, section 3.4)."""
+    crop: Literal["none", "five", "random"] = "none"
+    """'five' cuts each training picture into its four corners and centre, half as high and wide (paper, section 3.4).
+
+    'random' cuts five pieces of that size at random places, the same ones whatever the seed.
+    """
     subtract_mean: bool = False
     """Take the data set's mean off the features before correspondences are formed (not in the paper)."""
     head: Literal["nonlinear", "linear", "none"] = "nonlinear"
@@ -124,6 +129,8 @@ class Experiment:
     """Evaluate on the mean code of a picture and its mirror image."""
     crf: bool = True
     """Report scores after a dense CRF as well, where pydensecrf is installed."""
+    validate_every: int = Field(0, ge=0)
+    """Keep the weights every so many steps, for `evaluate` to name the best of them by labels; 0 = off (published: 400)."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything random."""
     device: str = "auto"

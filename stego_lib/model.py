@@ -63,7 +63,10 @@ class ClusterProbe(nn.Module):
 
 
 class LinearProbe(nn.Module):
-    """A linear classifier on the code, trained with labels: it measures the code and never shapes it."""
+    """A linear classifier on the code, trained with labels: it measures the code and never shapes it.
+
+    A run without training labels leaves it at zero (`forget`), so that nobody takes its guesses for scores.
+    """
 
     def __init__(self, code_dim: int, n_classes: int):
         super().__init__()
@@ -72,6 +75,16 @@ class LinearProbe(nn.Module):
     def forward(self, code: Tensor) -> Tensor:
         """Logits: (B, K, h, w) -> (B, n, h, w)."""
         return self.classifier(code)
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has ever seen labels."""
+        return bool(self.classifier.weight.any())
+
+    def forget(self) -> None:
+        """Sets all weights to zero: it knows nothing."""
+        for parameter in self.parameters():
+            torch.nn.init.zeros_(parameter)
 
     def loss(self, code: Tensor, label: Tensor) -> Tensor:
         """Cross-entropy at label resolution; label (B, H, W), ids outside [0, n) are ignored.

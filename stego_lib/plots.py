@@ -45,7 +45,7 @@ def paint(label: Tensor | np.ndarray, classes: Classes) -> np.ndarray:
 
 
 def examples(dataset: SegmentationDataset, indices: Sequence[int]) -> Figure:
-    """Pictures above their label maps, with the classes as legend."""
+    """Pictures above their label maps, with the classes as legend; pictures alone where there are no labels."""
     return _picture_rows(dataset, indices, ("picture", "label"))
 
 
@@ -171,18 +171,23 @@ def class_iou(record: dict[str, Any], methods: Sequence[str] = ("cluster", "kmea
 def _picture_rows(
     dataset: SegmentationDataset, indices: Sequence[int], rows: Sequence[str], run: Run | None = None
 ) -> Figure:
-    """One column a picture: the picture, its label map (white without one) and, with a run, what it makes of the picture."""
+    """One column a picture: the picture, its label map (if there are any) and, with a run, what it makes of the picture."""
+    rows = [row for row in rows if row != "label" or dataset.has_labels]
     figure, axes = plt.subplots(len(rows), len(indices), figsize=(2.1 * len(indices), 2.3 * len(rows)), squeeze=False)
     for column, index in zip(axes.T, indices, strict=True):
         picture, label = dataset[index]
         shown = picture.permute(1, 2, 0).numpy()
         _show(column[0], shown, dataset.names[index])
-        _show(column[1], np.full_like(shown, 255) if label is None else paint(label, dataset.classes))
+        if dataset.has_labels:
+            _show(column[1], paint(label, dataset.classes))
         if run is not None:
-            _show(column[2], paint(run.predict(picture)[0], dataset.classes))
+            _show(column[-1], paint(run.predict(picture)[0], dataset.classes))
     for axis, text in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(text)
-    _legend(figure, dataset.classes)
+    if len(rows) > 1:
+        _legend(figure, dataset.classes)
+    else:
+        figure.tight_layout()
     return figure
 
 

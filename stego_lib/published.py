@@ -83,7 +83,8 @@ def read_published(path: str | Path) -> Published:
     values |= {
         "backbone": str(path), "precision": "float32", "code_dim": len(weights["head.linear.bias"]), "extra_clusters": n_clusters - n_classes,
         "head": "nonlinear" if "head.nonlinear.0.weight" in weights else "linear",
-        "dropout": 0.1 if options.get("dropout", True) else 0.0, "crop": "five" if options.get("crop_type") == "five" else "none",
+        "dropout": 0.1 if options.get("dropout", True) else 0.0,
+        "crop": crop if (crop := options.get("crop_type")) in ("five", "random") else "none",
     }  # fmt: skip
     if dataset in DATASETS:
         values["dataset"] = dataset

@@ -19,6 +19,7 @@ METHODS = {
     "linear_features": "linear probe on backbone features (labels)",
     "linear": "STEGO, linear probe (labels)",
     "linear_crf": "STEGO, linear probe + CRF (labels)",
+    "best_by_label": "not a result: STEGO, cluster probe, step chosen by these labels",
 }
 """Methods in a run record, in the order of tables -> how they are called. "(labels)": trained with labels."""
 
@@ -40,17 +41,20 @@ def read_records(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def score_table(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a method and record: method, seed, accuracy, miou (percent)."""
+    """One row a method and record: method, seed, accuracy, miou (percent). StegoError if none of the records has scores."""
     rows = [
         {
             "method": method,
             "seed": record["experiment"]["seed"],
-            **{key: record["scores"][method][key] for key in ("accuracy", "miou")},
+            **{key: found[method][key] for key in ("accuracy", "miou")},
         }
         for record in records
+        for found in [record["scores"] | {key: record[key] for key in ("best_by_label",) if key in record}]
         for method in METHODS
-        if method in record["scores"]
+        if method in found
     ]
+    if not rows:
+        raise StegoError("; ".join(dict.fromkeys(record.get("unscored", "no scores") for record in records)))
     return pd.DataFrame(rows)
 
 

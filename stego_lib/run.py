@@ -1,6 +1,7 @@
 """A run is one folder: `Run` reads it, `load_run` opens it."""
 
 import platform
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -32,7 +33,7 @@ class Run:
 
     folder/experiment.json, classes.json: what was asked. checkpoint.pt: model, optimiser, step. log.csv: one line a
     step. correspondences.json: histograms of what the shifts were set by. metrics.json: the run record that `evaluate`
-    writes. figures/: pictures. A released checkpoint has only what evaluating it leaves.
+    writes. figures/: pictures. kept/: weights at earlier steps, with `Experiment.validate_every`. A released checkpoint has only what evaluating it leaves.
     """
 
     def __init__(
@@ -79,6 +80,15 @@ class Run:
                 "shifts": list(self.shifts), "in_dim": self.model.feature_mean.shape[1],
             },
         )  # fmt: skip
+
+    def keep_weights(self) -> None:
+        """Writes the weights as they are at this step to kept/STEP.pt, beside the checkpoint."""
+        save_state(self.folder / "kept" / f"{self.step:07d}.pt", {"model": self.model.state_dict()})
+
+    def kept_weights(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """What `keep_weights` wrote: step and the model's state, in the order of steps."""
+        for path in sorted((self.folder / "kept").glob("*.pt")):
+            yield int(path.stem), load_state(path)["model"]
 
     def code(self, pictures: Tensor) -> Tensor:
         """Codes (B, K, h, w) of uint8 pictures (B, 3, H, W), averaged with those of their mirror images if so set."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from .backbone import Backbone
 from .calibration import histograms, measure_correspondences, resolve_shifts
 from .clustering import SAMPLES, kmeans
-from .datasets import FiveCrop, SegmentationDataset, open_dataset
+from .datasets import CROPS, SegmentationDataset, open_split
 from .errors import StegoError
 from .experiment import Experiment
 from .features import FeatureStore, open_store
@@ -84,6 +84,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     run = Run(folder or new_folder(runs_dir, experiment), experiment, dataset.classes, model, backbone)
     if experiment.subtract_mean:
         model.feature_mean.copy_(store.mean.view(1, -1, 1, 1))
+    if store.labels is None:
+        model.linear_probe.forget()
     if experiment.start_from is not None:
         take_over(model, load_run(experiment.start_from))
     neighbors = find_neighbors(store, model, experiment)
@@ -107,6 +109,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
             run.step = step + 1
             if run.step == experiment.steps and experiment.cluster_probe == "kmeans":
                 refit_clusters(model, store, experiment.seed)
+            if experiment.validate_every and run.step % experiment.validate_every == 0:
+                run.keep_weights()
             if run.step % SAVE_EVERY == 0 or run.step == experiment.steps:
                 file.flush()
                 run.save(optimiser)
@@ -261,8 +265,8 @@ def make_optimiser(model: Stego, experiment: Experiment) -> torch.optim.Adam:
 
 def open_training_set(experiment: Experiment) -> SegmentationDataset:
     """The train split as the experiment sees it, cropped if it says so."""
-    dataset = open_dataset(experiment.dataset, experiment.data_root, "train")
-    return FiveCrop(dataset) if experiment.crop == "five" else dataset
+    dataset = open_split(experiment, "train")
+    return dataset if experiment.crop == "none" else CROPS[experiment.crop](dataset)
 
 
 def seeded(seed: int, purpose: str, number: int) -> torch.Generator:

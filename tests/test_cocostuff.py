@@ -74,6 +74,29 @@ def test_every_stored_id_becomes_its_class_by_name(root, name):
     assert name != "cocostuff27" or [found[i] for i in (0, 17, 181, 182, 255)] == [9, 7, 24, -1, -1]
 
 
+@pytest.mark.parametrize("name", ["cocostuff27", "cocostuff15", "cocostuff3"])
+def test_published_labels_are_those_of_the_published_loader(root, name):
+    """Its rules, one pixel at a time: an id without a coarse class becomes 0, 255 is ignored, the smaller forms come after."""
+    standins.save(
+        root / "cocostuff/annotations/val2017/000000000009.png", np.arange(256, dtype=np.uint8).reshape(16, 16)
+    )
+    expected = []
+    for stored in range(256):
+        coarse = -1 if stored == 255 else TABLE["fine_to_coarse"][stored] if stored < 182 else 0
+        if name == "cocostuff15":
+            coarse -= 12  # things come out negative, which no score counts
+        if name == "cocostuff3":
+            coarse = [23, 22, 21].index(coarse) if coarse in (23, 22, 21) else -1
+        expected.append(max(coarse, -1))
+    found = open_dataset(name, root, "val", published=True).label(0).flatten().tolist()
+    assert found == expected
+    default = open_dataset(name, root, "val").label(0).flatten().tolist()
+    differing = [stored for stored in range(256) if found[stored] != default[stored]]
+    assert differing == (list(range(182, 255)) if name == "cocostuff27" else []), (
+        "ids that no file of the data set holds"
+    )
+
+
 def test_pictures_and_labels_at_the_real_size(root):
     dataset = open_dataset("cocostuff27", root, "train")
     assert dataset.names == ["000000000009", "000000000010", "000000000011"] and dataset.has_labels

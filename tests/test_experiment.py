@@ -17,6 +17,7 @@ WRONG = [
     ("shifts", (0.1, 0.2)), ("shifts", (math.nan, 0.1, 0.1)), ("shifts", (0.1, math.inf, 0.1)), ("shifts", "0.1 p101 0.1"), ("shifts", "0.1 p-1 0.1"),
     ("shifts", "0.1 px 0.1"), ("shifts", "0.1 high 0.1"), ("shifts", "0.1 nan 0.1"), ("shifts", "0.1 inf 0.1"), ("shifts", "0.1 pnan 0.1"),
     ("train_size", 0), ("train_size", 4), ("train_size", (240, 4)), ("train_size", 10_000), ("train_size", "big"), ("eval_size", (1, 2, 3)), ("eval_size", 240.5),
+    ("n_classes", 0), ("n_classes", 256), ("n_classes", 2.5), ("validate_every", -1), ("validate_every", None),
     ("dataset", None), ("dataset", 3), ("backbone", ["vit"]), ("device", None),
 ]  # fmt: skip
 

@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+import standins
 import torch
 from common import golden, golden_tensors, tiny_experiment
 from torch.testing import assert_close
 
-from stego_lib import Run, StegoError, baselines, clustering, evaluate, features, load_run, train, training
+from stego_lib import Experiment, Run, StegoError, baselines, clustering, evaluate, features, load_run, train, training
 from stego_lib import run as running
 from stego_lib.backbone import Backbone
+from stego_lib.datasets import open_split
 from stego_lib.features import open_store
 from stego_lib.loss import negative_permutation, published_permutation
 from stego_lib.losses_extra import alignment_loss, picture_crf_loss, reconstruction_loss
@@ -148,6 +150,18 @@ def test_pictures_are_resized_as_published_in_training_evaluation_and_prediction
         run.predict(np.zeros((64, 64, 3), np.uint8))
         assert len(asked) == 12 + 6 + 6 + 1 and set(asked) == {published}
         asked.clear()
+
+
+@pytest.mark.parametrize("crop", ["none", "five"])
+def test_labels_are_decoded_as_published_in_training_and_evaluation(tmp_path, crop):
+    standins.cocostuff(tmp_path, {"train": 1, "val": 1}, ("Coco164kFull_Stuff_Coarse_7.txt",), height=8, width=8)
+    for split in ("train", "val"):
+        path = tmp_path / f"cocostuff/annotations/{split}2017/000000000009.png"
+        standins.save(path, np.full((8, 8), 200, np.uint8))
+    for published in (False, True):
+        experiment = Experiment(dataset="cocostuff27", data_root=str(tmp_path), published=published, crop=crop)
+        for dataset in (training.open_training_set(experiment), open_split(experiment, "val")):
+            assert (dataset.label(0) == (0 if published else -1)).all()
 
 
 # ---------------------------------------------------------------------------------------------- evaluation

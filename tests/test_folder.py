@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import standins
 
-from stego_lib import StegoError, open_dataset
-from stego_lib.datasets.folder import distinct_colors, open_folder
+from stego_lib import Experiment, StegoError, open_dataset
+from stego_lib.datasets import open_split
+from stego_lib.datasets.folder import distinct_colors
+from stego_lib.notices import Notice
+from stego_lib.training import open_training_set
 
 
 @pytest.fixture
@@ -27,7 +30,57 @@ def test_pictures_alone_have_nameless_classes(pictures):
     dataset = open_dataset("folder", pictures, "train")
     assert not dataset.has_labels and dataset.label(0) is None and len(dataset) == 2
     assert dataset.classes.names == tuple(f"cluster {i}" for i in range(27))
-    assert open_folder(pictures, "val", n_classes=5).classes.names[-1] == "cluster 4"
+    five = open_dataset("folder", pictures, "val", n_classes=5)
+    assert five.classes.names == tuple(f"cluster {i}" for i in range(5)) and len(five.classes.colors) == 5
+    experiment = Experiment.preset("folder", data_root=str(pictures), n_classes=3)
+    assert len(open_split(experiment, "train").classes) == len(open_training_set(experiment).classes) == 3
+
+
+def test_a_number_of_clusters_beside_the_data_sets_own_classes_is_refused(pictures, scenes_root):
+    (pictures / "folder/classes.json").write_text('{"names": ["road", "tree"]}')
+    assert len(open_dataset("folder", pictures, "train", n_classes=2).classes) == 2
+    with pytest.raises(StegoError, match=r"n_classes is 5, but folder has 2 classes of its own.*extra_clusters"):
+        open_dataset("folder", pictures, "train", n_classes=5)
+    assert len(open_dataset("scenes", scenes_root, "val", n_classes=8).classes) == 8
+    with pytest.raises(StegoError, match=r"n_classes is 27, but scenes has 8 classes"):
+        open_dataset("scenes", scenes_root, "val", n_classes=27)
+
+
+def test_the_number_of_classes_changes_what_is_stored_only_where_there_are_labels(pictures):
+    identities = [open_dataset("folder", pictures, "train", n_classes=n).identity() for n in (None, 5)]
+    assert identities[0] == identities[1], "features of pictures without labels are the same"
+    for name in "ab":
+        label(pictures, "train", name)
+    identities = []
+    for names in (["road"], ["road", "tree"]):
+        (pictures / "folder/classes.json").write_text(json.dumps({"names": names}))
+        identities.append(open_dataset("folder", pictures, "train").identity())
+    assert identities[0] != identities[1], "ids beyond the last class are stored as ignored"
+
+
+@pytest.mark.parametrize("place", ["folder", "."])
+def test_just_pictures_serve_as_both_splits(tmp_path, place):
+    for i in range(3):
+        standins.save(tmp_path / place / f"{i}.jpg", np.full((6, 8, 3), 40 * i, np.uint8))
+    (tmp_path / place / "notes.txt").write_text("no picture")
+    train = open_dataset("folder", tmp_path, "train")
+    with pytest.warns(Notice, match=r"no imgs/train and imgs/val: its 3 pictures serve as both, none is held out"):
+        val = open_dataset("folder", tmp_path, "val")
+    assert train.pictures == val.pictures == [tmp_path / place / f"{i}.jpg" for i in range(3)]
+    assert not train.has_labels and len(train.classes) == 27
+
+
+def test_pictures_beside_the_splits_are_not_taken(pictures):
+    standins.save(pictures / "folder/cover.png", np.zeros((6, 8, 3), np.uint8))
+    standins.save(pictures / "logo.png", np.zeros((6, 8, 3), np.uint8))
+    assert open_dataset("folder", pictures, "val").names == ["a", "b"]
+
+
+def test_labels_beside_just_pictures_are_explained(tmp_path):
+    standins.save(tmp_path / "a.png", np.zeros((6, 8, 3), np.uint8))
+    standins.save(tmp_path / "labels/a.png", np.zeros((6, 8), np.uint8))
+    with pytest.raises(StegoError, match=r"has labels, but no imgs/train and imgs/val"):
+        open_dataset("folder", tmp_path, "train")
 
 
 def test_class_names_are_used_without_labels(pictures):

@@ -47,6 +47,14 @@ def test_255_and_unknown_ids_are_ignored(patches):
     assert open_dataset("potsdam3", patches, "train").label(0).tolist() == [[0, 1, 2, 2, 0, 1, -1, -1, -1]]
 
 
+def test_published_labels_make_unknown_ids_class_0_and_leave_255_and_missing_maps_ignored(patches):
+    stored = np.array([[0, 1, 2, 3, 4, 5, 6, 254, 255, -1]])
+    scipy.io.savemat(patches / "potsdam/gt/100.mat", {"gt": stored.astype(np.int32)})
+    dataset = open_dataset("potsdam3", patches, "all", published=True)
+    assert dataset.label(0).tolist() == [[0, 1, 2, 2, 0, 1, 0, 0, -1, 0]]
+    assert (dataset.label(6) == -1).all()
+
+
 def test_a_patch_without_label_map_is_ignored_not_class_0(patches):
     """In "all" only: the labelled lists promise a label map."""
     dataset = open_dataset("potsdam3", patches, "all")

@@ -28,6 +28,7 @@ from stego_lib import (
 from stego_lib.backbone import upsample
 from stego_lib.baselines import LinearScorer, kmeans_on_colors, kmeans_on_features, linear_on_features
 from stego_lib.calibration import measure_correspondences, resolve_shifts
+from stego_lib.datasets import RandomCrop
 from stego_lib.evaluation import probe_maps
 from stego_lib.features import FeatureStore, open_store
 from stego_lib.files import write_json
@@ -349,6 +350,25 @@ def test_five_crops_are_trained_on_and_whole_pictures_scored(experiment, runs_di
     assert record["pictures"] == 6 and np.array(record["confusion"]).sum() == 6 * 64 * 64
 
 
+def test_random_crops_are_made_once_for_every_seed_and_whole_pictures_scored(experiment, tmp_path, monkeypatch):
+    few_samples(monkeypatch)
+    experiment = experiment.but(steps=2, crop="random", train_size=32)
+    record = evaluate(train(experiment, runs_dir=tmp_path))
+    assert record["pictures"] == 6 and np.array(record["confusion"]).sum() == 6 * 64 * 64
+    crops = training.open_training_set(experiment)
+    assert isinstance(crops, RandomCrop) and len(crops) == 60
+    (folder,) = tmp_path.glob("features/scenes-train-*")
+    for row in (0, 7, 59):
+        picture, label = crops[row]
+        assert torch.equal(FeatureStore(folder).picture_rows(torch.tensor([row]))[0], picture), "32 pixels, as cut"
+        assert torch.equal(FeatureStore(folder).label_rows(torch.tensor([row]))[0], label)
+    with monkeypatch.context() as patch:
+        patch.setattr(RandomCrop, "picture", lambda *_: pytest.fail("they were made before"))
+        train(experiment.but(seed=1), runs_dir=tmp_path)
+    train(experiment.but(crop="five"), runs_dir=tmp_path)
+    assert len(list(tmp_path.glob("features/scenes-train-*"))) == 2, "other crops have other features"
+
+
 @pytest.mark.skipif(not crf.available(), reason="pydensecrf is not installed (pip install 'stego_lib[crf]')")
 def test_with_crf_both_probes_are_scored_twice(experiment, runs_dir, monkeypatch):
     few_samples(monkeypatch)
@@ -542,16 +562,6 @@ def test_the_linear_baseline_with_a_single_class(tmp_path):
 # ---------------------------------------------------------------------------------------------- what goes wrong
 
 
-def test_pictures_without_labels_train_and_cannot_be_scored(scenes_root, backbone_file, tmp_path):
-    shutil.copytree(scenes_root / "scenes" / "imgs", tmp_path / "folder" / "imgs")
-    shutil.copy(scenes_root / "scenes" / "classes.json", tmp_path / "folder")
-    run = train(tiny_experiment(tmp_path, backbone_file, dataset="folder", steps=2), runs_dir=tmp_path / "runs")
-    assert run.log.loss_linear.isna().all() and run.log.drop(columns="loss_linear").notna().all(axis=None)
-    with pytest.raises(StegoError, match=r"folder val has no labels.*predict"):
-        evaluate(run)
-    assert run.predict(tmp_path / "folder" / "imgs" / "val" / "0012.png")[0].shape == (64, 64)
-
-
 def test_pictures_with_labels_for_scores_alone(scenes_root, backbone_file, tmp_path, monkeypatch):
     """No training labels: everything but the linear probe on features is scored."""
     few_samples(monkeypatch)
@@ -560,7 +570,7 @@ def test_pictures_with_labels_for_scores_alone(scenes_root, backbone_file, tmp_p
     record = evaluate(
         train(tiny_experiment(tmp_path, backbone_file, dataset="folder", steps=2), runs_dir=tmp_path / "runs")
     )
-    assert "cluster" in record["scores"] and "linear_features" not in record["scores"]
+    assert set(record["scores"]) == {"cluster", "kmeans_features", "kmeans_colors"}, "no linear probe was trained"
 
 
 def test_a_class_that_does_not_occur_is_null_in_the_record(scenes_root, backbone_file, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import StegoError
-from ..experiment import did_you_mean
+from ..experiment import Experiment, did_you_mean
 from .base import IGNORED, Classes, SegmentationDataset
 from .camvid import open_camvid
 from .cityscapes import open_cityscapes
@@ -16,6 +16,7 @@ from .potsdam import open_potsdam3
 from .scenes import open_scenes
 
 __all__ = [
+    "CROPS",
     "DATASETS",
     "IGNORED",
     "Classes",
@@ -23,6 +24,7 @@ __all__ = [
     "RandomCrop",
     "SegmentationDataset",
     "open_dataset",
+    "open_split",
     "write_crops",
 ]
 
@@ -39,14 +41,36 @@ DATASETS: dict[str, Callable[[str | Path, str], SegmentationDataset]] = {
 """Name -> function that opens a split below a root folder."""
 
 
-def open_dataset(name: str, root: str | Path, split: str) -> SegmentationDataset:
+CROPS = {"five": FiveCrop, "random": RandomCrop}
+"""The crops that an experiment can ask for."""
+
+
+def open_dataset(
+    name: str, root: str | Path, split: str, n_classes: int | None = None, published: bool = False
+) -> SegmentationDataset:
     """Opens split `split` ("train" or "val") of data set `name` below the folder `root`.
 
-    Raises StegoError for an unknown name or split, and DataNotFound (one of it) when the files are not there; its
-    message says where it looked, what belongs there and where to get it.
+    n_classes: how many clusters to look for in a `folder` that names no classes. published: decode labels as the
+    published code does (COCO-Stuff and Potsdam make ids that they do not know class 0). Raises StegoError for an unknown
+    name or split and for `n_classes` that are not the data set's own, and DataNotFound (one of it) when the files are not
+    there; its message says where it looked, what belongs there and where to get it.
     """
     if name not in DATASETS:
         raise StegoError(
             f"unknown data set {name!r}{did_you_mean(name, list(DATASETS))}; data sets: {', '.join(DATASETS)}"
         )
-    return DATASETS[name](root, split)
+    dataset = open_folder(root, split, n_classes=n_classes) if name == "folder" else DATASETS[name](root, split)
+    if n_classes not in (None, len(dataset.classes)):
+        raise StegoError(
+            f"n_classes is {n_classes}, but {name} has {len(dataset.classes)} classes of its own: leave n_classes out "
+            "(extra_clusters looks for more clusters than classes)"
+        )
+    dataset.published = published
+    return dataset
+
+
+def open_split(experiment: Experiment, split: str) -> SegmentationDataset:
+    """Opens split `split` of the experiment's data set, whole pictures (training may cut them, see `CROPS`)."""
+    return open_dataset(
+        experiment.dataset, experiment.data_root, split, experiment.n_classes, published=experiment.published
+    )

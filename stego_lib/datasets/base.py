@@ -42,6 +42,9 @@ class SegmentationDataset(Sequence):
     for a picture without one. `names[i]` tells the pictures apart.
     """
 
+    published = False
+    """Decode labels as the published code does, where that differs (see `open_dataset`)."""
+
     def __init__(self, name: str, split: str, classes: Classes, pictures: list[Path], labels: list[Path | None]):
         self.name, self.split, self.classes = name, split, classes
         self.pictures, self.labels = pictures, labels
@@ -87,9 +90,10 @@ class SegmentationDataset(Sequence):
         return np.where((stored >= 0) & (stored < len(self.classes)), stored, IGNORED)
 
     def identity(self) -> list:
-        """What a stored result depends on: name, split, and name, size and time of change of every file."""
+        """What a stored result depends on: name, split, classes, and name, size and time of change of every file."""
         files = [path for path in [*self.pictures, *self.labels] if path is not None]
-        return [self.name, self.split, [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in files]]
+        known = len(self.classes) if self.has_labels else None  # decides which ids are ignored
+        return [self.name, self.split, known, [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in files]]
 
 
 def open_picture(path: Path) -> Image.Image:

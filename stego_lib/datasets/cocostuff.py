@@ -45,8 +45,9 @@ class CocoStuff(SegmentationDataset):
     """Label maps hold COCO-Stuff ids, 0-based; `decode` looks their class up."""
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
-        """Ids that the table does not know are ignored (the published code makes them class 0)."""
-        table = lookup_table(FORMS[self.name].coarse)
+        """Ids that the table does not know are ignored; `published` makes those below 255 coarse class 0, as published."""
+        form = FORMS[self.name]
+        table = lookup_table(form.coarse, form.coarse.index(0) if self.published and 0 in form.coarse else IGNORED)
         return table[np.where((stored >= 0) & (stored < len(table)), stored, UNLABELLED)]
 
 
@@ -84,10 +85,13 @@ def read_ids(folder: Path, names: tuple[str, ...]) -> list[str]:
 
 
 @cache
-def lookup_table(coarse: tuple[int, ...]) -> np.ndarray:
-    """Class of each stored id, int64 (256,): position of its coarse class in `coarse`, or `IGNORED`."""
-    table = np.full(256, IGNORED)
+def lookup_table(coarse: tuple[int, ...], unknown: int = IGNORED) -> np.ndarray:
+    """Class of each stored id, int64 (256,): position of its coarse class in `coarse`, or `IGNORED`.
+
+    unknown: the class of ids that have no coarse class at all (182 to 254, which no file of the data set holds).
+    """
+    table = np.full(256, unknown)
+    table[UNLABELLED] = IGNORED
     for stored, class_ in enumerate(TABLE["fine_to_coarse"]):
-        if class_ in coarse:
-            table[stored] = coarse.index(class_)
+        table[stored] = coarse.index(class_) if class_ in coarse else IGNORED
     return table

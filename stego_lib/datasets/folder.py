@@ -6,36 +6,56 @@ from pathlib import Path
 
 from ..errors import StegoError
 from ..files import read_json
+from ..notices import notice
 from .base import Classes, SegmentationDataset, check_split, find_folder, list_pictures, pair_by_stem
 
 LAYOUT = (
-    "imgs/train/*.jpg and imgs/val/*.jpg (or .png, ...); for scores also labels/train/*.png and labels/val/*.png "
-    "(8-bit class ids, 255 = ignore) and classes.json (names of the classes)"
+    "imgs/train/*.jpg and imgs/val/*.jpg (or .png, ...), or just the pictures, if you have no labels; for scores also "
+    "labels/train/*.png and labels/val/*.png (8-bit class ids, 255 = ignore) and classes.json (names of the classes)"
 )
+N_CLASSES = 27
+"""Clusters to look for where neither labels, nor classes.json, nor the caller say how many."""
 
 
-def open_folder(root: str | Path, split: str, name: str = "folder", n_classes: int = 27) -> SegmentationDataset:
+def open_folder(
+    root: str | Path, split: str, name: str = "folder", n_classes: int | None = None
+) -> SegmentationDataset:
     """Opens root/NAME, or root itself, in the layout above.
 
     classes.json: {"names": [...], "colors": [[r, g, b], ...]}; colours are optional. It is needed where there are labels;
-    without either, the classes are `n_classes` nameless ones, "cluster 0" and so on. Raises DataNotFound, or StegoError
-    where files contradict each other: a picture without its label map among labelled ones, two pictures of one name.
+    without either, the classes are `n_classes` (None: `N_CLASSES`) nameless ones, "cluster 0" and so on. A folder that holds
+    pictures and no imgs/train serves unlabelled: both splits are all of its pictures, and opening "val" says so. Raises
+    DataNotFound, or StegoError where files contradict each other: a picture without its label map among labelled ones, two
+    pictures of one name.
     """
     check_split(name, split)
-    folder = find_folder(root, (name,), f"imgs/{split}", LAYOUT, "your own pictures, in that layout")
-    pictures = list_pictures(folder / "imgs" / split)
+    plain = _plain_folder(Path(root).expanduser(), name)
+    folder = plain or find_folder(root, (name,), f"imgs/{split}", LAYOUT, "your own pictures, in that layout")
+    source = plain or folder / "imgs" / split
+    pictures = list_pictures(source)
     if not pictures:
-        raise StegoError(f"{folder / 'imgs' / split} holds no picture; put .jpg or .png files there")
+        raise StegoError(f"{source} holds no picture; put .jpg or .png files there")
     twins = [path.name for path, next_ in pairwise(sorted(pictures, key=lambda p: p.stem)) if path.stem == next_.stem]
     if twins:
-        raise StegoError(
-            f"{folder / 'imgs' / split}: {twins[0]} and another picture differ in their ending only; rename one"
-        )
+        raise StegoError(f"{source}: {twins[0]} and another picture differ in their ending only; rename one")
     label_folder = folder / "labels" / split
     labels = pair_by_stem(pictures, label_folder) if label_folder.is_dir() else [None] * len(pictures)
     nameless = not (folder / "labels").exists() and not (folder / "classes.json").exists()
-    classes = cluster_classes(n_classes) if nameless else read_classes(folder / "classes.json")
+    classes = cluster_classes(n_classes or N_CLASSES) if nameless else read_classes(folder / "classes.json")
+    if plain and split == "val":
+        notice(f"{plain} has no imgs/train and imgs/val: its {len(pictures)} pictures serve as both, none is held out")
     return SegmentationDataset(name, split, classes, pictures, labels)
+
+
+def _plain_folder(root: Path, name: str) -> Path | None:
+    """The first of root/NAME and root that holds pictures as they are, if neither has the splits."""
+    candidates = (root / name, root)
+    if any((folder / "imgs" / split).exists() for folder in candidates for split in ("train", "val")):
+        return None
+    found = next((folder for folder in candidates if folder.is_dir() and list_pictures(folder)), None)
+    if found and (found / "labels").exists():
+        raise StegoError(f"{found} has labels, but no imgs/train and imgs/val; the layout: {LAYOUT}")
+    return found
 
 
 def cluster_classes(count: int) -> Classes:

@@ -15,7 +15,9 @@ CLASSES = Classes(
     ("road and car", "building and clutter", "vegetation and tree"), ((90, 90, 100), (213, 94, 0), (0, 140, 100))
 )
 FINE_TO_COARSE = np.array([0, 1, 2, 2, 0, 1])
-"""Stored id (road, building, low vegetation, tree, car, clutter) -> class; every other id is ignored."""
+"""Stored id (road, building, low vegetation, tree, car, clutter) -> class."""
+UNLABELLED = 255
+"""Stored id of pixels without a label."""
 LISTS = {"train": "labelled_train.txt", "val": "labelled_test.txt", "all": "all.txt"}
 LAYOUT = (
     "imgs/ID.mat, gt/ID.mat, labelled_train.txt, labelled_test.txt, all.txt (the published patches), "
@@ -30,7 +32,7 @@ SOURCE = (
 class Potsdam(SegmentationDataset):
     """Label maps hold six fine ids, which `decode` merges to three classes.
 
-    Where some patches have a label map, those without one count as ignored throughout (in "all").
+    Where some patches have a label map, those without one count as ignored throughout (in "all"), as in the published code.
     """
 
     @property
@@ -44,8 +46,10 @@ class Potsdam(SegmentationDataset):
         return super().label(index)
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
+        """Ids other than the six are ignored; `published` makes all but 255 class 0, as published."""
         known = (stored >= 0) & (stored < len(FINE_TO_COARSE))
-        return np.where(known, FINE_TO_COARSE[np.where(known, stored, 0)], IGNORED)
+        others = np.where(stored == UNLABELLED, IGNORED, 0) if self.published else IGNORED
+        return np.where(known, FINE_TO_COARSE[np.where(known, stored, 0)], others)
 
 
 class PotsdamPatches(Potsdam):

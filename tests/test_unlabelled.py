@@ -1,0 +1,98 @@
+"""Pictures that nobody has labelled: everything works, and the scores are left out, which is said."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from common import ROOT, tiny_experiment
+
+from stego_lib import Experiment, StegoError, baselines, clustering, evaluate, load_run, results, train
+from stego_lib.model import LinearProbe
+from stego_lib.notebooks import run_notebook
+from stego_lib.notices import Notice
+
+
+@pytest.fixture(scope="module")
+def root(scenes_root, tmp_path_factory) -> Path:
+    """A data root whose `folder` is the scenes' pictures, without labels and class names."""
+    root = tmp_path_factory.mktemp("unlabelled")
+    shutil.copytree(scenes_root / "scenes" / "imgs", root / "folder" / "imgs")
+    return root
+
+
+@pytest.fixture(scope="module")
+def experiment(root, backbone_file) -> Experiment:
+    return tiny_experiment(root, backbone_file, dataset="folder", n_classes=5, steps=2)
+
+
+@pytest.fixture(scope="module")
+def run(experiment, root):
+    return train(experiment, runs_dir=root / "runs")
+
+
+def test_training_leaves_the_linear_probe_out(run):
+    assert run.log.loss_linear.isna().all() and run.log.drop(columns="loss_linear").notna().all(axis=None)
+    assert not run.model.linear_probe.trained and not load_run(run.folder).model.linear_probe.trained
+    assert len(run.classes) == 5 == len(run.model.cluster_probe.clusters)
+
+
+def test_the_record_says_that_nothing_is_scored(run, root):
+    with pytest.warns(Notice, match="folder val has no labels, so nothing is scored"):
+        record = evaluate(run)
+    stored = json.loads((run.folder / "metrics.json").read_text())
+    assert record["scores"] == stored["scores"] == {} and "no labels" in stored["unscored"]
+    assert not {"matching", "confusion", "best_by_label"} & set(stored), "no made-up numbers"
+    assert stored["pictures"] == 6 and stored["classes"] == [f"cluster {i}" for i in range(5)]
+    (found,) = run.predict(root / "folder/imgs/val/0012.png")
+    assert found.shape == (64, 64) and found.max() < 5, "clusters, as without evaluation"
+
+
+def test_a_table_of_unscored_records_says_why(run):
+    with pytest.raises(StegoError, match="folder val has no labels"):
+        results.markdown_table([results.read_record(run.folder / "metrics.json")])
+
+
+def test_a_probe_knows_whether_it_was_trained():
+    probe = LinearProbe(4, 3)
+    assert probe.trained
+    probe.forget()
+    assert not probe.trained and not probe(torch.randn(1, 4, 2, 2)).any()
+    probe.loss(torch.randn(1, 4, 2, 2), torch.zeros(1, 4, 4, dtype=torch.int64)).backward()
+    torch.optim.SGD(probe.parameters(), lr=0.1).step()
+    assert probe.trained
+
+
+def test_a_probe_taken_over_from_a_labelled_run_is_scored(scenes_root, root, backbone_file, tmp_path, monkeypatch):
+    """Trained with labels elsewhere, then further without: it still knows what it learnt."""
+    monkeypatch.setattr(baselines, "SAMPLES", 500)
+    monkeypatch.setattr(clustering, "RESTARTS", 1)
+    labelled = train(tiny_experiment(scenes_root, backbone_file, steps=2), runs_dir=tmp_path)
+    shutil.copytree(scenes_root / "scenes", tmp_path / "folder")
+    shutil.rmtree(tmp_path / "folder" / "labels" / "train")
+    further = tiny_experiment(
+        tmp_path, backbone_file, dataset="folder", steps=1, start_from=str(labelled.folder), shifts=(0.1, 0.1, 0.1)
+    )
+    run = train(further, runs_dir=tmp_path)
+    assert torch.equal(run.model.linear_probe.classifier.weight, labelled.model.linear_probe.classifier.weight)
+    assert {"cluster", "linear"} <= set(evaluate(run, baselines=False)["scores"])
+
+
+def test_the_notebook_runs_to_the_end_on_just_pictures(scenes_root, backbone_file, tmp_path):
+    pictures = shutil.copytree(scenes_root / "scenes" / "imgs" / "train", tmp_path / "my pictures")
+    parameters = {
+        "dataset": "folder", "data_root": str(pictures), "n_classes": 4, "backbone": str(backbone_file), "steps": 3,
+        "batch_size": 4, "code_dim": 8, "device": "cpu", "runs_dir": str(tmp_path / "runs"),
+    }  # fmt: skip
+    out = tmp_path / "out.ipynb"
+    text = run_notebook(ROOT / "notebooks" / "train.ipynb", out, parameters)
+    (folder,) = (path.parent for path in (tmp_path / "runs").glob("*/metrics.json"))
+    assert "no labels, so nothing is scored" in text and "accuracy" not in text and str(folder) in text
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == {"correspondences", "curves", "predictions"}
+    outputs = [output for cell in nbformat.read(out, 4).cells for output in cell.get("outputs", [])]
+    assert len([output for output in outputs if "image/png" in output.get("data", {})]) == 4, "and the pictures"
+    run = load_run(folder)
+    assert set(np.unique(run.predict(pictures / "0000.png")[0])) <= set(range(4))
