@@ -119,6 +119,11 @@ def test_a_wrong_colour_is_explained(pictures, color):
         open_dataset("folder", pictures, "train")
 
 
+def test_the_darkest_and_the_brightest_colours_are_colours(pictures):
+    (pictures / "folder/classes.json").write_text('{"names": ["road"], "colors": [[0, 255, 0]]}')
+    assert open_dataset("folder", pictures, "train").classes.colors == ((0, 255, 0),)
+
+
 @pytest.mark.parametrize("count", [1, 27, 100])
 def test_made_up_colours_are_told_apart(count):
     colors = np.array(distinct_colors(count))

