@@ -125,7 +125,9 @@ def test_published_neighbours_come_from_noisy_features(store, experiment):
     model = training.build_model(experiment, 32, 8)
     clean = nearest_neighbors(store.pooled, 2)
     assert torch.equal(training.find_neighbors(store, model, experiment), clean)
+    state = torch.get_rng_state()
     noisy = training.find_neighbors(store, model, experiment.but(published=True))
+    assert torch.equal(torch.get_rng_state(), state), "the draws of others are left alone"
     assert not torch.equal(noisy, clean) and noisy.shape == clean.shape
     assert torch.equal(training.find_neighbors(store, model, experiment.but(published=True)), noisy), "by the seed"
     still = experiment.but(published=True, dropout=0.0)
@@ -145,7 +147,9 @@ def test_pictures_are_resized_as_published_in_training_evaluation_and_prediction
             module, "resize_picture", lambda *a, resize=resize: (asked.append(bool(a[2:] and a[2])), resize(*a))[1]
         )
     for published in (False, True):
-        run = train(experiment.but(steps=1, train_size=40, eval_size=48, published=published), runs_dir=tmp_path)
+        changed = experiment.but(steps=1, train_size=40, eval_size=48, published=published)
+        run = train(changed, runs_dir=tmp_path / str(published))  # nothing stored by the other way is read
+        assert asked == [published] * 12
         evaluate(run)
         run.predict(np.zeros((64, 64, 3), np.uint8))
         assert len(asked) == 12 + 6 + 6 + 1 and set(asked) == {published}

