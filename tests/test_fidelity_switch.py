@@ -7,7 +7,19 @@ import torch
 from common import golden, golden_tensors, tiny_experiment
 from torch.testing import assert_close
 
-from stego_lib import Experiment, Run, StegoError, baselines, clustering, evaluate, features, load_run, train, training
+from stego_lib import (
+    Experiment,
+    Run,
+    StegoError,
+    baselines,
+    clustering,
+    evaluate,
+    evaluation,
+    features,
+    load_run,
+    train,
+    training,
+)
 from stego_lib import run as running
 from stego_lib.backbone import Backbone
 from stego_lib.datasets import open_split
@@ -181,6 +193,19 @@ def test_extra_clusters_are_counted_or_dropped(experiment, tmp_path, monkeypatch
     table = np.array(record["confusion"])
     assert table.shape == (14, 8) and (table[8:].sum() == 0) == published
     assert (table.sum() < 6 * 64 * 64) == published, "pixels of extra clusters are errors, or they do not count"
+
+
+def test_the_record_and_predictions_use_the_published_map_in_published_mode(experiment, tmp_path, monkeypatch):
+    """Given a matching in which the map is off: a cluster without a class that is not the last."""
+    matching = torch.tensor([2, -1, 0, 1, 3, 4, 5, 6, 7])
+    monkeypatch.setattr(evaluation, "match", lambda table: matching)
+    for published in (False, True):
+        run = train(experiment.but(extra_clusters=1, steps=1, published=published), runs_dir=tmp_path)
+        picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        clusters = run.predict(picture)[0]
+        expected = published_map(matching) if published else matching
+        assert evaluate(run, baselines=False)["matching"] == expected.tolist()
+        np.testing.assert_array_equal(run.predict(picture)[0], expected[clusters.astype(int)].to(torch.uint8))
 
 
 def test_the_published_map_of_clusters_is_one_place_off():
