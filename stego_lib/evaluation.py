@@ -61,7 +61,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
         tables |= _baseline_tables(run, training, plain, mirrored)
     matching = match(tables["cluster"])
     record = {
-        "experiment": _recorded(experiment),
+        "experiment": recorded(experiment),
         "step": run.step,
         "shifts": list(run.shifts),
         "split": split,
@@ -77,7 +77,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
     return record
 
 
-def _recorded(experiment: Experiment) -> dict[str, Any]:
+def recorded(experiment: Experiment) -> dict[str, Any]:
     """The experiment without the folders of one machine, so that records can be shared."""
     values = experiment.to_dict()
     del values["data_root"]
