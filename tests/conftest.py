@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from common import SHARED, write_backbone, write_dino
-from servers import Server
+from sources import Server
 
 from stego_lib.datasets import fetch
 from stego_lib.datasets.scenes import draw_scenes

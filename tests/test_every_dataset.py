@@ -11,25 +11,24 @@ import numpy as np
 import pytest
 import standins
 from common import few_samples
-from servers import CAMVID, Server, coco_server, zipped_folder
+from sources import (
+    CAMVID,
+    Server,
+    cityscapes_archives,
+    coco_server,
+    potsdam_patches_archive,
+    potsdam_tiles_archives,
+    zipped_folder,
+)
 
 from stego_lib import PRESETS, Experiment, StegoError, evaluate, open_dataset, train
 from stego_lib.datasets import DATASETS
 from stego_lib.datasets.__main__ import main
 from stego_lib.datasets.cocostuff import FINE
-from stego_lib.datasets.potsdam_tiles import TILES
 from stego_lib.datasets.prepare import RECIPES
 from stego_lib.datasets.transforms import resize_label
 from stego_lib.experiment import USUAL_PRESET
 from stego_lib.files import write_json
-
-
-def by_hand(root: Path, folder: str, archives: dict[str, bytes]) -> None:
-    """Archives as a person puts them there after registration."""
-    for name, content in archives.items():
-        path = root / folder / "archives" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
 
 
 def place_camvid(root: Path, source: Path, server: Server) -> None:
@@ -38,10 +37,7 @@ def place_camvid(root: Path, source: Path, server: Server) -> None:
 
 
 def place_cityscapes(root: Path, source: Path, server: Server) -> None:
-    standins.cityscapes(source, {"train": 2, "val": 1})
-    kinds = ("leftImg8bit", "gtFine")
-    archives = {f"{k}_trainvaltest.zip": zipped_folder(source / "cityscapes" / k, f"{k}/") for k in kinds}
-    by_hand(root, "cityscapes", archives)
+    cityscapes_archives(root, source, {"train": 2, "val": 1})
 
 
 def place_cocostuff(lists: tuple[str, ...]) -> Callable[[Path, Path, Server], None]:
@@ -49,16 +45,12 @@ def place_cocostuff(lists: tuple[str, ...]) -> Callable[[Path, Path, Server], No
 
 
 def place_patches(root: Path, source: Path, server: Server) -> None:
-    standins.potsdam_patches(source, 4, 2)
-    by_hand(root, "potsdam", {"potsdam.zip": zipped_folder(source)})
+    potsdam_patches_archive(root, source, 4, 2)
 
 
 def place_tiles(root: Path, source: Path, server: Server) -> None:
     """Of one patch each; a tile of 6000 x 6000 is cut in test_potsdam.py."""
-    for tile in (*TILES["train"], *TILES["val"]):
-        standins.potsdam_tile(source, tile, 400)
-    folders = ("2_Ortho_RGB", "5_Labels_all")
-    by_hand(root, "potsdam", {f"{f}.zip": zipped_folder(source / "potsdam" / f, f"{f}/") for f in folders})
+    potsdam_tiles_archives(root, source)
 
 
 def place_folder(root: Path, source: Path, server: Server) -> None:

