@@ -7,9 +7,12 @@ READY = $(VENV)/.ready
 NOTEBOOK = $(PY) -m stego_lib.notebooks
 # Parameters for a notebook: make train ARGS="-p dataset camvid -p data_root FOLDER"
 ARGS ?=
+# For `make reproduce`: the row of the paper, and the folder that holds the data sets (data/ if not given).
+ROW ?=
+DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train seeds pretrain test lab book serve clean
+.PHONY: help setup train seeds reproduce pretrain test lab book serve clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -30,6 +33,9 @@ train: $(READY)  ## train and evaluate STEGO by notebooks/train.ipynb (the embed
 
 seeds: $(READY)  ## the same with five seeds: mean and spread (notebooks/seeds.ipynb)
 	@$(NOTEBOOK) notebooks/seeds.ipynb runs/seeds.ipynb $(ARGS)
+
+reproduce: $(READY)  ## one row of the paper: make reproduce ROW=cityscapes-vitb8 DATA=FOLDER (notebooks/reproduce.ipynb)
+	@$(NOTEBOOK) notebooks/reproduce.ipynb "runs/reproduce-$(ROW).ipynb" -p row "$(ROW)" $(if $(DATA),-p data_root "$(DATA)") $(ARGS)
 
 pretrain: $(READY)  ## make the embedded backbone anew (notebooks/pretrain_scenes.ipynb; an hour on two cores)
 	@$(NOTEBOOK) notebooks/pretrain_scenes.ipynb runs/pretrain_scenes.ipynb $(ARGS)

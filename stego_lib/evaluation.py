@@ -52,7 +52,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
             f"{dataset.name} has {len(dataset.classes)} classes, this run was trained for {len(run.classes)}; evaluate it on its own data set"
         )
     record = {
-        "experiment": _recorded(experiment),
+        "experiment": recorded(experiment),
         "step": run.step,
         "shifts": list(run.shifts),
         "split": split,
@@ -123,7 +123,7 @@ def _best_by_label(run: Run, plain: FeatureStore) -> dict[str, Any]:
     return {"best_by_label": {"step": best, **found[best], **curve}}
 
 
-def _recorded(experiment: Experiment) -> dict[str, Any]:
+def recorded(experiment: Experiment) -> dict[str, Any]:
     """The experiment without the folders of one machine, so that records can be shared."""
     values = experiment.to_dict()
     del values["data_root"]

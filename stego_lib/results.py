@@ -1,4 +1,4 @@
-"""Run records and the tables made from them."""
+"""Run records, the tables made from them, and the published figures beside them."""
 
 import math
 import re
@@ -8,7 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from . import paths
+from .datasets.check import COUNTS
 from .errors import StegoError
+from .evaluation import recorded
+from .experiment import PRESETS, Experiment, did_you_mean
 from .files import read_json
 
 METHODS = {
@@ -22,6 +26,19 @@ METHODS = {
     "best_by_label": "not a result: STEGO, cluster probe, step chosen by these labels",
 }
 """Methods in a run record, in the order of tables -> how they are called. "(labels)": trained with labels."""
+
+PUBLISHED = "published_results.csv"
+"""File in `data/`: figures of the paper, of its released checkpoints and of other methods, each with its source."""
+NETWORKS = {"dino_vits8": "ViT-S/8", "dino_vitb8": "ViT-B/8"}
+"""Backbone of a recipe -> how the published figures call it."""
+PUBLISHED_AS = {
+    "kmeans_features": ("DINO + k-means", "cluster"),
+    "cluster_crf": ("STEGO", "cluster"),
+    "linear_crf": ("STEGO", "linear"),
+}
+"""Method in a run record -> method and protocol of the published figure (STEGO's are after the CRF)."""
+OF_NO_ROW = ("seed", "device", "precision", "published")
+"""Values of an experiment that no row of the paper prescribes."""
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -74,17 +91,88 @@ def summary(records: list[dict[str, Any]]) -> pd.DataFrame:
     return table.reindex([method for method in METHODS if method in table.index])
 
 
-def markdown_table(records: list[dict[str, Any]]) -> str:
-    """The summary as a Markdown table, mean ± standard deviation over seeds."""
-    lines = ["| method | accuracy | mIoU |", "|---|---|---|"]
-    for method, row in summary(records).iterrows():
-        cells = [_cell(row[score, "mean"], row[score, "std"]) for score in ("accuracy", "miou")]
-        lines.append(f"| {METHODS[method]} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def markdown_table(records: list[dict[str, Any]], published: pd.DataFrame | None = None) -> str:
+    """The summary as a Markdown table, mean ± standard deviation over seeds.
+
+    published: figures to stand beside it, with their source (see `published_figures`); what was not measured is blank.
+    """
+    titles, measured = ["method", "accuracy", "mIoU"], summary(records)
+    known = measured.index
+    if published is not None:
+        titles += ["published accuracy", "published mIoU", "source of the published figures"]
+        known = known.union(published.index)
+    lines = []
+    for method in (method for method in METHODS if method in known):
+        lines.append([METHODS[method], *_measured_cells(measured, method)])
+        if published is not None:
+            lines[-1] += _published_cells(published, method)
+    return "\n".join([_line(titles), "|" + "---|" * len(titles), *map(_line, lines)])
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _measured_cells(measured: pd.DataFrame, method: str) -> list[str]:
+    if method not in measured.index:
+        return ["", ""]
+    return [_cell(*measured.loc[method, score][["mean", "std"]]) for score in ("accuracy", "miou")]
+
+
+def _published_cells(published: pd.DataFrame, method: str) -> list[str]:
+    if method not in published.index:
+        return ["", "", ""]
+    figures = published.loc[method]
+    return [
+        *("" if math.isnan(figures[score]) else f"{figures[score]:.1f}" for score in ("accuracy", "miou")),
+        figures["source"],
+    ]
 
 
 def _cell(mean: float, std: float) -> str:
     return f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}"  # one seed has no spread
+
+
+def paper_rows() -> list[str]:
+    """The presets that are rows of the paper's benchmark: those of which STEGO's figures are published."""
+    return [name for name in PRESETS if "cluster_crf" in _figures_of(name).index]
+
+
+def published_figures(row: str) -> pd.DataFrame:
+    """What is published of one row: index method (as in `METHODS`), columns accuracy, miou (percent, NaN if not given), source.
+
+    row: a preset's name. Raises StegoError if it is no row of the paper.
+    """
+    if row not in (rows := paper_rows()):
+        raise StegoError(
+            f"the paper's benchmark has no row {row!r}{did_you_mean(str(row), rows)}; its rows: {', '.join(rows)}"
+        )
+    return _figures_of(row)
+
+
+def _figures_of(preset: str) -> pd.DataFrame:
+    path, recipe = paths.data_root() / PUBLISHED, PRESETS[preset]
+    if not path.exists():
+        raise StegoError(f"{path} is missing; it belongs to the project, take it from a fresh checkout")
+    table = pd.read_csv(path)
+    table = table[(table.dataset == recipe["dataset"]) & (table.backbone == NETWORKS.get(recipe["backbone"]))]
+    table = table.set_index(["method", "protocol"])[["accuracy", "miou", "source"]]
+    found = {method: table.loc[key] for method, key in PUBLISHED_AS.items() if key in table.index}
+    return pd.DataFrame.from_dict(found, orient="index", columns=table.columns)
+
+
+def departures(record: dict[str, Any], row: str) -> list[str]:
+    """Why a record is not quite a row of the paper: what differs from its recipe, and other pictures than the published."""
+    recipe, values = recorded(Experiment.preset(row)), record["experiment"]
+    found = [
+        f"{key} is {values.get(key)}, the recipe's {value}"
+        for key, value in recipe.items()
+        if key not in OF_NO_ROW and values.get(key) != value
+    ]
+    published = COUNTS[recipe["dataset"]]["val"][0]
+    if record["pictures"] != published:
+        found.append(f"scored on {record['pictures']:,} pictures, the published figures are of {published:,}")
+    return found
 
 
 def fill_tables(text: str, root: str | Path) -> str:

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
-from stego_lib import Experiment
+from stego_lib import Experiment, baselines, clustering
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -41,6 +42,21 @@ def write_backbone(path: Path, seed: int = 0, metadata: dict[str, str] | None = 
         weights = {key: value + 0.1 * torch.randn_like(value) for key, value in vit.state_dict().items()}
     save_file(weights, path, {"timm": json.dumps(TIMM_ARGUMENTS)} if metadata is None else metadata)
     return path
+
+
+def write_dino(path: Path) -> Path:
+    """A network as DINO's authors publish theirs (patches of 8, positions for 224 pixels, heads 64 wide), tiny, with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vit = timm.create_model("vit_small_patch8_224", embed_dim=64, depth=2, num_heads=1, num_classes=0)
+        torch.save({key: value + 0.1 * torch.randn_like(value) for key, value in vit.state_dict().items()}, path)
+    return path
+
+
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the baselines quick, and poor."""
+    monkeypatch.setattr(baselines, "SAMPLES", 500)
+    monkeypatch.setattr(clustering, "RESTARTS", 1)
 
 
 def tiny_experiment(root: Path, backbone: Path, **changes: object) -> Experiment:

@@ -1,10 +1,13 @@
 """Fixtures that several test files share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from common import SHARED, write_backbone
+from common import SHARED, write_backbone, write_dino
+from sources import Server
 
+from stego_lib.datasets import fetch
 from stego_lib.datasets.scenes import draw_scenes
 
 
@@ -12,6 +15,12 @@ from stego_lib.datasets.scenes import draw_scenes
 def backbone_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny backbone as a .safetensors file."""
     return write_backbone(tmp_path_factory.mktemp("backbone") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def dino_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny backbone of DINO's family as a .pth file."""
+    return write_dino(tmp_path_factory.mktemp("dino") / "tiny.pth")
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +37,20 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder shared/ is not beside the project")
     return SHARED
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server on this machine without any file; broken downloads are taken up at once."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(fetch, "WAIT", 0)
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def mirror(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The same as the place that everything is fetched from."""
+    monkeypatch.setenv("STEGO_DATA_MIRROR", f"{server.address}/")
+    return server

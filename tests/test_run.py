@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from common import tiny_experiment, write_backbone
+from common import few_samples, tiny_experiment, write_backbone
 from PIL import Image
 from torch.testing import assert_close
 
@@ -326,11 +326,6 @@ def test_evaluating_again_gives_the_same_scores(evaluated, monkeypatch):
     monkeypatch.setattr(clustering, "RESTARTS", 2)
     again = evaluate(load_run(run.folder))
     assert json.dumps(again["scores"]) == json.dumps(record["scores"])
-
-
-def few_samples(monkeypatch) -> None:
-    monkeypatch.setattr(baselines, "SAMPLES", 500)
-    monkeypatch.setattr(clustering, "RESTARTS", 1)
 
 
 def test_with_extra_clusters_and_without_mirror(experiment, runs_dir, monkeypatch):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..errors import DataNotFound
+from ..errors import DataNotFound, StegoError
 from . import cityscapes, cocostuff, folder, open_dataset, potsdam
+from .check import check
 from .fetch import check_space, fetch, remote_size, verify
 from .unpack import unpack
 
@@ -150,6 +151,27 @@ def prepare(name: str, root: str | Path, mirror: str | None = None) -> None:
         else:
             print(f"{', '.join(source.gives)}: there already")
     print(f"next: python -m stego_lib.datasets check {name} --root {root}")
+
+
+def make_ready(name: str, root: str | Path) -> None:
+    """Prepares data set `name` if its train or val split cannot be opened, then prints what `check` finds.
+
+    Raises StegoError where that does not make it usable; what is there is neither fetched nor verified again.
+    """
+    try:
+        _open_both(name, root)
+    except StegoError:
+        prepare(name, root)
+        _open_both(name, root)  # its error says more than that of a check
+    if not check(name, root):
+        raise StegoError(
+            f"{name} cannot be used as it is; this says why: python -m stego_lib.datasets check {name} --root {root}"
+        )
+
+
+def _open_both(name: str, root: str | Path) -> None:
+    for split in ("train", "val"):
+        open_dataset(name, root, split)
 
 
 def _get(source: Source, target: Path, mirror: str | None) -> None:

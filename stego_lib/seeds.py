@@ -1,0 +1,55 @@
+"""One experiment with several seeds."""
+
+from pathlib import Path
+from typing import Any
+
+from .errors import StegoError
+from .evaluation import evaluate, recorded
+from .experiment import Experiment
+from .files import write_json
+from .paths import runs_root
+from .results import read_record
+from .training import find_unfinished, train
+
+
+def read_seeds(text: str | int) -> list[int]:
+    """'0 1 2', '0, 1, 2' or 3 -> the seeds. Raises StegoError for anything else and for a seed that is named twice."""
+    words = str(text).replace(",", " ").split()
+    if not words or not all(word.isdigit() for word in words) or len({int(word) for word in words}) < len(words):
+        raise StegoError(f"seeds = {text!r}: give whole numbers, each once, such as '0 1 2'")
+    return [int(word) for word in words]
+
+
+def run_seeds(
+    experiment: Experiment,
+    seeds: list[int],
+    records: str | Path,
+    *,
+    runs_dir: str | Path | None = None,
+    resume: bool = False,
+) -> list[dict[str, Any]]:
+    """Trains and evaluates `experiment` with each seed; returns the run records, a copy of each in the folder `records`.
+
+    The features are computed for the first seed and read back for the others. With `resume`, a seed whose newest run of
+    an equal experiment below `runs_dir` is finished and scored is not run again, and one that was broken off goes on.
+    """
+    found = []
+    for one in [experiment.but(seed=seed) for seed in seeds]:  # a seed out of range is told before any work
+        record = finished_record(one, runs_dir) if resume else None
+        if record is None:
+            run = train(one, runs_dir=runs_dir, resume=resume)
+            evaluate(run)
+            record = run.metrics
+        write_json(Path(records) / f"{one.name}.json", record)
+        found.append(record)
+    return found
+
+
+def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) -> dict[str, Any] | None:
+    """The run record on `val` of the newest run of exactly this experiment, or None if it is not trained and scored."""
+    folder = find_unfinished(Path(runs_dir) if runs_dir is not None else runs_root(), experiment)
+    if folder is None or not (folder / "metrics.json").exists():
+        return None
+    record = read_record(folder / "metrics.json")
+    whole = (record["step"], record["split"], record["experiment"]) == (experiment.steps, "val", recorded(experiment))
+    return record if whole else None
