@@ -17,9 +17,11 @@ def few_samples(monkeypatch):
     monkeypatch.setattr(clustering, "RESTARTS", 1)
 
 
-@pytest.mark.parametrize("cluster_probe", ["joint", "kmeans"])
-def test_kept_steps_score_as_runs_that_ended_there(scenes_root, backbone_file, tmp_path, cluster_probe):
-    experiment = tiny_experiment(scenes_root, backbone_file, steps=7, cluster_probe=cluster_probe)
+@pytest.mark.parametrize(
+    "changes", [dict(), dict(cluster_probe="kmeans"), dict(published=True, extra_clusters=6)], ids=str
+)
+def test_kept_steps_score_as_runs_that_ended_there(scenes_root, backbone_file, tmp_path, changes):
+    experiment = tiny_experiment(scenes_root, backbone_file, steps=7, **changes)
     run = train(experiment.but(validate_every=2), runs_dir=tmp_path)
     found = evaluate(run, baselines=False)["best_by_label"]
     ended = [train(experiment.but(steps=step, mirror=False), runs_dir=tmp_path) for step in (2, 4, 6)]

@@ -56,6 +56,13 @@ def test_a_sample_is_spread_over_the_split(tmp_path, capsys, monkeypatch):
     assert re.search(r"building +33\.3 %   pole +33\.3 %\n", said) and re.search(r"sky +0\.0 %", said)
 
 
+def test_a_single_class_will_do(tmp_path, capsys):
+    standins.camvid(tmp_path, {"train": 1, "val": 1}, 12, 24)
+    standins.save(tmp_path / "camvid/valannot/0001TP_000000.png", np.full((12, 24), 3, np.uint8))
+    assert check("camvid", tmp_path)
+    assert "1 of 11 classes in a sample of 1" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("broken", ["train", "val"])
 def test_one_broken_split_is_enough_to_fail_and_the_other_is_told(tmp_path, capsys, broken):
     standins.camvid(tmp_path, {"train": 1, "val": 1}, 12, 24)

@@ -13,6 +13,7 @@ from stego_lib import (
     StegoError,
     baselines,
     clustering,
+    crf,
     evaluate,
     evaluation,
     features,
@@ -188,14 +189,17 @@ def test_extra_clusters_are_counted_or_dropped(experiment, tmp_path, monkeypatch
     monkeypatch.setattr(baselines, "SAMPLES", 500)
     monkeypatch.setattr(clustering, "RESTARTS", 1)
     published = case == "published"
-    run = train(experiment.but(extra_clusters=6, steps=1, published=published), runs_dir=tmp_path)
+    run = train(experiment.but(extra_clusters=6, steps=1, published=published, crf=crf.available()), runs_dir=tmp_path)
+    told, count = [], evaluation.confusion
+    monkeypatch.setattr(evaluation, "confusion", lambda *a, **k: (told.append(k["published"]), count(*a, **k))[1])
     record = evaluate(run)
+    assert set(told) == {published} and len(told) >= 5, "both probes and every baseline"
     table = np.array(record["confusion"])
     assert table.shape == (14, 8) and (table[8:].sum() == 0) == published
     assert (table.sum() < 6 * 64 * 64) == published, "pixels of extra clusters are errors, or they do not count"
 
 
-def test_the_record_and_predictions_use_the_published_map_in_published_mode(experiment, tmp_path, monkeypatch):
+def test_scores_record_and_predictions_use_the_published_map_in_published_mode(experiment, tmp_path, monkeypatch):
     """Given a matching in which the map is off: a cluster without a class that is not the last."""
     matching = torch.tensor([2, -1, 0, 1, 3, 4, 5, 6, 7])
     monkeypatch.setattr(evaluation, "match", lambda table: matching)
@@ -204,7 +208,12 @@ def test_the_record_and_predictions_use_the_published_map_in_published_mode(expe
         picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         clusters = run.predict(picture)[0]
         expected = published_map(matching) if published else matching
-        assert evaluate(run, baselines=False)["matching"] == expected.tolist()
+        record = evaluate(run, baselines=False)
+        assert record["matching"] == expected.tolist()
+        assert sum(record["confusion"][1]) > 0, "pixels without a class: one class more in the published mean, of IoU 0"
+        iou = np.array(record["scores"]["cluster"]["iou"], float)
+        known = np.count_nonzero(~np.isnan(iou)) + published
+        assert record["scores"]["cluster"]["miou"] == pytest.approx(np.nansum(iou) / known)
         np.testing.assert_array_equal(run.predict(picture)[0], expected[clusters.astype(int)].to(torch.uint8))
 
 

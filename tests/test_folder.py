@@ -1,12 +1,13 @@
 """Your own pictures: without labels, without class names, and files that contradict each other."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import standins
 
-from stego_lib import Experiment, StegoError, open_dataset
+from stego_lib import DataNotFound, Experiment, StegoError, open_dataset
 from stego_lib.datasets import open_split
 from stego_lib.datasets.folder import distinct_colors
 from stego_lib.notices import Notice
@@ -74,6 +75,15 @@ def test_pictures_beside_the_splits_are_not_taken(pictures):
     standins.save(pictures / "folder/cover.png", np.zeros((6, 8, 3), np.uint8))
     standins.save(pictures / "logo.png", np.zeros((6, 8, 3), np.uint8))
     assert open_dataset("folder", pictures, "val").names == ["a", "b"]
+
+
+@pytest.mark.parametrize("there, missing", [("train", "val"), ("val", "train")])
+def test_one_split_is_enough_not_to_take_the_pictures_beside_it(pictures, there, missing):
+    standins.save(pictures / "folder/cover.png", np.zeros((6, 8, 3), np.uint8))
+    shutil.rmtree(pictures / "folder/imgs" / missing)
+    assert open_dataset("folder", pictures, there).names == ["a", "b"]
+    with pytest.raises(DataNotFound, match="imgs/train"):
+        open_dataset("folder", pictures, missing)
 
 
 def test_labels_beside_just_pictures_are_explained(tmp_path):
