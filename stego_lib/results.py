@@ -37,7 +37,7 @@ PUBLISHED_AS = {
     "linear_crf": ("STEGO", "linear"),
 }
 """Method in a run record -> method and protocol of the published figure (STEGO's are after the CRF)."""
-OF_NO_ROW = ("seed", "device", "precision", "published")
+OF_NO_ROW = ("seed", "device", "precision", "published", "n_classes", "validate_every")
 """Values of an experiment that no row of the paper prescribes."""
 
 
