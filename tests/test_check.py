@@ -25,6 +25,7 @@ def test_the_numbers_are_those_of_the_notes_on_the_paper(shared):
 
 def test_the_numbers_agree_with_each_other():
     assert all(counts.keys() == {"train", "val"} for name, counts in COUNTS.items() if name != "cocostuff3")
+    assert COUNTS["cocostuff3"].keys() == {"val"}
     assert COUNTS["cocostuff27"]["val"] == COUNTS["cocostuff15"]["val"]
     assert COUNTS["cocostuff27"]["train"][1:] == COUNTS["cocostuff15"]["train"]
     assert sum(COUNTS["potsdam3"][split][0] for split in ("train", "val")) == 24 * 225

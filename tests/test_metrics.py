@@ -110,6 +110,7 @@ def test_extra_clusters_count_as_errors():
     assert found["iou"] == pytest.approx([75, 100]) and found["miou"] == pytest.approx(87.5)
     assert assigned(table, matching).tolist() == [[3, 0], [0, 4], [1, 0]]
     published = confusion(pred, label, 3, 2, published=True)
+    assert confusion([-1, 0, 1], [0, 0, 1], 2, 2, published=True).tolist() == [[1, 0], [0, 1]], "dropped as well"
     assert (
         published.sum() == 7 and scores(published, match(published), published=True)["accuracy"] == 100
     )  # the defect, on request
