@@ -47,7 +47,7 @@ def published_map(matching: Counts) -> Tensor:
     matching = torch.as_tensor(matching)
     found = matching[matching >= 0].tolist()
     for cluster in torch.nonzero(matching < 0).flatten().tolist():
-        found.insert(cluster + (cluster != len(found)), -1)
+        found.insert(cluster + 1, -1)  # past the end it is the end
     return torch.tensor(found)
 
 
