@@ -14,6 +14,7 @@ from sources import CAMVID, coco_server, zipped, zipped_folder
 
 from stego_lib import DataNotFound, StegoError, open_dataset
 from stego_lib.datasets import fetch as fetching
+from stego_lib.datasets import prepare as preparing
 from stego_lib.datasets.__main__ import main
 from stego_lib.datasets.check import class_shares
 from stego_lib.datasets.cocostuff import FINE
@@ -311,6 +312,22 @@ def test_cocostuff_is_fetched_from_its_four_places(mirror, tmp_path, capsys):
     assert (
         "images/val2017: there already" in said and "annotations/train2017, annotations/val2017: there already" in said
     )
+
+
+def test_without_a_mirror_the_sources_own_addresses_are_asked(tmp_path, monkeypatch):
+    monkeypatch.delenv("STEGO_DATA_MIRROR", raising=False)
+    asked = []
+
+    def refuse(url):
+        asked.append(url)
+        raise StegoError("no network here")
+
+    monkeypatch.setattr(preparing, "remote_size", refuse)
+    for source in RECIPES["cocostuff3"].sources:
+        with monkeypatch.context() as patch, pytest.raises(StegoError, match="no network here"):
+            patch.setitem(RECIPES, "cocostuff3", preparing.Recipe("cocostuff", (source,)))
+            prepare("cocostuff3", tmp_path)
+        assert asked[-1] == source.url
 
 
 def test_a_list_that_is_not_the_published_one_is_refused(mirror, tmp_path):
