@@ -141,6 +141,7 @@ def test_published_neighbours_come_from_noisy_features(store, experiment):
     state = torch.get_rng_state()
     noisy = training.find_neighbors(store, model, experiment.but(published=True))
     assert torch.equal(torch.get_rng_state(), state), "the draws of others are left alone"
+    torch.rand(3)  # whatever was drawn meanwhile must not matter
     assert not torch.equal(noisy, clean) and noisy.shape == clean.shape
     assert torch.equal(training.find_neighbors(store, model, experiment.but(published=True)), noisy), "by the seed"
     still = experiment.but(published=True, dropout=0.0)
@@ -280,6 +281,17 @@ def test_an_optional_term_shapes_the_head_and_draws_nothing_from_the_others(stor
     assert not torch.allclose(gradients[0][0], gradients[1][0])
     plain, more = (vars(batch) for _, batch in gradients)
     assert all(torch.equal(value, more[name]) for name, value in plain.items() if value is not None)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_optional_terms_see_the_target_and_the_axes_of_the_switch(store, backbone, experiment, monkeypatch, published):
+    changed = experiment.but(published=published, rec_weight=1.0, aug_alignment_weight=1.0)
+    model, batch = model_and_batch(store, backbone, changed)
+    seen, align, rebuild = {}, training.alignment_loss, training.reconstruction_loss
+    monkeypatch.setattr(training, "alignment_loss", lambda *a, **k: (seen.update(k), align(*a, **k))[1])
+    monkeypatch.setattr(training, "reconstruction_loss", lambda f, r: (seen.update(feats=f), rebuild(f, r))[1])
+    training.train_step(model, training.make_optimiser(model, changed), batch, changed, (0.1, 0.1, 0.1))
+    assert seen["published"] == published and torch.equal(seen["feats"], batch.feats) != published
 
 
 def test_the_decoder_is_there_only_for_the_reconstruction_and_learns(store, backbone, experiment):
