@@ -47,6 +47,24 @@ def resolve_shifts(experiment: Experiment, measured: dict[str, Tensor]) -> tuple
     )
 
 
+def balance(
+    measured: dict[str, Tensor], shifts: tuple[float, float, float], weights: tuple[float, float, float]
+) -> dict[str, dict[str, float]]:
+    """What each kind of pairs asks of the codes at these shifts, before any training and without labels.
+
+    The loss's slope against S is -(F - b) wherever S > 0, so F - b is a force: it pulls codes together above the shift and
+    pushes them apart below. Returns for self, knn and rand: "attracting", the share of pairs with F > b in [0, 1]; "pull" and
+    "push", weight times the mean force of either sign; "net", pull - push, which is weight * (mean F - b).
+    """
+    found = {}
+    for (kind, values), shift, weight in zip(measured.items(), shifts, weights, strict=True):
+        force = values.double() - shift
+        pull, push = (weight * (sign * force).clamp(min=0).mean().item() for sign in (1, -1))
+        attracting = (force > 0).double().mean().item()
+        found[kind] = {"shift": shift, "attracting": attracting, "pull": pull, "push": push, "net": pull - push}
+    return found
+
+
 def histograms(measured: dict[str, Tensor], bins: int = 100) -> dict[str, list[float]]:
     """Densities of the measured correspondences over [-1, 1], by kind, and the bins' edges: what a run keeps of them."""
     edges = torch.linspace(-1, 1, bins + 1)
