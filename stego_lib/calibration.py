@@ -42,7 +42,7 @@ def measure_correspondences(
 def resolve_shifts(experiment: Experiment, measured: dict[str, Tensor]) -> tuple[float, float, float]:
     """The three shifts as numbers: 'p70' becomes the 70th percentile of the measured correspondences of its kind."""
     return tuple(
-        shift if isinstance(shift, float) else _percentile(values, float(shift[1:]))
+        shift if isinstance(shift, float) else percentile(values, float(shift[1:]))
         for shift, values in zip(experiment.shifts, measured.values(), strict=True)
     )
 
@@ -74,6 +74,7 @@ def histograms(measured: dict[str, Tensor], bins: int = 100) -> dict[str, list[f
     }
 
 
-def _percentile(values: Tensor, percent: float) -> float:
+def percentile(values: Tensor, percent: float) -> float:
+    """The value, one of `values` (M,), that `percent` (0 to 100) per cent of them lie below; of any number of values."""
     rank = 1 + round((len(values) - 1) * percent / 100)  # torch.quantile refuses more than 16 million values
     return values.kthvalue(rank).values.item()

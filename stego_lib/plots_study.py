@@ -30,10 +30,10 @@ def ingredients(study: Study) -> Figure:
     return figure
 
 
-def sweeps(study: Study, groups: Sequence[str], columns: int = 4) -> Figure:
+def sweeps(study: Study, groups: Sequence[str], columns: int = 3) -> Figure:
     """A panel for each thing varied: mIoU of the cluster probe, one dot a seed, a line through the means."""
     lines = -(-len(groups) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(2.9 * columns, 2.5 * lines), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 2.4 * lines), sharey=True, squeeze=False)
     for axis in axes.flat[len(groups) :]:
         axis.axis("off")
     for axis, group in zip(axes.flat, groups, strict=False):

@@ -43,6 +43,7 @@ def test_pca_codes_are_the_principal_components(experiment, store, cells):
     assert found == pytest.approx(expected * signs, abs=1e-3 * float(np.abs(expected).max()))
 
 
+@pytest.mark.filterwarnings("ignore:The number of components")
 def test_a_random_projection_is_linear_random_and_keeps_distances_on_average(experiment, store, cells):
     many = experiment.but(head="linear", code_dim=512)
     found = codes(fixed_head("random projection", store, many), store)
