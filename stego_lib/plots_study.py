@@ -20,6 +20,8 @@ def ingredients(study: Study) -> Figure:
     """The ladder: one dot a seed, the mean as a bar, a panel each for accuracy and mIoU of the cluster probe."""
     names = [variant.name for variant in study.variants if variant.group == LADDER]
     found = _cluster_scores(study, LADDER)
+    if found.empty:
+        return _nothing(study)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3), sharey=True)
     for axis, (score, title) in zip(axes, MEASURES.items(), strict=True):
         options = dict(x=score, y="name", order=names, ax=axis)
@@ -32,6 +34,8 @@ def ingredients(study: Study) -> Figure:
 
 def sweeps(study: Study, groups: Sequence[str], columns: int = 3) -> Figure:
     """A panel for each thing varied: mIoU of the cluster probe, one dot a seed, a line through the means."""
+    if study.scores().empty:
+        return _nothing(study)
     lines = -(-len(groups) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 2.4 * lines), sharey=True, squeeze=False)
     for axis in axes.flat[len(groups) :]:
@@ -39,9 +43,10 @@ def sweeps(study: Study, groups: Sequence[str], columns: int = 3) -> Figure:
     for axis, group in zip(axes.flat, groups, strict=False):
         names = [variant.name for variant in study.variants if variant.group == group]
         found = _cluster_scores(study, group)
-        options = dict(x="name", y="miou", order=names, ax=axis)
-        sns.pointplot(found, errorbar=None, color=sns.color_palette()[0], markersize=5, linewidth=1.5, **options)
-        sns.stripplot(found, color="black", size=4, jitter=0.1, alpha=0.7, **options)
+        if len(found):
+            options = dict(x="name", y="miou", order=names, ax=axis)
+            sns.pointplot(found, errorbar=None, color=sns.color_palette()[0], markersize=5, linewidth=1.5, **options)
+            sns.stripplot(found, color="black", size=4, jitter=0.1, alpha=0.7, **options)
         axis.set(title=group, xlabel="", ylabel="mean IoU (%)")
     figure.tight_layout()
     return figure
@@ -50,6 +55,8 @@ def sweeps(study: Study, groups: Sequence[str], columns: int = 3) -> Figure:
 def dimensions(study: Study) -> Figure:
     """mIoU by number of dimensions for every head; mean over seeds and, as a band, their standard deviation."""
     found = study.scores().query("probe == 'cluster'")
+    if found.empty:
+        return _nothing(study)
     figure, axis = plt.subplots(figsize=(7.5, 4))
     whole, swept = found[found["name"] == "all"], found[found["name"] != "all"]
     for color, (group, rows) in zip(sns.color_palette(), swept.groupby("group", sort=False), strict=False):
@@ -63,8 +70,7 @@ def dimensions(study: Study) -> Figure:
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set(xlabel="dimensions of the code", ylabel="mean IoU (%)")
-    if len(found):
-        axis.legend()
+    axis.legend()
     figure.tight_layout()
     return figure
 
@@ -148,3 +154,12 @@ def benchmark(tables: dict[str, pd.DataFrame]) -> Figure:
 def _cluster_scores(study: Study, group: str) -> pd.DataFrame:
     found = study.scores()
     return found[(found["group"] == group) & (found["probe"] == "cluster")]
+
+
+def _nothing(study: Study) -> Figure:
+    """What stands in a figure's place while there is no run record to draw it from."""
+    figure, axis = plt.subplots(figsize=(7, 1))
+    text = f"no run record yet; {len(study.missing())} runs to do: make ablations"
+    axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes)
+    axis.axis("off")
+    return figure

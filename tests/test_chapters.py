@@ -51,7 +51,7 @@ def test_a_chapter_has_all_its_parts(name):
     assert text.startswith("# ") and "**Question.**" in text and "**Idea.**" in text and "by hand" in text.lower()
     assert re.search(r"^\$\$ \(eq-[a-z-]+\)$", text, re.MULTILINE), "a numbered equation"
     assert "inspect.getsource(" in code and re.search(r"^ *assert", code, re.MULTILINE)
-    for heading in ("What to take away", "Where this differs from the paper and from the published code"):
+    for heading in ("What to take away", "Differences from the paper and the published code"):
         assert f"\n## {heading}\n" in text, heading
     figures = [cell.metadata["mystnb"] for cell in cells if "mystnb" in cell.metadata]
     assert figures and all(
@@ -116,10 +116,10 @@ def test_ablations_run_what_is_missing_and_read_the_rest(small, tmp_path):
     assert "have no record" in text
 
 
-def test_chapters_without_any_record_say_so(small, tmp_path):
-    """The book can be rendered before anything was run: no number appears, no figure is needed."""
+def test_a_chapter_without_any_record_says_so(small, tmp_path):
+    """The book can be rendered before anything was run: no number appears, and each figure says that it has none."""
     folder = tmp_path / "nothing"
-    text = run_notebook(ROOT / "notebooks" / "ablations.ipynb", tmp_path / "a.ipynb", small | {"records": str(folder)})
+    text, _ = run("ablations", small | {"records": str(folder)}, tmp_path)
     assert "not run" in text and not folder.exists() and not re.search(r"\d+\.\d", text)
 
 
