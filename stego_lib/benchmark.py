@@ -55,7 +55,7 @@ def missing_rows(own: pd.DataFrame) -> pd.DataFrame:
         if name == recipe["dataset"] or (recipe["dataset"], NETWORKS.get(backbone, backbone)) in done:
             continue  # a recipe named like its data set is ours, not the paper's
         needs = f"not run: needs {SOURCES[recipe['dataset']]}; weights {SHORT_NAMES[backbone]} (timm's hub); a GPU"
-        line = f'make seeds ARGS="-p dataset {recipe["dataset"]} -p preset {name} -p data_root FOLDER"'
+        line = f"make reproduce ROW={name} DATA=FOLDER"
         rows.append([recipe["dataset"], f"STEGO ({OURS})", NETWORKS[backbone], "both", "", "", needs, line])
     return pd.DataFrame(rows, columns=[*COLUMNS[:-2], "not run", "the line that runs it"])
 

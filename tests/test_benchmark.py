@@ -7,10 +7,10 @@ import pytest
 from common import ROOT
 from test_results import record
 
-from stego_lib import PRESETS, StegoError
+from stego_lib import StegoError
 from stego_lib.benchmark import COLUMNS, comparable, missing_rows, own_rows, published_rows
 from stego_lib.files import write_json
-from stego_lib.results import METHODS, published_results
+from stego_lib.results import METHODS, paper_rows, published_results
 
 
 def lines() -> list[dict[str, str]]:
@@ -53,7 +53,7 @@ def test_recipes_without_a_record_say_what_they_need(tmp_path):
     missing = missing_rows(nothing)
     assert len(missing) == 4 and missing["not run"].str.startswith("not run: needs ").all()
     for line in missing["the line that runs it"]:
-        assert line.split("-p preset ")[1].split()[0] in PRESETS
+        assert line.split("ROW=")[1].split()[0] in paper_rows()
     write_json(tmp_path / "potsdam" / "0.json", record(0, dataset="potsdam3", backbone="dino_vits8"))
     left = missing_rows(own_rows([tmp_path / "potsdam"]))
     assert len(left) == 3 and "potsdam3" not in set(left["data set"])

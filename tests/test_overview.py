@@ -6,7 +6,7 @@ import standins
 from stego_lib import StegoError, open_dataset
 from stego_lib.datasets import DATASETS
 from stego_lib.datasets.overview import LABEL_SPACES, SOURCES, overview
-from stego_lib.notebooks import whole_numbers
+from stego_lib.seeds import whole_numbers
 
 
 def test_every_data_set_has_a_source_and_a_label_space_or_takes_yours():
@@ -35,14 +35,14 @@ def test_the_overview_tells_what_is_there(tmp_path, scenes_root):
 
 @pytest.mark.parametrize("text", ["0 1 2", "0, 1,2", "0\n1 2"])
 def test_whole_numbers_are_read_as_a_shell_gives_them(text):
-    assert whole_numbers(text) == [0, 1, 2]
+    assert whole_numbers(text, "dims") == [0, 1, 2]
 
 
 def test_a_single_number_comes_as_a_number_from_a_shell():
-    assert whole_numbers(3) == [3]
+    assert whole_numbers(3, "dims") == [3]
 
 
 @pytest.mark.parametrize("text", ["", "1 1", "a", "1.5", "-1", None])
 def test_anything_else_is_refused(text):
-    with pytest.raises(StegoError, match="whole numbers"):
-        whole_numbers(text)
+    with pytest.raises(StegoError, match=r"dims = .* whole numbers"):
+        whole_numbers(text, "dims")
