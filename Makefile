@@ -12,7 +12,7 @@ ROW ?=
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train seeds reproduce pretrain test lab book serve clean
+.PHONY: help setup train seeds ablations reproduce pretrain test lab book serve clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,10 @@ train: $(READY)  ## train and evaluate STEGO by notebooks/train.ipynb (the embed
 
 seeds: $(READY)  ## the same with five seeds: mean and spread (notebooks/seeds.ipynb)
 	@$(NOTEBOOK) notebooks/seeds.ipynb runs/seeds.ipynb $(ARGS)
+
+ablations: $(READY)  ## train and score what the chapters on baselines and ablations have no run record of (an hour on two cores)
+	@$(NOTEBOOK) notebooks/baselines.ipynb runs/baselines.ipynb -p limit -1 $(ARGS)
+	@$(NOTEBOOK) notebooks/ablations.ipynb runs/ablations.ipynb -p limit -1 $(ARGS)
 
 reproduce: $(READY)  ## one row of the paper: make reproduce ROW=cityscapes-vitb8 DATA=FOLDER (notebooks/reproduce.ipynb)
 	@$(NOTEBOOK) notebooks/reproduce.ipynb "runs/reproduce-$(ROW).ipynb" -p row "$(ROW)" $(if $(DATA),-p data_root "$(DATA)") $(ARGS)

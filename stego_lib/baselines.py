@@ -1,15 +1,22 @@
-"""What STEGO is compared with: k-means on raw features and on raw colours, and a linear probe on raw features."""
+"""What STEGO is compared with: k-means on raw features and on raw colours, a linear probe on raw features, fixed heads."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.random_projection import GaussianRandomProjection
 from torch import Tensor
 
 from .clustering import SAMPLES, kmeans
+from .errors import StegoError
+from .experiment import Experiment
 from .features import FeatureStore
+from .model import Stego
+from .run import build_model
+from .training import refit_clusters
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,48 @@ def linear_on_features(store: FeatureStore, seed: int) -> LinearScorer:
     weight[fitted.classes_] = torch.from_numpy(coefficients / scale).float()
     bias[fitted.classes_] = torch.from_numpy(offsets).float()
     return LinearScorer(weight, bias)
+
+
+FIXED_HEADS = {
+    "pca": "linear",
+    "random projection": "linear",
+    "untrained head": "nonlinear",
+    "features": "none",
+}
+"""Heads that no loss has shaped -> the kind of segmentation head that holds them."""
+
+
+@torch.no_grad()
+def fixed_head(kind: str, store: FeatureStore, experiment: Experiment) -> Stego:
+    """A model whose head is fixed, with clusters fitted to its codes by k-means: STEGO without the correspondence loss.
+
+    kind: "pca", the experiment's code_dim first principal components of the features of random grid cells, their mean taken
+    off; "random projection", that many Gaussian directions; "untrained head", the experiment's own head as it
+    begins; "features", the features themselves. The experiment's head must be of the kind in `FIXED_HEADS`. Everything
+    after the head is as for a trained one, so that scores differ by nothing but the head. Raises StegoError for an unknown or
+    unfitting kind, and for more principal components than features have channels.
+    """
+    if FIXED_HEADS.get(kind) != experiment.head:
+        raise StegoError(
+            f"fixed head {kind!r} on an experiment with head={experiment.head!r}; fixed heads and what they need: {FIXED_HEADS}"
+        )
+    channels, dim = store.features.shape[1], experiment.code_dim
+    if kind == "pca" and dim > channels:
+        raise StegoError(f"{dim} principal components of features with {channels} channels; code_dim must not be above")
+    model = build_model(experiment, channels, int(store.about["n_classes"]))
+    if experiment.subtract_mean:
+        model.feature_mean.copy_(store.mean.view(1, -1, 1, 1))
+    if FIXED_HEADS[kind] == "linear":
+        features = _sampled_features(store, experiment.seed)[0].numpy()
+        if kind == "pca":
+            fitted = PCA(dim, random_state=experiment.seed).fit(features)
+            model.feature_mean.copy_(torch.from_numpy(fitted.mean_).view(1, -1, 1, 1))
+        else:
+            fitted = GaussianRandomProjection(dim, random_state=experiment.seed).fit(features[:1])
+        model.head.linear.weight.copy_(torch.from_numpy(fitted.components_)[:, :, None, None])
+        model.head.linear.bias.zero_()
+    refit_clusters(model, store, experiment.seed)
+    return model
 
 
 def _kmeans(points: Tensor, n_clusters: int, seed: int) -> LinearScorer:

@@ -42,9 +42,27 @@ def measure_correspondences(
 def resolve_shifts(experiment: Experiment, measured: dict[str, Tensor]) -> tuple[float, float, float]:
     """The three shifts as numbers: 'p70' becomes the 70th percentile of the measured correspondences of its kind."""
     return tuple(
-        shift if isinstance(shift, float) else _percentile(values, float(shift[1:]))
+        shift if isinstance(shift, float) else percentile(values, float(shift[1:]))
         for shift, values in zip(experiment.shifts, measured.values(), strict=True)
     )
+
+
+def balance(
+    measured: dict[str, Tensor], shifts: tuple[float, float, float], weights: tuple[float, float, float]
+) -> dict[str, dict[str, float]]:
+    """What each kind of pairs asks of the codes at these shifts, before any training and without labels.
+
+    The loss's slope against S is -(F - b) wherever S > 0, so F - b is a force: it pulls codes together above the shift and
+    pushes them apart below. Returns for self, knn and rand: "attracting", the share of pairs with F > b in [0, 1]; "pull" and
+    "push", weight times the mean force of either sign; "net", pull - push, which is weight * (mean F - b).
+    """
+    found = {}
+    for (kind, values), shift, weight in zip(measured.items(), shifts, weights, strict=True):
+        force = values.double() - shift
+        pull, push = (weight * (sign * force).clamp(min=0).mean().item() for sign in (1, -1))
+        attracting = (force > 0).double().mean().item()
+        found[kind] = {"shift": shift, "attracting": attracting, "pull": pull, "push": push, "net": pull - push}
+    return found
 
 
 def histograms(measured: dict[str, Tensor], bins: int = 100) -> dict[str, list[float]]:
@@ -56,6 +74,7 @@ def histograms(measured: dict[str, Tensor], bins: int = 100) -> dict[str, list[f
     }
 
 
-def _percentile(values: Tensor, percent: float) -> float:
+def percentile(values: Tensor, percent: float) -> float:
+    """The value, one of `values` (M,), that `percent` (0 to 100) per cent of them lie below; of any number of values."""
     rank = 1 + round((len(values) - 1) * percent / 100)  # torch.quantile refuses more than 16 million values
     return values.kthvalue(rank).values.item()

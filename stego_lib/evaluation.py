@@ -21,6 +21,7 @@ from .experiment import Experiment
 from .features import FeatureStore, open_store
 from .files import write_json
 from .metrics import confusion, identity, match, published_map, scores
+from .model import Stego
 from .notices import notice
 from .progress import progress
 from .run import Run, environment, mean_code
@@ -53,6 +54,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
         )
     record = {
         "experiment": recorded(experiment),
+        "backbone_weights": run.backbone.weights_id,
         "step": run.step,
         "shifts": list(run.shifts),
         "split": split,
@@ -105,17 +107,11 @@ def _best_by_label(run: Run, plain: FeatureStore) -> dict[str, Any]:
     As the published code validates: neither mirror image nor CRF, and the matching made anew at each step.
     """
     model, published, found = copy.deepcopy(run.model), run.experiment.published, {}
-    n_clusters, n_classes, size = len(model.cluster_probe.clusters), len(run.classes), plain.labels.shape[1:]
-
-    def maps(rows: Tensor) -> Tensor:
-        code = mean_code(model, plain.rows(rows), None)
-        return upsample(model.cluster_probe.similarity(code), size).cpu()
-
     for step, state in progress(list(run.kept_weights()), "evaluating kept steps"):
         model.load_state_dict(state)
         if run.experiment.cluster_probe == "kmeans":
             refit_clusters(model, _training_store(run), run.experiment.seed)
-        found[step] = _scores("cluster", _count(plain, maps, n_clusters, n_classes, published), published)
+        found[step] = _scores("cluster", cluster_confusion(model, plain, published=published), published)
     if not found:
         return {}
     best = max(found, key=lambda step: found[step]["miou"])
@@ -124,7 +120,7 @@ def _best_by_label(run: Run, plain: FeatureStore) -> dict[str, Any]:
 
 
 def recorded(experiment: Experiment) -> dict[str, Any]:
-    """The experiment without the folders of one machine, so that records can be shared."""
+    """The experiment as a run record holds it: without the folders of one machine, so that records can be shared."""
     values = experiment.to_dict()
     del values["data_root"]
     if Path(experiment.backbone).suffix:
@@ -132,6 +128,26 @@ def recorded(experiment: Experiment) -> dict[str, Any]:
     if experiment.start_from is not None:
         values["start_from"] = Path(experiment.start_from).name
     return values
+
+
+@torch.inference_mode()
+def cluster_confusion(
+    model: Stego, plain: FeatureStore, mirrored: FeatureStore | None = None, *, published: bool = False
+) -> Tensor:
+    """Confusion matrix of the cluster probe over a store with labels, int64 (n_clusters, n_classes), extra clusters included.
+
+    mirrored: the store of the mirrored pictures, whose codes are averaged in. published: see `metrics.confusion`. It is the
+    table that `evaluate` makes under "cluster", by a shorter way: similarities are linear in the code, so they are upsampled
+    in its place.
+    """
+    model.eval()
+    n_clusters, n_classes = len(model.cluster_probe.clusters), int(plain.about["n_classes"])
+
+    def maps(rows: Tensor) -> Tensor:
+        code = mean_code(model, plain.rows(rows), None if mirrored is None else mirrored.rows(rows))
+        return upsample(model.cluster_probe.similarity(code), plain.labels.shape[1:]).cpu()
+
+    return _count(plain, maps, n_clusters, n_classes, published)
 
 
 def _stego_tables(run: Run, plain: FeatureStore, mirrored: FeatureStore | None) -> dict[str, Tensor]:

@@ -26,3 +26,12 @@ def nearest_neighbors(global_features: Tensor, k: int, chunk: int = 4096) -> Ten
         similar[torch.arange(len(rows), device=unit.device), rows] = -torch.inf
         found.append(similar.topk(k, dim=1).indices)
     return torch.cat(found)
+
+
+def shared_content(shares: Tensor, partners: Tensor) -> Tensor:
+    """How much of what each picture shows its partners show too, in [0, 1]: float32 (N, k). It needs labels.
+
+    shares: (N, n_classes), the part of each picture's pixels in each class; partners: int64 (N, k). The value is
+    the sum over classes of the smaller of both parts: 1 for the same shares, 0 for no class in common.
+    """
+    return torch.minimum(shares[:, None], shares[partners]).sum(2)

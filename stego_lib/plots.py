@@ -1,4 +1,4 @@
-"""Every figure. Each function takes runs, records or data sets and returns a matplotlib Figure."""
+"""Figures of runs and records, and what all figures share. Each function takes data and returns a matplotlib Figure."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,8 +129,8 @@ def overlays(folder: str | Path, classes: Classes, count: int = 8) -> Figure:
     for axis in axes.flat[len(paths) :]:
         axis.axis("off")
     for axis, path in zip(axes.flat, paths, strict=False):
-        _show(axis, np.asarray(open_picture(path)), path.stem)
-    _legend(figure, classes)
+        show_image(axis, np.asarray(open_picture(path)), path.stem)
+    add_legend(figure, classes)
     return figure
 
 
@@ -177,21 +177,22 @@ def _picture_rows(
     for column, index in zip(axes.T, indices, strict=True):
         picture, label = dataset[index]
         shown = picture.permute(1, 2, 0).numpy()
-        _show(column[0], shown, dataset.names[index])
+        show_image(column[0], shown, dataset.names[index])
         if dataset.has_labels:
-            _show(column[1], paint(label, dataset.classes))
+            show_image(column[1], paint(label, dataset.classes))
         if run is not None:
-            _show(column[-1], paint(run.predict(picture)[0], dataset.classes))
+            show_image(column[-1], paint(run.predict(picture)[0], dataset.classes))
     for axis, text in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(text)
     if len(rows) > 1:
-        _legend(figure, dataset.classes)
+        add_legend(figure, dataset.classes)
     else:
         figure.tight_layout()
     return figure
 
 
-def _show(axis: plt.Axes, image: np.ndarray, title: str | None = None) -> None:
+def show_image(axis: plt.Axes, image: np.ndarray, title: str | None = None) -> None:
+    """An image without ticks; a long title is cut at its front."""
     axis.imshow(image, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
     axis.grid(visible=False)
@@ -199,7 +200,8 @@ def _show(axis: plt.Axes, image: np.ndarray, title: str | None = None) -> None:
         axis.set_title(title if len(title) <= 16 else f"…{title[-15:]}", fontsize=9)
 
 
-def _legend(figure: Figure, classes: Classes) -> None:
+def add_legend(figure: Figure, classes: Classes) -> None:
+    """The classes and their colours, below the figure."""
     handles = [
         Patch(facecolor=np.array(color) / 255, edgecolor="0.6", label=name)
         for name, color in zip(classes.names, classes.colors, strict=True)

@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,10 @@ def summary(records: list[dict[str, Any]]) -> pd.DataFrame:
 
     StegoError if the records are not of one experiment that differs in nothing but seed and folders.
     """
-    fixed = [{k: v for k, v in r["experiment"].items() if k != "seed"} | {"split": r.get("split")} for r in records]
+    fixed = [
+        {k: v for k, v in r["experiment"].items() if k != "seed"} | {k: r.get(k) for k in ("split", "backbone_weights")}
+        for r in records
+    ]
     for other in fixed[1:]:
         differing = [key for key in fixed[0] | other if other.get(key) != fixed[0].get(key)]
         if differing:
@@ -116,7 +120,7 @@ def _line(cells: list[str]) -> str:
 def _measured_cells(measured: pd.DataFrame, method: str) -> list[str]:
     if method not in measured.index:
         return ["", ""]
-    return [_cell(*measured.loc[method, score][["mean", "std"]]) for score in ("accuracy", "miou")]
+    return [mean_and_spread(*measured.loc[method, score][["mean", "std"]]) for score in ("accuracy", "miou")]
 
 
 def _published_cells(published: pd.DataFrame, method: str) -> list[str]:
@@ -129,8 +133,33 @@ def _published_cells(published: pd.DataFrame, method: str) -> list[str]:
     ]
 
 
-def _cell(mean: float, std: float) -> str:
-    return f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}"  # one seed has no spread
+def mean_and_spread(mean: float, std: float) -> str:
+    """'70.3 ± 1.4'; the mean alone where there is no spread (NaN), as for one seed."""
+    return f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}"
+
+
+def expected_best(values: Sequence[float], count: int) -> float:
+    """Mean of the best of `count` of the values, over all ways to choose them: what picking by score adds to a mean.
+
+    Raises ValueError unless 1 <= count <= len(values).
+    """
+    if not 1 <= count <= len(values):
+        raise ValueError(f"the best of {count} of {len(values)} values")
+    # In rising order the k-th value (from 0) is the best of as many choices as `count - 1` of the k below it allow.
+    ways = [math.comb(k, count - 1) for k in range(len(values))]
+    return sum(w * v for w, v in zip(ways, sorted(values), strict=True)) / math.comb(len(values), count)
+
+
+def published_results() -> pd.DataFrame:
+    """Results that others published, one row each, as `PUBLISHED` has them; percent, NaN where none was published.
+
+    Columns: method, backbone, dataset, protocol ("cluster" or "linear" probe), accuracy, miou, source, and verified: "yes" where
+    the number was seen at its source, "no" where it is known from elsewhere. Raises StegoError if the file is not there.
+    """
+    path = paths.data_root() / PUBLISHED
+    if not path.exists():
+        raise StegoError(f"{path} is missing; it belongs to the project, take it from a fresh checkout")
+    return pd.read_csv(path)
 
 
 def paper_rows() -> list[str]:
@@ -151,10 +180,7 @@ def published_figures(row: str) -> pd.DataFrame:
 
 
 def _figures_of(preset: str) -> pd.DataFrame:
-    path, recipe = paths.data_root() / PUBLISHED, PRESETS[preset]
-    if not path.exists():
-        raise StegoError(f"{path} is missing; it belongs to the project, take it from a fresh checkout")
-    table = pd.read_csv(path)
+    recipe, table = PRESETS[preset], published_results()
     table = table[(table.dataset == recipe["dataset"]) & (table.backbone == NETWORKS.get(recipe["backbone"]))]
     table = table.set_index(["method", "protocol"])[["accuracy", "miou", "source"]]
     found = {method: table.loc[key] for method, key in PUBLISHED_AS.items() if key in table.index}

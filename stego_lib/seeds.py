@@ -14,9 +14,14 @@ from .training import find_unfinished, train
 
 def read_seeds(text: str | int) -> list[int]:
     """'0 1 2', '0, 1, 2' or 3 -> the seeds. Raises StegoError for anything else and for a seed that is named twice."""
+    return whole_numbers(text, "seeds")
+
+
+def whole_numbers(text: str | int, name: str) -> list[int]:
+    """The same for any parameter that is a list of numbers; `name` is what an error calls it."""
     words = str(text).replace(",", " ").split()
     if not words or not all(word.isdigit() for word in words) or len({int(word) for word in words}) < len(words):
-        raise StegoError(f"seeds = {text!r}: give whole numbers, each once, such as '0 1 2'")
+        raise StegoError(f"{name} = {text!r}: give whole numbers, each once, such as '0 1 2'")
     return [int(word) for word in words]
 
 

@@ -5,7 +5,7 @@ import torch
 from common import golden_tensors
 
 from stego_lib import StegoError
-from stego_lib.neighbors import nearest_neighbors
+from stego_lib.neighbors import nearest_neighbors, shared_content
 
 G = golden_tensors("knn")
 POOLED = G["feature_maps"].mean((2, 3))
@@ -41,3 +41,17 @@ def test_a_picture_twice_is_its_own_neighbour_only_as_the_other_copy():
     found = nearest_neighbors(torch.cat([POOLED[:5], POOLED[:5]]), 3)
     assert (found[:, 0] == (torch.arange(10) + 5) % 10).all()
     assert (found != torch.arange(10)[:, None]).all()
+
+
+def test_shared_content_is_the_overlap_of_two_histograms():
+    shares = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
+    shares = shares / shares.sum(1, keepdim=True)
+    shares[5] = torch.tensor([0.0, 0, 0, 1])
+    shares[4] = torch.tensor([1.0, 0, 0, 0])
+    partners = torch.tensor([[1, 0], [2, 3], [0, 1], [5, 4], [5, 4], [0, 4]])
+    found = shared_content(shares, partners)
+    for i, row in enumerate(partners.tolist()):
+        for j, other in enumerate(row):
+            expected = sum(min(a, b) for a, b in zip(shares[i].tolist(), shares[other].tolist(), strict=True))
+            assert found[i, j].item() == pytest.approx(expected, abs=1e-6)
+    assert found[4].tolist() == [0.0, 1.0] and found[0, 1].item() == pytest.approx(1), "nothing in common; the same"

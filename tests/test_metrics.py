@@ -1,6 +1,6 @@
 """Confusion matrix, matching and scores: naive versions beside them, and what must not change them."""
 
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stego_lib.metrics import assigned, confusion, identity, match, scores
+from stego_lib.metrics import assigned, confusion, identity, majority, match, scores
 
 SOME = settings(max_examples=30, deadline=None)
 
@@ -162,3 +162,20 @@ def test_a_class_that_does_not_occur_is_left_out_of_the_mean_and_one_never_found
     found = scores(np.array([[6, 2, 0], [0, 0, 0], [0, 0, 0]]), identity(3))
     assert found["iou"][:2] == pytest.approx([75, 0]) and np.isnan(found["iou"][2])
     assert found["miou"] == pytest.approx(37.5)
+
+
+@SOME
+@given(st.integers(0, 2**16))
+def test_the_majority_matching_is_the_best_that_ignores_the_one_to_one_rule(seed):
+    counts = np.random.default_rng(seed).integers(0, 9, (4, 3))
+    matching = majority(counts)
+    agree = sum(counts[p, c] for p, c in enumerate(matching.tolist()) if c >= 0)
+    assert agree == max(sum(counts[p, c] for p, c in enumerate(way)) for way in product(range(3), repeat=4))
+    assert scores(counts, matching)["accuracy"] >= scores(counts, match(counts))["accuracy"]
+
+
+def test_splitting_a_cluster_never_lowers_the_majority_score_and_an_empty_one_has_no_class():
+    counts = np.array([[5, 4], [1, 6]])
+    split = np.array([[5, 0], [0, 4], [1, 6], [0, 0]])
+    assert majority(split).tolist() == [0, 1, 1, -1]
+    assert scores(split, majority(split))["accuracy"] > scores(counts, majority(counts))["accuracy"]

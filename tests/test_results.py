@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from stego_lib.results import (
     METHODS,
     PUBLISHED,
     departures,
+    expected_best,
     fill_tables,
     markdown_table,
     paper_rows,
@@ -66,6 +68,25 @@ def test_mean_and_deviation_over_seeds():
 def test_records_of_different_experiments_are_refused():
     with pytest.raises(StegoError, match="steps"):
         summary([record(0), record(1, steps=6)])
+
+
+def test_records_of_other_backbone_weights_are_refused():
+    """The embedded backbone is made anew now and then under the same name."""
+    with pytest.raises(StegoError, match="backbone_weights"):
+        summary([record(0) | {"backbone_weights": "a"}, record(1) | {"backbone_weights": "b"}])
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+def test_the_expected_best_is_the_mean_over_all_choices(count):
+    values = [3.0, 9.0, 1.0, 4.0, 4.0]
+    choices = [max(choice) for choice in combinations(values, count)]
+    assert expected_best(values, count) == pytest.approx(np.mean(choices))
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_the_best_of_more_than_there_are_is_refused(count):
+    with pytest.raises(ValueError, match=f"best of {count} of 3"):
+        expected_best([1.0, 2.0, 3.0], count)
 
 
 def test_a_key_that_only_one_record_has_is_a_difference():

@@ -1,0 +1,101 @@
+"""Figures of pictures and labels: crops, neighbours, palettes, label maps from stage to stage."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from .datasets import Classes, FiveCrop, SegmentationDataset
+from .plots import add_legend, paint, show_image
+
+
+def five_crop(dataset: SegmentationDataset, index: int) -> Figure:
+    """A picture with the five boxes, and the five pictures that they make of it."""
+    crops, colors = FiveCrop(dataset), sns.color_palette()
+    figure, axes = plt.subplots(1, 6, figsize=(12, 2.5))
+    picture = dataset.picture(index)
+    show_image(axes[0], picture.permute(1, 2, 0).numpy(), "picture")
+    for number, (axis, color) in enumerate(zip(axes[1:], colors, strict=False)):
+        top, left, height, width = crops.boxes(index, *picture.shape[1:])[number]
+        inset = 0.012 * (number + 1) * width  # boxes share edges, so each is drawn a little further in
+        axes[0].add_patch(
+            Rectangle(
+                (left + inset, top + inset), width - 2 * inset, height - 2 * inset, fill=False, edgecolor=color, lw=2
+            )
+        )
+        show_image(axis, crops.picture(5 * index + number).permute(1, 2, 0).numpy(), f"crop {number}")
+        for spine in axis.spines.values():
+            spine.set(edgecolor=color, linewidth=3)
+    figure.tight_layout()
+    return figure
+
+
+def neighbours(dataset: SegmentationDataset, neighbors: Tensor, queries: Sequence[int], count: int = 5) -> Figure:
+    """One row a picture: itself, then its nearest neighbours, the nearest first. neighbors: int64 (N, k)."""
+    count = min(count, neighbors.shape[1])
+    figure, axes = plt.subplots(
+        len(queries), count + 1, figsize=(1.75 * (count + 1), 1.85 * len(queries)), squeeze=False
+    )
+    for row, query in zip(axes, queries, strict=True):
+        for axis, index in zip(row, [query, *neighbors[query, :count].tolist()], strict=True):
+            show_image(axis, dataset.picture(index).permute(1, 2, 0).numpy())
+        for spine in row[0].spines.values():
+            spine.set(edgecolor="black", linewidth=2.5)
+        row[0].set_ylabel(dataset.names[query], fontsize=8)
+    for axis, title in zip(axes[0], ["picture", *(f"neighbour {i + 1}" for i in range(count))], strict=True):
+        axis.set_title(title, fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def shared_content(values: dict[str, Tensor]) -> Figure:
+    """Histograms of `neighbors.shared_content`, one a kind of partner, each with its mean."""
+    figure, axis = plt.subplots(figsize=(7, 3))
+    bins = np.linspace(0, 1, 26)
+    for color, (name, found) in zip(sns.color_palette(), values.items(), strict=False):
+        label = f"{name}: mean {found.mean():.2f}"
+        axis.hist(found.flatten().numpy(), bins, density=True, alpha=0.55, color=color, label=label)
+        axis.axvline(found.mean(), color=color, linestyle="--")
+    axis.set(xlabel="content that picture and partner share", ylabel="density", xlim=(0, 1))
+    axis.legend()
+    figure.tight_layout()
+    return figure
+
+
+def palettes(spaces: dict[str, Classes], columns: int = 9) -> Figure:
+    """The classes of every data set, each name on its colour."""
+    lines = [-(-len(classes) // columns) for classes in spaces.values()]
+    figure, axes = plt.subplots(
+        len(spaces), figsize=(11, 0.42 * sum(lines) + 0.3 * len(lines)), gridspec_kw={"height_ratios": lines}
+    )
+    for axis, (name, classes), height in zip(np.atleast_1d(axes), spaces.items(), lines, strict=True):
+        for i, (class_, color) in enumerate(zip(classes.names, np.array(classes.colors) / 255, strict=True)):
+            x, y = i % columns, i // columns
+            axis.add_patch(Rectangle((x, y), 0.97, 0.92, facecolor=color, edgecolor="0.7"))
+            ink = "black" if color @ [0.299, 0.587, 0.114] > 0.5 else "white"
+            axis.text(x + 0.485, y + 0.46, class_, ha="center", va="center", fontsize=7, color=ink)
+        axis.set(xlim=(0, columns), ylim=(height, 0), xticks=[], yticks=[])
+        axis.set_ylabel(name, rotation=0, ha="right", va="center")
+        axis.grid(visible=False)
+        sns.despine(ax=axis, left=True, bottom=True)
+    figure.tight_layout()
+    return figure
+
+
+def stages(pictures: Sequence[np.ndarray], maps: dict[str, Sequence[np.ndarray]], classes: Classes) -> Figure:
+    """One column a picture, uint8 (H, W, 3), and below it its label maps, one row a stage, in the colours of the classes."""
+    rows = len(maps) + 1
+    figure, axes = plt.subplots(rows, len(pictures), figsize=(2.1 * len(pictures), 2.15 * rows), squeeze=False)
+    for axis, picture in zip(axes[0], pictures, strict=True):
+        show_image(axis, picture)
+    for line, label_maps in zip(axes[1:], maps.values(), strict=True):
+        for axis, label in zip(line, label_maps, strict=True):
+            show_image(axis, paint(label, classes))
+    for axis, name in zip(axes[:, 0], ["picture", *maps], strict=True):
+        axis.set_ylabel(name)
+    add_legend(figure, classes)
+    return figure
