@@ -12,7 +12,7 @@ ROW ?=
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train seeds ablations reproduce pretrain test lab book serve clean
+.PHONY: help setup train seeds ablations reproduce pretrain test coverage torture lab book serve clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -46,7 +46,15 @@ pretrain: $(READY)  ## make the embedded backbone anew (notebooks/pretrain_scene
 
 test: $(READY)  ## run all tests
 	@$(PY) -m ruff check .
+	@$(PY) -m mypy
 	@$(PY) -m pytest $(ARGS)
+
+coverage: $(READY)  ## run all tests and show the lines that none reaches
+	@$(PY) -m coverage run --branch --source stego_lib -m pytest $(ARGS)
+	@$(PY) -m coverage report --show-missing --skip-covered
+
+torture: $(READY)  ## 200 kills, every bad input and attack, 5,000 steps; writes tests/reports (ARGS=kills: that part)
+	@$(PY) tests/torture.py $(ARGS)
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	@$(PY) -m jupyter lab --notebook-dir=. notebooks/train.ipynb
@@ -59,4 +67,4 @@ serve: $(READY)  ## show the rendered book at http://localhost:8000
 	@$(PY) -m http.server 8000 --directory book/_build/html
 
 clean:  ## remove what was built (not the environment, the data or the runs)
-	@rm -rf book/_build book/executed build dist *.egg-info .pytest_cache .ruff_cache
+	@rm -rf book/_build book/executed build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage

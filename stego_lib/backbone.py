@@ -1,8 +1,11 @@
 """The frozen feature extractor: a timm ViT that gives (B, C, h, w)."""
 
 import json
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from .errors import StegoError, brief
 from .experiment import Experiment, did_you_mean
 from .files import fingerprint
+from .memory import enough_memory
 from .paths import PACKAGE
 from .published import read_published
 from .vit import dino_vit, load_pth
@@ -26,9 +30,11 @@ SHORT_NAMES = {
     "dino_vitb16": "vit_base_patch16_224.dino",
 }
 """The names under which DINO's authors published their networks -> timm's names."""
+LARGEST = 16_384
+"""Above any number that describes a ViT: pixels, channels, blocks."""
 PUBLISHED_HEADS = 6
 """Attention heads that the published code assumes when it reads keys."""
-IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IMAGENET: dict[str, tuple[float, ...]] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 class Backbone(nn.Module):
@@ -75,7 +81,8 @@ class Backbone(nn.Module):
         self.weights_id = fingerprint(*(item for pair in sorted(self.vit.state_dict().items()) for item in pair))
         for key, values in normalisation.items():
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1))
-        self.requires_grad_(False).eval().to(self.device, self.precision)
+        with enough_memory(f"backbone {name!r}", "choose a smaller one, or device='cpu'"):
+            self.requires_grad_(False).eval().to(self.device, self.precision)
 
     @classmethod
     def of(cls, experiment: Experiment) -> "Backbone":
@@ -218,7 +225,10 @@ def _from_file(path: Path) -> nn.Module:
             metadata = file.metadata() or {}
             weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (a safetensors file is no dict)
         arguments = json.loads(metadata["timm"])
-        vit = timm.create_model(arguments.pop("architecture"), **arguments)
+        build = _harmless(arguments.pop("architecture"), arguments, len(weights))
+        with torch.device("meta"):  # shapes alone: a small file may name a network that no memory holds
+            _refuse_other_shapes(build().state_dict(), weights)
+        vit = build()
         vit.load_state_dict(weights)
     except KeyError as error:
         raise StegoError(
@@ -227,6 +237,38 @@ def _from_file(path: Path) -> nn.Module:
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise StegoError(f"{path} is not a backbone that timm can build ({brief(error)})") from error
     return vit
+
+
+def _harmless(architecture: str, arguments: dict[str, Any], tensors: int) -> Callable[[], nn.Module]:
+    """What builds the network, from the metadata of a file that may come from a stranger.
+
+    timm's arguments can also name other files and addresses, which timm would load, and sizes without bounds.
+    Raises ValueError for these.
+    """
+    if architecture.partition(".")[0] not in timm.list_models():
+        raise ValueError(f"timm has no architecture {architecture!r}")
+    files = [key for key in arguments if re.search("pretrained|checkpoint|cache|url|file|hub", key)]
+    if files:
+        raise ValueError(f"its metadata name other files ({', '.join(files)})")
+    if oversized := [key for key, value in arguments.items() if isinstance(value, int) and value > LARGEST]:
+        raise ValueError(f"{', '.join(oversized)} above {LARGEST}")
+    if isinstance(depth := arguments.get("depth"), int) and depth > tensors:
+        raise ValueError(f"{depth} blocks cannot be made of {tensors} tensors")
+    return partial(timm.create_model, architecture, pretrained=False, **arguments)
+
+
+def _refuse_other_shapes(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    wrong = [name for name in {*expected, *weights} if _shape(expected, name) != _shape(weights, name)]
+    if wrong:
+        first = min(wrong)
+        raise ValueError(
+            f"{len(wrong)} tensors are not those of the network in its metadata, such as {first}: "
+            f"{_shape(weights, first)}, not {_shape(expected, first)}"
+        )
+
+
+def _shape(tensors: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(tensors[name].shape) if name in tensors else None
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:

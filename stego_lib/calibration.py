@@ -41,10 +41,11 @@ def measure_correspondences(
 
 def resolve_shifts(experiment: Experiment, measured: dict[str, Tensor]) -> tuple[float, float, float]:
     """The three shifts as numbers: 'p70' becomes the 70th percentile of the measured correspondences of its kind."""
-    return tuple(
+    own, knn, rand = (
         shift if isinstance(shift, float) else percentile(values, float(shift[1:]))
         for shift, values in zip(experiment.shifts, measured.values(), strict=True)
     )
+    return own, knn, rand
 
 
 def balance(

@@ -15,11 +15,13 @@ from . import crf
 from .backbone import upsample
 from .baselines import LinearScorer, kmeans_on_colors, kmeans_on_features, linear_on_features
 from .datasets import SegmentationDataset, open_split
+from .datasets.folder import nameless
 from .datasets.transforms import Size
 from .errors import StegoError
 from .experiment import Experiment
-from .features import FeatureStore, open_store
+from .features import NO_LABEL, FeatureStore, open_store
 from .files import write_json
+from .memory import enough_memory
 from .metrics import confusion, identity, match, published_map, scores
 from .model import Stego
 from .notices import notice
@@ -52,6 +54,13 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
         raise StegoError(
             f"{dataset.name} has {len(dataset.classes)} classes, this run was trained for {len(run.classes)}; evaluate it on its own data set"
         )
+    if dataset.classes.names != run.classes.names and not nameless(run.classes) and not nameless(dataset.classes):
+        raise StegoError(
+            f"{dataset.name} has the classes {', '.join(dataset.classes.names[:3])} ..., this run was trained for "
+            f"{', '.join(run.classes.names[:3])} ...; evaluate it on its own data set"
+        )
+    with enough_memory(f"scoring {dataset.name}", "choose a smaller eval_size, baselines=False, or device='cpu'"):
+        judged = _scored(run, dataset, baselines) if dataset.has_labels else _unscored(dataset)
     record = {
         "experiment": recorded(experiment),
         "backbone_weights": run.backbone.weights_id,
@@ -60,7 +69,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
         "split": split,
         "pictures": len(dataset),
         "classes": list(run.classes.names),
-        **(_scored(run, dataset, baselines) if dataset.has_labels else _unscored(dataset)),
+        **judged,
         "environment": environment(),
         "evaluation_seconds": round(time.perf_counter() - started, 1),
     }
@@ -79,6 +88,11 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
     """The part of the record that takes labels: scores, matching, confusion matrix, best step by labels."""
     size, published = run.experiment.eval_size, run.experiment.published
     plain = _store(run, dataset, size)
+    if plain.labels.min() == NO_LABEL:
+        raise StegoError(
+            f"{dataset.name} {dataset.split}: every pixel of {dataset.labels[0]} and the other label maps is ignored, so there is "
+            "nothing to score; are they label maps of this data set?"
+        )
     mirrored = _store(run, dataset, size, mirror=True) if run.experiment.mirror else None
     tables = _stego_tables(run, plain, mirrored)
     if baselines:

@@ -46,8 +46,10 @@ Size = Annotated[int | tuple[int, int], BeforeValidator(lambda v: _one_or_two(_s
 """Pixels: N = shorter side scaled to N, then centre crop N x N; (H, W) = the whole picture scaled to H x W."""
 
 
-def _three(item: Any) -> Any:
-    return Annotated[tuple[item, item, item], BeforeValidator(_split)]
+Weight = Annotated[Real, Field(ge=0)]
+Weights = Annotated[tuple[Weight, Weight, Weight], BeforeValidator(_split)]
+Shifts = Annotated[tuple[Shift, Shift, Shift], BeforeValidator(_split)]
+"""For self, kNN and random pairs."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -95,9 +97,9 @@ class Experiment:
     """Adam's learning rate for the head."""
     lr_probes: float = Field(5e-3, gt=0, allow_inf_nan=False)
     """Adam's learning rate for both probes."""
-    weights: _three(Annotated[Real, Field(ge=0)]) = (0.67, 0.25, 0.63)
+    weights: Weights = (0.67, 0.25, 0.63)
     """l_self, l_knn, l_rand: weights of the three correspondence terms."""
-    shifts: _three(Shift) = (0.08, 0.02, 0.66)
+    shifts: Shifts = (0.08, 0.02, 0.66)
     """b_self, b_knn, b_rand: below it features repel, above it they attract. Numbers, or percentiles such as 'p70'."""
     centering: bool = True
     """Spatial centring of the feature correspondences."""

@@ -1,8 +1,11 @@
 """Frozen features of a data set, computed once and kept on disk."""
 
+import math
+import os
 import shutil
-import tempfile
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +14,17 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .datasets import SegmentationDataset
+from .datasets.intact import refuse_broken
 from .datasets.transforms import Size, resize_label, resize_picture
-from .errors import StegoError
-from .files import fingerprint, read_json, write_json
+from .errors import StegoError, brief
+from .files import checksum, explained, fingerprint, locked, read_json, write_json
+from .memory import enough_memory
+from .notices import notice
 from .progress import progress
 
-VERSION = 2
+Shapes = dict[str, tuple[type, tuple[int, ...]]]
+"""Name -> type and shape of an array."""
+VERSION = 3
 """To be raised whenever what is stored changes, so that old stores are not used."""
 NO_LABEL = 255
 """How ignored pixels are stored."""
@@ -34,8 +42,8 @@ class FeatureStore:
         self.about = read_json(folder / "about.json")
         self.features = np.load(folder / "features.npy", mmap_mode="r")
         self.pictures = np.load(folder / "pictures.npy", mmap_mode="r")
-        self.pooled = torch.from_numpy(np.load(folder / "pooled.npy"))
-        self.labels = np.load(folder / "labels.npy", mmap_mode="r") if self.about["labels"] else None
+        self.pooled = torch.from_numpy(np.array(np.load(folder / "pooled.npy", mmap_mode="r")))
+        self.labels: Any = np.load(folder / "labels.npy", mmap_mode="r") if self.about["labels"] else None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -69,27 +77,100 @@ def open_store(
     published: bool = False,
     batch: int = 16,
 ) -> FeatureStore:
-    """The store of `dataset` at `size` below `root`; computed now if it is not there yet.
+    """The store of `dataset` at `size` below `root`; computed now if it is not there yet, or damaged.
 
     `mirror` gives the features of the mirrored pictures (labels and pictures are stored as they are). `published` brings
     pictures to their size as the published code does, see `resize_picture`. The folder's name is a fingerprint of files,
-    size, resampling, backbone weights and precision, so a stale store is never taken for a fresh one.
-    Raises StegoError when the disk is too small, before computing.
+    size, resampling, backbone weights and precision, so a stale store is never taken for a fresh one; checksums tell a
+    damaged one. Of two processes that ask for the same store, one computes and the other waits.
+    Raises StegoError, before computing, when the disk is too small and for pictures and label maps that cannot be used.
     """
+    shapes = _shapes(dataset, backbone, size)
     key = fingerprint(VERSION, dataset.identity(), size, mirror, published, backbone.fingerprint())
     folder = Path(root) / f"{dataset.name}-{dataset.split}-{key}"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".features.") as temporary:
-            unfinished = Path(temporary) / "store"
-            unfinished.mkdir()
-            _fill(unfinished, dataset, backbone, size, mirror, published, batch)
-            try:
-                unfinished.rename(folder)
-            except OSError:
-                if not folder.exists():  # else: another run stored the same features meanwhile
-                    raise
+    if damage(folder, shapes):
+        with explained(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        busy = f"another process computes the features of {dataset.name} {dataset.split}; waiting for them"
+        with locked(folder.with_name(f".{folder.name}.lock"), busy, wait=True):
+            if reason := damage(folder, shapes):  # else: the other process has computed them
+                if folder.exists():
+                    notice(f"{folder} is damaged ({reason}); its features are computed anew")
+                    shutil.rmtree(folder)
+                _build(folder, dataset, backbone, size, shapes, mirror, published, batch)
     return FeatureStore(folder)
+
+
+def damage(folder: Path, shapes: Shapes) -> str | None:
+    """What is wrong with the store in `folder`, None if nothing: files missing or of other shapes, other checksums."""
+    try:
+        sums = read_json(folder / "about.json")["sha256"]
+        for name, (dtype, shape) in shapes.items():
+            path = folder / f"{name}.npy"
+            array = np.load(path, mmap_mode="r")
+            if (array.dtype, array.shape) != (dtype, shape):
+                return f"{path.name} holds {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}"
+            state = path.stat()
+            if _checksum(path, state.st_ino, state.st_size, state.st_mtime_ns) != sums[name]:
+                return f"{path.name} is not what was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except Exception as error:  # numpy's reader raises whatever it stumbles over
+        return brief(error)
+    return None
+
+
+@cache
+def _checksum(path: Path, *_state: int) -> str:
+    """Computed once a process and state of the file: a store is read from end to end for it."""
+    return checksum(path)
+
+
+def _shapes(dataset: SegmentationDataset, backbone: Backbone, size: Size) -> Shapes:
+    """Type and shape of each array of a store."""
+    height, width = (size, size) if isinstance(size, int) else size
+    count = len(dataset)
+    shapes: Shapes = {
+        "features": (np.float16, (count, backbone.dim, *backbone.grid(height, width))),
+        "pictures": (np.uint8, (count, 3, height, width)),
+        "pooled": (np.float32, (count, backbone.dim)),
+    }
+    return shapes | {"labels": (np.uint8, (count, height, width))} if dataset.has_labels else shapes
+
+
+def _build(
+    folder: Path,
+    dataset: SegmentationDataset,
+    backbone: Backbone,
+    size: Size,
+    shapes: Shapes,
+    mirror: bool,
+    published: bool,
+    batch: int,
+) -> None:
+    """Computes the store beside `folder`, which appears when all is written."""
+    unfinished = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    try:
+        with explained(folder):
+            _check_space(folder.parent, dataset, shapes)
+            refuse_broken(dataset)
+            unfinished.mkdir()
+            _fill(unfinished, dataset, backbone, size, shapes, mirror, published, batch)
+            unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _check_space(root: Path, dataset: SegmentationDataset, shapes: Shapes) -> None:
+    if dataset.has_labels and len(dataset.classes) > NO_LABEL:
+        raise StegoError(f"{dataset.name} has {len(dataset.classes)} classes; {NO_LABEL} at most can be stored")
+    needed = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in shapes.values())
+    free = shutil.disk_usage(root).free
+    if needed > 0.95 * free:
+        raise StegoError(
+            f"the features of {dataset.name} {dataset.split} take {needed / 1e9:.1f} GB, {root.parent} has {free / 1e9:.1f} GB free; name a larger disk with runs_dir"
+        )
 
 
 def _fill(
@@ -97,53 +178,55 @@ def _fill(
     dataset: SegmentationDataset,
     backbone: Backbone,
     size: Size,
+    shapes: Shapes,
     mirror: bool,
     published: bool,
     batch: int,
 ) -> None:
-    height, width = (size, size) if isinstance(size, int) else size
-    count, shape = len(dataset), (backbone.dim, *backbone.grid(height, width))
-    with_labels = dataset.has_labels
-    if with_labels and len(dataset.classes) > NO_LABEL:
-        raise StegoError(f"{dataset.name} has {len(dataset.classes)} classes; {NO_LABEL} at most can be stored")
-    needed = count * (2 * int(np.prod(shape)) + (3 + with_labels) * height * width)
-    free = shutil.disk_usage(folder).free
-    if needed > 0.95 * free:
-        raise StegoError(
-            f"the features of {dataset.name} {dataset.split} take {needed / 1e9:.1f} GB, {folder.parent.parent} has {free / 1e9:.1f} GB free; name a larger disk with runs_dir"
-        )
-    features = open_memmap(folder / "features.npy", "w+", np.float16, (count, *shape))
-    pictures = open_memmap(folder / "pictures.npy", "w+", np.uint8, (count, 3, height, width))
-    labels = open_memmap(folder / "labels.npy", "w+", np.uint8, (count, height, width)) if with_labels else None
-    pooled = np.zeros((count, backbone.dim), np.float32)
+    arrays = {name: _reserve(folder / f"{name}.npy", *shape) for name, shape in shapes.items()}
     what = f"features of {dataset.name} {dataset.split}{' (mirrored)' if mirror else ''}"
-    for rows in progress(torch.arange(count).split(batch), what):
+    for rows in progress(torch.arange(len(dataset)).split(batch), what):
         for row in rows.tolist():
             picture, label = dataset[row]
-            if label is not None and label.shape != picture.shape[1:]:
-                raise StegoError(
-                    f"{dataset.pictures[row]} is {tuple(picture.shape[1:])}, its label map {dataset.labels[row]} is {tuple(label.shape)} (height, width); they must agree"
-                )
-            pictures[row] = resize_picture(picture, size, published).numpy()
-            if labels is not None:
+            arrays["pictures"][row] = resize_picture(picture, size, published).numpy()
+            if label is not None and "labels" in arrays:
                 resized = resize_label(label, size)
-                labels[row] = resized.masked_fill(resized < 0, NO_LABEL).numpy()
-        images = torch.from_numpy(pictures[rows.numpy()])
-        found = backbone(images.flip(-1) if mirror else images).cpu()
-        features[rows.numpy()] = found.numpy()
-        pooled[rows.numpy()] = found.mean((2, 3)).numpy()
-    for array in filter(lambda a: a is not None, (features, pictures, labels)):
+                arrays["labels"][row] = resized.masked_fill(resized < 0, NO_LABEL).numpy()
+        images = torch.from_numpy(arrays["pictures"][rows.numpy()])
+        with enough_memory(what, "choose a smaller train_size or eval_size, precision='bfloat16' or device='cpu'"):
+            found = backbone(images.flip(-1) if mirror else images).cpu()
+        _refuse_infinite(found.half(), [dataset.pictures[row] for row in rows.tolist()], backbone)
+        arrays["features"][rows.numpy()] = found.numpy()
+        arrays["pooled"][rows.numpy()] = found.mean((2, 3)).numpy()
+    for array in arrays.values():
         array.flush()
-    np.save(folder / "pooled.npy", pooled)
-    write_json(
-        folder / "about.json",
-        {
-            "dataset": dataset.name,
-            "split": dataset.split,
-            "backbone": backbone.name,
-            "precision": str(backbone.precision),
-            "mirror": mirror,
-            "labels": with_labels,
-            "n_classes": len(dataset.classes),
-        },
-    )
+    about = {
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "backbone": backbone.name,
+        "precision": str(backbone.precision),
+        "mirror": mirror,
+        "labels": dataset.has_labels,
+        "n_classes": len(dataset.classes),
+        "sha256": {name: checksum(folder / f"{name}.npy") for name in arrays},
+    }
+    write_json(folder / "about.json", about)
+
+
+def _reserve(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """An array in a new file whose room on the disk is taken at once: a mapped file that finds none later kills the process."""
+    array = open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def _refuse_infinite(features: Tensor, pictures: list[Path], backbone: Backbone) -> None:
+    bad = ~features.isfinite().flatten(1).all(1)
+    if bad.any():
+        first = pictures[int(bad.nonzero()[0])]
+        raise StegoError(
+            f"backbone {backbone.name!r} gives {first} features that are not finite numbers, or too large to be stored; "
+            "are its weights damaged? try precision='float32' or another backbone"
+        )

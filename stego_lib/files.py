@@ -1,38 +1,98 @@
-"""Files that are either whole or not there: atomic writes, tensors without pickles from strangers, fingerprints."""
+"""Files that are either whole or not there: atomic writes, locks, tensors without pickles from strangers, fingerprints."""
 
+import errno
 import hashlib
+import io
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+
+from .errors import StegoError, brief
+from .notices import notice
+
+UNFINISHED = ".unfinished."
+"""How the names of files begin that are being written; a process that is killed leaves them behind, see `sweep`."""
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
+
+
+@contextmanager
+def explained(path: str | Path) -> Iterator[None]:
+    """Turns what the disk says to a write below `path` into a StegoError: no room, no permission, not a folder."""
+    try:
+        yield
+    except StegoError:
+        raise
+    except OSError as error:
+        if error.errno in FULL:
+            raise StegoError(
+                f"{path} cannot be written: the disk is full or a limit is reached ({error.strerror}); "
+                "make room and start again. What stood there before is untouched"
+            ) from error
+        if error.errno in REFUSED:
+            raise StegoError(
+                f"{path} cannot be written ({error.strerror}); name a folder that can, or change its permissions"
+            ) from error
+        raise
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; when the block ends well it replaces `path` in one step, else it is removed.
 
-    A reader sees the old file or the new one, never half of one.
+    A reader sees the old file or the new one, never half of one. StegoError where the disk refuses.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{UNFINISHED}{path.stem[:40]}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what processes left in `folder` that were killed while they wrote. Only for who holds its lock."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, busy: str, *, wait: bool) -> Iterator[None]:
+    """Holds the lock file `path`, which one process can at a time; the system lets go of it however that process ends.
+
+    If another holds it: with `wait` says `busy` and waits, else raises StegoError(busy).
+    """
+    with explained(path):
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise StegoError(busy) from None
+            notice(busy)
+            lock.acquire()
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        lock.release()
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -43,30 +103,95 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads a JSON file; a broken one raises ValueError that names it."""
+    """Reads a JSON file; StegoError names one that is broken."""
     try:
         return json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); it was cut short or edited by hand") from error
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise StegoError(
+            f"{path} is not valid JSON ({brief(error)}); it was cut short or edited by hand: mend or remove it"
+        ) from error
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
     """Writes a dictionary of tensors, numbers and strings (nested as you like), atomically."""
+    buffer = io.BytesIO()  # torch's own writer tells neither which file nor why when the disk is full
+    torch.save(state, buffer)
     with atomic(path) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
     """Reads what `save_state` wrote, on the CPU, running no code from the file.
 
-    Raises ValueError for a file that is cut short or holds anything but tensors, numbers and strings.
+    StegoError for a file that is cut short or holds anything but tensors, numbers and strings.
+    """
+    state = load_tensors(Path(path))
+    if not isinstance(state, dict):
+        raise StegoError(f"{path} cannot be read as a checkpoint of this project: it holds no dictionary")
+    return state
+
+
+def load_tensors(path: Path, allowed: tuple[type, ...] = ()) -> Any:
+    """Whatever torch.save wrote of tensors, plain values, containers and `allowed` classes, on the CPU.
+
+    Runs no code from the file, and takes no more memory than it is large: see `refuse_bomb` and `refuse_swollen`.
+    StegoError for a file that is broken or holds something else, FileNotFoundError if there is none.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        refuse_bomb(path)
+        with torch.serialization.safe_globals(list(allowed)):
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+        refuse_swollen(stored, path)
     except FileNotFoundError:
         raise
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint of this project: {error}") from error
+    except Exception as error:  # torch, zipfile and pickle raise a dozen kinds for a broken file
+        raise StegoError(
+            f"{path} cannot be read as a file of tensors ({brief(error)}): it is cut short, changed or another kind of "
+            "file; remove it or put a whole one there"
+        ) from error
+    return stored
+
+
+def refuse_bomb(path: Path) -> None:
+    """ValueError for a zip file that is a TorchScript program, or whose members claim more bytes than it has.
+
+    PyTorch stores tensors as they are, and hands programs on to what runs them.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(member.filename.rpartition("/")[2] == "constants.pkl" for member in members):
+        raise ValueError("it is a TorchScript program, not a checkpoint")
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError("its members would unpack to more than the file's size")
+
+
+def refuse_swollen(stored: Any, path: Path) -> None:
+    """ValueError for tensors that claim more elements than the file has bytes for, by strides of 0 or sharing."""
+    total, seen, todo = 0, set(), [stored]
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            total += value.numel() * value.element_size()
+        elif isinstance(value, dict):
+            todo += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            todo += value
+    if total > 2 * path.stat().st_size + 2**20:
+        raise ValueError(f"its tensors claim {total:,} bytes, the file has {path.stat().st_size:,}")
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(*parts: Any) -> str:

@@ -1,11 +1,13 @@
 """Confusion matrix, Hungarian matching of clusters to classes, accuracy and IoU."""
 
+from typing import Any, TypeAlias
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-Counts = Tensor | np.ndarray
+Counts: TypeAlias = Tensor | np.ndarray
 
 
 def confusion(pred: Counts, label: Counts, n_pred: int, n_classes: int, *, published: bool = False) -> Tensor:
@@ -77,7 +79,7 @@ def assigned(confusion: Counts, matching: Counts) -> Tensor:
     return gathered.index_add(0, torch.where(matching < 0, n_classes, matching), counts)
 
 
-def scores(confusion: Counts, matching: Counts, *, published: bool = False) -> dict[str, float | list[float]]:
+def scores(confusion: Counts, matching: Counts, *, published: bool = False) -> dict[str, Any]:
     """Accuracy, mean IoU and IoU of each class, in percent.
 
     confusion: (n_pred, n_classes); matching: (n_pred,) class of each cluster or -1. Pixels in clusters without a class

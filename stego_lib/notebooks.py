@@ -101,15 +101,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("output", help="where the executed copy goes")
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     given = parser.parse_args(arguments)
+    from papermill.exceptions import PapermillExecutionError
+
     parameters = {name: yaml.safe_load(value) for name, value in given.parameter}
     try:
         text = run_notebook(given.notebook, given.output, parameters)
     except StegoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except Exception as error:
-        if type(error).__name__ != "PapermillExecutionError":
-            raise
+    except PapermillExecutionError as error:
         print(
             f"error in a cell of {given.notebook} (see {given.output}):\n{error.ename}: {error.evalue}", file=sys.stderr
         )

@@ -197,7 +197,7 @@ def show_image(axis: plt.Axes, image: np.ndarray, title: str | None = None) -> N
     axis.set(xticks=[], yticks=[])
     axis.grid(visible=False)
     if title:
-        axis.set_title(title if len(title) <= 16 else f"…{title[-15:]}", fontsize=9)
+        axis.set_title(title if len(title) <= 16 else f"…{title[-15:]}", fontsize=9, parse_math=False)
 
 
 def add_legend(figure: Figure, classes: Classes) -> None:

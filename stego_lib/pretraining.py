@@ -204,7 +204,8 @@ def pretrain(
         crop = recipe.full_crop if full else recipe.crop
         view1, view2, where1, where2 = two_views(batch, crop, recipe, generator)
         sampled = tokens_at(vit.train(), torch.cat([view1, view2]), torch.cat([where1, where2]))
-        loss = point_contrast(*projector(sampled).chunk(2), recipe.temperature)
+        ours, theirs = projector(sampled).chunk(2)
+        loss = point_contrast(ours, theirs, recipe.temperature)
         for group in optimiser.param_groups:
             group["lr"] = recipe.lr * _schedule(step, recipe)
         optimiser.zero_grad()

@@ -71,7 +71,10 @@ def read_published(path: str | Path) -> Published:
     if not isinstance(tensors, dict):
         raise StegoError(f"{path} is not a released STEGO checkpoint: it holds no state_dict")
     _account_for(path, tensors)
-    options = plain(stored.get("hyper_parameters")) or {}
+    try:
+        options = plain(stored.get("hyper_parameters")) or {}
+    except StegoError as error:
+        raise StegoError(f"{path}: {error}") from None
     options = options["cfg"] if isinstance(options.get("cfg"), dict) else options
     weights = {ours: tensors[name].float() for name, ours in LAYERS.items() if name in tensors}
     backbone = {name.removeprefix(VIT): value for name, value in tensors.items() if name.startswith(VIT)}

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from torch import Tensor
 from .backbone import Backbone, upsample
 from .datasets import Classes
 from .datasets.base import open_picture
+from .datasets.folder import read_classes
 from .datasets.transforms import resize_picture
 from .errors import StegoError
 from .experiment import Experiment
@@ -25,7 +26,7 @@ from .model import Stego
 from .paths import runs_root
 from .published import read_published
 
-Picture = str | Path | Image.Image | np.ndarray | Tensor
+Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 
 
 class Run:
@@ -40,7 +41,7 @@ class Run:
         self, folder: Path, experiment: Experiment, classes: Classes, model: Stego, backbone: Backbone | None = None
     ):
         self.folder, self.experiment, self.classes, self.model = folder, experiment, classes, model
-        self.shifts: tuple[float, float, float] | None = None
+        self.shifts: tuple[float, float, float] = (0.0, 0.0, 0.0)  # until training sets them
         self.step = 0
         if backbone is not None:
             self.backbone = backbone
@@ -77,7 +78,7 @@ class Run:
             self.folder / "checkpoint.pt",
             {
                 "step": self.step, "model": self.model.state_dict(), "optimiser": optimiser.state_dict(),
-                "shifts": list(self.shifts), "in_dim": self.model.feature_mean.shape[1],
+                "shifts": list(self.shifts),
             },
         )  # fmt: skip
 
@@ -87,7 +88,7 @@ class Run:
 
     def kept_weights(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """What `keep_weights` wrote: step and the model's state, in the order of steps."""
-        for path in sorted((self.folder / "kept").glob("*.pt")):
+        for path in sorted((self.folder / "kept").glob("[0-9]*.pt")):
             yield int(path.stem), load_state(path)["model"]
 
     def code(self, pictures: Tensor) -> Tensor:
@@ -125,7 +126,8 @@ class Run:
         if isinstance(size, tuple):
             return size
         scale = size / min(height, width)
-        return tuple(max(patch, round(side * scale / patch) * patch) for side in (height, width))
+        height, width = (max(patch, round(side * scale / patch) * patch) for side in (height, width))
+        return height, width
 
 
 def mean_code(model: Stego, features: Tensor, mirrored: Tensor | None) -> Tensor:
@@ -136,8 +138,7 @@ def mean_code(model: Stego, features: Tensor, mirrored: Tensor | None) -> Tensor
 
 
 def start_run(folder: Path, experiment: Experiment, classes: Classes) -> None:
-    """Writes what determines the run into a new folder."""
-    folder.mkdir(parents=True, exist_ok=False)
+    """Writes what determines the run into its folder; what it is found by comes last, when all else is there."""
     write_json(folder / "classes.json", {"names": classes.names, "colors": classes.colors})
     write_json(folder / "experiment.json", experiment.to_dict())
 
@@ -180,14 +181,45 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     if missing:
         raise StegoError(f"{folder.resolve()} is not a run with a checkpoint: {', '.join(missing)} missing")
     experiment = Experiment.from_dict(read_json(folder / "experiment.json") | changes)
-    stored = read_json(folder / "classes.json")
-    classes = Classes(tuple(stored["names"]), tuple(map(tuple, stored["colors"])))
-    state = load_state(folder / "checkpoint.pt")
-    model = build_model(experiment, state["in_dim"], len(classes))
+    classes = read_classes(folder / "classes.json")
+    state = read_checkpoint(folder)
+    in_dim = state["model"]["feature_mean"].shape[1]
+    with torch.device("meta"):  # shapes alone: a small file may name a model that no memory holds
+        refuse_misfit(build_model(experiment, in_dim, len(classes)), state, folder)
+    model = build_model(experiment, in_dim, len(classes))
     model.load_state_dict(state["model"])
     run = Run(folder, experiment, classes, model.eval())
     run.step, run.shifts = state["step"], tuple(state["shifts"])
     return run
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """What `Run.save` wrote; StegoError for a file that is broken or holds something else."""
+    path = folder / "checkpoint.pt"
+    state = load_state(path)
+    kinds = {"step": int, "model": dict, "optimiser": dict, "shifts": list}
+    wrong = [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]
+    wrong += [] if wrong or len(state["shifts"]) == 3 else ["shifts"]
+    wrong += [] if wrong or all(isinstance(value, Tensor) for value in state["model"].values()) else ["model"]
+    wrong += [] if wrong or getattr(state["model"].get("feature_mean"), "ndim", 0) == 4 else ["feature_mean"]
+    if wrong:
+        raise StegoError(
+            f"{path} is not a checkpoint of a run: {', '.join(wrong)} missing or of another kind; remove it, and train again"
+        )
+    return state
+
+
+def refuse_misfit(model: Stego, state: dict[str, Any], folder: Path) -> None:
+    """StegoError that names the weights of a checkpoint which are not those of the model, by name or shape."""
+    theirs, ours = (
+        {name: value.shape for name, value in found.items()} for found in (state["model"], model.state_dict())
+    )
+    wrong = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
+    if wrong:
+        raise StegoError(
+            f"{folder / 'checkpoint.pt'} does not fit {folder / 'experiment.json'}: {', '.join(wrong[:5])} missing, unknown or "
+            "of another shape; are they of one run?"
+        )
 
 
 def newest_run(runs_dir: str | Path | None = None) -> Path:
@@ -208,7 +240,8 @@ def _load_published(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:
     of_values = {key: value for key, value in experiment.to_dict().items() if key not in ("data_root", "backbone")}
     key = fingerprint(*sorted(found.weights.items()), sorted(of_values.items()))
     run = Run(runs_dir / f"{path.stem}-{experiment.dataset}-{key[:8]}", experiment, found.classes, model.eval())
-    run.step, run.shifts = found.step, experiment.shifts
+    own, knn, rand = (float(shift) for shift in experiment.shifts)
+    run.step, run.shifts = found.step, (own, knn, rand)
     return run
 
 

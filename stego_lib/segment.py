@@ -52,5 +52,5 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
         rows[path.name] = {name: share[i] for i, name in enumerate(run.classes.names)} | {"no class": share[NO_CLASS]}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("picture")
     with atomic(output / "areas.csv") as temporary:
-        table.to_csv(temporary, float_format="%.2f")
+        table.to_csv(temporary, float_format="%.2f", errors="surrogateescape")  # names may be no text
     return table

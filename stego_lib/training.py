@@ -1,10 +1,13 @@
 """The training loop."""
 
 import csv
+import math
+import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +19,19 @@ from .backbone import Backbone
 from .calibration import histograms, measure_correspondences, resolve_shifts
 from .clustering import SAMPLES, kmeans
 from .datasets import CROPS, SegmentationDataset, open_split
-from .errors import StegoError
+from .errors import StegoError, brief
 from .experiment import Experiment
 from .features import FeatureStore, open_store
-from .files import atomic, load_state, read_json, write_json
+from .files import atomic, explained, locked, read_json, sweep, write_json
 from .loss import negative_permutation, published_permutation, random_coords, stego_loss
 from .losses_extra import CRF_POINTS, CRF_SIDE, alignment_loss, picture_crf_loss, random_pixels, reconstruction_loss
+from .memory import enough_memory
 from .model import Stego
 from .neighbors import nearest_neighbors
 from .notices import notice
 from .paths import runs_root
 from .progress import progress
-from .run import Run, build_model, load_run, start_run
+from .run import Run, build_model, load_run, read_checkpoint, refuse_misfit, start_run
 from .views import augmented_views
 
 SAVE_EVERY = 200
@@ -66,7 +70,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     Features are computed once and kept in runs_dir/features. With `resume`, the newest unfinished run of the same
     experiment goes on from its last checkpoint, to the same weights as if it had not stopped (on a CPU); a finished one
     is returned as it is. `experiment.start_from` names a run or released checkpoint whose head and probes it begins with.
-    Raises StegoError (a missing data set, an unknown backbone, ...) before any long work.
+    Raises StegoError before any long work (a missing data set, a broken picture, an unknown backbone, ...), for a run that
+    another process is training, and for a loss that is no number or a full disk: the last checkpoint is then untouched.
     """
     runs_dir = Path(runs_dir) if runs_dir is not None else runs_root()
     dataset = open_training_set(experiment)
@@ -77,34 +82,64 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     backbone = Backbone.of(experiment)
     for size in (experiment.train_size, experiment.eval_size):
         backbone.grid(*(size if isinstance(size, tuple) else (size, size)))
-    store = open_store(dataset, backbone, experiment.train_size, runs_dir / "features", published=experiment.published)
     model = build_model(experiment, backbone.dim, len(dataset.classes)).to(backbone.device)
-    optimiser = make_optimiser(model, experiment)
-    folder = find_unfinished(runs_dir, experiment) if resume else None
-    run = Run(folder or new_folder(runs_dir, experiment), experiment, dataset.classes, model, backbone)
-    if experiment.subtract_mean:
-        model.feature_mean.copy_(store.mean.view(1, -1, 1, 1))
-    if store.labels is None:
+    if not dataset.has_labels:
         model.linear_probe.forget()
     if experiment.start_from is not None:
         take_over(model, load_run(experiment.start_from))
+    optimiser = make_optimiser(model, experiment)
+    folder = find_unfinished(runs_dir, experiment) if resume else None
+    store = open_store(dataset, backbone, experiment.train_size, runs_dir / "features", published=experiment.published)
+    if experiment.subtract_mean and experiment.start_from is None:
+        model.feature_mean.copy_(store.mean.view(1, -1, 1, 1))
     neighbors = find_neighbors(store, model, experiment)
-    if folder is None:
-        measured = measure_correspondences(store, neighbors, model.feature_mean.cpu(), experiment)
-        run.shifts = resolve_shifts(experiment, measured)
-        start_run(run.folder, experiment, dataset.classes)
-        write_json(run.folder / "correspondences.json", histograms(measured))
-    else:
-        state = load_state(folder / "checkpoint.pt")
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        run.step, run.shifts = state["step"], tuple(state["shifts"])
-    with open_log(run.folder / "log.csv", run.step, optional_terms(experiment)) as (file, log):
+    run = Run(folder or new_folder(runs_dir, experiment), experiment, dataset.classes, model, backbone)
+    busy = f"{run.folder} is being trained by another process; wait for it, or train without resume"
+    with locked(run.folder / ".lock", busy, wait=False):
+        if folder is None:
+            begin(run, store, neighbors, optimiser)
+        else:
+            go_on(run, optimiser)
+        run_steps(run, store, neighbors, optimiser)
+    model.eval()
+    return run
+
+
+def begin(run: Run, store: FeatureStore, neighbors: Tensor, optimiser: torch.optim.Optimizer) -> None:
+    """Sets the shifts and writes a new run's files, with a checkpoint of step 0, so that it can be resumed from then on."""
+    measured = measure_correspondences(store, neighbors, run.model.feature_mean.cpu(), run.experiment)
+    run.shifts = resolve_shifts(run.experiment, measured)
+    write_json(run.folder / "correspondences.json", histograms(measured))
+    run.save(optimiser)
+    start_run(run.folder, run.experiment, run.classes)
+
+
+def go_on(run: Run, optimiser: torch.optim.Optimizer) -> None:
+    """Takes up a run where its checkpoint left it, and removes what was being written when it was killed."""
+    for folder in (run.folder, run.folder / "kept"):
+        sweep(folder)
+    state = read_checkpoint(run.folder)
+    refuse_misfit(run.model, state, run.folder)
+    run.model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    run.step, run.shifts = state["step"], tuple(state["shifts"])
+
+
+def run_steps(run: Run, store: FeatureStore, neighbors: Tensor, optimiser: torch.optim.Optimizer) -> None:
+    """Trains from the run's step to the last, with a line in the log for each step and a checkpoint now and then."""
+    experiment, model, saved = run.experiment, run.model, run.step
+    knobs = "choose a smaller batch_size, points, negatives or code_dim, a smaller train_size, or device='cpu'"
+    with (
+        enough_memory(f"a training step on {store.folder.name}", knobs),
+        explained(run.folder / "log.csv"),
+        open_log(run.folder / "log.csv", run.step, optional_terms(experiment)) as log,
+    ):
         bar = progress(range(run.step, experiment.steps), "training", initial=run.step, total=experiment.steps)
         for step in bar:
-            batch = draw_batch(store, neighbors, model, experiment, step, backbone)
+            batch = draw_batch(store, neighbors, model, experiment, step, run.backbone)
             values = train_step(model, optimiser, batch, experiment, run.shifts)
-            log(step, values)
+            refuse_nonfinite(run, values, saved)
+            log.add(step, values)
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             run.step = step + 1
             if run.step == experiment.steps and experiment.cluster_probe == "kmeans":
@@ -112,10 +147,25 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
             if experiment.validate_every and run.step % experiment.validate_every == 0:
                 run.keep_weights()
             if run.step % SAVE_EVERY == 0 or run.step == experiment.steps:
-                file.flush()
+                refuse_nonfinite(run, {f"weight {name}": value for name, value in model.state_dict().items()}, saved)
+                log.sync()  # before the checkpoint: no step that it counts may be missing
                 run.save(optimiser)
-    model.eval()
-    return run
+                saved = run.step
+
+
+def refuse_nonfinite(run: Run, values: dict[str, Any], saved: int) -> None:
+    """StegoError for a loss term or weight that is infinite or no number; `saved`: step of the last checkpoint."""
+    wrong = [name for name, value in values.items() if not _finite(value)]
+    if wrong:
+        term = next((name for name in wrong if name != "loss"), "loss")  # what the sum is made of says more
+        raise StegoError(
+            f"{run.folder}: {term} is not a finite number at step {run.step}, so training stopped; the last checkpoint, of "
+            f"step {saved}, is good. Lower lr_head or lr_probes, or look at the pictures and the backbone"
+        )
+
+
+def _finite(value: float | Tensor) -> bool:
+    return bool(value.isfinite().all()) if isinstance(value, Tensor) else math.isfinite(value)
 
 
 def train_step(
@@ -216,9 +266,11 @@ def draw_batch(
         label=None if store.labels is None else store.label_rows(rows).to(device),
     )
     if experiment.crf_weight:
+        assert backbone is not None
         batch.pictures = backbone.normalise(store.picture_rows(rows)).float()
         batch.crf_points = random_pixels(CRF_POINTS, CRF_SIDE, generator).to(device)
     if experiment.aug_alignment_weight:
+        assert backbone is not None
         views, coords = augmented_views(store.picture_rows(rows), batch.feats.shape[-2:])
         batch.feats_view, batch.view_coords = model.centred(backbone(views)), coords.to(device)
     return batch
@@ -275,30 +327,36 @@ def seeded(seed: int, purpose: str, number: int) -> torch.Generator:
 
 
 def new_folder(runs_dir: Path, experiment: Experiment) -> Path:
-    """A folder that does not exist yet, named by time and experiment."""
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{experiment.name}"
-    folder, again = runs_dir / stem, 1
-    while folder.exists():
-        again += 1
-        folder = runs_dir / f"{stem}-{again}"
-    return folder
+    """Makes a folder named by time and experiment; of two processes that ask at once each gets its own."""
+    stem, again = f"{datetime.now():%Y%m%d-%H%M%S}-{experiment.name}", 1
+    while True:
+        folder = runs_dir / (stem if again == 1 else f"{stem}-{again}")
+        try:
+            with explained(folder.parent):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            again += 1
 
 
 def find_unfinished(runs_dir: Path, experiment: Experiment) -> Path | None:
     """The newest run of exactly this experiment that has a checkpoint, or None."""
     for path in sorted(runs_dir.glob("*/experiment.json"), reverse=True):
-        if (
-            Experiment().to_dict() | read_json(path) == experiment.to_dict()
-            and (path.parent / "checkpoint.pt").exists()
-        ):
+        try:
+            same = Experiment.from_dict(read_json(path)) == experiment
+        except (StegoError, TypeError) as error:
+            notice(f"{path} is passed over: {error}")
+            continue
+        if same and (path.parent / "checkpoint.pt").exists():
             return path.parent
     return None
 
 
 class open_log:
-    """Opens log.csv to add lines after those of the steps before `first`; lines of later steps are dropped.
+    """Opens log.csv to add lines after those of the steps before `first`; what later steps left is dropped.
 
-    optional: columns beyond those of every run.
+    optional: columns beyond those of every run. Raises StegoError where lines of steps before `first` are missing.
     """
 
     FIELDS = (
@@ -315,10 +373,8 @@ class open_log:
     )
 
     def __init__(self, path: Path, first: int, optional: Iterable[str] = ()):
-        names, kept = [*self.FIELDS, *optional], []
-        if path.exists():
-            with open(path, newline="") as old:
-                kept = [row for row in csv.DictReader(old) if row["step"].isdigit() and int(row["step"]) < first]
+        names = [*self.FIELDS, *optional]
+        kept = _rows(path, first)
         with atomic(path) as temporary, open(temporary, "w", newline="") as new:
             writer = csv.DictWriter(new, names)
             writer.writeheader()
@@ -326,8 +382,32 @@ class open_log:
         self.file = open(path, "a", newline="")
         self.writer = csv.DictWriter(self.file, names)
 
-    def __enter__(self) -> Iterator[Any]:
-        return self.file, lambda step, values: self.writer.writerow({"step": step} | values)
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Adds the line of a step."""
+        self.writer.writerow({"step": step} | values)
+
+    def sync(self) -> None:
+        """Returns when all lines are on the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def __enter__(self) -> "open_log":
+        return self
 
     def __exit__(self, *error: object) -> None:
         self.file.close()
+
+
+def _rows(path: Path, count: int) -> list[dict[str, str]]:
+    """The lines of the first `count` steps. A process that was killed may have left more, the last of them cut short."""
+    if not count:
+        return []
+    try:
+        with open(path, newline="") as file:
+            rows = list(islice(csv.DictReader(file), count))
+        whole = [row["step"] for row in rows] == [str(step) for step in range(count)]
+    except (OSError, ValueError, KeyError) as error:
+        raise StegoError(f"{path} cannot be read ({brief(error)}); train without resume") from error
+    if not whole:
+        raise StegoError(f"{path} lacks lines of the {count} steps that the checkpoint counts; train without resume")
+    return rows

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from .errors import StegoError, brief
+from .errors import StegoError
+from .files import load_tensors
 
 HEAD_WIDTH = 64
 """Channels of an attention head in every network that DINO's authors published."""
@@ -50,24 +51,27 @@ def dino_vit(weights: dict[str, Tensor], source: str, heads: int | None = None) 
     """
     try:
         patches, positions = weights["patch_embed.proj.weight"], weights["pos_embed"]
-        width, patch, side = patches.shape[0], patches.shape[-1], round((positions.shape[1] - 1) ** 0.5)
+        width, _, _, patch = patches.shape
+        side = round((positions.shape[1] - 1) ** 0.5)
         hidden = len(weights["blocks.0.mlp.fc1.weight"])
-    except (KeyError, IndexError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise StegoError(f"{source} holds no DINO ViT: {error} is missing or has another shape") from None
     if heads is None and width % HEAD_WIDTH:
         raise StegoError(
             f"{source} is {width} channels wide, which does not divide into attention heads of {HEAD_WIDTH}; say how many there are: heads=N"
         )
     heads = heads or width // HEAD_WIDTH
-    if width % heads:
+    if not width or width % heads:
         raise StegoError(f"{source} is {width} channels wide and cannot have {heads} attention heads")
-    vit = DinoViT(
-        img_size=side * patch, patch_size=patch, embed_dim=width, num_heads=heads, mlp_ratio=hidden / width,
-        depth=1 + max(int(found[1]) for key in weights if (found := re.match(r"blocks\.(\d+)\.", key))),
+    blocks = {found[1] for key in weights if (found := re.match(r"blocks\.(\d+)\.", key))}
+    build = partial(
+        DinoViT, img_size=side * patch, patch_size=patch, embed_dim=width, num_heads=heads, mlp_ratio=hidden / width,
+        depth=len(blocks),  # not the highest number: a name costs nothing, and may claim a billion blocks
         qkv_bias="blocks.0.attn.qkv.bias" in weights, norm_layer=partial(nn.LayerNorm, eps=1e-6),
         num_classes=0, dynamic_img_size=True, weight_init="skip",
     )  # fmt: skip
-    expected = vit.state_dict()
+    with torch.device("meta"):  # shapes alone: a small file may name a network that no memory holds
+        expected = build().state_dict()
     wrong = [
         *(f"{key} is unknown" for key in weights.keys() - expected.keys()),
         *(f"{key} is missing" for key in expected.keys() - weights.keys()),
@@ -79,6 +83,7 @@ def dino_vit(weights: dict[str, Tensor], source: str, heads: int | None = None) 
     ]
     if wrong:
         raise StegoError(f"{source} holds no DINO ViT: {'; '.join(sorted(wrong)[:5])}")
+    vit = build()
     vit.load_state_dict({key: value.float() for key, value in weights.items()})
     return vit
 
@@ -91,11 +96,7 @@ def load_pth(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise StegoError(f"backbone file {path.resolve()} does not exist")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # DINO's full checkpoints hold their options
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, zipfile and pickle raise a dozen kinds for a broken file
-        raise StegoError(f"{path} cannot be read as a file of weights ({brief(error)})") from error
+    stored = load_tensors(path, (argparse.Namespace,))  # DINO's full checkpoints hold their options
     stored = stored.get("teacher", stored) if isinstance(stored, dict) else stored
     if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise StegoError(f"{path} holds no DINO ViT: it must be a dictionary of tensors, or hold one called 'teacher'")

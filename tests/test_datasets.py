@@ -273,7 +273,7 @@ def own_folder(root: Path, *, labels: bool = True, names: tuple[str, ...] = ("b"
         for i, name in enumerate(names):
             save(folder / "imgs" / split / f"{name}.png", noise(6, 8, i))
             if labels:
-                save(folder / "labels" / split / f"{name}.png", np.array([[0, 1, 2, 3, 255, 7, 0, 0]] * 6, np.uint8))
+                save(folder / "labels" / split / f"{name}.png", np.array([[0, 1, 2, 255, 255, 1, 0, 0]] * 6, np.uint8))
     (folder / "classes.json").write_text(
         json.dumps({"names": ["road", "tree", "car"], "colors": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]})
     )
@@ -287,7 +287,7 @@ def test_own_folder_with_labels(tmp_path):
     assert dataset.classes == Classes(("road", "tree", "car"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
     picture, label = dataset[1]
     np.testing.assert_array_equal(picture.permute(1, 2, 0), noise(6, 8, 0))
-    assert label[0].tolist() == [0, 1, 2, -1, -1, -1, 0, 0], "ids that are no class are ignored"
+    assert label[0].tolist() == [0, 1, 2, -1, -1, 1, 0, 0], "255 is ignored"
 
 
 def test_own_folder_named_itself(tmp_path):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from common import golden
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from stego_lib import StegoError, open_dataset
@@ -133,3 +135,21 @@ def test_a_ratio_out_of_range_is_explained(pair, ratio):
 
 def test_a_crop_as_large_as_the_picture_is_the_picture(pair):
     assert five_boxes(5, 7, 1) == [(0, 0, 5, 7)] * 5 == RandomCrop(pair, 1).boxes(0, 5, 7)
+
+
+@settings(max_examples=100, deadline=None)
+@given(height=st.integers(2, 120), width=st.integers(2, 120), ratio=st.floats(0.5, 1))
+@example(height=200, width=321, ratio=0.5)
+def test_five_crops_cover_the_picture(height, width, ratio):
+    """All are of one size and lie inside; the corners leave out nothing but a middle line of an odd side; the fifth is in the middle."""
+    boxes = five_boxes(height, width, ratio)
+    h, w = int(ratio * height), int(ratio * width)
+    seen = np.zeros((height, width), bool)
+    for top, left, rows, columns in boxes[:4]:
+        assert (rows, columns) == (h, w) and 0 <= top <= height - h and 0 <= left <= width - w
+        seen[top : top + h, left : left + w] = True
+    rows, columns = seen.any(1), seen.any(0)
+    assert (~rows).sum() == max(0, height - 2 * h) <= 1 and (~columns).sum() == max(0, width - 2 * w) <= 1
+    assert (seen == rows[:, None] & columns[None]).all() and seen[0, 0] and seen[-1, -1] and seen[0, -1] and seen[-1, 0]
+    top, left, *size = boxes[4]
+    assert size == [h, w] and abs(2 * top + h - height) <= 1 and abs(2 * left + w - width) <= 1

@@ -1,5 +1,6 @@
 """What a data set is: pictures, label maps where there are any, and what the labels mean."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,14 @@ from torch import Tensor
 from ..errors import DataNotFound, StegoError
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
+"""What is looked for in a picture file, whatever its name says. Pillow knows more; EPS, say, it hands to a program that runs it."""
+BROKEN = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError, MemoryError)
+"""What Pillow raises for a file that it cannot read."""
 IGNORED = -1
 """Label of pixels that are left out of scores and of the linear probe."""
+VOID = 255
+"""How label maps of one's own store it."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,13 @@ class SegmentationDataset(Sequence):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:
-        return self.picture(index), self.label(index)
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]  # no slices
+        picture, label = self.picture(index), self.label(index)
+        if label is not None and label.shape != picture.shape[1:]:
+            raise StegoError(
+                f"{self.pictures[index]} is {tuple(picture.shape[1:])}, its label map {self.labels[index]} is {tuple(label.shape)} (height, width); they must agree"
+            )
+        return picture, label
 
     @property
     def has_labels(self) -> bool:
@@ -75,41 +87,75 @@ class SegmentationDataset(Sequence):
             raise StegoError(
                 f"label map {path} has shape {stored.shape}; it must hold one class id a pixel (8-bit grey or palette PNG)"
             )
-        return torch.from_numpy(self.decode(stored.astype(np.int64)))
+        if stored.dtype.kind not in "biu":
+            raise StegoError(
+                f"label map {path} holds {stored.dtype} values; class ids are whole numbers (8-bit grey PNG)"
+            )
+        try:
+            return torch.from_numpy(self.decode(stored.astype(np.int64)))
+        except StegoError as error:
+            raise StegoError(f"label map {path} {error}") from None
 
     def read_label(self, path: Path) -> np.ndarray:
         """The ids as stored, (H, W), of a label map file; StegoError names a file that is broken."""
         try:
-            with Image.open(path) as file:
+            with Image.open(path, formats=FORMATS) as file:
                 return np.array(file)
-        except OSError as error:
+        except BROKEN as error:
             raise StegoError(f"label map {path} cannot be read ({error}); replace the file") from error
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
-        """Turns ids as stored, int64 (H, W), into ids into `classes` and `IGNORED`. As they are, unless a data set says otherwise."""
-        return np.where((stored >= 0) & (stored < len(self.classes)), stored, IGNORED)
+        """Turns ids as stored, int64 (H, W), into ids into `classes` and `IGNORED`.
+
+        As they are, `VOID` ignored, and StegoError for an id that is neither, unless a data set says otherwise.
+        """
+        known = (stored >= 0) & (stored < len(self.classes))
+        if wrong := np.unique(stored[~known & (stored != VOID)]).tolist():
+            raise StegoError(
+                f"holds id {', '.join(map(str, wrong[:5]))}, but {self.name} has {len(self.classes)} classes: ids are 0 to "
+                f"{len(self.classes) - 1}, and {VOID} where ignored; mend the label map, or the list of classes"
+            )
+        return np.where(known, stored, IGNORED)
 
     def identity(self) -> list:
         """What a stored result depends on: name, split, classes, and name, size and time of change of every file."""
         files = [path for path in [*self.pictures, *self.labels] if path is not None]
         known = len(self.classes) if self.has_labels else None  # decides which ids are ignored
-        return [self.name, self.split, known, [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in files]]
+        return [self.name, self.split, known, [(str(p), (s := _state(p)).st_size, s.st_mtime_ns) for p in files]]
+
+
+def _state(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise StegoError(f"{path} cannot be read ({error.strerror}); replace or remove it") from error
 
 
 def open_picture(path: Path) -> Image.Image:
-    """Any readable picture as an upright RGB image; StegoError names a file that is broken."""
+    """Any readable picture as an upright RGB image; of an animated one the first frame.
+
+    16 bits a channel become 8. StegoError names a file that is broken, above Pillow's limit of about 179 megapixels, or
+    of 32-bit values, whose range nobody knows.
+    """
     try:
-        with Image.open(path) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, Image.DecompressionBombError, SyntaxError) as error:
+        with Image.open(path, formats=FORMATS) as file:
+            upright = ImageOps.exif_transpose(file)
+            if upright.mode.startswith("I;16"):  # Pillow's own conversion cuts off at 255
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            elif upright.mode in ("I", "F"):
+                raise ValueError("it holds 32-bit values; save it with 8 or 16 bits a channel")
+            return upright.convert("RGB")
+    except BROKEN as error:
         raise StegoError(f"picture {path} cannot be read ({error}); replace or remove the file") from error
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """Pictures directly in `folder`, sorted by name."""
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
-    )
+    """Pictures directly in `folder`, sorted by name. StegoError for a folder that cannot be read."""
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise StegoError(f"folder {folder} cannot be read ({error.strerror})") from error
+    return [path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")]
 
 
 def pair_by_stem(pictures: list[Path], labels: Path, suffix: str = ".png") -> list[Path | None]:
@@ -120,7 +166,7 @@ def pair_by_stem(pictures: list[Path], labels: Path, suffix: str = ".png") -> li
         raise StegoError(
             f"{len(missing)} of {len(pictures)} label maps are missing in {labels}, the first is {missing[0]}"
         )
-    return found
+    return list(found)
 
 
 def find_folder(

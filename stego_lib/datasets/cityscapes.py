@@ -47,4 +47,4 @@ def open_cityscapes(root: str | Path, split: str) -> Cityscapes:
         raise StegoError(
             f"{folder}: {len(pictures)} pictures, {len(missing)} label maps missing{f', the first is {missing[0]}' if missing else ''}; {LAYOUT}"
         )
-    return Cityscapes("cityscapes", split, CLASSES, pictures, labels)
+    return Cityscapes("cityscapes", split, CLASSES, pictures, [*labels])

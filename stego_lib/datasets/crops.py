@@ -37,15 +37,18 @@ class Crops(SegmentationDataset):
         if not 0 < ratio <= 1:
             raise StegoError(f"a crop's ratio is above 0 and at most 1, not {ratio}")
         self.whole, self.ratio = dataset, ratio
-        pictures, labels = (
-            [path for path in paths for _ in range(COUNT)] for paths in (dataset.pictures, dataset.labels)
-        )
+        pictures = [path for path in dataset.pictures for _ in range(COUNT)]
+        labels = [path for path in dataset.labels for _ in range(COUNT)]
         super().__init__(dataset.name, dataset.split, dataset.classes, pictures, labels)
         self.names = [f"{name}-{self.kind}{i}" for name in dataset.names for i in range(COUNT)]
 
     @property
     def has_labels(self) -> bool:
         return self.whole.has_labels
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]  # no slices
+        picture, label = self.whole[index // COUNT]
+        return self._cut(picture, index), None if label is None else self._cut(label, index)
 
     def picture(self, index: int) -> Tensor:
         return self._cut(self.whole.picture(index // COUNT), index)
@@ -61,6 +64,11 @@ class Crops(SegmentationDataset):
     def _cut(self, image: Tensor, index: int) -> Tensor:
         picture, which = divmod(index, COUNT)
         top, left, height, width = self.boxes(picture, *image.shape[-2:])[which]
+        if not height or not width:
+            raise StegoError(
+                f"picture {self.pictures[index]} is {tuple(image.shape[-2:])} pixels (height, width): too small to be cut "
+                "into crops; remove it, or train with crop='none'"
+            )
         return image[..., top : top + height, left : left + width]
 
 
@@ -117,9 +125,9 @@ def write_crops(dataset: Crops, folder: str | Path) -> None:
         if not picture.exists():
             with atomic(picture) as temporary:
                 TF.to_pil_image(dataset.picture(number)).save(temporary)
-        label = folder / "label" / dataset.split / f"{number}.png"
-        if dataset.has_labels and not label.exists():
-            with atomic(label) as temporary:
-                Image.fromarray((dataset.label(number) + 1).numpy().astype(np.uint8)).save(temporary)
+        target, label = folder / "label" / dataset.split / f"{number}.png", dataset.label(number)
+        if label is not None and not target.exists():
+            with atomic(target) as temporary:
+                Image.fromarray((label + 1).numpy().astype(np.uint8)).save(temporary)
     with atomic(folder / f"names-{dataset.split}.txt") as temporary:
         temporary.write_text("\n".join(dataset.names) + "\n")

@@ -1,6 +1,7 @@
 """Your own pictures: a folder with imgs/{train,val} and, if you have them, labels/{train,val} and classes.json."""
 
 import colorsys
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def open_folder(
     if twins:
         raise StegoError(f"{source}: {twins[0]} and another picture differ in their ending only; rename one")
     label_folder = folder / "labels" / split
-    labels = pair_by_stem(pictures, label_folder) if label_folder.is_dir() else [None] * len(pictures)
+    labels: list[Path | None] = (
+        pair_by_stem(pictures, label_folder) if label_folder.is_dir() else [None] * len(pictures)
+    )
     nameless = not (folder / "labels").exists() and not (folder / "classes.json").exists()
     classes = cluster_classes(n_classes or N_CLASSES) if nameless else read_classes(folder / "classes.json")
     if plain and split == "val":
@@ -63,6 +66,11 @@ def cluster_classes(count: int) -> Classes:
     return Classes(tuple(f"cluster {i}" for i in range(count)), tuple(distinct_colors(count)))
 
 
+def nameless(classes: Classes) -> bool:
+    """Whether the classes are mere numbers: of pictures without labels, or of a checkpoint that names none."""
+    return all(re.fullmatch(r"(cluster|class) \d+", name) for name in classes.names)
+
+
 def read_classes(path: Path) -> Classes:
     """Reads class names and colours; StegoError says what is missing."""
     if not path.exists():
@@ -70,21 +78,23 @@ def read_classes(path: Path) -> Classes:
             f'{path} is missing; it names the classes: {{"names": ["road", "tree"], "colors": [[90, 90, 90], [30, 140, 40]]}} (colours optional)'
         )
     content = read_json(path)
-    if not isinstance(content, dict) or not content.get("names"):
+    names = content.get("names") if isinstance(content, dict) else None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise StegoError(f'{path} must hold {{"names": [...]}} with one name at least')
-    names = tuple(str(name) for name in content["names"])
-    colors = [tuple(color) for color in content.get("colors") or distinct_colors(len(names))]
-    wrong = [
-        color for color in colors if len(color) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in color)
-    ]
-    if wrong:
-        raise StegoError(f"{path}: {list(wrong[0])} is no colour; a colour is [red, green, blue], each 0 to 255")
-    return Classes(names, tuple(colors))
+    colors = content.get("colors") or distinct_colors(len(names))
+    if not isinstance(colors, list):
+        raise StegoError(f"{path}: 'colors' must be a list with a colour for each name")
+    for color in colors:
+        whole = isinstance(color, list | tuple) and len(color) == 3 and all(isinstance(c, int) for c in color)
+        if not whole or not all(0 <= c <= 255 for c in color):
+            raise StegoError(f"{path}: {color!r} is no colour; a colour is [red, green, blue], each 0 to 255")
+    try:
+        return Classes(tuple(names), tuple((r, g, b) for r, g, b in colors))
+    except StegoError as error:
+        raise StegoError(f"{path}: {error}") from None
 
 
 def distinct_colors(count: int) -> list[tuple[int, int, int]]:
     """`count` colours, (R, G, B): hues in steps of the golden ratio, in turn strong or pale, and bright, medium or dark."""
-    return [
-        tuple(round(255 * c) for c in colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.9, 0.5)[i % 2], (1.0, 0.75, 0.5)[i % 3]))
-        for i in range(count)
-    ]
+    strong = [colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.9, 0.5)[i % 2], (1.0, 0.75, 0.5)[i % 3]) for i in range(count)]
+    return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in strong]

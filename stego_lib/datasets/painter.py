@@ -52,7 +52,7 @@ def paint_scene(seed: int, index: int, size: int = SIZE, weather: bool = True) -
         radius = rng.uniform(0.13, 0.27) * size
         mask = _SHAPES[name](rng, size, centre, radius)
         light = 1 + 0.3 * ((x - centre[0]) * rng.choice([-1, 1]) - (y - centre[1])) / radius
-        picture *= 1 - 0.35 * _shift(mask, rng.integers(2, 6))[..., None]  # the shadow it casts
+        picture *= 1 - 0.35 * _shift(mask, int(rng.integers(2, 6)))[..., None]  # the shadow it casts
         lay(name, mask, np.clip(light, 0.6, 1.3))
     return _photograph(rng, picture, x, y, weather), label
 
@@ -130,7 +130,7 @@ def _water(rng: np.random.Generator, x: Grid, y: Grid) -> Grid:
 
 def _meadow(rng: np.random.Generator, x: Grid, y: Grid) -> Grid:
     size = len(x)
-    return _sharpen(_noise(rng, size, (size // rng.integers(7, 11), size // rng.integers(2, 4))), 3)
+    return _sharpen(_noise(rng, size, (size // int(rng.integers(7, 11)), size // int(rng.integers(2, 4)))), 3)
 
 
 def _wall(rng: np.random.Generator, x: Grid, y: Grid) -> Grid:
@@ -143,7 +143,7 @@ def _wall(rng: np.random.Generator, x: Grid, y: Grid) -> Grid:
 
 
 def _foliage(rng: np.random.Generator, x: Grid, y: Grid) -> Grid:
-    cells = len(x) // rng.integers(4, 6)
+    cells = len(x) // int(rng.integers(4, 6))
     return _sharpen(_noise(rng, len(x), (cells, cells)), 3)
 
 

@@ -83,8 +83,8 @@ def open_potsdam3(root: str | Path, split: str) -> Potsdam:
     if not (folder / "imgs").exists():
         patches = cut_tiles(folder, TILES[split])
         pictures = [path for patch in patches for path in list_pictures(patch / "imgs")]
-        labels = [path.parent.parent / "gt" / path.name for path in pictures]
-        return Potsdam("potsdam3", split, CLASSES, pictures, [path if path.exists() else None for path in labels])
+        stored = [path.parent.parent / "gt" / path.name for path in pictures]
+        return Potsdam("potsdam3", split, CLASSES, pictures, [path if path.exists() else None for path in stored])
     ids = folder / LISTS[split]
     if not ids.exists():
         raise StegoError(f"{ids} is missing; it lists the patches of split {split}, one a line; {LAYOUT}")

@@ -16,16 +16,18 @@ def resize_picture(picture: Tensor, size: Size, published: bool = False) -> Tens
     lie on their label maps pixel by pixel).
     """
     if published:
-        rows, columns = nearest_grid(*picture.shape[1:], size)
+        height, width = picture.shape[1:]
+        rows, columns = nearest_grid(height, width, size)
         return picture[:, rows[:, None], columns]
-    square = isinstance(size, int)
-    picture = TF.resize(picture, size if square else list(size), antialias=True)
-    return TF.center_crop(picture, size) if square else picture
+    if isinstance(size, int):
+        return TF.center_crop(TF.resize(picture, size, antialias=True), size)
+    return TF.resize(picture, list(size), antialias=True)
 
 
 def resize_label(label: Tensor, size: Size) -> Tensor:
     """int64 (H, W) -> int64 (h, w): the nearest pixel, exactly the one that the published code takes."""
-    rows, columns = nearest_grid(*label.shape, size)
+    height, width = label.shape
+    rows, columns = nearest_grid(height, width, size)
     return label[rows[:, None], columns]
 
 

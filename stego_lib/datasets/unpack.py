@@ -10,6 +10,9 @@ from ..errors import StegoError
 from ..progress import progress
 from .fetch import check_space
 
+MOST, MUCH = 300, 2**30
+"""Times its size that an archive may unpack to, if it comes to so many bytes; pictures and label maps are packed already."""
+
 
 def unpack(archive: Path, folder: Path, place: Callable[[str], str | None]) -> int:
     """Unpacks members of the zip file `archive` below `folder`; returns how many.
@@ -23,18 +26,23 @@ def unpack(archive: Path, folder: Path, place: Callable[[str], str | None]) -> i
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if _harmless(archive, member) and not member.is_dir()]
-            wanted = [(member, folder / place(member.filename)) for member in members if place(member.filename)]
+            wanted = [(member, folder / path) for member in members if (path := place(member.filename))]
             if not wanted:
                 raise StegoError(f"{archive} holds none of the files that are wanted of it; is it another archive?")
+            if sum(member.file_size for member, _ in wanted) > max(MUCH, MOST * archive.stat().st_size):
+                raise StegoError(f"{archive} is refused: it would unpack to more than {MOST} times its size")
             todo = [(member, path) for member, path in wanted if not _whole(path, member)]
             folder.mkdir(parents=True, exist_ok=True)
             check_space(folder, sum(member.file_size for member, _ in todo), f"unpacking {archive.name}")
             for member, path in progress(todo, f"unpacking {archive.name}"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary = path.with_name(f".{path.name}.part")
-                with opened.open(member) as source, open(temporary, "wb") as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
-                temporary.replace(path)
+                try:
+                    with opened.open(member) as source, open(temporary, "wb") as target:
+                        shutil.copyfileobj(source, target, 1 << 20)
+                    temporary.replace(path)
+                finally:
+                    temporary.unlink(missing_ok=True)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise StegoError(f"{archive} is damaged or no zip archive ({error}); remove it and get it again") from error
     return len(wanted)
