@@ -84,7 +84,7 @@ def _moved_shifts(base: Experiment, position: int) -> Iterator[tuple[str, Experi
     shift = base.shifts[position]
     if isinstance(shift, str):
         percent = float(shift[1:])
-        values = [
+        values: list[str] | list[float] = [
             f"p{p:.12g}" for p in sorted({max(0.0, percent - PERCENTILES), percent, min(100.0, percent + PERCENTILES)})
         ]
     else:

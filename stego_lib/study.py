@@ -30,7 +30,7 @@ PLACE = ("data_root", "device")
 """Fields of an experiment that do not tell runs apart."""
 
 
-_DEFAULTS = Experiment().to_dict()
+_DEFAULTS = Experiment.from_dict({}).to_dict()
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Study:
     def __init__(self, variants: Sequence[Variant], seeds: Sequence[int], folder: str | Path):
         self.variants, self.seeds, self.folder = list(variants), list(seeds), Path(folder)
         self._weights: dict[str, str] = {}
-        self._records = {}
+        self._records: dict[Any, Any] = {}
         for path in sorted(self.folder.glob("*.json")):
             self._keep(read_record(path))
 
@@ -71,7 +71,7 @@ class Study:
 
     def missing(self) -> list[tuple[Variant, int]]:
         """Variants and seeds without a record, each run once, the first seed of all variants first."""
-        found = {}
+        found: dict[Any, tuple[Variant, int]] = {}
         for seed in self.seeds:
             for variant in self.variants:
                 if self.record(variant, seed) is None:
