@@ -128,7 +128,8 @@ def with_repository(config: dict[str, Any], url: str | None) -> dict[str, Any]:
 
 def render() -> None:
     """jupyter-book; a warning is an error, and all of them are told."""
-    command = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(SOURCE), "--path-output", str(BUILD.parent)]
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    command = [str(jupyter_book), "build", str(SOURCE), "--path-output", str(BUILD.parent)]
     command += ["--config", str(SOURCE / "_config.yml"), "--toc", str(SOURCE / "book" / "_toc.yml")]
     shutil.rmtree(HTML, ignore_errors=True)
     if subprocess.run([*command, "--all", "-W", "--keep-going", "-q"]).returncode != 0:
