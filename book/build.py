@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nbformat
+import papermill
 import yaml
 from check import problems
 
@@ -59,24 +61,36 @@ def notebooks(toc: Path) -> list[str]:
     return sorted(found, key=lambda name: name != FIRST)
 
 
-def run_all(names: list[str]) -> None:
-    """Runs each notebook whose executed copy is older than the notebook, the library or the run records."""
+def run_all(names: list[str], changes: dict[str, Any]) -> None:
+    """Runs each notebook whose executed copy is older than the notebook, the library or the run records.
+
+    changes: values of parameters, given to each notebook that has a parameter of that name.
+    """
     used = [path for folder in ("stego_lib", "book/records") for path in (ROOT / folder).rglob("*") if path.is_file()]
     newest = max(path.stat().st_mtime for path in used if "__pycache__" not in path.parts)
     for name in names:
         notebook, executed = ROOT / f"{name}.ipynb", SOURCE / f"{name}.ipynb"
-        if executed.exists() and executed.stat().st_mtime > max(newest, notebook.stat().st_mtime):
+        known = papermill.inspect_notebook(str(notebook))
+        parameters = PARAMETERS.get(name, {}) | {key: value for key, value in changes.items() if key in known}
+        if fresh(executed, max(newest, notebook.stat().st_mtime), parameters):
             print(f"{name}: run before, nothing has changed")
             continue
+        print(f"{name}: running ...", flush=True)
         started = time.monotonic()
         draft = BUILD / "running" / notebook.name  # a notebook that stopped halfway must not be taken for a chapter
-        arguments = [str(item) for pair in PARAMETERS.get(name, {}).items() for item in ("-p", *pair)]
-        print(f"{name}: running ...", flush=True)
+        arguments = [str(item) for pair in parameters.items() for item in ("-p", *pair)]
         if run_notebook([str(notebook), str(draft), *arguments]) != 0:
             sys.exit(f"{name} failed; the notebook up to the error: {draft}")
         executed.parent.mkdir(parents=True, exist_ok=True)
         draft.replace(executed)
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def fresh(executed: Path, newest: float, parameters: dict[str, Any]) -> bool:
+    """Whether a notebook was executed with these parameters after the time `newest`."""
+    if not executed.exists() or executed.stat().st_mtime <= newest:
+        return False
+    return nbformat.read(executed, 4).metadata.papermill.parameters == parameters
 
 
 def put_together(names: list[str]) -> None:
@@ -97,8 +111,6 @@ def put_together(names: list[str]) -> None:
 
 def named_figures(notebook: Path) -> dict[str, bytes]:
     """Name of each numbered figure of an executed notebook -> its PNG."""
-    import nbformat
-
     found = {}
     for cell in nbformat.read(notebook, 4).cells:
         name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
@@ -140,11 +152,15 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Runs the notebooks of the book and renders it.")
     parser.add_argument("--no-run", action="store_true", help="render the notebooks as they were last run")
+    parser.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="given to every notebook that has a parameter of this name (to try the build: -p steps 20)",
+    )  # fmt: skip
     given = parser.parse_args(arguments)
     toc = ROOT / "book" / "_toc.yml"
     names = notebooks(toc)
     if not given.no_run:
-        run_all(names)
+        run_all(names, {name: yaml.safe_load(value) for name, value in given.parameter})
     put_together(names)
     render()
     found = problems(HTML, [SOURCE / f"{name}.ipynb" for name in names])

@@ -30,7 +30,7 @@ def heat_maps(pictures: Tensor, maps: Tensor, queries: Sequence[tuple[int, int, 
     shown = [picture.permute(1, 2, 0).numpy() for picture in pictures]
     height, width = pictures.shape[2:]
     figure, axes = plt.subplots(
-        len(queries), 1 + len(pictures), figsize=(1.75 * (1 + len(pictures)), 1.9 * len(queries) * height / width + 0.4),
+        len(queries), 1 + len(pictures), figsize=(1.75 * (1 + len(pictures)), 1.5 * len(queries) * height / width + 0.4),
         squeeze=False, layout="constrained",
     )  # fmt: skip
     for line, marker, (p, y, x), heat in zip(axes, MARKERS, queries, found, strict=False):
@@ -128,8 +128,8 @@ def pull(feature: Sequence[float], shift: float) -> Figure:
             )
         axis.set(title=title, xlabel="code correspondence S")
         axis.axvline(0, color="0.5", linewidth=0.8)
-        axis.legend(title=f"b = {shift:.2f}", fontsize=9)
     axes[0].set_ylabel("loss of the pair")
+    axes[1].legend(title=f"b = {shift:.2f}", fontsize=9, loc="lower left")
     figure.tight_layout()
     return figure
 
