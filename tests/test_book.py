@@ -15,8 +15,9 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from stego_lib.results import fill_tables
 
 sys.path.insert(0, str(ROOT / "book"))
-import build
 import check
+
+import build
 
 TOC = ROOT / "book" / "_toc.yml"
 PAGES = build.pages(TOC)
@@ -129,7 +130,8 @@ def test_links_lead_somewhere(path):
     for names in re.findall(r"\{cite:\w+\}`([^`]+)`", text):
         assert set(names.split(",")) <= keys
     for figure in re.findall(r"\{figure\} (\S+)", text):
-        assert Path(figure).parent.name == "figures" and Path(figure).stem in known, "named figures are put there"
+        drawn = Path(figure).parent.name == "figures" and Path(figure).stem in known  # put there by the build
+        assert drawn or (path.parent / figure).exists()
 
 
 def test_equation_labels_are_unique():
