@@ -87,7 +87,7 @@ _MODULE = SimpleNamespace(
 
 
 def load_inert(path: Path) -> dict[str, Any]:
-    """The dictionary in a PyTorch file, on the CPU; objects of foreign classes are `Placeholder`s.
+    """The dictionary in a PyTorch file, on the CPU; objects of foreign classes become `Placeholder` objects.
 
     Raises StegoError for a file that is missing, broken or no such dictionary.
     """
