@@ -33,7 +33,7 @@ FIRST = "notebooks/train"
 """Runs before the others, which then find its run."""
 PARAMETERS: dict[str, dict[str, Any]] = {
     "notebooks/pretrain_scenes": dict(
-        steps=40, pictures=256, watched=32, save_every=10, folder=str(BUILD / "pretraining")
+        steps=40, second_steps=20, pictures=256, watched=32, save_every=10, folder=str(BUILD / "pretraining")
     ),
 }
 """Notebooks that the book runs otherwise than by their defaults: the whole pre-training takes an hour."""
