@@ -37,7 +37,16 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     ),
 }
 """Notebooks that the book runs otherwise than by their defaults: the whole pre-training takes an hour."""
-PAGES = ("_config.yml", "CHANGELOG.md", "CITATION.cff", "book/*.md", "book/*.bib", "book/_toc.yml", "book/_static/*")
+PAGES = (
+    "_config.yml",
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "stego_lib/experiment.py",
+    "book/*.md",
+    "book/*.bib",
+    "book/_toc.yml",
+    "book/_static/*",
+)
 """What is copied beside the notebooks."""
 
 
