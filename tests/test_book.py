@@ -23,8 +23,8 @@ TOC = ROOT / "book" / "_toc.yml"
 PAGES = build.pages(TOC)
 CHAPTERS = [ROOT / f"{name}.ipynb" for name in PAGES if name.startswith("notebooks/")]
 TEXTS = [ROOT / f"{name}.md" for name in PAGES if not name.startswith("notebooks/")]
-OUTSIDE = {"seeds"}
-"""Notebooks that are no chapter: their tables stand in the book, made from the records."""
+OUTSIDE = {"seeds", "reproduce"}
+"""Notebooks that are no chapter: they train for long, and their tables stand in the book, made from the records."""
 DRAWS = re.compile(r"\b(plots(_\w+)?\.(?!use_style|save|KINDS|paint)\w+|plt\.subplots)\(|^figure;$", re.MULTILINE)
 RESULT = re.compile(
     r"\d(\s*%|\s*percent|\s*mIoU|\s*percentage points)|\b(mIoU|accuracy|AP)\b( of| is|:)? \d", re.IGNORECASE

@@ -17,10 +17,14 @@ from stego_lib.datasets.scenes import draw_scenes
 
 TRAIN = ROOT / "notebooks" / "train.ipynb"
 OUTPUTS = "return [...document.querySelectorAll('.jp-OutputArea-output')].map(output => output.innerText).join('\\n')"
-"""What the cells have printed, as the page shows it (it holds the cells in view only)."""
-TO_THE_END = (
-    "const panel = document.querySelector('.jp-WindowedPanel-outer'); if (panel) panel.scrollTop = panel.scrollHeight"
-)
+"""What the cells have printed, as the page shows it."""
+SETTINGS = {
+    "notebook-extension/tracker.jupyterlab-settings": {
+        "windowingMode": "none"
+    },  # cells out of view are in the page too
+    "apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false", "checkForUpdates": False},
+}
+"""Settings of the user of this test."""
 
 
 @pytest.fixture
@@ -62,14 +66,19 @@ def lab(tiny_notebook):
         "--allow-root",
     ]
     command += ["--ServerApp.port=0", f"--IdentityProvider.token={token}"]
-    folders = {f"JUPYTER_{kind}_DIR": str(tiny_notebook.parent / kind.lower()) for kind in ("RUNTIME", "CONFIG")}
+    kinds = ("JUPYTER_RUNTIME", "JUPYTER_CONFIG", "JUPYTERLAB_SETTINGS", "JUPYTERLAB_WORKSPACES")
+    folders = {f"{kind}_DIR": str(tiny_notebook.parent / kind.lower()) for kind in kinds}
+    settings = tiny_notebook.parent / "jupyterlab_settings" / "@jupyterlab"
+    for name, values in SETTINGS.items():
+        (settings / name).parent.mkdir(parents=True, exist_ok=True)
+        (settings / name).write_text(json.dumps(values))
     with open(tiny_notebook.parent / "lab.log", "w") as log:
         server = subprocess.Popen(
             command, cwd=tiny_notebook.parent, stdout=log, stderr=log, env=os.environ | folders, start_new_session=True
         )
     try:
         deadline = time.monotonic() + 120
-        while not (found := list((tiny_notebook.parent / "runtime").glob("jpserver-*.json"))):
+        while not (found := list((tiny_notebook.parent / "jupyter_runtime").glob("jpserver-*.json"))):
             assert server.poll() is None and time.monotonic() < deadline, (
                 tiny_notebook.parent / "lab.log"
             ).read_text()[-2000:]
@@ -101,7 +110,8 @@ def test_the_training_notebook_runs_in_jupyterlab(lab, tiny_notebook, browser):
         while "run folder: " not in text:
             assert time.monotonic() < deadline, text
             time.sleep(1)
-            browser.execute_script(TO_THE_END)
+            for button in browser.find_elements(By.CSS_SELECTOR, ".jp-Dialog .jp-mod-accept"):
+                button.click()  # a slow machine is asked which kernel to use
             text = browser.execute_script(OUTPUTS)
     finally:
         browser.save_screenshot(str(ROOT / "build" / "lab.png"))
