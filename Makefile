@@ -59,12 +59,12 @@ torture: $(READY)  ## 200 kills, every bad input and attack, 5,000 steps; writes
 lab: $(READY)  ## open JupyterLab on the notebooks
 	@$(PY) -m jupyter lab --notebook-dir=. notebooks/train.ipynb
 
-book: $(READY)  ## run the chapters and render book/_build/html
-	@for name in train; do $(NOTEBOOK) notebooks/$$name.ipynb book/executed/$$name.ipynb || exit 1; done
-	@$(VENV)/bin/jupyter-book build . --config _config.yml --toc book/_toc.yml --path-output book -W -q
+book: $(READY)  ## run the chapters, render book/_build/html and check it (ARGS=--no-run: render alone)
+	@$(PY) book/build.py $(ARGS)
 
 serve: $(READY)  ## show the rendered book at http://localhost:8000
-	@$(PY) -m http.server 8000 --directory book/_build/html
+	@test -f book/_build/html/index.html || { echo "there is no book yet: make book"; exit 1; }
+	@$(PY) -m http.server 8000 --bind 127.0.0.1 --directory book/_build/html
 
 clean:  ## remove what was built (not the environment, the data or the runs)
-	@rm -rf book/_build book/executed build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage
+	@rm -rf book/_build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage

@@ -1,5 +1,6 @@
 """The frozen feature extractor: a timm ViT that gives (B, C, h, w)."""
 
+import copy
 import json
 import re
 from collections.abc import Callable
@@ -78,7 +79,7 @@ class Backbone(nn.Module):
                 raise StegoError(
                     f"published keys need channels that divide by {self.key_heads}; {name!r} has {self.dim}"
                 )
-        self.weights_id = fingerprint(*(item for pair in sorted(self.vit.state_dict().items()) for item in pair))
+        self.weights_id = _weights_id(self.vit)
         for key, values in normalisation.items():
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1))
         with enough_memory(f"backbone {name!r}", "choose a smaller one, or device='cpu'"):
@@ -91,6 +92,20 @@ class Backbone(nn.Module):
             experiment.backbone, features=experiment.features, block=experiment.block, published=experiment.published,
             device=experiment.device, precision=experiment.precision,
         )  # fmt: skip
+
+    def untrained(self, seed: int = 0) -> "Backbone":
+        """The same network with random weights: what its shape alone gives."""
+        fresh = copy.deepcopy(self)
+        fresh.name = f"{self.name} (random weights, seed {seed})"
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for weights in fresh.vit.parameters():  # tokens and position embeddings; the layers draw theirs anew below
+                nn.init.trunc_normal_(weights, std=0.02)
+            for layer in fresh.vit.modules():
+                if hasattr(layer, "reset_parameters"):
+                    layer.reset_parameters()
+        fresh.weights_id = _weights_id(fresh.vit)
+        return fresh
 
     @property
     def dim(self) -> int:
@@ -148,6 +163,10 @@ class Backbone(nn.Module):
         """Changes with anything that changes the features: weights, architecture, block, normalisation, precision ..."""
         which = (self.features, self.block, self.key_heads if self.features == "KK" else None)
         return fingerprint(self.weights_id, repr(self.vit), self.mean, self.std, str(self.precision), which)
+
+
+def _weights_id(vit: nn.Module) -> str:
+    return fingerprint(*(item for pair in sorted(vit.state_dict().items()) for item in pair))
 
 
 def choose_device(device: str) -> torch.device:

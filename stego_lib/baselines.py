@@ -23,7 +23,7 @@ from .training import refit_clusters
 class LinearScorer:
     """Scores of n clusters or classes that are linear in the input: weight (n, C) and bias (n,).
 
-    Nearest centre is the largest of 2 f.c - |c|^2, so k-means is one of these too. Being linear, scores may be
+    Nearest centre is the largest of `2 f.c - |c|^2`, so k-means is one of these too. Being linear, scores may be
     upsampled in place of the features: the result is the same and costs n channels, not C.
     """
 

@@ -120,7 +120,7 @@ class Unpickler(pickle._Unpickler):
 
 
 def load_inert(path: Path) -> dict[str, Any]:
-    """The dictionary in a PyTorch file, on the CPU; objects of foreign classes are `Placeholder`s.
+    """The dictionary in a PyTorch file, on the CPU; objects of foreign classes become `Placeholder` objects.
 
     Raises StegoError for a file that is missing, broken, in PyTorch's format of before 2020 or no such dictionary.
     """

@@ -9,9 +9,10 @@ It serves as a stand-in for DINO where no weights can be downloaded.
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from .datasets import painter
 from .files import atomic, load_state, save_state
 from .metrics import confusion, identity, match, scores
 from .progress import progress
@@ -66,9 +68,22 @@ class PretrainRecipe:
             global_pool="token", dynamic_img_size=True,
         )  # fmt: skip
 
+    def varied(self, seed: int, steps: int | None = None) -> "PretrainRecipe":
+        """The recipe with another seed and, if given, another number of steps, its two phases shortened alike."""
+        if steps is None:
+            return replace(self, seed=seed)
+        return replace(self, seed=seed, steps=steps, full_size_steps=max(1, steps // 10), warmup=max(1, steps // 20))
+
 
 SECOND_STAGE = PretrainRecipe(steps=240, full_size_steps=40, lr=3e-4, warmup=20, colour_mixing=(0.2, 0.15, 0.08, 0.1))
 """How the embedded backbone, trained by `PretrainRecipe()` on clear scenes, goes on to scenes in all weathers."""
+
+
+def draw_scenes(series: int, count: int, *, weather: bool) -> tuple[Tensor, Tensor]:
+    """The first scenes of a series: uint8 (count, 3, H, W) and their label maps, int64 (count, H, W)."""
+    drawn = [painter.paint_scene(series, index, weather=weather) for index in progress(range(count), "drawing scenes")]
+    pictures, labels = (torch.from_numpy(np.stack(parts)) for parts in zip(*drawn, strict=True))
+    return pictures.permute(0, 3, 1, 2).contiguous(), labels.long()
 
 
 def two_views(

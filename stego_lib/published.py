@@ -36,7 +36,7 @@ OPTIONAL = {name for name in LAYERS if name.startswith("net.cluster2.")}
 UNUSED = {"train_cluster_probe.clusters", "decoder.weight", "decoder.bias"}
 """Tensors that take no part in evaluation: a probe of an abandoned experiment, the decoder of the reconstruction loss."""
 HEADS = {"vit_tiny": 3, "vit_small": 6, "vit_base": 12}
-"""Attention heads of the published `model_type`s."""
+"""Attention heads of each published `model_type`."""
 DATASET_NAMES = {"potsdam": "potsdam3", "directory": "folder"}
 """Published names of data sets -> ours, where they differ."""
 OPTIONS = {

@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,38 @@ def mirror(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """The same as the place that everything is fetched from."""
     monkeypatch.setenv("STEGO_DATA_MIRROR", f"{server.address}/")
     return server
+
+
+@pytest.fixture(scope="session")
+def open_browser() -> Iterator[Callable]:
+    """Function that starts a headless Chromium with further arguments; skips the test where there is none."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (extra `dev`)")
+    program, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if not program or not driver:
+        pytest.skip("Chromium and its driver are not installed (Debian: apt install chromium chromium-driver)")
+    started = []
+
+    def start(*arguments: str) -> object:
+        options = webdriver.ChromeOptions()
+        options.binary_location = program
+        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", *arguments):
+            options.add_argument(argument)
+        started.append(webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)))
+        started[-1].set_window_size(1200, 900)
+        return started[-1]
+
+    yield start
+    for browser in started:
+        browser.quit()
+
+
+@pytest.fixture
+def browser(open_browser: Callable) -> object:
+    """Headless Chromium."""
+    return open_browser()
+
+
+@pytest.fixture
+def browser_without_scripts(open_browser: Callable) -> object:
+    """The same with JavaScript off."""
+    return open_browser("--blink-settings=scriptEnabled=false")

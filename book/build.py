@@ -1,0 +1,182 @@
+"""Makes the book: runs its notebooks, renders it, and checks what was rendered.
+
+    python book/build.py            # all of it: book/_build/html
+    python book/build.py --no-run   # renders the notebooks as they were last run
+
+The pages are put together in book/_build/source at the paths that they have in the checkout, an executed copy in place of
+each notebook; so a link between two pages is right here, there, and on the page of a repository.
+"""
+
+import argparse
+import base64
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import yaml
+from check import problems
+
+from stego_lib.notebooks import main as run_notebook
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "book" / "_build"
+SOURCE = BUILD / "source"
+HTML = BUILD / "html"
+
+FIRST = "notebooks/train"
+"""Runs before the others, which then find its run."""
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "notebooks/pretrain_scenes": dict(
+        steps=40, second_steps=20, pictures=256, watched=32, save_every=10, folder=str(BUILD / "pretraining")
+    ),
+}
+"""Notebooks that the book runs otherwise than by their defaults: the whole pre-training takes an hour."""
+PAGES = (
+    "_config.yml",
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "stego_lib/experiment.py",
+    "book/*.md",
+    "book/*.bib",
+    "book/_toc.yml",
+    "book/_static/*",
+)
+"""What is copied beside the notebooks."""
+
+
+def pages(toc: Path) -> list[str]:
+    """Every file that the table of contents names, in its order, as written there (without a suffix)."""
+
+    def named(node: Any) -> list[str]:
+        if isinstance(node, list):
+            return [name for item in node for name in named(item)]
+        if isinstance(node, dict):
+            own = [node[key] for key in ("root", "file") if key in node]
+            return own + [name for key, value in node.items() if isinstance(value, list) for name in named(value)]
+        return []
+
+    return named(yaml.safe_load(toc.read_text()))
+
+
+def notebooks(toc: Path) -> list[str]:
+    """The notebooks among them, `FIRST` before the others."""
+    found = [name for name in pages(toc) if name.startswith("notebooks/")]
+    return sorted(found, key=lambda name: name != FIRST)
+
+
+def run_all(names: list[str], changes: dict[str, Any]) -> None:
+    """Runs each notebook whose executed copy is older than the notebook, the library or the run records.
+
+    changes: values of parameters, given to each notebook that has a parameter of that name.
+    """
+    used = [path for folder in ("stego_lib", "book/records") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    newest = max(path.stat().st_mtime for path in used if "__pycache__" not in path.parts)
+    for name in names:
+        notebook, executed = ROOT / f"{name}.ipynb", SOURCE / f"{name}.ipynb"
+        known = papermill.inspect_notebook(str(notebook))
+        parameters = PARAMETERS.get(name, {}) | {key: value for key, value in changes.items() if key in known}
+        if fresh(executed, max(newest, notebook.stat().st_mtime), parameters):
+            print(f"{name}: run before, nothing has changed")
+            continue
+        print(f"{name}: running ...", flush=True)
+        started = time.monotonic()
+        draft = BUILD / "running" / notebook.name  # a notebook that stopped halfway must not be taken for a chapter
+        arguments = [str(item) for pair in parameters.items() for item in ("-p", *pair)]
+        if run_notebook([str(notebook), str(draft), *arguments]) != 0:
+            sys.exit(f"{name} failed; the notebook up to the error: {draft}")
+        executed.parent.mkdir(parents=True, exist_ok=True)
+        draft.replace(executed)
+        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def fresh(executed: Path, newest: float, parameters: dict[str, Any]) -> bool:
+    """Whether a notebook was executed with these parameters after the time `newest`."""
+    if not executed.exists() or executed.stat().st_mtime <= newest:
+        return False
+    return nbformat.read(executed, 4).metadata.papermill.parameters == parameters
+
+
+def put_together(names: list[str]) -> None:
+    """Copies the pages beside the executed notebooks, and the notebooks' named figures to book/figures, for pages to show."""
+    for pattern in PAGES:
+        for path in ROOT.glob(pattern):
+            target = SOURCE / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    for name in names:
+        for figure, png in named_figures(SOURCE / f"{name}.ipynb").items():
+            target = SOURCE / "book" / "figures" / f"{figure}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(png)
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    (SOURCE / "_config.yml").write_text(yaml.safe_dump(with_repository(config, remote())))
+
+
+def named_figures(notebook: Path) -> dict[str, bytes]:
+    """Name of each numbered figure of an executed notebook -> its PNG."""
+    found = {}
+    for cell in nbformat.read(notebook, 4).cells:
+        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+        pictures = [o.data["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+        if name and pictures:
+            found[name] = base64.b64decode(pictures[0])
+    return found
+
+
+def remote() -> str | None:
+    """The repository's address on GitHub, as the checkout knows it, or None."""
+    done = subprocess.run(["git", "remote", "get-url", "origin"], cwd=ROOT, capture_output=True, text=True)
+    found = re.fullmatch(r"(?:https://|git@)github\.com[/:](.+?)(?:\.git)?/?", done.stdout.strip())
+    return f"https://github.com/{found[1]}" if found else None
+
+
+def with_repository(config: dict[str, Any], url: str | None) -> dict[str, Any]:
+    """The configuration with buttons that open a page's notebook on Binder and Colab; without an address, without buttons."""
+    if url is None:
+        return config
+    return config | {
+        "repository": {"url": url, "branch": "main"},
+        "launch_buttons": {"binderhub_url": "https://mybinder.org", "colab_url": "https://colab.research.google.com"},
+        "html": config["html"] | {"use_repository_button": True},
+    }
+
+
+def render() -> None:
+    """jupyter-book; a warning is an error, and all of them are told."""
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    command = [str(jupyter_book), "build", str(SOURCE), "--path-output", str(BUILD.parent)]
+    command += ["--config", str(SOURCE / "_config.yml"), "--toc", str(SOURCE / "book" / "_toc.yml")]
+    shutil.rmtree(HTML, ignore_errors=True)
+    if subprocess.run([*command, "--all", "-W", "--keep-going", "-q"]).returncode != 0:
+        sys.exit("the book does not build without warnings (they stand above)")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Runs the notebooks of the book and renders it.")
+    parser.add_argument("--no-run", action="store_true", help="render the notebooks as they were last run")
+    parser.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="given to every notebook that has a parameter of this name (to try the build: -p steps 20)",
+    )  # fmt: skip
+    given = parser.parse_args(arguments)
+    toc = ROOT / "book" / "_toc.yml"
+    names = notebooks(toc)
+    if not given.no_run:
+        run_all(names, {name: yaml.safe_load(value) for name, value in given.parameter})
+    put_together(names)
+    render()
+    found = problems(HTML, [SOURCE / f"{name}.ipynb" for name in names])
+    if found:
+        sys.exit("\n".join(["the book has faults:", *found]))
+    print(f"the book: {HTML / 'index.html'} (make serve shows it)")
+
+
+if __name__ == "__main__":
+    main()
