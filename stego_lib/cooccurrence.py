@@ -122,5 +122,6 @@ def query_points(labels: Tensor, count: int) -> list[tuple[int, int]]:
     found = []
     for label in frequent_labels(labels, count):
         depth = distance_transform_edt(np.pad((labels == label).numpy(), 1))[1:-1, 1:-1]
-        found.append(tuple(int(i) for i in np.unravel_index(depth.argmax(), depth.shape)))
+        row, column = np.unravel_index(depth.argmax(), depth.shape)
+        found.append((int(row), int(column)))
     return found

@@ -15,9 +15,8 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from stego_lib.results import fill_tables
 
 sys.path.insert(0, str(ROOT / "book"))
-import check
-
 import build
+import check
 
 TOC = ROOT / "book" / "_toc.yml"
 PAGES = build.pages(TOC)
