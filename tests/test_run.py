@@ -180,7 +180,7 @@ def test_a_run_goes_on_and_predicts_only_with_the_weights_it_was_trained_on(expe
     old = train(one, runs_dir=tmp_path)
     assert train(one, runs_dir=tmp_path, resume=True).folder == old.folder
     write_backbone(path, seed=2)
-    with pytest.raises(StegoError, match="other weights of .*backbone.safetensors than there are now"):
+    with pytest.raises(StegoError, match=r"other weights of .*backbone\.safetensors than there are now"):
         _ = load_run(old.folder).backbone
     with pytest.warns(Notice, match="passed over: it was trained on other weights"):
         anew = train(one, runs_dir=tmp_path, resume=True)
