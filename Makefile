@@ -47,7 +47,7 @@ pretrain: $(READY)  ## make the embedded backbone anew (notebooks/pretrain_scene
 test: $(READY)  ## run all tests
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
-	@$(PY) -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 coverage: $(READY)  ## run all tests and show the lines that none reaches
 	@$(PY) -m coverage run --branch --source stego_lib -m pytest $(ARGS)

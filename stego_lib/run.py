@@ -43,6 +43,7 @@ class Run:
         self.folder, self.experiment, self.classes, self.model = folder, experiment, classes, model
         self.shifts: tuple[float, float, float] = (0.0, 0.0, 0.0)  # until training sets them
         self.step = 0
+        self.trained_on: str | None = None  # the backbone's weights, as a checkpoint names them
         if backbone is not None:
             self.backbone = backbone
 
@@ -51,8 +52,13 @@ class Run:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The frozen backbone, loaded when first needed."""
-        return Backbone.of(self.experiment)
+        """The frozen backbone, loaded when first needed. StegoError if its weights are not those the run was trained on."""
+        backbone = Backbone.of(self.experiment)
+        if self.trained_on not in (None, backbone.weights_id):
+            raise StegoError(
+                f"{self.folder} was trained on other weights of {self.experiment.backbone} than there are now; train it again"
+            )
+        return backbone
 
     @property
     def log(self) -> pd.DataFrame:
@@ -78,7 +84,7 @@ class Run:
             self.folder / "checkpoint.pt",
             {
                 "step": self.step, "model": self.model.state_dict(), "optimiser": optimiser.state_dict(),
-                "shifts": list(self.shifts),
+                "shifts": list(self.shifts), "backbone_weights": self.backbone.weights_id,
             },
         )  # fmt: skip
 
@@ -189,7 +195,7 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     model = build_model(experiment, in_dim, len(classes))
     model.load_state_dict(state["model"])
     run = Run(folder, experiment, classes, model.eval())
-    run.step, run.shifts = state["step"], tuple(state["shifts"])
+    run.step, run.shifts, run.trained_on = state["step"], tuple(state["shifts"]), state.get("backbone_weights")
     return run
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from .backbone import Backbone
 from .errors import StegoError
 from .evaluation import evaluate, recorded
 from .experiment import Experiment
@@ -52,7 +53,8 @@ def run_seeds(
 
 def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) -> dict[str, Any] | None:
     """The run record on `val` of the newest run of exactly this experiment, or None if it is not trained and scored."""
-    folder = find_unfinished(Path(runs_dir) if runs_dir is not None else runs_root(), experiment)
+    where = Path(runs_dir) if runs_dir is not None else runs_root()
+    folder = find_unfinished(where, experiment, Backbone.of(experiment))
     if folder is None or not (folder / "metrics.json").exists():
         return None
     record = read_record(folder / "metrics.json")

@@ -172,6 +172,21 @@ def test_resume_takes_no_run_of_another_experiment(experiment, runs_dir, run):
     assert other.folder != run.folder and other.step == 2
 
 
+def test_a_run_goes_on_and_predicts_only_with_the_weights_it_was_trained_on(experiment, tmp_path):
+    """A file may get other weights under the same name."""
+    path = tmp_path / "backbone.safetensors"
+    write_backbone(path, seed=1)
+    one = experiment.but(backbone=str(path), steps=1)
+    old = train(one, runs_dir=tmp_path)
+    assert train(one, runs_dir=tmp_path, resume=True).folder == old.folder
+    write_backbone(path, seed=2)
+    with pytest.raises(StegoError, match=r"other weights of .*backbone\.safetensors than there are now"):
+        _ = load_run(old.folder).backbone
+    with pytest.warns(Notice, match="passed over: it was trained on other weights"):
+        anew = train(one, runs_dir=tmp_path, resume=True)
+    assert anew.folder != old.folder and load_run(anew.folder).backbone.weights_id != old.backbone.weights_id
+
+
 def test_resume_without_a_checkpoint_begins_anew(experiment, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(training, "train_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
