@@ -120,14 +120,15 @@ def _best_by_label(run: Run, plain: FeatureStore) -> dict[str, Any]:
 
     As the published code validates: neither mirror image nor CRF, and the matching made anew at each step.
     """
+    kept = list(run.kept_weights())
+    if not kept:
+        return {}
     model, published, found = copy.deepcopy(run.model), run.experiment.published, {}
-    for step, state in progress(list(run.kept_weights()), "evaluating kept steps"):
+    for step, state in progress(kept, "evaluating kept steps"):
         model.load_state_dict(state)
         if run.experiment.cluster_probe == "kmeans":
             refit_clusters(model, _training_store(run), run.experiment.seed)
         found[step] = _scores("cluster", cluster_confusion(model, plain, published=published), published)
-    if not found:
-        return {}
     best = max(found, key=lambda step: found[step]["miou"])
     curve = {"steps": list(found), "miou_by_step": [scored["miou"] for scored in found.values()]}
     return {"best_by_label": {"step": best, **found[best], **curve}}
