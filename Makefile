@@ -34,7 +34,7 @@ train: $(READY)  ## train and evaluate STEGO by notebooks/train.ipynb (the embed
 seeds: $(READY)  ## the same with five seeds: mean and spread (notebooks/seeds.ipynb)
 	@$(NOTEBOOK) notebooks/seeds.ipynb runs/seeds.ipynb $(ARGS)
 
-ablations: $(READY)  ## train and score what the chapters on baselines and ablations have no run record of (an hour on two cores)
+ablations: $(READY)  ## train and score what the chapters on baselines and ablations have no run record of (66 trainings in all, about 90 s each on one core)
 	@$(NOTEBOOK) notebooks/baselines.ipynb runs/baselines.ipynb -p limit -1 $(ARGS)
 	@$(NOTEBOOK) notebooks/ablations.ipynb runs/ablations.ipynb -p limit -1 $(ARGS)
 
