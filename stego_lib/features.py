@@ -3,7 +3,8 @@
 import math
 import os
 import shutil
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def open_store(
                 if folder.exists():
                     notice(f"{folder} is damaged ({reason}); its features are computed anew")
                     shutil.rmtree(folder)
-                _build(folder, dataset, backbone, size, shapes, mirror, published, batch)
+                fill = partial(_fill, dataset, backbone, size, shapes, mirror, published, batch)
+                _build(folder, dataset, shapes, fill)
     return FeatureStore(folder)
 
 
@@ -138,17 +140,8 @@ def _shapes(dataset: SegmentationDataset, backbone: Backbone, size: Size) -> Sha
     return shapes | {"labels": (np.uint8, (count, height, width))} if dataset.has_labels else shapes
 
 
-def _build(
-    folder: Path,
-    dataset: SegmentationDataset,
-    backbone: Backbone,
-    size: Size,
-    shapes: Shapes,
-    mirror: bool,
-    published: bool,
-    batch: int,
-) -> None:
-    """Computes the store beside `folder`, which appears when all is written."""
+def _build(folder: Path, dataset: SegmentationDataset, shapes: Shapes, fill: Callable[[Path], None]) -> None:
+    """Lets `fill` compute the store beside `folder`, which appears when all is written."""
     unfinished = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
     try:
@@ -156,7 +149,7 @@ def _build(
             _check_space(folder.parent, dataset, shapes)
             refuse_broken(dataset)
             unfinished.mkdir()
-            _fill(unfinished, dataset, backbone, size, shapes, mirror, published, batch)
+            fill(unfinished)
             unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -174,7 +167,6 @@ def _check_space(root: Path, dataset: SegmentationDataset, shapes: Shapes) -> No
 
 
 def _fill(
-    folder: Path,
     dataset: SegmentationDataset,
     backbone: Backbone,
     size: Size,
@@ -182,7 +174,9 @@ def _fill(
     mirror: bool,
     published: bool,
     batch: int,
+    folder: Path,
 ) -> None:
+    """Computes the arrays of a store and writes them, and about.json last, into the empty `folder`."""
     arrays = {name: _reserve(folder / f"{name}.npy", *shape) for name, shape in shapes.items()}
     what = f"features of {dataset.name} {dataset.split}{' (mirrored)' if mirror else ''}"
     for rows in progress(torch.arange(len(dataset)).split(batch), what):

@@ -10,7 +10,7 @@ from .experiment import Experiment
 from .files import write_json
 from .paths import runs_root
 from .results import read_record
-from .training import find_unfinished, train
+from .training import find_run, train
 
 
 def read_seeds(text: str | int) -> list[int]:
@@ -54,7 +54,7 @@ def run_seeds(
 def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) -> dict[str, Any] | None:
     """The run record on `val` of the newest run of exactly this experiment, or None if it is not trained and scored."""
     where = Path(runs_dir) if runs_dir is not None else runs_root()
-    folder = find_unfinished(where, experiment, Backbone.of(experiment))
+    folder = find_run(where, experiment, Backbone.of(experiment))
     if folder is None or not (folder / "metrics.json").exists():
         return None
     record = read_record(folder / "metrics.json")

@@ -88,7 +88,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     if experiment.start_from is not None:
         take_over(model, load_run(experiment.start_from))
     optimiser = make_optimiser(model, experiment)
-    folder = find_unfinished(runs_dir, experiment, backbone) if resume else None
+    folder = find_run(runs_dir, experiment, backbone) if resume else None
     store = open_store(dataset, backbone, experiment.train_size, runs_dir / "features", published=experiment.published)
     if experiment.subtract_mean and experiment.start_from is None:
         model.feature_mean.copy_(store.mean.view(1, -1, 1, 1))
@@ -340,7 +340,7 @@ def new_folder(runs_dir: Path, experiment: Experiment) -> Path:
             again += 1
 
 
-def find_unfinished(runs_dir: Path, experiment: Experiment, backbone: Backbone) -> Path | None:
+def find_run(runs_dir: Path, experiment: Experiment, backbone: Backbone) -> Path | None:
     """The newest run of exactly this experiment, on these weights of the backbone, that has a checkpoint, or None."""
     for path in sorted(runs_dir.glob("*/experiment.json"), reverse=True):
         try:
