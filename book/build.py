@@ -20,9 +20,10 @@ from typing import Any
 import nbformat
 import papermill
 import yaml
-from check import problems
 
 from stego_lib.notebooks import main as run_notebook
+
+from check import problems
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "book" / "_build"
