@@ -10,13 +10,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.random_projection import GaussianRandomProjection
 from torch import Tensor
 
-from .clustering import SAMPLES, kmeans
+from .clustering import SAMPLES, kmeans, refit_clusters
 from .errors import StegoError
 from .experiment import Experiment
 from .features import FeatureStore
 from .model import Stego
 from .run import build_model
-from .training import refit_clusters
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 from . import crf
 from .backbone import upsample
 from .baselines import LinearScorer, kmeans_on_colors, kmeans_on_features, linear_on_features
-from .datasets import SegmentationDataset, open_split
+from .clustering import refit_clusters
+from .datasets import SegmentationDataset, open_split, open_training_set
 from .datasets.folder import nameless
 from .datasets.transforms import Size
 from .errors import StegoError
@@ -27,7 +28,6 @@ from .model import Stego
 from .notices import notice
 from .progress import progress
 from .run import Run, environment, mean_code
-from .training import open_training_set, refit_clusters
 
 BATCH = 16
 

@@ -228,15 +228,6 @@ def refuse_misfit(model: Stego, state: dict[str, Any], folder: Path) -> None:
         )
 
 
-def newest_run(runs_dir: str | Path | None = None) -> Path:
-    """The run folder made last; StegoError if there is none with a checkpoint."""
-    runs_dir = Path(runs_dir) if runs_dir is not None else runs_root()
-    found = sorted(runs_dir.glob("*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise StegoError(f"{runs_dir} holds no run; train one first (make train), or name a run folder")
-    return found[-1].parent
-
-
 def _load_published(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:
     found = read_published(path)
     experiment = Experiment.from_dict(found.experiment.to_dict() | changes)

@@ -10,7 +10,8 @@ from .experiment import Experiment
 from .files import write_json
 from .paths import runs_root
 from .results import read_record
-from .training import find_run, train
+from .run_folders import find_run
+from .training import train
 
 
 def read_seeds(text: str | int) -> list[int]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from .backbone import EMBEDDED, Backbone
 from .baselines import fixed_head
-from .datasets import open_dataset
+from .datasets import open_dataset, open_training_set
 from .evaluation import cluster_confusion, evaluate, recorded
 from .experiment import Experiment
 from .features import open_store
@@ -22,7 +22,7 @@ from .paths import runs_root
 from .progress import progress
 from .results import mean_and_spread, read_record
 from .run import environment
-from .training import open_training_set, train
+from .training import train
 
 NOT_RUN = "not run"
 """What a table says where no record is."""

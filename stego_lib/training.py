@@ -1,67 +1,34 @@
 """The training loop."""
 
-import csv
 import math
-import os
-import random
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .backbone import Backbone
+from .batches import Batch, draw_batch, find_neighbors
 from .calibration import histograms, measure_correspondences, resolve_shifts
-from .clustering import SAMPLES, kmeans
-from .datasets import CROPS, SegmentationDataset, open_split
-from .errors import StegoError, brief
+from .clustering import refit_clusters
+from .datasets import open_training_set
+from .errors import StegoError
 from .experiment import Experiment
 from .features import FeatureStore, open_store
-from .files import atomic, explained, locked, read_json, sweep, write_json
-from .loss import negative_permutation, published_permutation, random_coords, stego_loss
-from .losses_extra import CRF_POINTS, CRF_SIDE, alignment_loss, picture_crf_loss, random_pixels, reconstruction_loss
+from .files import explained, locked, sweep, write_json
+from .loss import stego_loss
+from .losses_extra import alignment_loss, picture_crf_loss, reconstruction_loss
 from .memory import enough_memory
 from .model import Stego
-from .neighbors import nearest_neighbors
 from .notices import notice
 from .paths import runs_root
 from .progress import progress
 from .run import Run, build_model, load_run, read_checkpoint, refuse_misfit, start_run
-from .views import augmented_views
+from .run_folders import find_run, new_folder
+from .trainlog import open_log
 
 SAVE_EVERY = 200
 """Steps between checkpoints."""
-
-
-@dataclass
-class Batch:
-    """What one step needs. B pictures, grid (h, w), S x S points."""
-
-    feats: Tensor
-    """(B, C, h, w) frozen features, the data set's mean taken off if so set."""
-    feats_knn: Tensor
-    """(B, C, h, w) the same of one neighbour of each."""
-    coords1: Tensor
-    """(B, S, S, 2) points in the pictures."""
-    coords2: Tensor
-    """(B, S, S, 2) points in their partners."""
-    permutations: Tensor
-    """int64 (negatives, B) random partners."""
-    label: Tensor | None
-    """int64 (B, H, W), for the linear probe alone."""
-    pictures: Tensor | None = None
-    """(B, 3, H, W) normalised colours, for the CRF-inspired loss alone."""
-    crf_points: Tensor | None = None
-    """int64 (2, n), see `losses_extra.picture_crf_loss`."""
-    feats_view: Tensor | None = None
-    """(B, C, h, w) features of an augmented view of each picture, for the augmentation alignment alone."""
-    view_coords: Tensor | None = None
-    """(B, h, w, 2) where the view's cells lie in the picture."""
 
 
 def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume: bool = False) -> Run:
@@ -212,78 +179,12 @@ def train_step(
     return {"loss": total.item()} | {key: value.item() for key, value in values.items()}
 
 
-@torch.no_grad()
-def refit_clusters(model: Stego, store: FeatureStore, seed: int) -> None:
-    """Replaces the cluster probe's clusters by k-means on the L2-normalised codes of random grid cells, without labels."""
-    model.eval()
-    count, _, height, width = store.features.shape
-    generator, codes = seeded(seed, "clusters", 0), []
-    cells = max(1, min(height * width, SAMPLES // count))
-    for rows in torch.randperm(count, generator=generator)[:SAMPLES].split(32):
-        code = F.normalize(model(store.rows(rows).to(model.feature_mean.device)), dim=1).flatten(2).transpose(1, 2)
-        codes.append(code[:, torch.randperm(height * width, generator=generator)[:cells]].flatten(0, 1).cpu())
-    clusters = model.cluster_probe.clusters
-    clusters.copy_(kmeans(torch.cat(codes), len(clusters), seed))
-
-
 def optional_terms(experiment: Experiment) -> dict[str, float]:
     """Weights of the optional terms that are on, by the name of their loss."""
     weights = dict(
         loss_rec=experiment.rec_weight, loss_crf=experiment.crf_weight, loss_aug=experiment.aug_alignment_weight
     )
     return {name: weight for name, weight in weights.items() if weight}
-
-
-def draw_batch(
-    store: FeatureStore,
-    neighbors: Tensor,
-    model: Stego,
-    experiment: Experiment,
-    step: int,
-    backbone: Backbone | None = None,
-) -> Batch:
-    """The batch of step number `step`. It depends on nothing but seed and step, so a resumed run sees the same ones.
-
-    Each epoch goes through the pictures once in a random order; what is left over at its end is dropped. The backbone is
-    needed where pictures are: for the CRF-inspired loss (its normalisation) and the augmentation alignment (its features).
-    """
-    device = model.feature_mean.device
-    size, seed = experiment.batch_size, experiment.seed
-    per_epoch = len(store) // size
-    epoch, position = divmod(step, per_epoch)
-    order = torch.randperm(len(store), generator=seeded(seed, "epoch", epoch))
-    rows = order[position * size : (position + 1) * size]
-    generator = seeded(seed, "step", step)
-    torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # dropout draws from the global generator
-    partners = neighbors[rows, torch.randint(neighbors.shape[1], (size,), generator=generator)]
-    partner_of = published_permutation if experiment.published else negative_permutation
-    batch = Batch(
-        feats=model.centred(store.rows(rows).to(device)),
-        feats_knn=model.centred(store.rows(partners).to(device)),
-        coords1=random_coords(size, experiment.points, generator).to(device),
-        coords2=random_coords(size, experiment.points, generator).to(device),
-        permutations=torch.stack([partner_of(size, generator) for _ in range(experiment.negatives)]).to(device),
-        label=None if store.labels is None else store.label_rows(rows).to(device),
-    )
-    if experiment.crf_weight:
-        assert backbone is not None
-        batch.pictures = backbone.normalise(store.picture_rows(rows)).float()
-        batch.crf_points = random_pixels(CRF_POINTS, CRF_SIDE, generator).to(device)
-    if experiment.aug_alignment_weight:
-        assert backbone is not None
-        views, coords = augmented_views(store.picture_rows(rows), batch.feats.shape[-2:])
-        batch.feats_view, batch.view_coords = model.centred(backbone(views)), coords.to(device)
-    return batch
-
-
-def find_neighbors(store: FeatureStore, model: Stego, experiment: Experiment) -> Tensor:
-    """int64 (N, k): the neighbours of each training picture by its mean feature, the data set's mean taken off if so set."""
-    pooled = store.pooled - model.feature_mean.flatten().cpu()
-    if experiment.published:  # the featuriser is not in eval mode, so channels of each picture's mean feature drop out
-        with torch.random.fork_rng():
-            torch.manual_seed(experiment.seed)
-            pooled = F.dropout(pooled, experiment.dropout)
-    return nearest_neighbors(pooled, experiment.neighbors)
 
 
 def take_over(model: Stego, source: Run) -> None:
@@ -313,103 +214,3 @@ def make_optimiser(model: Stego, experiment: Experiment) -> torch.optim.Adam:
         dict(params=probes, lr=experiment.lr_probes),
     ]
     return torch.optim.Adam([group for group in groups if group["params"]])
-
-
-def open_training_set(experiment: Experiment) -> SegmentationDataset:
-    """The train split as the experiment sees it, cropped if it says so."""
-    dataset = open_split(experiment, "train")
-    return dataset if experiment.crop == "none" else CROPS[experiment.crop](dataset)
-
-
-def seeded(seed: int, purpose: str, number: int) -> torch.Generator:
-    """A generator of its own for each seed, purpose and number."""
-    return torch.Generator().manual_seed(random.Random(f"{seed} {purpose} {number}").getrandbits(63))
-
-
-def new_folder(runs_dir: Path, experiment: Experiment) -> Path:
-    """Makes a folder named by time and experiment; of two processes that ask at once each gets its own."""
-    stem, again = f"{datetime.now():%Y%m%d-%H%M%S}-{experiment.name}", 1
-    while True:
-        folder = runs_dir / (stem if again == 1 else f"{stem}-{again}")
-        try:
-            with explained(folder.parent):
-                folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            again += 1
-
-
-def find_run(runs_dir: Path, experiment: Experiment, backbone: Backbone) -> Path | None:
-    """The newest run of exactly this experiment, on these weights of the backbone, that has a checkpoint, or None."""
-    for path in sorted(runs_dir.glob("*/experiment.json"), reverse=True):
-        try:
-            same = Experiment.from_dict(read_json(path)) == experiment
-        except (StegoError, TypeError) as error:
-            notice(f"{path} is passed over: {error}")
-            continue
-        if same and (path.parent / "checkpoint.pt").exists():
-            if read_checkpoint(path.parent).get("backbone_weights") in (None, backbone.weights_id):
-                return path.parent
-            notice(f"{path.parent} is passed over: it was trained on other weights of {experiment.backbone}")
-    return None
-
-
-class open_log:
-    """Opens log.csv to add lines after those of the steps before `first`; what later steps left is dropped.
-
-    optional: columns beyond those of every run. Raises StegoError where lines of steps before `first` are missing.
-    """
-
-    FIELDS = (
-        "step",
-        "loss",
-        "loss_self",
-        "loss_knn",
-        "loss_rand",
-        "loss_cluster",
-        "loss_linear",
-        "code_self",
-        "code_knn",
-        "code_rand",
-    )
-
-    def __init__(self, path: Path, first: int, optional: Iterable[str] = ()):
-        names = [*self.FIELDS, *optional]
-        kept = _rows(path, first)
-        with atomic(path) as temporary, open(temporary, "w", newline="") as new:
-            writer = csv.DictWriter(new, names)
-            writer.writeheader()
-            writer.writerows(kept)
-        self.file = open(path, "a", newline="")
-        self.writer = csv.DictWriter(self.file, names)
-
-    def add(self, step: int, values: dict[str, float]) -> None:
-        """Adds the line of a step."""
-        self.writer.writerow({"step": step} | values)
-
-    def sync(self) -> None:
-        """Returns when all lines are on the disk."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def __enter__(self) -> "open_log":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-
-
-def _rows(path: Path, count: int) -> list[dict[str, str]]:
-    """The lines of the first `count` steps. A process that was killed may have left more, the last of them cut short."""
-    if not count:
-        return []
-    try:
-        with open(path, newline="") as file:
-            rows = list(islice(csv.DictReader(file), count))
-        whole = [row["step"] for row in rows] == [str(step) for step in range(count)]
-    except (OSError, ValueError, KeyError) as error:
-        raise StegoError(f"{path} cannot be read ({brief(error)}); train without resume") from error
-    if not whole:
-        raise StegoError(f"{path} lacks lines of the {count} steps that the checkpoint counts; train without resume")
-    return rows

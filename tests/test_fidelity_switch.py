@@ -12,6 +12,7 @@ from stego_lib import (
     Run,
     StegoError,
     baselines,
+    batches,
     clustering,
     crf,
     evaluate,
@@ -23,7 +24,7 @@ from stego_lib import (
 )
 from stego_lib import run as running
 from stego_lib.backbone import Backbone
-from stego_lib.datasets import open_split
+from stego_lib.datasets import open_split, open_training_set
 from stego_lib.features import open_store
 from stego_lib.loss import negative_permutation, published_permutation
 from stego_lib.losses_extra import alignment_loss, picture_crf_loss, reconstruction_loss
@@ -51,13 +52,13 @@ def backbone(experiment) -> Backbone:
 
 @pytest.fixture(scope="module")
 def store(experiment, backbone, tmp_path_factory):
-    return open_store(training.open_training_set(experiment), backbone, 64, tmp_path_factory.mktemp("features"))
+    return open_store(open_training_set(experiment), backbone, 64, tmp_path_factory.mktemp("features"))
 
 
 def model_and_batch(store, backbone, experiment, step: int = 0):
     model = training.build_model(experiment, 32, 8)
     neighbors = nearest_neighbors(store.pooled, 2)
-    return model, training.draw_batch(store, neighbors, model, experiment, step, backbone)
+    return model, batches.draw_batch(store, neighbors, model, experiment, step, backbone)
 
 
 # ---------------------------------------------------------------------------------------------- negatives
@@ -87,7 +88,7 @@ def test_a_published_batch_takes_published_partners(store, backbone, experiment,
     def marked(size, generator):
         return torch.full((size,), 2)
 
-    monkeypatch.setattr(training, "published_permutation", marked)
+    monkeypatch.setattr(batches, "published_permutation", marked)
     for published in (False, True):
         _, batch = model_and_batch(store, backbone, experiment.but(published=published))
         assert (batch.permutations == 2).all().item() == published
@@ -97,7 +98,7 @@ def test_a_published_batch_takes_published_partners(store, backbone, experiment,
 # ---------------------------------------------------------------------------------------------- noisy targets
 
 
-def targets_of(step, monkeypatch, store, backbone, experiment) -> tuple[training.Batch, torch.Tensor, torch.Tensor]:
+def targets_of(step, monkeypatch, store, backbone, experiment) -> tuple[batches.Batch, torch.Tensor, torch.Tensor]:
     """The batch, and the features that the loss of one step is given."""
     model, batch = model_and_batch(store, backbone, experiment)
     seen, loss = [], training.stego_loss
@@ -137,15 +138,15 @@ def test_by_default_the_target_is_clean(store, backbone, experiment, monkeypatch
 def test_published_neighbours_come_from_noisy_features(store, experiment):
     model = training.build_model(experiment, 32, 8)
     clean = nearest_neighbors(store.pooled, 2)
-    assert torch.equal(training.find_neighbors(store, model, experiment), clean)
+    assert torch.equal(batches.find_neighbors(store, model, experiment), clean)
     state = torch.get_rng_state()
-    noisy = training.find_neighbors(store, model, experiment.but(published=True))
+    noisy = batches.find_neighbors(store, model, experiment.but(published=True))
     assert torch.equal(torch.get_rng_state(), state), "the draws of others are left alone"
     torch.rand(3)  # whatever was drawn meanwhile must not matter
     assert not torch.equal(noisy, clean) and noisy.shape == clean.shape
-    assert torch.equal(training.find_neighbors(store, model, experiment.but(published=True)), noisy), "by the seed"
+    assert torch.equal(batches.find_neighbors(store, model, experiment.but(published=True)), noisy), "by the seed"
     still = experiment.but(published=True, dropout=0.0)
-    assert torch.equal(training.find_neighbors(store, model, still), clean)
+    assert torch.equal(batches.find_neighbors(store, model, still), clean)
 
 
 # ---------------------------------------------------------------------------------------------- pictures
@@ -178,7 +179,7 @@ def test_labels_are_decoded_as_published_in_training_and_evaluation(tmp_path, cr
         standins.save(path, np.full((8, 8), 200, np.uint8))
     for published in (False, True):
         experiment = Experiment(dataset="cocostuff27", data_root=str(tmp_path), published=published, crop=crop)
-        for dataset in (training.open_training_set(experiment), open_split(experiment, "val")):
+        for dataset in (open_training_set(experiment), open_split(experiment, "val")):
             assert (dataset.label(0) == (0 if published else -1)).all()
 
 
@@ -383,7 +384,7 @@ def test_the_views_features_are_the_backbones(store, backbone, experiment, monke
     def views(pictures, grid):
         return pictures.flip(-1), view_coords((0, 0, 64, 64), True, (64, 64), grid).expand(len(pictures), -1, -1, -1)
 
-    monkeypatch.setattr(training, "augmented_views", views)
+    monkeypatch.setattr(batches, "augmented_views", views)
     _, batch = model_and_batch(store, backbone, experiment.but(aug_alignment_weight=1.0))
     shown = [store.picture_rows(torch.tensor([i])) for i in range(12)]
     expected = torch.cat([backbone(picture.flip(-1)) for picture in shown])

@@ -8,10 +8,9 @@ import pytest
 import standins
 
 from stego_lib import DataNotFound, Experiment, StegoError, open_dataset
-from stego_lib.datasets import open_split
+from stego_lib.datasets import open_split, open_training_set
 from stego_lib.datasets.folder import distinct_colors
 from stego_lib.notices import Notice
-from stego_lib.training import open_training_set
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ from common import golden_tensors
 from torch.testing import assert_close
 
 from stego_lib import Experiment
+from stego_lib.batches import Batch
 from stego_lib.model import Stego
-from stego_lib.training import Batch, make_optimiser, train_step
+from stego_lib.training import make_optimiser, train_step
 
 G = golden_tensors("trajectory")
 # The published names of layers and of the three kinds of pairs -> ours.

@@ -27,8 +27,9 @@ from stego_lib import (
 )
 from stego_lib.backbone import upsample
 from stego_lib.baselines import LinearScorer, kmeans_on_colors, kmeans_on_features, linear_on_features
+from stego_lib.batches import draw_batch
 from stego_lib.calibration import measure_correspondences, resolve_shifts
-from stego_lib.datasets import RandomCrop
+from stego_lib.datasets import RandomCrop, open_training_set
 from stego_lib.evaluation import probe_maps
 from stego_lib.features import FeatureStore, open_store
 from stego_lib.files import write_json
@@ -200,14 +201,14 @@ def test_every_epoch_goes_through_all_pictures_once(experiment, run, monkeypatch
     neighbors = nearest_neighbors(store.pooled, 2)
     rows, read = [], FeatureStore.rows
     monkeypatch.setattr(FeatureStore, "rows", lambda self, index: (rows.append(index.tolist()), read(self, index))[1])
-    batches = [training.draw_batch(store, neighbors, run.model, experiment, step) for step in range(6)]
+    batches = [draw_batch(store, neighbors, run.model, experiment, step) for step in range(6)]
     own, partners = rows[::2], rows[1::2]
     for epoch in (own[:3], own[3:]):
         assert sorted(row for batch in epoch for row in batch) == list(range(12))
     assert own[:3] != own[3:], "in another order"
     for mine, theirs in zip(own, partners, strict=True):
         assert all(partner in neighbors[row].tolist() for row, partner in zip(mine, theirs, strict=True))
-    again = training.draw_batch(store, neighbors, run.model, experiment, 4)
+    again = draw_batch(store, neighbors, run.model, experiment, 4)
     given = {name: value for name, value in vars(batches[4]).items() if value is not None}
     assert len(given) == 6 and all(torch.equal(value, vars(again)[name]) for name, value in given.items()), (
         "a batch depends on its step alone"
@@ -222,7 +223,7 @@ def test_the_probes_do_not_shape_the_code(experiment, run):
     heads = []
     for changed in (False, True):
         model = training.build_model(experiment, 32, len(run.classes))
-        batch = training.draw_batch(store, nearest_neighbors(store.pooled, 2), model, experiment, 0)
+        batch = draw_batch(store, nearest_neighbors(store.pooled, 2), model, experiment, 0)
         if changed:
             batch.label = (batch.label + 1) % len(run.classes)
             model.cluster_probe.clusters.data.neg_()
@@ -365,7 +366,7 @@ def test_random_crops_are_made_once_for_every_seed_and_whole_pictures_scored(exp
     experiment = experiment.but(steps=2, crop="random", train_size=32)
     record = evaluate(train(experiment, runs_dir=tmp_path))
     assert record["pictures"] == 6 and np.array(record["confusion"]).sum() == 6 * 64 * 64
-    crops = training.open_training_set(experiment)
+    crops = open_training_set(experiment)
     assert isinstance(crops, RandomCrop) and len(crops) == 60
     (folder,) = tmp_path.glob("features/scenes-train-*")
     for row in (0, 7, 59):

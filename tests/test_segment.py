@@ -7,7 +7,7 @@ from common import tiny_experiment
 from PIL import Image
 
 from stego_lib import StegoError, evaluate, train
-from stego_lib.run import newest_run
+from stego_lib.run_folders import newest_run
 from stego_lib.segment import segment_folder
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "SegmentationDataset",
     "open_dataset",
     "open_split",
+    "open_training_set",
     "write_crops",
 ]
 
@@ -74,3 +75,9 @@ def open_split(experiment: Experiment, split: str) -> SegmentationDataset:
     return open_dataset(
         experiment.dataset, experiment.data_root, split, experiment.n_classes, published=experiment.published
     )
+
+
+def open_training_set(experiment: Experiment) -> SegmentationDataset:
+    """The train split as the experiment sees it, cropped if it says so."""
+    dataset = open_split(experiment, "train")
+    return dataset if experiment.crop == "none" else CROPS[experiment.crop](dataset)

@@ -1,0 +1,70 @@
+"""log.csv: one line a step, none twice and none missing, also after a run was killed."""
+
+import csv
+import os
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from .errors import StegoError, brief
+from .files import atomic
+
+
+class open_log:
+    """Opens log.csv to add lines after those of the steps before `first`; what later steps left is dropped.
+
+    optional: columns beyond those of every run. Raises StegoError where lines of steps before `first` are missing.
+    """
+
+    FIELDS = (
+        "step",
+        "loss",
+        "loss_self",
+        "loss_knn",
+        "loss_rand",
+        "loss_cluster",
+        "loss_linear",
+        "code_self",
+        "code_knn",
+        "code_rand",
+    )
+
+    def __init__(self, path: Path, first: int, optional: Iterable[str] = ()):
+        names = [*self.FIELDS, *optional]
+        kept = _rows(path, first)
+        with atomic(path) as temporary, open(temporary, "w", newline="") as new:
+            writer = csv.DictWriter(new, names)
+            writer.writeheader()
+            writer.writerows(kept)
+        self.file = open(path, "a", newline="")
+        self.writer = csv.DictWriter(self.file, names)
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Adds the line of a step."""
+        self.writer.writerow({"step": step} | values)
+
+    def sync(self) -> None:
+        """Returns when all lines are on the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def __enter__(self) -> "open_log":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+
+def _rows(path: Path, count: int) -> list[dict[str, str]]:
+    """The lines of the first `count` steps. A process that was killed may have left more, the last of them cut short."""
+    if not count:
+        return []
+    try:
+        with open(path, newline="") as file:
+            rows = list(islice(csv.DictReader(file), count))
+        whole = [row["step"] for row in rows] == [str(step) for step in range(count)]
+    except (OSError, ValueError, KeyError) as error:
+        raise StegoError(f"{path} cannot be read ({brief(error)}); train without resume") from error
+    if not whole:
+        raise StegoError(f"{path} lacks lines of the {count} steps that the checkpoint counts; train without resume")
+    return rows
