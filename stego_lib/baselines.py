@@ -6,15 +6,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
 from sklearn.random_projection import GaussianRandomProjection
 from torch import Tensor
 
-from .clustering import SAMPLES, kmeans, refit_clusters
+from .clustering import SAMPLES, kmeans
 from .errors import StegoError
 from .experiment import Experiment
 from .features import FeatureStore
 from .model import Stego
+from .probes import fit_cluster_probe, labels_at, multinomial_regression
 from .run import build_model
 
 
@@ -52,21 +52,8 @@ def kmeans_on_colors(store: FeatureStore, n_clusters: int, seed: int) -> LinearS
 def linear_on_features(store: FeatureStore, seed: int) -> LinearScorer:
     """Multinomial regression on L2-normalised features, WITH the training labels: how much the features know."""
     features, labels = _sampled_features(store, seed)
-    known = labels >= 0
-    features, labels = F.normalize(features[known], dim=1).numpy(), labels[known].numpy()
-    n_classes = int(store.about["n_classes"])
-    weight, bias = torch.zeros(n_classes, features.shape[1]), torch.full((n_classes,), -1e4)
-    if len(np.unique(labels)) == 1:  # nothing to tell apart, and scikit-learn refuses it
-        bias[labels[0]] = 0
-        return LinearScorer(weight, bias)
-    scale = features.std() + 1e-8
-    fitted = LogisticRegression(tol=1e-2, max_iter=500).fit(features / scale, labels)
-    coefficients, offsets = fitted.coef_, fitted.intercept_
-    if len(fitted.classes_) == 2:  # scikit-learn keeps one row for two classes
-        coefficients, offsets = np.concatenate([-coefficients, coefficients]), np.concatenate([-offsets, offsets])
-    weight[fitted.classes_] = torch.from_numpy(coefficients / scale).float()
-    bias[fitted.classes_] = torch.from_numpy(offsets).float()
-    return LinearScorer(weight, bias)
+    unit = F.normalize(features, dim=1)
+    return LinearScorer(*multinomial_regression(unit, labels, int(store.about["n_classes"])))
 
 
 FIXED_HEADS = {
@@ -107,7 +94,7 @@ def fixed_head(kind: str, store: FeatureStore, experiment: Experiment) -> Stego:
             fitted = GaussianRandomProjection(dim, random_state=experiment.seed).fit(features[:1])
         model.head.linear.weight.copy_(torch.from_numpy(fitted.components_)[:, :, None, None])
         model.head.linear.bias.zero_()
-    refit_clusters(model, store, experiment.seed)
+    fit_cluster_probe(model, store, experiment.seed)
     return model
 
 
@@ -126,9 +113,7 @@ def _sampled_features(store: FeatureStore, seed: int) -> tuple[Tensor, Tensor]:
         cells = torch.randperm(height * width, generator=generator)[:per_picture]
         features.append(store.rows(row[None])[0].flatten(1).T[cells])
         if store.labels is not None:
-            label = store.label_rows(row[None])[0]
-            y, x = cells // width * label.shape[0] // height, cells % width * label.shape[1] // width
-            labels.append(label[y + label.shape[0] // height // 2, x + label.shape[1] // width // 2])
+            labels.append(labels_at(store.label_rows(row[None]), cells, (height, width))[0])
         else:
             labels.append(torch.full((per_picture,), -1))
     return torch.cat(features), torch.cat(labels)

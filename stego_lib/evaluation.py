@@ -14,7 +14,6 @@ from torch import Tensor
 from . import crf
 from .backbone import upsample
 from .baselines import LinearScorer, kmeans_on_colors, kmeans_on_features, linear_on_features
-from .clustering import refit_clusters
 from .datasets import SegmentationDataset, open_split, open_training_set
 from .datasets.folder import nameless
 from .datasets.transforms import Size
@@ -26,6 +25,7 @@ from .memory import enough_memory
 from .metrics import confusion, identity, match, published_map, scores
 from .model import Stego
 from .notices import notice
+from .probes import fit_cluster_probe
 from .progress import progress
 from .run import Run, environment, mean_code
 
@@ -126,8 +126,8 @@ def _best_by_label(run: Run, plain: FeatureStore) -> dict[str, Any]:
     model, published, found = copy.deepcopy(run.model), run.experiment.published, {}
     for step, state in progress(kept, "evaluating kept steps"):
         model.load_state_dict(state)
-        if run.experiment.cluster_probe == "kmeans":
-            refit_clusters(model, _training_store(run), run.experiment.seed)
+        if run.experiment.probes == "after":
+            fit_cluster_probe(model, _training_store(run), run.experiment.seed)
         found[step] = _scores("cluster", cluster_confusion(model, plain, published=published), published)
     best = max(found, key=lambda step: found[step]["miou"])
     curve = {"steps": list(found), "miou_by_step": [scored["miou"] for scored in found.values()]}

@@ -123,8 +123,9 @@ class Experiment:
     """The kNN partner of a picture is one of this many nearest neighbours."""
     negatives: int = Field(5, ge=1)
     """Random partners a picture and step."""
-    cluster_probe: Literal["joint", "kmeans"] = "joint"
-    """'joint' trains the cluster probe beside the head (the paper's way); 'kmeans' fits it afterwards on the trained codes."""
+    probes: Literal["joint", "after"] = "joint"
+    """'joint' trains both probes beside the head (the paper's way); 'after' fits them to the trained codes: k-means, its
+    start chosen by its own objective, and multinomial regression."""
     extra_clusters: int = Field(0, ge=0)
     """Clusters beyond the number of classes."""
     mirror: bool = True
@@ -192,15 +193,15 @@ def did_you_mean(name: str, known: list[str], count: int = 1) -> str:
 PRESETS: dict[str, dict[str, Any]] = {
     "scenes": dict(
         dataset="scenes", backbone="scenes_vit_tiny8", train_size=128, eval_size=128, code_dim=64, steps=300,
-        weights=(1.0, 0.58, 0.91), shifts=("p75", "p75", "p97"), centering=False, cluster_probe="kmeans",
+        weights=(1.0, 0.58, 0.91), shifts=("p75", "p75", "p97"), centering=False, probes="after",
     ),
     "camvid": dict(
         dataset="camvid", backbone="dino_vits8", train_size=(240, 320), eval_size=(240, 320), code_dim=64, steps=400,
-        weights=(1.0, 0.58, 0.91), shifts=("p70", "p70", "p80"), subtract_mean=True, cluster_probe="kmeans",
+        weights=(1.0, 0.58, 0.91), shifts=("p70", "p70", "p80"), subtract_mean=True, probes="after",
     ),
     "folder": dict(
         dataset="folder", backbone="dino_vits8", code_dim=64, steps=1000,
-        weights=(1.0, 0.58, 0.91), shifts=("p70", "p70", "p80"), subtract_mean=True, cluster_probe="kmeans",
+        weights=(1.0, 0.58, 0.91), shifts=("p70", "p70", "p80"), subtract_mean=True, probes="after",
     ),
     "cocostuff27-vits8": dict(dataset="cocostuff27", backbone="dino_vits8", crop="five"),
     "cocostuff27-vitb8": dict(

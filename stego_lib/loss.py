@@ -5,14 +5,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def sample(maps: Tensor, coords: Tensor) -> Tensor:
-    """Looks maps up at points between their grid cells (bilinear).
+def sample_points(maps: Tensor, coords: Tensor, pictures: Tensor | None = None) -> Tensor:
+    """Looks maps up at points between their grid cells (bilinear): (B, P, C), one row a point.
 
-    maps: (B, C, h, w). coords: (B, S, S, 2) as (x, y) in [-1, 1], -1 and 1 being the centres of the first and last
-    cell; points outside are moved to the border. Returns (B, C, S, S) whose [b, :, j, i] is the map at coords[b, i, j]
-    (the two point axes are swapped, as in the published code; the loss does not mind).
+    maps: (N, C, h, w). coords: (B, P, 2) as (x, y) in [-1, 1], -1 and 1 being the centres of the first and last cell;
+    points outside are moved to the border. pictures: int64 (B,), the map that each row of points looks up; by default
+    row b looks up map b. Same values as `F.grid_sample`; maps in channels-last order are read without a copy.
     """
-    return F.grid_sample(maps, coords.transpose(1, 2), padding_mode="border", align_corners=True)
+    count, channels, height, width = maps.shape
+    cells = maps.permute(0, 2, 3, 1).reshape(-1, channels)
+    sides = torch.tensor([width, height], device=coords.device)
+    place = ((coords + 1) / 2 * (sides - 1)).clamp(min=0).minimum(sides - 1)
+    low = place.floor().minimum((sides - 2).clamp(min=0))
+    (x, y), (right, below) = low.long().unbind(-1), (place - low).unbind(-1)
+    first = torch.arange(count, device=maps.device) if pictures is None else pictures
+    corner = first[:, None] * (height * width) + y * width + x
+    dx, dy = int(width > 1), width * int(height > 1)
+    corners = torch.stack([corner, corner + dx, corner + dy, corner + dx + dy], -1)
+    shares = torch.stack([(1 - right) * (1 - below), right * (1 - below), (1 - right) * below, right * below], -1)
+    found = F.embedding_bag(corners.flatten(0, 1), cells, per_sample_weights=shares.flatten(0, 1), mode="sum")
+    return found.view(*coords.shape[:2], channels)
+
+
+def sample(maps: Tensor, coords: Tensor) -> Tensor:
+    """The same for a grid of points: maps (B, C, h, w) at coords (B, S, T, 2) -> (B, C, T, S).
+
+    [b, :, j, i] is the map at coords[b, i, j] (the two point axes are swapped, as in the published code; the loss does
+    not mind).
+    """
+    swapped = coords.transpose(1, 2)
+    return sample_points(maps, swapped.flatten(1, 2)).transpose(1, 2).unflatten(2, swapped.shape[1:3])
 
 
 def correspondence(a: Tensor, b: Tensor) -> Tensor:
@@ -34,34 +56,42 @@ def centre(correspondences: Tensor) -> Tensor:
     return correspondences - correspondences.mean() + mean
 
 
-def correspondence_loss(
-    feats1: Tensor,
-    feats2: Tensor,
-    code1: Tensor,
-    code2: Tensor,
+def pair_loss(
+    features: Tensor,
+    codes: Tensor,
     shift: float,
     *,
     centering: bool = True,
     zero_clamp: bool = True,
     stabilize: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """-(F - shift) * S for every pair of points (paper, equations 2 to 4), not yet averaged.
 
-    feats1, feats2: frozen features at S x S points, (B, C, S, S); no gradient flows into them. code1, code2: codes at
-    the same points, (B, K, S, S). `centering` centres F, `zero_clamp` uses max(S, 0), `stabilize` min(S, 0.8).
-    Returns the loss and the code correspondences before clamping, both (B, S, S, S, S).
+    features, codes: correspondences F (no gradient flows into them) and S, both (B, h, w, i, j). `centering` centres F,
+    `zero_clamp` uses max(S, 0), `stabilize` min(S, 0.8).
     """
     with torch.no_grad():
-        features = correspondence(feats1, feats2)
-        if centering:
-            features = centre(features)
-    codes = correspondence(code1, code2)
+        force = (centre(features) if centering else features) - shift
     clamped = codes
     if zero_clamp:
         clamped = clamped.clamp(min=0.0)
     if stabilize:
         clamped = clamped.clamp(max=0.8)
-    return -clamped * (features - shift), codes
+    return -clamped * force
+
+
+def correspondence_loss(
+    feats1: Tensor, feats2: Tensor, code1: Tensor, code2: Tensor, shift: float, **switches: bool
+) -> tuple[Tensor, Tensor]:
+    """`pair_loss` of sampled features and codes, and the code correspondences before clamping, both (B, S, S, S, S).
+
+    feats1, feats2: frozen features at S x S points, (B, C, S, S); no gradient flows into them. code1, code2: codes at
+    the same points, (B, K, S, S). switches: as `pair_loss` takes them.
+    """
+    with torch.no_grad():
+        features = correspondence(feats1, feats2)
+    codes = correspondence(code1, code2)
+    return pair_loss(features, codes, shift, **switches), codes
 
 
 def stego_loss(
@@ -79,23 +109,41 @@ def stego_loss(
     """The three-part loss (paper, equation 5): self, kNN and random pairs.
 
     feats, feats_knn: (B, C, h, w) of pictures and of their neighbours; code, code_knn: (B, K, h, w). coords1, coords2:
-    (B, S, S, 2), see `sample`. permutations: int64 (negatives, B), the random partner of each picture. weights, shifts:
-    (self, knn, rand). switches: as `correspondence_loss` takes them.
+    (B, S, S, 2), points in the pictures and in their partners. permutations: int64 (negatives, B), the random partner of
+    each picture. weights, shifts: (self, knn, rand). switches: as `pair_loss` takes them.
     Returns the weighted loss and its parts: mean loss and mean code correspondence of each of self, knn and rand.
+    The same as `correspondence_loss` of each pair, but every sample is taken and normed once.
     """
-    f, c = sample(feats, coords1), sample(code, coords1)
+    batch, side = coords1.shape[:2]
+    points1, points2 = coords1.flatten(1, 2), coords2.flatten(1, 2)
+
+    def unit(maps: Tensor, points: Tensor, pictures: Tensor | None = None) -> Tensor:
+        return F.normalize(sample_points(maps, points, pictures), dim=2, eps=1e-10)
+
+    def correspondences(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.transpose(1, 2)).view(batch, side, side, side, side)
+
+    # A point's features and code have their channels side by side in channels-last order: one copy here saves many.
+    feats, feats_knn, code, code_knn = (
+        maps.contiguous(memory_format=torch.channels_last) for maps in (feats, feats_knn, code, code_knn)
+    )
+    f, c = unit(feats, points1), unit(code, points1)
     partners = {
         "self": [(f, c)],
-        "knn": [(sample(feats_knn, coords2), sample(code_knn, coords2))],
-        "rand": [(sample(feats[p], coords2), sample(code[p], coords2)) for p in permutations],
+        "knn": [(unit(feats_knn, points2), unit(code_knn, points2))],
+        "rand": [(unit(feats, points2, p), unit(code, points2, p)) for p in permutations],
     }
     total, parts = code.new_zeros(()), {}
     for (kind, pairs), weight, shift in zip(partners.items(), weights, shifts, strict=True):
-        terms = [correspondence_loss(f, f2, c, c2, shift, **switches) for f2, c2 in pairs]
-        loss = torch.stack([term.mean() for term, _ in terms]).mean()
+        losses, means = [], []
+        for f2, c2 in pairs:
+            codes = correspondences(c, c2)
+            losses.append(pair_loss(correspondences(f, f2), codes, shift, **switches).mean())
+            means.append(codes.detach().mean())
+        loss = torch.stack(losses).mean()
         total = total + weight * loss
         parts[f"loss_{kind}"] = loss.detach()
-        parts[f"code_{kind}"] = torch.stack([codes.detach().mean() for _, codes in terms]).mean()
+        parts[f"code_{kind}"] = torch.stack(means).mean()
     return total, parts
 
 

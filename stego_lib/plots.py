@@ -64,18 +64,17 @@ def correspondences(run: Run) -> Figure:
 
 
 def curves(log: pd.DataFrame, window: int = 20) -> Figure:
-    """Losses of the three kinds of pairs, their mean code correspondences, and the probes' losses, by step."""
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.1))
+    """Losses of the three kinds of pairs, their mean code correspondences, and joint probes' losses, by step."""
+    probes = [name for name in ("cluster", "linear") if f"loss_{name}" in log and log[f"loss_{name}"].notna().any()]
+    titles = ["correspondence loss", "mean code correspondence", *["loss of the probes"][: len(probes)]]
+    figure, axes = plt.subplots(1, len(titles), figsize=(0.5 + 3.5 * len(titles), 3.1))
     smooth = log.rolling(window, min_periods=1).mean()
     for color, (kind, name) in zip(sns.color_palette(), KINDS.items(), strict=False):
         axes[0].plot(smooth[f"loss_{kind}"], color=color, label=name)
         axes[1].plot(smooth[f"code_{kind}"], color=color, label=name)
-    for name, color in (("cluster", 3), ("linear", 4)):
-        if log[f"loss_{name}"].notna().any():
-            axes[2].plot(smooth[f"loss_{name}"], color=sns.color_palette()[color], label=name)
-    for axis, title in zip(
-        axes, ("correspondence loss", "mean code correspondence", "loss of the probes"), strict=True
-    ):
+    for color, name in enumerate(probes, start=3):
+        axes[2].plot(smooth[f"loss_{name}"], color=sns.color_palette()[color], label=name)
+    for axis, title in zip(axes, titles, strict=True):
         axis.set(title=title, xlabel="step")
         axis.legend(fontsize=8)
     figure.tight_layout()

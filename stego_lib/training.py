@@ -10,7 +10,6 @@ from torch import Tensor
 from .backbone import Backbone
 from .batches import Batch, draw_batch, find_neighbors
 from .calibration import histograms, measure_correspondences, resolve_shifts
-from .clustering import refit_clusters
 from .datasets import open_training_set
 from .errors import StegoError
 from .experiment import Experiment
@@ -22,6 +21,7 @@ from .memory import enough_memory
 from .model import Stego
 from .notices import notice
 from .paths import runs_root
+from .probes import fit_probes
 from .progress import progress
 from .run import Run, build_model, load_run, read_checkpoint, refuse_misfit, start_run
 from .run_folders import find_run, new_folder
@@ -99,7 +99,7 @@ def run_steps(run: Run, store: FeatureStore, neighbors: Tensor, optimiser: torch
     with (
         enough_memory(f"a training step on {store.folder.name}", knobs),
         explained(run.folder / "log.csv"),
-        open_log(run.folder / "log.csv", run.step, optional_terms(experiment)) as log,
+        open_log(run.folder / "log.csv", run.step, [*probe_terms(experiment), *optional_terms(experiment)]) as log,
     ):
         bar = progress(range(run.step, experiment.steps), "training", initial=run.step, total=experiment.steps)
         for step in bar:
@@ -109,8 +109,8 @@ def run_steps(run: Run, store: FeatureStore, neighbors: Tensor, optimiser: torch
             log.add(step, values)
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             run.step = step + 1
-            if run.step == experiment.steps and experiment.cluster_probe == "kmeans":
-                refit_clusters(model, store, experiment.seed)
+            if run.step == experiment.steps and experiment.probes == "after":
+                fit_probes(model, store, experiment.seed)
             if experiment.validate_every and run.step % experiment.validate_every == 0:
                 run.keep_weights()
             if run.step % SAVE_EVERY == 0 or run.step == experiment.steps:
@@ -142,10 +142,10 @@ def train_step(
     experiment: Experiment,
     shifts: tuple[float, float, float],
 ) -> dict[str, float]:
-    """One update of head and probes by one backward pass; the probes see the code without its gradient.
+    """One update of head and joint probes by one backward pass; the probes see the code without its gradient.
 
-    Returns the values of this step, before its update: loss (the sum), loss_{self,knn,rand,linear,cluster} and mean
-    code correspondences code_{self,knn,rand}; loss_{rec,crf,aug} where these terms have a weight.
+    Returns the values of this step, before its update: loss (the sum), loss_{self,knn,rand}, mean code correspondences
+    code_{self,knn,rand}, loss_{cluster,linear} of joint probes and loss_{rec,crf,aug} where these terms have a weight.
     """
     model.train()
     feats, feats_knn = batch.feats, batch.feats_knn
@@ -166,17 +166,21 @@ def train_step(
         values["loss_aug"] = alignment_loss(code, code_view, batch.view_coords, published=experiment.published)
     for name, weight in optional_terms(experiment).items():
         total = total + weight * values[name]
-    cluster = model.cluster_probe.loss(code.detach())
-    total = total + cluster
-    values["loss_cluster"] = cluster
-    if batch.label is not None:
-        linear = model.linear_probe.loss(code.detach(), batch.label)
-        total = total + linear
-        values["loss_linear"] = linear
+    if experiment.probes == "joint":
+        values["loss_cluster"] = model.cluster_probe.loss(code.detach())
+        total = total + values["loss_cluster"]
+        if batch.label is not None:
+            values["loss_linear"] = model.linear_probe.loss(code.detach(), batch.label)
+            total = total + values["loss_linear"]
     optimiser.zero_grad()
     total.backward()
     optimiser.step()
     return {"loss": total.item()} | {key: value.item() for key, value in values.items()}
+
+
+def probe_terms(experiment: Experiment) -> list[str]:
+    """Names of the losses of probes that are trained beside the head; the linear one stays empty without labels."""
+    return ["loss_cluster", "loss_linear"] if experiment.probes == "joint" else []
 
 
 def optional_terms(experiment: Experiment) -> dict[str, float]:

@@ -22,8 +22,6 @@ class open_log:
         "loss_self",
         "loss_knn",
         "loss_rand",
-        "loss_cluster",
-        "loss_linear",
         "code_self",
         "code_knn",
         "code_rand",

@@ -17,9 +17,7 @@ def few_samples(monkeypatch):
     monkeypatch.setattr(clustering, "RESTARTS", 1)
 
 
-@pytest.mark.parametrize(
-    "changes", [dict(), dict(cluster_probe="kmeans"), dict(published=True, extra_clusters=6)], ids=str
-)
+@pytest.mark.parametrize("changes", [dict(), dict(probes="after"), dict(published=True, extra_clusters=6)], ids=str)
 def test_kept_steps_score_as_runs_that_ended_there(scenes_root, backbone_file, tmp_path, changes):
     experiment = tiny_experiment(scenes_root, backbone_file, steps=7, **changes)
     run = train(experiment.but(validate_every=2), runs_dir=tmp_path)
@@ -33,7 +31,8 @@ def test_kept_steps_score_as_runs_that_ended_there(scenes_root, backbone_file, t
     assert found["accuracy"] == pytest.approx(expected[best]["accuracy"], abs=0.02)
     for step, other in zip((2, 4, 6), ended, strict=True):
         kept = load_state(run.folder / "kept" / f"{step:07d}.pt")["model"]
-        head = {name: value for name, value in other.model.state_dict().items() if "cluster" not in name}
+        left = "probe" if experiment.probes == "after" else "cluster"  # what is fitted anew at the end
+        head = {name: value for name, value in other.model.state_dict().items() if left not in name}
         assert all(torch.equal(kept[name], value) for name, value in head.items())
 
 

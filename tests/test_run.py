@@ -36,6 +36,7 @@ from stego_lib.files import write_json
 from stego_lib.metrics import confusion, match, scores
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.notices import Notice
+from stego_lib.probes import labels_at
 from stego_lib.run import mean_code
 
 VALUES = {
@@ -678,15 +679,26 @@ def test_a_run_goes_with_its_backbone(experiment, tmp_path, runs_dir):
         again.predict(np.zeros((64, 64, 3), np.uint8))
 
 
-def test_clusters_fitted_afterwards_are_those_of_kmeans_on_the_codes(scenes_root, backbone_file, runs_dir):
-    """'kmeans' leaves the head as it is, repeats, and finds clusters at least as tight as the joint probe's."""
+def test_probes_fitted_afterwards_leave_the_head_as_it_is(scenes_root, backbone_file, runs_dir):
+    """They repeat, the clusters are at least as tight as the joint probe's, the linear probe fits its labels better."""
     joint = train(tiny_experiment(scenes_root, backbone_file), runs_dir=runs_dir)
-    fitted = train(tiny_experiment(scenes_root, backbone_file, cluster_probe="kmeans"), runs_dir=runs_dir)
-    again = train(tiny_experiment(scenes_root, backbone_file, cluster_probe="kmeans"), runs_dir=runs_dir)
+    fitted = train(tiny_experiment(scenes_root, backbone_file, probes="after"), runs_dir=runs_dir)
+    again = train(tiny_experiment(scenes_root, backbone_file, probes="after"), runs_dir=runs_dir)
     assert same_weights(fitted, again) and same_weights(load_run(fitted.folder), fitted)
     changed = {name for name, value in weights(fitted).items() if not torch.equal(value, weights(joint)[name])}
-    assert changed == {"cluster_probe.clusters"}
+    assert changed == {"cluster_probe.clusters", "linear_probe.classifier.weight", "linear_probe.classifier.bias"}
+    assert set(fitted.log.columns) == VALUES - {"loss_cluster", "loss_linear"}
     store = store_of(joint, "train")
     with torch.inference_mode():
         code = joint.model(store.rows(torch.arange(len(store))))
         assert fitted.model.cluster_probe.loss(code) < joint.model.cluster_probe.loss(code)
+        label = store.label_rows(torch.arange(len(store)))
+        assert fitted.model.linear_probe.loss(code, label) < joint.model.linear_probe.loss(code, label)
+
+
+def test_labels_are_read_at_the_centres_of_cells():
+    """Against every cell cut out and its middle pixel taken."""
+    label = torch.arange(2 * 12 * 20).view(2, 12, 20)
+    found = labels_at(label, torch.arange(15), (3, 5))
+    middle = [label[:, 4 * row + 2, 4 * column + 2] for row in range(3) for column in range(5)]
+    assert torch.equal(found, torch.stack(middle, 1))

@@ -83,7 +83,7 @@ def test_the_table_has_mean_and_spread_and_says_what_was_not_run(tmp_path, weigh
 
 
 def test_a_run_leaves_a_record_and_is_not_repeated(scenes_root, backbone_file, tmp_path, monkeypatch):
-    base = tiny_experiment(scenes_root, backbone_file, steps=3, cluster_probe="kmeans")
+    base = tiny_experiment(scenes_root, backbone_file, steps=3, probes="after")
     variants = [
         Variant("K", "8", base),
         Variant("again", "the same", base),

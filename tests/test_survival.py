@@ -30,7 +30,7 @@ def server(tmp_path_factory) -> Server:
 
 @pytest.fixture(scope="module")
 def experiment(scenes_root, backbone_file) -> Experiment:
-    return tiny_experiment(scenes_root, backbone_file, steps=10, cluster_probe="kmeans", validate_every=4)
+    return tiny_experiment(scenes_root, backbone_file, steps=10, probes="after", validate_every=4)
 
 
 @pytest.fixture(scope="module")

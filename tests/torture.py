@@ -65,7 +65,7 @@ def prepared() -> Iterator[tuple[Path, Experiment]]:
 def kills(count: int = 200, seed: int = 0) -> dict[str, Any]:
     """Kills runs, see `killing.survive`; it raises AssertionError where anything is lost."""
     with prepared() as (folder, experiment), serving(folder) as server:
-        experiment = experiment.but(steps=10, cluster_probe="kmeans", validate_every=4)
+        experiment = experiment.but(steps=10, probes="after", validate_every=4)
         return survive(server, experiment, folder, count, seed) | {"seed": seed, "steps_a_run": experiment.steps}
 
 
