@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 import torch
 
-from stego_lib import Experiment, clustering, evaluate, load_run, open_dataset, train, training
+from stego_lib import Experiment, baselines, clustering, evaluate, load_run, open_dataset, train, training
 from stego_lib.backbone import Backbone
 from stego_lib.features import open_store
 from stego_lib.files import UNFINISHED, read_json, write_json
@@ -42,10 +42,10 @@ REACH = 0.6
 # ---------------------------------------------------------------------------------------------- in the child
 
 
-def job_train(experiment: dict[str, Any], runs_dir: str, baselines: bool = False, **_: Any) -> dict[str, Any]:
-    """Trains, or goes on training, and evaluates."""
+def job_train(experiment: dict[str, Any], runs_dir: str, compare: bool = False, **_: Any) -> dict[str, Any]:
+    """Trains, or goes on training, and evaluates; with the baselines if `compare`."""
     run = train(Experiment.from_dict(experiment), runs_dir=runs_dir, resume=True)
-    evaluate(run, baselines=baselines)
+    evaluate(run, baselines=compare)
     return {"folder": str(run.folder)}
 
 
@@ -106,9 +106,9 @@ def die_at(line: int, saving: bool) -> None:
 
 
 def quicken() -> None:
-    """Makes this process save often, fit clusters once and compute in one thread, so that its results are those of another."""
+    """Makes this process save often, fit clusters once, take few samples and compute in one thread, as every job here does."""
     torch.set_num_threads(1)
-    training.SAVE_EVERY, clustering.RESTARTS = SAVE_EVERY, 1
+    training.SAVE_EVERY, clustering.RESTARTS, baselines.SAMPLES = SAVE_EVERY, 1, 500
 
 
 def slow_down(pause: float) -> None:

@@ -36,7 +36,7 @@ def test_a_notebook_that_was_killed_is_resumed_to_the_same_weights_and_scores(sc
     runs_dir = tmp_path / "runs"
     with serving(tmp_path) as server:
         experiment = Experiment.preset("scenes", **(parameters | {"data_root": str(scenes_root)}))
-        job = dict(experiment=experiment.to_dict(), runs_dir=str(tmp_path / "reference"), baselines=True)
+        job = dict(experiment=experiment.to_dict(), runs_dir=str(tmp_path / "reference"), compare=True)
         reference = Path(server.do("train", **job)["folder"])
 
     killed = papermill(tmp_path / "killed", runs_dir, parameters, "killing.slow_down(0.5)")
