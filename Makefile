@@ -49,9 +49,11 @@ test: $(READY)  ## run all tests
 	@$(PY) -m mypy
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-coverage: $(READY)  ## run all tests and show the lines that none reaches
-	@$(PY) -m coverage run --branch --source stego_lib -m pytest $(ARGS)
-	@$(PY) -m coverage report --show-missing --skip-covered
+coverage: $(READY)  ## run all tests and show the lines that none reaches; writes tests/reports/coverage.json
+	@$(PY) -m coverage erase
+	@OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(PY) -m coverage combine --quiet
+	@$(PY) tests/reached.py
 
 torture: $(READY)  ## 200 kills, every bad input and attack, 5,000 steps; writes tests/reports (ARGS=kills: that part)
 	@$(PY) tests/torture.py $(ARGS)
@@ -67,4 +69,4 @@ serve: $(READY)  ## show the rendered book at http://localhost:8000
 	@$(PY) -m http.server 8000 --bind 127.0.0.1 --directory book/_build/html
 
 clean:  ## remove what was built (not the environment, the data or the runs)
-	@rm -rf book/_build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage
+	@rm -rf book/_build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage*

@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 import torch
 
-from stego_lib import Experiment, clustering, evaluate, load_run, open_dataset, train, training
+from stego_lib import Experiment, baselines, clustering, evaluate, load_run, open_dataset, train, training
 from stego_lib.backbone import Backbone
 from stego_lib.features import open_store
 from stego_lib.files import UNFINISHED, read_json, write_json
@@ -42,10 +42,10 @@ REACH = 0.6
 # ---------------------------------------------------------------------------------------------- in the child
 
 
-def job_train(experiment: dict[str, Any], runs_dir: str, **_: Any) -> dict[str, Any]:
-    """Trains, or goes on training, and evaluates."""
+def job_train(experiment: dict[str, Any], runs_dir: str, compare: bool = False, **_: Any) -> dict[str, Any]:
+    """Trains, or goes on training, and evaluates; with the baselines if `compare`."""
     run = train(Experiment.from_dict(experiment), runs_dir=runs_dir, resume=True)
-    evaluate(run, baselines=False)
+    evaluate(run, baselines=compare)
     return {"folder": str(run.folder)}
 
 
@@ -105,6 +105,12 @@ def die_at(line: int, saving: bool) -> None:
     sys.settrace(called)
 
 
+def quicken() -> None:
+    """Makes this process save often, fit clusters once, take few samples and compute in one thread, as every job here does."""
+    torch.set_num_threads(1)
+    training.SAVE_EVERY, clustering.RESTARTS, baselines.SAMPLES = SAVE_EVERY, 1, 500
+
+
 def slow_down(pause: float) -> None:
     """Makes each step of training and each batch of the backbone last some seconds, so that one can come in between."""
     step, forward = training.train_step, Backbone.forward
@@ -116,8 +122,7 @@ def child(job: dict[str, Any]) -> int:
     """Does the job; returns the exit status. What came of it, or the error, is in job["result"]."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    torch.set_num_threads(1)
-    training.SAVE_EVERY, clustering.RESTARTS = SAVE_EVERY, 1
+    quicken()
     if limit := job.get("largest_file"):
         import resource
 
@@ -208,6 +213,14 @@ def serving(folder: Path) -> Iterator[Server]:
         yield server
     finally:
         server.close()
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
+    """Returns as soon as `condition` is true; AssertionError if it never is."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, "it never came to that"
+        time.sleep(0.005)
 
 
 def runs_in(runs_dir: Path) -> list[Path]:

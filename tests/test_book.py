@@ -234,15 +234,20 @@ def test_errors_and_missing_figures_are_found(tmp_path):
     assert "traceback" in next(check.errors(write(tmp_path / "told.ipynb", told)))
 
 
-GOOD = """<html><body><article><h1 id="top">x</h1><a href="other.html#there">o</a><a href="#top">t</a>
+GOOD = """<html><body><img src="p.png"><article><h1 id="top">x</h1><a href="other.html#there">o</a><a href="#top">t</a>
 <a href="https://example.org/gone">elsewhere</a><img src="p.png" alt="A picture of something"></article></body></html>"""
 
 
 def test_a_page_without_faults_has_none(tmp_path):
+    """A picture of the page's frame, outside the article, needs no text."""
     (tmp_path / "page.html").write_text(GOOD)
     (tmp_path / "other.html").write_text('<html><body><p id="there">x</p></body></html>')
     (tmp_path / "p.png").write_bytes(b"x")
     assert check.problems(tmp_path, []) == []
+    without = picture_cell()
+    without.outputs = []
+    notebook = write(tmp_path / "without.ipynb", without)
+    assert check.problems(tmp_path, [notebook]) == [f"{notebook}: cell 0 should show figure fig-x and shows none"]
 
 
 @pytest.mark.parametrize(
@@ -254,8 +259,9 @@ def test_a_page_without_faults_has_none(tmp_path):
         ('src="p.png"', 'src="q.png"', "leads nowhere: q.png"),
         ('alt="A picture of something"', "", "without an alternative text: p.png"),
         ("A picture of something", "images/p.png", "without an alternative text: p.png"),
+        ("A picture of something", "figure", "without an alternative text: p.png"),
     ],
-    ids=["page", "place of a page", "place", "picture", "no text", "name of the file as text"],
+    ids=["page", "place of a page", "place", "picture", "no text", "name of the file as text", "a word"],
 )
 def test_faults_of_a_page_are_found(tmp_path, good, bad, fault):
     (tmp_path / "page.html").write_text(GOOD.replace(good, bad))

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +29,26 @@ def test_a_write_replaces_the_file_in_one_step_and_makes_its_folder(tmp_path):
             temporary.write_text(text)
             assert temporary.parent == path.parent, "on the same disk, else it could not be moved in one step"
         assert path.read_text() == text and list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
+    """Else a power cut could leave the new name without its content."""
+    done, fsync, replace = [], os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(f"sync {os.fstat(handle).st_size}"), fsync(handle)))
+    monkeypatch.setattr(Path, "replace", lambda path, to: (done.append("replace"), replace(path, to)))
+    with atomic(tmp_path / "a.txt") as temporary:
+        temporary.write_text("12345")
+    assert done == ["sync 5", "replace"]
+
+
+def test_a_written_file_can_be_read_by_whom_the_system_lets(tmp_path):
+    """Temporary files are made for their owner alone."""
+    before = os.umask(0o027)
+    try:
+        write_json(tmp_path / "a.json", 1)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o640
 
 
 def test_json_there_and_back(tmp_path):

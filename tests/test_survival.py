@@ -4,14 +4,13 @@ import math
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from common import tiny_experiment
-from killing import Server, flat, refuse_half_files, runs_in, same, serving, survive
+from killing import Server, flat, refuse_half_files, runs_in, same, serving, survive, wait_for
 
 from stego_lib import Experiment, StegoError, load_run, train, training
 from stego_lib.backbone import Backbone
@@ -44,13 +43,6 @@ def reference(server, experiment, tmp_path_factory) -> Path:
 def test_killed_runs_go_on_to_the_same_weights_log_and_scores(server, experiment, tmp_path):
     found = survive(server, experiment, tmp_path, KILLS, seed=7)
     assert found["kills"] >= KILLS and all(found["ways"].values()), found
-
-
-def wait_for(condition, seconds: float = 120) -> None:
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, "it never came to that"
-        time.sleep(0.005)
 
 
 def session(pid: int) -> list[int]:
