@@ -10,9 +10,11 @@ from .errors import StegoError
 def nearest_neighbors(global_features: Tensor, k: int, chunk: int = 4096) -> Tensor:
     """The `k` pictures most like each picture by cosine, the most like first, the picture itself left out.
 
-    global_features: (N, C), one row a picture (its features averaged over positions). Returns int64 (N, k).
-    Exact; at most `chunk` x N similarities are in memory at a time.
-    Raises StegoError when there are fewer than k + 1 pictures.
+    global_features: (N, C), one row a picture (its features averaged over positions), on any device. Returns int64
+    (N, k) on that device. Exact: every pair is compared, a square of `chunk` x `chunk` pictures at a time, and each row
+    keeps its best `k` so far. Beside the features and the result, memory holds one float32 copy of the features and
+    about two such squares: 4 N C + 8 chunk (chunk + 4 k) bytes, 1.1 GB for 600,000 pictures of 384 channels. The time
+    grows with N squared. Raises StegoError when there are fewer than k + 1 pictures.
     """
     count = len(global_features)
     if k < 1 or k >= count:
@@ -20,12 +22,22 @@ def nearest_neighbors(global_features: Tensor, k: int, chunk: int = 4096) -> Ten
             f"{k} neighbours were asked for, but there are {count} pictures: neighbors must be 1 to {count - 1}"
         )
     unit = F.normalize(global_features.float(), dim=1)
-    found = []
-    for rows in torch.arange(count, device=unit.device).split(chunk):
-        similar = unit[rows] @ unit.T
-        similar[torch.arange(len(rows), device=unit.device), rows] = -torch.inf
-        found.append(similar.topk(k, dim=1).indices)
-    return torch.cat(found)
+    return torch.cat([_nearest(unit, start, k, chunk) for start in range(0, count, chunk)])
+
+
+def _nearest(unit: Tensor, start: int, k: int, chunk: int) -> Tensor:
+    """The neighbours of the rows from `start` to `start + chunk`: int64 (at most chunk, k)."""
+    rows = unit[start : start + chunk]
+    best, index = rows.new_empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.int64, device=rows.device)
+    for first in range(0, len(unit), chunk):
+        similar = rows @ unit[first : first + chunk].T
+        if first == start:
+            similar.fill_diagonal_(-torch.inf)
+        values, columns = similar.topk(min(k, similar.shape[1]), dim=1)
+        best, index = torch.cat([best, values], 1), torch.cat([index, columns + first], 1)
+        best, kept = best.topk(min(k, best.shape[1]), dim=1)
+        index = index.gather(1, kept)
+    return index
 
 
 def shared_content(shares: Tensor, partners: Tensor) -> Tensor:
