@@ -6,13 +6,17 @@
 >>> label_maps = run.predict("picture.jpg")
 """
 
-from .backbone import Backbone
-from .datasets import open_dataset
-from .errors import DataNotFound, StegoError
-from .evaluation import evaluate
-from .experiment import PRESETS, Experiment
-from .run import Run, load_run
-from .training import train
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .backbone import Backbone
+    from .datasets import open_dataset
+    from .errors import DataNotFound, StegoError
+    from .evaluation import evaluate
+    from .experiment import PRESETS, Experiment
+    from .run import Run, load_run
+    from .training import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,3 +31,19 @@ __all__ = [
     "open_dataset",
     "train",
 ]
+
+_HOME = dict(
+    PRESETS="experiment", Backbone="backbone", DataNotFound="errors", Experiment="experiment", Run="run", StegoError="errors",
+    evaluate="evaluation", load_run="run", open_dataset="datasets", train="training",
+)  # fmt: skip
+"""Module of each public name. They are imported when asked for: a process that needs one small module takes no time to start."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

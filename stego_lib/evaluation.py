@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,13 @@ from .errors import StegoError
 from .experiment import Experiment
 from .features import NO_LABEL, FeatureStore, open_store
 from .files import write_json
+from .meanfield import refined_labels
 from .memory import enough_memory
 from .metrics import confusion, identity, match, published_map, scores
 from .model import Stego
 from .notices import notice
+from .parallel import Job, in_processes
+from .probe_maps import crf_logits, probe_scores
 from .probes import fit_cluster_probe
 from .progress import progress
 from .run import Run, environment, mean_code
@@ -94,7 +97,7 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
             "nothing to score; are they label maps of this data set?"
         )
     mirrored = _store(run, dataset, size, mirror=True) if run.experiment.mirror else None
-    tables = _stego_tables(run, plain, mirrored)
+    tables = _stego_tables(run, dataset, plain, mirrored)
     if baselines:
         tables |= _baseline_tables(run, _training_store(run), plain, mirrored)
     matching = match(tables["cluster"])
@@ -152,57 +155,68 @@ def cluster_confusion(
     """Confusion matrix of the cluster probe over a store with labels, int64 (n_clusters, n_classes), extra clusters included.
 
     mirrored: the store of the mirrored pictures, whose codes are averaged in. published: see `metrics.confusion`. It is the
-    table that `evaluate` makes under "cluster", by a shorter way: similarities are linear in the code, so they are upsampled
-    in its place.
+    table that `evaluate` makes under "cluster".
     """
     model.eval()
     n_clusters, n_classes = len(model.cluster_probe.clusters), int(plain.about["n_classes"])
 
     def maps(rows: Tensor) -> Tensor:
-        code = mean_code(model, plain.rows(rows), None if mirrored is None else mirrored.rows(rows))
+        code = _codes(model, plain, mirrored, rows)
         return upsample(model.cluster_probe.similarity(code), plain.labels.shape[1:]).cpu()
 
     return _count(plain, maps, n_clusters, n_classes, published)
 
 
-def _stego_tables(run: Run, plain: FeatureStore, mirrored: FeatureStore | None) -> dict[str, Tensor]:
+def _stego_tables(
+    run: Run, dataset: SegmentationDataset, plain: FeatureStore, mirrored: FeatureStore | None
+) -> dict[str, Tensor]:
     """Confusion matrices of both probes, with and without CRF."""
-    refine = run.experiment.crf
-    if refine and not crf.available():
-        notice(
-            "pydensecrf is not installed: scores are reported without the CRF (to have it: pip install 'stego_lib[crf]')"
-        )
-        refine = False
-    n_classes, published = len(run.classes), run.experiment.published
-    sizes = {"cluster": len(run.model.cluster_probe.clusters)}
-    if run.model.linear_probe.trained:
+    model, n_classes, published = run.model.eval(), len(run.classes), run.experiment.published
+    sizes = {"cluster": len(model.cluster_probe.clusters)}
+    if model.linear_probe.trained:
         sizes["linear"] = n_classes
-    tables = {name: torch.zeros(n, n_classes, dtype=torch.int64) for name, n in sizes.items()}
-    if refine:
-        tables |= {f"{name}_crf": table.clone() for name, table in tables.items()}
-    run.model.eval()
-    for rows in progress(torch.arange(len(plain)).split(BATCH), "evaluating"):
-        label = plain.label_rows(rows)
-        code = mean_code(run.model, plain.rows(rows), None if mirrored is None else mirrored.rows(rows))
-        maps = {name: probe for name, probe in probe_maps(run, code, label.shape[1:]).items() if name in sizes}
-        for name, values in maps.items():
-            tables[name] += confusion(values.argmax(1).cpu(), label, sizes[name], n_classes, published=published)
-        if refine:
-            for i, picture in enumerate(plain.picture_rows(rows)):
-                image = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
-                for name, values in maps.items():
-                    refined = crf.dense_crf(image, values[i]).argmax(0)
-                    tables[f"{name}_crf"] += confusion(refined, label[i], sizes[name], n_classes, published=published)
+    refine = run.experiment.crf and _can_refine()
+    names = [*sizes, *(f"{name}_crf" for name in sizes if refine)]
+    tables = {name: torch.zeros(sizes[name.removesuffix("_crf")], n_classes, dtype=torch.int64) for name in names}
+
+    def add(name: str, found: Tensor, label: Tensor) -> None:
+        tables[name] += confusion(found, label, len(tables[name]), n_classes, published=published)
+
+    def scored() -> Iterator[Job]:
+        """Counts what the probes say, and yields what the CRF takes of each picture, if it is wanted."""
+        for rows in progress(torch.arange(len(plain)).split(BATCH), "evaluating"):
+            label, codes = plain.label_rows(rows), _codes(model, plain, mirrored, rows)
+            found = probe_scores(model, codes, label.shape[1:])
+            for name in sizes:
+                add(name, found[name].argmax(1).cpu(), label)
+            if refine:
+                paths = [dataset.pictures[row] for row in rows.tolist()]
+                yield from _crf_jobs(model, codes, plain.picture_rows(rows), paths, list(sizes))
+
+    for row, refined in enumerate(in_processes(refined_labels, scored(), len(plain), "the dense CRF")):
+        for name, labels in zip(sizes, refined, strict=True):
+            add(f"{name}_crf", torch.from_numpy(labels), plain.label_rows(torch.tensor([row]))[0])
     return tables
 
 
-def probe_maps(run: Run, code: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Log-probabilities of both probes at (H, W): codes (B, K, h, w) are upsampled first, then probed, as published."""
-    code = upsample(code, size)
-    return {
-        "cluster": run.model.cluster_probe.log_probabilities(code),
-        "linear": run.model.linear_probe(code).log_softmax(1),
-    }
+def _can_refine() -> bool:
+    if not crf.available():
+        notice(
+            "pydensecrf is not installed: scores are reported without the CRF (to have it: pip install 'stego_lib[crf]')"
+        )
+    return crf.available()
+
+
+def _crf_jobs(model: Stego, codes: Tensor, pictures: Tensor, paths: list[Path], names: list[str]) -> Iterator[Job]:
+    """What `refined_labels` takes of each picture: the picture, and the probabilities of the probes `names`."""
+    for path, picture, code in zip(paths, pictures, codes, strict=True):
+        logits = crf_logits(model, code[None], picture.shape[1:])
+        probabilities = [logits[name][0].softmax(0).cpu().numpy() for name in names]
+        yield str(path), (picture.permute(1, 2, 0).contiguous().numpy(), probabilities)
+
+
+def _codes(model: Stego, plain: FeatureStore, mirrored: FeatureStore | None, rows: Tensor) -> Tensor:
+    return mean_code(model, plain.rows(rows), None if mirrored is None else mirrored.rows(rows))
 
 
 def _baseline_tables(

@@ -6,6 +6,9 @@ from torch import Tensor, nn
 
 from .backbone import upsample
 
+ALPHA = 2.0
+"""Scale of the cosines in the cluster probe's softmax. It matters only through the CRF."""
+
 
 class SegmentationHead(nn.Module):
     """Turns features (B, C, h, w) into codes (B, K, h, w) with 1 x 1 convolutions (paper, section 3.4).
@@ -59,8 +62,8 @@ class ClusterProbe(nn.Module):
             return -cosine.amax(1).mean()
         return -((alpha * cosine).softmax(1) * cosine).sum(1).mean()
 
-    def log_probabilities(self, code: Tensor, alpha: float = 2.0) -> Tensor:
-        """log softmax(alpha * cosine), (B, n, h, w). The scale matters only through the CRF."""
+    def log_probabilities(self, code: Tensor, alpha: float = ALPHA) -> Tensor:
+        """log softmax(alpha * cosine), (B, n, h, w)."""
         return (alpha * self(code)).log_softmax(1)
 
 

@@ -99,8 +99,9 @@ class Run:
 
     def code(self, pictures: Tensor) -> Tensor:
         """Codes (B, K, h, w) of uint8 pictures (B, 3, H, W), averaged with those of their mirror images if so set."""
-        features = self.backbone(pictures)
-        mirrored = self.backbone(pictures.flip(-1)) if self.experiment.mirror else None
+        if not self.experiment.mirror:
+            return mean_code(self.model, self.backbone(pictures), None)
+        features, mirrored = self.backbone(torch.cat([pictures, pictures.flip(-1)])).chunk(2)
         return mean_code(self.model, features, mirrored)
 
     @torch.inference_mode()
@@ -139,8 +140,10 @@ class Run:
 def mean_code(model: Stego, features: Tensor, mirrored: Tensor | None) -> Tensor:
     """Code of the features (B, C, h, w), averaged with the turned-back code of the mirrored pictures' features if given."""
     device = model.feature_mean.device
-    code = model(features.to(device))
-    return code if mirrored is None else 0.5 * (code + model(mirrored.to(device)).flip(-1))
+    if mirrored is None:
+        return model(features.to(device))
+    code, turned = model(torch.cat([features, mirrored]).to(device)).chunk(2)
+    return 0.5 * (code + turned.flip(-1))
 
 
 def start_run(folder: Path, experiment: Experiment, classes: Classes) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from common import golden_tensors
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stego_lib import StegoError
 from stego_lib.neighbors import nearest_neighbors, shared_content
@@ -19,6 +20,32 @@ def test_neighbours_equal_the_published_ones_without_the_picture_itself():
 @pytest.mark.parametrize("chunk", [1, 7, 63, 64, 1000])
 def test_the_chunk_does_not_matter(chunk):
     assert torch.equal(nearest_neighbors(POOLED, 29, chunk), G["nns"][:, 1:])
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor holds that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        tensors = made if isinstance(made, tuple | list) else [made]
+        self.numbers = max([self.numbers, *(t.numel() for t in tensors if isinstance(t, torch.Tensor))])
+        return made
+
+
+def test_memory_does_not_grow_with_pictures_times_the_chunk():
+    many = torch.randn(3000, 4, generator=torch.Generator().manual_seed(0))
+    with Largest() as largest:
+        found = nearest_neighbors(many, 2, chunk=128)
+    assert largest.numbers <= max(many.numel(), 128 * 128)
+    assert torch.equal(found, nearest_neighbors(many, 2, chunk=3000))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
+def test_on_a_gpu_too():
+    found = nearest_neighbors(POOLED.cuda(), 29, chunk=7)
+    assert found.is_cuda and torch.equal(found.cpu(), G["nns"][:, 1:])
 
 
 def test_fewer_neighbours_are_the_first_of_more():

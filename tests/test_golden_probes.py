@@ -1,14 +1,12 @@
 """Cluster probe and linear probe against the published code's numbers."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from common import golden_tensors
 from torch.testing import assert_close
 
-from stego_lib.evaluation import probe_maps
 from stego_lib.model import ClusterProbe, LinearProbe, Stego
+from stego_lib.probe_maps import probe_maps
 
 G = golden_tensors("probes")
 LOSS = dict(rtol=1e-4, atol=1e-6)
@@ -76,7 +74,7 @@ def test_cluster_loss_of_a_training_step_uses_all_clusters():
 def test_evaluation_upsamples_the_code_first_and_probes_then():
     model = Stego(10, 10, int(G["n_classes"]), extra_clusters=2)
     model.cluster_probe, model.linear_probe = cluster_probe(), linear_probe()
-    maps = probe_maps(SimpleNamespace(model=model), G["x"], (56, 56))
+    maps = probe_maps(model, G["x"], (56, 56))
     for name in ("cluster", "linear"):
         expected = G[f"eval_{name}_argmax"].long()
         # Two values may tie but for the last bit: one pixel in ten thousand is allowed to differ.

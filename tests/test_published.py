@@ -19,9 +19,9 @@ from torch._utils import _rebuild_tensor_v2
 from torch.testing import assert_close
 
 from stego_lib import Run, StegoError, baselines, clustering, crf, evaluate, load_run, open_dataset, train
-from stego_lib.evaluation import probe_maps
 from stego_lib.inert import Placeholder, Unpickler, load_inert, plain
 from stego_lib.notices import Notice
+from stego_lib.probe_maps import probe_maps
 from stego_lib.published import read_published
 from stego_lib.vit import DinoViT
 
@@ -123,7 +123,7 @@ def golden_maps(golden_run):
     run, expected = golden_run
     with torch.inference_mode():
         code = run.code(torch.from_numpy(expected["images_rgb_uint8"]).movedim(-1, 1))
-        return code, probe_maps(run, code, (320, 320))
+        return code, probe_maps(run.model, code, (320, 320))
 
 
 def test_golden_codes(golden_run, golden_maps):

@@ -30,12 +30,12 @@ from stego_lib.baselines import LinearScorer, kmeans_on_colors, kmeans_on_featur
 from stego_lib.batches import draw_batch
 from stego_lib.calibration import measure_correspondences, resolve_shifts
 from stego_lib.datasets import RandomCrop, open_training_set
-from stego_lib.evaluation import probe_maps
 from stego_lib.features import FeatureStore, open_store
 from stego_lib.files import write_json
 from stego_lib.metrics import confusion, match, scores
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.notices import Notice
+from stego_lib.probe_maps import probe_maps
 from stego_lib.probes import labels_at
 from stego_lib.run import mean_code
 
@@ -392,7 +392,7 @@ def test_with_crf_both_probes_are_scored_twice(experiment, runs_dir, monkeypatch
     for i in range(6):
         row = torch.tensor([i])
         with torch.inference_mode():
-            maps = probe_maps(run, mean_code(run.model, store.rows(row), mirrored.rows(row)), (64, 64))
+            maps = probe_maps(run.model, mean_code(run.model, store.rows(row), mirrored.rows(row)), (64, 64))
         image = store.picture_rows(row)[0].permute(1, 2, 0).numpy().copy()
         table = table + confusion(crf.dense_crf(image, maps["linear"][0]).argmax(0), store.label_rows(row)[0], 8, 8)
     assert record["scores"]["linear_crf"]["accuracy"] == pytest.approx(
@@ -495,7 +495,7 @@ def test_what_is_predicted_is_what_is_scored(run):
     """predict and evaluate must take the same way from code to labels: code upsampled first, probed then."""
     for i in range(6):
         picture = open_dataset("scenes", run.experiment.data_root, "val").picture(i)
-        scored = probe_maps(run, run.code(picture[None]), (64, 64))["cluster"][0].argmax(0)
+        scored = probe_maps(run.model, run.code(picture[None]), (64, 64))["cluster"][0].argmax(0)
         agreement = (run.predict(picture)[0] == scored.numpy()).mean()
         assert agreement >= 0.999, f"picture {i}: {100 * agreement:.2f} % of the pixels agree"
 

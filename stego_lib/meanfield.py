@@ -1,0 +1,45 @@
+"""The mean-field inference of the dense CRF on plain arrays. Without torch, so that a process that does only this starts at once."""
+
+import importlib.util
+from collections.abc import Sequence
+
+import numpy as np
+
+ITERATIONS = 10
+SMOOTHNESS = dict(sxy=1, compat=3)
+"""Gaussian kernel: standard deviation in pixels, weight."""
+APPEARANCE = dict(sxy=67, srgb=3, compat=4)
+"""Bilateral kernel: standard deviations in pixels and in grey levels, weight."""
+
+
+def available() -> bool:
+    """Whether pydensecrf is installed."""
+    return importlib.util.find_spec("pydensecrf") is not None
+
+
+def refine(image: np.ndarray, maps: Sequence[np.ndarray], iterations: int = ITERATIONS) -> list[np.ndarray]:
+    """Class probabilities after mean-field inference, float32 (n, H, W), for each of several maps of one picture.
+
+    image: uint8 (H, W, 3), RGB. maps: float32 (n, H, W), probabilities of each class before. Consecutive maps with the same
+    number of classes share the kernels' lattice, which depends on the picture alone. The channels are handed over as BGR,
+    as in the published code (the filter is not symmetric in them). Needs pydensecrf.
+    """
+    from pydensecrf.densecrf import DenseCRF2D
+    from pydensecrf.utils import unary_from_softmax
+
+    height, width = image.shape[:2]
+    field, classes, refined = None, 0, []
+    for probabilities in maps:
+        if field is None or len(probabilities) != classes:
+            classes = len(probabilities)
+            field = DenseCRF2D(width, height, classes)
+            field.addPairwiseGaussian(**SMOOTHNESS)
+            field.addPairwiseBilateral(rgbim=np.ascontiguousarray(image[:, :, ::-1]), **APPEARANCE)
+        field.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probabilities)))
+        refined.append(np.array(field.inference(iterations)).reshape(-1, height, width))
+    return refined
+
+
+def refined_labels(image: np.ndarray, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The most probable class of each pixel after `refine`: int32 (H, W) for each of the maps."""
+    return [probabilities.argmax(0).astype(np.int32) for probabilities in refine(image, maps)]

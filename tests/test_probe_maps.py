@@ -1,0 +1,52 @@
+"""Probing on the grid against the published order: the code upsampled first, and probed then."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from stego_lib.backbone import upsample
+from stego_lib.model import Stego
+from stego_lib.probe_maps import crf_logits, probe_maps, probe_scores, upsampled_length
+
+SIZES = [
+    ((5, 7), (40, 56)),
+    ((4, 4), (30, 45)),
+    ((1, 1), (8, 8)),
+    ((1, 6), (3, 20)),
+    ((6, 5), (6, 5)),
+    ((9, 8), (5, 3)),
+]
+"""Grids and what they are brought to: whole patches, other ratios, a single row, the same size, a smaller one."""
+
+
+def code_of(grid: tuple[int, int]) -> torch.Tensor:
+    """Codes whose neighbours all but cancel here and there, and one that is zero."""
+    code = torch.randn(2, 12, *grid, generator=torch.Generator().manual_seed(0))
+    code[0, :, 0, -1] = -0.999 * code[0, :, 0, 0]
+    code[1, :, -1, -1] = 0
+    return code
+
+
+@pytest.mark.parametrize(("grid", "size"), SIZES)
+@torch.inference_mode()
+def test_log_probabilities_are_those_of_the_published_order(grid, size):
+    torch.manual_seed(1)
+    model, code = Stego(16, 12, 6, extra_clusters=3).eval(), code_of(grid)
+    full = upsample(code, size)
+    published = {
+        "cluster": model.cluster_probe.log_probabilities(full),
+        "linear": model.linear_probe(full).log_softmax(1),
+    }
+    found, logits, scores = (form(model, code, size) for form in (probe_maps, crf_logits, probe_scores))
+    for name, expected in published.items():
+        assert_close(found[name], expected, rtol=0, atol=1e-5)
+        assert_close(logits[name].softmax(1), expected.exp(), rtol=0, atol=1e-5)
+        ranked = expected.topk(2, dim=1).values
+        clear = ranked[:, 0] - ranked[:, 1] > 1e-4
+        assert torch.equal(scores[name].argmax(1)[clear], expected.argmax(1)[clear]) and clear.any()
+
+
+@pytest.mark.parametrize(("grid", "size"), SIZES)
+def test_the_length_is_that_of_the_upsampled_code(grid, size):
+    code = code_of(grid).double()
+    assert_close(upsampled_length(code, size), upsample(code, size).norm(dim=1, keepdim=True), rtol=1e-6, atol=1e-6)
