@@ -1,0 +1,113 @@
+"""What is measured on: networks with random weights, drawn pictures, random features."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stego_lib import Backbone, Experiment
+from stego_lib.datasets.base import list_pictures, open_picture
+from stego_lib.datasets.painter import paint_scene
+from stego_lib.datasets.transforms import resize_picture
+from stego_lib.files import write_json
+
+N_CLASSES = 27
+TINY = dict(architecture="vit_tiny_patch16_224", patch_size=8, img_size=32, depth=2, embed_dim=32, num_heads=2)
+"""A network for trying the benchmarks out."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured."""
+
+    folder: Path
+    """Where it may write."""
+    tiny: bool = False
+    """Everything as small as can be: tells whether it runs, nothing of speed."""
+    repeats: int = 5
+    seconds: float = 60.0
+    """A row stops repeating after as many."""
+    photos: Path | None = None
+    """Folder of photographs, for the CRF."""
+    seed: int = 0
+
+    def choose(self, full: int, tiny: int) -> int:
+        """`full`, or `tiny` where all is tiny."""
+        return tiny if self.tiny else full
+
+    def network(self, name: str = "vit_small_patch8_224") -> Path:
+        """A file with random weights of timm's ViT `name`."""
+        arguments = TINY if self.tiny else dict(architecture=name)
+        arguments = {**arguments, "num_classes": 0, "dynamic_img_size": True}
+        path = self.folder / f"{arguments['architecture']}.safetensors"
+        if not path.exists():
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)
+                made = timm.create_model(
+                    **{"model_name" if k == "architecture" else k: v for k, v in arguments.items()}
+                )
+            save_file(made.state_dict(), path, {"timm": json.dumps(arguments)})
+        return path
+
+    def experiment(self, pictures: Path, **changes: object) -> Experiment:
+        """The recipe of ViT-S/8 on CocoStuff (K = 70, batch of 16) on the drawn pictures in the folder `pictures`."""
+        values: dict = dict(
+            dataset="folder", data_root=str(pictures), backbone=str(self.network()), precision="float32",
+            train_size=self.choose(224, 32), eval_size=self.choose(320, 48), batch_size=self.choose(16, 4),
+            seed=self.seed, neighbors=self.choose(7, 2), crf=False,
+        )  # fmt: skip
+        return Experiment.from_dict(values | changes)
+
+
+class RandomFeatures(Backbone):
+    """A backbone whose features are random numbers, at no cost."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return torch.randn(len(pictures), self.dim, *self.grid(*pictures.shape[-2:]), device=self.device)
+
+
+def draw_folder(folder: Path, pictures: list[np.ndarray], train: int, val: int, seed: int = 0) -> Path:
+    """A data set in the layout of `folder`: `train` and `val` JPEGs, each one of `pictures` shifted, with labels of 27 classes.
+
+    A label map is made of 4 x 4 rectangles; it says nothing of the picture.
+    """
+    rng = np.random.default_rng(seed)
+    for split, count in {"train": train, "val": val}.items():
+        for kind in ("imgs", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for i in range(count):
+            picture = np.roll(pictures[i % len(pictures)], rng.integers(8), axis=1)
+            Image.fromarray(picture).save(folder / "imgs" / split / f"{i:05d}.jpg", quality=90)
+            label = Image.fromarray(rng.integers(0, N_CLASSES, (4, 4), np.uint8))
+            label.resize(picture.shape[1::-1], Image.Resampling.NEAREST).save(
+                folder / "labels" / split / f"{i:05d}.png"
+            )
+    write_json(folder / "classes.json", {"names": [f"class {i}" for i in range(N_CLASSES)]})
+    return folder
+
+
+def scenes(size: int, count: int = 16, seed: int = 0) -> list[np.ndarray]:
+    """Drawn scenes with texture, uint8 (size, size, 3)."""
+    return [paint_scene(seed, i, size)[0] for i in range(count)]
+
+
+def smooth(size: int) -> list[np.ndarray]:
+    """One drawn picture without texture."""
+    y, x = np.mgrid[:size, :size] / size
+    waves = [np.sin(6 * x + 3 * y), np.cos(4 * y - x), np.sin(5 * x * y)]
+    return [np.stack([127 + 100 * wave for wave in waves], -1).astype(np.uint8)]
+
+
+def photographs(folder: Path, size: int, count: int = 8) -> list[np.ndarray]:
+    """The first photographs of a folder, the middle of each at `size` pixels."""
+    found: Iterator[Path] = islice(list_pictures(folder), count)
+    tensors = [torch.from_numpy(np.array(open_picture(path))).movedim(-1, 0) for path in found]
+    return [resize_picture(tensor, size).permute(1, 2, 0).contiguous().numpy() for tensor in tensors]

@@ -1,0 +1,122 @@
+"""Clocks and scales: interleaved timing, the peak memory of a process, and what machine it was."""
+
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from stego_lib.files import write_json
+from stego_lib.run import environment
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results"
+QUICK = 3.0
+"""Seconds; the first call of whatever takes less only warms up and is not counted."""
+
+
+def interleaved(ways: dict[str, Callable[[], Any]], repeats: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Calls all `ways` in turn, `repeats` times or until `seconds` are over (once at least).
+
+    Returns for each way median_s, min_s, max_s and n. As the ways take turns, what else the machine does hits all of them.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    begun = time.perf_counter()
+    for name, way in ways.items():
+        first = seconds_of(way)
+        if first > QUICK:
+            taken[name].append(first)
+    for _ in range(repeats):
+        for name, way in ways.items():
+            late = time.perf_counter() - begun > seconds
+            if len(taken[name]) < repeats and not (late and taken[name]):
+                taken[name].append(seconds_of(way))
+    return {name: summary(values) for name, values in taken.items()}
+
+
+def seconds_of(way: Callable[[], Any]) -> float:
+    """Seconds that one call takes, work that it leaves to the GPU included."""
+    settle()
+    started = time.perf_counter()
+    way()
+    settle()
+    return time.perf_counter() - started
+
+
+def settle() -> None:
+    """Waits for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median, smallest and largest of some seconds, and how many they are."""
+    return {
+        "median_s": round(statistics.median(values), 6),
+        "min_s": round(min(values), 6),
+        "max_s": round(max(values), 6),
+        "n": len(values),
+    }
+
+
+def in_child(module: str, *arguments: object) -> dict[str, Any]:
+    """Runs `python -m MODULE ARGUMENTS` and returns the JSON of its last line, with its peak memory as "peak_bytes".
+
+    The peak is the resident memory of the process (what it has mapped of files included), looked at every 20 ms.
+    """
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        process, peak = psutil.Process(child.pid), 0
+        while child.poll() is None:
+            try:
+                peak = max(peak, process.memory_info().rss)
+            except psutil.NoSuchProcess:
+                break
+            time.sleep(0.02)
+        output = child.communicate()[0]
+    if child.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {child.returncode}")
+    return json.loads(output.splitlines()[-1]) | {"peak_bytes": peak}
+
+
+def machine() -> dict[str, Any]:
+    """Processor, memory, graphics card, threads and versions."""
+    found = {
+        "cpu": _cpu(),
+        "amx": bool(torch.cpu._is_amx_tile_supported()),
+        "cores": len(psutil.Process().cpu_affinity()),
+    }
+    found |= {"memory_gb": round(psutil.virtual_memory().total / 1e9, 1), "load": psutil.getloadavg()[0]}
+    found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return found | environment()
+
+
+def _cpu() -> str:
+    """The processor's name, as `lscpu` tells it."""
+    try:
+        told = subprocess.run(["lscpu"], capture_output=True, text=True, env={"LC_ALL": "C"}).stdout
+    except OSError:
+        told = ""
+    name = re.search(r"^Model name:\s*(.+)$", told, re.M)
+    return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def save(record: dict[str, Any], folder: Path) -> Path:
+    """Writes MACHINE-DATE.json; rows of an earlier run of that day on that machine that are not in `record` stay."""
+    of = record["machine"]
+    name = re.sub(r"[^a-z0-9]+", "-", (of["gpu"] or of["cpu"]).lower()).strip("-")
+    path = folder / f"{name}-{datetime.now(UTC):%Y-%m-%d}.json"
+    if path.exists():
+        record = record | {"rows": json.loads(path.read_text())["rows"] | record["rows"]}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    return path

@@ -1,0 +1,142 @@
+"""The baseline: the published order of work, written anew and as plainly as it can be. The library never imports it.
+
+What it does that the library does not: the frozen backbone runs on picture and neighbour at every step, in float32, with
+the matrix of attention written out; logits are brought to full size before the labelled pixels are picked; each part of the
+loss samples and normalises its own maps; three optimisers. In evaluation: one picture at a time, its mirror image in a pass
+of its own, codes brought to full size before they are probed, and one CRF after another.
+"""
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stego_lib import Backbone
+from stego_lib.meanfield import APPEARANCE, ITERATIONS, SMOOTHNESS
+from stego_lib.model import Stego
+
+
+class Published:
+    """Backbone, head and probes with the weights of `backbone` and `model` (copies), worked in the published order."""
+
+    def __init__(self, backbone: Backbone, model: Stego, weights: tuple, shifts: tuple, *, centering: bool = True):
+        self.vit = copy.deepcopy(backbone.vit).float()
+        for block in self.vit.blocks:
+            block.attn.fused_attn = False  # timm then forms softmax(Q K^T) and multiplies it with V
+        self.normalise = backbone.normalise
+        self.model = copy.deepcopy(model).float()
+        self.weights, self.shifts, self.centering = weights, shifts, centering
+        parts = ((self.model.head, 5e-4), (self.model.linear_probe, 5e-3), (self.model.cluster_probe, 5e-3))
+        self.optimisers = [torch.optim.Adam(part.parameters(), lr=rate) for part, rate in parts]
+
+    @torch.no_grad()
+    def features(self, pictures: Tensor) -> Tensor:
+        """Patch tokens after the final norm, (B, C, h, w), of uint8 pictures (B, 3, H, W)."""
+        tokens = self.vit.forward_features(self.normalise(pictures).float())[:, self.vit.num_prefix_tokens :]
+        height, width = (side // self.vit.patch_embed.patch_size[0] for side in pictures.shape[-2:])
+        return tokens.transpose(1, 2).reshape(len(pictures), -1, height, width)
+
+    def step(self, pictures: Tensor, partners: Tensor, *rest: Tensor) -> dict[str, float]:
+        """One training step on uint8 pictures and the neighbour of each."""
+        return self.rest(self.features(pictures), self.features(partners), *rest)
+
+    def rest(
+        self, feats: Tensor, feats_knn: Tensor, label: Tensor, coords1: Tensor, coords2: Tensor, permutations: Tensor
+    ) -> dict[str, float]:
+        """The step but for the backbone. Returns the values of its losses."""
+        self.model.train()
+        head = self.model.head
+        code, code_knn = head(feats), head(feats_knn)
+        feats, feats_knn = head.dropout(feats), head.dropout(feats_knn)  # by masks of their own: the targets are noisy
+        f1, c1 = sampled(feats, coords1), sampled(code, coords1)
+        f2, c2 = sampled(feats_knn, coords2), sampled(code_knn, coords2)
+        own = self.pair(f1, f1, c1, c1, self.shifts[0])
+        knn = self.pair(f1, f2, c1, c2, self.shifts[1])
+        random = [
+            self.pair(f1, sampled(feats[p], coords2), c1, sampled(code[p], coords2), self.shifts[2])
+            for p in permutations
+        ]
+        parts = {"self": own.mean(), "knn": knn.mean(), "rand": torch.cat(random).mean()}
+        total = sum(weight * part for weight, part in zip(self.weights, parts.values(), strict=True))
+        parts["linear"] = self.linear_loss(code.detach(), label)
+        parts["cluster"] = self.cluster_loss(code.detach())
+        total = total + parts["linear"] + parts["cluster"]
+        for optimiser in self.optimisers:
+            optimiser.zero_grad()
+        total.backward()
+        for optimiser in self.optimisers:
+            optimiser.step()
+        return {"loss": total.item()} | {f"loss_{name}": part.item() for name, part in parts.items()}
+
+    def pair(self, f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor, shift: float) -> Tensor:
+        """The loss of each pair of points, (B, S, S, S, S)."""
+        with torch.no_grad():
+            target = correlation(f1, f2)
+            if self.centering:
+                mean = target.mean()
+                target = target - target.mean((3, 4), keepdim=True)
+                target = target - target.mean() + mean
+        return -correlation(c1, c2).clamp(min=0) * (target - shift)
+
+    def linear_loss(self, code: Tensor, label: Tensor) -> Tensor:
+        """Cross-entropy of the labelled pixels, picked from logits at full size."""
+        logits = F.interpolate(
+            self.model.linear_probe.classifier(code), label.shape[-2:], mode="bilinear", align_corners=False
+        )
+        n_classes = logits.shape[1]
+        logits, label = logits.permute(0, 2, 3, 1).reshape(-1, n_classes), label.reshape(-1)
+        labelled = (label >= 0) & (label < n_classes)
+        return F.cross_entropy(logits[labelled], label[labelled])
+
+    def cluster_loss(self, code: Tensor) -> Tensor:
+        """Minus the mean cosine of a code with its nearest cluster, by way of one-hot assignments."""
+        clusters = F.normalize(self.model.cluster_probe.clusters, dim=1)
+        cosine = torch.einsum("bkhw,nk->bnhw", F.normalize(code, dim=1), clusters)
+        nearest = F.one_hot(cosine.argmax(1), len(clusters)).permute(0, 3, 1, 2).float()
+        return -(nearest * cosine).sum(1).mean()
+
+    @torch.no_grad()
+    def code(self, picture: Tensor) -> Tensor:
+        """Code (1, K, h, w) of one uint8 picture (1, 3, H, W): the mean over two passes, the second on its mirror image."""
+        head = self.model.head.eval()
+        return (head(self.features(picture)) + head(self.features(picture.flip(3))).flip(3)) / 2
+
+    @torch.no_grad()
+    def maps(self, code: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        """Log-probabilities (n, H, W) of both probes, the code brought to full size first."""
+        code = F.interpolate(code, size, mode="bilinear", align_corners=False)
+        clusters = F.normalize(self.model.cluster_probe.clusters, dim=1)
+        cosine = torch.einsum("bkhw,nk->bnhw", F.normalize(code, dim=1), clusters)
+        linear = self.model.linear_probe.classifier(code)
+        return {"cluster": (2 * cosine).log_softmax(1)[0], "linear": linear.log_softmax(1)[0]}
+
+
+def sampled(maps: Tensor, coords: Tensor) -> Tensor:
+    """Values of maps (B, C, h, w) at coords (B, S, S, 2), (B, C, S, S)."""
+    return F.grid_sample(maps, coords.permute(0, 2, 1, 3), padding_mode="border", align_corners=True)
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of every position with every position, (B, h, w, i, j)."""
+    return torch.einsum("nchw,ncij->nhwij", F.normalize(a, dim=1, eps=1e-10), F.normalize(b, dim=1, eps=1e-10))
+
+
+def crf(picture: Tensor, log_probabilities: Tensor) -> np.ndarray:
+    """Labels (H, W) after a CRF of its own for one map of one picture."""
+    from pydensecrf.densecrf import DenseCRF2D
+    from pydensecrf.utils import unary_from_softmax
+
+    image = np.ascontiguousarray(picture.permute(1, 2, 0).numpy()[:, :, ::-1])
+    field = DenseCRF2D(image.shape[1], image.shape[0], len(log_probabilities))
+    field.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(log_probabilities.softmax(0).numpy())))
+    field.addPairwiseGaussian(**SMOOTHNESS)
+    field.addPairwiseBilateral(rgbim=image, **APPEARANCE)
+    return np.argmax(field.inference(ITERATIONS), axis=0).reshape(image.shape[:2])
+
+
+def nearest(features: Tensor, top: int = 30) -> Tensor:
+    """The `top` most like by cosine, the picture itself first: rows in 16 pieces, each against all pictures at once."""
+    unit = F.normalize(features, dim=1)
+    return torch.cat([(rows @ unit.T).topk(top, dim=1).indices for rows in unit.chunk(16)])

@@ -1,0 +1,87 @@
+"""The benchmarks: the baseline computes what the library computes, and every row runs."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from common import ROOT, tiny_experiment
+from torch.testing import assert_close
+
+from benchmarks.material import Settings, draw_folder, smooth
+from benchmarks.published_order import Published, crf, nearest
+from stego_lib import Backbone
+from stego_lib.batches import Batch
+from stego_lib.crf import dense_crf
+from stego_lib.loss import published_permutation, random_coords
+from stego_lib.meanfield import available
+from stego_lib.model import Stego
+from stego_lib.neighbors import nearest_neighbors
+from stego_lib.probe_maps import probe_maps
+from stego_lib.run import build_model, mean_code
+from stego_lib.training import make_optimiser, train_step
+
+
+@pytest.fixture(scope="module")
+def backbone(backbone_file) -> Backbone:
+    return Backbone(str(backbone_file), device="cpu", precision="float32")
+
+
+@pytest.fixture
+def model() -> Stego:
+    torch.manual_seed(0)
+    return Stego(32, 8, 5, dropout=0.0, extra_clusters=2)
+
+
+def baseline(backbone: Backbone, model: Stego, centering: bool = True) -> Published:
+    return Published(backbone, model, (0.67, 0.25, 0.63), (0.08, 0.02, 0.3), centering=centering)
+
+
+@pytest.mark.parametrize("centering", [True, False])
+def test_the_baseline_trains_to_the_same_losses_and_weights(backbone, backbone_file, tmp_path, centering):
+    experiment = tiny_experiment(
+        tmp_path, backbone_file, dropout=0.0, centering=centering, weights=(0.67, 0.25, 0.63), shifts=(0.08, 0.02, 0.3)
+    )
+    ours = build_model(experiment, 32, 5)
+    theirs, optimiser = baseline(backbone, ours, centering), make_optimiser(ours, experiment)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        pictures = torch.randint(0, 256, (8, 3, 64, 64), generator=generator, dtype=torch.uint8)
+        label = torch.randint(-1, 6, (4, 64, 64), generator=generator)
+        coords = [random_coords(4, 3, generator) for _ in range(2)]
+        permutations = torch.stack([published_permutation(4, generator) for _ in range(2)])
+        feats, feats_knn = (features.clone() for features in backbone(pictures).chunk(2))
+        found = train_step(ours, optimiser, Batch(feats, feats_knn, *coords, permutations, label), experiment, (0.08, 0.02, 0.3))
+        expected = theirs.step(*pictures.chunk(2), label, *coords, permutations)
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    for name, weight in ours.state_dict().items():
+        assert_close(weight, theirs.model.state_dict()[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@torch.inference_mode()
+def test_the_baseline_evaluates_to_the_same_maps(backbone, model):
+    pictures = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    theirs = baseline(backbone, model)
+    code = mean_code(model.eval(), backbone(pictures), backbone(pictures.flip(-1)))
+    assert_close(theirs.code(pictures), code, rtol=0, atol=1e-4)
+    for name, expected in theirs.maps(code, (64, 96)).items():
+        found = probe_maps(model, code, (64, 96))[name][0]
+        assert_close(found, expected, rtol=0, atol=1e-5)
+        if available():
+            labels = dense_crf(pictures[0].permute(1, 2, 0).contiguous().numpy(), found).argmax(0)
+            assert (labels.numpy() == crf(pictures[0], expected)).mean() > 0.999
+
+
+def test_the_baseline_finds_the_same_neighbours():
+    features = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(nearest(features, 8)[:, 1:], nearest_neighbors(features, 7))
+
+
+def test_the_library_knows_nothing_of_the_benchmarks():
+    for path in (ROOT / "stego_lib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "benchmarks" for name in names), path
