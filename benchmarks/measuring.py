@@ -18,6 +18,8 @@ import torch
 from stego_lib.files import write_json
 from stego_lib.run import environment
 
+from .material import Settings
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 QUICK = 3.0
@@ -41,6 +43,11 @@ def interleaved(ways: dict[str, Callable[[], Any]], repeats: int, seconds: float
             if len(taken[name]) < repeats and not (late and taken[name]):
                 taken[name].append(seconds_of(way))
     return {name: summary(values) for name, values in taken.items()}
+
+
+def timed(ways: dict[str, Callable[[], Any]], settings: Settings) -> dict[str, dict[str, float]]:
+    """The same, as often and as long as the settings say."""
+    return interleaved(ways, settings.repeats, settings.seconds)
 
 
 def seconds_of(way: Callable[[], Any]) -> float:

@@ -1,0 +1,69 @@
+"""What any implementation could reach on this machine: matrix products a second, and how many the networks take."""
+
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from stego_lib.backbone import choose_device, choose_precision
+
+from .material import Settings
+from .measuring import seconds_of
+
+SHAPES = ((785 * 4, 384, 1536), (2048, 2048, 2048), (8192, 8192, 8192))
+"""Tokens of four pictures through a layer of ViT-S/8; squares. The last is for a GPU."""
+
+
+def limits(settings: Settings) -> dict[str, Any]:
+    """The machine's own limit: the fastest matrix product in float32 and bfloat16, and the work of one picture.
+
+    Seconds of a picture at this throughput are the least that any implementation needs here that works in this precision.
+    """
+    device = choose_device("auto")
+    found = {name: throughput(getattr(torch, name), device, settings.tiny) for name in ("float32", "bfloat16")}
+    work = {name: flops(name, size) for name, size in networks(settings.tiny).items()}
+    least = {precision: {name: work[name] / (1e9 * speed) for name in work} for precision, speed in found.items()}
+    return {
+        "gflop_per_s": found,
+        "flop_per_picture": work,
+        "least_s_per_picture": least,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def networks(tiny: bool) -> dict[str, int]:
+    """timm's names of the networks, and their pictures' size in pixels."""
+    return {"vit_tiny_patch16_224": 32} if tiny else {"vit_small_patch8_224": 224, "vit_base_patch8_224": 224}
+
+
+def throughput(dtype: torch.dtype, device: torch.device, tiny: bool = False) -> float:
+    """GFLOP/s of the fastest of some matrix products, each the best of five, and none that would take long."""
+    shapes = [(64, 64, 64)] if tiny else SHAPES[: None if device.type == "cuda" else 2]
+    best = 0.0
+    for rows, inner, columns in shapes:
+        few = max(64, rows // 32)  # tried first: where the type is emulated, the whole takes minutes
+        a, b = (
+            torch.randn(rows, inner, device=device, dtype=dtype),
+            torch.randn(columns, inner, device=device, dtype=dtype),
+        )
+        tried = min(seconds_of(lambda a=a, b=b, few=few: F.linear(a[:few], b)) for _ in range(2))
+        part = a if tried * rows / few < 2 else a[:few]
+        taken = min(seconds_of(lambda part=part, b=b: F.linear(part, b)) for _ in range(5))
+        best = max(best, 2 * len(part) * inner * columns / taken / 1e9)
+    return best
+
+
+@torch.inference_mode()
+def flops(name: str, size: int) -> int:
+    """Floating-point operations of one picture through timm's ViT `name`, counted (a multiplication and an addition are two)."""
+    vit = timm.create_model(name, num_classes=0, dynamic_img_size=True).eval()
+    with FlopCounterMode(display=False) as counter:
+        vit.forward_features(torch.zeros(1, 3, size, size))
+    return counter.get_total_flops()
+
+
+def bfloat16_is_native() -> bool:
+    """Whether the machine multiplies bfloat16 itself; where it does not, bfloat16 is slower than float32."""
+    return choose_precision("auto", choose_device("auto")) is torch.bfloat16

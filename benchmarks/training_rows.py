@@ -1,0 +1,189 @@
+"""Training: the step, its parts, extraction, and the whole recipe extrapolated."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from itertools import count
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from stego_lib import Backbone, Experiment, open_dataset
+from stego_lib.batches import Batch, draw_batch, find_neighbors
+from stego_lib.features import open_store
+from stego_lib.loss import published_permutation, random_coords
+from stego_lib.model import Stego
+from stego_lib.neighbors import nearest_neighbors
+from stego_lib.probes import fit_probes
+from stego_lib.run import build_model
+from stego_lib.training import make_optimiser, train_step
+
+from .limits import bfloat16_is_native
+from .material import N_CLASSES, RandomFeatures, Settings, draw_folder, scenes
+from .measuring import interleaved, seconds_of, timed
+from .published_order import Published
+
+SHIFTS = (0.08, 0.02, 0.66)
+
+
+def step(settings: Settings) -> dict[str, Any]:
+    """A training step of ViT-S/8 at 224 px, K = 70, 27 classes, batch 16.
+
+    The baseline gets its pictures decoded in memory; ours read features, or decode and compute, as in a run.
+    """
+    experiment, folder = _data(settings, settings.choose(64, 8))
+    backbone = Backbone.of(experiment)
+    model = build_model(experiment, backbone.dim, N_CLASSES)
+    dataset = open_dataset("folder", folder, "train")
+    store = open_store(
+        dataset, RandomFeatures(experiment.backbone, precision="float32"), experiment.train_size, folder / "stores"
+    )
+    neighbors = find_neighbors(store, model, experiment)
+    theirs = Published(backbone, model, experiment.weights, SHIFTS)
+    rows = torch.arange(experiment.batch_size)
+    pictures, label = store.picture_rows(rows).to(backbone.device), store.label_rows(rows).to(backbone.device)
+    points = _points(experiment, backbone.device)
+    ways: dict[str, Callable] = {
+        "published": lambda: theirs.step(pictures, pictures.flip(0), label, *points),
+        "store": _steps(experiment, store, neighbors, backbone),
+        "store, probes after": _steps(experiment.but(probes="after"), store, neighbors, backbone),
+    }
+    skipped = {}
+    for precision in ("float32", "bfloat16"):
+        if precision == "bfloat16" and not (settings.tiny or bfloat16_is_native()):
+            skipped[f"online {precision}"] = "this machine does not multiply bfloat16 natively: see the row limits"
+            continue
+        network = Backbone.of(experiment.but(precision=precision))
+        if find_spec("stego_lib.online") is None:
+            continue
+        from stego_lib.online import open_features
+
+        online = open_features(dataset, network, experiment.train_size, folder / precision, "online")
+        ways[f"online {precision}"] = _steps(experiment, online, neighbors, network)
+    return {"ways": timed(ways, settings), "batch": experiment.batch_size, "skipped": skipped}
+
+
+def rest(settings: Settings) -> dict[str, Any]:
+    """A training step but for the backbone and the reading of features, batch 4: head, loss, both probes, optimiser."""
+    experiment, _ = _data(settings, settings.choose(8, 8))
+    experiment = experiment.but(batch_size=4)
+    backbone = Backbone.of(experiment)
+    model = build_model(experiment, backbone.dim, N_CLASSES).to(backbone.device)
+    theirs, device, size = (
+        Published(backbone, model, experiment.weights, SHIFTS),
+        backbone.device,
+        experiment.train_size,
+    )
+    feats, feats_knn = torch.randn(2, 4, backbone.dim, *backbone.grid(size, size), device=device)
+    label = torch.randint(0, N_CLASSES, (4, size, size), device=device)
+    points = _points(experiment, device)
+    batch = Batch(feats, feats_knn, *points, label)
+    ours = {}
+    for probes in ("joint", "after"):
+        trained = build_model(experiment, backbone.dim, N_CLASSES).to(device)
+        asked = experiment.but(probes=probes)
+        ours[probes] = partial(train_step, trained, make_optimiser(trained, asked), batch, asked, SHIFTS)
+    ways = {
+        "published": lambda: theirs.rest(feats, feats_knn, label, *points),
+        "ours": ours["joint"],
+        "ours, probes after": ours["after"],
+    }
+    return {"ways": timed(ways, settings), "batch": 4}
+
+
+def extraction(settings: Settings) -> dict[str, Any]:
+    """The frozen backbone, ViT-S/8 at 224 px, in batches of 4, and how well bfloat16 agrees with float32."""
+    experiment, _ = _data(settings, 4)
+    size, number = experiment.train_size, 4
+    networks = {name: Backbone.of(experiment.but(precision=name)) for name in ("float32", "bfloat16")}
+    theirs = Published(
+        networks["float32"], build_model(experiment, networks["float32"].dim, N_CLASSES), (1, 1, 1), SHIFTS
+    )
+    drawn = torch.stack([torch.from_numpy(scene).movedim(-1, 0) for scene in scenes(size, number, settings.seed)])
+    pictures = drawn.to(networks["float32"].device)
+    ways = {"published": partial(theirs.features, pictures), "float32": partial(networks["float32"], pictures)}
+    cosine = F.cosine_similarity(networks["bfloat16"](pictures[:1]), networks["float32"](pictures[:1]), dim=1)
+    row: dict[str, Any] = {"ways": timed(ways, settings), "batch": number}
+    slow = {} if settings.tiny or bfloat16_is_native() else {"repeats": 1, "batch": 1}
+    few = partial(networks["bfloat16"], pictures[: slow.get("batch", number)])
+    taken = interleaved({"bfloat16": few}, slow.get("repeats", settings.repeats), settings.seconds)["bfloat16"]
+    share = number / slow.get("batch", number)
+    row["ways"]["bfloat16"] = {key: value * share if key.endswith("_s") else value for key, value in taken.items()}
+    row["pictures_per_second"] = {name: number / way["median_s"] for name, way in row["ways"].items()}
+    return row | {"bfloat16_cosine": {"mean": cosine.mean().item(), "min": cosine.min().item()}}
+
+
+def probes(settings: Settings) -> dict[str, Any]:
+    """What both probes cost: fitted once after training, against the difference that they make to a step, batch 16."""
+    experiment, folder = _data(settings, settings.choose(200, 8))
+    network = RandomFeatures(experiment.backbone, precision="float32")
+    store = open_store(open_dataset("folder", folder, "train"), network, experiment.train_size, folder / "stores")
+    model = build_model(experiment, network.dim, N_CLASSES)
+    neighbors = find_neighbors(store, model, experiment)
+    ways = {way: _steps(experiment.but(probes=way), store, neighbors, network) for way in ("joint", "after")}
+    fit = seconds_of(lambda: fit_probes(model, store, settings.seed))
+    return {"ways": timed(ways, settings), "batch": experiment.batch_size, "pictures": len(store), "fit_after_s": fit}
+
+
+def recipe(settings: Settings) -> dict[str, Any]:
+    """The Cityscapes-sized recipe with ViT-S/8, EXTRAPOLATED: 14,875 crops of 224 px, K = 100, 7,000 steps of batch 32.
+
+    Features of 500 drawn JPEGs are computed from the files on, and 200 steps are made from their store, K = 100.
+    """
+    crops, steps = 14_875, 7_000
+    measured, made = settings.choose(500, 12), settings.choose(200, 3)
+    experiment, folder = _data(settings, measured)
+    experiment = experiment.but(batch_size=settings.choose(32, 4), code_dim=100, centering=False, precision="auto")
+    backbone, dataset = Backbone.of(experiment), open_dataset("folder", folder, "train")
+    extraction_s = seconds_of(lambda: open_store(dataset, backbone, experiment.train_size, folder / "stores"))
+    store = open_store(dataset, backbone, experiment.train_size, folder / "stores")
+    model = build_model(experiment, backbone.dim, N_CLASSES)
+    pooled = torch.randn(settings.choose(crops, 200), backbone.dim)
+    neighbors_s = seconds_of(lambda: nearest_neighbors(pooled, experiment.neighbors))
+    joint = _steps(experiment, store, find_neighbors(store, model, experiment), backbone)
+    taken = interleaved({"step": joint}, made, settings.seconds * 4)["step"]
+    parts = {
+        "extraction_s": extraction_s / measured * crops,
+        "neighbors_s": neighbors_s,
+        "steps_s": taken["median_s"] * steps,
+    }
+    return {
+        "extrapolated": True,
+        "measured": {
+            "pictures": measured,
+            "extraction_s": extraction_s,
+            "step": taken,
+            "precision": str(backbone.precision),
+        },
+        **parts,
+        "total_s": sum(parts.values()),
+    }
+
+
+def _data(settings: Settings, train: int) -> tuple[Experiment, Any]:
+    """The experiment and its folder of drawn pictures."""
+    folder = settings.folder / f"drawn-{train}"
+    if not folder.exists():
+        draw_folder(folder, scenes(settings.choose(224, 32), 8, settings.seed), train, 1, settings.seed)
+    return settings.experiment(folder), folder
+
+
+def _points(experiment: Experiment, device: torch.device) -> list[torch.Tensor]:
+    """Coordinates of both sides and partners, as the baseline takes them."""
+    size, generator = experiment.batch_size, torch.Generator().manual_seed(experiment.seed)
+    coords = [random_coords(size, experiment.points, generator).to(device) for _ in range(2)]
+    partners = [published_permutation(size, generator) for _ in range(experiment.negatives)]
+    return [*coords, torch.stack(partners).to(device)]
+
+
+def _steps(experiment: Experiment, features: Any, neighbors: torch.Tensor, backbone: Backbone) -> Callable[[], None]:
+    """Makes the next step of a training whenever it is called: draws the batch, and trains."""
+    model: Stego = build_model(experiment, backbone.dim, N_CLASSES).to(backbone.device)
+    optimiser, numbers = make_optimiser(model, experiment), count()
+
+    def once() -> None:
+        batch = draw_batch(features, neighbors, model, experiment, next(numbers))
+        train_step(model, optimiser, batch, experiment, SHIFTS)
+
+    return once
