@@ -12,7 +12,7 @@ ROW ?=
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train seeds ablations reproduce pretrain test coverage torture lab book serve clean
+.PHONY: help setup train seeds ablations reproduce pretrain test coverage torture bench lab book serve clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ coverage: $(READY)  ## run all tests and show the lines that none reaches; write
 
 torture: $(READY)  ## 200 kills, every bad input and attack, 5,000 steps; writes tests/reports (ARGS=kills: that part)
 	@$(PY) tests/torture.py $(ARGS)
+
+bench: $(READY)  ## time and memory beside a plain baseline, a quarter of an hour; writes benchmarks/results (ARGS="step evaluation": those rows)
+	@$(PY) -m benchmarks $(ARGS)
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	@$(PY) -m jupyter lab --notebook-dir=. notebooks/train.ipynb

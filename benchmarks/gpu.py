@@ -43,7 +43,6 @@ def full_recipe(settings: Settings) -> dict[str, Any]:
     store = open_store(dataset, backbone, experiment.train_size, runs_dir / "features")
     model = build_model(experiment, backbone.dim, N_CLASSES)
     neighbors_s = seconds_of(lambda: find_neighbors(store, model, experiment))
-    del store
     if backbone.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     training_s = seconds_of(lambda: train(experiment, runs_dir=runs_dir))  # opens the store, finds neighbours, trains

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import psutil
 import timm
 import torch
 import torch.nn.functional as F
@@ -23,19 +24,16 @@ def limits(settings: Settings) -> dict[str, Any]:
     """
     device = choose_device("auto")
     found = {name: throughput(getattr(torch, name), device, settings.tiny) for name in ("float32", "bfloat16")}
-    work = {name: flops(name, size) for name, size in networks(settings.tiny).items()}
+    work = {label: flops(name, size) for label, (name, size) in networks(settings.tiny).items()}
     least = {precision: {name: work[name] / (1e9 * speed) for name in work} for precision, speed in found.items()}
-    return {
-        "gflop_per_s": found,
-        "flop_per_picture": work,
-        "least_s_per_picture": least,
-        "threads": torch.get_num_threads(),
-    }
+    facts = {"flop_per_picture": work, "least_s_per_picture": least, "cores": len(psutil.Process().cpu_affinity())}
+    return {"gflop_per_s": found} | facts
 
 
-def networks(tiny: bool) -> dict[str, int]:
-    """timm's names of the networks, and their pictures' size in pixels."""
-    return {"vit_tiny_patch16_224": 32} if tiny else {"vit_small_patch8_224": 224, "vit_base_patch8_224": 224}
+def networks(tiny: bool) -> dict[str, tuple[str, int]]:
+    """Networks that are counted: timm's name, and the side of a picture in pixels."""
+    small, base = ("vit_tiny_patch16_224",) * 2 if tiny else ("vit_small_patch8_224", "vit_base_patch8_224")
+    return {"ViT-S/8, 224 px": (small, 224), "ViT-S/8, 320 px": (small, 320), "ViT-B/8, 224 px": (base, 224)}
 
 
 def throughput(dtype: torch.dtype, device: torch.device, tiny: bool = False) -> float:

@@ -118,10 +118,11 @@ def _cpu() -> str:
 
 
 def save(record: dict[str, Any], folder: Path) -> Path:
-    """Writes MACHINE-DATE.json; rows of an earlier run of that day on that machine that are not in `record` stay."""
+    """Writes MACHINE-DATE.json (MACHINE-DATE-tiny.json of a trial); rows of an earlier run of that day on that machine that are not in `record` stay."""
     of = record["machine"]
     name = re.sub(r"[^a-z0-9]+", "-", (of["gpu"] or of["cpu"]).lower()).strip("-")
-    path = folder / f"{name}-{datetime.now(UTC):%Y-%m-%d}.json"
+    trial = "-tiny" if record["settings"]["tiny"] else ""
+    path = folder / f"{name}-{datetime.now(UTC):%Y-%m-%d}{trial}.json"
     if path.exists():
         record = record | {"rows": json.loads(path.read_text())["rows"] | record["rows"]}
     folder.mkdir(parents=True, exist_ok=True)

@@ -72,11 +72,11 @@ def notebooks(toc: Path) -> list[str]:
 
 
 def run_all(names: list[str], changes: dict[str, Any]) -> None:
-    """Runs each notebook whose executed copy is older than the notebook, the library or the run records.
+    """Runs each notebook whose executed copy is older than the notebook, the library, the run records or the benchmarks' results.
 
     changes: values of parameters, given to each notebook that has a parameter of that name.
     """
-    used = [path for folder in ("stego_lib", "book/records") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    used = [path for folder in ("stego_lib", "book/records", "benchmarks/results") for path in (ROOT / folder).rglob("*") if path.is_file()]
     newest = max(path.stat().st_mtime for path in used if "__pycache__" not in path.parts)
     for name in names:
         notebook, executed = ROOT / f"{name}.ipynb", SOURCE / f"{name}.ipynb"

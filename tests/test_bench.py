@@ -1,15 +1,12 @@
 """The benchmarks: the baseline computes what the library computes, and every row runs."""
 
 import ast
-import json
-from pathlib import Path
 
 import pytest
 import torch
 from common import ROOT, tiny_experiment
 from torch.testing import assert_close
 
-from benchmarks.material import Settings, draw_folder, smooth
 from benchmarks.published_order import Published, crf, nearest
 from stego_lib import Backbone
 from stego_lib.batches import Batch
@@ -52,7 +49,9 @@ def test_the_baseline_trains_to_the_same_losses_and_weights(backbone, backbone_f
         coords = [random_coords(4, 3, generator) for _ in range(2)]
         permutations = torch.stack([published_permutation(4, generator) for _ in range(2)])
         feats, feats_knn = (features.clone() for features in backbone(pictures).chunk(2))
-        found = train_step(ours, optimiser, Batch(feats, feats_knn, *coords, permutations, label), experiment, (0.08, 0.02, 0.3))
+        found = train_step(
+            ours, optimiser, Batch(feats, feats_knn, *coords, permutations, label), experiment, (0.08, 0.02, 0.3)
+        )
         expected = theirs.step(*pictures.chunk(2), label, *coords, permutations)
         for name, value in expected.items():
             assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
@@ -85,3 +84,74 @@ def test_the_library_knows_nothing_of_the_benchmarks():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(name.split(".")[0] == "benchmarks" for name in names), path
+
+
+# ---------------------------------------------------------------------------------------------- the rows
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> dict:
+    """The result of a tiny run of every row."""
+    folder = tmp_path_factory.mktemp("results")
+    threads = torch.get_num_threads()
+    path = main(["--tiny", "--repeats", "1", "--threads", "1", "--out", str(folder)])
+    torch.set_num_threads(threads)
+    return json.loads(path.read_text())
+
+
+def test_every_row_is_measured_beside_the_baseline(measured):
+    rows = measured["rows"]
+    assert set(rows) == set(ROWS) and measured["settings"]["tiny"]
+    for name in ("rest", "step", "extraction", "neighbours", "probes"):
+        for way, times in rows[name]["ways"].items():
+            assert 0 < times["min_s"] <= times["median_s"] <= times["max_s"] and times["n"] >= 1, (name, way)
+    assert {"published", "store", "online float32", "online bfloat16"} <= set(rows["step"]["ways"])
+    assert rows["extraction"]["bfloat16_cosine"]["min"] > 0.99
+    assert len(rows["evaluation"]["kinds"]) == 2
+    for found in rows["evaluation"]["kinds"].values():
+        assert {"published, no CRF", "ours, no CRF"} <= set(found["ways"])
+    assert rows["memory"]["peak_bytes"] > 1e8 and rows["memory"]["store_bytes"] > 12 * 2 * 32 * 4 * 4
+    assert rows["neighbours"]["many"]["peak_bytes"] > rows["neighbours"]["many"]["bytes_before"] > 1e8
+    assert rows["recipe"]["extrapolated"] and rows["recipe"]["total_s"] > 0
+    machine = measured["machine"]
+    assert machine["cpu"] and machine["amx"] in (True, False) and machine["threads"] == "1" and machine["torch"]
+
+
+def test_the_work_of_a_vit_is_its_products():
+    """Counted by hand: patches, per block query, key, value, two products of attention, projection and MLP."""
+    tokens, dim, depth = 28 * 28 + 1, 384, 12
+    per_block = 12 * tokens * dim**2 + 2 * tokens**2 * dim
+    by_hand = 2 * (28 * 28 * 3 * 8 * 8 * dim + depth * per_block)
+    assert limits.flops("vit_small_patch8_224", 224) == pytest.approx(by_hand, rel=1e-3)
+
+
+def test_rows_of_one_day_are_kept_together_and_a_trial_apart(tmp_path):
+    machine = {"cpu": "A (R) CPU", "gpu": None}
+    for rows, tiny in (({"a": 1, "b": 1}, False), ({"b": 2}, False), ({"b": 3}, True)):
+        path = measuring.save({"machine": machine, "settings": {"tiny": tiny}, "rows": rows}, tmp_path)
+    kept = {path.name: json.loads(path.read_text())["rows"] for path in tmp_path.iterdir()}
+    assert kept.pop(path.name) == {"b": 3} and list(kept.values()) == [{"a": 1, "b": 2}]
+
+
+def test_ways_take_turns_and_slow_ones_are_not_repeated_for_ever(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        measuring, "seconds_of", lambda way: calls.append(way()) or (10.0 if calls[-1] == "slow" else 1.0)
+    )
+    ways = {"slow": lambda: "slow", "quick": lambda: "quick"}
+    found = measuring.interleaved(ways, 3, 1e9)
+    assert calls == ["slow", "quick", "slow", "quick", "slow", "quick", "quick"]
+    assert {name: times["n"] for name, times in found.items()} == {"slow": 3, "quick": 3}
+    assert {name: times["n"] for name, times in measuring.interleaved(ways, 3, 0).items()} == {"slow": 1, "quick": 1}
+
+
+def test_the_whole_recipe_for_a_gpu_runs_tiny_on_a_cpu(tmp_path):
+    row = json.loads(gpu.main(["--tiny", "--out", str(tmp_path)]).read_text())["rows"]["full_recipe"]
+    assert row["pictures"] == 12 and row["steps"] == 4 and row["total_s"] > row["training_s"] > 0
+    assert 0 < row["share_of_matmul"] < 2
+
+
+def test_an_unknown_row_is_an_error(capsys):
+    with pytest.raises(SystemExit):
+        main(["steps"])
+    assert "unknown rows steps; rows: limits, rest, step" in capsys.readouterr().err
