@@ -37,6 +37,8 @@ def train_run(folder: str, tiny: str, pictures: str, steps: str) -> dict[str, An
     return {"seconds": time.perf_counter() - started, "store_bytes": stored, "pictures": int(pictures)}
 
 
+PARTS = {"neighbours": neighbours, "train": train_run}
+
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
-    print("\n" + json.dumps({"neighbours": neighbours, "train": train_run}[name](*arguments)))
+    print("\n" + json.dumps(PARTS[name](*arguments)))
