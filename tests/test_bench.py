@@ -116,7 +116,7 @@ def test_the_peak_of_a_process_is_its_own(tmp_path):
     (tmp_path / "told.json").write_text('{"a": 1}')
     found = measuring.in_child("json.tool", "--compact", tmp_path / "told.json")
     assert found["a"] == 1 and 1e6 < found["peak_bytes"] < 1e8
-    with pytest.raises(SystemExit, match="ended with 1"):
+    with pytest.raises(SystemExit, match="ended with"):
         measuring.in_child("json.tool", tmp_path / "nothing.json")
 
 

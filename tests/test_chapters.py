@@ -11,6 +11,7 @@ from common import ROOT, write_backbone
 from PIL import Image
 from standins import save
 from test_results import record
+from test_speed import made_up
 
 from stego_lib import Experiment, results, train
 from stego_lib.datasets.scenes import draw_scenes
@@ -19,7 +20,7 @@ from stego_lib.files import write_json
 from stego_lib.metrics import match, scores
 from stego_lib.notebooks import run_notebook
 
-CHAPTERS = ("data", "evaluation", "ablations", "benchmark", "baselines", "choosing", "segment_your_images")
+CHAPTERS = ("data", "evaluation", "ablations", "benchmark", "baselines", "choosing", "speed", "segment_your_images")
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,16 @@ def test_baselines(small, tmp_path):
     ], "64 is more than the 32 channels there are"  # fmt: skip
     best = max(one["scores"]["cluster"]["miou"] for one in kept if one["fixed_head"] == "pca")
     assert f"pca: best {best:.1f} mIoU" in text
+
+
+def test_speed(tmp_path):
+    machine = dict(cpu="a CPU", amx=False, gpu=None, torch="2", date="2026-01-01 00:00", load=0.1)
+    result = {"machine": machine, "settings": {"tiny": False, "threads": 2}, "rows": made_up()}
+    write_json(tmp_path / "results" / "a-cpu.json", result)
+    text, executed = run("speed", {"results": str(tmp_path / "results")}, tmp_path)
+    assert "a-cpu.json: 8 rows" in text and "40.0 x" in text and "impossible here" in text
+    shown = "\n".join(str(output.get("text", "")) for cell in executed.cells for output in cell.get("outputs", []))
+    assert "multiplies bfloat16 more slowly" in shown and "Neighbours of 600,000 pictures: 200.0 hours" in shown
 
 
 def test_benchmark(tmp_path):
