@@ -46,7 +46,8 @@ def in_processes(function: Callable, jobs: Iterable[Job], total: int, what: str)
 
 def _spread(function: Callable, jobs: Iterator[Job], processes: int, what: str) -> Iterator[Any]:
     one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
-    pool, flying = ProcessPoolExecutor(processes, env=one_thread, timeout=60), deque()
+    pool = ProcessPoolExecutor(processes, env=one_thread, timeout=60)
+    flying: deque[tuple[str, Any]] = deque()
 
     def landed() -> Any:
         name, future = flying.popleft()

@@ -1,5 +1,7 @@
 """Figures of speed: goals reached, and what a training costs by the number of pictures."""
 
+from collections.abc import Callable
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -15,13 +17,14 @@ WAYS = {"published order": "o", "online": "s", "store": "^", "store, 8 machines"
 def cost(model: Costs, disk: float = 1e12) -> Figure:
     """Hours of a training in each way, and bytes of the store, from 1,000 to 10 million pictures; `disk`: a disk in bytes."""
     pictures = np.geomspace(1e3, 1e7, 41)
-    hours = {
-        "published order": model.published(pictures), "online": model.online(pictures),
-        "store": model.store(pictures), "store, 8 machines": model.store(pictures, 8),
+    seconds: dict[str, Callable[[float], float]] = {
+        "published order": model.published, "online": model.online,
+        "store": model.store, "store, 8 machines": lambda count: model.store(count, 8),
     }  # fmt: skip
     figure, (time, room) = plt.subplots(1, 2, figsize=(11, 4))
-    for (name, seconds), colour in zip(hours.items(), sns.color_palette(), strict=False):
-        time.loglog(pictures, np.asarray(seconds) / 3600, color=colour, marker=WAYS[name], markevery=8, label=name)
+    for (name, way), colour in zip(seconds.items(), sns.color_palette(), strict=False):
+        hours = [way(count) / 3600 for count in pictures]
+        time.loglog(pictures, hours, color=colour, marker=WAYS[name], markevery=8, label=name)
     time.axvline(CITYSCAPES_CROPS, color="grey", linestyle=":", linewidth=1)
     time.annotate("Cityscapes", (CITYSCAPES_CROPS, 0.98), xycoords=("data", "axes fraction"), fontsize=9, rotation=90,
                   ha="right", va="top", color="dimgrey")  # fmt: skip
