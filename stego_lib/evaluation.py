@@ -18,13 +18,14 @@ from .datasets import SegmentationDataset, open_split, open_training_set
 from .datasets.folder import nameless
 from .datasets.transforms import Size
 from .errors import StegoError
-from .experiment import Experiment
-from .features import NO_LABEL, FeatureStore, open_store
+from .experiment import HOW, Experiment
+from .features import Features
 from .files import write_json
 from .memory import enough_memory
 from .metrics import confusion, identity, match, published_map, scores
 from .model import Stego
 from .notices import notice
+from .online import open_features
 from .probes import fit_cluster_probe
 from .progress import progress
 from .run import Run, environment, mean_code
@@ -88,7 +89,7 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
     """The part of the record that takes labels: scores, matching, confusion matrix, best step by labels."""
     size, published = run.experiment.eval_size, run.experiment.published
     plain = _store(run, dataset, size)
-    if plain.labels.min() == NO_LABEL:
+    if not plain.any_label():
         raise StegoError(
             f"{dataset.name} {dataset.split}: every pixel of {dataset.labels[0]} and the other label maps is ignored, so there is "
             "nothing to score; are they label maps of this data set?"
@@ -106,16 +107,17 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
     }
 
 
-def _store(run: Run, dataset: SegmentationDataset, size: Size, mirror: bool = False) -> FeatureStore:
-    root, published = run.folder.parent / "features", run.experiment.published
-    return open_store(dataset, run.backbone, size, root, mirror=mirror, published=published)
+def _store(run: Run, dataset: SegmentationDataset, size: Size, mirror: bool = False, way: str = "") -> Features:
+    root, experiment = run.folder.parent / "features", run.experiment
+    way = way or experiment.feature_store
+    return open_features(dataset, run.backbone, size, root, way, mirror=mirror, published=experiment.published)
 
 
-def _training_store(run: Run) -> FeatureStore:
-    return _store(run, open_training_set(run.experiment), run.experiment.train_size)
+def _training_store(run: Run) -> Features:
+    return _store(run, open_training_set(run.experiment), run.experiment.train_size, way=run.feature_store)
 
 
-def _best_by_label(run: Run, plain: FeatureStore) -> dict[str, Any]:
+def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
     """Scores of the cluster probe at the kept step with the highest mIoU, and the mIoU of every kept step.
 
     As the published code validates: neither mirror image nor CRF, and the matching made anew at each step.
@@ -135,9 +137,10 @@ def _best_by_label(run: Run, plain: FeatureStore) -> dict[str, Any]:
 
 
 def recorded(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as a run record holds it: without the folders of one machine, so that records can be shared."""
+    """The experiment as a run record holds it: without the folders of one machine and how it was run there, to be shared."""
     values = experiment.to_dict()
-    del values["data_root"]
+    for key in ("data_root", *HOW):
+        del values[key]
     if Path(experiment.backbone).suffix:
         values["backbone"] = Path(experiment.backbone).name
     if experiment.start_from is not None:
@@ -147,7 +150,7 @@ def recorded(experiment: Experiment) -> dict[str, Any]:
 
 @torch.inference_mode()
 def cluster_confusion(
-    model: Stego, plain: FeatureStore, mirrored: FeatureStore | None = None, *, published: bool = False
+    model: Stego, plain: Features, mirrored: Features | None = None, *, published: bool = False
 ) -> Tensor:
     """Confusion matrix of the cluster probe over a store with labels, int64 (n_clusters, n_classes), extra clusters included.
 
@@ -156,16 +159,16 @@ def cluster_confusion(
     in its place.
     """
     model.eval()
-    n_clusters, n_classes = len(model.cluster_probe.clusters), int(plain.about["n_classes"])
+    n_clusters, n_classes = len(model.cluster_probe.clusters), plain.n_classes
 
     def maps(rows: Tensor) -> Tensor:
         code = mean_code(model, plain.rows(rows), None if mirrored is None else mirrored.rows(rows))
-        return upsample(model.cluster_probe.similarity(code), plain.labels.shape[1:]).cpu()
+        return upsample(model.cluster_probe.similarity(code), plain.picture_size).cpu()
 
     return _count(plain, maps, n_clusters, n_classes, published)
 
 
-def _stego_tables(run: Run, plain: FeatureStore, mirrored: FeatureStore | None) -> dict[str, Tensor]:
+def _stego_tables(run: Run, plain: Features, mirrored: Features | None) -> dict[str, Tensor]:
     """Confusion matrices of both probes, with and without CRF."""
     refine = run.experiment.crf
     if refine and not crf.available():
@@ -205,9 +208,7 @@ def probe_maps(run: Run, code: Tensor, size: tuple[int, int]) -> dict[str, Tenso
     }
 
 
-def _baseline_tables(
-    run: Run, training: FeatureStore, plain: FeatureStore, mirrored: FeatureStore | None
-) -> dict[str, Tensor]:
+def _baseline_tables(run: Run, training: Features, plain: Features, mirrored: Features | None) -> dict[str, Tensor]:
     """Confusion matrices of the baselines, fitted on the training pictures."""
     n_classes, n_clusters = len(run.classes), len(run.model.cluster_probe.clusters)
     seed, published = run.experiment.seed, run.experiment.published
@@ -216,36 +217,32 @@ def _baseline_tables(
         "kmeans_features": _table(plain, mirrored, features, n_classes, published),
         "kmeans_colors": _color_table(plain, colors, n_classes, published),
     }
-    if training.labels is not None:
+    if training.has_labels:
         scorer = linear_on_features(training, seed)
         tables["linear_features"] = _table(plain, mirrored, scorer, n_classes, published)
     return tables
 
 
-def _table(
-    plain: FeatureStore, mirrored: FeatureStore | None, scorer: LinearScorer, n_classes: int, published: bool
-) -> Tensor:
+def _table(plain: Features, mirrored: Features | None, scorer: LinearScorer, n_classes: int, published: bool) -> Tensor:
     """Confusion matrix of a baseline on L2-normalised features, averaged with the mirror image's as STEGO's codes are."""
 
     def maps(rows: Tensor) -> Tensor:
         features = F.normalize(plain.rows(rows), dim=1)
         if mirrored is not None:
             features = 0.5 * (features + F.normalize(mirrored.rows(rows), dim=1).flip(-1))
-        return upsample(scorer(features), plain.labels.shape[1:])
+        return upsample(scorer(features), plain.picture_size)
 
     return _count(plain, maps, len(scorer.bias), n_classes, published)
 
 
-def _color_table(plain: FeatureStore, scorer: LinearScorer, n_classes: int, published: bool) -> Tensor:
+def _color_table(plain: Features, scorer: LinearScorer, n_classes: int, published: bool) -> Tensor:
     def maps(rows: Tensor) -> Tensor:
         return scorer(plain.picture_rows(rows).float() / 255)
 
     return _count(plain, maps, len(scorer.bias), n_classes, published)
 
 
-def _count(
-    plain: FeatureStore, maps: Callable[[Tensor], Tensor], n_pred: int, n_classes: int, published: bool
-) -> Tensor:
+def _count(plain: Features, maps: Callable[[Tensor], Tensor], n_pred: int, n_classes: int, published: bool) -> Tensor:
     table = torch.zeros(n_pred, n_classes, dtype=torch.int64)
     for rows in torch.arange(len(plain)).split(BATCH):
         table += confusion(maps(rows).argmax(1), plain.label_rows(rows), n_pred, n_classes, published=published)

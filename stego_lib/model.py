@@ -7,6 +7,24 @@ from torch import Tensor, nn
 from .backbone import upsample
 
 
+class ChannelDropout(nn.Dropout2d):
+    """Channel dropout whose masks are the same whether one process has the whole batch or several have a share each.
+
+    rank, count: which share of how many the input is. Masks of the whole batch are drawn from the global generator, as
+    `nn.Dropout2d` draws them, and this share's taken.
+    """
+
+    rank, count = 0, 1
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w), while training with some channels of each picture at zero and the others scaled up."""
+        if not self.training or self.p == 0:
+            return features
+        batch, channels = features.shape[:2]
+        mask = features.new_empty(batch * self.count, channels, 1, 1).bernoulli_(1 - self.p).div_(1 - self.p)
+        return features * mask[batch * self.rank : batch * (self.rank + 1)]
+
+
 class SegmentationHead(nn.Module):
     """Turns features (B, C, h, w) into codes (B, K, h, w) with 1 x 1 convolutions (paper, section 3.4).
 
@@ -18,7 +36,7 @@ class SegmentationHead(nn.Module):
         super().__init__()
         self.kind = kind
         self.code_dim = in_dim if kind == "none" else code_dim
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = ChannelDropout(dropout)
         if kind != "none":
             self.linear = nn.Conv2d(in_dim, code_dim, 1)
         if kind == "nonlinear":

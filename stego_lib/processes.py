@@ -21,6 +21,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from .errors import StegoError
 
 Item = TypeVar("Item")
+Part = TypeVar("Part", list, tuple, Tensor)
 
 PATIENCE = timedelta(days=2)
 """How long a process waits for another: one may compute features for hours. One that dies ends the others at once."""
@@ -47,8 +48,8 @@ class Processes:
         """The device of this process; alone, the one that is asked for."""
         return asked if self._fabric is None else str(self._fabric.device)
 
-    def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """The part of `items` that is this process's: neighbouring ones, in their order."""
+    def share(self, items: Part) -> Part:
+        """The part of `items` (a list, or rows of a tensor) that is this process's: neighbouring ones, in their order."""
         begin, end = (len(items) * rank // self.count for rank in (self.rank, self.rank + 1))
         return items[begin:end]
 
