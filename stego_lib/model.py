@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbone import upsample
+from .loss import Whole, alone
 
 
 class ChannelDropout(nn.Dropout2d):
@@ -106,10 +107,11 @@ class LinearProbe(nn.Module):
         for parameter in self.parameters():
             torch.nn.init.zeros_(parameter)
 
-    def loss(self, code: Tensor, label: Tensor) -> Tensor:
+    def loss(self, code: Tensor, label: Tensor, average: Whole = alone) -> Tensor:
         """Cross-entropy at label resolution; label (B, H, W), ids outside [0, n) are ignored.
 
-        Logits are upsampled bilinearly. A batch without a labelled pixel gives 0, not NaN.
+        Logits are upsampled bilinearly. A batch without a labelled pixel gives 0, not NaN. `average`: mean over those who
+        share the batch, so that the mean of their losses is that of the batch.
         """
         logits = self(code)
         counted = (label >= 0) & (label < logits.shape[1])
@@ -119,7 +121,8 @@ class LinearProbe(nn.Module):
             F.cross_entropy(upsample(some, label.shape[-2:]), wanted, ignore_index=-1, reduction="sum")
             for some, wanted in zip(logits.split(together), target.split(together), strict=True)
         )
-        return total / counted.sum().clamp(min=1)
+        pixels = average(counted.sum().float())
+        return total / pixels.where(pixels > 0, 1)
 
 
 class Stego(nn.Module):

@@ -225,6 +225,7 @@ def train_step(
         feats, feats_knn, code, code_knn, batch.coords1, batch.coords2, batch.permutations,
         experiment.weights, shifts,
         centering=experiment.centering, zero_clamp=experiment.zero_clamp, stabilize=experiment.stabilize,
+        average=processes.mean, gather=processes.gather,
     )  # fmt: skip
     if experiment.rec_weight:
         values["loss_rec"] = reconstruction_loss(feats, model.decoder(code))
@@ -239,7 +240,7 @@ def train_step(
         values["loss_cluster"] = model.cluster_probe.loss(code.detach())
         total = total + values["loss_cluster"]
         if batch.label is not None:
-            values["loss_linear"] = model.linear_probe.loss(code.detach(), batch.label)
+            values["loss_linear"] = model.linear_probe.loss(code.detach(), batch.label, processes.mean)
             total = total + values["loss_linear"]
     optimiser.zero_grad()
     total.backward()
