@@ -8,6 +8,7 @@ import signal
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -55,7 +56,12 @@ class Processes:
 
     def gather(self, part: Tensor) -> Tensor:
         """(B, ...) of each process -> (B * count, ...) of all, in the order of ranks; gradients flow back to all."""
-        return part if self._fabric is None else self._fabric.all_gather(part, sync_grads=True).flatten(0, 1)
+        if self._fabric is None:
+            return part
+        found = self._fabric.all_gather(part, sync_grads=True)
+        if found.requires_grad:  # gloo sends gradients byte by byte, whatever the order of their axes in memory
+            found.register_hook(torch.Tensor.contiguous)
+        return found.flatten(0, 1)
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean over the processes, without gradients."""
@@ -146,6 +152,7 @@ def _fabric() -> Any:
             "several processes need Lightning Fabric, which is not installed: pip install 'stego_lib[parallel]'"
         ) from None
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", r"torch\.distributed\.nn\.functional\.all_gather is deprecated")  # Fabric's business
     return lightning_fabric
 
 
