@@ -152,7 +152,9 @@ def _fabric() -> Any:
             "several processes need Lightning Fabric, which is not installed: pip install 'stego_lib[parallel]'"
         ) from None
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", r"torch\.distributed\.nn\.functional\.all_gather is deprecated")  # Fabric's business
+    warnings.filterwarnings(
+        "ignore", r"torch\.distributed\.nn\.functional\.all_gather is deprecated"
+    )  # Fabric's business
     return lightning_fabric
 
 
