@@ -19,7 +19,7 @@ from .datasets.folder import nameless
 from .datasets.transforms import Size
 from .errors import StegoError
 from .experiment import HOW, Experiment
-from .features import Features
+from .features import Features, Share
 from .files import write_json
 from .memory import enough_memory
 from .metrics import confusion, identity, match, published_map, scores
@@ -27,13 +27,13 @@ from .model import Stego
 from .notices import notice
 from .online import open_features
 from .probes import fit_cluster_probe
+from .processes import Processes, join, spawn, started
 from .progress import progress
-from .run import Run, environment, mean_code
+from .run import EVALUATION_KEYS, Run, environment, load_run, mean_code
 
 BATCH = 16
 
 
-@torch.inference_mode()
 def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[str, Any]:
     """Scores the run's last step on `split` and writes the run record `metrics.json`, which it returns.
 
@@ -48,8 +48,33 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
 
     A split without labels cannot be scored: "scores" is then empty and "unscored" says why. Raises StegoError for a split
     with another number of classes than the run's.
+
+    With `experiment.devices` above 1 as many processes are started, each of which opens the run's folder and scores a part of
+    the pictures; a script must call this below `if __name__ == "__main__":`. In a program that torchrun or SLURM has started
+    several times, each calls this. The tables are those of one process.
     """
-    experiment, started = run.experiment, time.perf_counter()
+    experiment = run.experiment
+    if experiment.devices > 1 and started() == (1, 1) and (run.folder / "checkpoint.pt").exists():
+        values = {key: getattr(experiment, key) for key in EVALUATION_KEYS}
+        return spawn(_evaluate_spawned, experiment.devices, experiment.device, run.folder, values, split, baselines)
+    if started() != (1, 1) and run.processes.count == 1:
+        run.processes = join(experiment.devices, experiment.device)
+    return evaluate_among(run, split, baselines)
+
+
+def _evaluate_spawned(
+    processes: Processes, folder: Path, values: dict[str, Any], split: str, baselines: bool
+) -> dict[str, Any]:
+    run = load_run(folder, **values)
+    run.processes = processes
+    run.model.to(run.backbone.device)
+    return evaluate_among(run, split, baselines)
+
+
+@torch.inference_mode()
+def evaluate_among(run: Run, split: str, baselines: bool) -> dict[str, Any]:
+    """`evaluate` in each of `run.processes`; the first one alone writes the record, all return it."""
+    experiment, began = run.experiment, time.perf_counter()
     dataset = open_split(experiment, split)
     if len(dataset.classes) != len(run.classes):
         raise StegoError(
@@ -72,9 +97,11 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
         "classes": list(run.classes.names),
         **judged,
         "environment": environment(),
-        "evaluation_seconds": round(time.perf_counter() - started, 1),
+        "evaluation_seconds": round(time.perf_counter() - began, 1),
     }
-    write_json(run.folder / "metrics.json", _without_nan(record))
+    if run.processes.first:
+        write_json(run.folder / "metrics.json", _without_nan(record))
+    run.processes.wait()
     return record
 
 
@@ -95,9 +122,13 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
             "nothing to score; are they label maps of this data set?"
         )
     mirrored = _store(run, dataset, size, mirror=True) if run.experiment.mirror else None
+    if 1 < run.processes.count <= -(-len(plain) // BATCH):  # whole batches: the same numbers as in one process
+        plain = Share(plain, run.processes, BATCH)
+        mirrored = None if mirrored is None else Share(mirrored, run.processes, BATCH)
     tables = _stego_tables(run, plain, mirrored)
     if baselines:
         tables |= _baseline_tables(run, _training_store(run), plain, mirrored)
+    tables = {name: plain.shared_by.sum(table) for name, table in tables.items()}
     matching = match(tables["cluster"])
     return {
         "scores": {name: _scores(name, table, published) for name, table in tables.items()},
@@ -110,7 +141,10 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
 def _store(run: Run, dataset: SegmentationDataset, size: Size, mirror: bool = False, way: str = "") -> Features:
     root, experiment = run.folder.parent / "features", run.experiment
     way = way or experiment.feature_store
-    return open_features(dataset, run.backbone, size, root, way, mirror=mirror, published=experiment.published)
+    return open_features(
+        dataset, run.backbone, size, root, way,
+        mirror=mirror, published=experiment.published, processes=run.processes,
+    )  # fmt: skip
 
 
 def _training_store(run: Run) -> Features:
@@ -130,7 +164,8 @@ def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
         model.load_state_dict(state)
         if run.experiment.probes == "after":
             fit_cluster_probe(model, _training_store(run), run.experiment.seed)
-        found[step] = _scores("cluster", cluster_confusion(model, plain, published=published), published)
+        table = plain.shared_by.sum(cluster_confusion(model, plain, published=published))
+        found[step] = _scores("cluster", table, published)
     best = max(found, key=lambda step: found[step]["miou"])
     curve = {"steps": list(found), "miou_by_step": [scored["miou"] for scored in found.values()]}
     return {"best_by_label": {"step": best, **found[best], **curve}}
@@ -212,13 +247,15 @@ def _baseline_tables(run: Run, training: Features, plain: Features, mirrored: Fe
     """Confusion matrices of the baselines, fitted on the training pictures."""
     n_classes, n_clusters = len(run.classes), len(run.model.cluster_probe.clusters)
     seed, published = run.experiment.seed, run.experiment.published
-    features, colors = kmeans_on_features(training, n_clusters, seed), kmeans_on_colors(training, n_clusters, seed)
+    broadcast = run.processes.broadcast  # one process's fit, were others to differ in a last bit
+    features = broadcast(kmeans_on_features(training, n_clusters, seed))
+    colors = broadcast(kmeans_on_colors(training, n_clusters, seed))
     tables = {
         "kmeans_features": _table(plain, mirrored, features, n_classes, published),
         "kmeans_colors": _color_table(plain, colors, n_classes, published),
     }
     if training.has_labels:
-        scorer = linear_on_features(training, seed)
+        scorer = broadcast(linear_on_features(training, seed))
         tables["linear_features"] = _table(plain, mirrored, scorer, n_classes, published)
     return tables
 

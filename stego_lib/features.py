@@ -41,6 +41,8 @@ class Features(ABC):
     n_classes: int
     pooled: Tensor
     """float32 (N, C), features averaged over positions."""
+    shared_by: Processes = ALONE
+    """The processes among which a larger set was divided, this being one's part."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -75,6 +77,34 @@ class Features(ABC):
 
     def expect(self, index: Tensor) -> None:  # noqa: B027 (who has nothing to prepare need not)
         """Tells that `rows` of these will be asked for next."""
+
+
+class Share(Features):
+    """The part of `features` that is this process's, as features of their own: whole batches of `unit` rows, one at least."""
+
+    def __init__(self, features: Features, processes: Processes, unit: int):
+        self._features, self.shared_by = features, processes
+        self._numbers = torch.cat(
+            [torch.empty(0, dtype=torch.int64), *processes.share(torch.arange(len(features)).split(unit))]
+        )
+        self.name, self.has_labels, self.n_classes = features.name, features.has_labels, features.n_classes
+        self.shape, self.picture_size = (len(self._numbers), *features.shape[1:]), features.picture_size
+
+    @property
+    def pooled(self) -> Tensor:
+        return self._features.pooled[self._numbers]
+
+    def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        return self._features.rows(self._numbers[index], device)
+
+    def stored_labels(self, index: Tensor) -> Tensor:
+        return self._features.stored_labels(self._numbers[index])
+
+    def picture_rows(self, index: Tensor) -> Tensor:
+        return self._features.picture_rows(self._numbers[index])
+
+    def expect(self, index: Tensor) -> None:
+        self._features.expect(self._numbers[index])
 
 
 class FeatureStore(Features):

@@ -102,7 +102,7 @@ def correspondence_loss(
     with torch.no_grad():
         features = correspondence(feats1, feats2)
     codes = correspondence(code1, code2)
-    return pair_loss(features, codes, shift, **switches), codes
+    return pair_loss(features, codes, shift, **switches), codes  # type: ignore[arg-type]  # all are bool
 
 
 def stego_loss(

@@ -42,7 +42,7 @@ class OnlineFeatures(Features):
         self._batch = usual_batch(source.backbone)
 
     @cached_property
-    def pooled(self) -> Tensor:  # type: ignore[override]  # an attribute elsewhere
+    def pooled(self) -> Tensor:
         """float32 (N, C), features averaged over positions: computed once, kept in a small folder like a store's."""
         source = self._source
         name = f"{source.dataset.name}-{source.dataset.split}-mean-{source.fingerprint('pooled')}"

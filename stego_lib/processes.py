@@ -26,6 +26,8 @@ Part = TypeVar("Part", list, tuple, Tensor)
 
 PATIENCE = timedelta(days=2)
 """How long a process waits for another: one may compute features for hours. One that dies ends the others at once."""
+METHOD = "spawn"
+"""How processes are started: fresh ones, as a GPU cannot be used by copies of a process that has used it."""
 GRACE = 10.0
 """Seconds that processes have to end by themselves when they are told to."""
 
@@ -38,7 +40,8 @@ class Processes:
 
     def __init__(self, fabric: Any = None):
         self._fabric = fabric
-        self.rank, self.count = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+        self.rank: int = 0 if fabric is None else fabric.global_rank
+        self.count: int = 1 if fabric is None else fabric.world_size
 
     @property
     def first(self) -> bool:
@@ -122,11 +125,11 @@ def spawn(function: Callable[..., Item], devices: int, device: str, *args: Any) 
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise StegoError(_GUARD)
-    fabric = _fabric()
+    fabric, start = _fabric(), torch.multiprocessing.start_processes
     with tempfile.TemporaryDirectory(prefix="stego-") as told:
         port = fabric.plugins.environments.lightning.find_free_network_port()
         arguments = (devices, device, port, told, function, args)
-        workers = torch.multiprocessing.start_processes(_work, arguments, devices, join=False, start_method="spawn")
+        workers = start(_work, arguments, devices, join=False, start_method=METHOD)
         try:
             while not workers.join():
                 pass

@@ -27,7 +27,7 @@ class ReadAhead(Generic[Item]):
         fresh = [row for row in dict.fromkeys(rows) if row not in self._coming]
         for _, group in groupby(fresh, key=lambda row: self._sources[row]):
             numbers = list(group)
-            task = self._pool.submit(lambda numbers=numbers: [self._read(row) for row in numbers])
+            task = self._pool.submit(self._read_all, numbers)
             self._coming |= {row: (task, place) for place, row in enumerate(numbers)}
 
     def take(self, rows: Sequence[int]) -> list[Item]:
@@ -38,6 +38,9 @@ class ReadAhead(Generic[Item]):
         finally:
             for row in rows:
                 self._coming.pop(row, None)
+
+    def _read_all(self, rows: list[int]) -> list[Item]:
+        return [self._read(row) for row in rows]
 
     def close(self) -> None:
         """Drops what was expected and not taken, and ends the threads."""

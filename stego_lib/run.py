@@ -24,6 +24,7 @@ from .experiment import HOW, Experiment
 from .files import fingerprint, load_state, read_json, save_state, write_json
 from .model import Stego
 from .paths import runs_root
+from .processes import ALONE
 from .published import read_published
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
@@ -44,6 +45,7 @@ class Run:
         self.shifts: tuple[float, float, float] = (0.0, 0.0, 0.0)  # until training sets them
         self.step = 0
         self.feature_store: str = experiment.feature_store  # until training says which way it has taken
+        self.processes = ALONE  # those that work on it together
         self.trained_on: str | None = None  # the backbone's weights, as a checkpoint names them
         if backbone is not None:
             self.backbone = backbone
@@ -54,7 +56,7 @@ class Run:
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen backbone, loaded when first needed. StegoError if its weights are not those the run was trained on."""
-        backbone = Backbone.of(self.experiment)
+        backbone = Backbone.of(self.experiment.but(device=self.processes.device(self.experiment.device)))
         if self.trained_on not in (None, backbone.weights_id):
             raise StegoError(
                 f"{self.folder} was trained on other weights of {self.experiment.backbone} than there are now; train it again"

@@ -101,7 +101,7 @@ def train_among(processes: Processes, experiment: Experiment, runs_dir: Path, re
     resumed = folder is not None
     folder = folder or processes.broadcast(new_folder(runs_dir, experiment) if processes.first else Path())
     run = Run(folder, experiment, dataset.classes, model, backbone)
-    run.feature_store = way_of(store)
+    run.feature_store, run.processes = way_of(store), processes
     busy = f"{run.folder} is being trained by another process; wait for it, or train without resume"
     with locked(run.folder / ".lock", busy, wait=False) if processes.first else nullcontext():
         if resumed:

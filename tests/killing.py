@@ -22,7 +22,18 @@ import numpy as np
 import psutil
 import torch
 
-from stego_lib import Experiment, baselines, clustering, evaluate, extraction, load_run, open_dataset, train, training
+from stego_lib import (
+    Experiment,
+    baselines,
+    clustering,
+    evaluate,
+    extraction,
+    load_run,
+    open_dataset,
+    processes,
+    train,
+    training,
+)
 from stego_lib.backbone import Backbone
 from stego_lib.features import open_store
 from stego_lib.files import UNFINISHED, read_json, write_json
@@ -51,11 +62,18 @@ REACH = 0.6
 # ---------------------------------------------------------------------------------------------- in the child
 
 
+def weights_of(model: torch.nn.Module) -> float:
+    """One number that tells models apart."""
+    return sum(float(value.double().sum()) for value in model.state_dict().values())
+
+
 def job_train(experiment: dict[str, Any], runs_dir: str, compare: bool = False, **_: Any) -> dict[str, Any]:
     """Trains, or goes on training, and evaluates; with the baselines if `compare`."""
+    seen, forward = [], Backbone.forward
+    Backbone.forward = lambda self, pictures: (seen.append(len(pictures)), forward(self, pictures))[1]
     run = train(Experiment.from_dict(experiment), runs_dir=runs_dir, resume=True)
     evaluate(run, baselines=compare)
-    return {"folder": str(run.folder)}
+    return {"folder": str(run.folder), "pictures": sum(seen), "weights": weights_of(run.model)}
 
 
 def job_extract(experiment: dict[str, Any], runs_dir: str, die_after: int = -1, **_: Any) -> dict[str, Any]:
@@ -143,6 +161,9 @@ def child(job: dict[str, Any]) -> int:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if join := job.get("join"):
+        os.environ |= {key: value.format(rank=job["result"].rpartition(".")[2]) for key, value in join.items()}
+    processes.METHOD = "fork"  # this process is a copy, and has used no GPU
     if pause := job.get("slow"):
         slow_down(pause)
     if line := job.get("line"):
