@@ -101,7 +101,7 @@ def test_devices_start_processes_by_themselves(server, experiment, tmp_path):
     """And the baselines, which one process fits, are the same."""
     asked = experiment.but(devices=2, steps=2)
     folder = Path(
-        server.do("train", experiment=asked.to_dict(), runs_dir=str(tmp_path / "two"), baselines=True)["folder"]
+        server.do("train", experiment=asked.to_dict(), runs_dir=str(tmp_path / "two"), compare=True)["folder"]
     )
     record = read_json(folder / "metrics.json")
     assert read_json(folder / "experiment.json")["devices"] == 2 and "devices" not in record["experiment"]
