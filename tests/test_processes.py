@@ -16,7 +16,7 @@ from common import tiny_experiment
 from killing import Server, runs_in, serving, weights_of
 from torch.multiprocessing import ProcessExitedException
 
-from stego_lib import Experiment, StegoError, evaluate, load_run, processes, train, training
+from stego_lib import Experiment, StegoError, clustering, evaluate, load_run, processes, train, training
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.files import read_json
 from stego_lib.model import ChannelDropout
@@ -40,6 +40,12 @@ def experiment(tmp_path_factory, backbone_file) -> Experiment:
     return tiny_experiment(root, backbone_file, steps=5, dropout=0.3, subtract_mean=True)
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch) -> None:
+    """k-means begins once, as in the processes of the server."""
+    monkeypatch.setattr(clustering, "RESTARTS", 1)
+
+
 def started_by(program: str) -> dict[str, str]:
     """What the environment tells each of two processes that a program has started on one machine."""
     with socket.socket() as free:
@@ -51,7 +57,7 @@ def started_by(program: str) -> dict[str, str]:
         },
         "slurm": {
             "SLURM_PROCID": "{rank}", "SLURM_LOCALID": "{rank}", "SLURM_NODEID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "1",
-            "SLURM_JOB_NAME": "stego", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1",
+            "SLURM_JOB_NAME": "stego", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1",
         },
     }[program]  # fmt: skip
 
