@@ -114,7 +114,7 @@ def test_devices_start_processes_by_themselves(server, experiment, tmp_path):
     one = train(experiment.but(steps=2), runs_dir=tmp_path / "one")
     agree(folder, one.folder)
     alone = server.do(
-        "train", experiment=experiment.but(steps=2).to_dict(), runs_dir=str(tmp_path / "one"), baselines=True
+        "train", experiment=experiment.but(steps=2).to_dict(), runs_dir=str(tmp_path / "one"), compare=True
     )
     for name, scores in read_json(Path(alone["folder"]) / "metrics.json")["scores"].items():
         assert record["scores"][name]["miou"] == pytest.approx(scores["miou"], abs=0.3), name
