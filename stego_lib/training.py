@@ -95,8 +95,9 @@ def train_among(processes: Processes, experiment: Experiment, runs_dir: Path, re
     )  # fmt: skip
     if isinstance(store, FeatureStore):
         store.keep_on(backbone.device)
+    mean = store.mean.view(1, -1, 1, 1)  # asked for by every process: online, they compute it now, together
     if experiment.subtract_mean and experiment.start_from is None:
-        model.feature_mean.copy_(store.mean.view(1, -1, 1, 1))
+        model.feature_mean.copy_(mean)
     neighbors = processes.broadcast(find_neighbors(store, model, experiment) if processes.first else torch.empty(0))
     resumed = folder is not None
     folder = folder or processes.broadcast(new_folder(runs_dir, experiment) if processes.first else Path())

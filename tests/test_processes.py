@@ -90,7 +90,7 @@ def agree(run: Path, one: Path) -> None:
     [
         ("torchrun", {}),
         ("slurm", dict(published=True, centering=True)),
-        ("torchrun", dict(feature_store="online", validate_every=2, probes="after")),
+        ("torchrun", dict(feature_store="online", validate_every=2, probes="after", subtract_mean=False)),
         ("torchrun", dict(rec_weight=0.1, crf_weight=0.1, aug_alignment_weight=0.1, head="linear")),
     ],
     ids=str,
