@@ -12,7 +12,7 @@ from torch import Tensor
 from .clustering import SAMPLES, kmeans
 from .errors import StegoError
 from .experiment import Experiment
-from .features import FeatureStore
+from .features import Features
 from .model import Stego
 from .probes import fit_cluster_probe, labels_at, multinomial_regression
 from .run import build_model
@@ -34,26 +34,26 @@ class LinearScorer:
         return F.conv2d(maps, self.weight[:, :, None, None], self.bias)
 
 
-def kmeans_on_features(store: FeatureStore, n_clusters: int, seed: int) -> LinearScorer:
+def kmeans_on_features(store: Features, n_clusters: int, seed: int) -> LinearScorer:
     """k-means on the L2-normalised features of the training pictures."""
     return _kmeans(F.normalize(_sampled_features(store, seed)[0], dim=1), n_clusters, seed)
 
 
-def kmeans_on_colors(store: FeatureStore, n_clusters: int, seed: int) -> LinearScorer:
+def kmeans_on_colors(store: Features, n_clusters: int, seed: int) -> LinearScorer:
     """k-means on the colours, in [0, 1], of single pixels of the training pictures."""
     rng = np.random.default_rng(seed)
     rows = rng.integers(len(store), size=256)
-    pixels = store.pictures[rows].transpose(0, 2, 3, 1).reshape(-1, 3)
+    pixels = store.picture_rows(torch.from_numpy(rows)).permute(0, 2, 3, 1).reshape(-1, 3).numpy()
     return _kmeans(
         torch.from_numpy(pixels[rng.integers(len(pixels), size=SAMPLES)] / np.float32(255)), n_clusters, seed
     )
 
 
-def linear_on_features(store: FeatureStore, seed: int) -> LinearScorer:
+def linear_on_features(store: Features, seed: int) -> LinearScorer:
     """Multinomial regression on L2-normalised features, WITH the training labels: how much the features know."""
     features, labels = _sampled_features(store, seed)
     unit = F.normalize(features, dim=1)
-    return LinearScorer(*multinomial_regression(unit, labels, int(store.about["n_classes"])))
+    return LinearScorer(*multinomial_regression(unit, labels, store.n_classes))
 
 
 FIXED_HEADS = {
@@ -66,7 +66,7 @@ FIXED_HEADS = {
 
 
 @torch.no_grad()
-def fixed_head(kind: str, store: FeatureStore, experiment: Experiment) -> Stego:
+def fixed_head(kind: str, store: Features, experiment: Experiment) -> Stego:
     """A model whose head is fixed, with clusters fitted to its codes by k-means: STEGO without the correspondence loss.
 
     kind: "pca", the experiment's code_dim first principal components of the features of random grid cells, their mean taken
@@ -79,10 +79,10 @@ def fixed_head(kind: str, store: FeatureStore, experiment: Experiment) -> Stego:
         raise StegoError(
             f"fixed head {kind!r} on an experiment with head={experiment.head!r}; fixed heads and what they need: {FIXED_HEADS}"
         )
-    channels, dim = store.features.shape[1], experiment.code_dim
+    channels, dim = store.shape[1], experiment.code_dim
     if kind == "pca" and dim > channels:
         raise StegoError(f"{dim} principal components of features with {channels} channels; code_dim must not be above")
-    model = build_model(experiment, channels, int(store.about["n_classes"]))
+    model = build_model(experiment, channels, store.n_classes)
     if experiment.subtract_mean:
         model.feature_mean.copy_(store.mean.view(1, -1, 1, 1))
     if FIXED_HEADS[kind] == "linear":
@@ -103,17 +103,19 @@ def _kmeans(points: Tensor, n_clusters: int, seed: int) -> LinearScorer:
     return LinearScorer(2 * centres, -centres.square().sum(1))
 
 
-def _sampled_features(store: FeatureStore, seed: int) -> tuple[Tensor, Tensor]:
+def _sampled_features(store: Features, seed: int) -> tuple[Tensor, Tensor]:
     """Features of random grid cells, (M, C), and the labels at the cells' centres, (M,), -1 where there is none."""
-    count, _, height, width = store.features.shape
+    count, _, height, width = store.shape
     generator = torch.Generator().manual_seed(seed)
     per_picture = max(1, min(height * width, SAMPLES // count))
     features, labels = [], []
-    for row in torch.randperm(count, generator=generator)[:SAMPLES]:
-        cells = torch.randperm(height * width, generator=generator)[:per_picture]
-        features.append(store.rows(row[None])[0].flatten(1).T[cells])
-        if store.labels is not None:
-            labels.append(labels_at(store.label_rows(row[None]), cells, (height, width))[0])
-        else:
-            labels.append(torch.full((per_picture,), -1))
+    for rows in torch.randperm(count, generator=generator)[:SAMPLES].split(16):
+        known = store.label_rows(rows) if store.has_labels else [None] * len(rows)
+        for found, label in zip(store.rows(rows), known, strict=True):
+            cells = torch.randperm(height * width, generator=generator)[:per_picture]
+            features.append(found.flatten(1).T[cells])
+            if label is not None:
+                labels.append(labels_at(label[None], cells, (height, width))[0])
+            else:
+                labels.append(torch.full((per_picture,), -1))
     return torch.cat(features), torch.cat(labels)

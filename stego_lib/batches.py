@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -9,17 +10,18 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .experiment import Experiment
-from .features import FeatureStore
+from .features import Features
 from .loss import negative_permutation, published_permutation, random_coords
 from .losses_extra import CRF_POINTS, CRF_SIDE, random_pixels
 from .model import Stego
 from .neighbors import nearest_neighbors
+from .processes import ALONE, Processes
 from .views import augmented_views
 
 
 @dataclass
 class Batch:
-    """What one step needs. B pictures, grid (h, w), S x S points."""
+    """What one step needs in one process. B pictures, grid (h, w), S x S points."""
 
     feats: Tensor
     """(B, C, h, w) frozen features, the data set's mean taken off if so set."""
@@ -30,7 +32,7 @@ class Batch:
     coords2: Tensor
     """(B, S, S, 2) points in their partners."""
     permutations: Tensor
-    """int64 (negatives, B) random partners."""
+    """int64 (negatives, B) random partners, numbered through the whole batch."""
     label: Tensor | None
     """int64 (B, H, W), for the linear probe alone."""
     pictures: Tensor | None = None
@@ -43,36 +45,50 @@ class Batch:
     """(B, h, w, 2) where the view's cells lie in the picture."""
 
 
+class Draw:
+    """What chance decides first at step number `step`: the pictures, a neighbour of each, and the seed of dropout."""
+
+    def __init__(self, neighbors: Tensor, experiment: Experiment, step: int):
+        count, size, seed = len(neighbors), experiment.batch_size, experiment.seed
+        epoch, position = divmod(step, count // size)
+        self.generator = seeded(seed, "step", step)
+        self.seed = int(torch.randint(2**31, (), generator=self.generator))
+        self.rows = _epoch_order(count, seed, epoch)[position * size : (position + 1) * size]
+        self.partners = neighbors[self.rows, torch.randint(neighbors.shape[1], (size,), generator=self.generator)]
+
+    def needed(self, processes: Processes = ALONE) -> Tensor:
+        """Pictures whose features this process needs, int64 (2 B / processes,): its share and the partners of these."""
+        return torch.cat([processes.share(self.rows), processes.share(self.partners)])
+
+
 def draw_batch(
-    store: FeatureStore,
+    store: Features,
     neighbors: Tensor,
     model: Stego,
     experiment: Experiment,
     step: int,
     backbone: Backbone | None = None,
+    processes: Processes = ALONE,
 ) -> Batch:
     """The batch of step number `step`. It depends on nothing but seed and step, so a resumed run sees the same ones.
 
-    Each epoch goes through the pictures once in a random order; what is left over at its end is dropped. The backbone is
-    needed where pictures are: for the CRF-inspired loss (its normalisation) and the augmentation alignment (its features).
+    Each epoch goes through the pictures once in a random order; what is left over at its end is dropped. Of several
+    processes each draws the whole batch and gets its share. The backbone is needed where pictures are: for the CRF-inspired
+    loss (its normalisation) and the augmentation alignment (its features).
     """
-    device = model.feature_mean.device
-    size, seed = experiment.batch_size, experiment.seed
-    per_epoch = len(store) // size
-    epoch, position = divmod(step, per_epoch)
-    order = torch.randperm(len(store), generator=seeded(seed, "epoch", epoch))
-    rows = order[position * size : (position + 1) * size]
-    generator = seeded(seed, "step", step)
-    torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # dropout draws from the global generator
-    partners = neighbors[rows, torch.randint(neighbors.shape[1], (size,), generator=generator)]
+    device, size, share = model.feature_mean.device, experiment.batch_size, processes.share
+    draw = Draw(neighbors, experiment, step)
+    rows, generator = share(draw.rows), draw.generator
+    torch.manual_seed(draw.seed)  # dropout draws from the global generator
+    feats, feats_knn = model.centred(store.rows(draw.needed(processes), device)).chunk(2)
     partner_of = published_permutation if experiment.published else negative_permutation
     batch = Batch(
-        feats=model.centred(store.rows(rows).to(device)),
-        feats_knn=model.centred(store.rows(partners).to(device)),
-        coords1=random_coords(size, experiment.points, generator).to(device),
-        coords2=random_coords(size, experiment.points, generator).to(device),
-        permutations=torch.stack([partner_of(size, generator) for _ in range(experiment.negatives)]).to(device),
-        label=None if store.labels is None else store.label_rows(rows).to(device),
+        feats=feats,
+        feats_knn=feats_knn,
+        coords1=share(random_coords(size, experiment.points, generator)).to(device),
+        coords2=share(random_coords(size, experiment.points, generator)).to(device),
+        permutations=torch.stack([share(partner_of(size, generator)) for _ in range(experiment.negatives)]).to(device),
+        label=store.label_rows(rows, device) if store.has_labels else None,
     )
     if experiment.crf_weight:
         assert backbone is not None
@@ -80,12 +96,12 @@ def draw_batch(
         batch.crf_points = random_pixels(CRF_POINTS, CRF_SIDE, generator).to(device)
     if experiment.aug_alignment_weight:
         assert backbone is not None
-        views, coords = augmented_views(store.picture_rows(rows), batch.feats.shape[-2:])
-        batch.feats_view, batch.view_coords = model.centred(backbone(views)), coords.to(device)
+        views, coords = augmented_views(store.picture_rows(draw.rows), store.shape[2:])
+        batch.feats_view, batch.view_coords = model.centred(backbone(share(views))), share(coords).to(device)
     return batch
 
 
-def find_neighbors(store: FeatureStore, model: Stego, experiment: Experiment) -> Tensor:
+def find_neighbors(store: Features, model: Stego, experiment: Experiment) -> Tensor:
     """int64 (N, k): the neighbours of each training picture by its mean feature, the data set's mean taken off if so set."""
     pooled = store.pooled - model.feature_mean.flatten().cpu()
     if experiment.published:  # the featuriser is not in eval mode, so channels of each picture's mean feature drop out
@@ -93,6 +109,11 @@ def find_neighbors(store: FeatureStore, model: Stego, experiment: Experiment) ->
             torch.manual_seed(experiment.seed)
             pooled = F.dropout(pooled, experiment.dropout)
     return nearest_neighbors(pooled, experiment.neighbors)
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=seeded(seed, "epoch", epoch))
 
 
 def seeded(seed: int, purpose: str, number: int) -> torch.Generator:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .experiment import Experiment
-from .features import FeatureStore
+from .features import Features
 from .loss import centre, correspondence, negative_permutation, random_coords, sample
 
 PICTURES = 256
@@ -12,7 +12,7 @@ PICTURES = 256
 
 
 def measure_correspondences(
-    store: FeatureStore, neighbors: Tensor, mean: Tensor, experiment: Experiment
+    store: Features, neighbors: Tensor, mean: Tensor, experiment: Experiment
 ) -> dict[str, Tensor]:
     """Feature correspondences as the loss will see them: of self, kNN and random pairs, centred if the experiment says so.
 

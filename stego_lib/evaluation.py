@@ -18,24 +18,25 @@ from .datasets import SegmentationDataset, open_split, open_training_set
 from .datasets.folder import nameless
 from .datasets.transforms import Size
 from .errors import StegoError
-from .experiment import Experiment
-from .features import NO_LABEL, FeatureStore, open_store
+from .experiment import HOW, Experiment
+from .features import Features, Share
 from .files import write_json
 from .meanfield import refined_labels
 from .memory import enough_memory
 from .metrics import confusion, identity, match, published_map, scores
 from .model import Stego
 from .notices import notice
+from .online import open_features
 from .parallel import Job, in_processes
 from .probe_maps import crf_logits, probe_scores
 from .probes import fit_cluster_probe
+from .processes import Processes, join, spawn, started
 from .progress import progress
-from .run import Run, environment, mean_code
+from .run import EVALUATION_KEYS, Run, environment, load_run, mean_code
 
 BATCH = 16
 
 
-@torch.inference_mode()
 def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[str, Any]:
     """Scores the run's last step on `split` and writes the run record `metrics.json`, which it returns.
 
@@ -50,8 +51,33 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
 
     A split without labels cannot be scored: "scores" is then empty and "unscored" says why. Raises StegoError for a split
     with another number of classes than the run's.
+
+    With `experiment.devices` above 1 as many processes are started, each of which opens the run's folder and scores a part of
+    the pictures; a script must call this below `if __name__ == "__main__":`. In a program that torchrun or SLURM has started
+    several times, each calls this. The tables are those of one process.
     """
-    experiment, started = run.experiment, time.perf_counter()
+    experiment = run.experiment
+    if experiment.devices > 1 and started() == (1, 1) and (run.folder / "checkpoint.pt").exists():
+        values = {key: getattr(experiment, key) for key in EVALUATION_KEYS}
+        return spawn(_evaluate_spawned, experiment.devices, experiment.device, run.folder, values, split, baselines)
+    if started() != (1, 1) and run.processes.count == 1:
+        run.processes = join(experiment.devices, experiment.device)
+    return evaluate_among(run, split, baselines)
+
+
+def _evaluate_spawned(
+    processes: Processes, folder: Path, values: dict[str, Any], split: str, baselines: bool
+) -> dict[str, Any]:
+    run = load_run(folder, **values)
+    run.processes = processes
+    run.model.to(run.backbone.device)
+    return evaluate_among(run, split, baselines)
+
+
+@torch.inference_mode()
+def evaluate_among(run: Run, split: str, baselines: bool) -> dict[str, Any]:
+    """`evaluate` in each of `run.processes`; the first one alone writes the record, all return it."""
+    experiment, began = run.experiment, time.perf_counter()
     dataset = open_split(experiment, split)
     if len(dataset.classes) != len(run.classes):
         raise StegoError(
@@ -74,9 +100,11 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
         "classes": list(run.classes.names),
         **judged,
         "environment": environment(),
-        "evaluation_seconds": round(time.perf_counter() - started, 1),
+        "evaluation_seconds": round(time.perf_counter() - began, 1),
     }
-    write_json(run.folder / "metrics.json", _without_nan(record))
+    if run.processes.first:
+        write_json(run.folder / "metrics.json", _without_nan(record))
+    run.processes.wait()
     return record
 
 
@@ -91,15 +119,19 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
     """The part of the record that takes labels: scores, matching, confusion matrix, best step by labels."""
     size, published = run.experiment.eval_size, run.experiment.published
     plain = _store(run, dataset, size)
-    if plain.labels.min() == NO_LABEL:
+    if not plain.any_label():
         raise StegoError(
             f"{dataset.name} {dataset.split}: every pixel of {dataset.labels[0]} and the other label maps is ignored, so there is "
             "nothing to score; are they label maps of this data set?"
         )
     mirrored = _store(run, dataset, size, mirror=True) if run.experiment.mirror else None
+    if 1 < run.processes.count <= -(-len(plain) // BATCH):  # whole batches: the same numbers as in one process
+        plain = Share(plain, run.processes, BATCH)
+        mirrored = None if mirrored is None else Share(mirrored, run.processes, BATCH)
     tables = _stego_tables(run, dataset, plain, mirrored)
     if baselines:
         tables |= _baseline_tables(run, _training_store(run), plain, mirrored)
+    tables = {name: plain.shared_by.sum(table) for name, table in tables.items()}
     matching = match(tables["cluster"])
     return {
         "scores": {name: _scores(name, table, published) for name, table in tables.items()},
@@ -109,16 +141,20 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
     }
 
 
-def _store(run: Run, dataset: SegmentationDataset, size: Size, mirror: bool = False) -> FeatureStore:
-    root, published = run.folder.parent / "features", run.experiment.published
-    return open_store(dataset, run.backbone, size, root, mirror=mirror, published=published)
+def _store(run: Run, dataset: SegmentationDataset, size: Size, mirror: bool = False, way: str = "") -> Features:
+    root, experiment = run.folder.parent / "features", run.experiment
+    way = way or experiment.feature_store
+    return open_features(
+        dataset, run.backbone, size, root, way,
+        mirror=mirror, published=experiment.published, processes=run.processes,
+    )  # fmt: skip
 
 
-def _training_store(run: Run) -> FeatureStore:
-    return _store(run, open_training_set(run.experiment), run.experiment.train_size)
+def _training_store(run: Run) -> Features:
+    return _store(run, open_training_set(run.experiment), run.experiment.train_size, way=run.feature_store)
 
 
-def _best_by_label(run: Run, plain: FeatureStore) -> dict[str, Any]:
+def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
     """Scores of the cluster probe at the kept step with the highest mIoU, and the mIoU of every kept step.
 
     As the published code validates: neither mirror image nor CRF, and the matching made anew at each step.
@@ -131,16 +167,18 @@ def _best_by_label(run: Run, plain: FeatureStore) -> dict[str, Any]:
         model.load_state_dict(state)
         if run.experiment.probes == "after":
             fit_cluster_probe(model, _training_store(run), run.experiment.seed)
-        found[step] = _scores("cluster", cluster_confusion(model, plain, published=published), published)
+        table = plain.shared_by.sum(cluster_confusion(model, plain, published=published))
+        found[step] = _scores("cluster", table, published)
     best = max(found, key=lambda step: found[step]["miou"])
     curve = {"steps": list(found), "miou_by_step": [scored["miou"] for scored in found.values()]}
     return {"best_by_label": {"step": best, **found[best], **curve}}
 
 
 def recorded(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as a run record holds it: without the folders of one machine, so that records can be shared."""
+    """The experiment as a run record holds it: without the folders of one machine and how it was run there, to be shared."""
     values = experiment.to_dict()
-    del values["data_root"]
+    for key in ("data_root", *HOW):
+        del values[key]
     if Path(experiment.backbone).suffix:
         values["backbone"] = Path(experiment.backbone).name
     if experiment.start_from is not None:
@@ -150,25 +188,26 @@ def recorded(experiment: Experiment) -> dict[str, Any]:
 
 @torch.inference_mode()
 def cluster_confusion(
-    model: Stego, plain: FeatureStore, mirrored: FeatureStore | None = None, *, published: bool = False
+    model: Stego, plain: Features, mirrored: Features | None = None, *, published: bool = False
 ) -> Tensor:
     """Confusion matrix of the cluster probe over a store with labels, int64 (n_clusters, n_classes), extra clusters included.
 
     mirrored: the store of the mirrored pictures, whose codes are averaged in. published: see `metrics.confusion`. It is the
-    table that `evaluate` makes under "cluster".
+    table that `evaluate` makes under "cluster", by a shorter way: similarities are linear in the code, so they are upsampled
+    in its place.
     """
     model.eval()
-    n_clusters, n_classes = len(model.cluster_probe.clusters), int(plain.about["n_classes"])
+    n_clusters, n_classes = len(model.cluster_probe.clusters), plain.n_classes
 
     def maps(rows: Tensor) -> Tensor:
         code = _codes(model, plain, mirrored, rows)
-        return upsample(model.cluster_probe.similarity(code), plain.labels.shape[1:]).cpu()
+        return upsample(model.cluster_probe.similarity(code), plain.picture_size).cpu()
 
     return _count(plain, maps, n_clusters, n_classes, published)
 
 
 def _stego_tables(
-    run: Run, dataset: SegmentationDataset, plain: FeatureStore, mirrored: FeatureStore | None
+    run: Run, dataset: SegmentationDataset, plain: Features, mirrored: Features | None
 ) -> dict[str, Tensor]:
     """Confusion matrices of both probes, with and without CRF."""
     model, n_classes, published = run.model.eval(), len(run.classes), run.experiment.published
@@ -190,7 +229,7 @@ def _stego_tables(
             for name in sizes:
                 add(name, found[name].argmax(1).cpu(), label)
             if refine:
-                paths = [dataset.pictures[row] for row in rows.tolist()]
+                paths = [dataset.pictures[row] for row in plain.places(rows).tolist()]
                 yield from _crf_jobs(model, codes, plain.picture_rows(rows), paths, list(sizes))
 
     for row, refined in enumerate(in_processes(refined_labels, scored(), len(plain), "the dense CRF")):
@@ -215,51 +254,47 @@ def _crf_jobs(model: Stego, codes: Tensor, pictures: Tensor, paths: list[Path], 
         yield str(path), (picture.permute(1, 2, 0).contiguous().numpy(), probabilities)
 
 
-def _codes(model: Stego, plain: FeatureStore, mirrored: FeatureStore | None, rows: Tensor) -> Tensor:
+def _codes(model: Stego, plain: Features, mirrored: Features | None, rows: Tensor) -> Tensor:
     return mean_code(model, plain.rows(rows), None if mirrored is None else mirrored.rows(rows))
 
 
-def _baseline_tables(
-    run: Run, training: FeatureStore, plain: FeatureStore, mirrored: FeatureStore | None
-) -> dict[str, Tensor]:
+def _baseline_tables(run: Run, training: Features, plain: Features, mirrored: Features | None) -> dict[str, Tensor]:
     """Confusion matrices of the baselines, fitted on the training pictures."""
     n_classes, n_clusters = len(run.classes), len(run.model.cluster_probe.clusters)
     seed, published = run.experiment.seed, run.experiment.published
-    features, colors = kmeans_on_features(training, n_clusters, seed), kmeans_on_colors(training, n_clusters, seed)
+    broadcast = run.processes.broadcast  # one process's fit, were others to differ in a last bit
+    features = broadcast(kmeans_on_features(training, n_clusters, seed))
+    colors = broadcast(kmeans_on_colors(training, n_clusters, seed))
     tables = {
         "kmeans_features": _table(plain, mirrored, features, n_classes, published),
         "kmeans_colors": _color_table(plain, colors, n_classes, published),
     }
-    if training.labels is not None:
-        scorer = linear_on_features(training, seed)
+    if training.has_labels:
+        scorer = broadcast(linear_on_features(training, seed))
         tables["linear_features"] = _table(plain, mirrored, scorer, n_classes, published)
     return tables
 
 
-def _table(
-    plain: FeatureStore, mirrored: FeatureStore | None, scorer: LinearScorer, n_classes: int, published: bool
-) -> Tensor:
+def _table(plain: Features, mirrored: Features | None, scorer: LinearScorer, n_classes: int, published: bool) -> Tensor:
     """Confusion matrix of a baseline on L2-normalised features, averaged with the mirror image's as STEGO's codes are."""
 
     def maps(rows: Tensor) -> Tensor:
         features = F.normalize(plain.rows(rows), dim=1)
         if mirrored is not None:
             features = 0.5 * (features + F.normalize(mirrored.rows(rows), dim=1).flip(-1))
-        return upsample(scorer(features), plain.labels.shape[1:])
+        return upsample(scorer(features), plain.picture_size)
 
     return _count(plain, maps, len(scorer.bias), n_classes, published)
 
 
-def _color_table(plain: FeatureStore, scorer: LinearScorer, n_classes: int, published: bool) -> Tensor:
+def _color_table(plain: Features, scorer: LinearScorer, n_classes: int, published: bool) -> Tensor:
     def maps(rows: Tensor) -> Tensor:
         return scorer(plain.picture_rows(rows).float() / 255)
 
     return _count(plain, maps, len(scorer.bias), n_classes, published)
 
 
-def _count(
-    plain: FeatureStore, maps: Callable[[Tensor], Tensor], n_pred: int, n_classes: int, published: bool
-) -> Tensor:
+def _count(plain: Features, maps: Callable[[Tensor], Tensor], n_pred: int, n_classes: int, published: bool) -> Tensor:
     table = torch.zeros(n_pred, n_classes, dtype=torch.int64)
     for rows in torch.arange(len(plain)).split(BATCH):
         table += confusion(maps(rows).argmax(1), plain.label_rows(rows), n_pred, n_classes, published=published)

@@ -140,6 +140,11 @@ class Experiment:
     """'auto' (a GPU if there is one), 'cpu', 'cuda', 'cuda:1', ..."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the backbone; 'auto' is bfloat16 where the machine computes it natively. The rest is float32."""
+    feature_store: Literal["auto", "store", "online"] = "auto"
+    """'store' computes the frozen features once and keeps them on disk, 'online' computes them anew at every step; 'auto'
+    stores them if they take at most 0.8 of the free disk. The results are the same up to rounding."""
+    devices: int = Field(1, ge=1)
+    """Processes that train together, each on a GPU of its own (or on the CPU), each with an equal part of `batch_size`."""
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "Experiment":
@@ -178,10 +183,18 @@ class Experiment:
         """A copy with some values changed, checked again."""
         return replace(self, **changes)
 
+    def same_result(self, other: "Experiment") -> bool:
+        """Whether both are the same but for how the result is got (`HOW`)."""
+        return self == other.but(**{name: getattr(self, name) for name in HOW})
+
     @property
     def name(self) -> str:
         """Short name of the run: data set, backbone, seed."""
         return f"{self.dataset}-{Path(self.backbone).stem}-seed{self.seed}"
+
+
+HOW = ("feature_store", "devices")
+"""Fields of an experiment that its result does not depend on, but for rounding."""
 
 
 def did_you_mean(name: str, known: list[str], count: int = 1) -> str:

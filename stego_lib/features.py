@@ -1,71 +1,180 @@
-"""Frozen features of a data set, computed once and kept on disk."""
+"""Frozen features of a data set: what everything asks for them by, and the store that keeps them on disk."""
 
-import math
-import os
 import shutil
-from collections.abc import Callable
-from functools import cache, partial
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from torch import Tensor
 
+from .array_files import ArrayFile
 from .backbone import Backbone
 from .datasets import SegmentationDataset
-from .datasets.intact import refuse_broken
-from .datasets.transforms import Size, resize_label, resize_picture
-from .errors import StegoError, brief
-from .files import checksum, explained, fingerprint, locked, read_json, write_json
-from .memory import enough_memory
+from .datasets.transforms import Size
+from .errors import brief
+from .extraction import NO_LABEL, Shapes, Source, build
+from .files import checksum, explained, locked, read_json
 from .notices import notice
-from .progress import progress
+from .processes import ALONE, Processes
 
-Shapes = dict[str, tuple[type, tuple[int, ...]]]
-"""Name -> type and shape of an array."""
-VERSION = 3
-"""To be raised whenever what is stored changes, so that old stores are not used."""
-NO_LABEL = 255
-"""How ignored pixels are stored."""
+GPU_SHARE = 0.6
+"""Part of a GPU's free memory that features may take; the rest is for training."""
 
 
-class FeatureStore:
-    """Features, label maps and pictures of one data set at one size, memory-mapped.
+class Features(ABC):
+    """Features, label maps and pictures of one data set at one size, asked for by row; a row is a picture.
 
-    features: float16 (N, C, h, w). pooled: float32 (N, C), features averaged over positions. labels: uint8 (N, H, W),
-    255 = ignored, or None. pictures: uint8 (N, 3, H, W). Rows are read without loading the rest. Made by `open_store`.
+    Kept on disk (`FeatureStore`) or computed when asked for (`online.OnlineFeatures`): the same numbers.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.about = read_json(folder / "about.json")
-        self.features = np.load(folder / "features.npy", mmap_mode="r")
-        self.pictures = np.load(folder / "pictures.npy", mmap_mode="r")
-        self.pooled = torch.from_numpy(np.array(np.load(folder / "pooled.npy", mmap_mode="r")))
-        self.labels: Any = np.load(folder / "labels.npy", mmap_mode="r") if self.about["labels"] else None
+    name: str
+    """What messages call them."""
+    shape: tuple[int, int, int, int]
+    """(N, C, h, w) of the features."""
+    picture_size: tuple[int, int]
+    """(H, W) of pictures and label maps."""
+    has_labels: bool
+    n_classes: int
+    pooled: Tensor
+    """float32 (N, C), features averaged over positions."""
+    shared_by: Processes = ALONE
+    """The processes among which a larger set was divided, this being one's part."""
 
     def __len__(self) -> int:
-        return len(self.features)
+        return self.shape[0]
 
     @property
     def mean(self) -> Tensor:
         """Mean feature of the data set, float32 (C,)."""
         return self.pooled.mean(0)
 
-    def rows(self, index: Tensor) -> Tensor:
-        """Features of the pictures `index`, float32 (B, C, h, w)."""
-        return torch.from_numpy(self.features[index.numpy()]).float()
+    @abstractmethod
+    def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """Features of the pictures `index`, float32 (B, C, h, w), on `device`. They have been rounded to float16."""
 
-    def label_rows(self, index: Tensor) -> Tensor:
-        """Label maps of the pictures `index`, int64 (B, H, W), -1 = ignored."""
-        label = torch.from_numpy(self.labels[index.numpy()]).long()
-        return label.masked_fill(label == NO_LABEL, -1)
+    @abstractmethod
+    def stored_labels(self, index: Tensor) -> Tensor:
+        """Label maps of the pictures `index`, uint8 (B, H, W), NO_LABEL where ignored."""
+
+    @abstractmethod
+    def picture_rows(self, index: Tensor) -> Tensor:
+        """The pictures `index` at this size, uint8 (B, 3, H, W)."""
+
+    def label_rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """Label maps of the pictures `index`, int64 (B, H, W), -1 = ignored, on `device`."""
+        stored = self.stored_labels(index).to(device)
+        return stored.long().masked_fill(stored == NO_LABEL, -1)
+
+    def any_label(self) -> bool:
+        """Whether any pixel of any picture is labelled."""
+        return self.has_labels and any(
+            bool((self.stored_labels(rows) != NO_LABEL).any()) for rows in torch.arange(len(self)).split(16)
+        )
+
+    def places(self, index: Tensor) -> Tensor:
+        """Where the pictures `index` stand in the data set, int64 (B,)."""
+        return index
+
+    def expect(self, index: Tensor) -> None:  # noqa: B027 (who has nothing to prepare need not)
+        """Tells that `rows` of these will be asked for next."""
+
+
+class Share(Features):
+    """The part of `features` that is this process's, as features of their own: whole batches of `unit` rows, one at least."""
+
+    def __init__(self, features: Features, processes: Processes, unit: int):
+        self._features, self.shared_by = features, processes
+        self._numbers = torch.cat(
+            [torch.empty(0, dtype=torch.int64), *processes.share(torch.arange(len(features)).split(unit))]
+        )
+        self.name, self.has_labels, self.n_classes = features.name, features.has_labels, features.n_classes
+        self.shape, self.picture_size = (len(self._numbers), *features.shape[1:]), features.picture_size
+
+    @property
+    def pooled(self) -> Tensor:
+        return self._features.pooled[self._numbers]
+
+    def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        return self._features.rows(self._numbers[index], device)
+
+    def stored_labels(self, index: Tensor) -> Tensor:
+        return self._features.stored_labels(self._numbers[index])
 
     def picture_rows(self, index: Tensor) -> Tensor:
-        """The pictures `index` at the store's size, uint8 (B, 3, H, W)."""
-        return torch.from_numpy(self.pictures[index.numpy()])
+        return self._features.picture_rows(self._numbers[index])
+
+    def places(self, index: Tensor) -> Tensor:
+        return self._numbers[index]
+
+    def expect(self, index: Tensor) -> None:
+        self._features.expect(self._numbers[index])
+
+
+class FeatureStore(Features):
+    """Features, label maps and pictures on disk. Rows are read without loading the rest. Made by `open_store`.
+
+    features: float16 (N, C, h, w). labels: uint8 (N, H, W), 255 = ignored, or None. pictures: uint8 (N, 3, H, W); all three
+    memory-mapped, for a look; `rows`, `label_rows` and `picture_rows` read the files.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.name = folder, folder.name
+        self.about = read_json(folder / "about.json")
+        self.has_labels, self.n_classes = self.about["labels"], self.about["n_classes"]
+        names = ("features", "pictures", "labels") if self.has_labels else ("features", "pictures")
+        self._files = {name: ArrayFile(folder / f"{name}.npy") for name in names}
+        self.shape, self.picture_size = self._files["features"].shape, self._files["pictures"].shape[2:]
+        self.pooled = torch.from_numpy(np.load(folder / "pooled.npy"))
+        self._resident: Tensor | None = None
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        return np.load(self.folder / "features.npy", mmap_mode="r")
+
+    @cached_property
+    def pictures(self) -> np.ndarray:
+        return np.load(self.folder / "pictures.npy", mmap_mode="r")
+
+    @cached_property
+    def labels(self) -> Any:
+        return np.load(self.folder / "labels.npy", mmap_mode="r") if self.has_labels else None
+
+    def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        if self._resident is not None and self._resident.device == torch.device(device):
+            return self._resident[index.to(device)].float()
+        return self._read("features", index).to(device).float()
+
+    def stored_labels(self, index: Tensor) -> Tensor:
+        return self._read("labels", index)
+
+    def picture_rows(self, index: Tensor) -> Tensor:
+        return self._read("pictures", index)
+
+    def keep_on(self, device: torch.device, free: int | None = None) -> bool:
+        """Copies the features to `device` if it is a GPU with room for them; says whether it did.
+
+        free: bytes that the device has free; None asks a GPU, and leaves the CPU as it is.
+        """
+        if free is None:
+            free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+        file = self._files["features"]
+        if np.prod(file.shape, dtype=np.int64) * file.dtype.itemsize > GPU_SHARE * free:
+            return False
+        try:
+            resident = torch.empty(file.shape, dtype=torch.float16, device=device)
+            for rows in torch.arange(len(self)).split(64):
+                resident[rows[0] : rows[-1] + 1] = self._read("features", rows).to(device)
+        except torch.OutOfMemoryError:  # others use the GPU too
+            return False
+        self._resident = resident
+        return True
+
+    def _read(self, name: str, index: Tensor) -> Tensor:
+        return torch.from_numpy(self._files[name].read(index.tolist()))
 
 
 def open_store(
@@ -76,31 +185,49 @@ def open_store(
     *,
     mirror: bool = False,
     published: bool = False,
-    batch: int = 16,
+    batch: int | None = None,
+    processes: Processes = ALONE,
 ) -> FeatureStore:
     """The store of `dataset` at `size` below `root`; computed now if it is not there yet, or damaged.
 
     `mirror` gives the features of the mirrored pictures (labels and pictures are stored as they are). `published` brings
     pictures to their size as the published code does, see `resize_picture`. The folder's name is a fingerprint of files,
     size, resampling, backbone weights and precision, so a stale store is never taken for a fresh one; checksums tell a
-    damaged one. Of two processes that ask for the same store, one computes and the other waits.
+    damaged one. Of two runs that ask for the same store, one computes and the other waits; `processes` of one run compute
+    a part each. What was broken off goes on where it was.
     Raises StegoError, before computing, when the disk is too small and for pictures and label maps that cannot be used.
     """
-    shapes = _shapes(dataset, backbone, size)
-    key = fingerprint(VERSION, dataset.identity(), size, mirror, published, backbone.fingerprint())
-    folder = Path(root) / f"{dataset.name}-{dataset.split}-{key}"
-    if damage(folder, shapes):
+    source = Source(dataset, backbone, size, mirror, published)
+    return FeatureStore(ensure(source, store_folder(source, root), source.shapes, processes, batch))
+
+
+def store_folder(source: Source, root: str | Path) -> Path:
+    """Where the store of `source` lies below `root`, whether it is there or not."""
+    return Path(root) / f"{source.dataset.name}-{source.dataset.split}-{source.fingerprint()}"
+
+
+def ensure(
+    source: Source, folder: Path, shapes: Shapes, processes: Processes = ALONE, batch: int | None = None
+) -> Path:
+    """`folder`, in which the arrays named by `shapes` are whole: computed now if they are not."""
+    if processes.broadcast(_damage_seen_by(processes, folder, shapes)):
         with explained(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-        busy = f"another process computes the features of {dataset.name} {dataset.split}; waiting for them"
-        with locked(folder.with_name(f".{folder.name}.lock"), busy, wait=True):
-            if reason := damage(folder, shapes):  # else: the other process has computed them
-                if folder.exists():
+        busy = f"another process computes the features of {source}; waiting for them"
+        lock = locked(folder.with_name(f".{folder.name}.lock"), busy, wait=True)
+        with lock if processes.first else nullcontext():
+            reason = _damage_seen_by(processes, folder, shapes)
+            if processes.broadcast(reason):  # else: the other process has computed them
+                if reason and folder.exists():
                     notice(f"{folder} is damaged ({reason}); its features are computed anew")
                     shutil.rmtree(folder)
-                fill = partial(_fill, dataset, backbone, size, shapes, mirror, published, batch)
-                _build(folder, dataset, shapes, fill)
-    return FeatureStore(folder)
+                build(source, folder, shapes, processes, batch)
+    return folder
+
+
+def _damage_seen_by(processes: Processes, folder: Path, shapes: Shapes) -> str | None:
+    """`damage`, which one process looks for, as it reads the store from end to end."""
+    return damage(folder, shapes) if processes.first else None
 
 
 def damage(folder: Path, shapes: Shapes) -> str | None:
@@ -126,101 +253,3 @@ def damage(folder: Path, shapes: Shapes) -> str | None:
 def _checksum(path: Path, *_state: int) -> str:
     """Computed once a process and state of the file: a store is read from end to end for it."""
     return checksum(path)
-
-
-def _shapes(dataset: SegmentationDataset, backbone: Backbone, size: Size) -> Shapes:
-    """Type and shape of each array of a store."""
-    height, width = (size, size) if isinstance(size, int) else size
-    count = len(dataset)
-    shapes: Shapes = {
-        "features": (np.float16, (count, backbone.dim, *backbone.grid(height, width))),
-        "pictures": (np.uint8, (count, 3, height, width)),
-        "pooled": (np.float32, (count, backbone.dim)),
-    }
-    return shapes | {"labels": (np.uint8, (count, height, width))} if dataset.has_labels else shapes
-
-
-def _build(folder: Path, dataset: SegmentationDataset, shapes: Shapes, fill: Callable[[Path], None]) -> None:
-    """Lets `fill` compute the store beside `folder`, which appears when all is written."""
-    unfinished = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-    try:
-        with explained(folder):
-            _check_space(folder.parent, dataset, shapes)
-            refuse_broken(dataset)
-            unfinished.mkdir()
-            fill(unfinished)
-            unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _check_space(root: Path, dataset: SegmentationDataset, shapes: Shapes) -> None:
-    if dataset.has_labels and len(dataset.classes) > NO_LABEL:
-        raise StegoError(f"{dataset.name} has {len(dataset.classes)} classes; {NO_LABEL} at most can be stored")
-    needed = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in shapes.values())
-    free = shutil.disk_usage(root).free
-    if needed > 0.95 * free:
-        raise StegoError(
-            f"the features of {dataset.name} {dataset.split} take {needed / 1e9:.1f} GB, {root.parent} has {free / 1e9:.1f} GB free; name a larger disk with runs_dir"
-        )
-
-
-def _fill(
-    dataset: SegmentationDataset,
-    backbone: Backbone,
-    size: Size,
-    shapes: Shapes,
-    mirror: bool,
-    published: bool,
-    batch: int,
-    folder: Path,
-) -> None:
-    """Computes the arrays of a store and writes them, and about.json last, into the empty `folder`."""
-    arrays = {name: _reserve(folder / f"{name}.npy", *shape) for name, shape in shapes.items()}
-    what = f"features of {dataset.name} {dataset.split}{' (mirrored)' if mirror else ''}"
-    for rows in progress(torch.arange(len(dataset)).split(batch), what):
-        for row in rows.tolist():
-            picture, label = dataset[row]
-            arrays["pictures"][row] = resize_picture(picture, size, published).numpy()
-            if label is not None and "labels" in arrays:
-                resized = resize_label(label, size)
-                arrays["labels"][row] = resized.masked_fill(resized < 0, NO_LABEL).numpy()
-        images = torch.from_numpy(arrays["pictures"][rows.numpy()])
-        with enough_memory(what, "choose a smaller train_size or eval_size, precision='bfloat16' or device='cpu'"):
-            found = backbone(images.flip(-1) if mirror else images).cpu()
-        _refuse_infinite(found.half(), [dataset.pictures[row] for row in rows.tolist()], backbone)
-        arrays["features"][rows.numpy()] = found.numpy()
-        arrays["pooled"][rows.numpy()] = found.mean((2, 3)).numpy()
-    for array in arrays.values():
-        array.flush()
-    about = {
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "backbone": backbone.name,
-        "precision": str(backbone.precision),
-        "mirror": mirror,
-        "labels": dataset.has_labels,
-        "n_classes": len(dataset.classes),
-        "sha256": {name: checksum(folder / f"{name}.npy") for name in arrays},
-    }
-    write_json(folder / "about.json", about)
-
-
-def _reserve(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    """An array in a new file whose room on the disk is taken at once: a mapped file that finds none later kills the process."""
-    array = open_memmap(path, "w+", dtype, shape)
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array
-
-
-def _refuse_infinite(features: Tensor, pictures: list[Path], backbone: Backbone) -> None:
-    bad = ~features.isfinite().flatten(1).all(1)
-    if bad.any():
-        first = pictures[int(bad.nonzero()[0])]
-        raise StegoError(
-            f"backbone {backbone.name!r} gives {first} features that are not finite numbers, or too large to be stored; "
-            "are its weights damaged? try precision='float32' or another backbone"
-        )

@@ -1,8 +1,13 @@
 """The correspondence loss (paper, section 3.2), as pure functions of tensors and numbers."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Whole = Callable[[Tensor], Tensor]
+"""Makes of a value of one share of the batch that of the whole batch, see `processes.Processes.mean` and `gather`."""
 
 
 def sample_points(maps: Tensor, coords: Tensor, pictures: Tensor | None = None) -> Tensor:
@@ -45,15 +50,20 @@ def correspondence(a: Tensor, b: Tensor) -> Tensor:
     return torch.einsum("bchw,bcij->bhwij", F.normalize(a, dim=1, eps=1e-10), F.normalize(b, dim=1, eps=1e-10))
 
 
-def centre(correspondences: Tensor) -> Tensor:
+def alone(value: Tensor) -> Tensor:
+    """The same value: what a process that has the whole batch takes for the mean over, or the rows of, all processes."""
+    return value
+
+
+def centre(correspondences: Tensor, average: Whole = alone) -> Tensor:
     """Spatial centring (paper, section 3.2): takes off each position's mean over the positions of the partner.
 
     correspondences: (B, h, w, i, j). As the published code does, the mean of the whole batch is put back, so the
-    result depends on the batch and shifts keep their meaning.
+    result depends on the batch and shifts keep their meaning. `average`: mean over those who share the batch.
     """
-    mean = correspondences.mean()
+    mean = average(correspondences.mean())
     correspondences = correspondences - correspondences.mean(dim=(3, 4), keepdim=True)
-    return correspondences - correspondences.mean() + mean
+    return correspondences - average(correspondences.mean()) + mean
 
 
 def pair_loss(
@@ -64,14 +74,15 @@ def pair_loss(
     centering: bool = True,
     zero_clamp: bool = True,
     stabilize: bool = False,
+    average: Whole = alone,
 ) -> Tensor:
     """-(F - shift) * S for every pair of points (paper, equations 2 to 4), not yet averaged.
 
     features, codes: correspondences F (no gradient flows into them) and S, both (B, h, w, i, j). `centering` centres F,
-    `zero_clamp` uses max(S, 0), `stabilize` min(S, 0.8).
+    `zero_clamp` uses max(S, 0), `stabilize` min(S, 0.8). `average`: see `centre`.
     """
     with torch.no_grad():
-        force = (centre(features) if centering else features) - shift
+        force = (centre(features, average) if centering else features) - shift
     clamped = codes
     if zero_clamp:
         clamped = clamped.clamp(min=0.0)
@@ -91,7 +102,7 @@ def correspondence_loss(
     with torch.no_grad():
         features = correspondence(feats1, feats2)
     codes = correspondence(code1, code2)
-    return pair_loss(features, codes, shift, **switches), codes
+    return pair_loss(features, codes, shift, **switches), codes  # type: ignore[arg-type]  # all are bool
 
 
 def stego_loss(
@@ -104,13 +115,17 @@ def stego_loss(
     permutations: Tensor,
     weights: tuple[float, float, float],
     shifts: tuple[float, float, float],
+    *,
+    average: Whole = alone,
+    gather: Whole = alone,
     **switches: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The three-part loss (paper, equation 5): self, kNN and random pairs.
 
     feats, feats_knn: (B, C, h, w) of pictures and of their neighbours; code, code_knn: (B, K, h, w). coords1, coords2:
     (B, S, S, 2), points in the pictures and in their partners. permutations: int64 (negatives, B), the random partner of
-    each picture. weights, shifts: (self, knn, rand). switches: as `pair_loss` takes them.
+    each picture. weights, shifts: (self, knn, rand). switches: as `pair_loss` takes them. Where several processes share a
+    batch, B is this one's share, permutations number the whole batch, and `average` and `gather` reach the others.
     Returns the weighted loss and its parts: mean loss and mean code correspondence of each of self, knn and rand.
     The same as `correspondence_loss` of each pair, but every sample is taken and normed once.
     """
@@ -128,17 +143,18 @@ def stego_loss(
         maps.contiguous(memory_format=torch.channels_last) for maps in (feats, feats_knn, code, code_knn)
     )
     f, c = unit(feats, points1), unit(code, points1)
+    all_feats, all_code = (gather(maps).contiguous(memory_format=torch.channels_last) for maps in (feats, code))
     partners = {
         "self": [(f, c)],
         "knn": [(unit(feats_knn, points2), unit(code_knn, points2))],
-        "rand": [(unit(feats, points2, p), unit(code, points2, p)) for p in permutations],
+        "rand": [(unit(all_feats, points2, p), unit(all_code, points2, p)) for p in permutations],
     }
     total, parts = code.new_zeros(()), {}
     for (kind, pairs), weight, shift in zip(partners.items(), weights, shifts, strict=True):
         losses, means = [], []
         for f2, c2 in pairs:
             codes = correspondences(c, c2)
-            losses.append(pair_loss(correspondences(f, f2), codes, shift, **switches).mean())
+            losses.append(pair_loss(correspondences(f, f2), codes, shift, average=average, **switches).mean())
             means.append(codes.detach().mean())
         loss = torch.stack(losses).mean()
         total = total + weight * loss

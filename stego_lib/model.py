@@ -5,6 +5,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbone import upsample
+from .loss import Whole, alone
+
+
+class ChannelDropout(nn.Dropout2d):
+    """Channel dropout whose masks are the same whether one process has the whole batch or several have a share each.
+
+    rank, count: which share of how many the input is. Masks of the whole batch are drawn from the global generator, as
+    `nn.Dropout2d` draws them, and this share's taken.
+    """
+
+    rank, count = 0, 1
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w), while training with some channels of each picture at zero and the others scaled up."""
+        if not self.training or self.p == 0:
+            return features
+        batch, channels = features.shape[:2]
+        mask = features.new_empty(batch * self.count, channels, 1, 1).bernoulli_(1 - self.p).div_(1 - self.p)
+        return features * mask[batch * self.rank : batch * (self.rank + 1)]
+
 
 ALPHA = 2.0
 """Scale of the cosines in the cluster probe's softmax. It matters only through the CRF."""
@@ -21,7 +41,7 @@ class SegmentationHead(nn.Module):
         super().__init__()
         self.kind = kind
         self.code_dim = in_dim if kind == "none" else code_dim
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = ChannelDropout(dropout)
         if kind != "none":
             self.linear = nn.Conv2d(in_dim, code_dim, 1)
         if kind == "nonlinear":
@@ -91,10 +111,11 @@ class LinearProbe(nn.Module):
         for parameter in self.parameters():
             torch.nn.init.zeros_(parameter)
 
-    def loss(self, code: Tensor, label: Tensor) -> Tensor:
+    def loss(self, code: Tensor, label: Tensor, average: Whole = alone) -> Tensor:
         """Cross-entropy at label resolution; label (B, H, W), ids outside [0, n) are ignored.
 
-        Logits are upsampled bilinearly. A batch without a labelled pixel gives 0, not NaN.
+        Logits are upsampled bilinearly. A batch without a labelled pixel gives 0, not NaN. `average`: mean over those who
+        share the batch, so that the mean of their losses is that of the batch.
         """
         logits = self(code)
         counted = (label >= 0) & (label < logits.shape[1])
@@ -104,7 +125,8 @@ class LinearProbe(nn.Module):
             F.cross_entropy(upsample(some, label.shape[-2:]), wanted, ignore_index=-1, reduction="sum")
             for some, wanted in zip(logits.split(together), target.split(together), strict=True)
         )
-        return total / counted.sum().clamp(min=1)
+        pixels = average(counted.sum().float())
+        return total / pixels.where(pixels > 0, 1)
 
 
 class Stego(nn.Module):

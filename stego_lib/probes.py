@@ -8,12 +8,12 @@ from torch import Tensor
 
 from .batches import seeded
 from .clustering import SAMPLES, kmeans
-from .features import FeatureStore
+from .features import Features
 from .model import Stego
 
 
 @torch.no_grad()
-def fit_probes(model: Stego, store: FeatureStore, seed: int) -> None:
+def fit_probes(model: Stego, store: Features, seed: int) -> None:
     """Fits the cluster probe, and the linear probe where the store has labels, to codes of random grid cells.
 
     The cluster probe gets the centres of k-means on L2-normalised codes, without labels; the linear probe, which only
@@ -30,27 +30,27 @@ def fit_probes(model: Stego, store: FeatureStore, seed: int) -> None:
 
 
 @torch.no_grad()
-def fit_cluster_probe(model: Stego, store: FeatureStore, seed: int) -> None:
+def fit_cluster_probe(model: Stego, store: Features, seed: int) -> None:
     """The cluster probe alone."""
     clusters = model.cluster_probe.clusters
     clusters.copy_(kmeans(F.normalize(sample_codes(model, store, seed)[0], dim=1), len(clusters), seed))
 
 
 @torch.no_grad()
-def sample_codes(model: Stego, store: FeatureStore, seed: int) -> tuple[Tensor, Tensor | None]:
+def sample_codes(model: Stego, store: Features, seed: int) -> tuple[Tensor, Tensor | None]:
     """Codes of random grid cells, float32 (M, K), and the labels at the cells' centres, int64 (M,), -1 = ignored.
 
     About `SAMPLES` cells, from all pictures if they are fewer than that. Without labels in the store the second is None.
     """
     model.eval()
-    count, _, height, width = store.features.shape
+    count, _, height, width = store.shape
     generator, codes, labels = seeded(seed, "clusters", 0), [], []
     cells = max(1, min(height * width, SAMPLES // count))
     for rows in torch.randperm(count, generator=generator)[:SAMPLES].split(32):
-        code = model(store.rows(rows).to(model.feature_mean.device)).flatten(2).transpose(1, 2)
+        code = model(store.rows(rows, model.feature_mean.device)).flatten(2).transpose(1, 2)
         chosen = torch.randperm(height * width, generator=generator)[:cells]
         codes.append(code[:, chosen].flatten(0, 1).cpu())
-        if store.labels is not None:
+        if store.has_labels:
             labels.append(labels_at(store.label_rows(rows), chosen, (height, width)).flatten())
     return torch.cat(codes), torch.cat(labels) if labels else None
 

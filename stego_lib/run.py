@@ -20,10 +20,11 @@ from .datasets.base import open_picture
 from .datasets.folder import read_classes
 from .datasets.transforms import resize_picture
 from .errors import StegoError
-from .experiment import Experiment
+from .experiment import HOW, Experiment
 from .files import fingerprint, load_state, read_json, save_state, write_json
 from .model import Stego
 from .paths import runs_root
+from .processes import ALONE
 from .published import read_published
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
@@ -43,6 +44,8 @@ class Run:
         self.folder, self.experiment, self.classes, self.model = folder, experiment, classes, model
         self.shifts: tuple[float, float, float] = (0.0, 0.0, 0.0)  # until training sets them
         self.step = 0
+        self.feature_store: str = experiment.feature_store  # until training says which way it has taken
+        self.processes = ALONE  # those that work on it together
         self.trained_on: str | None = None  # the backbone's weights, as a checkpoint names them
         if backbone is not None:
             self.backbone = backbone
@@ -53,7 +56,7 @@ class Run:
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen backbone, loaded when first needed. StegoError if its weights are not those the run was trained on."""
-        backbone = Backbone.of(self.experiment)
+        backbone = Backbone.of(self.experiment.but(device=self.processes.device(self.experiment.device)))
         if self.trained_on not in (None, backbone.weights_id):
             raise StegoError(
                 f"{self.folder} was trained on other weights of {self.experiment.backbone} than there are now; train it again"
@@ -85,6 +88,7 @@ class Run:
             {
                 "step": self.step, "model": self.model.state_dict(), "optimiser": optimiser.state_dict(),
                 "shifts": list(self.shifts), "backbone_weights": self.backbone.weights_id,
+                "feature_store": self.feature_store,
             },
         )  # fmt: skip
 
@@ -167,7 +171,7 @@ def build_model(experiment: Experiment, in_dim: int, n_classes: int) -> Stego:
         )
 
 
-EVALUATION_KEYS = ("dataset", "data_root", "eval_size", "mirror", "crf", "published", "device", "precision")
+EVALUATION_KEYS = ("dataset", "data_root", "eval_size", "mirror", "crf", "published", "device", "precision", *HOW)
 """Fields of the experiment that may be changed when a run is opened: all that does not touch what was trained."""
 
 
@@ -199,6 +203,8 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     model.load_state_dict(state["model"])
     run = Run(folder, experiment, classes, model.eval())
     run.step, run.shifts, run.trained_on = state["step"], tuple(state["shifts"]), state.get("backbone_weights")
+    if experiment.feature_store == "auto":
+        run.feature_store = state.get("feature_store", "auto")
     return run
 
 

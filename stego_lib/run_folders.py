@@ -30,7 +30,7 @@ def find_run(runs_dir: Path, experiment: Experiment, backbone: Backbone) -> Path
     """The newest run of exactly this experiment, on these weights of the backbone, that has a checkpoint, or None."""
     for path in sorted(runs_dir.glob("*/experiment.json"), reverse=True):
         try:
-            same = Experiment.from_dict(read_json(path)) == experiment
+            same = Experiment.from_dict(read_json(path)).same_result(experiment)
         except (StegoError, TypeError) as error:
             notice(f"{path} is passed over: {error}")
             continue

@@ -14,10 +14,10 @@ from .backbone import EMBEDDED, Backbone
 from .baselines import fixed_head
 from .datasets import open_dataset, open_training_set
 from .evaluation import cluster_confusion, evaluate, recorded
-from .experiment import Experiment
-from .features import open_store
+from .experiment import HOW, Experiment
 from .files import fingerprint, write_json
 from .metrics import match, scores
+from .online import open_features
 from .paths import runs_root
 from .progress import progress
 from .results import mean_and_spread, read_record
@@ -26,7 +26,7 @@ from .training import train
 
 NOT_RUN = "not run"
 """What a table says where no record is."""
-PLACE = ("data_root", "device")
+PLACE = ("data_root", "device", *HOW)
 """Fields of an experiment that do not tell runs apart."""
 
 
@@ -154,7 +154,9 @@ def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None =
     """A run record of a fixed head (`baselines.fixed_head`): step 0, and the scores of the cluster probe alone."""
     root = (Path(runs_dir) if runs_dir is not None else runs_root()) / "features"
     backbone = Backbone.of(experiment)
-    stored = partial(open_store, backbone=backbone, root=root, published=experiment.published)
+    stored = partial(
+        open_features, backbone=backbone, root=root, way=experiment.feature_store, published=experiment.published
+    )
     held_out = open_dataset(experiment.dataset, experiment.data_root, "val")
     plain = stored(held_out, size=experiment.eval_size)
     mirrored = stored(held_out, size=experiment.eval_size, mirror=True) if experiment.mirror else None

@@ -1,27 +1,31 @@
 """The training loop."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector
 
-from .backbone import Backbone
-from .batches import Batch, draw_batch, find_neighbors
+from .backbone import Backbone, choose_device
+from .batches import Batch, Draw, draw_batch, find_neighbors
 from .calibration import histograms, measure_correspondences, resolve_shifts
 from .datasets import open_training_set
 from .errors import StegoError
 from .experiment import Experiment
-from .features import FeatureStore, open_store
+from .features import Features, FeatureStore
 from .files import explained, locked, sweep, write_json
 from .loss import stego_loss
 from .losses_extra import alignment_loss, picture_crf_loss, reconstruction_loss
 from .memory import enough_memory
 from .model import Stego
 from .notices import notice
+from .online import open_features, way_of
 from .paths import runs_root
 from .probes import fit_probes
+from .processes import ALONE, Processes, join, spawn, started
 from .progress import progress
 from .run import Run, build_model, load_run, read_checkpoint, refuse_misfit, start_run
 from .run_folders import find_run, new_folder
@@ -39,14 +43,42 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     is returned as it is. `experiment.start_from` names a run or released checkpoint whose head and probes it begins with.
     Raises StegoError before any long work (a missing data set, a broken picture, an unknown backbone, ...), for a run that
     another process is training, and for a loss that is no number or a full disk: the last checkpoint is then untouched.
+
+    With `experiment.devices` above 1 as many processes are started, and train on equal shares of each batch to the same
+    weights up to rounding; a script must call this below `if __name__ == "__main__":`, a notebook anywhere. In a program that
+    torchrun or SLURM has started several times, each calls this; the first process writes the run, all return it.
     """
     runs_dir = Path(runs_dir) if runs_dir is not None else runs_root()
+    if experiment.devices == 1 or started() != (1, 1):
+        return train_among(join(experiment.devices, experiment.device), experiment, runs_dir, resume)
+    refuse_unequal_shares(experiment, experiment.devices)
+    run = load_run(spawn(_train_spawned, experiment.devices, experiment.device, experiment.to_dict(), runs_dir, resume))
+    run.experiment = experiment
+    run.model.to(choose_device(experiment.device))
+    return run
+
+
+def _train_spawned(processes: Processes, experiment: dict[str, Any], runs_dir: Path, resume: bool) -> Path:
+    return train_among(processes, Experiment.from_dict(experiment), runs_dir, resume).folder
+
+
+def refuse_unequal_shares(experiment: Experiment, count: int) -> None:
+    """StegoError if a batch does not divide into `count` equal shares: means of shares would not be the batch's."""
+    if experiment.batch_size % count:
+        raise StegoError(
+            f"a batch of {experiment.batch_size} does not divide into {count} equal shares; change batch_size"
+        )
+
+
+def train_among(processes: Processes, experiment: Experiment, runs_dir: Path, resume: bool) -> Run:
+    """`train` in each of the processes; the first one alone writes into the run's folder."""
+    refuse_unequal_shares(experiment, processes.count)
     dataset = open_training_set(experiment)
     if len(dataset) <= max(experiment.neighbors, experiment.batch_size - 1):
         raise StegoError(
             f"{dataset.name} has {len(dataset)} training pictures: too few for batch_size {experiment.batch_size} and {experiment.neighbors} neighbours"
         )
-    backbone = Backbone.of(experiment)
+    backbone = Backbone.of(experiment.but(device=processes.device(experiment.device)))
     for size in (experiment.train_size, experiment.eval_size):
         backbone.grid(*(size if isinstance(size, tuple) else (size, size)))
     model = build_model(experiment, backbone.dim, len(dataset.classes)).to(backbone.device)
@@ -55,24 +87,49 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     if experiment.start_from is not None:
         take_over(model, load_run(experiment.start_from))
     optimiser = make_optimiser(model, experiment)
-    folder = find_run(runs_dir, experiment, backbone) if resume else None
-    store = open_store(dataset, backbone, experiment.train_size, runs_dir / "features", published=experiment.published)
+    model.head.dropout.rank, model.head.dropout.count = processes.rank, processes.count
+    folder = processes.broadcast(find_run(runs_dir, experiment, backbone) if resume and processes.first else None)
+    store = open_features(
+        dataset, backbone, experiment.train_size, runs_dir / "features", way_to_take(experiment, folder),
+        published=experiment.published, processes=processes,
+    )  # fmt: skip
+    if isinstance(store, FeatureStore):
+        store.keep_on(backbone.device)
+    mean = store.mean.view(1, -1, 1, 1)  # asked for by every process: online, they compute it now, together
     if experiment.subtract_mean and experiment.start_from is None:
-        model.feature_mean.copy_(store.mean.view(1, -1, 1, 1))
-    neighbors = find_neighbors(store, model, experiment)
-    run = Run(folder or new_folder(runs_dir, experiment), experiment, dataset.classes, model, backbone)
+        model.feature_mean.copy_(mean)
+    neighbors = processes.broadcast(find_neighbors(store, model, experiment) if processes.first else torch.empty(0))
+    resumed = folder is not None
+    folder = folder or processes.broadcast(new_folder(runs_dir, experiment) if processes.first else Path())
+    run = Run(folder, experiment, dataset.classes, model, backbone)
+    run.feature_store, run.processes = way_of(store), processes
     busy = f"{run.folder} is being trained by another process; wait for it, or train without resume"
-    with locked(run.folder / ".lock", busy, wait=False):
-        if folder is None:
+    with locked(run.folder / ".lock", busy, wait=False) if processes.first else nullcontext():
+        if resumed:
+            go_on(run, optimiser, processes)
+        elif processes.first:
             begin(run, store, neighbors, optimiser)
-        else:
-            go_on(run, optimiser)
-        run_steps(run, store, neighbors, optimiser)
+        run.shifts = processes.broadcast(run.shifts)
+        run_steps(run, store, neighbors, optimiser, processes)
+        processes.wait()
+        if not processes.first:  # probes that are fitted after the head are fitted once
+            model.load_state_dict(read_checkpoint(run.folder)["model"])
     model.eval()
     return run
 
 
-def begin(run: Run, store: FeatureStore, neighbors: Tensor, optimiser: torch.optim.Optimizer) -> None:
+def way_to_take(experiment: Experiment, folder: Path | None) -> str:
+    """How features are got: as asked, or where that is open, as the run in `folder` that goes on has got them so far."""
+    asked = experiment.feature_store
+    before = read_checkpoint(folder).get("feature_store", asked) if folder is not None else asked
+    if asked == "auto":
+        return before
+    if before not in (asked, "auto"):
+        notice(f"{folder} goes on with feature_store={asked!r}; up to here it was {before!r}")
+    return asked
+
+
+def begin(run: Run, store: Features, neighbors: Tensor, optimiser: torch.optim.Optimizer) -> None:
     """Sets the shifts and writes a new run's files, with a checkpoint of step 0, so that it can be resumed from then on."""
     measured = measure_correspondences(store, neighbors, run.model.feature_mean.cpu(), run.experiment)
     run.shifts = resolve_shifts(run.experiment, measured)
@@ -81,9 +138,9 @@ def begin(run: Run, store: FeatureStore, neighbors: Tensor, optimiser: torch.opt
     start_run(run.folder, run.experiment, run.classes)
 
 
-def go_on(run: Run, optimiser: torch.optim.Optimizer) -> None:
+def go_on(run: Run, optimiser: torch.optim.Optimizer, processes: Processes = ALONE) -> None:
     """Takes up a run where its checkpoint left it, and removes what was being written when it was killed."""
-    for folder in (run.folder, run.folder / "kept"):
+    for folder in (run.folder, run.folder / "kept") if processes.first else ():
         sweep(folder)
     state = read_checkpoint(run.folder)
     refuse_misfit(run.model, state, run.folder)
@@ -92,23 +149,33 @@ def go_on(run: Run, optimiser: torch.optim.Optimizer) -> None:
     run.step, run.shifts = state["step"], tuple(state["shifts"])
 
 
-def run_steps(run: Run, store: FeatureStore, neighbors: Tensor, optimiser: torch.optim.Optimizer) -> None:
+def run_steps(
+    run: Run, store: Features, neighbors: Tensor, optimiser: torch.optim.Optimizer, processes: Processes = ALONE
+) -> None:
     """Trains from the run's step to the last, with a line in the log for each step and a checkpoint now and then."""
     experiment, model, saved = run.experiment, run.model, run.step
     knobs = "choose a smaller batch_size, points, negatives or code_dim, a smaller train_size, or device='cpu'"
+    first, path = processes.first, run.folder / "log.csv"
     with (
-        enough_memory(f"a training step on {store.folder.name}", knobs),
-        explained(run.folder / "log.csv"),
-        open_log(run.folder / "log.csv", run.step, [*probe_terms(experiment), *optional_terms(experiment)]) as log,
+        enough_memory(f"a training step on {store.name}", knobs),
+        explained(path),
+        open_log(path, run.step, [*probe_terms(experiment), *optional_terms(experiment)])
+        if first
+        else nullcontext() as log,
     ):
-        bar = progress(range(run.step, experiment.steps), "training", initial=run.step, total=experiment.steps)
+        todo = range(run.step, experiment.steps)
+        bar = progress(todo, "training", initial=run.step, total=experiment.steps, disable=not first)
         for step in bar:
-            batch = draw_batch(store, neighbors, model, experiment, step, run.backbone)
-            values = train_step(model, optimiser, batch, experiment, run.shifts)
+            batch = draw_batch(store, neighbors, model, experiment, step, run.backbone, processes)
+            if step + 1 < experiment.steps:
+                store.expect(Draw(neighbors, experiment, step + 1).needed(processes))
+            values = train_step(model, optimiser, batch, experiment, run.shifts, processes)
             refuse_nonfinite(run, values, saved)
+            run.step = step + 1
+            if log is None:
+                continue
             log.add(step, values)
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-            run.step = step + 1
             if run.step == experiment.steps and experiment.probes == "after":
                 fit_probes(model, store, experiment.seed)
             if experiment.validate_every and run.step % experiment.validate_every == 0:
@@ -141,8 +208,11 @@ def train_step(
     batch: Batch,
     experiment: Experiment,
     shifts: tuple[float, float, float],
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """One update of head and joint probes by one backward pass; the probes see the code without its gradient.
+
+    Of several processes each has its share of the batch; means are taken over all shares, and negatives come from all.
 
     Returns the values of this step, before its update: loss (the sum), loss_{self,knn,rand}, mean code correspondences
     code_{self,knn,rand}, loss_{cluster,linear} of joint probes and loss_{rec,crf,aug} where these terms have a weight.
@@ -156,6 +226,7 @@ def train_step(
         feats, feats_knn, code, code_knn, batch.coords1, batch.coords2, batch.permutations,
         experiment.weights, shifts,
         centering=experiment.centering, zero_clamp=experiment.zero_clamp, stabilize=experiment.stabilize,
+        average=processes.mean, gather=processes.gather,
     )  # fmt: skip
     if experiment.rec_weight:
         values["loss_rec"] = reconstruction_loss(feats, model.decoder(code))
@@ -170,12 +241,24 @@ def train_step(
         values["loss_cluster"] = model.cluster_probe.loss(code.detach())
         total = total + values["loss_cluster"]
         if batch.label is not None:
-            values["loss_linear"] = model.linear_probe.loss(code.detach(), batch.label)
+            values["loss_linear"] = model.linear_probe.loss(code.detach(), batch.label, processes.mean)
             total = total + values["loss_linear"]
     optimiser.zero_grad()
     total.backward()
+    average_gradients(model, processes)
     optimiser.step()
-    return {"loss": total.item()} | {key: value.item() for key, value in values.items()}
+    means = processes.mean(torch.stack([total.detach(), *(value.detach() for value in values.values())])).tolist()
+    return dict(zip(["loss", *values], means, strict=True))
+
+
+def average_gradients(model: Stego, processes: Processes) -> None:
+    """Replaces each gradient by its mean over the processes."""
+    if processes.count == 1:
+        return
+    found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    mean = processes.mean(parameters_to_vector(found))
+    for gradient, part in zip(found, mean.split([one.numel() for one in found]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def probe_terms(experiment: Experiment) -> list[str]:

@@ -22,14 +22,34 @@ import numpy as np
 import psutil
 import torch
 
-from stego_lib import Experiment, baselines, clustering, evaluate, load_run, open_dataset, train, training
+from stego_lib import (
+    Experiment,
+    baselines,
+    clustering,
+    evaluate,
+    extraction,
+    load_run,
+    open_dataset,
+    processes,
+    train,
+    training,
+)
 from stego_lib.backbone import Backbone
 from stego_lib.features import open_store
 from stego_lib.files import UNFINISHED, read_json, write_json
 from stego_lib.run import read_checkpoint
 
 SAVE_EVERY = 3
-TRACED = {"training.py", "run.py", "files.py", "features.py", "evaluation.py", "intact.py"}
+TRACED = {
+    "training.py",
+    "run.py",
+    "files.py",
+    "features.py",
+    "extraction.py",
+    "array_files.py",
+    "evaluation.py",
+    "intact.py",
+}
 """Files of the library at any line of which a run may be killed."""
 SAVING = {"atomic", "save_state", "write_json", "save", "keep_weights", "sync", "start_run"}
 """Functions in which it is killed while it saves."""
@@ -42,19 +62,31 @@ REACH = 0.6
 # ---------------------------------------------------------------------------------------------- in the child
 
 
+def weights_of(model: torch.nn.Module) -> float:
+    """One number that tells models apart."""
+    return sum(float(value.double().sum()) for value in model.state_dict().values())
+
+
 def job_train(experiment: dict[str, Any], runs_dir: str, compare: bool = False, **_: Any) -> dict[str, Any]:
     """Trains, or goes on training, and evaluates; with the baselines if `compare`."""
+    seen, forward = [], Backbone.forward
+    Backbone.forward = lambda self, pictures: (seen.append(len(pictures)), forward(self, pictures))[1]
     run = train(Experiment.from_dict(experiment), runs_dir=runs_dir, resume=True)
     evaluate(run, baselines=compare)
-    return {"folder": str(run.folder)}
+    return {"folder": str(run.folder), "pictures": sum(seen), "weights": weights_of(run.model)}
 
 
-def job_extract(experiment: dict[str, Any], runs_dir: str, **_: Any) -> dict[str, Any]:
-    """Opens the store of the training pictures; tells how many pictures went through the backbone here."""
+def job_extract(experiment: dict[str, Any], runs_dir: str, die_after: int = -1, **_: Any) -> dict[str, Any]:
+    """Opens the store of the training pictures; tells how many pictures went through the backbone here.
+
+    die_after: kills this process when so many batches have gone through it.
+    """
     asked = Experiment.from_dict(experiment)
     seen, forward = [], Backbone.forward
 
     def counted(self: Backbone, pictures: torch.Tensor) -> torch.Tensor:
+        if len(seen) == die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
         seen.append(len(pictures))
         return forward(self, pictures)
 
@@ -123,10 +155,15 @@ def child(job: dict[str, Any]) -> int:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     quicken()
+    if "keep_every" in job:  # of a store as well, in which each batch of four pictures is then a chunk of its own
+        extraction.KEEP_EVERY, extraction.usual_batch = job["keep_every"], lambda backbone: 4
     if limit := job.get("largest_file"):
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if join := job.get("join"):
+        os.environ |= {key: value.format(rank=job["result"].rpartition(".")[2]) for key, value in join.items()}
+    processes.METHOD = "fork"  # this process is a copy, and has used no GPU
     if pause := job.get("slow"):
         slow_down(pause)
     if line := job.get("line"):
@@ -274,11 +311,16 @@ def survive(server: Server, experiment: Experiment, folder: Path, kills: int, se
     random time. Returns the counts. AssertionError where anything is lost or differs.
     """
     draw, values = random.Random(seed), experiment.to_dict()
-    reference = server.do("train", experiment=values, runs_dir=str(folder / "reference"))["folder"]
+    reference = server.do("train", experiment=values, runs_dir=str(folder / "reference"), keep_every=0.0)["folder"]
     seconds = 1.0  # that a run takes; put right when one was faster than its killer
     lines = {
         saving: server.do(
-            "train", experiment=values, runs_dir=str(folder / f"counted{saving}"), line=10**9, saving=saving
+            "train",
+            experiment=values,
+            runs_dir=str(folder / f"counted{saving}"),
+            keep_every=0.0,
+            line=10**9,
+            saving=saving,
         )["lines"]
         for saving in (False, True)
     }
@@ -292,7 +334,7 @@ def survive(server: Server, experiment: Experiment, folder: Path, kills: int, se
         finished = False
         while not finished:
             way = list(hits)[draw.randrange(3)]
-            job: dict[str, Any] = {"experiment": values, "runs_dir": str(runs_dir)}
+            job: dict[str, Any] = {"experiment": values, "runs_dir": str(runs_dir), "keep_every": 0.0}
             if way != "from outside":
                 saving = way == "while writing files"
                 job |= {"line": draw.randint(1, int(REACH * lines[saving])), "saving": saving}

@@ -14,7 +14,7 @@ from common import TIMM_ARGUMENTS, write_backbone
 from PIL import Image
 from torch.testing import assert_close
 
-from stego_lib import Backbone, StegoError, open_dataset
+from stego_lib import Backbone, StegoError, extraction, open_dataset
 from stego_lib.datasets.transforms import resize_label, resize_picture
 from stego_lib.features import open_store
 from stego_lib.pretraining import PretrainRecipe
@@ -281,6 +281,36 @@ def test_an_extraction_that_breaks_off_leaves_nothing(own_pictures, backbone, tm
     with pytest.raises(KeyboardInterrupt):
         open_store(train_split(own_pictures), backbone, 32, tmp_path / "store", batch=2)
     assert left(tmp_path / "store") == []
+
+
+def test_an_extraction_that_breaks_off_keeps_its_chunks_and_goes_on(own_pictures, backbone, tmp_path, monkeypatch):
+    """Ctrl-C, an error: what is safe on the disk is not computed again."""
+    monkeypatch.setattr(extraction, "KEEP_EVERY", 0.0)
+    expected = open_store(train_split(own_pictures), backbone, 32, tmp_path / "whole", batch=2)
+    forward, calls = Backbone.forward, []
+
+    def breaks(self, batch):
+        calls.append(len(batch))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(self, batch)
+
+    monkeypatch.setattr(Backbone, "forward", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        open_store(train_split(own_pictures), backbone, 32, tmp_path / "store", batch=2)
+    (part,) = left(tmp_path / "store")
+    assert part.name.endswith(".part") and len(list((part / "chunks").iterdir())) == 2
+    store = open_store(train_split(own_pictures), backbone, 32, tmp_path / "store", batch=2)
+    assert calls == [2, 2, 1, 1] and np.array_equal(store.features, expected.features)
+    assert np.array_equal(store.labels, expected.labels) and left(tmp_path / "store") == [store.folder]
+
+
+def test_the_size_of_a_store_is_told_before_it_is_made(own_pictures, backbone, tmp_path, capsys):
+    store = open_store(train_split(own_pictures), backbone, 32, tmp_path / "store")
+    said = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "GB" in line]
+    assert said == [f"features of folder train: 0.00 GB, to be kept in {store.folder}"]
+    open_store(train_split(own_pictures), backbone, 32, tmp_path / "store")
+    assert "GB" not in capsys.readouterr().err
 
 
 def test_a_disk_that_is_too_small_is_an_error_before_computing(own_pictures, backbone, tmp_path, monkeypatch):

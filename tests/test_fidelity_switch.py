@@ -17,7 +17,7 @@ from stego_lib import (
     crf,
     evaluate,
     evaluation,
-    features,
+    extraction,
     load_run,
     train,
     training,
@@ -156,7 +156,7 @@ def test_pictures_are_resized_as_published_in_training_evaluation_and_prediction
     monkeypatch.setattr(baselines, "SAMPLES", 500)
     monkeypatch.setattr(clustering, "RESTARTS", 1)
     asked = []
-    for module in (features, running):
+    for module in (extraction, running):
         resize = module.resize_picture
         monkeypatch.setattr(
             module, "resize_picture", lambda *a, resize=resize: (asked.append(bool(a[2:] and a[2])), resize(*a))[1]

@@ -120,6 +120,32 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(experiment, tmp_p
     assert train(changed, runs_dir=tmp_path, resume=True).folder == folder
 
 
+@pytest.mark.parametrize("harm, again", [(None, 4), ("rows", 8), ("record", 8), ("file", 12)])
+def test_a_killed_extraction_goes_on_after_the_last_chunk(server, experiment, tmp_path, harm, again):
+    """Of three batches of four pictures two are safe; what did not reach the disk whole is computed anew, and no more."""
+    job = dict(experiment=experiment.to_dict(), runs_dir=str(tmp_path / "killed"), keep_every=0.0)
+    server.start("extract", die_after=2, **job)
+    assert server.wait() == [-signal.SIGKILL]
+    (part,) = (tmp_path / "killed" / "features").glob(".*.part")
+    records = sorted((part / "chunks").iterdir())
+    assert len(records) == 2
+    if harm == "rows":  # of the first chunk
+        content = bytearray((part / "features.npy").read_bytes())
+        content[200] ^= 1
+        (part / "features.npy").write_bytes(content)
+    elif harm == "record":
+        records[1].write_text(records[1].read_text()[:30])
+    elif harm == "file":
+        (part / "pooled.npy").unlink()
+    found = server.do("extract", **job)
+    assert found["pictures"] == again and not part.exists()
+    untouched = server.do("extract", **(job | {"runs_dir": str(tmp_path / "untouched")}))
+    assert untouched["pictures"] == 12
+    for path in Path(untouched["folder"]).iterdir():
+        assert path.read_bytes() == (Path(found["folder"]) / path.name).read_bytes()
+    assert len(list(Path(found["folder"]).iterdir())) == 5
+
+
 def test_two_runs_at_once_build_one_store(server, experiment, tmp_path):
     server.start("extract", slow=0.3, experiment=experiment.to_dict(), runs_dir=str(tmp_path), copies=2)
     assert server.wait() == [0, 0]

@@ -1,10 +1,12 @@
 """Crops: each picture is replaced by five pieces of it, which become pictures of their own (paper, section 3.4).
 
-Pieces are cut when they are asked for, from a picture in any format; training asks once, because the features are
-stored. `write_crops` writes them as the published code does.
+Pieces are cut when they are asked for, from a picture in any format; a store of features asks once. `write_crops`
+writes them as the published code does.
 """
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torchvision.transforms.functional as TF
@@ -40,6 +42,7 @@ class Crops(SegmentationDataset):
         pictures = [path for path in dataset.pictures for _ in range(COUNT)]
         labels = [path for path in dataset.labels for _ in range(COUNT)]
         super().__init__(dataset.name, dataset.split, dataset.classes, pictures, labels)
+        self._last = threading.local()
         self.names = [f"{name}-{self.kind}{i}" for name in dataset.names for i in range(COUNT)]
 
     @property
@@ -47,15 +50,22 @@ class Crops(SegmentationDataset):
         return self.whole.has_labels
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]  # no slices
-        picture, label = self.whole[index // COUNT]
+        picture, label = self._whole("both", index // COUNT)
         return self._cut(picture, index), None if label is None else self._cut(label, index)
 
     def picture(self, index: int) -> Tensor:
-        return self._cut(self.whole.picture(index // COUNT), index)
+        return self._cut(self._whole("picture", index // COUNT), index)
 
     def label(self, index: int) -> Tensor | None:
-        label = self.whole.label(index // COUNT)
+        label = self._whole("label", index // COUNT)
         return None if label is None else self._cut(label, index)
+
+    def _whole(self, what: str, number: int) -> Any:
+        """Picture `number` of the whole data set, its label map, or both; each thread keeps the last for its other crops."""
+        if getattr(self._last, "key", None) != (what, number):
+            read = {"both": self.whole.__getitem__, "picture": self.whole.picture, "label": self.whole.label}[what]
+            self._last.found, self._last.key = read(number), (what, number)
+        return self._last.found
 
     def boxes(self, index: int, height: int, width: int) -> list[Box]:
         """Where picture `index` of this height and width is cut."""

@@ -1,0 +1,267 @@
+"""Several processes on one run: the same losses, weights and tables as one, whoever starts them; errors and interruptions."""
+
+import json
+import os
+import pickle
+import signal
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from common import tiny_experiment
+from killing import Server, runs_in, serving, weights_of
+from torch.multiprocessing import ProcessExitedException
+
+from stego_lib import Experiment, StegoError, clustering, evaluate, load_run, processes, train, training
+from stego_lib.datasets.scenes import draw_scenes
+from stego_lib.files import read_json
+from stego_lib.model import ChannelDropout
+from stego_lib.run import read_checkpoint
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytest.importorskip("lightning_fabric", reason="lightning-fabric is not installed (extra `parallel`)")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Server:
+    with serving(tmp_path_factory.mktemp("server")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory, backbone_file) -> Experiment:
+    """Two batches of pictures to score, so that two processes have one each; dropout on."""
+    root = tmp_path_factory.mktemp("data")
+    draw_scenes(root / "scenes", train=12, val=20, size=64)
+    return tiny_experiment(root, backbone_file, steps=5, dropout=0.3, subtract_mean=True)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch) -> None:
+    """k-means begins once, as in the processes of the server."""
+    monkeypatch.setattr(clustering, "RESTARTS", 1)
+
+
+def started_by(program: str) -> dict[str, str]:
+    """What the environment tells each of two processes that a program has started on one machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    return where | {
+        "torchrun": {
+            "TORCHELASTIC_RUN_ID": "1", "RANK": "{rank}", "LOCAL_RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        },
+        "slurm": {
+            "SLURM_PROCID": "{rank}", "SLURM_LOCALID": "{rank}", "SLURM_NODEID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "1",
+            "SLURM_JOB_NAME": "stego", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1",
+        },
+    }[program]  # fmt: skip
+
+
+def in_two(server: Server, program: str, **job) -> list[dict]:
+    server.start("train", copies=2, join=started_by(program), **job)
+    statuses = server.wait()
+    found = server.results()
+    assert statuses == [0, 0], found
+    return found
+
+
+def agree(run: Path, one: Path) -> None:
+    """The same losses, shifts and weights but for rounding, and a record that one process alone makes of the checkpoint."""
+    ours, theirs = load_run(run), load_run(one)
+    np.testing.assert_allclose(ours.log.to_numpy(), theirs.log.to_numpy(), atol=1e-5)
+    assert ours.shifts == theirs.shifts and ours.step == theirs.step
+    for name, value in theirs.model.state_dict().items():
+        torch.testing.assert_close(ours.model.state_dict()[name], value, rtol=0, atol=2e-4)
+    record = read_json(run / "metrics.json")
+    alone = json.loads(json.dumps(evaluate(ours, baselines=False)))
+    assert record["confusion"] == alone["confusion"] and record["matching"] == alone["matching"]
+    assert record["experiment"] == alone["experiment"]
+    for name, scores in alone["scores"].items():
+        assert record["scores"][name]["miou"] == scores["miou"], name
+
+
+@pytest.mark.parametrize(
+    "program, changes",
+    [
+        ("torchrun", {}),
+        ("slurm", dict(published=True, centering=True)),
+        ("torchrun", dict(feature_store="online", validate_every=2, probes="after", subtract_mean=False)),
+        ("torchrun", dict(rec_weight=0.1, crf_weight=0.1, aug_alignment_weight=0.1, head="linear")),
+    ],
+    ids=str,
+)
+def test_two_processes_give_what_one_gives(server, experiment, tmp_path, program, changes):
+    changed = experiment.but(**changes)
+    found = in_two(server, program, experiment=changed.to_dict(), runs_dir=str(tmp_path / "two"))
+    assert found[0]["folder"] == found[1]["folder"] and len(runs_in(tmp_path / "two")) == 1
+    assert found[0]["weights"] == found[1]["weights"], "every process ends with the same model"
+    agree(Path(found[0]["folder"]), train(changed, runs_dir=tmp_path / "one").folder)
+
+
+def test_devices_start_processes_by_themselves(server, experiment, tmp_path):
+    """And the baselines, which one process fits, are the same."""
+    asked = experiment.but(devices=2, steps=2)
+    folder = Path(
+        server.do("train", experiment=asked.to_dict(), runs_dir=str(tmp_path / "two"), compare=True)["folder"]
+    )
+    record = read_json(folder / "metrics.json")
+    assert read_json(folder / "experiment.json")["devices"] == 2 and "devices" not in record["experiment"]
+    one = train(experiment.but(steps=2), runs_dir=tmp_path / "one")
+    agree(folder, one.folder)
+    alone = server.do(
+        "train", experiment=experiment.but(steps=2).to_dict(), runs_dir=str(tmp_path / "one"), compare=True
+    )
+    for name, scores in read_json(Path(alone["folder"]) / "metrics.json")["scores"].items():
+        assert record["scores"][name]["miou"] == pytest.approx(scores["miou"], abs=0.3), name
+
+
+def test_fresh_processes_train_from_here(experiment, tmp_path):
+    """As from a notebook: nothing is forked, everything is imported anew."""
+    run = train(experiment.but(devices=2, steps=2), runs_dir=tmp_path)
+    assert run.step == 2 and len(run.log) == 2 and not run.model.training
+    assert weights_of(run.model) == weights_of(load_run(run.folder).model)
+
+
+def test_features_are_shared_out_and_the_store_is_the_same(server, experiment, tmp_path):
+    """Three batches of four training pictures: one process computes two, the other one; five of 20 to score."""
+    job = dict(experiment=experiment.but(steps=1).to_dict(), keep_every=0.0)
+    two = in_two(server, "torchrun", runs_dir=str(tmp_path / "two"), **job)
+    one = server.do("train", runs_dir=str(tmp_path / "one"), **job)
+    assert one["pictures"] == 12 + 2 * 20 and sorted(found["pictures"] for found in two) == [4 + 16, 8 + 24]
+    for path in (tmp_path / "one" / "features").glob("*/*"):
+        other = tmp_path / "two" / path.relative_to(tmp_path / "one")
+        assert other.read_bytes() == path.read_bytes(), path.name
+
+
+def test_two_go_on_where_one_was_broken_off_and_one_where_two_were(server, experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_EVERY", 3)
+    step, calls = training.train_step, []
+
+    def breaks(*arguments):
+        calls.append(arguments)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "train_step", breaks)
+        train(experiment, runs_dir=tmp_path)
+    (folder,) = runs_in(tmp_path)
+    assert read_checkpoint(folder)["step"] == 3
+    found = in_two(server, "torchrun", experiment=experiment.to_dict(), runs_dir=str(tmp_path))
+    assert Path(found[0]["folder"]) == folder
+    agree(folder, train(experiment, runs_dir=tmp_path / "one").folder)
+    assert train(experiment.but(devices=1), runs_dir=tmp_path, resume=True).folder == folder
+
+
+# ---------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_an_error_in_a_process_is_told_with_its_message(server, experiment, tmp_path):
+    """A data set that is not there, found by the processes, not by who started them."""
+    asked = experiment.but(devices=2, data_root=str(tmp_path), dataset="camvid")
+    server.start("train", experiment=asked.to_dict(), runs_dir=str(tmp_path / "runs"))
+    assert server.wait() == [1]
+    (found,) = server.results()
+    assert found["error"] == "DataNotFound" and "camvid was not found in" in found["message"]
+
+
+def told(folder: Path, rank: int, when: float, error: StegoError | None, text: str = "") -> None:
+    (folder / f"error{rank}").write_bytes(pickle.dumps((when, error, text)))
+
+
+def test_the_first_error_is_the_one_that_is_raised(tmp_path):
+    """The others only lost their partner."""
+    ended = ProcessExitedException("process 0 terminated with exit code 1", error_index=0, error_pid=7, exit_code=1)
+    assert "__main__" in str(processes._first_error(tmp_path, ended)), "it could not say why"
+    told(tmp_path, 0, 2.0, None, "RuntimeError: connection closed")
+    told(tmp_path, 1, 1.0, None, "ZeroDivisionError: here")
+    assert "ZeroDivisionError: here" in str(processes._first_error(tmp_path, ended))
+    told(tmp_path, 2, 3.0, StegoError("the disk is full"))
+    assert str(processes._first_error(tmp_path, ended)) == "the disk is full"
+
+
+def test_a_process_that_is_killed_ends_the_others_and_ctrl_c_ends_all(server, experiment, tmp_path):
+    asked = experiment.but(devices=2, steps=2000)
+    for way in ("killed", "interrupted"):
+        (pid,) = server.start("train", experiment=asked.to_dict(), runs_dir=str(tmp_path / way))
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob(f"{way}/*/log.csv")) and time.monotonic() < until:
+            time.sleep(0.05)
+        children = psutil.Process(pid).children()
+        workers = [child for child in children if not child.children() and child.is_running()]
+        assert len(workers) == 2
+        os.kill(workers[1].pid if way == "killed" else pid, signal.SIGKILL if way == "killed" else signal.SIGINT)
+        assert server.wait() == [1]
+        (found,) = server.results()
+        if way == "killed":
+            assert found["error"] == "StegoError" and "SIGKILL" in found["message"], found
+        else:
+            assert found["error"] == "KeyboardInterrupt", found
+        assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [(dict(batch_size=5), "a batch of 5 does not divide into 2"), (dict(device="cuda:1"), "device = 'cuda:1' is one")],
+    ids=str,
+)
+def test_what_cannot_be_shared_is_refused(server, experiment, tmp_path, changes, message):
+    asked = experiment.but(devices=2, **changes)
+    server.start("train", experiment=asked.to_dict(), runs_dir=str(tmp_path))
+    assert server.wait() == [1] and message in server.results()[0]["message"]
+
+
+def test_another_number_than_was_started_is_refused(monkeypatch):
+    for key, value in started_by("torchrun").items():
+        monkeypatch.setenv(key, value)
+    assert processes.started() == (2, 1)
+    with pytest.raises(StegoError, match="devices = 3, but 2 processes were started"):
+        processes.join(3, "cpu")
+
+
+def test_without_fabric_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "lightning_fabric", None)
+    with pytest.raises(StegoError, match=r"pip install 'stego_lib\[parallel\]'"):
+        processes.spawn(print, 2, "cpu")
+
+
+def test_alone_everything_is_the_identity():
+    values = torch.rand(4, 3, requires_grad=True)
+    alone = processes.ALONE
+    assert alone.gather(values) is values and alone.mean(values) is values and alone.share([1, 2, 3]) == [1, 2, 3]
+    assert (alone.rank, alone.count, alone.first, alone.device("auto")) == (0, 1, True, "auto")
+
+
+def test_shares_are_the_whole_in_order():
+    one = processes.Processes()
+    for count in (1, 2, 3, 5):
+        for length in (0, 1, 4, 7, 11):
+            parts = []
+            for rank in range(count):
+                one.rank, one.count = rank, count
+                parts += one.share(list(range(length)))
+            assert parts == list(range(length))
+
+
+# ---------------------------------------------------------------------------------------------- dropout
+
+
+def test_dropout_is_that_of_torch_and_shares_have_their_part_of_its_mask():
+    features = torch.rand(6, 5, 3, 2) + 0.5
+    torch.manual_seed(0)
+    expected = torch.nn.Dropout2d(0.4)(features)
+    for count in (1, 2, 3):
+        parts = []
+        for rank, part in enumerate(features.chunk(count)):
+            dropout = ChannelDropout(0.4)
+            dropout.rank, dropout.count = rank, count
+            torch.manual_seed(0)
+            parts.append(dropout(part))
+        assert torch.equal(torch.cat(parts), expected)
+    assert torch.equal(ChannelDropout(0.4).eval()(features), features)
