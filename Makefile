@@ -50,9 +50,7 @@ test: $(READY)  ## run all tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 coverage: $(READY)  ## run all tests and show the lines that none reaches; writes tests/reports/coverage.json
-	@$(PY) -m coverage erase
-	@OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
-	@$(PY) -m coverage combine --quiet
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-report= $(ARGS)
 	@$(PY) tests/reached.py
 
 torture: $(READY)  ## 200 kills, every bad input and attack, 5,000 steps; writes tests/reports (ARGS=kills: that part)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from itertools import count
 from typing import Any
 
@@ -15,6 +14,7 @@ from stego_lib.features import open_store
 from stego_lib.loss import published_permutation, random_coords
 from stego_lib.model import Stego
 from stego_lib.neighbors import nearest_neighbors
+from stego_lib.online import open_features
 from stego_lib.probes import fit_probes
 from stego_lib.run import build_model
 from stego_lib.training import make_optimiser, train_step
@@ -55,10 +55,6 @@ def step(settings: Settings) -> dict[str, Any]:
             skipped[f"online {precision}"] = "this machine does not multiply bfloat16 natively: see the row limits"
             continue
         network = Backbone.of(experiment.but(precision=precision))
-        if find_spec("stego_lib.online") is None:
-            continue
-        from stego_lib.online import open_features
-
         online = open_features(dataset, network, experiment.train_size, folder / precision, "online")
         ways[f"online {precision}"] = _steps(experiment, online, neighbors, network)
     return {"ways": timed(ways, settings), "batch": experiment.batch_size, "skipped": skipped}

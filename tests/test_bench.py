@@ -2,7 +2,6 @@
 
 import ast
 import json
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -126,7 +125,7 @@ def test_every_row_is_measured_beside_the_baseline(measured):
     for name in ("rest", "step", "extraction", "neighbours", "probes"):
         for way, times in rows[name]["ways"].items():
             assert 0 < times["min_s"] <= times["median_s"] <= times["max_s"] and times["n"] >= 1, (name, way)
-    online = {"online float32", "online bfloat16"} if find_spec("stego_lib.online") else set()
+    online = {"online float32", "online bfloat16"}
     assert {"published", "store"} | online <= set(rows["step"]["ways"])
     assert rows["extraction"]["bfloat16_cosine"]["min"] > 0.99
     assert len(rows["evaluation"]["kinds"]) == 2

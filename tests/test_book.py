@@ -234,7 +234,7 @@ def test_errors_and_missing_figures_are_found(tmp_path):
     assert "traceback" in next(check.errors(write(tmp_path / "told.ipynb", told)))
 
 
-GOOD = """<html><body><img src="p.png"><article><h1 id="top">x</h1><a href="other.html#there">o</a><a href="#top">t</a>
+GOOD = """<html><body><img src="other.html"><article><h1 id="top">x</h1><a href="other.html#there">o</a><a href="#top">t</a>
 <a href="https://example.org/gone">elsewhere</a><img src="p.png" alt="A picture of something"></article></body></html>"""
 
 

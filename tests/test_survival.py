@@ -14,6 +14,7 @@ from killing import Server, flat, refuse_half_files, runs_in, same, serving, sur
 
 from stego_lib import Experiment, StegoError, load_run, train, training
 from stego_lib.backbone import Backbone
+from stego_lib.files import UNFINISHED
 from stego_lib.run import read_checkpoint
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -316,6 +317,15 @@ def test_a_log_that_lacks_steps_is_refused(experiment, tmp_path, monkeypatch):
     (folder / "log.csv").write_text("".join(lines[:2] + lines[3:]))
     with pytest.raises(StegoError, match=r"log\.csv lacks lines of the 3 steps.*without resume"):
         train(experiment, runs_dir=tmp_path, resume=True)
+
+
+def test_what_a_killed_write_left_is_removed(experiment, tmp_path, monkeypatch):
+    folder = broken_off(experiment, tmp_path, monkeypatch)
+    for half in (folder / f"{UNFINISHED}checkpoint.1.pt", folder / "kept" / f"{UNFINISHED}0000004.1.pt"):
+        assert half.parent.is_dir()
+        half.write_bytes(b"half")
+    train(experiment, runs_dir=tmp_path, resume=True)
+    assert not list(folder.rglob(f"{UNFINISHED}*"))
 
 
 def test_a_run_can_be_resumed_from_its_first_step_on(experiment, tmp_path, monkeypatch):
