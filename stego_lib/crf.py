@@ -5,9 +5,9 @@ It runs on the CPU, also where there is a GPU: of the libraries at hand, only py
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .backbone import upsample
 from .errors import StegoError
 from .meanfield import APPEARANCE, ITERATIONS, SMOOTHNESS, available, refine
 
@@ -22,5 +22,7 @@ def dense_crf(image: np.ndarray, log_probabilities: Tensor, iterations: int = IT
     """
     if not available():
         raise StegoError("the dense CRF needs pydensecrf: pip install 'stego_lib[crf]' (a C++ compiler must be there)")
-    probabilities = upsample(log_probabilities[None].float(), image.shape[:2])[0].softmax(0).cpu().numpy()
+    probabilities = (
+        F.interpolate(log_probabilities[None].float(), image.shape[:2], mode="bilinear")[0].softmax(0).cpu().numpy()
+    )
     return torch.from_numpy(refine(image, [probabilities], iterations)[0])

@@ -22,7 +22,7 @@ Job = tuple[str, tuple[Any, ...]]
 
 
 def in_processes(function: Callable, jobs: Iterable[Job], total: int, what: str) -> Iterator[Any]:
-    """Yields function(*arguments) for each (name, arguments) of `jobs`, in their order, computed in fresh processes.
+    """Yields `function(*arguments)` for each (name, arguments) of `jobs`, in their order, computed in fresh processes.
 
     The first job is done here and timed; only if the other `total` - 1 promise work for more than `WORTH` seconds, and
     this process may use several cores, are there processes: one a core, each with one thread. No more than `FLYING` jobs

@@ -35,7 +35,7 @@ def crf_logits(model: Stego, code: Tensor, size: tuple[int, int]) -> dict[str, T
 def upsampled_length(code: Tensor, size: tuple[int, int]) -> Tensor:
     """Length of the upsampled code at every pixel, (B, 1, H, W), at most a small part of it being upsampled.
 
-    Between two codes a and b, at the fraction t, |(1 - t) a + t b|^2 = (1 - t) |a|^2 + t |b|^2 - t (1 - t) |a - b|^2.
+    Between two codes a and b, at the fraction t, `|(1 - t) a + t b|^2 = (1 - t) |a|^2 + t |b|^2 - t (1 - t) |a - b|^2`.
     So the codes are widened alone, and the lengths of their rows and of the steps between rows give the rest.
     """
     height, width = size

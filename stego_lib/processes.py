@@ -1,9 +1,9 @@
 """Processes that work on one run together: started here, by torchrun or by SLURM, joined by Lightning Fabric."""
 
+import json
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import tempfile
 import time
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from .errors import StegoError
+from .errors import DataNotFound, StegoError
 
 Item = TypeVar("Item")
 Part = TypeVar("Part", list, tuple, Tensor)
@@ -117,11 +117,12 @@ def join(devices: int, device: str) -> Processes:
     return _joined(here, machines, device)
 
 
-def spawn(function: Callable[..., Item], devices: int, device: str, *args: Any) -> Item:
-    """function(processes, *args) in `devices` new processes of this machine; returns what the first of them gives.
+def spawn(function: Callable[..., Any], devices: int, device: str, *args: Any) -> Any:
+    """Calls `function` with the processes and `args` in `devices` new processes of this machine; returns what the first gives.
 
-    function and args are pickled, so function belongs to a module. A StegoError of any process is raised here, other
-    errors as RuntimeError with the traceback; the other processes are then ended. Ctrl-C ends them all.
+    function and args cross over by torch's own start of processes, so function belongs to a module; what comes back is of the
+    kinds that JSON has. A StegoError of any process is raised here, other errors as RuntimeError with the traceback; the other
+    processes are then ended. Ctrl-C ends them all.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise StegoError(_GUARD)
@@ -138,7 +139,7 @@ def spawn(function: Callable[..., Item], devices: int, device: str, *args: Any) 
             raise _first_error(Path(told), error) from None
         finally:
             _end(workers.processes)
-        return pickle.loads((Path(told) / "result").read_bytes())
+        return json.loads((Path(told) / "result").read_text())
 
 
 _GUARD = (
@@ -198,23 +199,25 @@ def _work(
     try:
         found = function(_joined(count, 1, device, spawned=True), *args)
         if rank == 0:
-            (Path(told) / "result").write_bytes(pickle.dumps(found))
+            (Path(told) / "result").write_text(json.dumps(found))
     except BaseException as error:
-        known = error if isinstance(error, StegoError) else None
+        kind = type(error).__name__ if isinstance(error, StegoError) else None
         with suppress(OSError):
-            (Path(told) / f"error{rank}").write_bytes(pickle.dumps((time.time(), known, traceback.format_exc())))
+            (Path(told) / f"error{rank}").write_text(
+                json.dumps([time.time(), kind, str(error), traceback.format_exc()])
+            )
         os._exit(1)  # the usual end would wait for the others
 
 
 def _first_error(told: Path, error: ProcessExitedException | ProcessRaisedException) -> Exception:
     """The error that came first; those of other processes only tell that its process has gone."""
-    found = [pickle.loads(path.read_bytes()) for path in told.glob("error*")]
-    known = min(((when, one) for when, one, _ in found if one is not None), default=None, key=lambda pair: pair[0])
-    if known:
-        return known[1]
+    found = sorted(json.loads(path.read_text()) for path in told.glob("error*"))
+    for _, kind, message, _ in found:
+        if kind is not None:
+            return {"DataNotFound": DataNotFound}.get(kind, StegoError)(message)
     if not (told / f"error{error.error_index}").exists():
         return StegoError(f"{error}, and could not say why: is there enough memory? In a script: {_GUARD}")
-    return RuntimeError(f"a process failed:\n{min(found)[2]}")
+    return RuntimeError(f"a process failed:\n{found[0][3]}")
 
 
 def _end(processes: Sequence[Any]) -> None:

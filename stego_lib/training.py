@@ -58,8 +58,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     return run
 
 
-def _train_spawned(processes: Processes, experiment: dict[str, Any], runs_dir: Path, resume: bool) -> Path:
-    return train_among(processes, Experiment.from_dict(experiment), runs_dir, resume).folder
+def _train_spawned(processes: Processes, experiment: dict[str, Any], runs_dir: Path, resume: bool) -> str:
+    return str(train_among(processes, Experiment.from_dict(experiment), runs_dir, resume).folder)
 
 
 def refuse_unequal_shares(experiment: Experiment, count: int) -> None:
