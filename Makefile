@@ -12,7 +12,7 @@ ROW ?=
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train seeds ablations reproduce pretrain test coverage torture bench lab book serve clean
+.PHONY: help setup train seeds ablations tuning reproduce pretrain test coverage torture bench lab book serve clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ seeds: $(READY)  ## the same with five seeds: mean and spread (notebooks/seeds.i
 ablations: $(READY)  ## train and score what the chapters on baselines and ablations have no run record of (66 trainings in all, about 90 s each on one core)
 	@$(NOTEBOOK) notebooks/baselines.ipynb runs/baselines.ipynb -p limit -1 $(ARGS)
 	@$(NOTEBOOK) notebooks/ablations.ipynb runs/ablations.ipynb -p limit -1 $(ARGS)
+
+tuning: $(READY)  ## train and score what the chapter on choosing l and b has no run record of (ARGS="-p camvid_root FOLDER -p camvid_backbone FILE" for CamVid too)
+	@$(NOTEBOOK) notebooks/choosing.ipynb runs/choosing.ipynb -p limit -1 $(ARGS)
 
 reproduce: $(READY)  ## one row of the paper: make reproduce ROW=cityscapes-vitb8 DATA=FOLDER (notebooks/reproduce.ipynb)
 	@$(NOTEBOOK) notebooks/reproduce.ipynb "runs/reproduce-$(ROW).ipynb" -p row "$(ROW)" $(if $(DATA),-p data_root "$(DATA)") $(ARGS)

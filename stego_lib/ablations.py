@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from .baselines import FIXED_HEADS
+from .calibration import shift_rule
 from .experiment import Experiment
 from .study import Study, Variant
 
@@ -81,7 +82,8 @@ def paper_layout(study: Study) -> pd.DataFrame:
 
 def _moved_shifts(base: Experiment, position: int) -> Iterator[tuple[str, Experiment]]:
     """(name, experiment) for the shift at `position` lower, as it is, and higher."""
-    shift = base.shifts[position]
+    shifts = shift_rule(base)
+    shift = shifts[position]
     if isinstance(shift, str):
         percent = float(shift[1:])
         values: list[str] | list[float] = [
@@ -90,7 +92,7 @@ def _moved_shifts(base: Experiment, position: int) -> Iterator[tuple[str, Experi
     else:
         values = [round(shift + step, 12) for step in (-DISTANCE, 0.0, DISTANCE)]
     for value in values:
-        yield str(value), base.but(shifts=_replaced(base.shifts, position, value))
+        yield str(value), base if value == shift else base.but(shifts=_replaced(shifts, position, value))
 
 
 def _replaced(values: Sequence, position: int, value: object) -> tuple:

@@ -1,5 +1,8 @@
 """Shifts from the measured correspondences, without labels."""
 
+from dataclasses import asdict, dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,70 @@ from .loss import centre, correspondence, negative_permutation, random_coords, s
 
 PICTURES = 256
 """Pictures that are measured; their correspondences number PICTURES x points^4 of each kind."""
+AUTO = ("p75", "p75", "p97")
+"""What shifts="auto" stands for: a quarter of the self and kNN pairs attract, and three in a hundred random ones. The chapter
+on choosing l and b has the trials that it was picked by."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The three shifts of a run and why they are what they are. In each triple: self, kNN, random pairs."""
+
+    shifts: tuple[float, float, float]
+    """b, as the loss uses them."""
+    rule: tuple[float | str, ...]
+    """What was asked for: a number, or a percentile of the measured correspondences such as 'p75'."""
+    attracting: tuple[float, float, float]
+    """Share of the measured pairs above their shift, in [0, 1]: those that attract."""
+    pictures: int
+    """Training pictures that were measured."""
+    reason: str
+    """The same in words."""
+    histograms: dict[str, list[float]]
+    """Densities of the measured correspondences, see `histograms`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Keys and values that JSON can hold: the histograms' keys beside the others."""
+        values = asdict(self)
+        return values.pop("histograms") | values
+
+
+def calibrate(store: FeatureStore, neighbors: Tensor, mean: Tensor, experiment: Experiment) -> Calibration:
+    """Measures the correspondences of up to `PICTURES` training pictures, without labels, and sets the three shifts.
+
+    Arguments as of `measure_correspondences`. Shifts that the experiment gives as numbers stay, percentiles are looked up,
+    and "auto" is `AUTO`.
+    """
+    measured = measure_correspondences(store, neighbors, mean, experiment)
+    rule, shifts = shift_rule(experiment), resolve_shifts(experiment, measured)
+    own, knn, rand = ((values > b).double().mean().item() for values, b in zip(measured.values(), shifts, strict=True))
+    pictures = min(len(store), PICTURES)
+    return Calibration(
+        shifts,
+        rule,
+        (own, knn, rand),
+        pictures,
+        _reason(experiment, rule, (own, knn, rand), pictures),
+        histograms(measured),
+    )
+
+
+def shift_rule(experiment: Experiment) -> tuple[float | str, ...]:
+    """The experiment's shifts, self, kNN and random, with "auto" spelt out: numbers or percentiles such as 'p75'."""
+    return AUTO if experiment.shifts == "auto" else experiment.shifts
+
+
+def _reason(experiment: Experiment, rule: tuple, attracting: tuple[float, ...], pictures: int) -> str:
+    how = [
+        "spatially centred" if experiment.centering else "not centred",
+        *["of features less the data set's mean"] * experiment.subtract_mean,
+    ]
+    origin = "by the rule 'auto'" if experiment.shifts == "auto" else "as the experiment asks"
+    shares = ", ".join(
+        f"{name} {'at ' + str(asked) if isinstance(asked, str) else 'given'}: {100 * share:.1f} % of the pairs attract"
+        for name, asked, share in zip(("self", "kNN", "random"), rule, attracting, strict=True)
+    )
+    return f"set {origin} on correspondences of {pictures} training pictures, {', '.join(how)}; {shares}"
 
 
 def measure_correspondences(
@@ -40,10 +107,10 @@ def measure_correspondences(
 
 
 def resolve_shifts(experiment: Experiment, measured: dict[str, Tensor]) -> tuple[float, float, float]:
-    """The three shifts as numbers: 'p70' becomes the 70th percentile of the measured correspondences of its kind."""
+    """The three shifts as numbers: 'p70' becomes the 70th percentile of the measured correspondences of its kind, "auto" `AUTO`."""
     own, knn, rand = (
         shift if isinstance(shift, float) else percentile(values, float(shift[1:]))
-        for shift, values in zip(experiment.shifts, measured.values(), strict=True)
+        for shift, values in zip(shift_rule(experiment), measured.values(), strict=True)
     )
     return own, knn, rand
 

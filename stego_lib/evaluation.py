@@ -95,6 +95,7 @@ def evaluate_among(run: Run, split: str, baselines: bool) -> dict[str, Any]:
         "backbone_weights": run.backbone.weights_id,
         "step": run.step,
         "shifts": list(run.shifts),
+        **run.observed,
         "split": split,
         "pictures": len(dataset),
         "classes": list(run.classes.names),

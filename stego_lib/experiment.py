@@ -6,7 +6,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass
 
 from . import paths
@@ -48,8 +57,12 @@ Size = Annotated[int | tuple[int, int], BeforeValidator(lambda v: _one_or_two(_s
 
 Weight = Annotated[Real, Field(ge=0)]
 Weights = Annotated[tuple[Weight, Weight, Weight], BeforeValidator(_split)]
-Shifts = Annotated[tuple[Shift, Shift, Shift], BeforeValidator(_split)]
-"""For self, kNN and random pairs."""
+Shifts = Annotated[
+    Annotated[Literal["auto"], Tag("auto")]
+    | Annotated[tuple[Shift, Shift, Shift], BeforeValidator(_split), Tag("three")],
+    Discriminator(lambda value: "auto" if value == "auto" else "three"),
+]
+"""For self, kNN and random pairs, or 'auto' for all three: set by `calibration.AUTO`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -97,12 +110,13 @@ class Experiment:
     """Adam's learning rate for the head."""
     lr_probes: float = Field(5e-3, gt=0, allow_inf_nan=False)
     """Adam's learning rate for both probes."""
-    weights: Weights = (0.67, 0.25, 0.63)
+    weights: Weights = (1.0, 0.58, 0.91)
     """l_self, l_knn, l_rand: weights of the three correspondence terms."""
-    shifts: Shifts = (0.08, 0.02, 0.66)
-    """b_self, b_knn, b_rand: below it features repel, above it they attract. Numbers, or percentiles such as 'p70'."""
-    centering: bool = True
-    """Spatial centring of the feature correspondences."""
+    shifts: Shifts = "auto"
+    """b_self, b_knn, b_rand: below it features repel, above it they attract. Numbers, percentiles such as 'p70', or 'auto':
+    measured on the training features by one rule, without labels (`calibration.calibrate`)."""
+    centering: bool = False
+    """Spatial centring of the feature correspondences (paper, section 3.2). The rule 'auto' was found without it."""
     zero_clamp: bool = True
     """Clamp the code correspondences at zero."""
     stabilize: bool = False
@@ -205,20 +219,19 @@ def did_you_mean(name: str, known: list[str], count: int = 1) -> str:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "scenes": dict(
-        dataset="scenes", backbone="scenes_vit_tiny8", train_size=128, eval_size=128, code_dim=64, steps=300,
-        weights=(1.0, 0.58, 0.91), shifts=("p75", "p75", "p97"), centering=False, probes="after",
+        dataset="scenes", backbone="scenes_vit_tiny8", train_size=128, eval_size=128, code_dim=64, steps=300, probes="after",
     ),
     "camvid": dict(
         dataset="camvid", backbone="dino_vits8", train_size=(240, 320), eval_size=(240, 320), code_dim=64, steps=400,
-        weights=(1.0, 0.58, 0.91), shifts=("p70", "p70", "p80"), subtract_mean=True, probes="after",
+        probes="after",
     ),
-    "folder": dict(
-        dataset="folder", backbone="dino_vits8", code_dim=64, steps=1000,
-        weights=(1.0, 0.58, 0.91), shifts=("p70", "p70", "p80"), subtract_mean=True, probes="after",
+    "folder": dict(dataset="folder", backbone="dino_vits8", code_dim=64, steps=1000, probes="after"),
+    "cocostuff27-vits8": dict(
+        dataset="cocostuff27", backbone="dino_vits8", crop="five", centering=True,
+        weights=(0.67, 0.25, 0.63), shifts=(0.08, 0.02, 0.66),
     ),
-    "cocostuff27-vits8": dict(dataset="cocostuff27", backbone="dino_vits8", crop="five"),
     "cocostuff27-vitb8": dict(
-        dataset="cocostuff27", backbone="dino_vitb8", crop="five", code_dim=90, steps=7000, batch_size=32,
+        dataset="cocostuff27", backbone="dino_vitb8", crop="five", code_dim=90, steps=7000, batch_size=32, centering=True,
         weights=(0.1, 1.0, 0.1538476246415498), shifts=(0.12, 0.2, 1.0),
     ),
     "cityscapes-vitb8": dict(
@@ -227,7 +240,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         shifts=(0.45828472207, 0.1754346515479633, 0.31361241889448443),
     ),
     # The published config has b_rand 0.46 for Potsdam, a later study 0.76; the published one is taken.
-    "potsdam3-vits8": dict(dataset="potsdam3", backbone="dino_vits8", shifts=(0.08, 0.02, 0.46)),
+    "potsdam3-vits8": dict(
+        dataset="potsdam3", backbone="dino_vits8", centering=True, weights=(0.67, 0.25, 0.63), shifts=(0.08, 0.02, 0.46),
+    ),
 }  # fmt: skip
 """The recipes: what each changes of the defaults above. 'scenes', 'camvid' and 'folder' are ours, the rest the paper's."""
 

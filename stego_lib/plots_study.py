@@ -115,6 +115,19 @@ def balance(found: dict[str, dict[str, float]]) -> Figure:
     return figure
 
 
+def percentile_grid(grids: dict[str, pd.DataFrame]) -> Figure:
+    """mIoU by percentiles, a panel a data set: rows the percentile of self and kNN pairs, columns that of random pairs."""
+    if not grids:
+        return _nothing("make tuning")
+    figure, axes = plt.subplots(1, len(grids), figsize=(0.5 + 3.9 * len(grids), 2.6), squeeze=False)
+    for axis, (title, table) in zip(axes[0], grids.items(), strict=True):
+        sns.heatmap(table, annot=True, fmt=".1f", cmap="viridis", ax=axis, cbar_kws={"label": "mean IoU (%)"})
+        axis.set(title=title, xlabel="percentile, random pairs", ylabel="self and kNN pairs")
+        axis.tick_params(axis="y", rotation=0)
+    figure.tight_layout()
+    return figure
+
+
 def code_curves(logs: dict[str, pd.DataFrame], window: int = 5) -> Figure:
     """Mean code correspondences by step, a panel for each run; the names of the runs are the titles."""
     figure, axes = plt.subplots(1, len(logs), figsize=(3.3 * len(logs), 2.9), sharey=True, squeeze=False)
@@ -156,10 +169,11 @@ def _cluster_scores(study: Study, group: str) -> pd.DataFrame:
     return found[(found["group"] == group) & (found["probe"] == "cluster")]
 
 
-def _nothing(study: Study) -> Figure:
-    """What stands in a figure's place while there is no run record to draw it from."""
+def _nothing(study: Study | str) -> Figure:
+    """What stands in a figure's place while there is no run record to draw it from; `study`: it, or the command that runs it."""
     figure, axis = plt.subplots(figsize=(7, 1))
-    text = f"no run record yet; {len(study.missing())} runs to do: make ablations"
+    command = study if isinstance(study, str) else f"{len(study.missing())} runs to do: make ablations"
+    text = f"no run record yet; {command}"
     axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes)
     axis.axis("off")
     return figure

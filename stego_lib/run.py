@@ -34,7 +34,8 @@ class Run:
     """A training run and everything it left: open one with `load_run`, make one with `train`.
 
     folder/experiment.json, classes.json: what was asked. checkpoint.pt: model, optimiser, step. log.csv: one line a
-    step. correspondences.json: histograms of what the shifts were set by. metrics.json: the run record that `evaluate`
+    step. correspondences.json: the shifts, why they are what they are, and histograms of what they were set by. watch.json: how
+    many groups the codes fell into. metrics.json: the run record that `evaluate`
     writes. figures/: pictures. kept/: weights at earlier steps, with `Experiment.validate_every`. A released checkpoint has only what evaluating it leaves.
     """
 
@@ -69,9 +70,29 @@ class Run:
         return pd.read_csv(self.folder / "log.csv", index_col="step")
 
     @property
-    def correspondences(self) -> dict[str, list[float]]:
-        """Histograms of the feature correspondences that the shifts were set by, see `calibration.histograms`."""
+    def correspondences(self) -> dict[str, Any]:
+        """The shifts, the rule and the reason behind them, and histograms of what they were set by, see `calibration.Calibration`."""
         return read_json(self.folder / "correspondences.json")
+
+    @property
+    def watched(self) -> dict[str, Any]:
+        """What was seen of the codes while they were trained, see `watch.Watch`; empty for a run without it."""
+        path = self.folder / "watch.json"
+        return read_json(path) if path.exists() else {}
+
+    @property
+    def observed(self) -> dict[str, Any]:
+        """What a run record says of the training without labels: how the shifts were set, and whether the codes collapsed."""
+        found: dict[str, Any] = {}
+        if (self.folder / "correspondences.json").exists():
+            about = self.correspondences
+            found["calibration"] = {
+                key: about[key] for key in ("rule", "attracting", "pictures", "reason") if key in about
+            }
+        if seen := self.watched:
+            last = {key: seen[key][-1] if seen[key] else None for key in ("groups", "within", "nearest", "clusters")}
+            found |= {"collapsed": seen["collapsed"], "codes": last | {"seen": seen["seen"]}}
+        return found
 
     @property
     def metrics(self) -> dict[str, Any]:

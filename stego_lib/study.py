@@ -12,6 +12,7 @@ import pandas as pd
 
 from .backbone import EMBEDDED, Backbone
 from .baselines import fixed_head
+from .calibration import AUTO
 from .datasets import open_dataset, open_training_set
 from .evaluation import cluster_confusion, evaluate, recorded
 from .experiment import HOW, Experiment
@@ -179,7 +180,10 @@ def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None =
 
 
 def _key(experiment: dict[str, Any], fixed: str | None) -> tuple[str, ...]:
-    """What tells runs apart: the experiment without its place, keys that an older record lacks at their defaults."""
+    """What tells runs apart: the experiment without its place, keys that an older record lacks at their defaults, and the
+    percentiles that shifts="auto" stands for."""
     complete = _DEFAULTS | experiment
+    if complete["shifts"] == "auto":
+        complete["shifts"] = list(AUTO)
     kept = {key: value for key, value in complete.items() if key not in PLACE}
     return (repr(sorted(kept.items())), str(fixed))

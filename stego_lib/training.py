@@ -11,7 +11,7 @@ from torch.nn.utils import parameters_to_vector
 
 from .backbone import Backbone, choose_device
 from .batches import Batch, Draw, draw_batch, find_neighbors
-from .calibration import histograms, measure_correspondences, resolve_shifts
+from .calibration import calibrate
 from .datasets import open_training_set
 from .errors import StegoError
 from .experiment import Experiment
@@ -30,6 +30,7 @@ from .progress import progress
 from .run import Run, build_model, load_run, read_checkpoint, refuse_misfit, start_run
 from .run_folders import find_run, new_folder
 from .trainlog import open_log
+from .watch import Watch
 
 SAVE_EVERY = 200
 """Steps between checkpoints."""
@@ -131,9 +132,9 @@ def way_to_take(experiment: Experiment, folder: Path | None) -> str:
 
 def begin(run: Run, store: Features, neighbors: Tensor, optimiser: torch.optim.Optimizer) -> None:
     """Sets the shifts and writes a new run's files, with a checkpoint of step 0, so that it can be resumed from then on."""
-    measured = measure_correspondences(store, neighbors, run.model.feature_mean.cpu(), run.experiment)
-    run.shifts = resolve_shifts(run.experiment, measured)
-    write_json(run.folder / "correspondences.json", histograms(measured))
+    found = calibrate(store, neighbors, run.model.feature_mean.cpu(), run.experiment)
+    run.shifts = found.shifts
+    write_json(run.folder / "correspondences.json", found.to_dict())
     run.save(optimiser)
     start_run(run.folder, run.experiment, run.classes)
 
@@ -154,6 +155,7 @@ def run_steps(
 ) -> None:
     """Trains from the run's step to the last, with a line in the log for each step and a checkpoint now and then."""
     experiment, model, saved = run.experiment, run.model, run.step
+    watch = Watch(run.folder, store, experiment, run.step)
     knobs = "choose a smaller batch_size, points, negatives or code_dim, a smaller train_size, or device='cpu'"
     first, path = processes.first, run.folder / "log.csv"
     with (
@@ -178,6 +180,7 @@ def run_steps(
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             if run.step == experiment.steps and experiment.probes == "after":
                 fit_probes(model, store, experiment.seed)
+            watch.look(model, run.step)
             if experiment.validate_every and run.step % experiment.validate_every == 0:
                 run.keep_weights()
             if run.step % SAVE_EVERY == 0 or run.step == experiment.steps:

@@ -14,6 +14,7 @@ from test_results import record
 from test_speed import made_up
 
 from stego_lib import Experiment, results, train
+from stego_lib.calibration import AUTO
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.evaluation import recorded
 from stego_lib.files import write_json
@@ -165,8 +166,7 @@ def test_benchmark(tmp_path):
 def test_choosing(small, tmp_path):
     text, _ = run("choosing", small | {"steps": 5, "trials": "20 80"}, tmp_path)
     percents = [float(p) for p in re.findall(r"([\d.]+) % of the pairs attract", text)]
-    shifts = Experiment.preset("scenes").shifts
-    assert percents == pytest.approx([100 - float(shift[1:]) for shift in shifts], abs=0.2), (
+    assert percents == pytest.approx([100 - float(shift[1:]) for shift in AUTO], abs=0.2), (
         "a percentile parts the pairs"
     )
     assert text.count("all shifts at p") == 2 and "the recipe's shifts" in text

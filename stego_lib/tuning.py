@@ -1,0 +1,216 @@
+"""What the chapter on choosing l and b varies, as lists of variants for a `study.Study`, and what is read from their records."""
+
+import copy
+import itertools
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from .calibration import shift_rule
+from .clusterers import WAYS, agreement, cluster
+from .datasets import open_split, open_training_set
+from .evaluation import cluster_confusion, recorded
+from .experiment import Experiment
+from .features import open_store
+from .metrics import match, scores
+from .probes import sample_codes
+from .results import read_records
+from .run import Run, environment
+from .study import Study, Variant
+
+METHODS, GRID, EXTRAS, WEIGHTS, DRAWS = "method", "grid", "features as they are compared", "weights l", "draws"
+KMEANS, AUTO, BEST = "k-means on features", "auto", "not a result: best of the grid by labels"
+PUBLISHED = {"CocoStuff-27": "cocostuff27-vits8", "Cityscapes": "cityscapes-vitb8"}
+"""Recipes of the paper whose shifts are tried as they stand -> their presets."""
+TIES, RANDOM = (60, 75, 90), (80, 90, 97, 99)
+"""Percentiles of the grid: of self and kNN pairs, and of random pairs."""
+OTHER_WEIGHTS = (
+    (1.0, 1.0, 1.0),
+    (1.0, 0.29, 0.91),
+    (1.0, 1.16, 0.91),
+    (1.0, 0.58, 0.455),
+    (1.0, 0.58, 1.82),
+    (0.67, 0.25, 0.63),
+)
+"""Weights l beside those of the recipe: all alike, each of kNN and random halved and doubled, and the paper's of CocoStuff."""
+STEPS = 100
+"""Steps of a run of the chapter; the code correspondences have settled by then."""
+DRAWN = 10
+"""Random draws of each seed."""
+TAKEN = "published"
+"""How draws call the shifts of a recipe of the paper, taken over as they stand."""
+
+
+def brief(base: Experiment) -> Experiment:
+    """`base` with `STEPS` steps and no CRF: what the chapter's comparisons run, so that there can be many."""
+    return base.but(steps=STEPS, crf=False)
+
+
+def published_shifts(base: Experiment, recipe: str) -> Experiment:
+    """`base` with shifts, weights and centring of a recipe of the paper, found by hand for another backbone and data set."""
+    values = Experiment.preset(recipe)
+    return base.but(shifts=values.shifts, weights=values.weights, centering=values.centering)
+
+
+def methods(base: Experiment) -> list[Variant]:
+    """k-means on the features, the paper's shifts as they stand, and shifts="auto"."""
+    base = base.but(crf=False)
+    found = [Variant(METHODS, KMEANS, base.but(head="none"), fixed="features")]
+    found += [
+        Variant(METHODS, f"published shifts of {name}", published_shifts(base, recipe))
+        for name, recipe in PUBLISHED.items()
+    ]
+    return [*found, Variant(METHODS, AUTO, base.but(shifts="auto"))]
+
+
+def grid(base: Experiment) -> list[Variant]:
+    """Self and kNN shifts at one percentile, random ones at another, each pair of `TIES` and `RANDOM`."""
+    found = []
+    for tie in TIES:
+        for rand in RANDOM:
+            shifts = (f"p{tie}", f"p{tie}", f"p{rand}")
+            same = shifts == shift_rule(base.but(shifts="auto"))  # one run serves both
+            found.append(Variant(GRID, f"{tie} {rand}", base.but(crf=False, shifts="auto" if same else shifts)))
+    return found
+
+
+def extras(base: Experiment) -> list[Variant]:
+    """shifts="auto" on correspondences as they are, centred, of features less their mean, and both."""
+    return [
+        Variant(EXTRAS, name, base.but(crf=False, shifts="auto", centering=centred, subtract_mean=less))
+        for name, centred, less in (
+            ("as they are", False, False),
+            ("centred", True, False),
+            ("less the mean", False, True),
+            ("less the mean, centred", True, True),
+        )
+    ]
+
+
+def weights(base: Experiment) -> list[Variant]:
+    """shifts="auto" with the recipe's weights l and with `OTHER_WEIGHTS`."""
+    return [
+        Variant(WEIGHTS, " ".join(f"{value:g}" for value in values), base.but(crf=False, shifts="auto", weights=values))
+        for values in (base.weights, *OTHER_WEIGHTS)
+    ]
+
+
+def best_by_labels(study: Study) -> list[Variant]:
+    """The grid's variant with the highest mean mIoU on record: chosen by labels, so an upper bound. Empty without records."""
+    found = study.scores().query("group == @GRID and probe == 'cluster'")
+    if found.empty:
+        return []
+    name = found.groupby("name")["miou"].mean().idxmax()
+    (best,) = [variant for variant in study.variants if (variant.group, variant.name) == (GRID, name)]
+    return [Variant(METHODS, BEST, best.experiment)]
+
+
+def draws(bases: Sequence[Experiment], backbones: dict[str, int], seed: int, count: int) -> list[Variant]:
+    """Random draws of one of `bases` (each a data set), a backbone (name or file -> its blocks), a block, a type of features,
+    and of a recipe of the paper, whose shifts are tried as they stand against shifts="auto" on the same features.
+
+    Draw `number` of a seed depends on nothing but these two; give the same seed to the study. Short runs, see `short`.
+    """
+    found = []
+    for number in range(count):
+        dice = random.Random(f"{seed} {number}")
+        base, backbone = short(dice.choice(list(bases))), dice.choice(sorted(backbones))
+        drawn = base.but(
+            backbone=backbone, block=dice.randrange(backbones[backbone]), features=dice.choice(("feat", "KK"))
+        )
+        recipe = dice.choice(sorted(PUBLISHED))
+        found.append(Variant(DRAWS, f"{number} {TAKEN}", published_shifts(drawn, PUBLISHED[recipe])))
+        found.append(Variant(DRAWS, f"{number} {AUTO}", drawn.but(shifts="auto")))
+    return found
+
+
+def short(base: Experiment) -> Experiment:
+    """`base` with small pictures and short, cheap training: enough to see a collapse, too little for a score to report."""
+    sizes = tuple(
+        size // 2 // 8 * 8 if isinstance(size, int) else tuple(side // 3 // 8 * 8 for side in size)
+        for size in (base.train_size, base.eval_size)
+    )
+    return base.but(
+        train_size=sizes[0], eval_size=sizes[1], steps=100, batch_size=8, points=6, negatives=2, mirror=False, crf=False,
+        probes="joint",
+    )  # fmt: skip
+
+
+def collapses(study: Study) -> pd.DataFrame:
+    """One row a draw on record and kind of shifts: seed, number, shifts (`TAKEN` or `AUTO`), collapsed, groups, within, seen, miou, dataset."""
+    rows = []
+    for variant in study.variants:
+        for seed in study.seeds:
+            if variant.group == DRAWS and (record := study.record(variant, seed)):
+                number, kind = variant.name.split(" ", 1)
+                codes = {key: record["codes"][key] for key in ("groups", "within", "seen")}
+                rows.append(
+                    {"seed": seed, "number": int(number), "shifts": kind, "collapsed": record["collapsed"]}
+                    | codes
+                    | {"miou": record["scores"]["cluster"]["miou"], "dataset": variant.experiment.dataset}
+                )
+    return pd.DataFrame(
+        rows, columns=["seed", "number", "shifts", "collapsed", "groups", "within", "seen", "miou", "dataset"]
+    )
+
+
+@torch.no_grad()
+def clusterings(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
+    """A record of every way to cluster (`clusterers.WAYS`), with each seed, on the codes of a trained run.
+
+    "ways": for each of them "accuracy" and "miou" (percent, on `val`, one a seed; labels serve for these alone) and
+    "agreement", the mean adjusted Rand index of the clusters of two seeds on the codes of `val`, without labels. A seed also
+    draws the codes that are clustered.
+    """
+    experiment, model = run.experiment, copy.deepcopy(run.model).eval()
+    root, clusters = run.folder.parent / "features", model.cluster_probe.clusters
+    training = open_store(open_training_set(experiment), run.backbone, experiment.train_size, root)
+    held_out = open_split(experiment, "val")
+    plain = open_store(held_out, run.backbone, experiment.eval_size, root)
+    mirrored = (
+        open_store(held_out, run.backbone, experiment.eval_size, root, mirror=True) if experiment.mirror else None
+    )
+    judged = F.normalize(sample_codes(model, plain, 0)[0], dim=1)
+    samples = {seed: F.normalize(sample_codes(model, training, seed)[0], dim=1) for seed in seeds}
+    ways: dict[str, dict[str, Any]] = {}
+    for way in WAYS:
+        found, judgements = [], []
+        for seed, codes in samples.items():
+            found.append(cluster(codes, len(clusters), seed, way))
+            clusters.copy_(found[-1])
+            table = cluster_confusion(model, plain, mirrored)
+            judgements.append(scores(table, match(table)))
+        pairs = [agreement(judged, one, other) for one, other in itertools.combinations(found, 2)]
+        ways[way] = {key: [judgement[key] for judgement in judgements] for key in ("accuracy", "miou")}
+        ways[way]["agreement"] = sum(pairs) / len(pairs) if pairs else None
+    about = {"experiment": recorded(experiment), "backbone_weights": run.backbone.weights_id, "step": run.step}
+    return about | {"seeds": list(seeds), "scores": {}, "ways": ways, "environment": environment()}
+
+
+def clustering_table(folder: str | Path) -> pd.DataFrame:
+    """The records of `clusterings` in a folder, one row a data set and way; empty if there is none.
+
+    heads: runs whose codes were clustered. mIoU: mean over heads and seeds. of seeds, of heads: standard deviations, of one
+    head's seeds (root mean square over heads) and of the heads' means. agreement: mean over heads.
+    """
+    rows = []
+    for record in read_records(folder) if list(Path(folder).glob("*.json")) else []:
+        for way, found in record["ways"].items():
+            values = pd.Series(found["miou"])
+            rows.append(
+                {"data set": record["experiment"]["dataset"], "way": way, "miou": values.mean(), "var": values.var()}
+                | {"agreement": found["agreement"]}
+            )
+    columns = ["heads", "mIoU", "of seeds", "of heads", "agreement"]
+    if not rows:
+        return pd.DataFrame(columns=columns)
+    grouped = pd.DataFrame(rows).groupby(["data set", "way"], sort=False)
+    return pd.DataFrame(
+        {"heads": grouped["miou"].size(), "mIoU": grouped["miou"].mean(), "of seeds": grouped["var"].mean() ** 0.5}
+        | {"of heads": grouped["miou"].std(), "agreement": grouped["agreement"].mean()}
+    )[columns]
