@@ -11,6 +11,7 @@ import torch
 from common import ROOT, tiny_experiment
 
 from stego_lib import Experiment, StegoError, baselines, clustering, evaluate, load_run, results, train
+from stego_lib.calibration import AUTO
 from stego_lib.model import LinearProbe
 from stego_lib.notebooks import run_notebook
 from stego_lib.notices import Notice
@@ -96,3 +97,8 @@ def test_the_notebook_runs_to_the_end_on_just_pictures(scenes_root, backbone_fil
     assert len([output for output in outputs if "image/png" in output.get("data", {})]) == 4, "and the pictures"
     run = load_run(folder)
     assert set(np.unique(run.predict(pictures / "0000.png")[0])) <= set(range(4))
+    assert run.experiment.shifts == "auto" and run.correspondences["rule"] == list(AUTO), (
+        "calibrated, with no number given"
+    )
+    assert run.correspondences["reason"] in "".join(one.get("text", "") for one in outputs)
+    assert run.watched["steps"] == [3] and run.watched["collapsed"] is False
