@@ -40,7 +40,7 @@ class Calibration:
         return values.pop("histograms") | values
 
 
-def calibrate(store: FeatureStore, neighbors: Tensor, mean: Tensor, experiment: Experiment) -> Calibration:
+def calibrate(store: Features, neighbors: Tensor, mean: Tensor, experiment: Experiment) -> Calibration:
     """Measures the correspondences of up to `PICTURES` training pictures, without labels, and sets the three shifts.
 
     Arguments as of `measure_correspondences`. Shifts that the experiment gives as numbers stay, percentiles are looked up,

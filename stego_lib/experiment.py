@@ -222,7 +222,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         dataset="scenes", backbone="scenes_vit_tiny8", train_size=128, eval_size=128, code_dim=64, steps=300, probes="after",
     ),
     "camvid": dict(
-        dataset="camvid", backbone="dino_vits8", train_size=(240, 320), eval_size=(240, 320), code_dim=64, steps=400,
+        dataset="camvid", backbone="dino_vits8", train_size=(240, 320), eval_size=(240, 320), code_dim=64, steps=100,
         probes="after",
     ),
     "folder": dict(dataset="folder", backbone="dino_vits8", code_dim=64, steps=1000, probes="after"),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .experiment import Experiment
-from .features import FeatureStore
+from .features import Features
 from .files import read_json, write_json
 from .model import Stego
 from .notices import notice
@@ -68,7 +68,7 @@ class Watch:
     seen and what to change, or null.
     """
 
-    def __init__(self, folder: Path, store: FeatureStore, experiment: Experiment, step: int):
+    def __init__(self, folder: Path, store: Features, experiment: Experiment, step: int):
         self.path, self.experiment = folder / "watch.json", experiment
         rows = torch.linspace(0, len(store) - 1, min(PICTURES, len(store))).long()
         features = store.rows(rows).flatten(2)

@@ -10,6 +10,7 @@ from common import tiny_experiment
 
 from stego_lib import Experiment, study
 from stego_lib.ablations import LADDER, ablations, dimensions, ladder, paper_layout, sweeps
+from stego_lib.calibration import AUTO
 from stego_lib.evaluation import recorded
 from stego_lib.files import read_json, write_json
 from stego_lib.study import NOT_RUN, Study, Variant
@@ -160,3 +161,12 @@ def test_the_papers_layout_ticks_what_is_on(tmp_path, weights):
     assert (table[["0-clamp", "5-crop", "centring", "CRF"]] == "✓").sum(axis=1).tolist() == [0, 1, 2, 3, 4]
     assert table.index.name == "" and list(table.index) == [v.name for v in ladder(BASE)]
     assert isinstance(table, pd.DataFrame) and LADDER not in table.columns
+
+
+def test_auto_and_its_percentiles_are_one_experiment(tmp_path, weights):
+    """A record made before shifts had the word, or by the percentiles themselves, is that of "auto"."""
+    spelt, auto = (Variant("b", "auto", BASE.but(shifts=shifts)) for shifts in (AUTO, "auto"))
+    other = Variant("b", "other", BASE.but(shifts=("p75", "p75", "p96")))
+    write_json(tmp_path / "a.json", record(spelt, 0, 40.0, weights))
+    found = Study([auto, other], [0], tmp_path)
+    assert found.record(auto, 0) is not None and found.record(other, 0) is None
