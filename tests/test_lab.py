@@ -40,8 +40,11 @@ SETTINGS = {
 
 def command() -> list[str]:
     """What `make lab` runs, by this Python, with no browser of its own and on any free port."""
-    dry = ["make", "--dry-run", "--old-file=.venv/.ready", "lab", "VENV=.venv"]
-    (line,) = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip().splitlines()
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not of a make above
+    dry = ["make", "--dry-run", "--no-print-directory", "--old-file=.venv/.ready", "lab", "VENV=.venv"]
+    (line,) = (
+        subprocess.run(dry, cwd=ROOT, env=alone, capture_output=True, text=True, check=True).stdout.strip().splitlines()
+    )
     program, *arguments = shlex.split(line)
     assert program == ".venv/bin/python" and arguments[-1] == str(TRAIN)
     return [sys.executable, *arguments, "--no-browser", "--allow-root", "--ServerApp.port=0"]

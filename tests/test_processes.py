@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import signal
 import socket
 import time
@@ -172,7 +171,8 @@ def test_an_error_in_a_process_is_told_with_its_message(server, experiment, tmp_
 
 
 def told(folder: Path, rank: int, when: float, error: StegoError | None, text: str = "") -> None:
-    (folder / f"error{rank}").write_bytes(pickle.dumps((when, error, text)))
+    known = (None, text) if error is None else (type(error).__name__, str(error))
+    (folder / f"error{rank}").write_text(json.dumps([when, *known, text]))
 
 
 def test_the_first_error_is_the_one_that_is_raised(tmp_path):
