@@ -105,17 +105,18 @@ def _kmeans(points: Tensor, n_clusters: int, seed: int) -> LinearScorer:
 
 def _sampled_features(store: Features, seed: int) -> tuple[Tensor, Tensor]:
     """Features of random grid cells, (M, C), and the labels at the cells' centres, (M,), -1 where there is none."""
-    count, _, height, width = store.shape
+    count, channels, height, width = store.shape
     generator = torch.Generator().manual_seed(seed)
     per_picture = max(1, min(height * width, SAMPLES // count))
-    features, labels = [], []
-    for rows in torch.randperm(count, generator=generator)[:SAMPLES].split(16):
+    asked = torch.randperm(count, generator=generator)[:SAMPLES]
+    features = torch.empty(len(asked), per_picture, channels)  # room taken once, see `probes.sample_codes`
+    labels = torch.full((len(asked), per_picture), -1)
+    for places in torch.arange(len(asked)).split(16):
+        rows = asked[places]
         known = store.label_rows(rows) if store.has_labels else [None] * len(rows)
-        for found, label in zip(store.rows(rows), known, strict=True):
+        for place, found, label in zip(places, store.rows(rows), known, strict=True):
             cells = torch.randperm(height * width, generator=generator)[:per_picture]
-            features.append(found.flatten(1).T[cells])
+            features[place] = found.flatten(1).T[cells]
             if label is not None:
-                labels.append(labels_at(label[None], cells, (height, width))[0])
-            else:
-                labels.append(torch.full((per_picture,), -1))
-    return torch.cat(features), torch.cat(labels)
+                labels[place] = labels_at(label[None], cells, (height, width))[0]
+    return features.flatten(0, 1), labels.flatten()

@@ -44,15 +44,20 @@ def sample_codes(model: Stego, store: Features, seed: int) -> tuple[Tensor, Tens
     """
     model.eval()
     count, _, height, width = store.shape
-    generator, codes, labels = seeded(seed, "clusters", 0), [], []
+    generator = seeded(seed, "clusters", 0)
     cells = max(1, min(height * width, SAMPLES // count))
-    for rows in torch.randperm(count, generator=generator)[:SAMPLES].split(32):
+    asked = torch.randperm(count, generator=generator)[:SAMPLES]
+    # Room is taken once: small pieces that stay between large ones that go would make the process grow with every batch.
+    codes = torch.empty(len(asked), cells, model.head.code_dim)
+    labels = torch.empty(len(asked), cells, dtype=torch.int64) if store.has_labels else None
+    for places in torch.arange(len(asked)).split(32):
+        rows = asked[places]
         code = model(store.rows(rows, model.feature_mean.device)).flatten(2).transpose(1, 2)
         chosen = torch.randperm(height * width, generator=generator)[:cells]
-        codes.append(code[:, chosen].flatten(0, 1).cpu())
-        if store.has_labels:
-            labels.append(labels_at(store.label_rows(rows), chosen, (height, width)).flatten())
-    return torch.cat(codes), torch.cat(labels) if labels else None
+        codes[places] = code[:, chosen].cpu()
+        if labels is not None:
+            labels[places] = labels_at(store.label_rows(rows), chosen, (height, width))
+    return codes.flatten(0, 1), None if labels is None else labels.flatten()
 
 
 def labels_at(labels: Tensor, cells: Tensor, grid: tuple[int, int]) -> Tensor:
