@@ -9,6 +9,7 @@ each notebook; so a link between two pages is right here, there, and on the page
 
 import argparse
 import base64
+import os
 import re
 import shutil
 import subprocess
@@ -34,7 +35,7 @@ FIRST = "notebooks/train"
 """Runs before the others, which then find its run."""
 PARAMETERS: dict[str, dict[str, Any]] = {
     "notebooks/pretrain_scenes": dict(
-        steps=40, second_steps=20, pictures=256, watched=32, save_every=10, folder=str(BUILD / "pretraining")
+        steps=40, second_steps=20, pictures=256, watched=32, save_every=10, folder=os.path.relpath(BUILD / "pretraining")
     ),
 }
 """Notebooks that the book runs otherwise than by their defaults: the whole pre-training takes an hour."""

@@ -12,7 +12,6 @@ from .experiment import PRESETS
 from .results import METHODS, NETWORKS, mean_and_spread, published_results, read_records, summary
 
 COLUMNS = ["data set", "method", "backbone", "protocol", "accuracy", "mIoU", "source", "verified"]
-OURS = "this project"
 
 
 def published_rows() -> pd.DataFrame:
@@ -39,9 +38,9 @@ def own_rows(folders: Sequence[str | Path]) -> pd.DataFrame:
         experiment = records[0]["experiment"]
         for method, row in summary(records).drop("best_by_label", errors="ignore").iterrows():
             scores = [mean_and_spread(row[score, "mean"], row[score, "std"]) for score in ("accuracy", "miou")]
-            name = f"{METHODS[method]} ({OURS})"
+            name = METHODS[method]
             protocol = "linear" if method.startswith("linear") else "cluster"
-            backbone = NETWORKS.get(experiment["backbone"], experiment["backbone"])
+            backbone = NETWORKS.get(experiment["backbone"], Path(experiment["backbone"]).stem)
             source = f"{Path(folder).parent.name}/{Path(folder).name}, {len(records)} seeds"
             rows.append([experiment["dataset"], name, backbone, protocol, *scores, source, "yes"])
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -56,7 +55,7 @@ def missing_rows(own: pd.DataFrame) -> pd.DataFrame:
             continue  # a recipe named like its data set is ours, not the paper's
         needs = f"not run: needs {SOURCES[recipe['dataset']]}; weights {SHORT_NAMES[backbone]} (timm's hub); a GPU"
         line = f"make reproduce ROW={name} DATA=FOLDER"
-        rows.append([recipe["dataset"], f"STEGO ({OURS})", NETWORKS[backbone], "both", "", "", needs, line])
+        rows.append([recipe["dataset"], "STEGO", NETWORKS[backbone], "both", "", "", needs, line])
     return pd.DataFrame(rows, columns=[*COLUMNS[:-2], "not run", "the line that runs it"])
 
 

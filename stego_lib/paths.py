@@ -10,6 +10,14 @@ def project_root() -> Path:
     return PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
 
 
+def shown_path(path: str | Path) -> str:
+    """A path as it is shown to people: from the project or the working folder on, if it is in one of them."""
+    for start in (project_root(), Path.cwd()):
+        if Path(path).resolve().is_relative_to(start.resolve()):
+            return str(Path(path).resolve().relative_to(start.resolve()))
+    return str(path)
+
+
 def data_root() -> Path:
     """Default folder of the data sets: `data/` of the project."""
     return project_root() / "data"

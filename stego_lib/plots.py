@@ -182,7 +182,7 @@ def _picture_rows(
         if run is not None:
             show_image(column[-1], paint(run.predict(picture)[0], dataset.classes))
     for axis, text in zip(axes[:, 0], rows, strict=True):
-        axis.set_ylabel(text)
+        axis.set_ylabel(text, fontsize=12)
     if len(rows) > 1:
         add_legend(figure, dataset.classes)
     else:
@@ -196,7 +196,7 @@ def show_image(axis: plt.Axes, image: np.ndarray, title: str | None = None) -> N
     axis.set(xticks=[], yticks=[])
     axis.grid(visible=False)
     if title:
-        axis.set_title(title if len(title) <= 16 else f"…{title[-15:]}", fontsize=9, parse_math=False)
+        axis.set_title(title if len(title) <= 16 else f"…{title[-15:]}", fontsize=12, parse_math=False)
 
 
 def add_legend(figure: Figure, classes: Classes) -> None:
@@ -211,6 +211,6 @@ def add_legend(figure: Figure, classes: Classes) -> None:
         loc="upper center",
         bbox_to_anchor=(0.5, 0.0),
         ncol=min(8, len(handles)),
-        fontsize=9,
+        fontsize=11,
         frameon=False,
     )

@@ -1,5 +1,6 @@
 """Figures of pictures and labels: crops, neighbours, palettes, label maps from stage to stage."""
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -45,9 +46,9 @@ def neighbours(dataset: SegmentationDataset, neighbors: Tensor, queries: Sequenc
             show_image(axis, dataset.picture(index).permute(1, 2, 0).numpy())
         for spine in row[0].spines.values():
             spine.set(edgecolor="black", linewidth=2.5)
-        row[0].set_ylabel(dataset.names[query], fontsize=8)
+        row[0].set_ylabel(dataset.names[query], fontsize=11)
     for axis, title in zip(axes[0], ["picture", *(f"neighbour {i + 1}" for i in range(count))], strict=True):
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=11)
     figure.tight_layout()
     return figure
 
@@ -77,7 +78,8 @@ def palettes(spaces: dict[str, Classes], columns: int = 9) -> Figure:
             x, y = i % columns, i // columns
             axis.add_patch(Rectangle((x, y), 0.97, 0.92, facecolor=color, edgecolor="0.7"))
             ink = "black" if color @ [0.299, 0.587, 0.114] > 0.5 else "white"
-            axis.text(x + 0.485, y + 0.46, class_, ha="center", va="center", fontsize=7, color=ink)
+            words = textwrap.fill(class_, 13)
+            axis.text(x + 0.485, y + 0.46, words, ha="center", va="center", fontsize=9, color=ink)
         axis.set(xlim=(0, columns), ylim=(height, 0), xticks=[], yticks=[])
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
         axis.grid(visible=False)
@@ -96,6 +98,6 @@ def stages(pictures: Sequence[np.ndarray], maps: dict[str, Sequence[np.ndarray]]
         for axis, label in zip(line, label_maps, strict=True):
             show_image(axis, paint(label, classes))
     for axis, name in zip(axes[:, 0], ["picture", *maps], strict=True):
-        axis.set_ylabel(name)
+        axis.set_ylabel(name, fontsize=12)
     add_legend(figure, classes)
     return figure

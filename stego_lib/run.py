@@ -23,7 +23,7 @@ from .errors import StegoError
 from .experiment import HOW, Experiment
 from .files import fingerprint, load_state, read_json, save_state, write_json
 from .model import Stego
-from .paths import runs_root
+from .paths import runs_root, shown_path
 from .processes import ALONE
 from .published import read_published
 
@@ -52,7 +52,7 @@ class Run:
             self.backbone = backbone
 
     def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r}, {self.experiment.name}, step {self.step} of {self.experiment.steps})"
+        return f"Run({shown_path(self.folder)!r}, {self.experiment.name}, step {self.step} of {self.experiment.steps})"
 
     @cached_property
     def backbone(self) -> Backbone:
