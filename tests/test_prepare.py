@@ -148,7 +148,9 @@ def write_zip(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def test_members_are_placed_and_the_rest_left_out(tmp_path):
-    archive = write_zip(tmp_path / "a.zip", {"top/": b"", "top/a.txt": b"A", "top/sub/": b"", "top/sub/b.txt": b"B", "c.txt": b"C"})
+    archive = write_zip(
+        tmp_path / "a.zip", {"top/": b"", "top/a.txt": b"A", "top/sub/": b"", "top/sub/b.txt": b"B", "c.txt": b"C"}
+    )
     count = unpack(
         archive, tmp_path / "out", lambda name: name.removeprefix("top/") if name.startswith("top/") else None
     )
