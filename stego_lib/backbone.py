@@ -302,6 +302,7 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)
 def _interpolation(cells: int, pixels: int) -> Tensor:
-    """(pixels, cells): the share of each cell in each pixel of a line."""
+    """(pixels, cells): the share of each cell in each pixel of a line; for training as well, if an evaluation asked first."""
     return F.interpolate(torch.eye(cells)[None], pixels, mode="linear", align_corners=False)[0].T.contiguous()

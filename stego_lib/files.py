@@ -29,8 +29,6 @@ def explained(path: str | Path) -> Iterator[None]:
     """Turns what the disk says to a write below `path` into a StegoError: no room, no permission, not a folder."""
     try:
         yield
-    except StegoError:
-        raise
     except OSError as error:
         if error.errno in FULL:
             raise StegoError(

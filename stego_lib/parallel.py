@@ -1,10 +1,14 @@
 """Work on many pictures in several processes. Without torch, as the processes import it."""
 
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from itertools import islice
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from joblib import cpu_count
@@ -45,33 +49,52 @@ def in_processes(function: Callable, jobs: Iterable[Job], total: int, what: str)
 
 
 def _spread(function: Callable, jobs: Iterator[Job], processes: int, what: str) -> Iterator[Any]:
-    one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
-    pool = ProcessPoolExecutor(processes, env=one_thread, timeout=60)
-    flying: deque[tuple[str, Any]] = deque()
+    """The pool is driven by a thread of its own. An interrupt comes to the main thread, between any two steps; in the pool's
+    code that could be where a lock is held and not yet known to be, and everything would wait for it for ever."""
+    todo: SimpleQueue[tuple[tuple[Any, ...], SimpleQueue[Future]] | None] = SimpleQueue()
+    ended: SimpleQueue[None] = SimpleQueue()
+    flying: deque[tuple[str, SimpleQueue[Future]]] = deque()
 
     def landed() -> Any:
-        name, future = flying.popleft()
+        name, answer = flying.popleft()
         try:
-            return _explained(what, name, future.result)
+            return _explained(what, name, answer.get().result)
         except BrokenProcessPool as error:
-            names = ", ".join([name, *(other for other, future in flying if not _finished(future))])
+            names = ", ".join([name, *(other for other, answer in flying if answer.get().exception() is not None)])
             raise StegoError(
                 f"{what}: a process died (was it killed, or was memory short?) with one of these in work: {names}"
             ) from error
 
+    one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
+    deaf = (signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts the workers too, but this process decides
+    pool = ProcessPoolExecutor(processes, env=one_thread, timeout=60, initializer=signal.signal, initargs=deaf)
+    Thread(target=_drive, args=(pool, function, todo, ended), daemon=True).start()
     try:
         for name, arguments in jobs:
-            flying.append((name, pool.submit(function, *arguments)))
+            flying.append((name, SimpleQueue()))
+            todo.put((arguments, flying[-1][1]))
             if len(flying) >= FLYING * processes:
                 yield landed()
         while flying:
             yield landed()
     finally:
+        todo.put(None)
+        ended.get()
+
+
+def _drive(pool: ProcessPoolExecutor, function: Callable, todo: SimpleQueue, ended: SimpleQueue) -> None:
+    """Hands each (arguments, answer) of `todo` to the pool, until None comes: then every process is killed, whatever it does."""
+    try:
+        for arguments, answer in iter(todo.get, None):
+            try:
+                job = pool.submit(function, *arguments)
+            except Exception as error:  # the pool is broken, or there is no room for another process
+                job = Future()
+                job.set_exception(error)
+            job.add_done_callback(answer.put)
+    finally:
         pool.shutdown(wait=True, kill_workers=True)
-
-
-def _finished(future: Any) -> bool:
-    return future.done() and future.exception() is None
+        ended.put(None)
 
 
 def _explained(what: str, name: str, compute: Callable[[], Any]) -> Any:

@@ -20,8 +20,7 @@ def fit_probes(model: Stego, store: Features, seed: int) -> None:
     measures, multinomial regression on the labels at the cells' centres.
     """
     codes, labels = sample_codes(model, store, seed)
-    clusters = model.cluster_probe.clusters
-    clusters.copy_(kmeans(F.normalize(codes, dim=1), len(clusters), seed))
+    _set_clusters(model, codes, seed)
     if labels is not None:
         classifier = model.linear_probe.classifier
         weight, bias = multinomial_regression(codes, labels, classifier.out_channels)
@@ -32,8 +31,12 @@ def fit_probes(model: Stego, store: Features, seed: int) -> None:
 @torch.no_grad()
 def fit_cluster_probe(model: Stego, store: Features, seed: int) -> None:
     """The cluster probe alone."""
+    _set_clusters(model, sample_codes(model, store, seed)[0], seed)
+
+
+def _set_clusters(model: Stego, codes: Tensor, seed: int) -> None:
     clusters = model.cluster_probe.clusters
-    clusters.copy_(kmeans(F.normalize(sample_codes(model, store, seed)[0], dim=1), len(clusters), seed))
+    clusters.copy_(kmeans(F.normalize(codes, dim=1), len(clusters), seed))
 
 
 @torch.no_grad()

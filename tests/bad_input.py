@@ -418,6 +418,15 @@ spoil_checkpoint("without weights", lambda s: s.pop("model"), "model missing", "
 spoil_checkpoint("without a step", lambda s: s.pop("step"), "step missing", "train again")
 spoil_checkpoint("with two shifts", lambda s: s["shifts"].pop(), "shifts missing or of another kind")
 spoil_checkpoint(
+    "without the mean of the features", lambda s: s["model"].pop("feature_mean"), "feature_mean missing", "train again"
+)
+spoil_checkpoint(
+    "with a number for the mean of the features",
+    lambda s: s["model"].update({"feature_mean": torch.tensor(0.0)}),
+    "feature_mean missing or of another kind",
+    "train again",
+)
+spoil_checkpoint(
     "with text for a weight", lambda s: s["model"].update({"head.linear.bias": "x"}), "model", "another kind"
 )
 spoil_checkpoint(

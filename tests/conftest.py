@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from common import SHARED, write_backbone, write_dino
+from killing import Runner, serving
 from sources import Server
 
 from stego_lib.datasets import fetch
@@ -38,6 +39,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder shared/ is not beside the project")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """Runs jobs in processes of their own, which may be killed."""
+    with serving(tmp_path_factory.mktemp("runner")) as found:
+        yield found
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Kills runs of training, each in a process of its own, and looks at what they leave.
 
-A server, which has imported torch once, forks a child for each job, so that one kill costs a fraction of a second. Jobs are
+A runner, which has imported torch once, forks a child for each job, so that one kill costs a fraction of a second. Jobs are
 one JSON object a line: {"what": NAME, ...}; see the functions of `JOBS`.
 """
 
@@ -197,7 +197,7 @@ def serve() -> None:
 # ---------------------------------------------------------------------------------------------- outside
 
 
-class Server:
+class Runner:
     """The parent of the processes that are killed."""
 
     def __init__(self, folder: Path):
@@ -236,20 +236,20 @@ class Server:
         return found
 
     def close(self) -> None:
-        """Ends the server."""
+        """Ends the runner."""
         self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Server]:
-    """A server for as long as the block lasts."""
-    server = Server(folder)
+def serving(folder: Path) -> Iterator[Runner]:
+    """A runner for as long as the block lasts."""
+    runner = Runner(folder)
     try:
-        yield server
+        yield runner
     finally:
-        server.close()
+        runner.close()
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
@@ -304,17 +304,17 @@ def equal(a: Any, b: Any, where: str) -> None:
         assert a == b, f"{where}: {a!r} is not {b!r}"
 
 
-def survive(server: Server, experiment: Experiment, folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
+def survive(runner: Runner, experiment: Experiment, folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
     """Kills runs of `experiment` until `kills` kills have hit, and compares each finished run with one that nobody touched.
 
     In turn: at a line of the library drawn at random, at a line of the code that writes files, and from outside at a
     random time. Returns the counts. AssertionError where anything is lost or differs.
     """
     draw, values = random.Random(seed), experiment.to_dict()
-    reference = server.do("train", experiment=values, runs_dir=str(folder / "reference"), keep_every=0.0)["folder"]
+    reference = runner.do("train", experiment=values, runs_dir=str(folder / "reference"), keep_every=0.0)["folder"]
     seconds = 1.0  # that a run takes; put right when one was faster than its killer
     lines = {
-        saving: server.do(
+        saving: runner.do(
             "train",
             experiment=values,
             runs_dir=str(folder / f"counted{saving}"),
@@ -338,18 +338,18 @@ def survive(server: Server, experiment: Experiment, folder: Path, kills: int, se
             if way != "from outside":
                 saving = way == "while writing files"
                 job |= {"line": draw.randint(1, int(REACH * lines[saving])), "saving": saving}
-            (pid,), began = server.start("train", **job), time.perf_counter()
-            if way == "from outside" and not server.answers_within(draw.uniform(0, seconds)):
+            (pid,), began = runner.start("train", **job), time.perf_counter()
+            if way == "from outside" and not runner.answers_within(draw.uniform(0, seconds)):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            (status,) = server.wait()
+            (status,) = runner.wait()
             hits[way] += status == -signal.SIGKILL
             finished = status == 0
             if finished and way == "from outside":
                 seconds = time.perf_counter() - began
             elif way == "from outside":
                 seconds *= 1.1
-            assert finished or status == -signal.SIGKILL, f"seed {seed}, round {rounds}: {server.results()}"
+            assert finished or status == -signal.SIGKILL, f"seed {seed}, round {rounds}: {runner.results()}"
             half_written |= set(runs_dir.rglob(f"{UNFINISHED}*"))
             refuse_half_files(runs_dir)
         done = [path for path in runs_in(runs_dir) if (path / "metrics.json").exists()]

@@ -4,7 +4,10 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
 from common import ROOT
+
+import stego_lib
 
 PACKAGE = ROOT / "stego_lib"
 PAGE = (ROOT / "book" / "architecture.md").read_text()
@@ -51,3 +54,11 @@ def test_no_imports_in_a_circle():
         for name in leaves:
             del left[name]
     assert not left, f"these import each other: {sorted(left)}"
+
+
+def test_what_is_public_is_there_and_found_by_completion():
+    """Names are imported when they are asked for, so Python does not see them by itself."""
+    assert set(stego_lib.__all__) <= set(dir(stego_lib))
+    assert all(getattr(stego_lib, name) is not None for name in stego_lib.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        stego_lib.trian  # noqa: B018

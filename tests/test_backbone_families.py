@@ -24,6 +24,7 @@ FAMILIES = {
     "MAE": ("vit_base_patch16_224.mae", SMALL | dict(img_size=64)),
     "CLIP": ("vit_base_patch16_clip_224.openai", SMALL | dict(img_size=64)),
     "EVA-02": ("eva02_tiny_patch14_224.mim_in22k", SMALL | dict(img_size=70)),
+    "EVA-02 with keys apart": ("eva02_base_patch14_224.mim_in22k", SMALL | dict(img_size=70)),
 }
 create_model = timm.create_model
 

@@ -321,6 +321,17 @@ def test_a_disk_that_is_too_small_is_an_error_before_computing(own_pictures, bac
     assert left(tmp_path / "store") == []
 
 
+def test_more_classes_than_a_byte_counts_are_refused_before_computing(own_pictures, backbone, tmp_path, monkeypatch):
+    """Labels are kept as bytes, of which one means "ignored"."""
+    monkeypatch.setattr(Backbone, "forward", lambda *_: pytest.fail("computed all the same"))
+    for count, expected in ((255, None), (256, r"folder has 256 classes; 255 at most can be stored")):
+        (own_pictures / "folder" / "classes.json").write_text(json.dumps({"names": [str(i) for i in range(count)]}))
+        with pytest.raises(
+            StegoError if expected else pytest.fail.Exception, match=expected or "computed all the same"
+        ):
+            open_store(train_split(own_pictures), backbone, 32, tmp_path / "store")
+
+
 def test_a_size_that_does_not_fit_the_patch_leaves_nothing(own_pictures, backbone, tmp_path):
     with pytest.raises(StegoError, match="multiples of 8"):
         open_store(train_split(own_pictures), backbone, 36, tmp_path / "store")

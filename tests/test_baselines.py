@@ -61,6 +61,11 @@ def test_the_features_themselves_are_the_code(experiment, store, cells):
     assert codes(fixed_head("features", store, experiment.but(head="none")), store) == pytest.approx(cells)
 
 
+def test_the_mean_is_taken_off_where_the_experiment_says_so(experiment, store, cells):
+    found = codes(fixed_head("features", store, experiment.but(head="none", subtract_mean=True)), store)
+    assert found == pytest.approx(cells - cells.mean(0), abs=1e-3)
+
+
 def test_an_untrained_head_is_the_one_that_training_begins_with(experiment, store):
     from stego_lib.run import build_model
 

@@ -1,5 +1,6 @@
 """Files that are whole or not there, and fingerprints that tell things apart."""
 
+import errno
 import json
 import math
 import os
@@ -9,8 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
-from stego_lib.files import atomic, fingerprint, load_state, read_json, save_state, write_json
+from stego_lib import StegoError, files
+from stego_lib.files import (
+    FULL,
+    REFUSED,
+    atomic,
+    explained,
+    fingerprint,
+    load_state,
+    locked,
+    read_json,
+    save_state,
+    write_json,
+)
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -95,3 +109,33 @@ def test_fingerprints_tell_things_apart_and_repeat():
 def test_a_tensors_fingerprint_is_that_of_its_values():
     values = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 4)))
     assert fingerprint(values) == fingerprint(values.T.contiguous().T) == fingerprint(values.clone().requires_grad_())
+
+
+def test_what_no_user_can_mend_stays_as_it_is(tmp_path):
+    """A fault of the disk itself, say."""
+    with pytest.raises(OSError) as caught, explained(tmp_path):
+        raise OSError(errno.EIO, "Input/output error")
+    assert caught.value.errno == errno.EIO and not isinstance(caught.value, StegoError)
+
+
+@pytest.mark.parametrize("number", sorted(FULL | REFUSED))
+def test_what_the_disk_refuses_is_an_error_that_names_the_path(tmp_path, number):
+    expected = "the disk is full or a limit is reached" if number in FULL else "name a folder that can"
+    with pytest.raises(StegoError, match=expected) as caught, explained(tmp_path / "asked"):
+        raise OSError(number, "as the system says it")
+    assert str(tmp_path / "asked") in str(caught.value) and "as the system says it" in str(caught.value)
+
+
+def test_a_lock_is_waited_for_or_refused_as_asked(tmp_path, monkeypatch):
+    path, said = tmp_path / ".lock", []
+    other = FileLock(path)
+    other.acquire()
+    monkeypatch.setattr(files, "notice", lambda text: (said.append(text), other.release()))
+    with pytest.raises(StegoError, match="in use"), locked(path, "in use", wait=False):
+        pytest.fail("two hold it")
+    assert not said
+    with locked(path, "in use", wait=True):
+        assert said == ["in use"]
+        with pytest.raises(Timeout):
+            FileLock(path).acquire(timeout=0)
+    FileLock(path).acquire(timeout=0)

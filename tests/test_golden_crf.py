@@ -1,11 +1,13 @@
 """The dense CRF against the published code's numbers."""
 
+import importlib.util
+
 import pytest
 import torch
 from common import golden
 from torch.testing import assert_close
 
-from stego_lib import crf
+from stego_lib import StegoError, crf
 
 pytestmark = pytest.mark.skipif(
     not crf.available(), reason="pydensecrf is not installed (pip install 'stego_lib[crf]')"
@@ -60,3 +62,9 @@ def test_the_picture_as_it_was():
 
 def test_probabilities_sum_to_one():
     assert_close(refine("rect96x64").sum(0), torch.ones(96, 64), rtol=0, atol=1e-5)
+
+
+def test_without_pydensecrf_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(StegoError, match=r"needs pydensecrf: pip install 'stego_lib\[crf\]'"):
+        refine(next(iter(G)).split(".")[0])

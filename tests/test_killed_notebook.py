@@ -34,10 +34,10 @@ def test_a_notebook_that_was_killed_is_resumed_to_the_same_weights_and_scores(sc
         data_root=scenes_root, steps=10, batch_size=4, validate_every=4, device="cpu", precision="float32", crf=False
     )
     runs_dir = tmp_path / "runs"
-    with serving(tmp_path) as server:
+    with serving(tmp_path) as runner:
         experiment = Experiment.preset("scenes", **(parameters | {"data_root": str(scenes_root)}))
         job = dict(experiment=experiment.to_dict(), runs_dir=str(tmp_path / "reference"), compare=True)
-        reference = Path(server.do("train", **job)["folder"])
+        reference = Path(runner.do("train", **job)["folder"])
 
     killed = papermill(tmp_path / "killed", runs_dir, parameters, "killing.slow_down(0.5)")
     wait_for(lambda: list(runs_dir.glob("*/kept/0000004.pt")) or killed.poll() is not None)

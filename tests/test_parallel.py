@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -106,29 +107,44 @@ SCRIPT = """
 import time
 from stego_lib import parallel
 parallel.WORTH, parallel.cpu_count = -1, lambda: 2
-jobs = [(str(i), (0.01 if i < 2 else 60,)) for i in range(9)]
+jobs = [(str(i), (0.01 if i < 2 else 600,)) for i in range(9)]
 for _ in parallel.in_processes(time.sleep, jobs, 9, "sleeping"):
     print("one is done", flush=True)
 """
 """Without a guard around its main part, as people write scripts."""
 
 
-def test_ctrl_c_ends_a_script_and_its_processes_at_once(tmp_path):
+@pytest.mark.parametrize("interrupted", ["the script", "all of them"])
+def test_ctrl_c_ends_a_script_and_its_processes_at_once(tmp_path, interrupted):
+    """A terminal interrupts all processes, `kill` only one; either is answered by one traceback."""
     (tmp_path / "script.py").write_text(SCRIPT)
     with subprocess.Popen(
-        [sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as script:
-        assert [script.stdout.readline() for _ in range(2)] == ["one is done\n"] * 2
-        children = psutil.Process(script.pid).children(recursive=True)
-        assert len(workers(psutil.Process(script.pid))) == 2
-        script.send_signal(signal.SIGINT)
+        [sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as script:  # fmt: skip
         try:
-            errors = script.communicate(timeout=20)[1]
-        except subprocess.TimeoutExpired:  # once in dozens of runs under load; whoever waits so long presses it again
-            script.send_signal(signal.SIGINT)
-            errors = script.communicate(timeout=60)[1]
-    assert script.returncode != 0 and "KeyboardInterrupt" in errors
+            assert [script.stdout.readline() for _ in range(2)] == ["one is done\n"] * 2
+            children = psutil.Process(script.pid).children(recursive=True)
+            assert len(workers(psutil.Process(script.pid))) == 2
+            (os.kill if interrupted == "the script" else os.killpg)(script.pid, signal.SIGINT)
+            errors = script.communicate(timeout=60)[1]  # they would sleep on for ten minutes
+        finally:
+            script.kill()
+    assert script.returncode != 0 and errors.count("Traceback") == 1 and "KeyboardInterrupt" in errors, errors
     assert not psutil.wait_procs(children, timeout=10)[1], "processes are left"
+
+
+def test_the_pool_is_driven_outside_the_main_thread(spread, monkeypatch):
+    """Where an interrupt cannot come in between: one that did, with a lock held, made a script wait for ever."""
+    used = []
+    for name in ("submit", "shutdown"):
+        method = getattr(parallel.ProcessPoolExecutor, name)
+        monkeypatch.setattr(
+            parallel.ProcessPoolExecutor, name,
+            lambda *arguments, method=method, **options: (used.append(threading.current_thread()), method(*arguments, **options))[1],
+        )  # fmt: skip
+    assert list(in_processes(operator.add, [("", (i, 1)) for i in range(4)], 4, "adding")) == [1, 2, 3, 4]
+    assert len(used) == 3 + 1 and threading.main_thread() not in used
 
 
 def workers(process: psutil.Process) -> list[psutil.Process]:

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import stat
+import struct
 import zipfile
 from collections import namedtuple
 from pathlib import Path
@@ -147,7 +148,9 @@ def write_zip(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def test_members_are_placed_and_the_rest_left_out(tmp_path):
-    archive = write_zip(tmp_path / "a.zip", {"top/": b"", "top/a.txt": b"A", "top/sub/b.txt": b"B", "c.txt": b"C"})
+    archive = write_zip(
+        tmp_path / "a.zip", {"top/": b"", "top/a.txt": b"A", "top/sub/": b"", "top/sub/b.txt": b"B", "c.txt": b"C"}
+    )
     count = unpack(
         archive, tmp_path / "out", lambda name: name.removeprefix("top/") if name.startswith("top/") else None
     )
@@ -198,7 +201,27 @@ def test_damaged_archives_are_explained(tmp_path):
         archive.write_bytes(damaged)
         with pytest.raises(StegoError, match=r"a\.zip is damaged or no zip archive"):
             unpack(archive, tmp_path / "out", lambda name: name)
-        assert not (tmp_path / "out/a").exists()
+        assert not (tmp_path / "out").exists() or left(tmp_path / "out") == []
+
+
+ENTRY = {
+    "locked": {8: 1},
+    "packed in an unknown way": {10: 99},
+    "longer than the archive": {10: zipfile.ZIP_STORED, 20: 50_000, 24: 50_000},
+}
+"""What is wrong with a member -> what stands where (16 bits) in its entry of the archive's list."""
+
+
+@pytest.mark.parametrize("wrong", ENTRY)
+def test_a_member_that_cannot_be_read_is_explained(tmp_path, wrong):
+    archive = write_zip(tmp_path / "a.zip", {"a": np.random.default_rng(0).bytes(9000)})
+    content = bytearray(archive.read_bytes())
+    for where, value in ENTRY[wrong].items():
+        struct.pack_into("<H", content, content.rindex(b"PK\1\2") + where, value)
+    archive.write_bytes(content)
+    with pytest.raises(StegoError, match=r"a\.zip is damaged or no zip archive"):
+        unpack(archive, tmp_path / "out", lambda name: name)
+    assert left(tmp_path / "out") == []
 
 
 def test_an_archive_of_something_else_is_explained(tmp_path):
@@ -210,6 +233,14 @@ def test_a_disk_too_small_to_unpack_is_said_first(tmp_path, monkeypatch):
     space(monkeypatch, 999)
     with pytest.raises(StegoError, match=r"unpacking a\.zip needs"):
         unpack(write_zip(tmp_path / "a.zip", {"a": bytes(1000)}), tmp_path / "out", lambda name: name)
+
+
+def test_what_was_unpacked_before_needs_no_room(tmp_path, monkeypatch):
+    archive = write_zip(tmp_path / "a.zip", {"a": bytes(10**6), "b": b"small"})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a").write_bytes(bytes(10**6))
+    space(monkeypatch, 10**6)
+    assert unpack(archive, tmp_path / "out", lambda name: name) == 2 and (tmp_path / "out/b").read_bytes() == b"small"
 
 
 # ---------------------------------------------------------------------------------------------- data sets

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from stego_lib.backbone import upsample
@@ -50,3 +51,17 @@ def test_log_probabilities_are_those_of_the_published_order(grid, size):
 def test_the_length_is_that_of_the_upsampled_code(grid, size):
     code = code_of(grid).double()
     assert_close(upsampled_length(code, size), upsample(code, size).norm(dim=1, keepdim=True), rtol=1e-6, atol=1e-6)
+
+
+def test_upsampling_is_interpolation_in_value_and_gradient_also_after_an_evaluation():
+    """What the matrices are made of is kept; made first in inference mode, for sizes that no other test has, it must serve training all the same."""
+    maps, grown = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 23, 19)
+    with torch.inference_mode():
+        upsample(maps, (23, 19))
+    ours, theirs = maps.clone().requires_grad_(), maps.clone().requires_grad_()
+    found = upsample(ours, (23, 19))
+    expected = F.interpolate(theirs, (23, 19), mode="bilinear", align_corners=False)
+    assert_close(found, expected, rtol=0, atol=1e-6)
+    (found * grown).sum().backward()
+    (expected * grown).sum().backward()
+    assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-4)

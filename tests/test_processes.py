@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 from common import tiny_experiment
-from killing import Server, runs_in, serving, weights_of
+from killing import Runner, runs_in, weights_of
 from torch.multiprocessing import ProcessExitedException
 
 from stego_lib import Experiment, StegoError, clustering, evaluate, load_run, processes, train, training
@@ -26,12 +26,6 @@ pytest.importorskip("lightning_fabric", reason="lightning-fabric is not installe
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Server:
-    with serving(tmp_path_factory.mktemp("server")) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def experiment(tmp_path_factory, backbone_file) -> Experiment:
     """Two batches of pictures to score, so that two processes have one each; dropout on."""
     root = tmp_path_factory.mktemp("data")
@@ -41,7 +35,7 @@ def experiment(tmp_path_factory, backbone_file) -> Experiment:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch) -> None:
-    """k-means begins once, as in the processes of the server."""
+    """k-means begins once, as in the processes of the runner."""
     monkeypatch.setattr(clustering, "RESTARTS", 1)
 
 
@@ -61,10 +55,10 @@ def started_by(program: str) -> dict[str, str]:
     }[program]  # fmt: skip
 
 
-def in_two(server: Server, program: str, **job) -> list[dict]:
-    server.start("train", copies=2, join=started_by(program), **job)
-    statuses = server.wait()
-    found = server.results()
+def in_two(runner: Runner, program: str, **job) -> list[dict]:
+    runner.start("train", copies=2, join=started_by(program), **job)
+    statuses = runner.wait()
+    found = runner.results()
     assert statuses == [0, 0], found
     return found
 
@@ -94,25 +88,25 @@ def agree(run: Path, one: Path) -> None:
     ],
     ids=str,
 )
-def test_two_processes_give_what_one_gives(server, experiment, tmp_path, program, changes):
+def test_two_processes_give_what_one_gives(runner, experiment, tmp_path, program, changes):
     changed = experiment.but(**changes)
-    found = in_two(server, program, experiment=changed.to_dict(), runs_dir=str(tmp_path / "two"))
+    found = in_two(runner, program, experiment=changed.to_dict(), runs_dir=str(tmp_path / "two"))
     assert found[0]["folder"] == found[1]["folder"] and len(runs_in(tmp_path / "two")) == 1
     assert found[0]["weights"] == found[1]["weights"], "every process ends with the same model"
     agree(Path(found[0]["folder"]), train(changed, runs_dir=tmp_path / "one").folder)
 
 
-def test_devices_start_processes_by_themselves(server, experiment, tmp_path):
+def test_devices_start_processes_by_themselves(runner, experiment, tmp_path):
     """And the baselines, which one process fits, are the same."""
     asked = experiment.but(devices=2, steps=2)
     folder = Path(
-        server.do("train", experiment=asked.to_dict(), runs_dir=str(tmp_path / "two"), compare=True)["folder"]
+        runner.do("train", experiment=asked.to_dict(), runs_dir=str(tmp_path / "two"), compare=True)["folder"]
     )
     record = read_json(folder / "metrics.json")
     assert read_json(folder / "experiment.json")["devices"] == 2 and "devices" not in record["experiment"]
     one = train(experiment.but(steps=2), runs_dir=tmp_path / "one")
     agree(folder, one.folder)
-    alone = server.do(
+    alone = runner.do(
         "train", experiment=experiment.but(steps=2).to_dict(), runs_dir=str(tmp_path / "one"), compare=True
     )
     for name, scores in read_json(Path(alone["folder"]) / "metrics.json")["scores"].items():
@@ -126,18 +120,18 @@ def test_fresh_processes_train_from_here(experiment, tmp_path):
     assert weights_of(run.model) == weights_of(load_run(run.folder).model)
 
 
-def test_features_are_shared_out_and_the_store_is_the_same(server, experiment, tmp_path):
+def test_features_are_shared_out_and_the_store_is_the_same(runner, experiment, tmp_path):
     """Three batches of four training pictures: one process computes two, the other one; five of 20 to score."""
     job = dict(experiment=experiment.but(steps=1).to_dict(), keep_every=0.0)
-    two = in_two(server, "torchrun", runs_dir=str(tmp_path / "two"), **job)
-    one = server.do("train", runs_dir=str(tmp_path / "one"), **job)
+    two = in_two(runner, "torchrun", runs_dir=str(tmp_path / "two"), **job)
+    one = runner.do("train", runs_dir=str(tmp_path / "one"), **job)
     assert one["pictures"] == 12 + 2 * 20 and sorted(found["pictures"] for found in two) == [4 + 16, 8 + 24]
     for path in (tmp_path / "one" / "features").glob("*/*"):
         other = tmp_path / "two" / path.relative_to(tmp_path / "one")
         assert other.read_bytes() == path.read_bytes(), path.name
 
 
-def test_two_go_on_where_one_was_broken_off_and_one_where_two_were(server, experiment, tmp_path, monkeypatch):
+def test_two_go_on_where_one_was_broken_off_and_one_where_two_were(runner, experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SAVE_EVERY", 3)
     step, calls = training.train_step, []
 
@@ -152,7 +146,7 @@ def test_two_go_on_where_one_was_broken_off_and_one_where_two_were(server, exper
         train(experiment, runs_dir=tmp_path)
     (folder,) = runs_in(tmp_path)
     assert read_checkpoint(folder)["step"] == 3
-    found = in_two(server, "torchrun", experiment=experiment.to_dict(), runs_dir=str(tmp_path))
+    found = in_two(runner, "torchrun", experiment=experiment.to_dict(), runs_dir=str(tmp_path))
     assert Path(found[0]["folder"]) == folder
     agree(folder, train(experiment, runs_dir=tmp_path / "one").folder)
     assert train(experiment.but(devices=1), runs_dir=tmp_path, resume=True).folder == folder
@@ -161,12 +155,12 @@ def test_two_go_on_where_one_was_broken_off_and_one_where_two_were(server, exper
 # ---------------------------------------------------------------------------------------------- what goes wrong
 
 
-def test_an_error_in_a_process_is_told_with_its_message(server, experiment, tmp_path):
+def test_an_error_in_a_process_is_told_with_its_message(runner, experiment, tmp_path):
     """A data set that is not there, found by the processes, not by who started them."""
     asked = experiment.but(devices=2, data_root=str(tmp_path), dataset="camvid")
-    server.start("train", experiment=asked.to_dict(), runs_dir=str(tmp_path / "runs"))
-    assert server.wait() == [1]
-    (found,) = server.results()
+    runner.start("train", experiment=asked.to_dict(), runs_dir=str(tmp_path / "runs"))
+    assert runner.wait() == [1]
+    (found,) = runner.results()
     assert found["error"] == "DataNotFound" and "camvid was not found in" in found["message"]
 
 
@@ -186,10 +180,10 @@ def test_the_first_error_is_the_one_that_is_raised(tmp_path):
     assert str(processes._first_error(tmp_path, ended)) == "the disk is full"
 
 
-def test_a_process_that_is_killed_ends_the_others_and_ctrl_c_ends_all(server, experiment, tmp_path):
+def test_a_process_that_is_killed_ends_the_others_and_ctrl_c_ends_all(runner, experiment, tmp_path):
     asked = experiment.but(devices=2, steps=2000)
     for way in ("killed", "interrupted"):
-        (pid,) = server.start("train", experiment=asked.to_dict(), runs_dir=str(tmp_path / way))
+        (pid,) = runner.start("train", experiment=asked.to_dict(), runs_dir=str(tmp_path / way))
         until = time.monotonic() + 60
         while not list(tmp_path.glob(f"{way}/*/log.csv")) and time.monotonic() < until:
             time.sleep(0.05)
@@ -197,8 +191,8 @@ def test_a_process_that_is_killed_ends_the_others_and_ctrl_c_ends_all(server, ex
         workers = [child for child in children if not child.children() and child.is_running()]
         assert len(workers) == 2
         os.kill(workers[1].pid if way == "killed" else pid, signal.SIGKILL if way == "killed" else signal.SIGINT)
-        assert server.wait() == [1]
-        (found,) = server.results()
+        assert runner.wait() == [1]
+        (found,) = runner.results()
         if way == "killed":
             assert found["error"] == "StegoError" and "SIGKILL" in found["message"], found
         else:
@@ -211,10 +205,10 @@ def test_a_process_that_is_killed_ends_the_others_and_ctrl_c_ends_all(server, ex
     [(dict(batch_size=5), "a batch of 5 does not divide into 2"), (dict(device="cuda:1"), "device = 'cuda:1' is one")],
     ids=str,
 )
-def test_what_cannot_be_shared_is_refused(server, experiment, tmp_path, changes, message):
+def test_what_cannot_be_shared_is_refused(runner, experiment, tmp_path, changes, message):
     asked = experiment.but(devices=2, **changes)
-    server.start("train", experiment=asked.to_dict(), runs_dir=str(tmp_path))
-    assert server.wait() == [1] and message in server.results()[0]["message"]
+    runner.start("train", experiment=asked.to_dict(), runs_dir=str(tmp_path))
+    assert runner.wait() == [1] and message in runner.results()[0]["message"]
 
 
 def test_another_number_than_was_started_is_refused(monkeypatch):

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 from common import tiny_experiment
-from killing import Server, flat, refuse_half_files, runs_in, same, serving, survive, wait_for
+from killing import flat, refuse_half_files, runs_in, same, survive, wait_for
 
 from stego_lib import Experiment, StegoError, load_run, train, training
 from stego_lib.backbone import Backbone
@@ -23,26 +23,20 @@ LONG = 400
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Server:
-    with serving(tmp_path_factory.mktemp("server")) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def experiment(scenes_root, backbone_file) -> Experiment:
     return tiny_experiment(scenes_root, backbone_file, steps=10, probes="after", validate_every=4)
 
 
 @pytest.fixture(scope="module")
-def reference(server, experiment, tmp_path_factory) -> Path:
+def reference(runner, experiment, tmp_path_factory) -> Path:
     """The folder of a run that nobody touched."""
     return Path(
-        server.do("train", experiment=experiment.to_dict(), runs_dir=str(tmp_path_factory.mktemp("ref")))["folder"]
+        runner.do("train", experiment=experiment.to_dict(), runs_dir=str(tmp_path_factory.mktemp("ref")))["folder"]
     )
 
 
-def test_killed_runs_go_on_to_the_same_weights_log_and_scores(server, experiment, tmp_path):
-    found = survive(server, experiment, tmp_path, KILLS, seed=7)
+def test_killed_runs_go_on_to_the_same_weights_log_and_scores(runner, experiment, tmp_path):
+    found = survive(runner, experiment, tmp_path, KILLS, seed=7)
     assert found["kills"] >= KILLS and all(found["ways"].values()), found
 
 
@@ -59,7 +53,7 @@ def session(pid: int) -> list[int]:
 
 
 @pytest.mark.parametrize("during", ["extraction", "training", "evaluation"])
-def test_an_interrupted_run_can_be_resumed_and_leaves_no_process(server, experiment, reference, tmp_path, during):
+def test_an_interrupted_run_can_be_resumed_and_leaves_no_process(runner, experiment, reference, tmp_path, during):
     """Ctrl-C: the process ends by itself, its temporary files are gone, and a resumed run gives the same."""
     reached = {
         "extraction": lambda: list(tmp_path.glob("features/.*train*.part")),
@@ -67,27 +61,27 @@ def test_an_interrupted_run_can_be_resumed_and_leaves_no_process(server, experim
         "evaluation": lambda: list(tmp_path.glob("features/.*val*.part")),
     }[during]
     job = dict(experiment=experiment.to_dict(), runs_dir=str(tmp_path))
-    (pid,) = server.start("train", slow=0.2, **job)
+    (pid,) = runner.start("train", slow=0.2, **job)
     wait_for(lambda: reached() or not psutil.pid_exists(pid))
     os.kill(pid, signal.SIGINT)
-    (status,), (found,) = server.wait(), server.results()
+    (status,), (found,) = runner.wait(), runner.results()
     assert (status, found["error"]) == (1, "KeyboardInterrupt")
     assert not session(pid), "it leaves no process"
     assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob(".unfinished*"))
     refuse_half_files(tmp_path)
-    same(Path(server.do("train", **job)["folder"]), reference)
+    same(Path(runner.do("train", **job)["folder"]), reference)
 
 
 @pytest.mark.parametrize("what", ["store", "checkpoint", "log"])
-def test_a_full_disk_is_said_and_what_was_good_is_kept(server, experiment, reference, tmp_path, what):
+def test_a_full_disk_is_said_and_what_was_good_is_kept(runner, experiment, reference, tmp_path, what):
     """No file may grow above some bytes, as on a disk that is full. With room again the run goes on to the same result."""
     checkpoint = (reference / "checkpoint.pt").stat().st_size
     largest, steps = {"store": (60_000, 10), "checkpoint": (checkpoint // 2, 10), "log": (checkpoint + 500, 600)}[what]
     if what != "store":
         shutil.copytree(reference.parent / "features", tmp_path / "features")
     job = dict(experiment=experiment.but(steps=steps).to_dict(), runs_dir=str(tmp_path))
-    server.start("train", largest_file=largest, **job)
-    (status,), (found,) = server.wait(), server.results()
+    runner.start("train", largest_file=largest, **job)
+    (status,), (found,) = runner.wait(), runner.results()
     assert (status, found["error"]) == (1, "StegoError"), found
     assert "the disk is full or a limit is reached" in found["message"] and str(tmp_path) in found["message"]
     assert {"store": "features", "checkpoint": "checkpoint.pt", "log": "log.csv"}[what] in found["message"]
@@ -96,7 +90,7 @@ def test_a_full_disk_is_said_and_what_was_good_is_kept(server, experiment, refer
         (folder,) = runs_in(tmp_path)
         assert read_checkpoint(folder)["step"] > 0
     else:
-        same(Path(server.do("train", **job)["folder"]), reference)
+        same(Path(runner.do("train", **job)["folder"]), reference)
 
 
 def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(experiment, tmp_path, monkeypatch):
@@ -122,11 +116,11 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(experiment, tmp_p
 
 
 @pytest.mark.parametrize("harm, again", [(None, 4), ("rows", 8), ("record", 8), ("file", 12)])
-def test_a_killed_extraction_goes_on_after_the_last_chunk(server, experiment, tmp_path, harm, again):
+def test_a_killed_extraction_goes_on_after_the_last_chunk(runner, experiment, tmp_path, harm, again):
     """Of three batches of four pictures two are safe; what did not reach the disk whole is computed anew, and no more."""
     job = dict(experiment=experiment.to_dict(), runs_dir=str(tmp_path / "killed"), keep_every=0.0)
-    server.start("extract", die_after=2, **job)
-    assert server.wait() == [-signal.SIGKILL]
+    runner.start("extract", die_after=2, **job)
+    assert runner.wait() == [-signal.SIGKILL]
     (part,) = (tmp_path / "killed" / "features").glob(".*.part")
     records = sorted((part / "chunks").iterdir())
     assert len(records) == 2
@@ -138,28 +132,28 @@ def test_a_killed_extraction_goes_on_after_the_last_chunk(server, experiment, tm
         records[1].write_text(records[1].read_text()[:30])
     elif harm == "file":
         (part / "pooled.npy").unlink()
-    found = server.do("extract", **job)
+    found = runner.do("extract", **job)
     assert found["pictures"] == again and not part.exists()
-    untouched = server.do("extract", **(job | {"runs_dir": str(tmp_path / "untouched")}))
+    untouched = runner.do("extract", **(job | {"runs_dir": str(tmp_path / "untouched")}))
     assert untouched["pictures"] == 12
     for path in Path(untouched["folder"]).iterdir():
         assert path.read_bytes() == (Path(found["folder"]) / path.name).read_bytes()
     assert len(list(Path(found["folder"]).iterdir())) == 5
 
 
-def test_two_runs_at_once_build_one_store(server, experiment, tmp_path):
-    server.start("extract", slow=0.3, experiment=experiment.to_dict(), runs_dir=str(tmp_path), copies=2)
-    assert server.wait() == [0, 0]
-    assert sorted(found["pictures"] for found in server.results()) == [0, 12], "one computes, the other waits"
-    assert len({found["folder"] for found in server.results()}) == 1
+def test_two_runs_at_once_build_one_store(runner, experiment, tmp_path):
+    runner.start("extract", slow=0.3, experiment=experiment.to_dict(), runs_dir=str(tmp_path), copies=2)
+    assert runner.wait() == [0, 0]
+    assert sorted(found["pictures"] for found in runner.results()) == [0, 12], "one computes, the other waits"
+    assert len({found["folder"] for found in runner.results()}) == 1
     assert len(list((tmp_path / "features").glob("[!.]*"))) == 1
 
 
-def test_two_runs_in_one_folder_do_not_mix(server, experiment, reference, tmp_path):
+def test_two_runs_in_one_folder_do_not_mix(runner, experiment, reference, tmp_path):
     """Both begin at the same second in the same results folder: each gets a folder of its own, or says that one is taken."""
-    server.start("train", experiment=experiment.to_dict(), runs_dir=str(tmp_path), copies=2)
-    statuses = server.wait()
-    found = server.results()
+    runner.start("train", experiment=experiment.to_dict(), runs_dir=str(tmp_path), copies=2)
+    statuses = runner.wait()
+    found = runner.results()
     for status, result in zip(statuses, found, strict=True):
         assert status == 0 or "is being trained by another process" in result["message"], result
     assert 0 in statuses
@@ -183,9 +177,9 @@ def test_a_run_that_is_being_trained_is_not_resumed_by_another(experiment, tmp_p
     assert tried and len(runs_in(tmp_path)) == 1
 
 
-def test_memory_and_open_files_stay_flat(server, experiment, tmp_path):
+def test_memory_and_open_files_stay_flat(runner, experiment, tmp_path):
     values = experiment.but(steps=LONG, validate_every=0).to_dict()
-    found = server.do("long", experiment=values, runs_dir=str(tmp_path), every=20)
+    found = runner.do("long", experiment=values, runs_dir=str(tmp_path), every=20)
     assert found["steps"] == LONG and len(found["memory_mb"]) == 20
     assert flat(found["memory_mb"], 8), found["memory_mb"]
     assert flat(found["open_files"], 0), found["open_files"]

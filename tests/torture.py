@@ -64,9 +64,9 @@ def prepared() -> Iterator[tuple[Path, Experiment]]:
 
 def kills(count: int = 200, seed: int = 0) -> dict[str, Any]:
     """Kills runs, see `killing.survive`; it raises AssertionError where anything is lost."""
-    with prepared() as (folder, experiment), serving(folder) as server:
+    with prepared() as (folder, experiment), serving(folder) as runner:
         experiment = experiment.but(steps=10, probes="after", validate_every=4)
-        return survive(server, experiment, folder, count, seed) | {"seed": seed, "steps_a_run": experiment.steps}
+        return survive(runner, experiment, folder, count, seed) | {"seed": seed, "steps_a_run": experiment.steps}
 
 
 def tables() -> dict[str, Any]:
@@ -78,9 +78,9 @@ def tables() -> dict[str, Any]:
 
 def long(steps: int = 5000) -> dict[str, Any]:
     """Trains for many steps; AssertionError if memory or the number of open files grows."""
-    with prepared() as (folder, experiment), serving(folder) as server:
+    with prepared() as (folder, experiment), serving(folder) as runner:
         values = experiment.but(steps=steps).to_dict()
-        found = server.do("long", experiment=values, runs_dir=str(folder / "runs"), every=steps // 20)
+        found = runner.do("long", experiment=values, runs_dir=str(folder / "runs"), every=steps // 20)
     assert flat(found["memory_mb"], SLACK_MB) and flat(found["open_files"], 0), found
     return found
 

@@ -43,7 +43,7 @@ def unpack(archive: Path, folder: Path, place: Callable[[str], str | None]) -> i
                     temporary.replace(path)
                 finally:
                     temporary.unlink(missing_ok=True)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
         raise StegoError(f"{archive} is damaged or no zip archive ({error}); remove it and get it again") from error
     return len(wanted)
 
