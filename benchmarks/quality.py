@@ -72,7 +72,8 @@ def main(arguments: list[str] | None = None) -> None:
         for base in bases:
             for study in quality.studies(base, given.seeds, given.records).values():
                 study.run(runs_dir=given.runs)
-            print(base.dataset, quality.compare(quality.studies(base, given.seeds, given.records)), sep="\n")
+            found = quality.studies(base, given.seeds, given.records)
+            print(base.dataset, quality.table(found), quality.verdicts(found), sep="\n")
 
 
 if __name__ == "__main__":
