@@ -219,7 +219,8 @@ def did_you_mean(name: str, known: list[str], count: int = 1) -> str:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "scenes": dict(
-        dataset="scenes", backbone="scenes_vit_tiny8", train_size=128, eval_size=128, code_dim=64, steps=300, probes="after",
+        dataset="scenes", backbone="scenes_vit_tiny8", train_size=128, eval_size=128, head="linear", code_dim=64, steps=300,
+        probes="after",
     ),
     "camvid": dict(
         dataset="camvid", backbone="dino_vits8", train_size=(240, 320), eval_size=(240, 320), code_dim=64, steps=100,

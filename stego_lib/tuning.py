@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,16 +15,18 @@ import torch.nn.functional as F
 from .calibration import shift_rule
 from .clusterers import WAYS, agreement, cluster
 from .datasets import open_split, open_training_set
+from .datasets.scenes import draw_scenes
 from .evaluation import cluster_confusion, recorded
 from .experiment import Experiment
 from .features import open_store
 from .metrics import match, scores
 from .probes import sample_codes
-from .results import read_records
+from .results import read_records, score_table
 from .run import Run, environment
 from .study import Study, Variant
 
 METHODS, GRID, EXTRAS, WEIGHTS, DRAWS = "method", "grid", "features as they are compared", "weights l", "draws"
+HEADS = "segmentation head"
 KMEANS, AUTO, BEST = "k-means on features", "auto", "not a result: best of the grid by labels"
 PUBLISHED = {"CocoStuff-27": "cocostuff27-vits8", "Cityscapes": "cityscapes-vitb8"}
 """Recipes of the paper whose shifts are tried as they stand -> their presets."""
@@ -44,11 +47,16 @@ DRAWN = 10
 """Random draws of each seed."""
 TAKEN = "published"
 """How draws call the shifts of a recipe of the paper, taken over as they stand."""
+HEAD_SERIES = 3
+"""Series of scenes that the head was chosen on: neither the data set's nor the backbone's."""
+NOT_MEASURED = "not measured"
+ASKED = {"scenes": 5.0, "camvid": 3.0}
+"""Data set -> points of mIoU above k-means on the features that were asked for."""
 
 
 def brief(base: Experiment) -> Experiment:
-    """`base` with `STEPS` steps and no CRF: what the chapter's comparisons run, so that there can be many."""
-    return base.but(steps=STEPS, crf=False)
+    """`base` with the paper's head, `STEPS` steps and no CRF: what the chapter's comparisons run, so that there can be many."""
+    return base.but(head="nonlinear", steps=STEPS, crf=False)
 
 
 def published_shifts(base: Experiment, recipe: str) -> Experiment:
@@ -98,6 +106,19 @@ def weights(base: Experiment) -> list[Variant]:
         Variant(WEIGHTS, " ".join(f"{value:g}" for value in values), base.but(crf=False, shifts="auto", weights=values))
         for values in (base.weights, *OTHER_WEIGHTS)
     ]
+
+
+def heads(base: Experiment) -> list[Variant]:
+    """The paper's segmentation head, and its linear branch alone."""
+    return [Variant(HEADS, head, base.but(crf=False, head=head)) for head in ("nonlinear", "linear")]
+
+
+def other_scenes(folder: str | Path) -> str:
+    """The `data_root` in `folder` with the scenes of `HEAD_SERIES`, drawn if they are not there."""
+    root = Path(folder) / f"series{HEAD_SERIES}"
+    if not (root / "scenes").exists():
+        draw_scenes(root / "scenes", series=HEAD_SERIES)
+    return str(root)
 
 
 def best_by_labels(study: Study) -> list[Variant]:
@@ -159,6 +180,47 @@ def collapses(study: Study) -> pd.DataFrame:
     return pd.DataFrame(
         rows, columns=["seed", "number", "shifts", "collapsed", "groups", "within", "seen", "miou", "dataset"]
     )
+
+
+def goals(recipes: dict[str, list[dict[str, Any]]], studies: dict[str, Study], drawn: pd.DataFrame) -> pd.DataFrame:
+    """One line for each goal: what was asked for, what the records say, and "met", "missed" or "not measured".
+
+    recipes: data set -> run records of its recipe as it stands, one a seed. studies: data set -> study of `methods` and of
+    `best_by_labels`. drawn: of `collapses`.
+    """
+    rows = []
+    for name, records in recipes.items():
+        scored = {method: own["miou"] for method, own in score_table(records).groupby("method")} if records else {}
+        ours, plain = (scored.get(method, pd.Series(dtype=float)) for method in ("cluster", "kmeans_features"))
+        asked, seeds = ASKED[name], f"{len(ours)} seeds"
+        rows.append(
+            _goal(f"{name}: standard deviation over seeds", "at most 1.0", ours.std(), "{:.2f}", 1.0, -1, seeds)
+        )
+        gain = ours.mean() - plain.mean()
+        rows.append(
+            _goal(f"{name}: above k-means on features", f"at least {asked:g}", gain, "{:+.1f}", asked, 1, seeds)
+        )
+    for name, study in studies.items():
+        means = study.scores().query("probe == 'cluster'").groupby("name")["miou"].agg(["mean", "count"])
+        behind = means["mean"].get(BEST, math.nan) - means["mean"].get(AUTO, math.nan)
+        seeds = f"{means['count'].get(BEST, 0)} and {means['count'].get(AUTO, 0)} seeds"
+        rows.append(_goal(f"{name}: behind shifts chosen by labels", "at most 1.0", behind, "{:.2f}", 1.0, -1, seeds))
+    for kind, asked in ((AUTO, "none of 50"), (TAKEN, "counted beside it")):
+        found = drawn.loc[drawn["shifts"] == kind, "collapsed"]
+        verdict = NOT_MEASURED if len(found) < 50 else "" if kind == TAKEN else _verdict(not found.any())
+        rows.append([f"collapses, shifts {kind}", asked, f"{found.sum()} of {len(found)}", verdict])
+    return pd.DataFrame(rows, columns=["goal", "asked for", "measured", "reached"]).set_index("goal")
+
+
+def _goal(name: str, asked: str, value: float, form: str, limit: float, sign: int, seeds: str) -> list[str]:
+    """A line of `goals`; sign 1: the value should not be below the limit, -1: not above it."""
+    if math.isnan(value):
+        return [name, asked, "", NOT_MEASURED]
+    return [name, asked, f"{form.format(value)} ({seeds})", _verdict(sign * value >= sign * limit)]
+
+
+def _verdict(reached: bool) -> str:
+    return "met" if reached else "missed"
 
 
 @torch.no_grad()

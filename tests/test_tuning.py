@@ -1,10 +1,18 @@
 """What the chapter on choosing l and b varies: each list changes what it says and nothing else; bounds and counts from records."""
 
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
 from stego_lib import Experiment, tuning
 from stego_lib.calibration import AUTO, shift_rule
+from stego_lib.datasets import painter, scenes
 from stego_lib.evaluation import recorded
-from stego_lib.files import write_json
-from stego_lib.study import Study
+from stego_lib.files import read_json, write_json
+from stego_lib.study import Study, Variant
 
 BASE = tuning.brief(Experiment.preset("scenes", backbone="a_file.safetensors"))
 
@@ -83,3 +91,55 @@ def test_the_table_of_clusterings_is_means_over_heads_and_seeds(tmp_path):
     row = tuning.clustering_table(tmp_path).loc[("scenes", "k-means")]
     assert row["heads"] == 2 and row["mIoU"] == 46 and abs(row["agreement"] - 0.55) < 1e-9
     assert abs(row["of seeds"] - 2.0) < 1e-9 and abs(row["of heads"] - 32**0.5) < 1e-9, "by hand: variances 8, 0 and 32"
+
+
+def test_heads_differ_in_nothing_else_and_are_compared_on_other_scenes(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "draw_scenes", partial(scenes.draw_scenes, train=2, val=1))
+    paper, branch = tuning.heads(BASE)
+    assert (paper.experiment.head, branch.experiment.head) == ("nonlinear", "linear")
+    assert paper.experiment.but(head="linear") == branch.experiment
+    root = Path(tuning.other_scenes(tmp_path))
+    about = read_json(root / "scenes" / "drawn.json")
+    assert about["seed"] == tuning.HEAD_SERIES not in (scenes.SEED, scenes.PRETRAINING_SEED)
+    first = np.array(Image.open(root / "scenes" / "imgs" / "train" / "0000.png"))
+    assert np.array_equal(first, painter.paint_scene(tuning.HEAD_SERIES, 0, painter.SIZE)[0])
+    drawn = (root / "scenes" / "drawn.json").stat().st_mtime_ns
+    assert tuning.other_scenes(tmp_path) == str(root)
+    assert (root / "scenes" / "drawn.json").stat().st_mtime_ns == drawn, "drawn once"
+
+
+def recipe_records(cluster, features):
+    about = {"experiment": recorded(BASE), "step": 1}
+    for seed, values in enumerate(zip(cluster, features, strict=True)):
+        scores = {
+            key: {"accuracy": 1.0, "miou": v} for key, v in zip(("cluster", "kmeans_features"), values, strict=True)
+        }
+        yield about | {"experiment": about["experiment"] | {"seed": seed}, "scores": scores}
+
+
+def test_goals_are_judged_from_records(tmp_path):
+    recipes = {
+        "scenes": [*recipe_records([40.0, 41.0], [35.0, 36.0])],
+        "camvid": [*recipe_records([20.0, 24.0], [20.0] * 2)],
+    }
+    short = [v for v in tuning.methods(BASE) if v.name == tuning.AUTO]
+    best = Variant(tuning.METHODS, tuning.BEST, BASE.but(shifts=("p75", "p75", "p99")))
+    for seed in range(2):
+        keep(tmp_path, short[0], seed, 30.0 + seed)
+        keep(tmp_path, best, seed, 31.25 + seed)
+    drawn = pd.DataFrame({"shifts": [tuning.TAKEN, tuning.AUTO] * 50, "collapsed": [True, False] * 50})
+    found = tuning.goals(recipes, {"scenes": Study([*short, best], [0, 1], tmp_path)}, drawn)
+    assert found["measured"].to_dict() == {
+        "scenes: standard deviation over seeds": "0.71 (2 seeds)",
+        "scenes: above k-means on features": "+5.0 (2 seeds)",
+        "camvid: standard deviation over seeds": "2.83 (2 seeds)",
+        "camvid: above k-means on features": "+2.0 (2 seeds)",
+        "scenes: behind shifts chosen by labels": "1.25 (2 and 2 seeds)",
+        "collapses, shifts auto": "0 of 50",
+        "collapses, shifts published": "50 of 50",
+    }
+    assert found["reached"].tolist() == ["met", "met", "missed", "missed", "missed", "met", ""]
+    drawn.loc[1, "collapsed"] = True
+    none = tuning.goals({"scenes": []}, {"scenes": Study(short, [0], tmp_path / "none")}, drawn)
+    assert none["reached"].tolist() == ["not measured"] * 3 + ["missed", ""]
+    assert tuning.goals({}, {}, drawn[:90])["reached"].tolist() == ["not measured"] * 2

@@ -37,8 +37,8 @@ def open_scenes(root: str | Path, split: str) -> SegmentationDataset:
     return open_folder(folder, split, "scenes")
 
 
-def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = painter.SIZE) -> None:
-    """Draws `train` and `val` scenes of `size` pixels into `folder`, which appears when all is written."""
+def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = painter.SIZE, series: int = SEED) -> None:
+    """Draws the first `train` and `val` scenes of a series, of `size` pixels, into `folder`, which appears when all is written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".scenes.") as temporary:
         unfinished = Path(temporary) / "scenes"
@@ -47,12 +47,12 @@ def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = pa
                 (unfinished / kind / split).mkdir(parents=True)
         for index in progress(range(train + val), "drawing scenes"):
             split = "train" if index < train else "val"
-            picture, label = painter.paint_scene(SEED, index, size)
+            picture, label = painter.paint_scene(series, index, size)
             Image.fromarray(picture).save(unfinished / "imgs" / split / f"{index:04d}.png")
             Image.fromarray(label).save(unfinished / "labels" / split / f"{index:04d}.png")
         names = painter.CLASSES
         write_json(unfinished / "classes.json", {"names": names, "colors": [COLORS[name] for name in names]})
-        about = {"about": "synthetic pictures, drawn by code", "painter": painter.VERSION, "seed": SEED, "size": size}
+        about = {"about": "synthetic pictures, drawn by code", "painter": painter.VERSION, "seed": series, "size": size}
         write_json(unfinished / "drawn.json", about)
         try:
             unfinished.rename(folder)
