@@ -98,7 +98,7 @@ def _yes(true: bool) -> str:
 
 
 def _times(factor: float | None) -> str:
-    return "not measured" if factor is None else f"{factor:.1f} x"
+    return "not measured" if factor is None else f"{factor:.{1 if factor >= 10 else 2}f} x"
 
 
 def _at_most(factor: float | None) -> str:
