@@ -37,7 +37,10 @@ def test_each_list_changes_what_it_says():
         assert one.experiment.shifts == Experiment.preset(recipe).shifts
     assert [changed(variant) <= {"shifts"} for variant in tuning.grid(BASE)] == [True] * 12
     assert len({shift_rule(variant.experiment) for variant in tuning.grid(BASE)}) == 12
-    assert AUTO in [shift_rule(variant.experiment) for variant in tuning.grid(BASE)]
+    camvid = BASE.but(dataset="camvid")
+    assert len(tuning.grid(camvid)) == 3, "coarse"
+    for base in (BASE, camvid):
+        assert AUTO in [shift_rule(variant.experiment) for variant in tuning.grid(base)]
     assert {frozenset(changed(variant)) for variant in tuning.weights(BASE)} == {frozenset(), frozenset({"weights"})}
     assert set().union(*map(changed, tuning.extras(BASE))) == {"centering", "subtract_mean"}
 
