@@ -37,7 +37,10 @@ def test_each_list_changes_what_it_says():
         assert one.experiment.shifts == Experiment.preset(recipe).shifts
     assert [changed(variant) <= {"shifts"} for variant in tuning.grid(BASE)] == [True] * 12
     assert len({shift_rule(variant.experiment) for variant in tuning.grid(BASE)}) == 12
-    assert AUTO in [shift_rule(variant.experiment) for variant in tuning.grid(BASE)]
+    camvid = BASE.but(dataset="camvid")
+    assert len(tuning.grid(camvid)) == 3, "coarse"
+    for base in (BASE, camvid):
+        assert AUTO in [shift_rule(variant.experiment) for variant in tuning.grid(base)]
     assert {frozenset(changed(variant)) for variant in tuning.weights(BASE)} == {frozenset(), frozenset({"weights"})}
     assert set().union(*map(changed, tuning.extras(BASE))) == {"centering", "subtract_mean"}
 
@@ -48,6 +51,10 @@ def test_draws_repeat_differ_and_pair_two_kinds_of_shifts():
     assert drawn == tuning.draws(bases, {"x": 3, "y": 5}, seed=1, count=30)
     assert drawn[:20] == tuning.draws(bases, {"x": 3, "y": 5}, seed=1, count=10)
     assert drawn != tuning.draws(bases, {"x": 3, "y": 5}, seed=2, count=30)
+    moved = tuning.draws(bases, {"z/x": 3, "a/y": 5}, seed=1, count=30)
+    assert [v.experiment.backbone[2:] for v in moved] == [v.experiment.backbone for v in drawn], (
+        "whatever folder it is in"
+    )
     for one, other in zip(drawn[::2], drawn[1::2], strict=True):
         assert other.experiment.shifts == "auto" and one.experiment.shifts != "auto"
         same = one.experiment.but(shifts="auto", weights=BASE.weights, centering=BASE.centering)
@@ -122,24 +129,29 @@ def test_goals_are_judged_from_records(tmp_path):
         "scenes": [*recipe_records([40.0, 41.0], [35.0, 36.0])],
         "camvid": [*recipe_records([20.0, 24.0], [20.0] * 2)],
     }
-    short = [v for v in tuning.methods(BASE) if v.name == tuning.AUTO]
-    best = Variant(tuning.METHODS, tuning.BEST, BASE.but(shifts=("p75", "p75", "p99")))
+    grid_cell = Variant(tuning.GRID, "75 99", BASE.but(shifts=("p75", "p75", "p99")))
+    (best,) = tuning.recipe_by_labels(BASE.but(steps=7, crf=True), [grid_cell])
+    assert best.experiment == BASE.but(steps=7, shifts=("p75", "p75", "p99"))
     for seed in range(2):
-        keep(tmp_path, short[0], seed, 30.0 + seed)
-        keep(tmp_path, best, seed, 31.25 + seed)
+        keep(tmp_path, best, seed, 41.25 + seed)
+    chosen = {
+        "scenes": Study([best], [0, 1], tmp_path),
+        "camvid": Study(tuning.recipe_by_labels(BASE, []), [0], tmp_path),
+    }
     drawn = pd.DataFrame({"shifts": [tuning.TAKEN, tuning.AUTO] * 50, "collapsed": [True, False] * 50})
-    found = tuning.goals(recipes, {"scenes": Study([*short, best], [0, 1], tmp_path)}, drawn)
+    found = tuning.goals(recipes, chosen, drawn)
     assert found["measured"].to_dict() == {
         "scenes: standard deviation over seeds": "0.71 (2 seeds)",
         "scenes: above k-means on features": "+5.0 (2 seeds)",
+        "scenes: behind shifts chosen by labels": "1.25 (2 and 2 seeds)",
         "camvid: standard deviation over seeds": "2.83 (2 seeds)",
         "camvid: above k-means on features": "+2.0 (2 seeds)",
-        "scenes: behind shifts chosen by labels": "1.25 (2 and 2 seeds)",
+        "camvid: behind shifts chosen by labels": "",
         "collapses, shifts auto": "0 of 50",
         "collapses, shifts published": "50 of 50",
     }
-    assert found["reached"].tolist() == ["met", "met", "missed", "missed", "missed", "met", ""]
+    assert found["reached"].tolist() == ["met", "met", "missed", "missed", "missed", "not measured", "met", ""]
     drawn.loc[1, "collapsed"] = True
-    none = tuning.goals({"scenes": []}, {"scenes": Study(short, [0], tmp_path / "none")}, drawn)
+    none = tuning.goals({"scenes": []}, {"scenes": Study([best], [0], tmp_path / "none")}, drawn)
     assert none["reached"].tolist() == ["not measured"] * 3 + ["missed", ""]
     assert tuning.goals({}, {}, drawn[:90])["reached"].tolist() == ["not measured"] * 2
