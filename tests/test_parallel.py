@@ -66,6 +66,14 @@ def test_little_work_is_done_here(monkeypatch):
     assert list(in_processes(operator.floordiv, [], 0, "dividing")) == []
 
 
+def test_there_are_no_more_processes_than_jobs(spread, monkeypatch):
+    monkeypatch.setattr(parallel, "cpu_count", lambda: 5)
+    results = in_processes(time.sleep, [(str(i), (0.01,)) for i in range(3)], 3, "sleeping")
+    next(results), next(results)
+    assert len(workers(psutil.Process())) == 2
+    results.close()
+
+
 def test_no_more_jobs_are_drawn_than_can_be_in_memory(spread):
     drawn = 0
 
