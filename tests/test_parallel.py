@@ -102,6 +102,15 @@ def test_a_process_that_dies_is_an_error_with_the_pictures_in_question(spread):
     assert not workers(psutil.Process())
 
 
+def test_a_process_that_cannot_be_started_is_an_error_with_the_picture(spread, monkeypatch):
+    def no_room(*_):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(parallel.ProcessPoolExecutor, "submit", no_room)
+    with pytest.raises(StegoError, match=r"the dense CRF failed on 1\.jpg \(BlockingIOError: .*temporarily"):
+        list(in_processes(operator.add, [(f"{i}.jpg", (i, 1)) for i in range(9)], 9, "the dense CRF"))
+
+
 def test_thrown_away_halfway_it_leaves_no_process(spread):
     jobs = [(str(i), (0.01,)) for i in range(30)]
     results = in_processes(time.sleep, jobs, 30, "sleeping")
