@@ -1,5 +1,6 @@
 """Rows of arrays on disk, against NumPy's own file."""
 
+import os
 import zlib
 
 import numpy as np
@@ -51,3 +52,12 @@ def test_the_checksum_of_pieces_is_that_of_the_whole():
     values = np.arange(60, dtype=np.int32).reshape(5, 12)
     assert crc(values[3:], crc(values[:3])) == crc(values) == zlib.crc32(values.tobytes())
     assert crc(values.T) == zlib.crc32(values.T.copy().tobytes()) != crc(values)
+
+
+def test_rows_are_on_the_disk_before_it_is_said_so(path, monkeypatch):
+    """A chunk is recorded after its rows; a power cut in between must not leave the record alone."""
+    opened, seen = ArrayFile(path, write=True), []
+    opened.write([1], np.ones((1, 3, 2)))
+    monkeypatch.setattr(os, "fsync", lambda handle: seen.append((os.fstat(handle).st_ino, np.load(path)[1].sum())))
+    opened.sync()
+    assert seen == [(path.stat().st_ino, 6)]

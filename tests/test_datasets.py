@@ -11,6 +11,7 @@ from PIL import Image
 
 from stego_lib import DataNotFound, StegoError, open_dataset
 from stego_lib.datasets import Classes, FiveCrop, painter, scenes
+from stego_lib.datasets.base import list_pictures
 from stego_lib.datasets.crops import five_boxes
 from stego_lib.datasets.transforms import resize_label, resize_picture
 
@@ -123,6 +124,31 @@ def test_a_drawing_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         scenes.draw_scenes(tmp_path / "data" / "scenes", train=3, val=2, size=64)
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_two_that_draw_at_once_give_one_drawing(tmp_path, monkeypatch):
+    """The other is done first; a folder of somebody else's in its place is left alone and told."""
+    paint, folder, other = painter.paint_scene, tmp_path / "data" / "scenes", []
+
+    def meanwhile(seed, index, size):
+        if not other:
+            other.append(True)
+            scenes.draw_scenes(folder, train=2, val=1, size=64)
+        return paint(seed, index, size)
+
+    monkeypatch.setattr(painter, "paint_scene", meanwhile)
+    scenes.draw_scenes(folder, train=2, val=1, size=64)
+    assert other and list((tmp_path / "data").iterdir()) == [folder] and len(list(folder.rglob("*.png"))) == 6
+    (folder / "drawn.json").unlink()
+    with pytest.raises(OSError):
+        scenes.draw_scenes(folder, train=2, val=1, size=64)
+    assert list((tmp_path / "data").iterdir()) == [folder] and len(list(folder.rglob("*.png"))) == 6
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StegoError, match=r"folder .*file cannot be read \(Not a directory\)"):
+        list_pictures(tmp_path / "file")
 
 
 def test_opening_scenes_draws_them_once(tmp_path, monkeypatch):

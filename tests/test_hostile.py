@@ -20,13 +20,14 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from attacks import ATTACKS, ROOM, Lair, dino
+from attacks import ATTACKS, ROOM, Lair, dino, rezipped, with_pickle
 from common import ROOT, tiny_experiment, write_backbone
 from PIL import Image
 from test_published import OPTIONS, tensors, write_ckpt
 
 from stego_lib import StegoError, load_run, open_dataset, plots, train
 from stego_lib.backbone import Backbone
+from stego_lib.inert import load_inert
 from stego_lib.segment import segment_folder
 
 
@@ -92,6 +93,38 @@ def test_good_files_pass(lair):
     torch.save(dino(), lair.folder / "good.pth")
     assert Backbone(str(lair.folder / "good.pth"), device="cpu").dim == 64
     assert Backbone(str(write_backbone(lair.folder / "good.safetensors")), device="cpu").dim == 32
+
+
+def test_a_tensor_larger_than_its_file_is_refused(tmp_path):
+    """One number may say that it is a billion; whoever copies it would find out."""
+    torch.save({"a": torch.zeros(1).expand(10**9)}, tmp_path / "swollen.ckpt")
+    with pytest.raises(StegoError, match=r"swollen\.ckpt .*its tensors claim 4,000,000,000 bytes, the file has"):
+        load_inert(tmp_path / "swollen.ckpt")
+
+
+def test_a_reference_to_anything_but_bytes_of_the_file_is_refused(tmp_path):
+    class Referring(pickle.Pickler):
+        def persistent_id(self, value: Any) -> Any:
+            return value if isinstance(value, tuple) else None
+
+    for number, reference in enumerate(
+        [("file", torch.FloatStorage, "0", "cpu", 1), ("storage", "float", "0", "cpu", 1)]
+    ):
+        with io.BytesIO() as buffer:
+            Referring(buffer, 2).dump({"a": reference})
+            path = with_pickle(tmp_path / f"{number}.ckpt", buffer.getvalue())
+        with pytest.raises(StegoError, match=r"\.ckpt cannot be read .*is no storage"):
+            load_inert(path)
+
+
+def test_numbers_of_other_machines_and_empty_tensors(tmp_path):
+    values = {"none": torch.empty(0, 3), "some": torch.arange(3.0)}
+    torch.save(values, tmp_path / "good.ckpt")
+    found = load_inert(tmp_path / "good.ckpt")
+    assert found["none"].shape == (0, 3) and torch.equal(found["some"], values["some"])
+    rezipped(tmp_path / "good.ckpt", lambda name, content: b"big" if name.endswith("byteorder") else content)
+    with pytest.raises(StegoError, match=r"good\.ckpt cannot be read .*big-endian"):
+        load_inert(tmp_path / "good.ckpt")
 
 
 # ---------------------------------------------------------------------------------------------- what stands in the code

@@ -5,14 +5,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import papermill
 import pytest
 
-from stego_lib import StegoError, results
+from stego_lib import StegoError, notebooks, results
 from stego_lib.datasets.scenes import draw_scenes
-from stego_lib.notebooks import main, run_notebook
+from stego_lib.notebooks import check_parameters, main, run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -96,6 +97,39 @@ def test_the_runner_refuses_a_misspelt_parameter_before_it_runs_anything(tmp_pat
     assert main([str(TRAIN), str(tmp_path / "out.ipynb"), "-p", "stesp", "3"]) == 2
     assert "did you mean 'steps'" in capsys.readouterr().err
     assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_the_command_line_says_how_it_ended(tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise papermill.PapermillExecutionError(3, 2, "1 / 0", "ZeroDivisionError", "division by zero", [])
+
+    given = [str(TRAIN), str(tmp_path / "out.ipynb"), "-p", "steps", "3", "-p", "shifts", "[p70, 0.1, p80]"]
+    asked = []
+    monkeypatch.setattr(notebooks, "run_notebook", lambda *arguments: (asked.append(arguments), "mIoU 40.0\n")[1])
+    assert main(given) == 0 and asked[0][2] == {"steps": 3, "shifts": ["p70", 0.1, "p80"]}, "values are read as YAML"
+    assert capsys.readouterr().out == f"mIoU 40.0\nexecuted notebook: {tmp_path / 'out.ipynb'}\n"
+    monkeypatch.setattr(notebooks, "run_notebook", fails)
+    assert main(given) == 1
+    assert "train.ipynb" in (said := capsys.readouterr().err) and "ZeroDivisionError: division by zero" in said
+
+
+def test_the_module_is_the_command_line(tmp_path):
+    command = [sys.executable, "-m", "stego_lib.notebooks", str(TRAIN), str(tmp_path / "out.ipynb"), "-p", "stesp", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "did you mean 'steps'" in done.stderr
+
+
+def test_the_check_of_parameters_reads_the_cells_before_it(monkeypatch):
+    cells = ["%%time\nstesp = 1", "steps: int = 3  # help", "stesp = 2", "# Parameters\nstesp = 4"]
+    shell = SimpleNamespace(user_ns={"In": cells})
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    with pytest.raises(StegoError, match=r"this notebook has no parameter 'stesp' \(did you mean 'steps'\?\)"):
+        check_parameters()
+    cells[-1] = "# Parameters\nsteps = 4"
+    check_parameters()
+    cells[-1] = "# Parameters\nstesp = 4"
+    monkeypatch.setitem(sys.modules, "IPython", None)
+    check_parameters()  # outside a notebook there is nothing to check
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

@@ -66,6 +66,14 @@ def test_little_work_is_done_here(monkeypatch):
     assert list(in_processes(operator.floordiv, [], 0, "dividing")) == []
 
 
+def test_there_are_no_more_processes_than_jobs(spread, monkeypatch):
+    monkeypatch.setattr(parallel, "cpu_count", lambda: 5)
+    results = in_processes(time.sleep, [(str(i), (0.01,)) for i in range(3)], 3, "sleeping")
+    next(results), next(results)
+    assert len(workers(psutil.Process())) == 2
+    results.close()
+
+
 def test_no_more_jobs_are_drawn_than_can_be_in_memory(spread):
     drawn = 0
 
@@ -92,6 +100,15 @@ def test_a_process_that_dies_is_an_error_with_the_pictures_in_question(spread):
     with pytest.raises(StegoError, match=r"the dense CRF: a process died .*2\.jpg"):
         list(in_processes(signal.raise_signal, jobs, 40, "the dense CRF"))
     assert not workers(psutil.Process())
+
+
+def test_a_process_that_cannot_be_started_is_an_error_with_the_picture(spread, monkeypatch):
+    def no_room(*_):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(parallel.ProcessPoolExecutor, "submit", no_room)
+    with pytest.raises(StegoError, match=r"the dense CRF failed on 1\.jpg \(BlockingIOError: .*temporarily"):
+        list(in_processes(operator.add, [(f"{i}.jpg", (i, 1)) for i in range(9)], 9, "the dense CRF"))
 
 
 def test_thrown_away_halfway_it_leaves_no_process(spread):

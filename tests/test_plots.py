@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stego_lib import plots, plots_study
+from stego_lib import open_dataset, plots, plots_study
 from stego_lib.datasets import Classes
 
 
@@ -44,6 +44,16 @@ def test_overlays_are_the_first_pictures_and_no_panel_is_left_with_an_empty_fram
     figure = plots.overlays(tmp_path, Classes(["a", "b"], [(0, 0, 0), (9, 9, 9)]), count=5)
     assert [int(axis.images[0].get_array()[0, 0, 0]) for axis in figure.axes if axis.images] == [0, 1, 2, 3, 4]
     assert [axis.axison for axis in figure.axes if not axis.images] == [False] * 3
+
+
+def test_pictures_without_labels_stand_alone(tmp_path):
+    folder = tmp_path / "folder" / "imgs" / "train"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (16, 8), (10 * number, 0, 0)).save(folder / f"{number}.png")
+    figure = plots.examples(open_dataset("folder", tmp_path, "train", n_classes=2), [2, 0])
+    assert [int(axis.images[0].get_array()[0, 0, 0]) for axis in figure.axes] == [20, 0]
+    assert not figure.legends, "there is nothing that the legend could name"
 
 
 def study(*rows: tuple[str, str, int, float]) -> SimpleNamespace:

@@ -1,15 +1,18 @@
 """Getting data sets ready: downloads from a server of our own, archives of any kind, and what `check` says."""
 
 import hashlib
+import runpy
 import shutil
 import stat
 import struct
+import sys
 import zipfile
 from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 import standins
 from sources import CAMVID, coco_server, zipped, zipped_folder
 
@@ -102,6 +105,26 @@ def test_an_address_that_is_gone_is_named(server, tmp_path):
         with pytest.raises(StegoError, match=r"/gone\.zip answers 404 Not Found; if the file has moved"):
             ask(f"{server.address}/gone.zip")
     assert left(tmp_path) == []
+
+
+def test_what_is_no_address_is_named(tmp_path):
+    with pytest.raises(StegoError, match=r"example\.org/big\.zip cannot be downloaded: .*[Ss]cheme"):
+        fetch("example.org/big.zip", tmp_path / "big.zip")
+    assert left(tmp_path) == []
+
+
+def test_a_folder_that_is_a_file_is_named(url, tmp_path):
+    (tmp_path / "data").write_text("")
+    with pytest.raises(StegoError, match=r"data/big\.zip cannot be written .*name a folder that can"):
+        fetch(url, tmp_path / "data" / "big.zip")
+
+
+def test_an_answer_shorter_than_it_says_is_no_download(server, url, tmp_path, monkeypatch):
+    """Versions of requests' own library differ in whether they notice."""
+    monkeypatch.setattr(requests.Response, "iter_content", lambda self, size: iter([]))
+    with pytest.raises(StegoError, match=r"broke off or cannot be reached \(ConnectionError\)"):
+        fetch(url, tmp_path / "big.zip")
+    assert not (tmp_path / "big.zip").exists()
 
 
 def test_no_network_is_said_at_once(server, url, tmp_path):
@@ -535,6 +558,14 @@ def test_check_of_pictures_without_labels(tmp_path, capsys):
         standins.save(tmp_path / "folder/imgs" / split / "a.jpg", np.zeros((12, 24, 3), np.uint8))
     assert main(["check", "folder", "--root", str(tmp_path)]) == 0
     assert "no labels: training and segmenting work" in capsys.readouterr().out
+
+
+def test_the_command_line_runs_as_a_module(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["datasets", "check", "camvid", "--root", str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "stego_lib.datasets.__main__", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("stego_lib.datasets", run_name="__main__")
+    assert ended.value.code == 1 and "camvid below" in capsys.readouterr().out
 
 
 def test_an_unknown_name_is_refused_by_the_command_line(capsys):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stego_lib import StegoError, open_dataset
-from stego_lib.datasets import FiveCrop, RandomCrop, write_crops
+from stego_lib.datasets import Classes, FiveCrop, RandomCrop, write_crops
 from stego_lib.datasets.crops import five_boxes
 from stego_lib.datasets.transforms import nearest_grid, resize_label, resize_picture
 
@@ -153,3 +153,10 @@ def test_five_crops_cover_the_picture(height, width, ratio):
     assert (seen == rows[:, None] & columns[None]).all() and seen[0, 0] and seen[-1, -1] and seen[0, -1] and seen[-1, 0]
     top, left, *size = boxes[4]
     assert size == [h, w] and abs(2 * top + h - height) <= 1 and abs(2 * left + w - width) <= 1
+
+
+def test_crops_of_more_classes_than_their_files_count_are_refused(pair, tmp_path):
+    pair.classes = Classes([str(i) for i in range(256)], [(0, 0, 0)] * 256)
+    with pytest.raises(StegoError, match=r"has 256 classes; the layout holds 255 at most"):
+        write_crops(FiveCrop(pair), tmp_path / "cropped")
+    assert not (tmp_path / "cropped").exists()

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
+import torch
+from common import few_samples, tiny_experiment
 from PIL import Image
 
-from stego_lib import Experiment, tuning
+from stego_lib import Experiment, evaluate, train, tuning
 from stego_lib.calibration import AUTO, shift_rule
+from stego_lib.clusterers import WAYS
 from stego_lib.datasets import painter, scenes
 from stego_lib.evaluation import recorded
 from stego_lib.files import read_json, write_json
@@ -69,7 +73,9 @@ def test_the_bound_waits_for_the_whole_grid_and_takes_its_best(tmp_path):
     variants = tuning.grid(BASE)
     for number, variant in enumerate(variants[:-1]):
         keep(tmp_path, variant, 0, 10.0 + number % 5)
-    assert tuning.best_by_labels(Study(variants, [0], tmp_path)) == []
+    assert (
+        tuning.best_by_labels(Study(variants, [0], tmp_path)) == [] == tuning.best_by_labels(Study([], [0], tmp_path))
+    )
     keep(tmp_path, variants[-1], 0, 30.0)
     (best,) = tuning.best_by_labels(Study(variants, [0], tmp_path))
     assert best.experiment == variants[-1].experiment and best.name == tuning.BEST and "not a result" in best.name
@@ -155,3 +161,19 @@ def test_goals_are_judged_from_records(tmp_path):
     none = tuning.goals({"scenes": []}, {"scenes": Study([best], [0], tmp_path / "none")}, drawn)
     assert none["reached"].tolist() == ["not measured"] * 3 + ["missed", ""]
     assert tuning.goals({}, {}, drawn[:90])["reached"].tolist() == ["not measured"] * 2
+
+
+def test_the_clusters_of_a_run_are_found_again_and_scored_alike(scenes_root, backbone_file, tmp_path, monkeypatch):
+    """k-means with the run's own seed gives the clusters that the evaluation scores; the run keeps its own."""
+    few_samples(monkeypatch)
+    run = train(tiny_experiment(scenes_root, backbone_file, probes="after", mirror=True), runs_dir=tmp_path)
+    expected, clusters = evaluate(run, baselines=False)["scores"]["cluster"], run.model.cluster_probe.clusters.clone()
+    found = tuning.clusterings(run, [run.experiment.seed, 7])
+    assert found["ways"].keys() == WAYS.keys() and found["seeds"] == [run.experiment.seed, 7]
+    for key in ("accuracy", "miou"):
+        assert found["ways"]["k-means"][key][0] == pytest.approx(expected[key], abs=0.1), "equal but for ties"
+        assert all(len(way[key]) == 2 for way in found["ways"].values())
+    assert all(-0.1 < way["agreement"] < 1 for way in found["ways"].values()), "other seeds, other codes"
+    assert torch.equal(run.model.cluster_probe.clusters, clusters)
+    alone = tuning.clusterings(run, [7])["ways"]
+    assert alone["k-means"]["miou"] == found["ways"]["k-means"]["miou"][1:] and alone["k-means"]["agreement"] is None

@@ -65,14 +65,13 @@ def _check_split(name: str, root: str | Path, split: str) -> bool:
 def class_shares(dataset: SegmentationDataset) -> np.ndarray:
     """Share of the pixels of each class, and last of those ignored, float (classes + 1,), in a sample of label maps.
 
-    Raises StegoError for a label map of another size than its picture.
+    The data set must have labels. Raises StegoError for a label map of another size than its picture.
     """
     counts = np.zeros(len(dataset.classes) + 1)
     rows = np.unique(np.linspace(0, len(dataset) - 1, SAMPLE).astype(int))
     for row in progress(rows, f"labels of {dataset.name} {dataset.split}"):
         label = dataset[int(row)][1]
-        if label is None:
-            continue
+        assert label is not None, "asked of data sets with labels alone"
         found = label.numpy().ravel()
         counts += np.bincount(np.where(found < 0, len(counts) - 1, found), minlength=len(counts))
     return counts / counts.sum()

@@ -5,6 +5,7 @@ writes them as the published code does.
 """
 
 import threading
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ Box = tuple[int, int, int, int]
 """top, left, height, width in pixels."""
 
 
-class Crops(SegmentationDataset):
+class Crops(SegmentationDataset, ABC):
     """`dataset` with each picture replaced by `COUNT` pieces: crop c of picture i is number 5 i + c.
 
     Names, label maps and classes are kept (`names[5 * i + c]` is the picture's name and "-KINDc"). Not used itself: see
@@ -67,9 +68,9 @@ class Crops(SegmentationDataset):
             self._last.found, self._last.key = read(number), (what, number)
         return self._last.found
 
+    @abstractmethod
     def boxes(self, index: int, height: int, width: int) -> list[Box]:
         """Where picture `index` of this height and width is cut."""
-        raise NotImplementedError
 
     def _cut(self, image: Tensor, index: int) -> Tensor:
         picture, which = divmod(index, COUNT)

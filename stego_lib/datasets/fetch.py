@@ -11,6 +11,7 @@ import pooch
 import requests
 
 from ..errors import StegoError
+from ..files import explained
 from ..progress import progress
 
 TIMEOUT = 30
@@ -31,9 +32,11 @@ def fetch(url: str, path: Path, sha256: str | None = None) -> str:
     sha256: the checksum that the file must have, None where none is published: then the length that the server announces
     is checked, and the checksum is stored, so that the next call verifies the file. What a broken download got is kept as
     PATH.part, and the next call goes on from there. Raises StegoError for no network, an address that is gone, a wrong
-    checksum and a full disk.
+    checksum, a full disk and a folder that cannot be written.
     """
-    if not path.exists():
+    if path.exists():
+        return verify(path, sha256)
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         pooch.get_logger().setLevel("WARNING")  # what it says of every download is meant for programmers
         try:
@@ -48,7 +51,7 @@ def fetch(url: str, path: Path, sha256: str | None = None) -> str:
             if error.errno == errno.ENOSPC:
                 raise StegoError(f"the disk of {path.parent} is full; make room and start again, it goes on") from error
             raise
-    return verify(path, sha256)
+        return verify(path, sha256)
 
 
 def verify(path: Path, sha256: str | None = None) -> str:
