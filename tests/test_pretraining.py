@@ -1,6 +1,7 @@
 """Pre-training a small ViT: the same points in both views, the contrast, and going on after a break."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -195,11 +196,20 @@ def test_the_watcher_scores_tokens_against_the_commonest_label_of_their_patch(mo
     noisy = labels.clone()
     noisy[:, ::8, :2] = 0
     shown = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 32, 32)
-    monkeypatch.setattr(
-        watching, "tokens_of", lambda _, pictures: tokens[(pictures[:, 0, 0, 0] * 255).round().long()]
-    )
+    monkeypatch.setattr(watching, "tokens_of", lambda _, pictures: tokens[(pictures[:, 0, 0, 0] * 255).round().long()])
     found = watcher(shown, noisy, 3, batch=4)(torch.nn.Linear(1, 1), 5)
     assert found["kmeans_miou"] == pytest.approx(100) and found["linear_miou"] == pytest.approx(100)
+
+
+def test_a_run_that_ends_early_keeps_the_schedule_that_was_planned(pictures, tmp_path):
+    """The first half of a run, laid out for the whole, takes the very steps of the whole."""
+    whole = replace(TINY, full_size_steps=0)
+    half = replace(whole, steps=2, schedule_steps=4)
+    losses = [[line["loss"] for line in pretrain(pictures, r, tmp_path / str(r.steps))[1]] for r in (whole, half)]
+    assert losses[1] == losses[0][:2]
+    assert half.varied(0, 2).schedule_steps is None
+    other = [line["loss"] for line in pretrain(pictures, half.varied(0, 3), tmp_path / "own")[1]]
+    assert other[2] != losses[0][2]
 
 
 def test_the_watcher_leaves_unlabelled_places_out(monkeypatch):

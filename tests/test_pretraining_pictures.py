@@ -61,7 +61,9 @@ def test_pictures_without_a_chance_are_not_seen(tmp_path):
     for number, changed in enumerate((slice(3, 6), slice(0, 3))):
         other = pictures.clone()
         other[changed] = 255 - other[changed]
-        runs = [pretrain(p, TINY, tmp_path / f"{number}{i}", chances=chances)[1] for i, p in enumerate((pictures, other))]
+        runs = [
+            pretrain(p, TINY, tmp_path / f"{number}{i}", chances=chances)[1] for i, p in enumerate((pictures, other))
+        ]
         losses.append([[line["loss"] for line in log] for log in runs])
     assert losses[0][0] == losses[0][1] and losses[1][0] != losses[1][1]
 

@@ -2,19 +2,21 @@
 
 from .comparison import equal_time
 from .crops import large_and_small_views, mix_colours, two_views
+from .curves import read_curve, write_curve
 from .dense import DenseContrast, point_contrast
 from .dino import Dino
 from .ibot import Ibot
 from .loop import OBJECTIVES, pretrain
-from .network import MEAN, STD, save_backbone, tokens_at, tokens_of
+from .network import MEAN, STD, build_network, save_backbone, tokens_at, tokens_of
 from .pictures import draw_scenes, labelled_sample, mixture, read_photographs
-from .recipe import PHOTOS, PHOTOS_SHARES, SECOND_STAGE, Distillation, PretrainRecipe
+from .recipe import PHOTOS, PHOTOS_SECOND_STAGE, PHOTOS_SHARES, SECOND_STAGE, Distillation, PretrainRecipe
 from .watching import watcher
 
 __all__ = [
     "MEAN",
     "OBJECTIVES",
     "PHOTOS",
+    "PHOTOS_SECOND_STAGE",
     "PHOTOS_SHARES",
     "SECOND_STAGE",
     "STD",
@@ -23,6 +25,7 @@ __all__ = [
     "Distillation",
     "Ibot",
     "PretrainRecipe",
+    "build_network",
     "draw_scenes",
     "equal_time",
     "labelled_sample",
@@ -31,10 +34,12 @@ __all__ = [
     "mixture",
     "point_contrast",
     "pretrain",
+    "read_curve",
     "read_photographs",
     "save_backbone",
     "tokens_at",
     "tokens_of",
     "two_views",
     "watcher",
+    "write_curve",
 ]

@@ -15,7 +15,12 @@ PILOT = 6
 
 
 def equal_time(
-    pictures: Tensor, recipe: PretrainRecipe, objectives: Iterable[str], seconds: float, folder: str | Path, **options: Any
+    pictures: Tensor,
+    recipe: PretrainRecipe,
+    objectives: Iterable[str],
+    seconds: float,
+    folder: str | Path,
+    **options: Any,
 ) -> dict[str, list[dict[str, float]]]:
     """Trains with each objective for about `seconds` (of processor time on a CPU): objective -> its log.
 

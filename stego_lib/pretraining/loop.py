@@ -113,7 +113,7 @@ def _draw(size: int, chances: Tensor | None, count: int, generator: torch.Genera
 def _schedule(step: int, recipe: PretrainRecipe) -> float:
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    done = (step - recipe.warmup) / max(1, (recipe.schedule_steps or recipe.steps) - recipe.warmup)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
 
 
