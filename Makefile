@@ -7,12 +7,12 @@ READY = $(VENV)/.ready
 NOTEBOOK = $(PY) -m stego_lib.notebooks
 # Parameters for a notebook: make train ARGS="-p dataset camvid -p data_root FOLDER"
 ARGS ?=
-# For `make reproduce`: the row of the paper, and the folder that holds the data sets (data/ if not given).
+# For `make reproduce`: the row of the paper. For it and `make photos`: the folder that holds the data sets (data/ if not given).
 ROW ?=
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train seeds ablations tuning reproduce pretrain test coverage torture bench lab book serve clean
+.PHONY: help setup train seeds ablations tuning reproduce pretrain photos test coverage torture bench lab book serve clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -44,8 +44,11 @@ tuning: $(READY)  ## train and score what the chapter on choosing l and b has no
 reproduce: $(READY)  ## one row of the paper: make reproduce ROW=cityscapes-vitb8 DATA=FOLDER (notebooks/reproduce.ipynb)
 	@$(NOTEBOOK) notebooks/reproduce.ipynb "runs/reproduce-$(ROW).ipynb" -p row "$(ROW)" $(if $(DATA),-p data_root "$(DATA)") $(ARGS)
 
-pretrain: $(READY)  ## make the embedded backbone anew (notebooks/pretrain_scenes.ipynb; an hour on two cores)
+pretrain: $(READY)  ## make the backbone for scenes anew (notebooks/pretrain_scenes.ipynb; an hour on two cores)
 	@$(NOTEBOOK) notebooks/pretrain_scenes.ipynb runs/pretrain_scenes.ipynb $(ARGS)
+
+photos: $(READY)  ## make the backbone for photographs anew: make photos DATA=FOLDER that holds photos/ and camvid/ (notebooks/pretrain_photos.ipynb)
+	@$(NOTEBOOK) notebooks/pretrain_photos.ipynb runs/pretrain_photos.ipynb $(if $(DATA),-p data_root "$(DATA)") $(ARGS)
 
 test: $(READY)  ## run all tests
 	@$(PY) -m ruff check .

@@ -38,6 +38,10 @@ PUBLISHED_HEADS = 6
 IMAGENET: dict[str, tuple[float, ...]] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
+class HubUnreachable(StegoError):
+    """The weights of a network that timm knows could not be fetched."""
+
+
 class Backbone(nn.Module):
     """A frozen ViT. Features are the patch tokens of its last block after the final norm (paper, section 3.1).
 
@@ -208,7 +212,7 @@ def _load(name: str, heads: int | None) -> tuple[nn.Module, dict[str, tuple[floa
     except TypeError as error:
         raise StegoError(f"backbone {name!r} is not a ViT of timm that takes pictures of any size ({error})") from error
     except Exception as error:  # whatever the hub's client raises when the network, the proxy or the disk fails
-        raise StegoError(
+        raise HubUnreachable(
             f"the weights of {timm_name!r} could not be fetched from timm's hub ({brief(error)}); "
             f"without a network use a .safetensors file or an embedded backbone: {', '.join(EMBEDDED)}"
         ) from error

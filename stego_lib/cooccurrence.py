@@ -4,6 +4,7 @@ Labels are the truth that is predicted, and serve nothing else here.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from . import crf
 from .errors import StegoError
+from .files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,34 @@ def precision_recall(score: Tensor, same: Tensor) -> Curve:
     truth, values = same.numpy(), score.double().numpy()
     precision, recall, _ = precision_recall_curve(truth, values)
     return Curve(recall[::-1].copy(), precision[::-1].copy(), float(average_precision_score(truth, values)))
+
+
+def write_curves(
+    path: str | Path, curves: dict[str, dict[str, Curve]], chance: dict[str, float], about: str, points: int = 101
+) -> None:
+    """Writes curves as a small JSON file: each at `points` evenly spread recalls, its average precision in full.
+
+    curves: kind of pairs -> predictor -> curve; chance: kind of pairs -> share of same pairs; about: of what they are.
+    """
+    recall = np.linspace(0, 1, points)
+
+    def thinned(curve: Curve) -> dict:
+        at = np.minimum(np.searchsorted(curve.recall, recall), len(curve.recall) - 1)  # the first that is as far
+        return {"precision": curve.precision[at].round(4).tolist(), "average_precision": curve.average_precision}
+
+    kinds = {title: {name: thinned(curve) for name, curve in found.items()} for title, found in curves.items()}
+    write_json(path, {"about": about, "chance": chance, "recall": recall.round(4).tolist(), "curves": kinds})
+
+
+def read_curves(path: str | Path) -> tuple[dict[str, dict[str, Curve]], dict[str, float], str]:
+    """What `write_curves` wrote: curves, chance, about."""
+    content = read_json(path)
+    recall = np.array(content["recall"])
+    curves = {
+        title: {name: Curve(recall, np.array(c["precision"]), c["average_precision"]) for name, c in found.items()}
+        for title, found in content["curves"].items()
+    }
+    return curves, content["chance"], content["about"]
 
 
 def frequent_labels(labels: Tensor, count: int | None = None) -> list[int]:

@@ -209,10 +209,10 @@ def goals(recipes: dict[str, list[dict[str, Any]]], chosen: dict[str, Study], dr
         best = chosen[name].scores().query("probe == 'cluster'")["miou"]
         behind, seeds = best.mean() - ours.mean(), f"{len(best)} and {len(ours)} seeds"
         rows.append(_goal(f"{name}: behind shifts chosen by labels", "at most 1.0", behind, "{:.2f}", 1.0, -1, seeds))
-    for kind, asked in ((AUTO, "none of 50"), (TAKEN, "counted beside it")):
+    for kind, wanted in ((AUTO, "none of 50"), (TAKEN, "counted beside it")):
         found = drawn.loc[drawn["shifts"] == kind, "collapsed"]
         verdict = NOT_MEASURED if len(found) < 50 else "" if kind == TAKEN else _verdict(not found.any())
-        rows.append([f"collapses, shifts {kind}", asked, f"{found.sum()} of {len(found)}", verdict])
+        rows.append([f"collapses, shifts {kind}", wanted, f"{found.sum()} of {len(found)}", verdict])
     return pd.DataFrame(rows, columns=["goal", "asked for", "measured", "reached"]).set_index("goal")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stego_lib import StegoError, crf
+from stego_lib import StegoError, cooccurrence, crf
 from stego_lib.cooccurrence import (
     Pairs,
     cell_labels,
@@ -138,3 +138,21 @@ def test_query_points_lie_deepest_in_the_most_frequent_labels():
     assert frequent_labels(labels) == [4, 7, 2] and frequent_labels(labels, 2) == [4, 7]
     (row, column), second, third = query_points(labels, 3)
     assert labels[row, column] == 4 and 7 <= column <= 10 and second == (4, 3) and third == (8, 11)
+
+
+def test_curves_on_disk_are_the_curves_at_evenly_spread_recalls(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    same = torch.rand(3000, generator=generator) < 0.3
+    score = torch.randn(3000, generator=generator) + same.float()
+    curve = cooccurrence.precision_recall(score, same)
+    cooccurrence.write_curves(tmp_path / "c.json", {"within": {"noise": curve}}, {"within": 0.3}, "made up", points=11)
+    curves, chance, about = cooccurrence.read_curves(tmp_path / "c.json")
+    found = curves["within"]["noise"]
+    assert (chance, about) == ({"within": 0.3}, "made up")
+    assert found.average_precision == curve.average_precision
+    np.testing.assert_allclose(found.recall, np.linspace(0, 1, 11), atol=1e-4)
+    order, total = score.argsort(descending=True), same.sum()
+    hits = same[order].cumsum(0)
+    for recall, precision in list(zip(found.recall, found.precision, strict=True))[1:]:
+        first = int((hits >= recall * total - 1e-6).nonzero()[0, 0])  # the strictest threshold that finds so many
+        assert precision == pytest.approx((hits[first] / (first + 1)).item(), abs=2e-4)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from common import ROOT
 
+from stego_lib.cooccurrence import read_curves
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.notebooks import run_notebook
 
@@ -25,7 +26,8 @@ def small(tmp_path_factory):
 def correspondence(small, tmp_path_factory):
     """The executed chapter on correspondences, and the text of its summary."""
     path = tmp_path_factory.mktemp("correspondence") / "out.ipynb"
-    text = run_notebook(ROOT / "notebooks" / "correspondence.ipynb", path, small | {"pairs": 4000})
+    parameters = small | {"pairs": 4000, "keep": str(path.parent / "curves.json")}
+    text = run_notebook(ROOT / "notebooks" / "correspondence.ipynb", path, parameters)
     return nbformat.read(path, 4), text
 
 
@@ -45,6 +47,16 @@ def test_the_chapter_on_correspondences_draws_curves_and_a_table(correspondence)
     for number, title in enumerate(("within a picture", "across pictures")):
         best = max(list(table)[:-1], key=lambda name: table[name][number])
         assert f"{title}: the best is {best} (AP {table[best][number]:.3f})" in text
+
+
+def test_the_curves_are_kept_where_asked(correspondence, tmp_path_factory):
+    _, text = correspondence
+    (path,) = tmp_path_factory.getbasetemp().glob("correspondence*/curves.json")
+    curves, chance, about = read_curves(path)
+    assert about == "4,000 pairs of each kind in 9 pictures of scenes val, scenes_vit_tiny8"
+    assert set(curves) == set(chance) == {"within a picture", "across pictures"}
+    for title, found in curves.items():
+        assert f"AP {max(curve.average_precision for curve in found.values()):.3f}" in text, title
 
 
 def test_the_page_holds_the_explorer_with_data_of_this_run(correspondence):

@@ -8,12 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
+import standins
 
 from stego_lib import StegoError, notebooks, results
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.notebooks import check_parameters, main, run_notebook
+from stego_lib.pretraining import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -208,3 +211,41 @@ def test_pretraining_notebook_makes_a_backbone(tmp_path):
         ("weather", 0),
         ("weather", 1),
     ]
+
+
+def test_pretraining_on_photographs_makes_a_backbone_from_folders(tmp_path):
+    for place, count in (("camvid/train", 3), ("camvid/val", 3), ("photos", 2)):
+        for number in range(count):
+            flat = np.full((60, 80, 3), 40 * number + 20, np.uint8)
+            standins.save(tmp_path / "data" / place / f"{number}.png", flat)
+            if "camvid" in place:
+                ids = standins.stripes([0, 3, 11], 60, 80)
+                standins.save(tmp_path / "data" / f"{place}annot" / f"{number}.png", ids)
+    parameters = dict(
+        data_root=str(tmp_path / "data"), steps=2, second_steps=1, batch_size=2, watched=3, save_every=1,
+        watch_every=2, folder=str(tmp_path / "pre"), device="cpu",
+    )  # fmt: skip
+    text = run_notebook(ROOT / "notebooks" / "pretrain_photos.ipynb", tmp_path / "out.ipynb", parameters)
+    assert "5 photographs, dense contrast, 2 and 1 steps, no labels" in text
+    assert (tmp_path / "pre" / "photos_vit_tiny8.safetensors").stat().st_size < 12e6
+    for stage, steps in (("first", 2), ("second", 1)):
+        measured = json.loads((tmp_path / "pre" / f"{stage}.json").read_text())["measured"]
+        assert [look["step"] for look in measured] == [0, steps]
+
+
+def test_objectives_are_compared_on_equal_time(tmp_path):
+    parameters = dict(
+        pictures="scenes",
+        steps=1,
+        second_steps=1,
+        batch_size=2,
+        compare_seconds=1,
+        watched=10,
+        folder=str(tmp_path),
+        device="cpu",
+    )
+    text = run_notebook(ROOT / "notebooks" / "pretrain_photos.ipynb", tmp_path / "out.ipynb", parameters)
+    assert "kmeans_miou after equal time, best first: " in text
+    for name in OBJECTIVES:
+        content = json.loads((tmp_path / "objectives" / f"{name}.json").read_text())
+        assert content["recipe"]["objective"] == name and len(content["measured"]) >= 2

@@ -1,6 +1,7 @@
 """Pre-training a small ViT: the same points in both views, the contrast, and going on after a break."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from torch.testing import assert_close
 from stego_lib import Backbone, pretraining
 from stego_lib.pretraining import (
     PretrainRecipe,
+    crops,
+    dense,
     mix_colours,
     point_contrast,
     pretrain,
     save_backbone,
     two_views,
     watcher,
+    watching,
 )
 
 TINY = PretrainRecipe(
@@ -32,6 +36,10 @@ TINY = PretrainRecipe(
 )
 
 
+LOSSES = [4.322342, 4.600821, 2.488095, 3.326677]
+"""What `pretrain` gave for `TINY` on noise before its objectives had files of their own."""
+
+
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -46,7 +54,7 @@ def coordinate_pictures(count: int, side: int) -> torch.Tensor:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("crop, zoom", [(32, (0.75, 1.4)), (64, (1.0, 1.4)), (24, (1.0, 1.0))])
 def test_points_of_both_views_are_the_same_points_of_the_picture(monkeypatch, seed, crop, zoom):
-    monkeypatch.setattr(pretraining, "mix_colours", lambda view, *_: view)  # so that a colour says where it is from
+    monkeypatch.setattr(crops, "mix_colours", lambda view, *_: view)  # so that a colour says where it is from
     view1, view2, where1, where2 = two_views(
         coordinate_pictures(6, 64), crop, PretrainRecipe(points=12, zoom=zoom), generator(seed)
     )
@@ -63,7 +71,7 @@ def test_points_of_both_views_are_the_same_points_of_the_picture(monkeypatch, se
 
 
 def test_views_are_mirrored_now_and_then(monkeypatch):
-    monkeypatch.setattr(pretraining, "mix_colours", lambda view, *_: view)
+    monkeypatch.setattr(crops, "mix_colours", lambda view, *_: view)
     view1, view2, *_ = two_views(
         coordinate_pictures(40, 32), 16, PretrainRecipe(points=2, zoom=(1.0, 1.0)), generator()
     )
@@ -131,6 +139,11 @@ def test_pretraining_runs_and_logs_every_step(trained):
     assert not vit.training and (folder / "pretraining.pt").exists()
 
 
+def test_the_dense_contrast_gives_the_losses_that_it_gave_the_scenes(trained):
+    """Losses of the code that made the embedded scenes backbone, on the same noise."""
+    assert [line["loss"] for line in trained[1]] == pytest.approx(LOSSES, rel=1e-4)
+
+
 def test_pretraining_changes_the_network(trained, pictures, tmp_path):
     once = pretrain(pictures, TINY, trained[2])[0]  # finished: nothing more is done
     assert all(
@@ -143,7 +156,7 @@ def test_pretraining_changes_the_network(trained, pictures, tmp_path):
 
 
 def test_pretraining_goes_on_after_a_break_with_the_same_result(trained, pictures, tmp_path, monkeypatch):
-    contrast, calls = pretraining.point_contrast, []
+    contrast, calls = dense.point_contrast, []
 
     def breaks(*arguments):
         calls.append(arguments)
@@ -151,7 +164,7 @@ def test_pretraining_goes_on_after_a_break_with_the_same_result(trained, picture
             raise KeyboardInterrupt
         return contrast(*arguments)
 
-    monkeypatch.setattr(pretraining, "point_contrast", breaks)
+    monkeypatch.setattr(dense, "point_contrast", breaks)
     with pytest.raises(KeyboardInterrupt):
         pretrain(pictures, TINY, tmp_path, save_every=2)
     vit, log = pretrain(pictures, TINY, tmp_path, save_every=2)
@@ -183,8 +196,29 @@ def test_the_watcher_scores_tokens_against_the_commonest_label_of_their_patch(mo
     noisy = labels.clone()
     noisy[:, ::8, :2] = 0
     shown = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 32, 32)
-    monkeypatch.setattr(
-        pretraining, "tokens_of", lambda _, pictures: tokens[(pictures[:, 0, 0, 0] * 255).round().long()]
-    )
+    monkeypatch.setattr(watching, "tokens_of", lambda _, pictures: tokens[(pictures[:, 0, 0, 0] * 255).round().long()])
     found = watcher(shown, noisy, 3, batch=4)(torch.nn.Linear(1, 1), 5)
+    assert found["kmeans_miou"] == pytest.approx(100) and found["linear_miou"] == pytest.approx(100)
+
+
+def test_a_run_that_ends_early_keeps_the_schedule_that_was_planned(pictures, tmp_path):
+    """The first half of a run, laid out for the whole, takes the very steps of the whole."""
+    whole = replace(TINY, full_size_steps=0)
+    half = replace(whole, steps=2, schedule_steps=4)
+    losses = [[line["loss"] for line in pretrain(pictures, r, tmp_path / str(r.steps))[1]] for r in (whole, half)]
+    assert losses[1] == losses[0][:2]
+    assert half.varied(0, 2).schedule_steps is None
+    other = [line["loss"] for line in pretrain(pictures, half.varied(0, 3), tmp_path / "own")[1]]
+    assert other[2] != losses[0][2]
+
+
+def test_the_watcher_leaves_unlabelled_places_out(monkeypatch):
+    """Three places of four without a label, whose tokens are those of the labelled: the scores stay 100 %."""
+    labels = torch.randint(0, 3, (10, 4, 4), generator=generator()).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    tokens = F.one_hot(labels[:, ::8, ::8].flatten(1), 3).float()
+    void = labels.clone()
+    void[:, :, 8:] = -1
+    shown = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 32, 32)
+    monkeypatch.setattr(watching, "tokens_of", lambda _, pictures: tokens[(pictures[:, 0, 0, 0] * 255).round().long()])
+    found = watcher(shown, void, 3)(torch.nn.Linear(1, 1), 5)
     assert found["kmeans_miou"] == pytest.approx(100) and found["linear_miou"] == pytest.approx(100)

@@ -1,0 +1,66 @@
+"""The network that is pre-trained: building it, its tokens, and the file of its weights."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from ..backbone import IMAGENET
+from ..files import atomic
+from .recipe import PretrainRecipe
+
+MEAN, STD = (torch.tensor(IMAGENET[key]).view(3, 1, 1) for key in ("mean", "std"))
+
+
+def build_network(recipe: PretrainRecipe) -> VisionTransformer:
+    """The recipe's ViT with random weights, from torch's global generator."""
+    arguments = recipe.timm_arguments()
+    return timm.create_model(arguments.pop("architecture"), **arguments)
+
+
+def all_tokens(vit: VisionTransformer, pictures: Tensor) -> Tensor:
+    """Tokens after the final norm, the class token first, (B, 1 + h * w, C), of float pictures (B, 3, H, W) in [0, 1]."""
+    return vit.forward_features((pictures - MEAN.to(pictures)) / STD.to(pictures))
+
+
+def tokens_of(vit: VisionTransformer, pictures: Tensor) -> Tensor:
+    """The patch tokens among them, (B, h * w, C)."""
+    return all_tokens(vit, pictures)[:, vit.num_prefix_tokens :]
+
+
+def tokens_at(vit: VisionTransformer, pictures: Tensor, where: Tensor) -> Tensor:
+    """Patch tokens of square pictures, bilinear at `where` (B, P, 2), see `two_views`; returns (B, P, C)."""
+    side = pictures.shape[-1] // 8
+    maps = tokens_of(vit, pictures).transpose(1, 2).unflatten(2, (side, side)).float()
+    return F.grid_sample(maps, where[:, :, None], padding_mode="border", align_corners=False)[..., 0].transpose(1, 2)
+
+
+@contextmanager
+def hidden_patches(vit: VisionTransformer, mask: Tensor, instead: Tensor) -> Iterator[None]:
+    """Within it, patches whose `mask`, bool (B, h, w), is set enter the blocks as `instead`, (C,), whatever they show."""
+
+    def hide(_: object, __: object, patches: Tensor) -> Tensor:
+        return torch.where(mask[..., None], instead.to(patches), patches)
+
+    hook = vit.patch_embed.register_forward_hook(hide)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def save_backbone(vit: VisionTransformer, recipe: PretrainRecipe, path: str | Path, trained: str) -> None:
+    """Writes the weights in float16 as a safetensors file that `Backbone` loads.
+
+    Its metadata holds the timm arguments under "timm" and the sentence `trained` (what it has seen, how long).
+    """
+    weights = {name: value.detach().cpu().half().contiguous() for name, value in vit.state_dict().items()}
+    with atomic(path) as temporary:
+        save_file(weights, temporary, {"timm": json.dumps(recipe.timm_arguments()), "trained": trained})

@@ -1,0 +1,107 @@
+"""What determines a pre-training run: `PretrainRecipe`, and the recipes of the embedded backbones."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+Objective: TypeAlias = Literal["dense", "dino", "ibot"]
+"""What is learnt, by name; see `objectives`."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What DINO and iBOT need beside the rest of a `PretrainRecipe`: a student that learns from its own moving average."""
+
+    prototypes: int = 1024
+    """K, width of the distribution that student and teacher give of a token (the published 65,536 suits millions of pictures)."""
+    hidden: int = 512
+    """Width of the head's hidden layers."""
+    bottleneck: int = 64
+    """Width of what is compared with the prototypes."""
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    momentum: float = 0.98
+    """Share of itself that the teacher keeps at a step; rises to 1 by a cosine. Published: 0.996, for runs of 10^5 steps."""
+    centre_momentum: float = 0.9
+    small_crops: int = 4
+    """DINO: small crops a picture, which the student alone sees."""
+    small_crop: int = 32
+    """DINO: side of a small crop in pixels."""
+    masked: tuple[float, float] = (0.1, 0.5)
+    """iBOT: range of the share of a crop's patches that the student does not see."""
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """Everything that determines a pre-training run, besides the pictures."""
+
+    objective: Objective = "dense"
+    """What is learnt, see `OBJECTIVES`."""
+    steps: int = 2000
+    """Training steps; the last `full_size_steps` of them see crops of `full_crop` pixels."""
+    batch_size: int = 64
+    """Pictures a step, two crops each."""
+    crop: int = 64
+    """Side of a crop in pixels. Small crops are cheap: attention and tokens grow with the area."""
+    full_size_steps: int = 200
+    full_crop: int = 128
+    """The last steps use this crop and a quarter of the batch, so that position embeddings fit the size of use."""
+    schedule_steps: int | None = None
+    """Steps that the learning rate's schedule is laid out for, where a run ends before its end; None: `steps`."""
+    zoom: tuple[float, float] = (0.75, 1.4)
+    """Range of the enlargement from picture to crop (log-uniform)."""
+    colour_mixing: tuple[float, float, float, float] = (0.35, 0.3, 0.15, 0.2)
+    """Strength of `mix_colours`: spreads of matrix, logarithm of contrast and brightness; share of grey crops."""
+    points: int = 24
+    """Dense contrast: points a picture that are matched between its two crops."""
+    temperature: float = 0.15
+    """Dense contrast: what cosines are divided by."""
+    projection: int = 64
+    """Dense contrast: width of the projection on which points are compared; thrown away afterwards."""
+    distillation: Distillation = field(default_factory=Distillation)
+    """DINO and iBOT: the rest."""
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: int = 100
+    """Steps of linear warm-up; then the learning rate falls by a cosine to a hundredth."""
+    seed: int = 0
+    architecture: str = "vit_tiny_patch16_224"
+    """timm's name; the patch is made 8 pixels."""
+    depth: int = 4
+    img_size: int = 128
+    """Side in pixels for which the position embedding is stored (timm resamples it for other sizes)."""
+
+    def timm_arguments(self) -> dict:
+        """The network, as keyword arguments of `timm.create_model` (its name under "architecture")."""
+        return dict(
+            architecture=self.architecture, patch_size=8, img_size=self.img_size, depth=self.depth, num_classes=0,
+            global_pool="token", dynamic_img_size=True,
+        )  # fmt: skip
+
+    def varied(self, seed: int, steps: int | None = None) -> "PretrainRecipe":
+        """The recipe with another seed and, if given, another number of steps: its phases shortened alike, the schedule whole."""
+        if steps is None:
+            return replace(self, seed=seed)
+        full = max(1, steps // 10) if self.full_size_steps else 0
+        return replace(
+            self, seed=seed, steps=steps, full_size_steps=full, schedule_steps=None, warmup=max(1, steps // 20)
+        )
+
+
+SECOND_STAGE = PretrainRecipe(steps=240, full_size_steps=40, lr=3e-4, warmup=20, colour_mixing=(0.2, 0.15, 0.08, 0.1))
+"""How `scenes_vit_tiny8`, trained by `PretrainRecipe()` on clear scenes, goes on to scenes in all weathers."""
+
+PHOTOS = PretrainRecipe(
+    steps=1200, schedule_steps=2000, full_size_steps=0, batch_size=32, zoom=(0.5, 1.25),
+    colour_mixing=(0.25, 0.2, 0.1, 0.15), points=32, lr=8e-4, depth=12, img_size=112,
+)  # fmt: skip
+"""How `photos_vit_tiny8` began, on CamVid's training pictures and photographs in the shares `PHOTOS_SHARES`.
+
+Crops of 64 pixels show 51 to 128 pixels of a picture of 320 x 240. Colour tells more of a street than of a scene, and is
+mixed less. 2,000 steps were planned; at 1,200 the probes had stood still for 500, and the second stage took over.
+"""
+PHOTOS_SECOND_STAGE = replace(
+    PHOTOS, steps=700, schedule_steps=None, batch_size=12, crop=112, zoom=(0.75, 1.4), lr=5e-4, warmup=30
+)
+"""How it went on: crops of 112 pixels that show 80 to 149 pixels, nearer in size and scale to the pictures of its use."""
+PHOTOS_SHARES = (0.6, 0.4)
+"""Share of CamVid's pictures, and of photographs, in what `photos_vit_tiny8` was shown."""
