@@ -28,7 +28,7 @@ def equal_time(
     looks four times. State is kept below `folder`; called again it goes on, with the number of steps found at first.
     options: for `pretrain`.
     """
-    logs = {}
+    logs: dict[str, list[dict[str, float]]] = {}
     for name in objectives:
         own = replace(recipe, objective=name)
         pilot = replace(own, steps=PILOT, full_size_steps=0)
