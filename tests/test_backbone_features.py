@@ -1,5 +1,6 @@
 """The frozen backbone, and the store that keeps its features."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -37,6 +38,7 @@ def backbone(backbone_file) -> Backbone:
 def test_the_tiny_backbone_is_described_as_pretraining_describes_its_own():
     """Same keys and kind of network as `save_backbone` writes; only smaller."""
     assert set(PretrainRecipe().timm_arguments()) <= set(TIMM_ARGUMENTS)
+    assert PretrainRecipe().varied(3) == dataclasses.replace(PretrainRecipe(), seed=3)
 
 
 @pytest.mark.parametrize("height, width", [(32, 32), (64, 64), (16, 48)])

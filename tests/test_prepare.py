@@ -113,6 +113,16 @@ def test_what_is_no_address_is_named(tmp_path):
     assert left(tmp_path) == []
 
 
+def test_a_folder_that_cannot_be_written_is_named(url, tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:  # the tests may run as root, who may write anywhere
+        patch.setattr(fetching.pooch, "retrieve", refused)
+        with pytest.raises(StegoError, match=r"big\.zip cannot be written \(Permission denied\)"):
+            fetch(url, tmp_path / "big.zip")
+
+
 def test_a_folder_that_is_a_file_is_named(url, tmp_path):
     (tmp_path / "data").write_text("")
     with pytest.raises(StegoError, match=r"data/big\.zip cannot be written .*name a folder that can"):

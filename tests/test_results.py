@@ -2,6 +2,8 @@
 
 import copy
 import math
+import runpy
+import sys
 from itertools import combinations
 
 import numpy as np
@@ -225,6 +227,16 @@ def test_tables_of_a_page_are_made_anew_and_the_rest_is_kept(tmp_path):
     expected = f"# Title\n\n<!-- table: records/two -->\n{two}\n<!-- end -->\nbetween\n<!-- table: records/four -->\n{four}\n<!-- end -->\nafter\n"
     assert found == expected
     assert fill_tables(found, tmp_path) == found, "filling twice changes nothing"
+
+
+def test_the_module_fills_the_tables_of_pages(tmp_path, monkeypatch):
+    write_json(tmp_path / "records" / "0.json", RECORDS[0])
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: records -->\nold\n<!-- end -->\n")
+    monkeypatch.setattr(sys, "argv", ["results", str(page)])
+    monkeypatch.delitem(sys.modules, "stego_lib.results")
+    runpy.run_module("stego_lib.results", run_name="__main__")
+    assert page.read_text() == f"<!-- table: records -->\n{markdown_table(RECORDS[:1])}\n<!-- end -->\n"
 
 
 def test_the_tables_of_the_readme_are_those_of_the_records():
