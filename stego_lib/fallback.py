@@ -14,7 +14,7 @@ def preset_here(name: str, **changes: Any) -> Experiment:
     """`Experiment.preset`, with the embedded backbone for photographs where the recipe's own cannot be fetched.
 
     Only for the recipes of this project on real pictures ('camvid', 'folder'), only if `changes` name no backbone, and
-    with a notice: that backbone is far weaker than DINO. The experiment, and so every run record, names what was taken.
+    with a notice: that backbone has seen a thousandth of DINO's photographs. The experiment, and so every run record, names what was taken.
     The paper's recipes, and `published=True`, stand for published numbers; with another backbone these would be other
     numbers under the same name, so nothing is put in its place there and loading the backbone is an error.
     """
@@ -26,8 +26,8 @@ def preset_here(name: str, **changes: Any) -> Experiment:
         Backbone(experiment.backbone, device="cpu")
     except HubUnreachable as error:
         notice(
-            f"{error}. Taking {EMBEDDED_FOR_PHOTOGRAPHS!r}, which comes with the package and is far weaker: its scores are "
-            f"no scores of {experiment.backbone!r}. Name a backbone to take another"
+            f"{error}. Taking {EMBEDDED_FOR_PHOTOGRAPHS!r}, which comes with the package and has seen a thousandth as "
+            f"many photographs: its scores are no scores of {experiment.backbone!r}. Name a backbone to take another"
         )
         return experiment.but(backbone=EMBEDDED_FOR_PHOTOGRAPHS)
     return experiment
