@@ -118,13 +118,21 @@ def _cpu() -> str:
 
 
 def save(record: dict[str, Any], folder: Path) -> Path:
-    """Writes MACHINE-DATE.json (MACHINE-DATE-tiny.json of a trial); rows of an earlier run of that day on that machine that are not in `record` stay."""
+    """Writes MACHINE-DATE.json (MACHINE-DATE-tiny.json of a trial).
+
+    Rows of an earlier run of that day on that machine that are not in `record` stay, and with them what was said of
+    machine and settings; "again" then tells when, and at which load, the rows of `record` were measured.
+    """
     of = record["machine"]
     name = re.sub(r"[^a-z0-9]+", "-", (of["gpu"] or of["cpu"]).lower()).strip("-")
     trial = "-tiny" if record["settings"]["tiny"] else ""
     path = folder / f"{name}-{datetime.now(UTC):%Y-%m-%d}{trial}.json"
     if path.exists():
-        record = record | {"rows": json.loads(path.read_text())["rows"] | record["rows"]}
+        earlier = json.loads(path.read_text())
+        if earlier["rows"].keys() - record["rows"].keys():
+            moment = {key: of[key] for key in ("date", "load") if key in of}
+            again = earlier.get("again", {}) | dict.fromkeys(record["rows"], moment)
+            record = earlier | {"rows": earlier["rows"] | record["rows"], "again": again}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     return path

@@ -148,10 +148,14 @@ def test_the_work_of_a_vit_is_its_products():
 
 def test_rows_of_one_day_are_kept_together_and_a_trial_apart(tmp_path):
     machine = {"cpu": "A (R) CPU", "gpu": None}
-    for rows, tiny in (({"a": 1, "b": 1}, False), ({"b": 2}, False), ({"b": 3}, True)):
-        path = measuring.save({"machine": machine, "settings": {"tiny": tiny}, "rows": rows}, tmp_path)
-    kept = {path.name: json.loads(path.read_text())["rows"] for path in tmp_path.iterdir()}
-    assert kept.pop(path.name) == {"b": 3} and list(kept.values()) == [{"a": 1, "b": 2}]
+    for load, (rows, tiny) in enumerate((({"a": 1, "b": 1}, False), ({"b": 2}, False), ({"b": 3}, True))):
+        record = {"machine": machine | {"load": load}, "settings": {"tiny": tiny}, "rows": rows}
+        path = measuring.save(record, tmp_path)
+    kept = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert kept.pop(path.name)["rows"] == {"b": 3}
+    (whole,) = kept.values()
+    assert whole["rows"] == {"a": 1, "b": 2}
+    assert whole["machine"]["load"] == 0 and whole["again"] == {"b": {"load": 1}}, "of the run that the rest is of"
 
 
 def test_ways_take_turns_and_slow_ones_are_not_repeated_for_ever(monkeypatch):
