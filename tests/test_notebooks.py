@@ -222,7 +222,7 @@ def test_pretraining_on_photographs_makes_a_backbone_from_folders(tmp_path):
                 ids = standins.stripes([0, 3, 11], 60, 80)
                 standins.save(tmp_path / "data" / f"{place}annot" / f"{number}.png", ids)
     parameters = dict(
-        data_root=str(tmp_path / "data"), steps=2, second_steps=1, batch_size=2, watched=3, save_every=1,
+        data_root=str(tmp_path / "data"), steps=2, second_steps=1, batch_size=2, watched=2, save_every=2,
         watch_every=2, folder=str(tmp_path / "pre"), device="cpu",
     )  # fmt: skip
     text = run_notebook(ROOT / "notebooks" / "pretrain_photos.ipynb", tmp_path / "out.ipynb", parameters)
