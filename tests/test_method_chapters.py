@@ -26,7 +26,7 @@ def small(tmp_path_factory):
 def correspondence(small, tmp_path_factory):
     """The executed chapter on correspondences, and the text of its summary."""
     path = tmp_path_factory.mktemp("correspondence") / "out.ipynb"
-    parameters = small | {"pairs": 4000, "keep": str(path.parent / "curves.json")}
+    parameters = small | {"pairs": 4000, "keep": small["data_root"] + "/curves.json"}
     text = run_notebook(ROOT / "notebooks" / "correspondence.ipynb", path, parameters)
     return nbformat.read(path, 4), text
 
@@ -49,10 +49,9 @@ def test_the_chapter_on_correspondences_draws_curves_and_a_table(correspondence)
         assert f"{title}: the best is {best} (AP {table[best][number]:.3f})" in text
 
 
-def test_the_curves_are_kept_where_asked(correspondence, tmp_path_factory):
+def test_the_curves_are_kept_where_asked(correspondence, small):
     _, text = correspondence
-    (path,) = tmp_path_factory.getbasetemp().glob("correspondence*/curves.json")
-    curves, chance, about = read_curves(path)
+    curves, chance, about = read_curves(small["data_root"] + "/curves.json")
     assert about == "4,000 pairs of each kind in 9 pictures of scenes val, scenes_vit_tiny8"
     assert set(curves) == set(chance) == {"within a picture", "across pictures"}
     for title, found in curves.items():

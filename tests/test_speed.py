@@ -66,7 +66,7 @@ def test_what_was_not_measured_is_said(rows):
     assert table.loc["head, loss and probes, batch 4", "reached"] == "yes"
     without = speed.goals({name: row for name, row in rows.items() if name != "limits"})
     line = without.loc["evaluation, no CRF, smooth"]
-    assert tuple(line) == ("5 x", "4.0 x", "", "no"), "what can be is not known then"
+    assert tuple(line) == ("5 x", "4.00 x", "", "no"), "what can be is not known then"
 
 
 def test_costs_add_up(rows):
