@@ -37,7 +37,7 @@ def pictures(notebook) -> int:
 
 def test_the_chapter_on_correspondences_draws_curves_and_a_table(correspondence):
     notebook, text = correspondence
-    assert pictures(notebook) == 4
+    assert pictures(notebook) == 5
     (cell,) = [cell for cell in notebook.cells if "average-precision" in cell.metadata.get("tags", [])]
     rows = re.findall(r"<th>([^<]+)</th>\s*<td>([\d.]+)</td>\s*<td>([\d.]+)</td>", cell.outputs[0].data["text/html"])
     table = {name: (float(within), float(across)) for name, within, across in rows}
