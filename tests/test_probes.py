@@ -112,3 +112,28 @@ def test_clusters_are_those_of_normalised_codes_with_and_without_the_linear_prob
     fit_probes(model, store, 3)
     torch.testing.assert_close(model.cluster_probe.clusters.detach(), expected)
     assert not torch.equal(model.linear_probe.classifier.weight, before)
+
+
+def test_regression_ends_at_the_optimum_also_where_the_way_is_long():
+    """Channels that mostly say the same, as features do; the optimum from an optimiser of another library."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(2000, 1, generator=generator)
+    points = 5 + common + 0.1 * torch.randn(2000, 20, generator=generator) * torch.logspace(0, -2, 20)
+    truth = 100 * torch.randn(20, 4, generator=generator)
+    labels = torch.distributions.Categorical(logits=(points - points.mean(0)) @ truth).sample()
+    weight, bias = multinomial_regression(points, labels, 4)
+
+    scaled = ((points - points.mean(0)) / points.std(0)).double()
+    free = torch.zeros(21, 4, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([free], max_iter=3000, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        value = F.cross_entropy(scaled @ free[:-1] + free[-1], labels) + free[:-1].square().sum() / 2 / len(points)
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    reached = F.cross_entropy(points @ weight.T + bias, labels)
+    best = F.cross_entropy(scaled @ free[:-1] + free[-1], labels)
+    assert abs(reached.item() - best.item()) < 0.002

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from ..metrics import confusion, identity, match, scores
+from ..probes import multinomial_regression
 from .network import tokens_of
 
 
@@ -32,11 +32,11 @@ def watcher(
         device = next(vit.parameters()).device
         tokens = torch.cat([tokens_of(vit, part.to(device).float() / 255).cpu() for part in pictures.split(batch)])
         tokens = F.normalize(tokens, dim=-1)
-        seen, held_out = tokens[:fitted].flatten(0, 1).numpy(), tokens[fitted:].flatten(0, 1).numpy()
-        clusters = KMeans(n_classes, n_init=5, random_state=0).fit(seen).predict(held_out)
+        seen, held_out = tokens[:fitted].flatten(0, 1), tokens[fitted:].flatten(0, 1)
+        clusters = KMeans(n_classes, n_init=5, random_state=0).fit(seen.numpy()).predict(held_out.numpy())
         table = confusion(torch.from_numpy(clusters), asked, n_classes, n_classes)
-        probe = LogisticRegression(C=10.0, tol=1e-2, max_iter=200).fit(seen[learnt], known[learnt].numpy())
-        linear = confusion(torch.from_numpy(probe.predict(held_out)), asked, n_classes, n_classes)
+        weight, bias = multinomial_regression(seen[learnt], known[learnt], n_classes)
+        linear = confusion((held_out @ weight.T + bias).argmax(1), asked, n_classes, n_classes)
         return {
             "kmeans_miou": scores(table, match(table))["miou"],
             "linear_miou": scores(linear, identity(n_classes))["miou"],
