@@ -39,6 +39,18 @@ def kmeans_on_features(store: Features, n_clusters: int, seed: int) -> LinearSco
     return _kmeans(F.normalize(_sampled_features(store, seed)[0], dim=1), n_clusters, seed)
 
 
+def kmeans_on_components(store: Features, dim: int, n_clusters: int, seed: int) -> LinearScorer:
+    """k-means on the first `dim` principal components of the same: a code of that width without the correspondence loss.
+
+    Features with fewer channels than `dim` keep all their components.
+    """
+    unit = F.normalize(_sampled_features(store, seed)[0], dim=1).numpy()
+    fitted = PCA(min(dim, *unit.shape), random_state=seed).fit(unit)
+    of_components = _kmeans(torch.from_numpy(fitted.transform(unit)), n_clusters, seed)
+    weight = of_components.weight @ torch.from_numpy(fitted.components_)
+    return LinearScorer(weight, of_components.bias - weight @ torch.from_numpy(fitted.mean_))
+
+
 def kmeans_on_colors(store: Features, n_clusters: int, seed: int) -> LinearScorer:
     """k-means on the colours, in [0, 1], of single pixels of the training pictures."""
     rng = np.random.default_rng(seed)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import crf
 from .backbone import upsample
-from .baselines import LinearScorer, kmeans_on_colors, kmeans_on_features, linear_on_features
+from .baselines import LinearScorer, kmeans_on_colors, kmeans_on_components, kmeans_on_features, linear_on_features
 from .datasets import SegmentationDataset, open_split, open_training_set
 from .datasets.folder import nameless
 from .datasets.transforms import Size
@@ -44,7 +44,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
     probes, nothing else. With `experiment.published`, pixels in extra clusters are left out of every table and the
     matching is the published one, as `metrics` describes. The record holds under "scores", for each method, accuracy,
     miou and iou in percent: "cluster" and "linear" (STEGO), each also as "..._crf" where pydensecrf is installed, and the
-    baselines "kmeans_features", "kmeans_colors" and "linear_features" (with labels). The baselines need the features of the
+    baselines "kmeans_features", "kmeans_pca", "kmeans_colors" and "linear_features" (with labels). The baselines need the features of the
     train split; `baselines=False` leaves them out (for a released checkpoint, say). "linear" is missing where training had
     no labels. With `experiment.validate_every`, "best_by_label" holds the scores of the cluster probe at the kept step that
     they favour: chosen by the labels that it is scored with, as in the published code, so it is no result.
@@ -265,9 +265,11 @@ def _baseline_tables(run: Run, training: Features, plain: Features, mirrored: Fe
     seed, published = run.experiment.seed, run.experiment.published
     broadcast = run.processes.broadcast  # one process's fit, were others to differ in a last bit
     features = broadcast(kmeans_on_features(training, n_clusters, seed))
+    components = broadcast(kmeans_on_components(training, run.experiment.code_dim, n_clusters, seed))
     colors = broadcast(kmeans_on_colors(training, n_clusters, seed))
     tables = {
         "kmeans_features": _table(plain, mirrored, features, n_classes, published),
+        "kmeans_pca": _table(plain, mirrored, components, n_classes, published),
         "kmeans_colors": _color_table(plain, colors, n_classes, published),
     }
     if training.has_labels:

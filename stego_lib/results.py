@@ -19,6 +19,7 @@ from .files import read_json
 METHODS = {
     "kmeans_colors": "k-means on colours",
     "kmeans_features": "k-means on backbone features",
+    "kmeans_pca": "k-means on their principal components",
     "cluster": "STEGO, cluster probe",
     "cluster_crf": "STEGO, cluster probe + CRF",
     "linear_features": "linear probe on backbone features (labels)",

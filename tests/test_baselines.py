@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from common import tiny_experiment
+from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
-from stego_lib import Backbone, StegoError, open_dataset
+from stego_lib import Backbone, StegoError, baselines, open_dataset
 from stego_lib.baselines import FIXED_HEADS, fixed_head
 from stego_lib.evaluation import cluster_confusion, evaluate
 from stego_lib.features import open_store
@@ -41,6 +43,19 @@ def test_pca_codes_are_the_principal_components(experiment, store, cells):
     found = codes(model, store)
     signs = np.sign((found * expected).sum(0))  # a component's sign is free
     assert found == pytest.approx(expected * signs, abs=1e-3 * float(np.abs(expected).max()))
+
+
+def test_k_means_on_components_is_that_of_scikit_learn_on_the_projected_features(store):
+    unit = F.normalize(baselines._sampled_features(store, 0)[0], dim=1).numpy()
+    projected = PCA(5, svd_solver="full").fit_transform(unit)
+    expected = KMeans(7, n_init=10, random_state=0).fit_predict(projected)
+    scorer = baselines.kmeans_on_components(store, 5, 7, 0)
+    found = scorer(torch.from_numpy(unit)[:, :, None, None])[:, :, 0, 0].argmax(1)
+    assert (found.numpy() == expected).mean() > 0.99
+    apart = baselines.kmeans_on_features(store, 7, 0)(torch.from_numpy(unit)[:, :, None, None])[:, :, 0, 0].argmax(1)
+    assert (apart.numpy() == expected).mean() < 0.99, "five components are not the whole"
+    all_of_them = baselines.kmeans_on_components(store, 10_000, 7, 0)
+    assert all_of_them.weight.shape == (7, unit.shape[1])
 
 
 @pytest.mark.filterwarnings("ignore:The number of components")

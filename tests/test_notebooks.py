@@ -52,7 +52,9 @@ def test_train_runs_to_the_end_and_prints_scores(executed, small):
         if method in record["scores"]:
             (line,) = [line for line in text.splitlines() if line.split(" accuracy")[0].strip() == name]
             assert f"{record['scores'][method]['miou']:.1f}" in line
-    assert {"kmeans_features", "kmeans_colors", "linear_features", "cluster", "linear"} <= set(record["scores"])
+    assert {"kmeans_features", "kmeans_pca", "kmeans_colors", "linear_features", "cluster", "linear"} <= set(
+        record["scores"]
+    )
     best = record["best_by_label"]
     (line,) = [line for line in text.splitlines() if "not a result" in line]
     assert (

@@ -53,7 +53,7 @@ def check_records(folder: Path, seeds: list[int]) -> list[dict]:
     kept = results.read_records(folder)
     assert [record["experiment"]["seed"] for record in kept] == seeds
     for record in kept:
-        assert STEGO | {"kmeans_features", "kmeans_colors", "linear_features"} == record["scores"].keys()
+        assert STEGO | {"kmeans_features", "kmeans_pca", "kmeans_colors", "linear_features"} == record["scores"].keys()
         assert record["step"] == SHORT["steps"] and record["experiment"]["published"]
     return kept
 
