@@ -150,16 +150,21 @@ def confusion(record: dict[str, Any]) -> Figure:
     return figure
 
 
-def class_iou(record: dict[str, Any], methods: Sequence[str] = ("cluster", "kmeans_features", "linear")) -> Figure:
-    """IoU of each class for some methods; a class that does not occur has no bar."""
+def class_iou(*records: dict[str, Any], methods: Sequence[str] = ("cluster", "kmeans_features", "linear")) -> Figure:
+    """IoU of each class for some methods; of several seeds' records the mean, and as a line the standard deviation.
+
+    A class that does not occur has no bar.
+    """
     rows = [
         {"class": name, "method": METHODS[method], "IoU (%)": value}
+        for record in records
         for method in methods
         if method in record["scores"]
         for name, value in zip(record["classes"], record["scores"][method]["iou"], strict=True)
     ]
-    figure, axis = plt.subplots(figsize=(max(6.5, 0.75 * len(record["classes"])), 3.4))
-    sns.barplot(pd.DataFrame(rows), x="class", y="IoU (%)", hue="method", ax=axis)
+    figure, axis = plt.subplots(figsize=(max(6.5, 0.75 * len(records[0]["classes"])), 3.4))
+    errors = dict(errorbar="sd", err_kws={"linewidth": 1}) if len(records) > 1 else dict(errorbar=None)
+    sns.barplot(pd.DataFrame(rows), x="class", y="IoU (%)", hue="method", ax=axis, **errors)
     axis.set(xlabel="", ylim=(0, 100))
     axis.tick_params(axis="x", rotation=45)
     axis.legend(title=None, fontsize=8)

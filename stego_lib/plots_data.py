@@ -2,15 +2,18 @@
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 from torch import Tensor
 
 from .datasets import Classes, FiveCrop, SegmentationDataset
+from .errors import StegoError
 from .plots import add_legend, paint, show_image
 
 
@@ -32,6 +35,32 @@ def five_crop(dataset: SegmentationDataset, index: int) -> Figure:
         for spine in axis.spines.values():
             spine.set(edgecolor=color, linewidth=3)
     figure.tight_layout()
+    return figure
+
+
+def label_files(files: Sequence[Path], classes: Classes, dataset: SegmentationDataset | None = None) -> Figure:
+    """One column a label map that `segment_folder` wrote; with their data set, below each picture and its own label map.
+
+    Raises StegoError for a file that is called like no picture of the data set.
+    """
+    rows = ["picture", "label", "segments"] if dataset else ["segments"]
+    figure, axes = plt.subplots(len(rows), len(files), figsize=(2.6 * len(files), 2.0 * len(rows)), squeeze=False)
+    for column, file in zip(axes.T, files, strict=True):
+        if dataset:
+            if file.stem not in dataset.names:
+                raise StegoError(
+                    f"{file} is called like no picture of {dataset.name} {dataset.split}; name its data set"
+                )
+            picture, label = dataset[dataset.names.index(file.stem)]
+            show_image(column[0], picture.permute(1, 2, 0).numpy())
+            if label is not None:
+                show_image(column[1], paint(label, classes))
+        with Image.open(file) as stored:
+            show_image(column[-1], paint(np.asarray(stored).astype(int), classes))
+        column[-1].set_xlabel(file.stem, fontsize=9, parse_math=False)
+    for axis, text in zip(axes[:, 0], rows, strict=True):
+        axis.set_ylabel(text, fontsize=12)
+    add_legend(figure, classes)
     return figure
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stego_lib import open_dataset, plots, plots_study
+from stego_lib import StegoError, open_dataset, plots, plots_data, plots_study
 from stego_lib.datasets import Classes
 
 
@@ -98,3 +98,29 @@ def test_dimensions_draw_means_and_what_all_features_reach():
     assert curve.get_xdata().tolist() == [4, 8] and curve.get_ydata().tolist() == [15.0, 40.0]
     assert whole.get_label() == "all features" and set(whole.get_ydata()) == {33.0}
     assert len(plots_study.dimensions(study(("PCA", "4", 0, 10.0))).axes[0].lines) == 1
+
+
+def test_class_iou_is_the_mean_over_the_records():
+    def one(*iou):
+        return {"classes": ["a", "b"], "scores": {"cluster": {"iou": list(iou)}, "linear": {"iou": [9.0, None]}}}
+
+    figure = plots.class_iou(one(10.0, 20.0), one(30.0, 60.0), methods=("cluster", "linear", "absent"))
+    bars = [[bar.get_height() for bar in container] for container in figure.axes[0].containers]
+    assert bars[0] == pytest.approx([20, 40]) and bars[1][0] == pytest.approx(9)
+    assert len(figure.axes[0].get_legend().texts) == 2, "a method without scores is not named"
+
+
+def test_label_files_stand_below_their_own_picture_and_label(tmp_path, scenes_root):
+    dataset = open_dataset("scenes", scenes_root, "val")
+    ids = np.zeros((8, 8), np.uint8)
+    ids[:, 4:] = 255
+    file = tmp_path / f"{dataset.names[1]}.png"
+    Image.fromarray(ids).save(file)
+    figure = plots_data.label_files([file], dataset.classes, dataset)
+    picture, label, segments = (np.asarray(axis.images[0].get_array()) for axis in figure.axes)
+    assert np.array_equal(picture, dataset.picture(1).permute(1, 2, 0).numpy())
+    assert np.array_equal(label, plots.paint(dataset.label(1), dataset.classes))
+    assert tuple(segments[0, 0]) == dataset.classes.colors[0] and tuple(segments[0, 5]) == plots.UNMATCHED
+    assert len(plots_data.label_files([file], dataset.classes).axes) == 1
+    with pytest.raises(StegoError, match="called like no picture of scenes val"):
+        plots_data.label_files([file.rename(tmp_path / "other.png")], dataset.classes, dataset)
