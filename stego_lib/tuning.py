@@ -27,6 +27,7 @@ from .study import Study, Variant
 
 METHODS, GRID, EXTRAS, WEIGHTS, DRAWS = "method", "grid", "features as they are compared", "weights l", "draws"
 HEADS = "segmentation head"
+ONE_CHANGE = "one thing changed"
 KMEANS, AUTO, BEST = "k-means on features", "auto", "not a result: best of the grid by labels"
 PUBLISHED = {"CocoStuff-27": "cocostuff27-vits8", "Cityscapes": "cityscapes-vitb8"}
 """Recipes of the paper whose shifts are tried as they stand -> their presets."""
@@ -111,6 +112,21 @@ def weights(base: Experiment) -> list[Variant]:
 def heads(base: Experiment) -> list[Variant]:
     """The paper's segmentation head, and its linear branch alone."""
     return [Variant(HEADS, head, base.but(crf=False, head=head)) for head in ("nonlinear", "linear")]
+
+
+def one_change(base: Experiment) -> list[Variant]:
+    """`base` as it stands, and with one thing changed in each of several: which part holds STEGO back on weak features."""
+    base = base.but(crf=False)
+    changes: dict[str, dict[str, Any]] = {
+        "the recipe": {},
+        "linear head": {"head": "linear"},
+        "mean off, centred": {"subtract_mean": True, "centering": True},
+        "shifts at p60 p60 p90": {"shifts": ("p60", "p60", "p90")},
+        "three times the steps": {"steps": 3 * base.steps},
+        "30 neighbours for 7": {"neighbors": 30},
+        "joint probes": {"probes": "joint"},
+    }
+    return [Variant(ONE_CHANGE, name, base.but(**change)) for name, change in changes.items()]
 
 
 def other_scenes(folder: str | Path) -> str:
