@@ -33,7 +33,7 @@ def test_groups_and_likes_are_those_of_a_loop():
 
 @pytest.mark.parametrize("groups", [1, 2, 5])
 def test_groups_at_right_angles_are_counted(groups):
-    codes = torch.eye(6)[:groups].repeat_interleave(300, 0).expand(4, -1, -1)
+    codes = torch.eye(6)[:groups].repeat_interleave(100, 0).expand(4, -1, -1)
     assert effective_groups(codes) == pytest.approx((groups, groups), rel=0.01)
     assert nearest_elsewhere(codes) == pytest.approx(1)
 
@@ -41,6 +41,12 @@ def test_groups_at_right_angles_are_counted(groups):
 def test_a_code_for_each_picture_is_collapse_within_pictures():
     codes = torch.eye(6)[:4].repeat_interleave(5, 0).view(4, 5, 6)
     assert effective_groups(codes) == (float("inf"), pytest.approx(1))
+
+
+def test_codes_that_are_opposite_have_the_opposite_of_a_like():
+    """Those of the same picture are no like, however near they are."""
+    codes = torch.tensor([1.0, -1.0]).view(2, 1, 1).expand(2, 3, 1)
+    assert nearest_elsewhere(codes) == -1 and effective_groups(codes) == (float("inf"), 1)
 
 
 def test_codes_that_avoid_each_other_have_no_groups_and_no_like():
@@ -74,6 +80,54 @@ def test_a_run_in_which_everything_attracts_collapses_and_says_so_once(scenes_ro
     assert seen["collapsed"] is True and seen["seen"] == told[0] and seen["steps"] == [4, 8, 12, 16, 20]
     assert seen["groups"][-1] < watch.FEWEST and all(1 <= value <= 8 for value in seen["clusters"])
     assert run.observed["collapsed"] is True and run.observed["codes"]["groups"] == seen["groups"][-1]
+
+
+class Grid:
+    """Features (count, 5, 8, 8) of which each channel says the picture's number and the cell's."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def rows(self, index):
+        return (100 * index.view(-1, 1, 1, 1) + torch.arange(64).view(8, 8)).expand(-1, 5, -1, -1).float()
+
+
+@pytest.mark.parametrize(("count", "looked"), [(100, 32), (33, 32), (7, 7)])
+def test_places_all_over_the_set_are_looked_at_once_each(tmp_path, scenes_root, backbone_file, count, looked):
+    found = Watch(tmp_path, Grid(count), experiment(scenes_root, backbone_file), 0).features[:, 0, :, 0]
+    pictures, cells = found[:, 0] // 100, found[0] % 100
+    assert torch.equal(found, 100 * pictures[:, None] + cells) and found.shape == (looked, 16)
+    for numbers, total in ((pictures, count), (cells, 64)):
+        steps = numbers.diff()
+        assert numbers[0] == 0 and numbers[-1] == total - 1 and steps.min() >= 1 and steps.max() - steps.min() <= 1
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_look_draws_nothing_drops_nothing_and_leaves_the_model_as_it_is(
+    tmp_path, scenes_root, backbone_file, monkeypatch, mode
+):
+    monkeypatch.setattr(watch, "EVERY", 2)
+    model, before = Stego(5, 6, 3, dropout=0.8).train(mode), torch.get_rng_state()
+    found = Watch(tmp_path, Grid(9), experiment(scenes_root, backbone_file), 0)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    for step in (2, 4, 5):
+        found.look(model, step)
+    seen = read_json(tmp_path / "watch.json")
+    assert seen["steps"] == [2, 4] and all(len(set(seen[name])) == 1 for name in watch.SEEN)
+    assert all(model.training == module.training == mode for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(
+        torch.equal(value, weights[name]) and not value.requires_grad for name, value in model.state_dict().items()
+    )
+
+
+def test_the_last_step_is_looked_at_and_probes_fitted_after_it_counted(scenes_root, backbone_file, tmp_path, quick):
+    run = train(tiny_experiment(scenes_root, backbone_file, steps=6, probes="after"), runs_dir=tmp_path)
+    seen = run.watched
+    assert seen["steps"] == [4, 6] and seen["clusters"][0] is None and 1 <= seen["clusters"][1] <= 8
 
 
 class Unlike(Stego):
