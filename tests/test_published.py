@@ -7,7 +7,7 @@ import sys
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from common import SHARED, tiny_experiment
 from torch._utils import _rebuild_tensor_v2
 from torch.testing import assert_close
 
-from stego_lib import Run, StegoError, baselines, clustering, crf, evaluate, load_run, open_dataset, train
+from stego_lib import Run, StegoError, baselines, clustering, crf, evaluate, load_run, open_dataset, train, training
 from stego_lib.inert import Placeholder, Unpickler, load_inert, plain
+from stego_lib.model import Stego
 from stego_lib.notices import Notice
 from stego_lib.probe_maps import probe_maps
 from stego_lib.published import read_published
@@ -501,3 +502,9 @@ def test_probes_for_other_classes_begin_anew_and_a_head_that_does_not_fit_is_ref
     for change in (dict(code_dim=7), dict(head="linear")):
         with pytest.raises(StegoError, match="its head is of another kind or size"):
             train(fine_tuning(scenes_root, path, **change), runs_dir=tmp_path)
+
+
+def test_a_head_on_features_of_another_width_is_refused_even_if_it_is_none():
+    source, model = (SimpleNamespace(model=Stego(width, width, 3, head="none")) for width in (7, 5))
+    with pytest.raises(StegoError, match="its head is of another kind or size"):
+        training.take_over(model.model, source)
