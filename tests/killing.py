@@ -76,6 +76,19 @@ def job_train(experiment: dict[str, Any], runs_dir: str, compare: bool = False, 
     return {"folder": str(run.folder), "pictures": sum(seen), "weights": weights_of(run.model)}
 
 
+def job_evaluate(folder: str, **_: Any) -> dict[str, Any]:
+    """Opens a run that is trained, and evaluates it without the baselines; tells how many pictures went through the backbone here."""
+    seen, forward = [], Backbone.forward
+    Backbone.forward = lambda self, pictures: (seen.append(len(pictures)), forward(self, pictures))[1]
+    record = evaluate(load_run(folder), baselines=False)
+    return {"pictures": sum(seen), "confusion": record["confusion"], "miou": miou_of(record)}
+
+
+def miou_of(record: dict[str, Any]) -> dict[str, float]:
+    """mIoU of each method of a run record."""
+    return {name: scored["miou"] for name, scored in record["scores"].items()}
+
+
 def job_extract(experiment: dict[str, Any], runs_dir: str, die_after: int = -1, **_: Any) -> dict[str, Any]:
     """Opens the store of the training pictures; tells how many pictures went through the backbone here.
 
@@ -115,7 +128,12 @@ def job_long(experiment: dict[str, Any], runs_dir: str, every: int, **_: Any) ->
     return {"steps": run.step, "memory_mb": memory, "open_files": files}
 
 
-JOBS: dict[str, Callable[..., dict[str, Any]]] = {"train": job_train, "extract": job_extract, "long": job_long}
+JOBS: dict[str, Callable[..., dict[str, Any]]] = {
+    "train": job_train,
+    "evaluate": job_evaluate,
+    "extract": job_extract,
+    "long": job_long,
+}
 
 
 def die_at(line: int, saving: bool) -> None:

@@ -66,6 +66,30 @@ def test_the_backbone_is_frozen_and_stays_in_eval_mode(backbone):
     assert not any(module.training for module in backbone.modules())
 
 
+def test_an_untrained_twin_has_the_same_layers_with_weights_of_chance(backbone):
+    """As PyTorch begins each layer; the trained one, and what is drawn elsewhere, stay as they are."""
+    before, drawn = {name: value.clone() for name, value in backbone.vit.state_dict().items()}, torch.get_rng_state()
+    twin = backbone.untrained(3)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    weights = twin.vit.state_dict()
+    assert {name: value.shape for name, value in weights.items()} == {
+        name: value.shape for name, value in before.items()
+    }
+    for name, value in backbone.vit.state_dict().items():
+        assert torch.equal(value, before[name]) and not torch.equal(value, weights[name]), name
+    for name, layer in twin.vit.named_modules():
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            bound = layer.weight[0].numel() ** -0.5
+            assert 0.9 * bound < layer.weight.abs().max() <= bound and layer.bias.abs().max() <= bound, name
+        elif isinstance(layer, torch.nn.LayerNorm):
+            assert (layer.weight == 1).all() and (layer.bias == 0).all(), name
+    assert 0.01 < twin.vit.pos_embed.std() < 0.03
+    batch = pictures(2, 3, 32, 32)
+    assert torch.equal(twin(batch), backbone.untrained(3)(batch)) and not twin(batch).requires_grad
+    marks = {one.fingerprint() for one in (backbone, twin, backbone.untrained(3), backbone.untrained(4))}
+    assert len(marks) == 3 and "seed 3" in twin.name
+
+
 def test_bytes_equal_numbers_from_0_to_1(backbone):
     batch = pictures(2, 3, 32, 32)
     assert torch.equal(backbone(batch), backbone(batch.float() / 255))
@@ -131,6 +155,17 @@ def test_a_file_without_good_metadata_is_named(tmp_path, metadata):
 def test_weights_of_another_network_are_an_error(tmp_path):
     path = write_backbone(tmp_path / "vit.safetensors", metadata={"timm": json.dumps(TIMM_ARGUMENTS | {"depth": 1})})
     with pytest.raises(StegoError, match=r"vit\.safetensors is not a backbone that timm can build"):
+        Backbone(str(path))
+
+
+def test_more_blocks_than_tensors_are_refused_before_they_are_made(tmp_path, monkeypatch):
+    """Ten thousand blocks take minutes to make, even without their weights."""
+    metadata = {"timm": json.dumps(TIMM_ARGUMENTS | {"depth": 10_000})}
+    path = write_backbone(tmp_path / "vit.safetensors", metadata=metadata)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("they were made"))
+    with pytest.raises(
+        StegoError, match=r"vit\.safetensors is not a backbone.*10000 blocks cannot be made of \d+ tensors"
+    ):
         Backbone(str(path))
 
 

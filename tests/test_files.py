@@ -8,14 +8,13 @@ import stat
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from filelock import FileLock, Timeout
 
 from stego_lib import StegoError, files
 from stego_lib.files import (
-    FULL,
-    REFUSED,
     atomic,
     explained,
     fingerprint,
@@ -23,6 +22,7 @@ from stego_lib.files import (
     locked,
     read_json,
     save_state,
+    sweep,
     write_json,
 )
 
@@ -43,6 +43,36 @@ def test_a_write_replaces_the_file_in_one_step_and_makes_its_folder(tmp_path):
             temporary.write_text(text)
             assert temporary.parent == path.parent, "on the same disk, else it could not be moved in one step"
         assert path.read_text() == text and list(path.parent.iterdir()) == [path]
+
+
+def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path):
+    """The temporary one beside it must not be longer."""
+    path = tmp_path / f"{'n' * 250}.json"
+    write_json(path, 1)
+    assert read_json(path) == 1 and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_write_leaves_is_swept_up_and_nothing_else(tmp_path, monkeypatch):
+    for name in ("a.txt", "unfinished.txt", ".hidden"):
+        (tmp_path / name).write_text("good")
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt), atomic(tmp_path / "a.txt"):
+            raise KeyboardInterrupt
+    assert len(list(tmp_path.iterdir())) == 4
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "a.txt", "unfinished.txt"]
+
+
+def test_writing_leaves_no_file_open_and_the_mask_of_permissions_as_it_is(tmp_path):
+    before, mask = psutil.Process().num_fds(), os.umask(0o022)
+    try:
+        for number in range(20):
+            write_json(tmp_path / "a.json", number)
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(mask)
+    assert psutil.Process().num_fds() == before
 
 
 def test_a_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
@@ -88,6 +118,13 @@ def test_state_there_and_back(tmp_path):
     )
 
 
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(2), 3], ids=str)
+def test_a_state_that_is_no_dictionary_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(StegoError, match=r"a\.pt cannot be read as a checkpoint.*no dictionary"):
+        load_state(tmp_path / "a.pt")
+
+
 def test_a_state_that_is_not_there_is_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_state(tmp_path / "nowhere.pt")
@@ -118,9 +155,16 @@ def test_what_no_user_can_mend_stays_as_it_is(tmp_path):
     assert caught.value.errno == errno.EIO and not isinstance(caught.value, StegoError)
 
 
-@pytest.mark.parametrize("number", sorted(FULL | REFUSED))
-def test_what_the_disk_refuses_is_an_error_that_names_the_path(tmp_path, number):
-    expected = "the disk is full or a limit is reached" if number in FULL else "name a folder that can"
+NO_ROOM = ("ENOSPC", "EDQUOT", "EFBIG")
+"""A full disk, a full quota, a file that may not grow."""
+NO_ENTRY = ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST", "ELOOP")
+"""No permission (two kinds), a disk to read only, a file where a folder should be (two kinds), links in a circle."""
+
+
+@pytest.mark.parametrize("name", NO_ROOM + NO_ENTRY)
+def test_what_the_disk_refuses_is_an_error_that_names_the_path(tmp_path, name):
+    number = getattr(errno, name)
+    expected = "the disk is full or a limit is reached" if name in NO_ROOM else "name a folder that can"
     with pytest.raises(StegoError, match=expected) as caught, explained(tmp_path / "asked"):
         raise OSError(number, "as the system says it")
     assert str(tmp_path / "asked") in str(caught.value) and "as the system says it" in str(caught.value)

@@ -12,6 +12,7 @@ import re
 import resource
 import shutil
 import sys
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,24 @@ def test_numbers_of_other_machines_and_empty_tensors(tmp_path):
     rezipped(tmp_path / "good.ckpt", lambda name, content: b"big" if name.endswith("byteorder") else content)
     with pytest.raises(StegoError, match=r"good\.ckpt cannot be read .*big-endian"):
         load_inert(tmp_path / "good.ckpt")
+
+
+def without_order(path: Path, folders: tuple[str, ...] = ("archive",)) -> Path:
+    """A file as PyTorch wrote it before it named the order of bytes; with each of the folders in it."""
+    torch.save({"a": torch.arange(3.0)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for folder in folders:
+            for name in members.keys() - {"byteorder"}:
+                archive.writestr(f"{folder}/{name}", members[name])
+    return path
+
+
+def test_files_of_earlier_versions_are_read_and_two_in_one_are_refused(tmp_path):
+    assert torch.equal(load_inert(without_order(tmp_path / "old.ckpt"))["a"], torch.arange(3.0))
+    with pytest.raises(StegoError, match=r"two\.ckpt cannot be read"):
+        load_inert(without_order(tmp_path / "two.ckpt", ("archive", "other")))
 
 
 # ---------------------------------------------------------------------------------------------- what stands in the code

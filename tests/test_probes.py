@@ -1,5 +1,6 @@
 """Probes fitted after the head: what they are fitted to, and that they find what is plain to see."""
 
+import gc
 from collections import Counter
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from stego_lib import clustering, probes
+from stego_lib.baselines import _sampled_features
 from stego_lib.clustering import kmeans
 from stego_lib.model import Stego
 from stego_lib.probes import fit_cluster_probe, fit_probes, multinomial_regression, sample_codes
@@ -97,6 +99,35 @@ def test_of_many_pictures_cells_are_drawn(model, monkeypatch, samples, pictures,
     assert len(codes) == len(labels) == pictures * each
     assert set(Counter((labels // 8).tolist()).values()) == {each} and len((labels // 8).unique()) == pictures
     assert not torch.equal(labels, sample_codes(model, Store(37), 1)[1])
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [lambda model, store: sample_codes(model, store, 0), lambda _, store: _sampled_features(store, 0)],
+    ids=["codes", "features"],
+)
+@pytest.mark.parametrize("has_labels", [True, False])
+def test_sampling_keeps_no_more_tensors_for_more_pictures(model, sample, has_labels):
+    """Of a batch nothing stays but what is copied into the result, whose room was taken before the first one.
+
+    One small tensor kept of each, between large ones that go, made the process grow with the store: by 4 GB for one of 10 GB.
+    How much it grows is up to the system; how many are kept is not.
+    """
+    alive = []
+
+    class Counting(Store):
+        def rows(self, index, device="cpu"):
+            alive.append(sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
+            return super().rows(index, device)
+
+    gc.disable()  # what goes must go by itself
+    gc.freeze()  # what was there before is not counted
+    try:
+        sample(model, Counting(32 * 9, has_labels))
+    finally:
+        gc.unfreeze()
+        gc.enable()
+    assert len(alive) in (9, 18) and len(set(alive[1:])) == 1, alive
 
 
 def test_clusters_are_those_of_normalised_codes_with_and_without_the_linear_probe(model, monkeypatch):

@@ -1,7 +1,9 @@
 """Several processes on one run: the same losses, weights and tables as one, whoever starts them; errors and interruptions."""
 
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import time
@@ -12,11 +14,12 @@ import psutil
 import pytest
 import torch
 from common import tiny_experiment
-from killing import Runner, runs_in, weights_of
+from killing import Runner, miou_of, runs_in, weights_of
 from torch.multiprocessing import ProcessExitedException
 
-from stego_lib import Experiment, StegoError, clustering, evaluate, load_run, processes, train, training
+from stego_lib import Experiment, StegoError, clustering, crf, evaluate, load_run, processes, train, training
 from stego_lib.datasets.scenes import draw_scenes
+from stego_lib.features import Features, Share
 from stego_lib.files import read_json
 from stego_lib.model import ChannelDropout
 from stego_lib.run import read_checkpoint
@@ -131,6 +134,22 @@ def test_features_are_shared_out_and_the_store_is_the_same(runner, experiment, t
         assert other.read_bytes() == path.read_bytes(), path.name
 
 
+def test_a_run_that_is_opened_is_scored_together(runner, experiment, tmp_path):
+    """By processes that torchrun has started; with the CRF, which takes pictures one by one. Each computes features of its part."""
+    run = train(experiment.but(steps=1, crf=crf.available()), runs_dir=tmp_path)
+    alone = evaluate(run, baselines=False)
+    for store in tmp_path.glob("features/[!.]*-val-*"):
+        shutil.rmtree(store)
+    runner.start("evaluate", folder=str(run.folder), copies=2, join=started_by("torchrun"), keep_every=0.0)
+    assert runner.wait() == [0, 0], runner.results()
+    found = runner.results()
+    assert sorted(one["pictures"] for one in found) == [2 * 8, 2 * 12], (
+        "20 pictures and their mirror images, by batches of 4"
+    )
+    for one in found:
+        assert one["confusion"] == alone["confusion"] and one["miou"] == miou_of(alone)
+
+
 def test_two_go_on_where_one_was_broken_off_and_one_where_two_were(runner, experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SAVE_EVERY", 3)
     step, calls = training.train_step, []
@@ -241,6 +260,90 @@ def test_shares_are_the_whole_in_order():
                 one.rank, one.count = rank, count
                 parts += one.share(list(range(length)))
             assert parts == list(range(length))
+
+
+class Numbered(Features):
+    """Features, pictures and labels that say which row they are."""
+
+    def __init__(self, count: int):
+        self.name, self.has_labels, self.n_classes = "numbered", True, 3
+        self.shape, self.picture_size, self.expected = (count, 1, 1, 1), (2, 2), []
+        self.pooled = torch.arange(float(count))[:, None]
+
+    def rows(self, index, device="cpu"):
+        return index.view(-1, 1, 1, 1).float()
+
+    def stored_labels(self, index):
+        return index.view(-1, 1, 1).expand(-1, 2, 2).to(torch.uint8)
+
+    def picture_rows(self, index):
+        return index.view(-1, 1, 1, 1).expand(-1, 3, 2, 2).to(torch.uint8)
+
+    def expect(self, index):
+        self.expected.append(index)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
+def test_shares_of_features_are_all_rows_in_whole_batches(count):
+    """Whatever is asked of a share is that of its rows in the whole; 31 rows are 8 batches, so of 9 processes one has none."""
+    whole, one, found = Numbered(31), processes.Processes(), []
+    for rank in range(count):
+        one.rank, one.count = rank, count
+        share = Share(whole, one, 4)
+        own = torch.arange(len(share)).flip(0)
+        numbers = share.places(own)
+        assert len(share) == 0 or share.places(own[-1:]) % 4 == 0, "it begins with a batch"
+        assert torch.equal(share.rows(own).flatten().long(), numbers)
+        assert torch.equal(share.picture_rows(own)[:, 2, 1, 1].long(), numbers)
+        assert torch.equal(share.label_rows(own)[:, 1, 0], numbers)
+        assert torch.equal(share.pooled[own, 0].long(), numbers)
+        share.expect(own)
+        assert torch.equal(whole.expected[-1], numbers)
+        assert share.picture_size == (2, 2) and share.has_labels and share.n_classes == 3 and share.shared_by is one
+        found += numbers.flip(0).tolist()
+    assert found == list(range(31))
+
+
+@pytest.mark.parametrize(
+    "asked, gpus, expected", [("auto", 2, "cuda"), ("auto", 0, "cpu"), ("cuda", 3, "cuda"), ("cpu", 2, "cpu")]
+)
+def test_processes_have_a_gpu_each_where_there_are_any(monkeypatch, asked, gpus, expected):
+    """What Fabric is asked for; there is no GPU here."""
+    made = []
+
+    class Fabric:
+        global_rank, world_size = 0, 2
+
+        def __init__(self, **options):
+            made.append(options)
+
+        def launch(self):
+            made.append("launched")
+
+    monkeypatch.setattr("lightning_fabric.Fabric", Fabric)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    joined = processes._joined(2, 1, asked)
+    assert made[0]["accelerator"] == expected and made[0]["devices"] == 2 and made[1:] == ["launched"]
+    assert (joined.rank, joined.count) == (0, 2)
+
+
+@pytest.mark.parametrize("asked", ["auto", "cuda"])
+def test_fewer_gpus_than_processes_are_refused(monkeypatch, asked):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(StegoError, match="2 processes need a GPU each, this machine has 1"):
+        processes._joined(2, 1, asked)
+
+
+def test_a_process_that_reads_its_script_again_starts_no_others(monkeypatch):
+    """What Python says of a process while it does."""
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    monkeypatch.setattr(torch.multiprocessing, "start_processes", lambda *_, **__: pytest.fail("others were started"))
+    with pytest.raises(
+        StegoError, match=r"a script is read again by every process.*put what it does below if __name__"
+    ):
+        processes.spawn(print, 1, "cpu")
 
 
 # ---------------------------------------------------------------------------------------------- dropout

@@ -7,7 +7,7 @@ import sys
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from common import SHARED, tiny_experiment
 from torch._utils import _rebuild_tensor_v2
 from torch.testing import assert_close
 
-from stego_lib import Run, StegoError, baselines, clustering, crf, evaluate, load_run, open_dataset, train
+from stego_lib import Run, StegoError, baselines, clustering, crf, evaluate, load_run, open_dataset, train, training
 from stego_lib.inert import Placeholder, Unpickler, load_inert, plain
+from stego_lib.model import Stego
 from stego_lib.notices import Notice
 from stego_lib.probe_maps import probe_maps
 from stego_lib.published import read_published
@@ -233,6 +234,63 @@ def test_plain_values_of_placeholders(ckpt):
     assert next(iter(stored["callbacks"].values()))["best_model_score"] == 21
 
 
+class Options(dict):
+    """A class of a stranger that is a dictionary."""
+
+
+class Items(list):
+    """A class of a stranger that is a list."""
+
+
+@pytest.mark.parametrize("values", [{"a": 1}, {"a": 1, "b": [2.5, "c"], "d": {"e": None}}], ids=str)
+def test_dictionaries_and_lists_of_foreign_classes_keep_what_they_hold(tmp_path, values):
+    """Pickle puts a single item into them by another way than several."""
+    torch.save({"options": Options(values), "items": Items(values)}, tmp_path / "foreign.ckpt")
+    stored = load_inert(tmp_path / "foreign.ckpt")
+    assert type(stored["options"]).__mro__[1] is Placeholder and not isinstance(stored["options"], dict)
+    assert plain(stored["options"]) == values
+    assert stored["items"].items == dict(enumerate(values)) and not isinstance(stored["items"], list)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_calls_of_plain_containers_are_made(tmp_path, protocol):
+    """The names that Python 2 and 3 have for them, the items that they are called with or that come later."""
+    stored = {
+        "called": Call(dict, [("a", 1)]), "list": Call(list, "xy"), "ordered": OrderedDict(b=2, a=[1]),
+        "default": defaultdict(list, {"größe": [3]}), "parameter": torch.nn.Parameter(torch.ones(2)),
+    }  # fmt: skip
+    torch.save(stored, tmp_path / "a.ckpt", pickle_protocol=protocol)
+    found = load_inert(tmp_path / "a.ckpt")
+    assert torch.equal(found.pop("parameter"), torch.ones(2))
+    assert found == {"called": {"a": 1}, "list": ["x", "y"], "ordered": {"b": 2, "a": [1]}, "default": {"größe": [3]}}
+
+
+def test_plain_values_of_plain_values():
+    nested = {
+        "a": (1, [2.5, ("b",)]),
+        7: True,
+        (1, 2): "dropped",
+        "none": None,
+        "tensor": torch.ones(1),
+        "class": Placeholder,
+    }
+    assert plain(nested) == {"a": [1, [2.5, ["b"]]], 7: True, "none": None, "tensor": None, "class": None}
+
+
+TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_tensors_of_every_type_come_out_as_they_went_in(tmp_path, dtype):
+    """Whole, turned, parts of others, and single numbers."""
+    values = torch.tensor([[0, 1, 2, 0], [3, 100, 0, 127]]).to(dtype)
+    stored = {"whole": values, "turned": values.T, "part": values[1:, 1::2], "one": values[1, 3], "last": values[:, -1]}
+    torch.save(stored, tmp_path / "a.ckpt")
+    found = load_inert(tmp_path / "a.ckpt")
+    for name, value in stored.items():
+        assert found[name].dtype == dtype and found[name].shape == value.shape and torch.equal(found[name], value), name
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -283,20 +341,30 @@ class Call:
         return self.what
 
 
+class Callable(Call):
+    """The same, where what comes out is called again."""
+
+    def __call__(self) -> None:
+        """Pickle asks for it."""
+
+
 def test_code_in_the_pickle_is_never_run(tmp_path):
     marker = tmp_path / "was here"
     attacks = {
         "system": Call(os.system, f"touch '{marker}'"), "exec": Call(exec, f"open({str(marker)!r}, 'w')"),
         "open": Call(open, str(marker), "w"), "eval": Call(eval, f"__import__('pathlib').Path({str(marker)!r}).touch()"),
         "nested": Call(getattr, Call(__import__, "os"), "system"), "as key": {Call(os.system, f"touch '{marker}'"): 1},
+        "called again": Call(Callable(getattr, Call(__import__, "os"), "system"), f"touch '{marker}'"),
     }  # fmt: skip
     path = write_ckpt(tmp_path / "evil.ckpt", tensors(), **attacks)
     run = load_run(path, device="cpu")
     assert not marker.exists() and run.step == 7000
     stored = load_inert(path)
     assert all(isinstance(stored[name], Placeholder) for name in attacks if name != "as key")
-    pickle.loads(pickle.dumps(attacks["system"]))
-    assert marker.exists(), "the attack works where nobody prevents it"
+    for name in ("system", "called again"):
+        pickle.loads(pickle.dumps(attacks[name]))
+        assert marker.exists(), "the attack works where nobody prevents it"
+        marker.unlink()
 
 
 def test_other_kinds_of_files_run_no_code_either(tmp_path):
@@ -387,6 +455,20 @@ def test_a_data_set_of_other_classes_is_refused(on_scenes, tmp_path):
         evaluate(run)
 
 
+def test_what_is_evaluated_lies_by_weights_and_way_of_evaluating(ckpt, on_scenes, tmp_path):
+    """No record of other weights, or of another way, is ever taken for it; where data and checkpoint lie does not matter."""
+    other = write_ckpt(tmp_path / "tiny.ckpt", tensors(seed=1))
+    (tmp_path / "moved").mkdir()
+    moved = shutil.copy(ckpt, tmp_path / "moved" / "tiny.ckpt")
+    folders = [
+        load_run(path, runs_dir=tmp_path, **on_scenes | changes).folder
+        for path, changes in [(ckpt, {}), (other, {}), (ckpt, {"mirror": False}), (ckpt, {"dataset": "folder"})]
+    ]
+    assert len(set(folders)) == 4 and all(folder.parent == tmp_path for folder in folders)
+    assert load_run(moved, runs_dir=tmp_path, **on_scenes | {"data_root": str(tmp_path)}).folder == folders[0]
+    assert load_run(ckpt).shifts == (0.4, 0.2, 0.3), "of self, neighbours and random pictures"
+
+
 def test_what_was_trained_cannot_be_changed_while_reading(ckpt):
     with pytest.raises(StegoError, match="cannot change code_dim, backbone"):
         load_run(ckpt, code_dim=3, backbone="dino_vits8")
@@ -407,6 +489,8 @@ def test_training_goes_on_from_it(ckpt, scenes_root, tmp_path):
     again = train(fine_tuning(scenes_root, ckpt, start_from=str(run.folder)), runs_dir=tmp_path)
     assert_close(again.model.state_dict()["head.linear.weight"], source.model.head.linear.weight, rtol=0, atol=1e-7)
     assert load_run(moved.folder).experiment.start_from == str(ckpt)
+    centred = train(fine_tuning(scenes_root, ckpt, subtract_mean=True), runs_dir=tmp_path)
+    assert not centred.model.feature_mean.any(), "the mean that it was trained with goes with the head"
 
 
 def test_probes_for_other_classes_begin_anew_and_a_head_that_does_not_fit_is_refused(scenes_root, tmp_path):
@@ -418,3 +502,9 @@ def test_probes_for_other_classes_begin_anew_and_a_head_that_does_not_fit_is_ref
     for change in (dict(code_dim=7), dict(head="linear")):
         with pytest.raises(StegoError, match="its head is of another kind or size"):
             train(fine_tuning(scenes_root, path, **change), runs_dir=tmp_path)
+
+
+def test_a_head_on_features_of_another_width_is_refused_even_if_it_is_none():
+    source, model = (SimpleNamespace(model=Stego(width, width, 3, head="none")) for width in (7, 5))
+    with pytest.raises(StegoError, match="its head is of another kind or size"):
+        training.take_over(model.model, source)

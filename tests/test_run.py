@@ -31,7 +31,7 @@ from stego_lib.batches import draw_batch
 from stego_lib.calibration import measure_correspondences, resolve_shifts
 from stego_lib.datasets import RandomCrop, open_training_set
 from stego_lib.features import FeatureStore, open_store
-from stego_lib.files import write_json
+from stego_lib.files import UNFINISHED, load_state, save_state, write_json
 from stego_lib.metrics import confusion, match, scores
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.notices import Notice
@@ -196,6 +196,49 @@ def test_resume_without_a_checkpoint_begins_anew(experiment, tmp_path, monkeypat
         with pytest.raises(KeyboardInterrupt):
             train(experiment, runs_dir=tmp_path)
     assert train(experiment.but(steps=1), runs_dir=tmp_path, resume=True).step == 1
+
+
+def test_a_run_is_found_only_when_all_that_it_takes_is_there(experiment, tmp_path, monkeypatch):
+    """Files appear by being renamed, and what a run is found by comes after everything that resuming needs."""
+    appeared, replace = [], Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, to: (appeared.append(Path(to).name), replace(path, to))[1])
+    train(experiment.but(steps=1), runs_dir=tmp_path)
+    found = appeared.index("experiment.json")
+    assert {"correspondences.json", "checkpoint.pt", "classes.json"} <= set(appeared[:found])
+    assert "log.csv" in appeared[found:]
+
+
+def test_a_checkpoint_counts_no_step_whose_line_is_not_in_the_log(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_EVERY", 2)
+    save, seen = Run.save, []
+
+    def saving(self, optimiser):
+        path = self.folder / "log.csv"
+        seen.append((self.step, path.read_text().splitlines()[1:] if path.exists() else []))
+        save(self, optimiser)
+
+    monkeypatch.setattr(Run, "save", saving)
+    train(experiment, runs_dir=tmp_path)
+    assert [step for step, _ in seen] == [0, 2, 4, 6, 7]
+    for step, lines in seen:
+        assert [line.split(",")[0] for line in lines] == [str(i) for i in range(step)]
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_with(experiment, runs_dir, run, tmp_path):
+    """Someone has mixed up the files of two runs."""
+    folder = shutil.copytree(run.folder, tmp_path / run.folder.name)
+    other = train(experiment.but(steps=1, head="linear"), runs_dir=runs_dir)
+    shutil.copy(other.folder / "checkpoint.pt", folder / "checkpoint.pt")
+    with pytest.raises(StegoError, match=r"checkpoint\.pt does not fit .*experiment\.json: head\.nonlinear"):
+        train(experiment, runs_dir=tmp_path, resume=True)
+
+
+def test_making_a_model_draws_nothing_from_what_others_draw_from(experiment):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    made = [training.build_model(experiment, 32, 8).state_dict() for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, made[1][name]) for name, value in made[0].items())
 
 
 def test_every_epoch_goes_through_all_pictures_once(experiment, run, monkeypatch):
@@ -423,6 +466,33 @@ def test_a_run_that_was_read_predicts_the_same(run):
         np.testing.assert_array_equal(first, second)
 
 
+def test_a_run_says_which_it_is(run):
+    assert repr(run) == f"Run('{run.folder}', {run.experiment.name}, step 7 of 7)"
+
+
+def test_kept_weights_come_in_the_order_of_their_steps(run, tmp_path):
+    """However many digits they have; what a killed write has left is none of them."""
+    again = load_run(shutil.copytree(run.folder, tmp_path / "run"))
+    assert list(again.kept_weights()) == []
+    for step in (1000, 9, 12_345_678, 10):
+        again.step = step
+        again.model.feature_mean.fill_(step)
+        again.keep_weights()
+    (again.folder / "kept" / f"{UNFINISHED}0000011.x.pt").write_bytes(b"half")
+    found = [(step, state["feature_mean"].unique().tolist()) for step, state in again.kept_weights()]
+    assert found == [(step, [step]) for step in (9, 10, 1000, 12_345_678)]
+
+
+def test_a_run_that_names_no_weights_of_its_backbone_is_taken_as_it_is(run, tmp_path):
+    """Those of earlier versions."""
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    state = load_state(folder / "checkpoint.pt")
+    del state["backbone_weights"]
+    save_state(folder / "checkpoint.pt", state)
+    again = load_run(folder)
+    assert again.trained_on is None and again.backbone.dim == 32
+
+
 def test_a_run_that_is_not_evaluated_says_so(run):
     with pytest.raises(StegoError, match=r"no metrics\.json yet"):
         _ = run.metrics
@@ -432,6 +502,21 @@ def test_a_run_that_is_not_evaluated_says_so(run):
 def test_a_prediction_is_as_large_as_its_picture(run, height, width):
     (found,) = run.predict(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
     assert found.shape == (height, width) and found.dtype == np.uint8 and found.max() < 8
+
+
+@pytest.mark.parametrize(
+    "size, shape, expected",
+    [
+        (64, (64, 64), (64, 64)), (64, (37, 91), (64, 160)), (64, (91, 37), (160, 64)), (64, (200, 50), (256, 64)),
+        (48, (100, 140), (48, 64)), (48, (100, 146), (48, 72)), (64, (8, 8), (64, 64)), ((32, 48), (500, 20), (32, 48)),
+    ],
+)  # fmt: skip
+def test_pictures_are_worked_on_with_the_shorter_side_at_the_evaluation_size(run, monkeypatch, size, shape, expected):
+    """The other side in proportion, to the nearest patch of 8 pixels, so that nothing is cut off; two sides are taken as given."""
+    seen, code = [], Run.code
+    monkeypatch.setattr(Run, "code", lambda self, batch: (seen.append(tuple(batch.shape)), code(self, batch))[1])
+    (found,) = load_run(run.folder, eval_size=size).predict(np.zeros((*shape, 3), np.uint8))
+    assert seen == [(1, 3, *expected)] and found.shape == shape
 
 
 def test_a_fixed_evaluation_size_is_used_for_every_picture(experiment, runs_dir):
@@ -453,6 +538,7 @@ def test_pictures_come_in_any_form(run, tmp_path):
     (expected,) = run.predict(array)
     for form in forms:
         np.testing.assert_array_equal(run.predict(form)[0], expected)
+    np.testing.assert_array_equal(run.predict(image.convert("L"))[0], run.predict(image.convert("L").convert("RGB"))[0])
     together = run.predict(forms)
     assert len(together) == 5
     for found in together:

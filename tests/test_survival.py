@@ -219,6 +219,10 @@ def test_a_loss_that_is_no_number_stops_the_run(experiment, reference, tmp_path,
             train(changed, runs_dir=tmp_path)
     (folder,) = runs_in(tmp_path)
     assert read_checkpoint(folder)["step"] == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_step", lambda *arguments: step(*arguments) | {term: value})
+        with pytest.raises(StegoError, match=r"at step 3.*last checkpoint, of step 3, is good"):
+            train(changed, runs_dir=tmp_path, resume=True)
     resumed = train(changed, runs_dir=tmp_path, resume=True)
     assert resumed.folder == folder and len(resumed.log) == 10
 
