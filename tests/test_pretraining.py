@@ -222,22 +222,3 @@ def test_the_watcher_leaves_unlabelled_places_out(monkeypatch):
     monkeypatch.setattr(watching, "tokens_of", lambda _, pictures: tokens[(pictures[:, 0, 0, 0] * 255).round().long()])
     found = watcher(shown, void, 3)(torch.nn.Linear(1, 1), 5)
     assert found["kmeans_miou"] == pytest.approx(100) and found["linear_miou"] == pytest.approx(100)
-
-
-@pytest.mark.parametrize(("shallow", "deep"), [(1, 3), (2, 5), (3, 3)])
-def test_a_grown_network_gives_what_the_shallow_one_gives_and_can_learn_more(shallow, deep):
-    torch.manual_seed(0)
-    small = pretraining.build_network(replace(TINY, depth=shallow)).eval()
-    large = pretraining.build_network(replace(TINY, depth=deep)).eval()
-    large.load_state_dict(pretraining.grown(small.state_dict(), deep))
-    pictures = torch.rand(2, 3, 32, 32)
-    found = pretraining.tokens_of(large, pictures)
-    assert_close(found, pretraining.tokens_of(small, pictures), rtol=0, atol=1e-5)
-    (found * torch.randn_like(found)).sum().backward()
-    assert all(block.mlp.fc2.weight.grad.abs().max() > 0 for block in large.blocks), "every new block gets a gradient"
-
-
-def test_a_network_does_not_shrink():
-    weights = pretraining.build_network(replace(TINY, depth=3)).state_dict()
-    with pytest.raises(ValueError, match="3 blocks cannot grow to 2"):
-        pretraining.grown(weights, 2)

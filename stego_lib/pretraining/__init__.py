@@ -7,7 +7,7 @@ from .dense import DenseContrast, point_contrast
 from .dino import Dino
 from .ibot import Ibot
 from .loop import OBJECTIVES, pretrain
-from .network import MEAN, STD, build_network, grown, save_backbone, tokens_at, tokens_of
+from .network import MEAN, STD, build_network, save_backbone, tokens_at, tokens_of
 from .pictures import draw_scenes, labelled_sample, mixture, read_photographs
 from .recipe import PHOTOS, PHOTOS_SECOND_STAGE, PHOTOS_SHARES, SECOND_STAGE, Distillation, PretrainRecipe
 from .watching import watcher
@@ -28,7 +28,6 @@ __all__ = [
     "build_network",
     "draw_scenes",
     "equal_time",
-    "grown",
     "labelled_sample",
     "large_and_small_views",
     "mix_colours",

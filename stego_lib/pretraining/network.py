@@ -1,9 +1,8 @@
 """The network that is pre-trained: building it, its tokens, and the file of its weights."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import timm
@@ -24,27 +23,6 @@ def build_network(recipe: PretrainRecipe) -> VisionTransformer:
     """The recipe's ViT with random weights, from torch's global generator."""
     arguments = recipe.timm_arguments()
     return timm.create_model(arguments.pop("architecture"), **arguments)
-
-
-def grown(weights: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """Weights of a ViT of `depth` blocks that gives what the shallower one with `weights` gives.
-
-    New blocks stand between the old ones, as evenly as can be: each a copy of the block before it whose two residual
-    branches end in zeros, so that it changes nothing until it has learnt (Net2Net, Chen et al. 2016). A shallow network
-    learns in a part of the time, and the deep one goes on from there. Raises ValueError for a `depth` below the given one.
-    """
-    blocks = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
-    if depth < blocks:
-        raise ValueError(f"a network of {blocks} blocks cannot grow to {depth}")
-    found = {name: value for name, value in weights.items() if not name.startswith("blocks.")}
-    places = [block * depth // blocks for block in range(blocks + 1)]
-    for block, (first, end) in enumerate(pairwise(places)):
-        own = {name.split(".", 2)[2]: value for name, value in weights.items() if name.startswith(f"blocks.{block}.")}
-        for place in range(first, end):
-            for name, value in own.items():
-                ends_branch = name.startswith(("attn.proj.", "mlp.fc2."))
-                found[f"blocks.{place}.{name}"] = value.clone() * (0 if place > first and ends_branch else 1)
-    return found
 
 
 def all_tokens(vit: VisionTransformer, pictures: Tensor) -> Tensor:
