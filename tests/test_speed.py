@@ -55,9 +55,18 @@ def test_goals_are_compared_with_what_was_measured_and_with_what_can_be(rows):
     # two passes of 0.2 s at least, and half of a second of CRF
     assert found["evaluation, no CRF, smooth"] == ("5 x", "4.00 x", "5.00 x", "no")
     assert found["evaluation, with CRF, smooth"] == ("4 x", "3.00 x", "3.33 x", "impossible here")
-    assert found["Cityscapes-sized recipe, ViT-S/8 (extrapolated)"][1:] == ("120", "", "no")
+    assert found["Cityscapes-sized recipe, ViT-S/8 (extrapolated)"][1:] == ("120", "not below 25 min", "no"), (
+        "14,875 x 0.1 s"
+    )
     assert found["Cityscapes-sized recipe, ViT-B/8, one GPU"][1:] == ("not measured", "", "")
     assert found["peak memory of training, store of 10.0 GB"][1:] == ("2.50", "", "yes")
+
+
+def test_a_recipe_whose_features_alone_take_an_hour_is_impossible(rows):
+    for least in rows["limits"]["least_s_per_picture"].values():
+        least[speed.NETWORK] += 0.15
+    line = speed.goals(rows).loc["Cityscapes-sized recipe, ViT-S/8 (extrapolated)"]
+    assert tuple(line)[1:] == ("120", "not below 62 min", "impossible here")
 
 
 def test_what_was_not_measured_is_said(rows):
