@@ -20,6 +20,8 @@ TIMM_ARGUMENTS = dict(
     global_pool="token", dynamic_img_size=True,
 )  # fmt: skip
 """The smallest network of the kind that the package comes with: 32 channels, patches of 8 pixels."""
+BASELINES = {"kmeans_features", "kmeans_pca", "kmeans_colors", "linear_features"}
+"""What a run record with labels holds beside the scores of STEGO."""
 
 
 def golden(name: str) -> dict[str, np.ndarray]:

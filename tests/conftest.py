@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from sources import Server
 
 from stego_lib.datasets import fetch
 from stego_lib.datasets.scenes import draw_scenes
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in its background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests press Ctrl-C on processes that inherit this
 
 
 @pytest.fixture(scope="session")

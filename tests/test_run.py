@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from common import few_samples, tiny_experiment, write_backbone
+from common import BASELINES, few_samples, tiny_experiment, write_backbone
 from PIL import Image
 from torch.testing import assert_close
 
@@ -39,7 +39,6 @@ from stego_lib.probe_maps import probe_maps
 from stego_lib.probes import labels_at
 from stego_lib.run import mean_code
 
-BASELINES = {"kmeans_features", "kmeans_pca", "kmeans_colors", "linear_features"}
 VALUES = {
     "loss",
     "loss_self",
