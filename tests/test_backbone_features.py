@@ -16,6 +16,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from stego_lib import Backbone, StegoError, extraction, open_dataset
+from stego_lib import backbone as backbone_module
 from stego_lib.datasets.transforms import resize_label, resize_picture
 from stego_lib.features import open_store
 from stego_lib.pretraining import PretrainRecipe
@@ -379,3 +380,20 @@ def test_a_label_map_of_another_shape_than_its_picture_is_named(own_pictures, ba
     Image.fromarray(np.zeros((10, 10), np.uint8)).save(own_pictures / "folder" / "labels" / "train" / "3.png")
     with pytest.raises(StegoError, match=r"imgs/train/3\.png is \(64, 40\).*labels/train/3\.png is \(10, 10\)"):
         open_store(train_split(own_pictures), backbone, 32, tmp_path / "store")
+
+
+@pytest.mark.parametrize("features", ["feat", "KK"])
+def test_on_a_cpu_pictures_pass_in_pieces_and_give_the_same(backbone_file, monkeypatch, features):
+    """16 cells of 32 channels: the hidden layer of a picture takes 4 * 32 * 16 numbers of 4 bytes."""
+    backbone, batch = (
+        Backbone(str(backbone_file), features=features, device="cpu", precision="float32"),
+        pictures(5, 3, 32, 32),
+    )
+    seen = []
+    backbone.vit.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    whole = backbone(batch)
+    monkeypatch.setattr(backbone_module, "AT_ONCE", 2 * 4 * 32 * 16 * 4)
+    assert_close(backbone(batch), whole, rtol=0, atol=1e-5)
+    monkeypatch.setattr(backbone_module, "AT_ONCE", 1)
+    assert_close(backbone(batch), whole, rtol=0, atol=1e-5)
+    assert seen == [5] + [2, 2, 1] + [1] * 5, "never less than one"

@@ -177,3 +177,13 @@ def test_the_clusters_of_a_run_are_found_again_and_scored_alike(scenes_root, bac
     assert torch.equal(run.model.cluster_probe.clusters, clusters)
     alone = tuning.clusterings(run, [7])["ways"]
     assert alone["k-means"]["miou"] == found["ways"]["k-means"]["miou"][1:] and alone["k-means"]["agreement"] is None
+
+
+def test_one_change_leaves_all_else_as_it_is():
+    base = Experiment.preset("camvid", backbone="photos_vit_tiny8")
+    first, *others = tuning.one_change(base)
+    assert first.experiment == base.but(crf=False)
+    plain, names = first.experiment.to_dict(), [variant.name for variant in others]
+    changed = [{key for key, value in one.experiment.to_dict().items() if value != plain[key]} for one in others]
+    assert changed == [{"head"}, {"subtract_mean", "centering"}, {"shifts"}, {"steps"}, {"neighbors"}, {"probes"}]
+    assert len(set(names)) == len(names)
