@@ -55,10 +55,10 @@ def learning_curves(stages: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> 
 
 
 def objectives(measured: Mapping[str, pd.DataFrame]) -> Figure:
-    """One panel a measure, one line an objective, by minutes of training; `measured`: name -> table of `read_curve`."""
+    """One panel a measure, one line a recipe, by minutes of training; `measured`: name -> table of `read_curve`."""
     figure, axes = plt.subplots(1, len(MEASURES), figsize=(9.5, 3.4))
     for axis, (key, title) in zip(axes, MEASURES.items(), strict=True):
-        for (name, table), colour, marker in zip(measured.items(), sns.color_palette(), "os^", strict=False):
+        for (name, table), colour, marker in zip(measured.items(), sns.color_palette(), "os^d", strict=False):
             axis.plot(table.index, table[key], marker=marker, color=colour, label=name)
         axis.set(title=title, xlabel="minutes of training", ylim=(0, None))
     axes[0].legend(fontsize=9)

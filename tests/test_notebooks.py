@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -247,6 +248,9 @@ def test_objectives_are_compared_on_equal_time(tmp_path):
     )
     text = run_notebook(ROOT / "notebooks" / "pretrain_photos.ipynb", tmp_path / "out.ipynb", parameters)
     assert "kmeans_miou after equal time, best first: " in text
-    for name in OBJECTIVES:
+    for name in [*OBJECTIVES, "dense, random start"]:
         content = json.loads((tmp_path / "objectives" / f"{name}.json").read_text())
-        assert content["recipe"]["objective"] == name and len(content["measured"]) >= 2
+        assert content["recipe"]["objective"] == name.split(",")[0] and len(content["measured"]) >= 2
+        assert content["recipe"]["structured"] == ("random" not in name)
+    starts = json.loads((tmp_path / "starts.json").read_text())
+    assert [(one["start"], one["seed"]) for one in starts] == list(product(["random", "structured"], range(3)))

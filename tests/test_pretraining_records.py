@@ -1,6 +1,7 @@
 """Learning curves on disk, and objectives at equal time."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,7 +35,8 @@ def test_equal_time_gives_each_objective_the_steps_that_fit(tmp_path, monkeypatc
         return None, [{"step": i, "seconds": 9 + costs[recipe.objective] * i} for i in range(recipe.steps)]
 
     monkeypatch.setattr(comparison, "pretrain", timed)
-    logs = pretraining.equal_time(torch.empty(0), TINY, costs, 40, tmp_path, watch=len)
+    recipes = {name: replace(TINY, objective=name) for name in costs}
+    logs = pretraining.equal_time(torch.empty(0), recipes, 40, tmp_path, watch=len)
     assert {name: len(log) for name, log in logs.items()} == {"dense": 20, "dino": 10, "ibot": 20}
     assert asked == [
         ("dense", 6, None), ("dense", 20, len), ("dino", 6, None), ("dino", 10, len), ("ibot", 6, None), ("ibot", 20, len),
@@ -43,8 +45,8 @@ def test_equal_time_gives_each_objective_the_steps_that_fit(tmp_path, monkeypatc
 
 def test_a_comparison_goes_on_where_it_was_broken_off(tmp_path):
     pictures = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    first = pretraining.equal_time(pictures, TINY, ["dense"], 0.3, tmp_path, watch=lambda vit, step: {"at": step})
-    again = pretraining.equal_time(pictures, TINY, ["dense"], 0.3, tmp_path, watch=lambda vit, step: {"at": step})
+    first = pretraining.equal_time(pictures, {"dense": TINY}, 0.3, tmp_path, watch=lambda vit, step: {"at": step})
+    again = pretraining.equal_time(pictures, {"dense": TINY}, 0.3, tmp_path, watch=lambda vit, step: {"at": step})
     assert again == first, "as many steps as were found at first, none of them done again"
     assert all(math.isfinite(line["loss"]) for line in first["dense"])
     assert sum("at" in line for line in first["dense"]) >= 1

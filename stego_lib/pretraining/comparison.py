@@ -1,6 +1,6 @@
-"""Objectives against each other: the same network, pictures and time for each."""
+"""Pre-training recipes against each other: the same pictures and time for each."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .loop import pretrain
-from .recipe import Objective, PretrainRecipe
+from .recipe import PretrainRecipe
 
 PILOT = 6
 """Steps that are timed to tell how many fit into the time; the first is left out."""
@@ -16,24 +16,22 @@ PILOT = 6
 
 def equal_time(
     pictures: Tensor,
-    recipe: PretrainRecipe,
-    objectives: Iterable[Objective],
+    recipes: Mapping[str, PretrainRecipe],
     seconds: float,
     folder: str | Path,
     **options: Any,
 ) -> dict[str, list[dict[str, float]]]:
-    """Trains with each objective for about `seconds` (of processor time on a CPU): objective -> its log.
+    """Trains by each recipe for about `seconds` (of processor time on a CPU): name -> its log.
 
-    recipe: the rest, the same for all but for the number of steps, to which warm-up and last phase are fitted. A watch
-    looks four times. State is kept below `folder`; called again it goes on, with the number of steps found at first.
-    options: for `pretrain`.
+    The number of steps is replaced by as many as fit; warm-up and last phase are shortened with it. A watch looks four
+    times. State is kept below `folder`; called again it goes on, with the number of steps found at first. options: for
+    `pretrain`.
     """
     logs: dict[str, list[dict[str, float]]] = {}
-    for name in objectives:
-        own = replace(recipe, objective=name)
-        pilot = replace(own, steps=PILOT, full_size_steps=0)
+    for name, recipe in recipes.items():
+        pilot = replace(recipe, steps=PILOT, full_size_steps=0)
         timed = pretrain(pictures, pilot, Path(folder) / name / "pilot", **(options | {"watch": None}))[1]
         steps = max(1, round(seconds * (PILOT - 1) / (timed[-1]["seconds"] - timed[0]["seconds"])))
         looks = {"save_every": 10, "watch_every": max(1, steps // 4)}
-        logs[name] = pretrain(pictures, own.varied(recipe.seed, steps), Path(folder) / name, **(looks | options))[1]
+        logs[name] = pretrain(pictures, recipe.varied(recipe.seed, steps), Path(folder) / name, **(looks | options))[1]
     return logs

@@ -15,14 +15,18 @@ from torch import Tensor
 from ..backbone import IMAGENET
 from ..files import atomic
 from .recipe import PretrainRecipe
+from .structure import structure
 
 MEAN, STD = (torch.tensor(IMAGENET[key]).view(3, 1, 1) for key in ("mean", "std"))
 
 
 def build_network(recipe: PretrainRecipe) -> VisionTransformer:
-    """The recipe's ViT with random weights, from torch's global generator."""
+    """The recipe's ViT with random weights, from torch's global generator; with what `structure` gives if it says so."""
     arguments = recipe.timm_arguments()
-    return timm.create_model(arguments.pop("architecture"), **arguments)
+    vit = timm.create_model(arguments.pop("architecture"), **arguments)
+    if recipe.structured:
+        structure(vit)
+    return vit
 
 
 def all_tokens(vit: VisionTransformer, pictures: Tensor) -> Tensor:
