@@ -397,3 +397,23 @@ def test_on_a_cpu_pictures_pass_in_pieces_and_give_the_same(backbone_file, monke
     monkeypatch.setattr(backbone_module, "AT_ONCE", 1)
     assert_close(backbone(batch), whole, rtol=0, atol=1e-5)
     assert seen == [5] + [2, 2, 1] + [1] * 5, "never less than one"
+
+
+def test_on_a_gpu_pictures_pass_together(backbone, monkeypatch):
+    seen = []
+    monkeypatch.setattr(backbone, "normalise", lambda batch: Pieces(seen))
+    monkeypatch.setattr(backbone, "device", torch.device("cuda"))
+    monkeypatch.setattr(backbone, "_tokens", lambda batch: batch)
+    assert backbone(torch.zeros(300, 3, 32, 32)).shape == (300, 1)
+    assert len(seen) == 1 and seen[0] >= 300
+
+
+class Pieces:
+    """A batch that notes how many pictures were asked for at once, and comes back whole."""
+
+    def __init__(self, seen: list[int]):
+        self.seen = seen
+
+    def split(self, count: int) -> tuple[torch.Tensor, ...]:
+        self.seen.append(count)
+        return torch.zeros(300, 1).split(count)

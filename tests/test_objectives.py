@@ -140,6 +140,19 @@ def test_ibot_asks_the_student_about_views_it_does_not_see_whole(pictures, monke
     assert mask.any(1).all() and not targets.requires_grad and scores.requires_grad
 
 
+def test_dino_without_small_views_compares_the_large_ones(pictures):
+    recipe = replace(TINY, objective="dino", distillation=replace(SMALL, small_crops=0))
+    torch.manual_seed(0)
+    module = OBJECTIVES["dino"](build_network(recipe), recipe)
+    batch = pictures[:3].float() / 255
+    large, _ = large_and_small_views(batch, 16, 8, 0, recipe, generator())
+    tokens = [all_tokens(module.student["vit"], view)[:, 0] for view in large]
+    said = [module.student["head"](token).detach() for token in tokens]
+    told = [F.softmax(score / SMALL.teacher_temperature, dim=-1) for score in said]  # student and teacher begin alike
+    want = [naive(told[i][row], said[1 - i][row], SMALL.student_temperature) for i in range(2) for row in range(3)]
+    assert module(batch, 16, generator()).item() == pytest.approx(sum(want) / 6, rel=1e-4)
+
+
 def test_small_views_show_what_the_large_ones_show(monkeypatch):
     monkeypatch.setattr(crops, "mix_colours", lambda view, *_: view)
     ramp = torch.linspace(0, 1, 80)
