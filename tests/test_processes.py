@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -17,7 +18,18 @@ from common import tiny_experiment
 from killing import Runner, miou_of, runs_in, weights_of
 from torch.multiprocessing import ProcessExitedException
 
-from stego_lib import Experiment, StegoError, clustering, crf, evaluate, load_run, processes, train, training
+from stego_lib import (
+    Experiment,
+    StegoError,
+    clustering,
+    crf,
+    evaluate,
+    evaluation,
+    load_run,
+    processes,
+    train,
+    training,
+)
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.features import Features, Share
 from stego_lib.files import read_json
@@ -362,3 +374,20 @@ def test_dropout_is_that_of_torch_and_shares_have_their_part_of_its_mask():
             parts.append(dropout(part))
         assert torch.equal(torch.cat(parts), expected)
     assert torch.equal(ChannelDropout(0.4).eval()(features), features)
+
+
+@pytest.mark.parametrize(
+    "stands, here, how", [(True, (1, 1), "spawned"), (False, (1, 1), "alone"), (True, (2, 1), "joined")]
+)
+def test_who_scores_a_run_of_several_devices(tmp_path, monkeypatch, stands, here, how):
+    """New processes open the run's folder; one that has none yet, or that all have opened, needs none."""
+    if stands:
+        (tmp_path / "checkpoint.pt").touch()
+    run = SimpleNamespace(
+        experiment=Experiment(devices=2, device="cpu"), folder=tmp_path, processes=SimpleNamespace(count=1)
+    )
+    monkeypatch.setattr(evaluation, "started", lambda: here)
+    monkeypatch.setattr(evaluation, "spawn", lambda _, devices, device, folder, *__: ("spawned", devices, folder))
+    monkeypatch.setattr(evaluation, "join", lambda devices, device: SimpleNamespace(count=devices))
+    monkeypatch.setattr(evaluation, "evaluate_among", lambda run, *_: "joined" if run.processes.count == 2 else "alone")
+    assert evaluate(run) == (("spawned", 2, tmp_path) if how == "spawned" else how)

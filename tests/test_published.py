@@ -508,3 +508,9 @@ def test_a_head_on_features_of_another_width_is_refused_even_if_it_is_none():
     source, model = (SimpleNamespace(model=Stego(width, width, 3, head="none")) for width in (7, 5))
     with pytest.raises(StegoError, match="its head is of another kind or size"):
         training.take_over(model.model, source)
+
+
+def test_a_file_that_holds_no_dictionary_is_named(tmp_path):
+    torch.save([torch.zeros(2)], tmp_path / "list.ckpt")
+    with pytest.raises(StegoError, match=r"list\.ckpt is not a checkpoint: it holds no dictionary"):
+        load_inert(tmp_path / "list.ckpt")
