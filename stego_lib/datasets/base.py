@@ -82,6 +82,8 @@ class SegmentationDataset(Sequence):
 
     published = False
     """Decode labels as the published code does, where that differs (see `open_dataset`)."""
+    looked_at = False
+    """Whether every file was read and found good, see `intact`."""
 
     def doubts(self, ids: np.ndarray) -> list[Finding]:
         """Why the label maps may be those of another release of the data set. ids: pixels of each stored id, int64 (256,)."""

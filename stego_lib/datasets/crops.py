@@ -122,6 +122,10 @@ def five_boxes(height: int, width: int, ratio: float = RATIO) -> list[Box]:
     return [*corners, (round((height - h) / 2), round((width - w) / 2), h, w)]
 
 
+def _since(began: int, path: Path) -> bool:
+    return path.exists() and path.stat().st_mtime_ns >= began
+
+
 def write_crops(dataset: Crops, folder: str | Path) -> None:
     """Writes every crop below `folder` in the published layout, for use outside this project.
 
@@ -139,11 +143,11 @@ def write_crops(dataset: Crops, folder: str | Path) -> None:
     began = made.stat().st_mtime_ns
     for number in progress(range(len(dataset)), f"crops of {dataset.name} {dataset.split}"):
         picture = folder / "img" / dataset.split / f"{number}.jpg"
-        if not picture.exists():
+        if not _since(began, picture):
             with atomic(picture) as temporary:
                 TF.to_pil_image(dataset.picture(number)).save(temporary)
         target, label = folder / "label" / dataset.split / f"{number}.png", dataset.label(number)
-        if label is not None and not target.exists():
+        if label is not None and not _since(began, target):
             with atomic(target) as temporary:
                 Image.fromarray((label + 1).numpy().astype(np.uint8)).save(temporary)
     with atomic(folder / f"names-{dataset.split}.txt") as temporary:
