@@ -53,7 +53,7 @@ def look(
         paths = list_pictures(source)
         return [*_left_out(source), *_masks(paths, _flat(paths), "segmented"), *_headers(paths)]
     whole: SegmentationDataset = getattr(source, "whole", source)
-    kept = keep / f".findings-{fingerprint(KEPT_VERSION, whole.identity(), whole.published)}.json" if keep else None
+    kept = keep / f".findings-{fingerprint(KEPT_VERSION, whole.state(), whole.published)}.json" if keep else None
     if kept is not None:
         return [*_beside(whole), *_kept(whole, kept)]
     return [*_beside(whole), *from_survey(whole, found or survey(whole))]
