@@ -269,7 +269,7 @@ def list_pictures(folder: Path) -> list[Path]:
         paths = sorted(folder.iterdir())
     except OSError as error:
         raise StegoError(f"folder {folder} cannot be read ({error.strerror})") from error
-    return [path for path in paths if path.suffix.lower() in SUFFIXES and visible(path) and not path.is_dir()]
+    return [path for path in paths if path.suffix.lower() in SUFFIXES and visible(path)]
 
 
 def visible(path: Path) -> bool:

@@ -77,10 +77,8 @@ def _print_images(found: Survey, dataset: SegmentationDataset) -> None:
 
 def _print_classes(found: Survey, dataset: SegmentationDataset) -> None:
     seen, shares = int((found.classes[:-1] > 0).sum()), found.classes / found.classes.sum()
-    sampled = "" if found.looked == len(dataset) else "a sample of "
     print(
-        f"    labels: {seen} of {len(dataset.classes)} classes in {sampled}{found.looked:,} label maps, {100 * shares[-1]:.1f} % "
-        "of the pixels ignored"
+        f"    labels: {seen} of {len(dataset.classes)} classes in {found.maps}, {100 * shares[-1]:.1f} % of the pixels ignored"
     )
     cells = [f"{n[:24]:<24} {100 * share:5.1f} %" for n, share in zip(dataset.classes.names, shares, strict=False)]
     for row in range(0, len(cells), COLUMNS):

@@ -128,8 +128,6 @@ def _labels(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
     ids = [id_ for id_ in range(256) if found.ids[id_]]
     absent = [i for i, count in enumerate(counts) if not count]
     present = len(counts) - len(absent)
-    maps = f"{found.looked:,} label map{'s' * (found.looked > 1)}"
-    maps = maps if found.looked == found.size else f"a sample of {maps}"
     told = f"ids seen: {listed(ids)}"
     hint = ""
     if absent and dataset.name == "folder":
@@ -138,16 +136,16 @@ def _labels(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
         elif 0 in absent and len(counts) - 1 in ids:
             hint = "; ids start at 0"
     if not present:
-        yield Finding(f"{what}: no pixel of {maps} has a class ({told}); are these its label maps?{hint}", True)
+        yield Finding(f"{what}: no pixel of {found.maps} has a class ({told}); are these its label maps?{hint}", True)
     elif present == 1 and len(counts) > 1:
         only = names[int(counts.argmax())]
         yield Finding(
-            f"{what}: {only!r} is the only class in {maps} ({told}), so a score of 100 would mean nothing{hint}", True
+            f"{what}: {only!r} is the only class in {found.maps} ({told}), so a score of 100 would mean nothing{hint}", True
         )
     elif absent and found.looked == found.size:
         few = ", ".join(repr(names[i]) for i in absent[:5]) + (", ..." if len(absent) > 5 else "")
         swallowed = dataset.name == "folder" and found.ids[255] > counts.sum() - counts.max()
-        yield Finding(f"{what}: {len(absent)} of {len(counts)} classes occur in none of {maps}: {few} ({told}){hint}", swallowed)
+        yield Finding(f"{what}: {len(absent)} of {len(counts)} classes occur in none of {found.maps}: {few} ({told}){hint}", swallowed)
     for doubt in dataset.doubts(found.ids):
         yield Finding(f"{what}: {doubt.text}", doubt.misleads)
 

@@ -45,6 +45,12 @@ class Survey:
     first: tuple[int, int] = (0, 0)
     """Height and width of the first image."""
 
+    @property
+    def maps(self) -> str:
+        """How many label maps were looked at, for a message."""
+        maps = f"{self.looked:,} label map{'s' * (self.looked > 1)}"
+        return maps if self.looked == self.size else f"a sample of {maps}"
+
     def add(self, one: "Seen") -> None:
         """Counts an image and its label map."""
         self.classes += one.classes
@@ -130,12 +136,14 @@ def refuse_depths(dataset: SegmentationDataset) -> None:
         return
     paths = [path for path in dataset.pictures if path.suffix.lower() in DEEP]
     with ThreadPoolExecutor() as pool:
-        ranges = [one for one in pool.map(value_range, paths) if one]
+        looked = zip(paths, pool.map(value_range, paths), strict=True)
+        found = {path: one for path, one in looked if one}
+    ranges = list(found.values())
     if any(not fills(*one) for one in ranges):
         depths = " and ".join(sorted({depth for depth, _, _ in ranges}))
         low, high = min(low for _, low, _ in ranges), max(high for _, _, high in ranges)
         raise StegoError(
-            f"{len(ranges)} of {len(dataset)} images of {dataset.name} {dataset.split} hold {depths} values from {low:,g} to "
+            f"{len(ranges)} of {len(dataset)} images of {dataset.name} {dataset.split} (such as {min(found)}) hold {depths} values from {low:,g} to "
             f"{high:,g}, and nothing says which are black and white: {REMEDY}"
         )
 
