@@ -240,7 +240,7 @@ def test_what_macos_adds_to_an_archive_is_left_out(tmp_path):
     clutter = ("._a.png", "in/._a.png", "__MACOSX/in/a.png", ".DS_Store")
     archive = write_zip(tmp_path / "a.zip", dict.fromkeys(("in/a.png", *clutter), b"x"))
     assert unpack(archive, tmp_path / "out", lambda name: name) == 1
-    assert left(tmp_path / "out") == ["in/a.png"] or (tmp_path / "out/in/a.png").exists()
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["a.png"]
 
 
 def test_damaged_archives_are_explained(tmp_path):
@@ -380,7 +380,7 @@ def test_cocostuff_is_fetched_from_its_four_places(mirror, tmp_path, capsys):
     assert main(["prepare", "cocostuff3", "--root", str(tmp_path)]) == 0
     assert main(["check", "cocostuff3", "--root", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "train: 3 pictures, the first 182 x 48" in said and "3 of 3 classes in a sample of 3" in said
+    assert "train: 3 pictures, the first 182 x 48" in said and "3 of 3 classes in 3 label maps" in said
     mirror.log.clear()
     prepare("cocostuff3", tmp_path)
     assert mirror.log == []
