@@ -144,7 +144,7 @@ def _labels(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
         )
     elif absent and found.looked == found.size:
         few = ", ".join(repr(names[i]) for i in absent[:5]) + (", ..." if len(absent) > 5 else "")
-        swallowed = dataset.name == "folder" and found.ids[255] > counts.sum() - counts.max()
+        swallowed = dataset.name == "folder" and bool(found.ids[255] > counts.sum() - counts.max())
         yield Finding(f"{what}: {len(absent)} of {len(counts)} classes occur in none of {found.maps}: {few} ({told}){hint}", swallowed)
     for doubt in dataset.doubts(found.ids):
         yield Finding(f"{what}: {doubt.text}", doubt.misleads)
