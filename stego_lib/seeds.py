@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from .backbone import Backbone
+from .backbone import Backbone, fit_sizes
 from .errors import StegoError
 from .evaluation import evaluate, recorded
 from .experiment import Experiment
@@ -55,7 +55,9 @@ def run_seeds(
 def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) -> dict[str, Any] | None:
     """The run record on `val` of the newest run of exactly this experiment, or None if it is not trained and scored."""
     where = Path(runs_dir) if runs_dir is not None else runs_root()
-    folder = find_run(where, experiment, Backbone.of(experiment))
+    backbone = Backbone.of(experiment)
+    experiment = fit_sizes(experiment, backbone.geometry, tell=False)
+    folder = find_run(where, experiment, backbone)
     if folder is None or not (folder / "metrics.json").exists():
         return None
     record = read_record(folder / "metrics.json")

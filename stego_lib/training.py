@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
-from .backbone import Backbone, choose_device
+from .backbone import Backbone, choose_device, fit_sizes
 from .batches import Batch, Draw, draw_batch, find_neighbors
 from .calibration import calibrate
 from .datasets import open_training_set
@@ -39,7 +39,8 @@ SAVE_EVERY = 200
 def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume: bool = False) -> Run:
     """Trains the head and both probes on the train split; returns the run, its folder below `runs_dir`.
 
-    Features are computed once and kept in runs_dir/features. With `resume`, the newest unfinished run of the same
+    Features are computed once and kept in runs_dir/features. Sizes that the backbone's patch or stride does not divide are
+    rounded, and a notice says so; `run.experiment` holds those that were used. With `resume`, the newest unfinished run of the same
     experiment goes on from its last checkpoint, to the same weights as if it had not stopped (on a CPU); a finished one
     is returned as it is. `experiment.start_from` names a run or released checkpoint whose head and probes it begins with.
     Raises StegoError before any long work (a missing data set, a broken picture, an unknown backbone, ...), for a run that
@@ -54,7 +55,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
         return train_among(join(experiment.devices, experiment.device), experiment, runs_dir, resume)
     refuse_unequal_shares(experiment, experiment.devices)
     run = load_run(spawn(_train_spawned, experiment.devices, experiment.device, experiment.to_dict(), runs_dir, resume))
-    run.experiment = experiment
+    run.experiment = experiment.but(train_size=run.experiment.train_size, eval_size=run.experiment.eval_size)
     run.model.to(choose_device(experiment.device))
     return run
 
@@ -80,8 +81,7 @@ def train_among(processes: Processes, experiment: Experiment, runs_dir: Path, re
             f"{dataset.name} has {len(dataset)} training pictures: too few for batch_size {experiment.batch_size} and {experiment.neighbors} neighbours"
         )
     backbone = Backbone.of(experiment.but(device=processes.device(experiment.device)))
-    for size in (experiment.train_size, experiment.eval_size):
-        backbone.grid(*(size if isinstance(size, tuple) else (size, size)))
+    experiment = fit_sizes(experiment, backbone.geometry, tell=processes.first)
     model = build_model(experiment, backbone.dim, len(dataset.classes)).to(backbone.device)
     if not dataset.has_labels:
         model.linear_probe.forget()
