@@ -104,7 +104,7 @@ class Backbone(nn.Module):
     name
         An embedded backbone (`EMBEDDED`), a short name (`SHORT_NAMES`), any network of timm that gives a map of features
         (weights from its hub or the cache of it), or a file: .safetensors whose metadata hold the timm arguments as JSON under
-        "timm", .pth as DINO's authors publish it, or .ckpt, a released STEGO checkpoint. "NAME=FILE" takes the weights of the
+        "timm", .pth as DINO's authors publish it, or .ckpt, a released STEGO checkpoint. "NAME@FILE" takes the weights of the
         timm network NAME from FILE, for example a `model.safetensors` downloaded by hand.
     features
         'feat' (tokens) or 'KK' (keys of the attention, head by head, neither scaled nor normed).
@@ -382,7 +382,7 @@ def _load(name: str, heads: int | None) -> tuple[nn.Module, dict[str, tuple[floa
             ) from error
         raise HubUnreachable(
             f"the weights of {timm_name!r} could not be fetched from timm's hub ({brief(error)}); without a network take an embedded "
-            f"backbone ({', '.join(EMBEDDED)}), or download model.safetensors elsewhere and take {timm_name}=FILE as the backbone"
+            f"backbone ({', '.join(EMBEDDED)}), or download model.safetensors elsewhere and take {timm_name}@FILE as the backbone"
         ) from error
     return _as_published(network, timm_name), _of_config(network)
 
@@ -484,7 +484,7 @@ def _from_file(path: Path, fill: bool = True) -> tuple[nn.Module, dict[str, tupl
         if "timm" not in metadata:
             raise StegoError(
                 f"{path} does not say which network its weights are of: name timm's network beside it, as in "
-                f'backbone=vit_small_patch14_dinov2.lvd142m={path}, or put "timm" into its metadata: '
+                f'backbone vit_small_patch14_dinov2.lvd142m@{path}, or put "timm" into its metadata: '
                 '{"architecture": NAME, ...timm arguments}'
             )
         arguments = json.loads(metadata["timm"])

@@ -61,15 +61,15 @@ BACKBONE_FILES = (".safetensors", ".pth", ".ckpt")
 
 
 def split_backbone(backbone: str) -> tuple[str, str]:
-    """(timm or embedded name, file) of a backbone, "" for what it does not have: "NAME", "FILE" or "NAME=FILE"."""
-    name, equals, file = backbone.partition("=")
-    if equals and re.fullmatch(r"[\w.]+", name) and not Path(backbone).is_file():
+    """(timm or embedded name, file) of a backbone, "" for what it does not have: "NAME", "FILE" or "NAME@FILE"."""
+    name, at, file = backbone.partition("@")
+    if at and re.fullmatch(r"[\w.]+", name) and not Path(backbone).is_file():
         return name, str(_path(file))
     return ("", str(_path(backbone))) if backbone.endswith(BACKBONE_FILES) else (backbone, "")
 
 
 def _located(backbone: str) -> str:
-    return "=".join(filter(None, split_backbone(backbone)))
+    return "@".join(filter(None, split_backbone(backbone)))
 
 
 Folder = Annotated[str, AfterValidator(_path)]
@@ -105,7 +105,7 @@ class Experiment:
     n_classes: int | None = Field(None, ge=1, le=255)
     """How many clusters to look for in a `folder` that names no classes; None = 27 there, elsewhere the data set's own number."""
     backbone: Annotated[str, AfterValidator(_located)] = "scenes_vit_tiny8"
-    """Embedded name, timm name, path of a .safetensors, .pth or .ckpt file, or NAME=FILE: weights of a timm network in a file."""
+    """Embedded name, timm name, path of a .safetensors, .pth or .ckpt file, or NAME@FILE: weights of a timm network in a file."""
     features: Literal["feat", "KK"] = "feat"
     """Tokens after the final norm, or keys of the attention."""
     block: int = -1
