@@ -15,7 +15,7 @@ from .batches import Batch, Draw, draw_batch, find_neighbors
 from .calibration import calibrate
 from .datasets import SegmentationDataset, open_training_set
 from .errors import StegoError
-from .experiment import Experiment
+from .experiment import HOW, Experiment
 from .features import Features, FeatureStore
 from .files import explained, locked, sweep, write_json
 from .loss import stego_loss
@@ -54,10 +54,11 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     """
     runs_dir = Path(runs_dir) if runs_dir is not None else runs_root()
     if experiment.devices == 1 or started() != (1, 1):
-        return train_among(join(experiment.devices, experiment.device), experiment, runs_dir, resume)
+        with torch.random.fork_rng([]):  # networks are built with random weights before theirs are loaded
+            return train_among(join(experiment.devices, experiment.device), experiment, runs_dir, resume)
     refuse_unequal_shares(experiment, experiment.devices)
     run = load_run(spawn(_train_spawned, experiment.devices, experiment.device, experiment.to_dict(), runs_dir, resume))
-    run.experiment = experiment.but(train_size=run.experiment.train_size, eval_size=run.experiment.eval_size)
+    run.experiment = run.experiment.but(**{name: getattr(experiment, name) for name in HOW})
     run.model.to(choose_device(experiment.device))
     return run
 
@@ -221,7 +222,7 @@ def run_steps(
     """Trains from the run's step to the last, with a line in the log for each step and a checkpoint now and then."""
     experiment, model, saved = run.experiment, run.model, run.step
     watch = Watch(run.folder, store, experiment, run.step)
-    knobs = "choose a smaller batch_size, points, negatives or code_dim, a smaller train_size, or device='cpu'"
+    knobs = "choose a smaller batch_size, code_dim or train_size, or device='cpu'"
     first, path = processes.first, run.folder / "log.csv"
     device = model.feature_mean.device
     with (
