@@ -281,6 +281,7 @@ def measure(network: nn.Module, name: str) -> Geometry:
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         raise StegoError(_no_map(name, brief(error))) from error
     made_for = (getattr(network, "pretrained_cfg", None) or {}).get("input_size", ())[1:]
+    made_for = getattr(getattr(network, "patch_embed", None), "img_size", None) or made_for
     tried = ""
     for normed in (True, False):
         for height, width in filter(None, ((2 * cell, 3 * cell), made_for)):
