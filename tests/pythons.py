@@ -1,4 +1,4 @@
-"""Sets the project up with each Python found on the machine, as `make setup` does, and trains the embedded default for a few steps.
+"""Sets the project up with each Python found on the machine, as `make setup` does, and trains a few steps.
 
 `make pythons` writes tests/reports/pythons.json and shows it as a table. Of each minor version the newest is taken. An
 environment that did well is removed; one that did not stays, with what was printed in its setup.log and train.log.
@@ -77,9 +77,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The rows of a report as a table for the terminal."""
     words = {True: "yes", False: "no", None: "-"}
     cells = [list(COLUMNS.values())]
-    cells += [[words.get(row[key]) if isinstance(row[key], bool | None) else str(row[key]) for key in COLUMNS] for row in rows]
+    cells += [
+        [words.get(row[key]) if isinstance(row[key], bool | None) else str(row[key]) for key in COLUMNS] for row in rows
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Setting up: what `make setup` does and says, what the wheel holds, and which Pythons were tried. Without network: stand-ins for Python."""
+"""Setting up: what `make setup` says, what the wheel holds, which Pythons were tried; with stand-ins for Python."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def stand_in(path: Path, does: str) -> Path:
 
 
 def python(folder: Path, fails: str = "nothing") -> Path:
-    """A Python that writes what it is asked into `told`, makes environments of itself, and fails where asked for `fails`."""
+    """A Python that writes what it is asked to `told`, makes environments of itself, and fails if asked for `fails`."""
     return stand_in(
         folder / "python",
         f"""echo "$*" >>{folder}/told
@@ -88,7 +88,17 @@ def test_the_wheel_holds_every_file_of_the_library_and_is_built_without_a_warnin
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "stego_lib", tmp_path / "stego_lib", ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-build-isolation", "--no-index", "."]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--verbose",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        ".",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "Warning" not in done.stdout + done.stderr, done.stdout + done.stderr
     (wheel,) = tmp_path.glob("*.whl")
@@ -124,12 +134,16 @@ def test_a_python_that_fails_is_reported_and_its_logs_are_kept(tmp_path, monkeyp
 
 
 def test_what_is_promised_was_tried():
-    """If this fails, a Python came or went: `make pythons`, and the classifiers, README.md and environment.yml after it."""
+    """If this fails, a Python came or went: `make pythons`, then mend classifiers, README.md and environment.yml."""
     rows = read_json(pythons.REPORT)["pythons"]
     assert all(row["trained"] and row["crf"] and row["torch"] for row in rows)
     minors = [row["python"].rpartition(".")[0] for row in rows]
-    named = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if c.startswith("Programming Language :: Python :: 3.")]
-    assert named == minors and PROJECT["requires-python"] == f">={minors[0]}" == f">={'.'.join(map(str, pythons.OLDEST))}"
+    named = [
+        c.rpartition(" ")[2] for c in PROJECT["classifiers"] if c.startswith("Programming Language :: Python :: 3.")
+    ]
+    assert (
+        named == minors and PROJECT["requires-python"] == f">={minors[0]}" == f">={'.'.join(map(str, pythons.OLDEST))}"
+    )
     for name in ("README.md", "environment.yml"):
         text = (ROOT / name).read_text(encoding="utf-8")
         assert all(row["python"] in text for row in rows), name
