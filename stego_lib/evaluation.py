@@ -287,9 +287,7 @@ def _stego_tables(
 
 def _can_refine() -> bool:
     if not crf.available():
-        notice(
-            "pydensecrf is not installed: scores are reported without the CRF (to have it: pip install 'stego_lib[crf]')"
-        )
+        notice(f"pydensecrf is not installed: scores are reported without the CRF (to have it: {crf.INSTALL})")
     return crf.available()
 
 

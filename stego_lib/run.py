@@ -17,7 +17,7 @@ from torch import Tensor
 from .backbone import Backbone, upsample
 from .datasets import Classes
 from .datasets.base import open_picture
-from .datasets.folder import read_classes
+from .datasets.folder import read_classes, write_classes
 from .datasets.transforms import resize_picture
 from .errors import StegoError
 from .experiment import HOW, SCORING, Experiment, split_backbone
@@ -198,7 +198,7 @@ def mean_code(model: Stego, features: Tensor, mirrored: Tensor | None) -> Tensor
 
 def start_run(folder: Path, experiment: Experiment, classes: Classes) -> None:
     """Writes what determines the run into its folder; what it is found by comes last, when all else is there."""
-    write_json(folder / "classes.json", {"names": classes.names, "colors": classes.colors})
+    write_classes(folder / "classes.json", classes)
     write_json(folder / "experiment.json", experiment.to_dict())
 
 
