@@ -62,8 +62,8 @@ class Run:
         _, file = split_backbone(self.experiment.backbone)
         if file and not Path(file).is_file():
             raise StegoError(
-                f"the backbone file of {self.folder}, {file}, does not exist; put it into the run's folder, or open the run with "
-                "load_run(RUN, backbone=FILE)"
+                f"backbone file {file} does not exist, on which {self.folder} was trained; put it into the run's folder, or open the "
+                "run with load_run(RUN, backbone=FILE)"
             )
         backbone = Backbone.of(self.experiment.but(device=self.processes.device(self.experiment.device)))
         if self.trained_on not in (None, backbone.weights_id):
@@ -229,14 +229,14 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     evaluated of a .ckpt goes into a folder of its own below `runs_dir`. Raises StegoError that names what is missing
     or broken.
     """
-    unknown = [key for key in changes if key not in EVALUATION_KEYS]
+    released = Path(path).suffix == ".ckpt"
+    possible = [key for key in EVALUATION_KEYS if not released or key != "backbone"]  # a released checkpoint holds its own
+    unknown = [key for key in changes if key not in possible]
     if unknown:
         raise StegoError(
-            f"load_run cannot change {', '.join(unknown)}: the run was trained with it; it can change {', '.join(EVALUATION_KEYS)}"
+            f"load_run cannot change {', '.join(unknown)}: the run was trained with it; it can change {', '.join(possible)}"
         )
-    if Path(path).suffix == ".ckpt":
-        if "backbone" in changes:
-            raise StegoError(f"{path} is a released checkpoint, which holds its backbone: open it without backbone")
+    if released:
         return _load_published(Path(path).expanduser(), Path(runs_dir) if runs_dir else runs_root(), changes)
     folder = Path(path)
     missing = [name for name in ("experiment.json", "classes.json", "checkpoint.pt") if not (folder / name).exists()]

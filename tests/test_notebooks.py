@@ -164,7 +164,7 @@ def test_every_parameter_has_type_default_and_a_line_of_help(notebook):
     parameters = papermill.inspect_notebook(str(notebook))
     assert parameters
     for name, about in parameters.items():
-        assert about["inferred_type_name"] in ("str", "int", "bool", "float"), name
+        assert about["inferred_type_name"] in ("str", "int", "bool", "float", "list[int]"), name
         assert about["default"] != "" and len(about["help"]) > 10, name
 
 
