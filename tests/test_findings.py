@@ -211,6 +211,32 @@ def test_transparent_images_are_told(tmp_path, capsys):
     assert status == 1 and "WRONG: folder train: 1 of 3 images are transparent all over and so white (0.png)" in said
 
 
+def test_files_of_several_pages_are_told_and_overviews_are_not(tmp_path):
+    first, second = (Image.fromarray(noise(i)) for i in range(2))
+    first.save(tmp_path / "stack.tif", save_all=True, append_images=[second])
+    first.save(tmp_path / "moves.gif", save_all=True, append_images=[second])
+    first.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[second])
+    pyramid = first.resize((16, 16))
+    pyramid.encoderinfo = {"tiffinfo": {254: 1}}
+    first.save(tmp_path / "pyramid.tif", save_all=True, append_images=[pyramid])
+    for found in (look(tmp_path), look(open_dataset("folder", tmp_path, "train"))):
+        assert len(found) == 1 and "2 of 4 image files hold several frames or pages (moves.gif, stack.tif)" in found[0].text
+
+
+def test_label_maps_whose_palettes_contradict_each_other_are_told(tmp_path):
+    """As programs write them that make a palette for each file."""
+    root = labeled(tmp_path, ["a", "b"], [[0, 1]] * 2)
+    colors = ([200, 0, 0, 0, 200, 0], [200, 0, 0, 0, 200, 0])
+    for number, palette in enumerate(colors):
+        stored = Image.fromarray(standins.stripes([0, 1], SIDE, SIDE))
+        stored.putpalette(palette)
+        stored.save(root / f"folder/labels/train/{number}.png")
+    assert texts(root) == ""
+    stored.putpalette([0, 200, 0, 200, 0, 0])
+    stored.save(root / "folder/labels/train/1.png")
+    assert texts(root).startswith("WRONG folder train: label maps color the same id otherwise (id 0, 1)")
+
+
 # ---------------------------------------------------------------------------------------------- sister releases
 
 

@@ -24,8 +24,8 @@ from .images import (
     StoredImage,
     open_image,
     read_image,
+    stored_numbers,
     transparent_part,
-    turn,
 )
 
 __all__ = ["Classes", "SegmentationDataset", "list_pictures", "open_image", "open_picture", "pair_by_stem"]
@@ -174,7 +174,7 @@ class SegmentationDataset(Sequence):
         """The ids as stored, (H, W), of a label map file; StegoError names a file that is broken."""
         try:
             with Image.open(path, formats=FORMATS) as file:
-                return np.array(turn(file, self.rules))
+                return stored_numbers(file, self.rules)
         except BROKEN as error:
             raise StegoError(f"label map {path} cannot be read ({error}); replace the file") from error
 

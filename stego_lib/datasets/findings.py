@@ -13,7 +13,7 @@ from ..errors import StegoError
 from ..files import fingerprint, read_json, write_json
 from ..notices import notice
 from .base import Finding, SegmentationDataset, list_pictures, listed, visible
-from .images import BROKEN, DEFAULT, SUFFIXES, Rules, depth_of, formats_of, read_image
+from .images import BROKEN, DEFAULT, SUFFIXES, Rules, depth_of, formats_of, read_image, several
 from .intact import Survey, survey
 
 COMPANIONS = {
@@ -31,7 +31,7 @@ KEPT_VERSION = 1
 
 
 def look(
-    source: SegmentationDataset | Path, found: Survey | None = None, keep: Path | None = None
+    source: SegmentationDataset | Path, found: Survey | None = None, keep: Path | None = None, rules: Rules = DEFAULT
 ) -> list[Finding]:
     """Looks for what may mislead.
 
@@ -43,6 +43,8 @@ def look(
         What its files hold, if they have been read.
     keep
         Folder in which the findings of a dataset are kept, so that files that have not changed are read once.
+    rules
+        How the images of a folder are read.
 
     Raises
     ------
@@ -51,7 +53,7 @@ def look(
     """
     if isinstance(source, Path):
         paths = list_pictures(source)
-        return [*_left_out(source), *_masks(paths, _flat(paths), "segmented"), *_headers(paths)]
+        return [*_left_out(source), *_masks(paths, _flat(paths), "segmented"), *_headers(paths, rules)]
     whole: SegmentationDataset = getattr(source, "whole", source)
     kept = keep / f".findings-{fingerprint(KEPT_VERSION, whole.state(), whole.published)}.json" if keep else None
     if kept is not None:
@@ -59,9 +61,9 @@ def look(
     return [*_beside(whole), *from_survey(whole, found or survey(whole))]
 
 
-def tell(source: SegmentationDataset | Path, keep: Path | None = None) -> None:
+def tell(source: SegmentationDataset | Path, keep: Path | None = None, rules: Rules = DEFAULT) -> None:
     """Shows each finding of `look` as a notice."""
-    for finding in look(source, keep=keep):
+    for finding in look(source, keep=keep, rules=rules):
         notice(finding.text)
 
 
@@ -97,6 +99,8 @@ def _images(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
         )
     if found.depths and rules.range is None:
         yield Finding(f"{what}: {_deep(found.depths, count)}")
+    if found.paged:
+        yield Finding(f"{what}: {_several(found.paged, count)}")
     if found.transparent:
         ignored = " and ignored in label maps" if dataset.has_labels else ""
         yield Finding(f"{what}: {found.transparent} of {count} images have transparent pixels, which are white{ignored}")
@@ -112,6 +116,13 @@ def turned(found: Survey, count: int) -> str:
     """How many images EXIF data turn, and how."""
     how = ", ".join(f"orientation {way}: {number}" for way, number in sorted(found.orientations.items()))
     return f"{sum(found.orientations.values())} of {count} images are turned upright as their EXIF data say ({how})"
+
+
+def _several(names: list[str], count: int) -> str:
+    return (
+        f"{len(names)} of {count} image files hold several frames or pages ({_named(names)}), of which the first is read; save the "
+        "others as files of their own"
+    )
 
 
 def _deep(depths: Counter[str], count: int) -> str:
@@ -146,6 +157,12 @@ def _labels(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
         few = ", ".join(repr(names[i]) for i in absent[:5]) + (", ..." if len(absent) > 5 else "")
         swallowed = dataset.name == "folder" and bool(found.ids[255] > counts.sum() - counts.max())
         yield Finding(f"{what}: {len(absent)} of {len(counts)} classes occur in none of {found.maps}: {few} ({told}){hint}", swallowed)
+    if found.recolored:
+        yield Finding(
+            f"{what}: label maps color the same id otherwise (id {listed(sorted(found.recolored))}), so it may be another class in "
+            "each: save them with one palette for all",
+            True,
+        )
     for doubt in dataset.doubts(found.ids):
         yield Finding(f"{what}: {doubt.text}", doubt.misleads)
 
@@ -183,19 +200,22 @@ def _flat(paths: list[Path]) -> list[str]:
     return found
 
 
-def _headers(paths: list[Path], rules: Rules = DEFAULT) -> Iterator[Finding]:
-    """Depth and transparency of the images of a folder."""
-    depths, transparent = Counter[str](), 0
+def _headers(paths: list[Path], rules: Rules) -> Iterator[Finding]:
+    """Depth, pages and transparency of the images of a folder."""
+    depths, transparent, paged = Counter[str](), 0, []
     for path in paths:
         try:
             with Image.open(path, formats=formats_of(path)) as file:
                 depth, layered = depth_of(file), file.has_transparency_data
+                paged += [path.name] if several(file) else []
             depths.update([depth] if depth else [])
             transparent += layered and read_image(path, rules).transparent is not None
         except (*BROKEN, StegoError):
             continue
-    if depths:
+    if depths and rules.range is None:
         yield Finding(_deep(depths, len(paths)))
+    if paged:
+        yield Finding(_several(paged, len(paths)))
     if transparent:
         yield Finding(f"{transparent} of {len(paths)} images have transparent pixels, which belong to no segment")
 
