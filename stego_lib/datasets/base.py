@@ -273,8 +273,8 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def visible(path: Path) -> bool:
-    """False for hidden files, as macOS writes them beside each file of an archive (._NAME)."""
-    return not path.name.startswith(".")
+    """False for hidden files and folders, and what macOS writes beside each file of an archive (._NAME, __MACOSX)."""
+    return not path.name.startswith(".") and path.name != "__MACOSX"
 
 
 def pair_by_stem(pictures: list[Path], labels: Path, suffix: str = ".png") -> list[Path | None]:

@@ -23,8 +23,10 @@ COMPANIONS = {
 """Endings of files that nobody takes for images."""
 LIMIT = 20_000
 """Files in subfolders that are counted at most."""
-MASK = r"masks?|labels?|labelids|labeltrainids|instanceids|trainids|seg|segmentation|gt|groundtruth|ground_truth|annotations?|annot|color|matte|L|P"
-MASK_NAME = re.compile(rf"(?P<base>.+?)[ ._-](?:{MASK})\d*|(?:{MASK})[ ._-](?P<rest>.+)", re.IGNORECASE)
+WEAK = "L|P|color|matte|alpha|gt"
+"""Endings of names of label maps that photographs have as well."""
+MASK = rf"masks?|labels?|labelids|labeltrainids|instanceids|trainids|seg|segmentation|groundtruth|ground_truth|annotations?|annot|(?P<weak>{WEAK})"
+MASK_NAME = re.compile(rf"(?P<base>.+?)[ ._-](?:{MASK})\d*|masks?[ ._-](?P<rest>.+)", re.IGNORECASE)
 """How a label map beside its image is called."""
 KEPT_VERSION = 1
 """To be raised whenever the findings of the same files change."""
@@ -53,7 +55,7 @@ def look(
     """
     if isinstance(source, Path):
         paths = list_pictures(source)
-        return [*_left_out(source), *_masks(paths, _flat(paths), "segmented"), *_headers(paths, rules)]
+        return [*left_out(source), *_masks(paths, _flat(paths), "segmented"), *_headers(paths, rules)]
     whole: SegmentationDataset = getattr(source, "whole", source)
     kept = keep / f".findings-{fingerprint(KEPT_VERSION, whole.state(), whole.published)}.json" if keep else None
     if kept is not None:
@@ -80,7 +82,7 @@ def _kept(dataset: SegmentationDataset, path: Path) -> list[Finding]:
 
 def _beside(dataset: SegmentationDataset) -> list[Finding]:
     """What lies beside the images of a folder of one's own."""
-    return _left_out(dataset.pictures[0].parent) if dataset.name == "folder" else []
+    return left_out(dataset.pictures[0].parent) if dataset.name == "folder" else []
 
 
 def from_survey(dataset: SegmentationDataset, found: Survey) -> list[Finding]:
@@ -176,7 +178,7 @@ def _masks(paths: list[Path], flat: list[str], used: str) -> Iterator[Finding]:
     stems, found = {path.stem for path in paths}, set(flat)
     for path in paths:
         match = MASK_NAME.fullmatch(path.stem)
-        if match and (match["base"] or match["rest"]) in stems:
+        if match and (match["base"] or match["rest"]) in stems and (not match["weak"] or _looks_flat(path)):
             found.add(path.name)
     if found:
         yield Finding(
@@ -186,6 +188,13 @@ def _masks(paths: list[Path], flat: list[str], used: str) -> Iterator[Finding]:
         )
 
 
+def _looks_flat(path: Path) -> bool:
+    try:
+        return bool(read_image(path).flat)
+    except StegoError:
+        return False  # whoever uses it says so
+
+
 def _flat(paths: list[Path]) -> list[str]:
     """Names of the files with one channel that look like label maps."""
     found = []
@@ -193,10 +202,10 @@ def _flat(paths: list[Path]) -> list[str]:
         try:
             with Image.open(path, formats=formats_of(path)) as file:
                 likely = file.mode in ("1", "L", "P")
-            if likely and read_image(path).flat:
-                found.append(path.name)
-        except (*BROKEN, StegoError):
-            continue  # whoever reads it says so
+        except BROKEN:
+            continue
+        if likely and _looks_flat(path):
+            found.append(path.name)
     return found
 
 
@@ -220,11 +229,11 @@ def _headers(paths: list[Path], rules: Rules) -> Iterator[Finding]:
         yield Finding(f"{transparent} of {len(paths)} images have transparent pixels, which belong to no segment")
 
 
-def _left_out(folder: Path) -> list[Finding]:
+def left_out(folder: Path) -> list[Finding]:
     """Files of a folder that are not read, by their endings, and images in its subfolders."""
     suffixes, nested, inner = Counter[str](), 0, []
     for path in sorted(folder.iterdir()):
-        if not visible(path) or path.name == "__MACOSX":
+        if not visible(path):
             continue
         if path.is_dir():
             count = _images_below(path)
@@ -236,8 +245,8 @@ def _left_out(folder: Path) -> list[Finding]:
         return []
     parts = [f"{count} {suffix or 'without an ending'}" for suffix, count in suffixes.most_common()]
     told = [f"{', '.join(parts)} (not read; save them as JPEG or PNG)"] if parts else []
-    told += [f"{nested} images in subfolders ({_named(inner)}; only the folder itself is read)"] if nested else []
-    return [Finding(f"{nested + suffixes.total()} files of {folder} are left out: {', '.join(told)}")]
+    told += [f"images in subfolders: {nested} ({_named(inner)}; only the folder itself is read)"] if nested else []
+    return [Finding(f"left out of {folder}: {', '.join(told)}")]
 
 
 def _images_below(folder: Path) -> int:
