@@ -432,7 +432,7 @@ def _refuse_silent_hub(timm_name: str) -> None:
     names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
     if any(isinstance(try_to_load_from_cache(repository, name), str) for name in names):
         return
-    found: list[BaseException | None] = []
+    found: list[Exception | None] = []
 
     def ask() -> None:
         try:
