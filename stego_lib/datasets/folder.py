@@ -44,8 +44,8 @@ def open_folder(
     source = plain or folder / "imgs" / split
     pictures = list_pictures(source)
     if not pictures:
-        beside = "".join(f". {finding.text}" for finding in left_out(source))
-        raise StegoError(f"{source} holds no picture; put .jpg or .png files there{beside}")
+        also = "".join(f". {finding.text}" for finding in left_out(source))
+        raise StegoError(f"{source} holds no picture; put .jpg or .png files there{also}")
     twins = [path.name for path, next_ in pairwise(sorted(pictures, key=lambda p: p.stem)) if path.stem == next_.stem]
     if twins:
         raise StegoError(
