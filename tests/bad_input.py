@@ -534,12 +534,6 @@ for mode, kind in (
     odd_picture(f"of mode {mode}", saved(mode, kind))
 odd_picture("of two views, as phones save them", lambda path: Image.fromarray(noise(SIDE, SIDE, 3)).save(path, "MPO"))
 odd_picture("that is a JPEG called .png", saved("RGB", "JPEG"))
-odd_picture(
-    "that moves",
-    lambda path: Image.new("RGB", (SIDE, SIDE)).save(
-        path, "PNG", save_all=True, append_images=[Image.new("RGB", (SIDE, SIDE), "red")]
-    ),
-)
 
 
 @valid

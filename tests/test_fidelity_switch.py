@@ -180,7 +180,11 @@ def test_labels_are_decoded_as_published_in_training_and_evaluation(tmp_path, cr
     for published in (False, True):
         experiment = Experiment(dataset="cocostuff27", data_root=str(tmp_path), published=published, crop=crop)
         for dataset in (open_training_set(experiment), open_split(experiment, "val")):
-            assert (dataset.label(0) == (0 if published else -1)).all()
+            if published:
+                assert (dataset.label(0) == 0).all()
+            else:
+                with pytest.raises(StegoError, match="holds id 200"):
+                    dataset.label(0)
 
 
 def test_an_experiments_backbone_reads_keys_as_published(experiment):

@@ -7,10 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..errors import StegoError
+from ..errors import DataNotFound, StegoError
 from ..files import read_json, write_json
 from ..notices import notice
 from .base import Classes, SegmentationDataset, check_split, find_folder, list_pictures, pair_by_stem
+from .findings import left_out
 from .images import Rules
 
 LAYOUT = (
@@ -34,11 +35,17 @@ def open_folder(
     """
     check_split(name, split)
     plain = _plain_folder(Path(root).expanduser(), name)
-    folder = plain or find_folder(root, (name,), f"imgs/{split}", LAYOUT, "your own pictures, in that layout")
+    try:
+        folder = plain or find_folder(root, (name,), f"imgs/{split}", LAYOUT, "your own pictures, in that layout")
+    except DataNotFound as error:
+        there = [folder for folder in (Path(root).expanduser() / name, Path(root).expanduser()) if folder.is_dir()]
+        beside = [f"  but: {finding.text}" for folder in there for finding in left_out(folder)]
+        raise DataNotFound("\n".join([str(error), *beside])) from None
     source = plain or folder / "imgs" / split
     pictures = list_pictures(source)
     if not pictures:
-        raise StegoError(f"{source} holds no picture; put .jpg or .png files there")
+        also = "".join(f". {finding.text}" for finding in left_out(source))
+        raise StegoError(f"{source} holds no picture; put .jpg or .png files there{also}")
     twins = [path.name for path, next_ in pairwise(sorted(pictures, key=lambda p: p.stem)) if path.stem == next_.stem]
     if twins:
         raise StegoError(
