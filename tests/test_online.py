@@ -72,14 +72,14 @@ def test_online_features_are_those_of_the_store(experiment, tmp_path, changes, o
     assert torch.equal(online.label_rows(rows), store.label_rows(rows)) and online.n_classes == store.n_classes
     assert_close(online.pooled, store.pooled, rtol=1e-4, atol=1e-5)
     assert_close(online.mean, store.mean, rtol=1e-4, atol=1e-5)
-    assert online.any_label() and store.any_label()
+    assert online.labels_there() == store.labels_there() != []
 
 
 def test_without_labels_there_are_none_online_either(experiment, backbone, scenes_root, tmp_path):
     shutil.copytree(scenes_root / "scenes" / "imgs", tmp_path / "folder" / "imgs")
     dataset = open_dataset("folder", tmp_path, "train")
     online = open_features(dataset, backbone, 64, tmp_path / "features", "online")
-    assert not online.has_labels and not online.any_label()
+    assert not online.has_labels and online.labels_there() == []
 
 
 def test_a_picture_goes_through_the_backbone_once_a_batch(experiment, backbone, tmp_path, monkeypatch):
@@ -194,7 +194,7 @@ def test_whatever_changes_features_changes_the_fingerprint(experiment, scenes_ro
         changed = experiment.but(**changes)
         return Source(
             open_training_set(changed), Backbone.of(changed), changed.train_size, published=changed.published
-        ).fingerprint()
+        ).fingerprint(tmp_path)
 
     copied = shutil.copytree(scenes_root, tmp_path / "data")
     first = open_dataset("scenes", copied, "train").pictures[0]
