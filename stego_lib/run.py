@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .datasets import Classes
-from .datasets.base import open_image
 from .datasets.folder import muted_colors, read_classes
+from .datasets.images import as_rgb, open_image
 from .datasets.transforms import resize_picture
 from .errors import StegoError
 from .experiment import HOW, SCORING, Experiment

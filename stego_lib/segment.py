@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .datasets.base import list_pictures, open_image
+from .datasets.base import list_pictures
 from .datasets.folder import nameless
+from .datasets.images import open_image
 from .errors import StegoError
 from .files import atomic
 from .notices import notice

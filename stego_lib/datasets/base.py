@@ -10,17 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision.transforms.functional as TF
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..errors import DataNotFound, StegoError
 from ..files import checksum
+from .images import BROKEN, DEFAULT, FORMATS, SUFFIXES, TURNS, Rules, StoredImage, open_image, read_image
 
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
-"""What is looked for in a picture file, whatever its name says. Pillow knows more; EPS, say, it hands to a program that runs it."""
-BROKEN = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError, MemoryError)
-"""What Pillow raises for a file that it cannot read."""
 IGNORED = -1
 """Label of pixels that are left out of scores and of the linear probe."""
 VOID = 255
@@ -164,22 +160,9 @@ def _state(path: Path) -> os.stat_result:
         raise StegoError(f"{path} cannot be read ({error.strerror}); replace or remove it") from error
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Any readable picture as an upright RGB image; of an animated one the first frame.
-
-    16 bits a channel become 8. StegoError names a file that is broken, above Pillow's limit of about 179 megapixels, or
-    of 32-bit values, whose range nobody knows.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as file:
-            upright = ImageOps.exif_transpose(file)
-            if upright.mode.startswith("I;16"):  # Pillow's own conversion cuts off at 255
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            elif upright.mode in ("I", "F"):
-                raise ValueError("it holds 32-bit values; save it with 8 or 16 bits a channel")
-            return upright.convert("RGB")
-    except BROKEN as error:
-        raise StegoError(f"picture {path} cannot be read ({error}); replace or remove the file") from error
+def open_picture(path: Path, rules: Rules = DEFAULT) -> Image.Image:
+    """The first part of `open_image`: any readable image as upright RGB."""
+    return open_image(path, rules)[0]
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -188,7 +171,7 @@ def list_pictures(folder: Path) -> list[Path]:
         paths = sorted(folder.iterdir())
     except OSError as error:
         raise StegoError(f"folder {folder} cannot be read ({error.strerror})") from error
-    return [path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")]
+    return [path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
 
 
 def pair_by_stem(pictures: list[Path], labels: Path, suffix: str = ".png") -> list[Path | None]:
