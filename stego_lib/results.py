@@ -59,6 +59,13 @@ def read_records(folder: str | Path) -> list[dict[str, Any]]:
     return [read_record(path) for path in paths]
 
 
+def scored(record: dict[str, Any]) -> dict[str, Any]:
+    """The record if it holds scores; StegoError that says why it does not."""
+    if not record["scores"]:
+        raise StegoError(record.get("unscored", "the run record holds no scores"))
+    return record
+
+
 def score_table(records: list[dict[str, Any]]) -> pd.DataFrame:
     """One row a method and record: method, seed, accuracy, miou (percent). StegoError if none of the records has scores."""
     rows = [

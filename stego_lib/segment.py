@@ -1,6 +1,5 @@
 """A folder of images in, label maps out."""
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pandas as pd
 from PIL import Image
 
 from .datasets.base import list_pictures
-from .datasets.folder import nameless
+from .datasets.folder import nameless, told_apart
 from .datasets.images import open_image
 from .errors import StegoError
 from .files import atomic
@@ -56,13 +55,13 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     """
     folder, output = Path(pictures).expanduser(), Path(output).expanduser()
     if not folder.is_dir():
-        raise StegoError(f"{folder.resolve()} is not a folder; name the folder that holds the images")
+        raise StegoError(f"{folder.resolve()} is not a folder; name the folder that holds the pictures")
     paths = list_pictures(folder)
     if not paths:
-        raise StegoError(f"{folder.resolve()} holds no images (.jpg, .png, ...)")
+        raise StegoError(f"{folder.resolve()} holds no pictures (.jpg, .png, ...)")
     stems = [path.stem for path in paths]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise StegoError(f"{folder}: several images are called {twice[0]}; their label maps would overwrite each other")
+        raise StegoError(f"{folder}: several pictures are called {twice[0]}; their label maps would overwrite each other")
     segments = run.segments
     if not run.matched and not nameless(run.classes):
         notice(
@@ -86,7 +85,7 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
         picture.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
         with atomic(output / "overlays" / f"{path.stem}.jpg") as temporary:
             picture.save(temporary)
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=_told_apart(segments.names)).rename_axis(INDEX)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=told_apart(segments.names, [INDEX])).rename_axis(INDEX)
     with atomic(output / "areas.csv") as temporary:
         table.to_csv(temporary, float_format="%.2f", encoding="utf-8", errors="surrogateescape")  # names may be no text
     return table
@@ -94,8 +93,10 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
 
 def _areas(label: np.ndarray, count: int) -> np.ndarray:
     """Percentage of each of `count` ids among the pixels that have one, float64 (count,); NaN if none has."""
-    strips = (label[top : top + STRIP].ravel() for top in range(0, len(label), STRIP))
-    pixels = sum(np.bincount(strip, minlength=256)[:count] for strip in strips)
+    pixels = np.zeros(256)
+    for top in range(0, len(label), STRIP):
+        pixels += np.bincount(label[top : top + STRIP].ravel(), minlength=256)
+    pixels = pixels[:count]
     return 100 * pixels / (pixels.sum() or np.nan)
 
 
@@ -105,10 +106,3 @@ def _color(picture: Image.Image, label: np.ndarray, palette: np.ndarray, opacity
         colors = Image.fromarray(palette[label[top : top + STRIP]])
         below = picture.crop((0, top, colors.width, top + colors.height))
         picture.paste(Image.blend(below, colors, opacity), (0, top))
-
-
-def _told_apart(names: tuple[str, ...]) -> list[str]:
-    """The names as columns: one that occurs again, or is that of the index, gets its id behind it."""
-    counts = Counter([INDEX, *names])
-    found = [name if counts[name] == 1 else f"{name} (id {i})" for i, name in enumerate(names)]
-    return found if len(set(found)) == len(found) else _told_apart(tuple(found))

@@ -37,7 +37,7 @@ def test_label_maps_keep_size_and_agree_with_predict_and_table(run, pictures, tm
             label = np.array(stored)
             assert stored.size == picture.size
             colors = np.array(stored.getpalette()).reshape(-1, 3)
-        assert np.array_equal(label, run.predict(path)[0])
+        assert np.array_equal(label, run.predict(path))
         for i, name in enumerate(run.classes.names):
             assert table.loc[path.name, name] == pytest.approx(100 * (label == i).mean())
             assert tuple(colors[i]) == run.classes.colors[i]

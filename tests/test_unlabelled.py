@@ -48,7 +48,7 @@ def test_the_record_says_that_nothing_is_scored(run, root):
     assert record["scores"] == stored["scores"] == {} and "no labels" in stored["unscored"]
     assert not {"matching", "confusion", "best_by_label"} & set(stored), "no made-up numbers"
     assert stored["pictures"] == 6 and stored["classes"] == [f"cluster {i}" for i in range(5)]
-    (found,) = run.predict(root / "folder/imgs/val/0012.png")
+    found = run.predict(root / "folder/imgs/val/0012.png")
     assert found.shape == (64, 64) and found.max() < 5, "clusters, as without evaluation"
 
 
@@ -96,7 +96,7 @@ def test_the_notebook_runs_to_the_end_on_just_pictures(scenes_root, backbone_fil
     outputs = [output for cell in nbformat.read(out, 4).cells for output in cell.get("outputs", [])]
     assert len([output for output in outputs if "image/png" in output.get("data", {})]) == 4, "and the pictures"
     run = load_run(folder)
-    assert set(np.unique(run.predict(pictures / "0000.png")[0])) <= set(range(4))
+    assert set(np.unique(run.predict(pictures / "0000.png"))) <= set(range(4))
     assert run.experiment.shifts == "auto" and run.correspondences["rule"] == list(AUTO), (
         "calibrated, with no number given"
     )

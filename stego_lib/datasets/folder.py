@@ -2,6 +2,8 @@
 
 import colorsys
 import re
+from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -98,6 +100,13 @@ def distinct_colors(count: int) -> list[tuple[int, int, int]]:
     """`count` colours, (R, G, B): hues in steps of the golden ratio, in turn strong or pale, and bright, medium or dark."""
     strong = [colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.9, 0.5)[i % 2], (1.0, 0.75, 0.5)[i % 3]) for i in range(count)]
     return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in strong]
+
+
+def told_apart(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """The names, each once: one that occurs again or is in `taken` gets its id behind it, as in "food (id 11)"."""
+    counts = Counter([*taken, *names])
+    found = [name if counts[name] == 1 else f"{name} (id {i})" for i, name in enumerate(names)]
+    return found if len({*taken, *found}) == len(taken) + len(found) else told_apart(found, taken)
 
 
 def muted_colors(count: int) -> list[tuple[int, int, int]]:
