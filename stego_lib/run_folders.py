@@ -29,19 +29,23 @@ def new_folder(runs_dir: Path, experiment: Experiment) -> Path:
             again += 1
 
 
-def find_run(runs_dir: Path, experiment: Experiment, backbone: Backbone, data: dict[str, str]) -> Path | None:
+def find_run(
+    runs_dir: Path, experiment: Experiment, backbone: Backbone, data: dict[str, str], *, tell: bool = True
+) -> Path | None:
     """The newest run of this experiment, on these images and weights of the backbone, that has a checkpoint, or None.
 
     How and where a run computes and how it is scored (`HOW`, `SCORING`) may differ, and so may the places of data and weights:
     `data` are the fingerprints of the training split, see `data_ids`. A run that would be the one but for its data or its
-    weights is passed over with a notice; if none is found, a notice says what the nearest differs in.
+    weights is passed over with a notice; if none is found, a notice says what the nearest differs in. `tell=False` says nothing.
     """
+    say = notice if tell else _nothing
     nearest: tuple[list[str], Path] | None = None
+    told = False
     for path in sorted(runs_dir.glob("*/experiment.json"), key=lambda path: _natural(path.parent.name), reverse=True):
         try:
             theirs = Experiment.from_dict(read_json(path))
         except (StegoError, TypeError) as error:
-            notice(f"{path} is passed over: {error}")
+            say(f"{path} is passed over: {error}")
             continue
         if not (path.parent / "checkpoint.pt").exists():
             continue
@@ -53,16 +57,22 @@ def find_run(runs_dir: Path, experiment: Experiment, backbone: Backbone, data: d
             continue
         state = read_checkpoint(path.parent)
         if state.get("backbone_weights") not in (None, backbone.weights_id):
-            notice(f"{path.parent} is passed over: it was trained on other weights of {experiment.backbone}")
+            told = True
+            say(f"{path.parent} is passed over: it was trained on other weights of {experiment.backbone}")
         elif changed := _changed(state.get("data"), data, theirs.data_root, experiment.data_root):
-            notice(f"{path.parent} is passed over: {changed}")
+            told = True
+            say(f"{path.parent} is passed over: {changed}")
         else:
             return path.parent
-    if nearest is not None and len(nearest[0]) <= TOLD:
+    if nearest is not None and not told and len(nearest[0]) <= TOLD:
         old = Experiment.from_dict(read_json(nearest[1]))
         changes = ", ".join(f"{name} {getattr(old, name)}, now {getattr(experiment, name)}" for name in nearest[0])
-        notice(f"there is no run of exactly this experiment in {runs_dir}; the nearest, {nearest[1].parent.name}, has {changes}")
+        say(f"there is no run of exactly this experiment in {runs_dir}; the nearest, {nearest[1].parent.name}, has {changes}")
     return None
+
+
+def _nothing(text: str) -> None:
+    """Says nothing."""
 
 
 TOLD = 3

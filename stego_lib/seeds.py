@@ -57,7 +57,7 @@ def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) 
     where = Path(runs_dir) if runs_dir is not None else runs_root()
     dataset = open_training_set(experiment)
     experiment = fitted_to(experiment, dataset)
-    folder = find_run(where, experiment, Backbone.of(experiment), data_ids(dataset, where))
+    folder = find_run(where, experiment, Backbone.of(experiment), data_ids(dataset, where), tell=False)  # training tells
     if folder is None or not (folder / "metrics.json").exists():
         return None
     record = read_record(folder / "metrics.json")

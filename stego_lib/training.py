@@ -53,7 +53,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     """
     runs_dir = Path(runs_dir) if runs_dir is not None else runs_root()
     if experiment.devices == 1 or started() != (1, 1):
-        return train_among(join(experiment.devices, experiment.device), experiment, runs_dir, resume)
+        with torch.random.fork_rng([]):  # networks are built with random weights before theirs are loaded
+            return train_among(join(experiment.devices, experiment.device), experiment, runs_dir, resume)
     refuse_unequal_shares(experiment, experiment.devices)
     run = load_run(spawn(_train_spawned, experiment.devices, experiment.device, experiment.to_dict(), runs_dir, resume))
     run.experiment = experiment
