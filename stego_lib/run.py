@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .datasets import Classes
-from .datasets.folder import muted_colors, read_classes
-from .datasets.images import as_rgb, open_image
+from .datasets.folder import muted_colors, read_classes, told_apart, write_classes
+from .datasets.images import Rules, as_rgb, open_image
 from .datasets.transforms import resize_picture
 from .errors import StegoError
 from .experiment import HOW, SCORING, Experiment
@@ -168,7 +168,7 @@ class Run:
         else:
             own, others = None, list(range(count))
         names = [*(own.names if own else ()), *(f"cluster {cluster}" for cluster in others)]
-        return Classes(tuple(names), (*(own.colors if own else ()), *muted_colors(len(others))))
+        return Classes(tuple(told_apart(names)), (*(own.colors if own else ()), *muted_colors(len(others))))
 
     @overload
     def predict(self, images: Picture) -> np.ndarray: ...
@@ -181,8 +181,9 @@ class Run:
         Parameters
         ----------
         images
-            A path, a PIL image, a uint8 array (H, W, 3), a uint8 tensor (3, H, W), or a list of these. Files are turned
-            upright as their EXIF data say; a PIL image, an array and a tensor are taken as they are.
+            A path, a PIL image, a uint8 array (H, W, 3), a uint8 tensor (3, H, W), or a list of these. Files are read as those
+            of the training data were: upright as their EXIF data say, unless its classes.json says otherwise. A PIL image, an
+            array and a tensor are not turned.
 
         Returns
         -------
@@ -198,7 +199,7 @@ class Run:
         if isinstance(images, list | tuple):
             return [self.predict(image) for image in images]
         self.refuse_unfitted()
-        picture, transparent = _as_tensor(images)
+        picture, transparent = _as_tensor(images, self.classes.rules)
         height, width = picture.shape[1:]
         code = self.code(resize_picture(picture, self._working_size(height, width), self.experiment.published)[None])
         found = most_similar(self.model.cluster_probe.similarity(code)[0], (height, width), self._ids)
@@ -253,7 +254,7 @@ def mean_code(model: Stego, features: Tensor, mirrored: Tensor | None) -> Tensor
 
 def start_run(folder: Path, experiment: Experiment, classes: Classes) -> None:
     """Writes what determines the run into its folder; what it is found by comes last, when all else is there."""
-    write_json(folder / "classes.json", {"names": classes.names, "colors": classes.colors})
+    write_classes(folder / "classes.json", classes)
     write_json(folder / "experiment.json", experiment.to_dict())
 
 
@@ -366,13 +367,13 @@ def environment() -> dict[str, str]:
     }
 
 
-def _as_tensor(image: Picture) -> tuple[Tensor, np.ndarray | None]:
+def _as_tensor(image: Picture, rules: Rules) -> tuple[Tensor, np.ndarray | None]:
     """uint8 (3, H, W), and where it is transparent, bool (H, W), None if nowhere."""
     transparent = None
     if isinstance(image, str | Path):
-        image, transparent = open_image(Path(image).expanduser())
+        image, transparent = open_image(Path(image).expanduser(), rules)
     elif isinstance(image, Image.Image):
-        image, transparent = as_rgb(image)
+        image, transparent = as_rgb(image, rules)
     if isinstance(image, Image.Image):
         image = _as_array(image)
     if isinstance(image, np.ndarray):

@@ -7,8 +7,9 @@ import pandas as pd
 from PIL import Image
 
 from .datasets.base import list_pictures
-from .datasets.folder import nameless, told_apart
-from .datasets.images import open_image
+from .datasets.findings import tell
+from .datasets.folder import nameless, read_classes, told_apart
+from .datasets.images import read_image
 from .errors import StegoError
 from .files import atomic
 from .notices import notice
@@ -63,6 +64,7 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise StegoError(f"{folder}: several pictures are called {twice[0]}; their label maps would overwrite each other")
     segments = run.segments
+    tell(folder)
     if not run.matched and not nameless(run.classes):
         notice(
             f"{shown_path(run.folder)} was not scored with labels, so its segments are clusters without names; "
@@ -70,9 +72,12 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
         )
     palette = np.full((256, 3), 255, np.uint8)
     palette[: len(segments)] = segments.colors
-    rows = {}
+    rules = read_classes(folder / "classes.json", run.classes).rules  # of these images, else of those trained on
+    rows, turned = {}, 0
     for path in progress(paths, "segmenting"):
-        picture, transparent = open_image(path)
+        read = read_image(path, rules)
+        picture, transparent = read.rgb, read.transparent
+        turned += read.orientation > 1 and rules.exif != "ignore"
         label = run.predict(picture)
         if transparent is not None:
             label[transparent] = NOTHING
@@ -85,6 +90,11 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
         picture.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
         with atomic(output / "overlays" / f"{path.stem}.jpg") as temporary:
             picture.save(temporary)
+    if turned:
+        notice(
+            f"{turned} of {len(paths)} images are turned upright as their EXIF data say, and so are their label maps; to leave "
+            f'them as stored, write {{"exif": "ignore"}} into {shown_path(folder / "classes.json")}'
+        )
     table = pd.DataFrame.from_dict(rows, orient="index", columns=told_apart(segments.names, [INDEX])).rename_axis(INDEX)
     with atomic(output / "areas.csv") as temporary:
         table.to_csv(temporary, float_format="%.2f", encoding="utf-8", errors="surrogateescape")  # names may be no text

@@ -14,6 +14,7 @@ from .backbone import Backbone, choose_device
 from .batches import Batch, Draw, draw_batch, find_neighbors
 from .calibration import calibrate
 from .datasets import SegmentationDataset, open_training_set
+from .datasets.findings import tell
 from .errors import StegoError
 from .experiment import Experiment
 from .features import Features, FeatureStore
@@ -90,6 +91,8 @@ def train_among(processes: Processes, experiment: Experiment, runs_dir: Path, re
         take_over(model, load_run(experiment.start_from))
     optimiser = make_optimiser(model, experiment)
     model.head.dropout.rank, model.head.dropout.count = processes.rank, processes.count
+    if processes.first:
+        tell(dataset, runs_dir / "features")
     data = processes.broadcast(data_ids(dataset, runs_dir) if processes.first else {})
     folder = processes.broadcast(find_run(runs_dir, experiment, backbone, data) if resume and processes.first else None)
     store = open_features(

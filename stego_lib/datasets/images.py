@@ -2,6 +2,7 @@
 
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -65,8 +66,8 @@ class StoredImage:
     """EXIF orientation of the file, 1 to 8."""
     depth: str | None
     """What it holds instead of 8 bits a channel, such as "16-bit grayscale"."""
-    flat: bool
-    """A few even colors in few areas, like a label map."""
+    flat: Literal["", "gray", "color"]
+    """Whether it looks like a label map, see `is_flat`, and of one channel or of several."""
 
 
 DEFAULT = Rules()
@@ -101,22 +102,16 @@ def read_image(path: Path, rules: Rules = DEFAULT) -> StoredImage:
     """The same as `open_image`, with what the file says of itself."""
     try:
         with Image.open(path, formats=formats_of(path)) as file:
-            depth = depth_of(file)
-            orientation = file.getexif().get(Base.Orientation, 1)  # before it is loaded: a TIFF then turns itself
-            file.load()
-            rgb, transparent = _deep(file, depth, rules) if depth else _plain(file)
-            flat = is_flat(file)
-            in_place = file.format == "TIFF"
+            depth, tags = depth_of(file), getattr(file, "tag_v2", {})
+            orientation = file.getexif().get(Base.Orientation, 1)
+            upright = turn(file, rules)
+            rgb, transparent = _deep(upright, depth, rules, tags) if depth else _plain(upright, tags)
+            flat = is_flat(upright)
     except NoRange as error:
         raise StegoError(f"image {path} {error}") from None
     except BROKEN as error:
         hint = "; TIFF of more than 4 channels or 64-bit values is not read" if _is_tiff(path) else ""
         raise StegoError(f"image {path} cannot be read ({error}{hint}); replace or remove the file") from error
-    turn = TURNS.get(orientation)
-    if turn is not None and (rules.exif == "ignore") == in_place:
-        turn = BACK.get(turn, turn) if in_place else turn
-        rgb = rgb.transpose(turn)
-        transparent = None if transparent is None else np.asarray(Image.fromarray(transparent).transpose(turn))
     return StoredImage(rgb, transparent, orientation, depth, flat)
 
 
@@ -125,10 +120,30 @@ def as_rgb(image: Image.Image, rules: Rules = DEFAULT) -> tuple[Image.Image, np.
     if image.mode == "RGB" and not image.has_transparency_data:
         return image, None
     try:
-        depth = depth_of(image)
-        return _deep(image, depth, rules) if depth else _plain(image)
+        depth, tags = depth_of(image), getattr(image, "tag_v2", {})
+        return _deep(image, depth, rules, tags) if depth else _plain(image, tags)
     except NoRange as error:
         raise StegoError(f"the image {error}") from None
+
+
+def turn(file: Image.Image, rules: Rules) -> Image.Image:
+    """An opened file's pixels, loaded: upright as its EXIF data say, or as stored if `rules` ignore them."""
+    orientation = file.getexif().get(Base.Orientation, 1)  # asked before loading, when a TIFF turns itself and forgets it
+    file.load()
+    method, turned = TURNS.get(orientation), file.format == "TIFF"
+    if method is None or turned != (rules.exif == "ignore"):
+        return file
+    return file.transpose(BACK.get(method, method) if turned else method)
+
+
+def transparent_part(path: Path, rules: Rules = DEFAULT) -> np.ndarray | None:
+    """The second part of `open_image`; the pixels of a file that can have no transparent ones are not read."""
+    try:
+        with Image.open(path, formats=formats_of(path)) as file:
+            possible = file.has_transparency_data or file.mode == "F" or NODATA in getattr(file, "tag_v2", {})
+    except BROKEN:
+        return None
+    return open_image(path, rules)[1] if possible else None
 
 
 def formats_of(path: Path) -> tuple[str, ...]:
@@ -192,7 +207,7 @@ def value_range(path: Path) -> tuple[str, float, float] | None:
             depth = depth_of(file)
             if depth is None or depth.endswith("color"):
                 return None
-            values, missing = _values(file)
+            values, missing = _values(file, getattr(file, "tag_v2", {}))
     except BROKEN:
         return None
     known = values[~missing]
@@ -204,79 +219,83 @@ def fills(depth: str, low: float, high: float) -> bool:
     return depth.startswith("16-bit") and low >= 0 and high > FILLED * 65535
 
 
-def _values(file: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+def _values(image: Image.Image, tags: Mapping) -> tuple[np.ndarray, np.ndarray]:
     """Stored numbers of a grayscale image, float64 (H, W), and where there are none."""
-    tags = getattr(file, "tag_v2", {})
     bits = np.atleast_1d(tags.get(258, 16))[0]
-    values = np.asarray(file).astype(np.float64)
-    missing = ~np.isfinite(values) | _nodata(file, values[..., None])
-    if 8 < bits < 16 and file.mode.startswith("I;16"):
+    values = np.asarray(image).astype(np.float64)
+    missing = ~np.isfinite(values) | _nodata(tags, values[..., None])
+    if 8 < bits < 16 and image.mode.startswith("I;16"):
         values = values * (65535 / (2**bits - 1))  # the file itself says how far its range goes
     return values, missing
 
 
-def _deep(file: Image.Image, depth: str, rules: Rules) -> tuple[Image.Image, np.ndarray | None]:
+def _deep(
+    image: Image.Image, depth: str, rules: Rules, tags: Mapping
+) -> tuple[Image.Image, np.ndarray | None]:
     """Grayscale of more than 8 bits, scaled by the range in `rules`, or by that of 16 bits where the values fill it."""
     if depth == "signed 8-bit":
         raise NoRange(depth, -128, 127)
     if depth == "16-bit color":  # Pillow gives the upper 8 bits alone
-        rgb, transparent = _plain(file)
+        rgb, transparent = _plain(image, tags)
         known = np.asarray(rgb)[slice(None) if transparent is None else ~transparent]
         if rules.range != (0, 65535) and known.size and known.max() <= 255 * FILLED:
             raise NoRange(depth, 256 * int(known.min()), 256 * int(known.max()) + 255)
         return rgb, transparent
-    values, missing = _values(file)
+    values, missing = _values(image, tags)
     known = values[~missing]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 65535.0)
     if rules.range is None and not fills(depth, low, high):
         raise NoRange(depth, low, high)
     black, white = rules.range or (0, 65535)
-    if rules.range is None:
-        gray = np.floor(values / 256)
-    else:
-        gray = np.round((values - black) * (255 / (white - black)))
-    if getattr(file, "tag_v2", {}).get(262) == 0:
+    scale = 255 / (white - black)
+    gray = np.floor(values / 256) if rules.range is None else np.round((values - black) * scale)
+    if tags.get(262) == 0:
         gray = 255 - gray  # "white is zero", which Pillow turns at 8 bits alone
     gray = np.where(missing, 255, np.clip(np.nan_to_num(gray), 0, 255)).astype(np.uint8)
     return Image.fromarray(gray).convert("RGB"), missing if missing.any() else None
 
 
-def _plain(file: Image.Image) -> tuple[Image.Image, np.ndarray | None]:
+def _plain(image: Image.Image, tags: Mapping) -> tuple[Image.Image, np.ndarray | None]:
     """8 bits a channel: alpha channels, transparent colors and GDAL's missing values composited on white."""
     missing = None
-    if NODATA in getattr(file, "tag_v2", {}) and file.mode in ("L", "RGB"):
-        found = _nodata(file, np.atleast_3d(np.asarray(file)))
+    if NODATA in tags and image.mode in ("L", "RGB"):
+        found = _nodata(tags, np.atleast_3d(np.asarray(image)))
         missing = found if found.any() else None
-    if file.has_transparency_data:
-        layered = file.convert("RGBA")
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
         clear = np.asarray(layered.getchannel("A")) < 128
         missing = clear if clear.any() else None
         rgb = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
     else:
-        rgb = file.convert("RGB")
+        rgb = image.convert("RGB")
     if missing is not None:
         rgb.paste("white", mask=Image.fromarray(missing))
     return rgb, missing
 
 
-def _nodata(file: Image.Image, values: np.ndarray) -> np.ndarray:
+def _nodata(tags: Mapping, values: np.ndarray) -> np.ndarray:
     """Where (H, W, channels) hold the value that a GeoTIFF names for pixels without data, in all channels."""
-    text = str(getattr(file, "tag_v2", {}).get(NODATA, ""))
+    text = str(tags.get(NODATA, ""))
     number = re.match(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text)
     if not number:
         return np.zeros(values.shape[:2], bool)
     return (values == float(number[0])).all(-1)
 
 
-def is_flat(image: Image.Image) -> bool:
+def is_flat(image: Image.Image) -> Literal["", "gray", "color"]:
     """Whether an image has 2 to 32 colors, in areas rather than dots: a label map, a mask, a drawing."""
     if image.mode not in ("1", "L", "P", "RGB", "RGBA") or min(image.size) < 8:
-        return False
-    values = np.asarray(image).astype(np.int64)
-    if values.ndim == 3:
-        values = values @ (1 << 8 * np.arange(values.shape[2]))
-    step = max(1, min(values.shape) // 64)
-    if not 1 < len(np.unique(values[::step, ::step])) <= 32:  # a quick look, which nearly all photographs fail
-        return False
-    even = (values[:, 1:] == values[:, :-1]).mean()
-    return bool(even > 0.9 and len(np.unique(values)) <= 32)
+        return ""
+    pixels = np.asarray(image)
+    step = max(1, min(image.size) // 64)
+    if not 1 < len(np.unique(_packed(pixels[::step, ::step]))) <= 32:  # a quick look, which nearly all photographs fail
+        return ""
+    values = _packed(pixels)
+    if (values[:, 1:] == values[:, :-1]).mean() <= 0.9 or len(np.unique(values)) > 32:
+        return ""
+    return "gray" if pixels.ndim == 2 else "color"
+
+
+def _packed(pixels: np.ndarray) -> np.ndarray:
+    """One number a pixel, (H, W)."""
+    return pixels if pixels.ndim == 2 else pixels.astype(np.int64) @ (1 << 8 * np.arange(pixels.shape[2]))
