@@ -237,8 +237,8 @@ class Run:
         rows, columns = (max(patch, round(side * scale / patch) * patch) for side in (height, width))
         if long > LONGEST * short:
             notice(
-                f"an image of {width} x {height} pixels is more than {LONGEST} times as long as it is wide: it is segmented at "
-                f"{columns} x {rows}, so that its shorter side is coarser than in other images; cut it into pieces to see more"
+                f"an image more than {LONGEST} times as long as it is wide is segmented with its longer side at "
+                f"{LONGEST * size} pixels, so that more of its small things are lost than in other images; cut it into pieces to keep them"
             )
         return rows, columns
 

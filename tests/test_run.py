@@ -400,7 +400,7 @@ def test_with_extra_clusters_and_without_mirror(experiment, runs_dir, monkeypatc
     assert np.array(record["confusion"]).sum() == 6 * 64 * 64, "pixels of every cluster are counted"
     picture = open_dataset("scenes", experiment.data_root, "val").picture(0)
     found = run.predict(picture)
-    assert set(np.unique(found)) <= {*range(8), 255}
+    assert set(np.unique(found)) <= set(range(11)), "classes, and after them the clusters without a class"
 
 
 def test_five_crops_are_trained_on_and_whole_pictures_scored(experiment, runs_dir, monkeypatch):
@@ -520,6 +520,15 @@ def test_pictures_are_worked_on_with_the_shorter_side_at_the_evaluation_size(run
     assert seen == [(1, 3, *expected)] and found.shape == shape
 
 
+@pytest.mark.parametrize("shape, expected", [((50, 400), (32, 256)), ((4000, 60), (256, 8)), ((1, 3000), (8, 256))])
+def test_a_long_strip_takes_no_more_than_four_squares(run, monkeypatch, shape, expected):
+    seen, code = [], Run.code
+    monkeypatch.setattr(Run, "code", lambda self, batch: (seen.append(tuple(batch.shape[2:])), code(self, batch))[1])
+    with pytest.warns(Notice, match="more than 4 times as long .* its longer side at 256 pixels") as told:
+        found = run.predict(np.zeros((*shape, 3), np.uint8))
+    assert seen == [expected] and found.shape == shape and len(told) == 1
+
+
 def test_a_fixed_evaluation_size_is_used_for_every_picture(experiment, runs_dir):
     run = train(experiment.but(steps=1, eval_size=(32, 48)), runs_dir=runs_dir)
     assert run.predict(np.zeros((50, 50, 3), np.uint8)).shape == (50, 50)
@@ -541,7 +550,8 @@ def test_pictures_come_in_any_form(run, tmp_path):
         np.testing.assert_array_equal(run.predict(form), expected)
     np.testing.assert_array_equal(run.predict(image.convert("L")), run.predict(image.convert("L").convert("RGB")))
     together = run.predict(forms)
-    assert len(together) == 5
+    assert isinstance(together, list) and len(together) == 5 and isinstance(run.predict(tuple(forms)), list)
+    assert len(run.predict([array])) == 1, "a list in, a list out"
     for found in together:
         np.testing.assert_array_equal(found, expected)
     assert run.predict([]) == []
@@ -551,7 +561,7 @@ def test_pictures_come_in_any_form(run, tmp_path):
     "wrong",
     [
         np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((2, 8, 8, 3), np.uint8),
-        torch.zeros(8, 8, 3, dtype=torch.uint8), torch.zeros(3, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+        np.zeros((0, 8, 3), np.uint8), torch.zeros(8, 8, 3, dtype=torch.uint8), torch.zeros(3, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
     ],
     ids=lambda wrong: f"{wrong.dtype} {tuple(wrong.shape)}",
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import re
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL.Image import Transpose
 
 from ..errors import StegoError
 
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)  # twice as many pixels are an error
 Image.init()
 FORMATS = tuple(
     name
@@ -38,6 +40,8 @@ TURNS = {
 """EXIF orientation -> how the stored pixels are turned to stand upright."""
 BACK = {Transpose.ROTATE_90: Transpose.ROTATE_270, Transpose.ROTATE_270: Transpose.ROTATE_90}
 """The turns that are not their own inverse."""
+ROWS = 512
+"""Rows of an image that tell whether it looks like a label map."""
 NODATA = 42113
 """TIFF tag in which GDAL writes the value of pixels without data."""
 FILLED = 1 / 4
@@ -117,8 +121,6 @@ def read_image(path: Path, rules: Rules = DEFAULT) -> StoredImage:
 
 def as_rgb(image: Image.Image, rules: Rules = DEFAULT) -> tuple[Image.Image, np.ndarray | None]:
     """The same as `open_image` of an image that is open already, but not turned; StegoError if its values have no range."""
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image, None
     try:
         depth, tags = depth_of(image), getattr(image, "tag_v2", {})
         return _deep(image, depth, rules, tags) if depth else _plain(image, tags)
@@ -267,7 +269,7 @@ def _plain(image: Image.Image, tags: Mapping) -> tuple[Image.Image, np.ndarray |
         missing = clear if clear.any() else None
         rgb = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
     else:
-        rgb = image.convert("RGB")
+        rgb = image if image.mode == "RGB" and missing is None else image.convert("RGB")  # a copy, if it is painted on
     if missing is not None:
         rgb.paste("white", mask=Image.fromarray(missing))
     return rgb, missing
@@ -286,6 +288,8 @@ def is_flat(image: Image.Image) -> Literal["", "gray", "color"]:
     """Whether an image has 2 to 32 colors, in areas rather than dots: a label map, a mask, a drawing."""
     if image.mode not in ("1", "L", "P", "RGB", "RGBA") or min(image.size) < 8:
         return ""
+    if image.height > ROWS:  # whole rows of it, in which neighbors stay neighbors
+        image = image.resize((image.width, ROWS), Image.Resampling.NEAREST)
     pixels = np.asarray(image)
     step = max(1, min(image.size) // 64)
     if not 1 < len(np.unique(_packed(pixels[::step, ::step]))) <= 32:  # a quick look, which nearly all photographs fail

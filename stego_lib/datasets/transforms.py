@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 from torch import Tensor
 
-STRIP = 256
+STRIP = 128
 """Rows of an image that are scaled at once."""
 Size = int | tuple[int, int]
 """N: shorter side scaled to N, then centre crop N x N (the published way). (H, W): scaled to H x W, nothing cut off."""
@@ -33,7 +33,9 @@ def _antialiased(picture: Tensor, height: int, width: int) -> Tensor:
     """uint8 (3, H, W) -> uint8 (3, height, width) as `TF.resize` does it, a strip at a time: floats take four times the memory."""
     if picture.shape[1:] == (height, width):
         return picture
-    narrow = torch.cat([_interpolated(strip.float(), strip.shape[1], width) for strip in picture.split(STRIP, 1)], 1)
+    narrow = torch.empty(picture.shape[0], picture.shape[1], width)  # made at once: pieces between large blocks would break memory up
+    for strip, rows in zip(picture.split(STRIP, 1), narrow.split(STRIP, 1), strict=True):
+        rows[:] = _interpolated(strip.float(), strip.shape[1], width)
     return _interpolated(narrow, height, width).round().to(torch.uint8)
 
 
