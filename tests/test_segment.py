@@ -162,7 +162,7 @@ def test_deep_images_are_taken_the_same_way_from_files_and_from_memory(run, tmp_
     np.testing.assert_array_equal(run.predict(tmp_path / "deep.png"), expected)
     np.testing.assert_array_equal(run.predict(Image.fromarray(deep)), expected)
     with pytest.raises(StegoError, match="nothing says which are black and white"):
-        run.predict(Image.fromarray((deep >> 4)))
+        run.predict(Image.fromarray(deep >> 4))
 
 
 def test_images_that_exif_turns_are_said_and_can_be_left_as_stored(run, pictures, tmp_path):
