@@ -1,5 +1,6 @@
 """Figures of runs and records, and what all figures share. Each function takes data and returns a matplotlib Figure."""
 
+import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -222,8 +223,8 @@ def show_image(axis: plt.Axes, image: np.ndarray, title: str | None = None) -> N
     axis.set(xticks=[], yticks=[])
     axis.grid(visible=False)
     if title:
-        find_fonts(title)
-        axis.set_title(title if len(title) <= 16 else f"…{title[-15:]}", fontsize=12, parse_math=False)
+        short = title if len(title) <= 16 else f"…{title[-15:]}"
+        axis.set_title(short, fontsize=12, parse_math=False, fontfamily=find_fonts(title))
 
 
 def add_legend(figure: Figure, *classes: Classes) -> None:
@@ -251,27 +252,33 @@ def as_they_are(texts: Iterable[Text]) -> None:
         text.set_parse_math(False)
 
 
-def find_fonts(*texts: str) -> None:
-    """Makes figures fall back on installed fonts for letters that the usual font lacks; one notice names what no font has."""
-    families = plt.rcParams["font.family"]
+def find_fonts(*texts: str) -> list[str]:
+    """Font families for these texts: the usual ones, and installed ones that have the letters which those lack.
+
+    What is drawn from now on falls back on them too; text that an axis already has (titles, labels of axes) must be given
+    them. A notice tells of each script that no font has.
+    """
+    families = list(plt.rcParams["font.family"])
     missing = {letter for text in texts for letter in text if letter.isprintable()} - _letters(families)
     for font in font_manager.fontManager.ttflist if missing else []:
         if font.name not in families and not font.name.startswith("Last Resort") and missing & _letters_of(font.fname):
-            families = [*families, font.name]
+            families.append(font.name)
             missing -= _letters_of(font.fname)
     plt.rcParams["font.family"] = families
-    if missing := missing - _BOXES:
-        _BOXES.update(missing)
+    scripts = {unicodedata.name(letter, "other").partition(" ")[0]: letter for letter in sorted(missing)}
+    if new := set(scripts) - _BOXES:
+        _BOXES.update(new)
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # matplotlib says it of each letter
-        shown = "".join(sorted(missing)[:5])
+        told = ", ".join(f"{script} (such as {scripts[script]})" for script in sorted(new))
         notice(
-            f"no font on this machine has the letters {shown} of some names, so figures show boxes in their place; "
-            "install one (such as Noto Sans CJK or Noto Sans), and restart Python"
+            f"no font on this machine has letters of some names, {told}: figures show boxes in their place; install a font that "
+            "has them (Noto Sans CJK, Noto Sans ...), and restart Python"
         )
+    return families
 
 
 _BOXES: set[str] = set()
-"""Letters of which it was said that no font has them."""
+"""Scripts of which it was said that no font has them."""
 
 
 def _letters(families: Iterable[str]) -> set[str]:
