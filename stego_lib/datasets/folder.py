@@ -2,6 +2,8 @@
 
 import colorsys
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -153,3 +155,15 @@ def distinct_colors(count: int) -> list[tuple[int, int, int]]:
     """`count` colours, (R, G, B): hues in steps of the golden ratio, in turn strong or pale, and bright, medium or dark."""
     strong = [colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.9, 0.5)[i % 2], (1.0, 0.75, 0.5)[i % 3]) for i in range(count)]
     return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in strong]
+
+
+def told_apart(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """The names, each once: one that occurs again or is in `taken` gets its id behind it, as in "food (id 11)"."""
+    counts = Counter(name.casefold() for name in (*taken, *names))
+    found = [name if counts[name.casefold()] == 1 else f"{name} (id {i})" for i, name in enumerate(names)]
+    return found if found == list(names) else told_apart(found, taken)
+
+
+def muted_colors(count: int) -> list[tuple[int, int, int]]:
+    """`count` colors, (R, G, B), for clusters that stand for no class: `distinct_colors` mixed with gray."""
+    return [(80 + 3 * red // 8, 80 + 3 * green // 8, 80 + 3 * blue // 8) for red, green, blue in distinct_colors(count)]

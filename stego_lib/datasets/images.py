@@ -2,6 +2,7 @@
 
 import re
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL.Image import Transpose
 
 from ..errors import StegoError
 
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)  # twice as many pixels are an error
 Image.init()
 FORMATS = tuple(
     name
@@ -121,6 +123,15 @@ def read_image(path: Path, rules: Rules = DEFAULT) -> StoredImage:
         hint = "; TIFF of more than 4 channels or 64-bit values is not read" if _is_tiff(path) else ""
         raise StegoError(f"image {path} cannot be read ({error}{hint}); replace or remove the file") from error
     return StoredImage(rgb, transparent, orientation, depth, flat, paged)
+
+
+def as_rgb(image: Image.Image, rules: Rules = DEFAULT) -> tuple[Image.Image, np.ndarray | None]:
+    """The same as `open_image` of an image that is open already, but not turned; StegoError if its values have no range."""
+    try:
+        depth, tags = depth_of(image), getattr(image, "tag_v2", {})
+        return _deep(image, depth, rules, tags) if depth else _plain(image, tags)
+    except NoRange as error:
+        raise StegoError(f"the image {error}") from None
 
 
 def turn(file: Image.Image, rules: Rules) -> Image.Image:
@@ -309,7 +320,7 @@ def _plain(image: Image.Image, tags: Mapping) -> tuple[Image.Image, np.ndarray |
         missing = clear if clear.any() else None
         rgb = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
     else:
-        rgb = image.convert("RGB")
+        rgb = image if image.mode == "RGB" and missing is None else image.convert("RGB")  # a copy, if it is painted on
     if missing is not None:
         rgb.paste("white", mask=Image.fromarray(missing))
     return rgb, missing
