@@ -31,7 +31,7 @@ class Float32Features(online.OnlineFeatures):
 
     def __init__(self, source: Source, root: str | Path, processes: Processes = ALONE):
         super().__init__(source, root, processes)
-        self._kept = self.kept.setdefault(source.fingerprint("features"), {})
+        self._kept = self.kept.setdefault(source.fingerprint(root, "features"), {})
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
         new = [row for row in index.unique().tolist() if row not in self._kept]

@@ -1,6 +1,7 @@
 """Arrays in NumPy files, whose rows are read and written by their numbers."""
 
 import os
+import weakref
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +23,8 @@ class ArrayFile:
         mapped = np.load(path, mmap_mode="r")
         self.path, self.shape, self.dtype, self._start = path, mapped.shape, mapped.dtype, mapped.offset
         self._bytes = mapped[:1].nbytes
-        self._file = open(path, "r+b" if write else "rb", buffering=0)  # closed with the object
+        self._file = open(path, "r+b" if write else "rb", buffering=0)
+        weakref.finalize(self, self._file.close)
 
     def read(self, rows: Iterable[int]) -> np.ndarray:
         """A copy of the rows of these numbers, in their order. StegoError if the file has become shorter."""

@@ -14,7 +14,7 @@ from .errors import StegoError
 from .experiment import Experiment
 from .features import Features
 from .model import Stego
-from .probes import fit_cluster_probe, labels_at, multinomial_regression
+from .probes import fit_cluster_probe, multinomial_regression, sample_cells
 from .run import build_model
 
 
@@ -64,6 +64,7 @@ def kmeans_on_colors(store: Features, n_clusters: int, seed: int) -> LinearScore
 def linear_on_features(store: Features, seed: int) -> LinearScorer:
     """Multinomial regression on L2-normalised features, WITH the training labels: how much the features know."""
     features, labels = _sampled_features(store, seed)
+    assert labels is not None, "asked of stores with labels alone"
     unit = F.normalize(features, dim=1)
     return LinearScorer(*multinomial_regression(unit, labels, store.n_classes))
 
@@ -115,20 +116,6 @@ def _kmeans(points: Tensor, n_clusters: int, seed: int) -> LinearScorer:
     return LinearScorer(2 * centres, -centres.square().sum(1))
 
 
-def _sampled_features(store: Features, seed: int) -> tuple[Tensor, Tensor]:
-    """Features of random grid cells, (M, C), and the labels at the cells' centres, (M,), -1 where there is none."""
-    count, channels, height, width = store.shape
-    generator = torch.Generator().manual_seed(seed)
-    per_picture = max(1, min(height * width, SAMPLES // count))
-    asked = torch.randperm(count, generator=generator)[:SAMPLES]
-    features = torch.empty(len(asked), per_picture, channels)  # room taken once, see `probes.sample_codes`
-    labels = torch.full((len(asked), per_picture), -1)
-    for places in torch.arange(len(asked)).split(16):
-        rows = asked[places]
-        known = store.label_rows(rows) if store.has_labels else [None] * len(rows)
-        for place, found, label in zip(places, store.rows(rows), known, strict=True):
-            cells = torch.randperm(height * width, generator=generator)[:per_picture]
-            features[place] = found.flatten(1).T[cells]
-            if label is not None:
-                labels[place] = labels_at(label[None], cells, (height, width))[0]
-    return features.flatten(0, 1), labels.flatten()
+def _sampled_features(store: Features, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Features at the very cells that the probes are fitted at, (M, C), and their labels, see `probes.sample_cells`."""
+    return sample_cells(store, seed, store.rows, store.shape[1], SAMPLES)

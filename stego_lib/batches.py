@@ -105,8 +105,8 @@ def find_neighbors(store: Features, model: Stego, experiment: Experiment) -> Ten
     """int64 (N, k): the neighbours of each training picture by its mean feature, the data set's mean taken off if so set."""
     pooled = store.pooled - model.feature_mean.flatten().cpu()
     if experiment.published:  # the featuriser is not in eval mode, so channels of each picture's mean feature drop out
-        with torch.random.fork_rng():
-            torch.manual_seed(experiment.seed)
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(experiment.seed)
             pooled = F.dropout(pooled, experiment.dropout)
     return nearest_neighbors(pooled, experiment.neighbors)
 

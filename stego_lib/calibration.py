@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .experiment import Experiment
 from .features import Features
-from .loss import centre, correspondence, negative_permutation, random_coords, sample
+from .loss import centre, correspondence, negative_permutation, published_permutation, random_coords, sample
 
 PICTURES = 256
 """Pictures that are measured; their correspondences number PICTURES x points^4 of each kind."""
@@ -86,6 +86,7 @@ def measure_correspondences(
     neighbors: int64 (N, k). mean: (1, C, 1, 1), taken off the features. Returns {"self", "knn", "rand"}: float32 (M,).
     """
     generator = torch.Generator().manual_seed(experiment.seed)
+    partner_of = published_permutation if experiment.published else negative_permutation
     order = torch.randperm(len(store), generator=generator)[:PICTURES]
     found: dict[str, list[Tensor]] = {"self": [], "knn": [], "rand": []}
     for rows in order.split(experiment.batch_size):
@@ -98,7 +99,7 @@ def measure_correspondences(
         others = dict(
             self=f,
             knn=sample(feats_knn, coords2),
-            rand=sample(feats[negative_permutation(len(rows), generator)], coords2),
+            rand=sample(feats[partner_of(len(rows), generator)], coords2),
         )
         for kind, other in others.items():
             values = correspondence(f, other)

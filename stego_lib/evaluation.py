@@ -19,8 +19,9 @@ from .datasets.folder import nameless
 from .datasets.transforms import Size
 from .errors import StegoError
 from .experiment import HOW, Experiment
+from .extraction import content_id
 from .features import Features, Share
-from .files import write_json
+from .files import fingerprint, read_json, write_json
 from .meanfield import refined_labels
 from .memory import enough_memory
 from .metrics import confusion, identity, match, published_map, scores
@@ -28,19 +29,22 @@ from .model import Stego
 from .notices import notice
 from .online import open_features
 from .parallel import Job, in_processes
+from .paths import shown_path
 from .probe_maps import crf_logits, probe_scores
 from .probes import fit_cluster_probe
 from .processes import Processes, join, spawn, started
-from .progress import progress
+from .progress import progress, say
 from .run import EVALUATION_KEYS, Run, environment, load_run, mean_code
 
 BATCH = 16
 
 
 def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[str, Any]:
-    """Scores the run's last step on `split` and writes the run record `metrics.json`, which it returns.
+    """Scores the run's last step on `split` and writes the run record, which it returns as the file holds it.
 
-    Clusters are matched to classes once over the whole split; labels serve this matching, the scores and the linear
+    The record of the validation split of the run's own data, scored as the run says, is metrics.json, whose matching
+    `Run.predict` uses. Another split, other data or other settings (see `load_run`) get a record of their own beside it,
+    metrics-SPLIT....json, and leave that one alone. Clusters are matched to classes once over the whole split; labels serve this matching, the scores and the linear
     probes, nothing else. With `experiment.published`, pixels in extra clusters are left out of every table and the
     matching is the published one, as `metrics` describes. The record holds under "scores", for each method, accuracy,
     miou and iou in percent: "cluster" and "linear" (STEGO), each also as "..._crf" where pydensecrf is installed, and the
@@ -49,8 +53,9 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
     no labels. With `experiment.validate_every`, "best_by_label" holds the scores of the cluster probe at the kept step that
     they favour: chosen by the labels that it is scored with, as in the published code, so it is no result.
 
-    A split without labels cannot be scored: "scores" is then empty and "unscored" says why. Raises StegoError for a split
-    with another number of classes than the run's.
+    A split without labels, or whose labels are all of one class, cannot be scored: "scores" is then empty and "unscored"
+    says why. Raises StegoError for a split with another number of classes than the run's, and for a run that stopped before
+    its probes were fitted.
 
     With `experiment.devices` above 1 as many processes are started, each of which opens the run's folder and scores a part of
     the pictures; a script must call this below `if __name__ == "__main__":`. In a program that torchrun or SLURM has started
@@ -78,6 +83,7 @@ def _evaluate_spawned(
 def evaluate_among(run: Run, split: str, baselines: bool) -> dict[str, Any]:
     """`evaluate` in each of `run.processes`; the first one alone writes the record, all return it."""
     experiment, began = run.experiment, time.perf_counter()
+    run.refuse_unfitted()
     dataset = open_split(experiment, split)
     if len(dataset.classes) != len(run.classes):
         raise StegoError(
@@ -90,6 +96,8 @@ def evaluate_among(run: Run, split: str, baselines: bool) -> dict[str, Any]:
         )
     with enough_memory(f"scoring {dataset.name}", "choose a smaller eval_size, baselines=False, or device='cpu'"):
         judged = _scored(run, dataset, baselines) if dataset.has_labels else _unscored(dataset)
+    root = run.folder.parent / "features"
+    data = run.processes.broadcast(content_id(dataset, root, labels=False) if run.processes.first else "")
     record = {
         "experiment": recorded(experiment),
         "backbone_weights": run.backbone.weights_id,
@@ -97,21 +105,56 @@ def evaluate_among(run: Run, split: str, baselines: bool) -> dict[str, Any]:
         "shifts": list(run.shifts),
         **run.observed,
         "split": split,
+        "data": data,
         "pictures": len(dataset),
         "classes": list(run.classes.names),
         **judged,
         "environment": environment(),
         "evaluation_seconds": round(time.perf_counter() - began, 1),
     }
+    record = _without_nan(record)
     if run.processes.first:
-        write_json(run.folder / "metrics.json", _without_nan(record))
+        path = run.folder / _record_name(run, split, data)
+        write_json(path, record)
+        if path.name != "metrics.json":
+            say(f"run record: {shown_path(path)}")
     run.processes.wait()
     return record
 
 
-def _unscored(dataset: SegmentationDataset) -> dict[str, Any]:
+def _record_name(run: Run, split: str, data: str) -> str:
+    """Name of the record of this evaluation, see `evaluate`. `data`: fingerprint of the split's images."""
+    experiment, asked = run.experiment, run.folder / "experiment.json"
+    others: list[Any] = []
+    if asked.exists():
+        trained = Experiment.from_dict(read_json(asked))
+        others = [(key, getattr(experiment, key)) for key in experiment.differing(trained, (*HOW, "data_root", "backbone"))]
+        if not _own_data(run, trained):
+            others.append(data)
+    elif (run.folder / "metrics.json").exists() and run.metrics.get("data", data) != data:
+        others.append(data)  # a released checkpoint knows no data of its own: those that it was scored on first
+    if split == "val" and not others:
+        return "metrics.json"
+    return f"metrics-{split}{f'-{fingerprint(others)[:8]}' if others else ''}.json"
+
+
+def _own_data(run: Run, trained: Experiment) -> bool:
+    """Whether the run was trained on the training split that its experiment names now, wherever that lies."""
+    if run.experiment.dataset != trained.dataset:
+        return False
+    same_place = Path(run.experiment.data_root).expanduser().resolve() == Path(trained.data_root).expanduser().resolve()
+    if run.data is None:  # a checkpoint of version 0.1.0 does not tell
+        return same_place
+    try:
+        training = open_training_set(run.experiment)
+    except StegoError:  # the validation split may be all that is left, or all that was moved
+        return same_place
+    return content_id(training, run.folder.parent / "features", labels=False) == run.data["images"]
+
+
+def _unscored(dataset: SegmentationDataset, why: str = "has no labels") -> dict[str, Any]:
     """The part of the record that says why there are no scores."""
-    text = f"{dataset.name} {dataset.split} has no labels, so nothing is scored; run.predict(pictures) segments them"
+    text = f"{dataset.name} {dataset.split} {why}, so nothing is scored; run.predict(images) segments them"
     notice(text)
     return {"scores": {}, "unscored": text}
 
@@ -120,11 +163,14 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
     """The part of the record that takes labels: scores, matching, confusion matrix, best step by labels."""
     size, published = run.experiment.eval_size, run.experiment.published
     plain = _store(run, dataset, size)
-    if not plain.any_label():
+    there = plain.labels_there()
+    if not there:
         raise StegoError(
             f"{dataset.name} {dataset.split}: every pixel of {dataset.labels[0]} and the other label maps is ignored, so there is "
             "nothing to score; are they label maps of this data set?"
         )
+    if len(there) == 1 and len(dataset.classes) > 1:  # any segmentation would score 100
+        return _unscored(dataset, f"has no label but {dataset.classes.names[there[0]]!r} (id {there[0]})")
     mirrored = _store(run, dataset, size, mirror=True) if run.experiment.mirror else None
     if 1 < run.processes.count <= -(-len(plain) // BATCH):  # whole batches: the same numbers as in one process
         plain = Share(plain, run.processes, BATCH)
@@ -178,7 +224,7 @@ def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
 def recorded(experiment: Experiment) -> dict[str, Any]:
     """The experiment as a run record holds it: without the folders of one machine and how it was run there, to be shared."""
     values = experiment.to_dict()
-    for key in ("data_root", *HOW):
+    for key in ("data_root", "feature_store", "devices"):
         del values[key]
     if Path(experiment.backbone).suffix:
         values["backbone"] = Path(experiment.backbone).name

@@ -2,7 +2,10 @@
 
 import difflib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -69,8 +72,8 @@ Shifts = Annotated[
 class Experiment:
     """Everything that determines a run. Frozen and checked: an unknown key or a value out of range is an error.
 
-    Errors are raised as `pydantic.ValidationError` (a ValueError) that names the key; `Experiment.preset` and
-    `Experiment.from_dict` turn them into a short `StegoError`. The numbers of the paper are in `PRESETS`.
+    However it is made (`Experiment(...)`, `but`, `preset`, `from_dict`), such a key or value raises a `StegoError` that names
+    it. The numbers of the paper are in `PRESETS`.
     """
 
     dataset: str = "scenes"
@@ -176,18 +179,7 @@ class Experiment:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Experiment":
         """Builds an experiment from keys and values (of a JSON file, say); StegoError names each that is wrong."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            names = [field.name for field in fields(cls)]
-            lines = []
-            for problem in error.errors():
-                key = str(problem["loc"][0]) if problem["loc"] else "?"
-                if key not in names:
-                    lines.append(f"unknown key {key!r}{did_you_mean(key, names)}")
-                else:
-                    lines.append(f"{key} = {values.get(key)!r}: {problem['msg']}")
-            raise StegoError("Experiment: " + "; ".join(dict.fromkeys(lines))) from None
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Keys and values that JSON can hold; `from_dict` is the way back."""
@@ -197,9 +189,9 @@ class Experiment:
         """A copy with some values changed, checked again."""
         return replace(self, **changes)
 
-    def same_result(self, other: "Experiment") -> bool:
-        """Whether both are the same but for how the result is got (`HOW`)."""
-        return self == other.but(**{name: getattr(self, name) for name in HOW})
+    def differing(self, other: "Experiment", ignored: tuple[str, ...]) -> list[str]:
+        """Names of the fields, apart from `ignored`, in which both differ."""
+        return [f.name for f in fields(self) if f.name not in ignored and getattr(self, f.name) != getattr(other, f.name)]
 
     @property
     def name(self) -> str:
@@ -207,8 +199,40 @@ class Experiment:
         return f"{self.dataset}-{Path(self.backbone).stem}-seed{self.seed}"
 
 
-HOW = ("feature_store", "devices")
-"""Fields of an experiment that its result does not depend on, but for rounding."""
+HOW = ("feature_store", "devices", "device")
+"""Fields of an experiment that its result does not depend on, but for rounding: how and where it is computed."""
+SCORING = ("eval_size", "mirror", "crf")
+"""Fields that matter when a run is evaluated, and not when it is trained."""
+
+
+@contextmanager
+def _explained(values: dict[str, Any]) -> Iterator[None]:
+    """Turns pydantic's error into a StegoError that names each key that is wrong."""
+    try:
+        yield
+    except ValidationError as error:
+        names = [field.name for field in fields(Experiment)]
+        lines = []
+        for problem in error.errors():
+            key = str(problem["loc"][0]) if problem["loc"] else "?"
+            if key not in names:
+                lines.append(f"unknown key {key!r}{did_you_mean(key, names)}")
+            else:
+                lines.append(f"{key} = {values.get(key)!r}: {problem['msg']}")
+        raise StegoError("Experiment: " + "; ".join(dict.fromkeys(lines))) from None
+
+
+def _explain_init(init: Any) -> Any:
+    @wraps(init)
+    def explained(self: Experiment, *args: Any, **values: Any) -> None:
+        with _explained(values):
+            init(self, *args, **values)
+
+    return explained
+
+
+# pydantic turns every ValueError of its own validators into a ValidationError, so the translation stands around all of them.
+Experiment.__init__ = _explain_init(Experiment.__init__)  # type: ignore[method-assign]
 
 
 def did_you_mean(name: str, known: list[str], count: int = 1) -> str:

@@ -25,7 +25,7 @@ from .reading import ReadAhead
 
 Shapes = dict[str, tuple[type, tuple[int, ...]]]
 """Name -> type and shape of an array."""
-VERSION = 3
+VERSION = 4
 """To be raised whenever what is stored changes, so that old stores are not used."""
 NO_LABEL = 255
 """How ignored pixels are stored."""
@@ -52,9 +52,9 @@ class Source:
     def __str__(self) -> str:
         return f"{self.dataset.name} {self.dataset.split}{' (mirrored)' if self.mirror else ''}"
 
-    def fingerprint(self, *more: object) -> str:
-        """Changes with files, size, resampling, backbone weights and precision, and `more`."""
-        own = (self.dataset.identity(), self.size, self.mirror, self.published, self.backbone.fingerprint())
+    def fingerprint(self, root: str | Path, *more: object) -> str:
+        """Changes with what the files hold, size, resampling, backbone weights and precision, and `more`. `root`: see `content_id`."""
+        own = (content_id(self.dataset, root), self.size, self.mirror, self.published, self.backbone.fingerprint())
         return fingerprint(VERSION, *own, *more)
 
     @property
@@ -101,6 +101,20 @@ class Source:
                 "are its weights damaged? try precision='float32' or another backbone"
             )
         return found
+
+
+def content_id(dataset: SegmentationDataset, root: str | Path, *, labels: bool = True) -> str:
+    """Fingerprint of what a split holds, the same wherever its files lie and however their folder is spelled.
+
+    Without `labels`, of its images alone. The files are read for it once; root/.contents remembers the result for their places,
+    sizes and times of change.
+    """
+    known = Path(root) / ".contents" / f"{fingerprint(dataset.state(labels=labels))}.json"
+    if known.exists():
+        return read_json(known)
+    found = fingerprint(dataset.identity(labels=labels))
+    write_json(known, found)
+    return found
 
 
 def usual_batch(backbone: Backbone) -> int:

@@ -69,11 +69,13 @@ class Features(ABC):
         stored = self.stored_labels(index).to(device)
         return stored.long().masked_fill(stored == NO_LABEL, -1)
 
-    def any_label(self) -> bool:
-        """Whether any pixel of any picture is labelled."""
-        return self.has_labels and any(
-            bool((self.stored_labels(rows) != NO_LABEL).any()) for rows in torch.arange(len(self)).split(16)
-        )
+    def labels_there(self) -> list[int]:
+        """The classes that any pixel of any image is labeled with, in rising order."""
+        seen = torch.zeros(256, dtype=torch.bool)
+        for rows in torch.arange(len(self)).split(16) if self.has_labels else ():
+            seen |= torch.bincount(self.stored_labels(rows).flatten(), minlength=256) > 0
+        seen[NO_LABEL] = False
+        return seen.nonzero().flatten().tolist()
 
     def places(self, index: Tensor) -> Tensor:
         """Where the pictures `index` stand in the data set, int64 (B,)."""
@@ -203,7 +205,7 @@ def open_store(
 
 def store_folder(source: Source, root: str | Path) -> Path:
     """Where the store of `source` lies below `root`, whether it is there or not."""
-    return Path(root) / f"{source.dataset.name}-{source.dataset.split}-{source.fingerprint()}"
+    return Path(root) / f"{source.dataset.name}-{source.dataset.split}-{source.fingerprint(root)}"
 
 
 def ensure(

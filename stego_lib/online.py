@@ -45,7 +45,7 @@ class OnlineFeatures(Features):
     def pooled(self) -> Tensor:
         """float32 (N, C), features averaged over positions: computed once, kept in a small folder like a store's."""
         source = self._source
-        name = f"{source.dataset.name}-{source.dataset.split}-mean-{source.fingerprint('pooled')}"
+        name = f"{source.dataset.name}-{source.dataset.split}-mean-{source.fingerprint(self._root, 'pooled')}"
         shapes = {"pooled": source.shapes["pooled"]}
         return torch.from_numpy(np.load(ensure(source, self._root / name, shapes, self._processes) / "pooled.npy"))
 

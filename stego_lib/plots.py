@@ -164,7 +164,8 @@ def class_iou(*records: dict[str, Any], methods: Sequence[str] = ("cluster", "km
     ]
     figure, axis = plt.subplots(figsize=(max(6.5, 0.75 * len(records[0]["classes"])), 3.4))
     errors = dict(errorbar="sd", err_kws={"linewidth": 1}) if len(records) > 1 else dict(errorbar=None)
-    sns.barplot(pd.DataFrame(rows), x="class", y="IoU (%)", hue="method", ax=axis, **errors)
+    table = pd.DataFrame(rows).astype({"IoU (%)": float})  # null, as a record says of a class that does not occur, is no number
+    sns.barplot(table, x="class", y="IoU (%)", hue="method", ax=axis, **errors)
     axis.set(xlabel="", ylim=(0, 100))
     axis.tick_params(axis="x", rotation=45)
     axis.legend(title=None, fontsize=8)

@@ -1,5 +1,7 @@
 """Probes fitted after the head, on its codes: their gradients never reach it, so nothing is lost by waiting."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -42,26 +44,36 @@ def _set_clusters(model: Stego, codes: Tensor, seed: int) -> None:
 
 @torch.no_grad()
 def sample_codes(model: Stego, store: Features, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Codes of random grid cells, float32 (M, K), and the labels at the cells' centres, int64 (M,), -1 = ignored.
-
-    About `SAMPLES` cells, from all pictures if they are fewer than that. Without labels in the store the second is None.
-    """
+    """Codes of random grid cells, float32 (M, K), and the labels at the cells' centers, see `sample_cells`."""
     model.eval()
-    count, _, height, width = store.shape
+    device = model.feature_mean.device
+    return sample_cells(store, seed, lambda rows: model(store.rows(rows, device)), model.head.code_dim, SAMPLES)
+
+
+def sample_cells(
+    store: Features, seed: int, maps: Callable[[Tensor], Tensor], channels: int, count: int
+) -> tuple[Tensor, Tensor | None]:
+    """Looks maps up at random grid cells: the same cells for the same seed, whatever the maps hold.
+
+    So probes and baselines see the same points of the same images. maps: rows of the store, int64 (B,), -> (B, channels, h, w).
+    count: how many cells about, from all images if they are fewer than that. Returns float32 (M, channels) and the labels at
+    the cells' centers, int64 (M,), -1 = ignored, or None where the store has no labels.
+    """
+    images, _, height, width = store.shape
     generator = seeded(seed, "clusters", 0)
-    cells = max(1, min(height * width, SAMPLES // count))
-    asked = torch.randperm(count, generator=generator)[:SAMPLES]
+    cells = max(1, min(height * width, count // images))
+    asked = torch.randperm(images, generator=generator)[:count]
     # Room is taken once: small pieces that stay between large ones that go would make the process grow with every batch.
-    codes = torch.empty(len(asked), cells, model.head.code_dim)
+    found = torch.empty(len(asked), cells, channels)
     labels = torch.empty(len(asked), cells, dtype=torch.int64) if store.has_labels else None
-    for places in torch.arange(len(asked)).split(32):
-        rows = asked[places]
-        code = model(store.rows(rows, model.feature_mean.device)).flatten(2).transpose(1, 2)
+    for positions in torch.arange(len(asked)).split(32):
+        rows = asked[positions]
+        values = maps(rows).flatten(2).transpose(1, 2)
         chosen = torch.randperm(height * width, generator=generator)[:cells]
-        codes[places] = code[:, chosen].cpu()
+        found[positions] = values[:, chosen].cpu()
         if labels is not None:
-            labels[places] = labels_at(store.label_rows(rows), chosen, (height, width))
-    return codes.flatten(0, 1), None if labels is None else labels.flatten()
+            labels[positions] = labels_at(store.label_rows(rows), chosen, (height, width))
+    return found.flatten(0, 1), None if labels is None else labels.flatten()
 
 
 def labels_at(labels: Tensor, cells: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -91,7 +103,8 @@ def multinomial_regression(points: Tensor, labels: Tensor, n_classes: int) -> tu
     coefficients = fitted.coef_ / scaler.scale_
     offsets = fitted.intercept_ - coefficients @ scaler.mean_
     if len(fitted.classes_) == 2:  # scikit-learn keeps one row for two classes
-        coefficients, offsets = np.concatenate([-coefficients, coefficients]), np.concatenate([-offsets, offsets])
+        # The two-class model is a sigmoid of one logit: softmax gives it from two logits that differ by as much.
+        coefficients, offsets = (np.concatenate([-one / 2, one / 2]) for one in (coefficients, offsets))
     weight[fitted.classes_] = torch.from_numpy(coefficients).float()
     bias[fitted.classes_] = torch.from_numpy(offsets).float()
     return weight, bias

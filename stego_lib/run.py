@@ -20,9 +20,10 @@ from .datasets.base import open_picture
 from .datasets.folder import read_classes
 from .datasets.transforms import resize_picture
 from .errors import StegoError
-from .experiment import HOW, Experiment
+from .experiment import HOW, SCORING, Experiment
 from .files import fingerprint, load_state, read_json, save_state, write_json
 from .model import Stego
+from .notices import notice
 from .paths import runs_root, shown_path
 from .processes import ALONE
 from .published import read_published
@@ -35,8 +36,8 @@ class Run:
 
     folder/experiment.json, classes.json: what was asked. checkpoint.pt: model, optimiser, step. log.csv: one line a
     step. correspondences.json: the shifts, why they are what they are, and histograms of what they were set by. watch.json: how
-    many groups the codes fell into. metrics.json: the run record that `evaluate`
-    writes. figures/: pictures. kept/: weights at earlier steps, with `Experiment.validate_every`. A released checkpoint has only what evaluating it leaves.
+    many groups the codes fell into. metrics.json: the run record that `evaluate` writes for the validation split of the run's
+    own data; what else is evaluated gets a record of its own, metrics-SPLIT....json. figures/: pictures. kept/: weights at earlier steps, with `Experiment.validate_every`. A released checkpoint has only what evaluating it leaves.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Run:
         self.feature_store: str = experiment.feature_store  # until training says which way it has taken
         self.processes = ALONE  # those that work on it together
         self.trained_on: str | None = None  # the backbone's weights, as a checkpoint names them
+        self.data: dict[str, str] | None = None  # the training split, as a checkpoint names it; see `run_folders.data_ids`
         if backbone is not None:
             self.backbone = backbone
 
@@ -96,7 +98,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The run record. StegoError if the run has not been evaluated."""
+        """The run record of the validation split of the run's own data. StegoError if it has not been evaluated."""
         path = self.folder / "metrics.json"
         if not path.exists():
             raise StegoError(f"{self.folder} has no metrics.json yet; call evaluate(run)")
@@ -109,9 +111,25 @@ class Run:
             {
                 "step": self.step, "model": self.model.state_dict(), "optimiser": optimiser.state_dict(),
                 "shifts": list(self.shifts), "backbone_weights": self.backbone.weights_id,
-                "feature_store": self.feature_store,
+                "feature_store": self.feature_store, "data": self.data, "precision": str(self.backbone.precision),
             },
         )  # fmt: skip
+
+    def refuse_unfitted(self) -> None:
+        """StegoError if training stopped before the probes were fitted: they hold random numbers, and so would every result.
+
+        With probes="joint" they are as good as the head is at that step, so only a notice says where the run stopped.
+        """
+        done, steps = self.step, self.experiment.steps
+        if done >= steps or not (self.folder / "experiment.json").exists():  # a released checkpoint has its probes
+            return
+        go_on = "train.ipynb with the same parameters and -p resume True, or train(run.experiment, resume=True)"
+        if self.experiment.probes == "after":
+            raise StegoError(
+                f"{shown_path(self.folder)} stopped at step {done} of {steps}, before its probes were fitted, so it has no clusters "
+                f"yet; finish it first: {go_on}"
+            )
+        notice(f"{shown_path(self.folder)} stopped at step {done} of {steps}; to finish it: {go_on}")
 
     def keep_weights(self) -> None:
         """Writes the weights as they are at this step to kept/STEP.pt, beside the checkpoint."""
@@ -136,6 +154,7 @@ class Run:
         images: one or a list of paths, PIL images, uint8 arrays (H, W, 3) or uint8 tensors (3, H, W). Ids are classes
         once the run is evaluated (clusters are then matched to classes; 255 = a cluster without class), clusters before.
         """
+        self.refuse_unfitted()
         images = images if isinstance(images, list) else [images]
         matching = torch.tensor(self.metrics["matching"]) if self._matched else None
         found = []
@@ -179,8 +198,8 @@ def start_run(folder: Path, experiment: Experiment, classes: Classes) -> None:
 
 def build_model(experiment: Experiment, in_dim: int, n_classes: int) -> Stego:
     """A model with fresh weights drawn from the experiment's seed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(experiment.seed)
+    with torch.random.fork_rng([]):  # the CPU's generator alone: weights are drawn there
+        torch.default_generator.manual_seed(experiment.seed)
         return Stego(
             in_dim,
             experiment.code_dim,
@@ -192,7 +211,7 @@ def build_model(experiment: Experiment, in_dim: int, n_classes: int) -> Stego:
         )
 
 
-EVALUATION_KEYS = ("dataset", "data_root", "eval_size", "mirror", "crf", "published", "device", "precision", *HOW)
+EVALUATION_KEYS = ("dataset", "data_root", "published", "precision", *SCORING, *HOW)
 """Fields of the experiment that may be changed when a run is opened: all that does not touch what was trained."""
 
 
@@ -224,6 +243,7 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     model.load_state_dict(state["model"])
     run = Run(folder, experiment, classes, model.eval())
     run.step, run.shifts, run.trained_on = state["step"], tuple(state["shifts"]), state.get("backbone_weights")
+    run.data = state.get("data")
     if experiment.feature_store == "auto":
         run.feature_store = state.get("feature_store", "auto")
     return run

@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from .backbone import Backbone
+from .datasets import open_training_set
 from .errors import StegoError
 from .evaluation import evaluate, recorded
-from .experiment import Experiment
+from .experiment import HOW, Experiment
 from .files import write_json
 from .paths import runs_root
 from .results import read_record
-from .run_folders import find_run
-from .training import train
+from .run_folders import data_ids, find_run
+from .training import fitted_to, train
 
 
 def read_seeds(text: str | int) -> list[int]:
@@ -45,8 +46,7 @@ def run_seeds(
         record = finished_record(one, runs_dir) if resume else None
         if record is None:
             run = train(one, runs_dir=runs_dir, resume=resume)
-            evaluate(run)
-            record = run.metrics
+            record = evaluate(run)
         write_json(Path(records) / f"{one.name}.json", record)
         found.append(record)
     return found
@@ -55,9 +55,11 @@ def run_seeds(
 def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) -> dict[str, Any] | None:
     """The run record on `val` of the newest run of exactly this experiment, or None if it is not trained and scored."""
     where = Path(runs_dir) if runs_dir is not None else runs_root()
-    folder = find_run(where, experiment, Backbone.of(experiment))
+    dataset = open_training_set(experiment)
+    experiment = fitted_to(experiment, dataset)
+    folder = find_run(where, experiment, Backbone.of(experiment), data_ids(dataset, where), tell=False)  # training tells
     if folder is None or not (folder / "metrics.json").exists():
         return None
     record = read_record(folder / "metrics.json")
-    whole = (record["step"], record["split"], record["experiment"]) == (experiment.steps, "val", recorded(experiment))
-    return record if whole else None
+    theirs, ours = ({k: v for k, v in known.items() if k not in (*HOW, "backbone")} for known in (record["experiment"], recorded(experiment)))
+    return record if (record["step"], record["split"], theirs) == (experiment.steps, "val", ours) else None

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from .backbone import Backbone, choose_device
 from .batches import Batch, Draw, draw_batch, find_neighbors
 from .calibration import calibrate
-from .datasets import open_training_set
+from .datasets import SegmentationDataset, open_training_set
 from .errors import StegoError
 from .experiment import Experiment
 from .features import Features, FeatureStore
@@ -28,7 +29,7 @@ from .probes import fit_probes
 from .processes import ALONE, Processes, join, spawn, started
 from .progress import progress
 from .run import Run, build_model, load_run, read_checkpoint, refuse_misfit, start_run
-from .run_folders import find_run, new_folder
+from .run_folders import data_ids, find_run, new_folder
 from .trainlog import open_log
 from .watch import Watch
 
@@ -41,7 +42,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
 
     Features are computed once and kept in runs_dir/features. With `resume`, the newest unfinished run of the same
     experiment goes on from its last checkpoint, to the same weights as if it had not stopped (on a CPU); a finished one
-    is returned as it is. `experiment.start_from` names a run or released checkpoint whose head and probes it begins with.
+    is returned unchanged. It is found wherever its data, its weights file or the run itself lie now, see `run_folders.find_run`.
+    A batch has no more images, and an image no more neighbors, than there are; a notice says so. `experiment.start_from` names a run or released checkpoint whose head and probes it begins with.
     Raises StegoError before any long work (a missing data set, a broken picture, an unknown backbone, ...), for a run that
     another process is training, and for a loss that is no number or a full disk: the last checkpoint is then untouched.
 
@@ -51,7 +53,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     """
     runs_dir = Path(runs_dir) if runs_dir is not None else runs_root()
     if experiment.devices == 1 or started() != (1, 1):
-        return train_among(join(experiment.devices, experiment.device), experiment, runs_dir, resume)
+        with torch.random.fork_rng([]):  # networks are built with random weights before theirs are loaded
+            return train_among(join(experiment.devices, experiment.device), experiment, runs_dir, resume)
     refuse_unequal_shares(experiment, experiment.devices)
     run = load_run(spawn(_train_spawned, experiment.devices, experiment.device, experiment.to_dict(), runs_dir, resume))
     run.experiment = experiment
@@ -75,10 +78,8 @@ def train_among(processes: Processes, experiment: Experiment, runs_dir: Path, re
     """`train` in each of the processes; the first one alone writes into the run's folder."""
     refuse_unequal_shares(experiment, processes.count)
     dataset = open_training_set(experiment)
-    if len(dataset) <= max(experiment.neighbors, experiment.batch_size - 1):
-        raise StegoError(
-            f"{dataset.name} has {len(dataset)} training pictures: too few for batch_size {experiment.batch_size} and {experiment.neighbors} neighbours"
-        )
+    experiment = fitted_to(experiment, dataset)
+    refuse_unequal_shares(experiment, processes.count)
     backbone = Backbone.of(experiment.but(device=processes.device(experiment.device)))
     for size in (experiment.train_size, experiment.eval_size):
         backbone.grid(*(size if isinstance(size, tuple) else (size, size)))
@@ -89,7 +90,8 @@ def train_among(processes: Processes, experiment: Experiment, runs_dir: Path, re
         take_over(model, load_run(experiment.start_from))
     optimiser = make_optimiser(model, experiment)
     model.head.dropout.rank, model.head.dropout.count = processes.rank, processes.count
-    folder = processes.broadcast(find_run(runs_dir, experiment, backbone) if resume and processes.first else None)
+    data = processes.broadcast(data_ids(dataset, runs_dir) if processes.first else {})
+    folder = processes.broadcast(find_run(runs_dir, experiment, backbone, data) if resume and processes.first else None)
     store = open_features(
         dataset, backbone, experiment.train_size, runs_dir / "features", way_to_take(experiment, folder),
         published=experiment.published, processes=processes,
@@ -99,11 +101,14 @@ def train_among(processes: Processes, experiment: Experiment, runs_dir: Path, re
     mean = store.mean.view(1, -1, 1, 1)  # asked for by every process: online, they compute it now, together
     if experiment.subtract_mean and experiment.start_from is None:
         model.feature_mean.copy_(mean)
+    refuse_too_many_clusters(model, store)
+    if processes.first:
+        tell_if_alike(store)
     neighbors = processes.broadcast(find_neighbors(store, model, experiment) if processes.first else torch.empty(0))
     resumed = folder is not None
     folder = folder or processes.broadcast(new_folder(runs_dir, experiment) if processes.first else Path())
     run = Run(folder, experiment, dataset.classes, model, backbone)
-    run.feature_store, run.processes = way_of(store), processes
+    run.feature_store, run.processes, run.data = way_of(store), processes, data
     busy = f"{run.folder} is being trained by another process; wait for it, or train without resume"
     with locked(run.folder / ".lock", busy, wait=False) if processes.first else nullcontext():
         if resumed:
@@ -117,6 +122,59 @@ def train_among(processes: Processes, experiment: Experiment, runs_dir: Path, re
             model.load_state_dict(read_checkpoint(run.folder)["model"])
     model.eval()
     return run
+
+
+def fitted_to(experiment: Experiment, dataset: SegmentationDataset) -> Experiment:
+    """The experiment with no more images in a batch, and no more neighbors, than the training split has; a notice says so.
+
+    Raises StegoError for a single image, which has neither neighbor nor negative, and for more clusters than label maps can
+    number.
+    """
+    count = len(dataset)
+    if count < 2:
+        raise StegoError(
+            f"{dataset.name} has one training image; an image's partners are others, so add images, or cut it with crop='five'"
+        )
+    clusters = len(dataset.classes) + experiment.extra_clusters
+    if clusters > MOST_CLUSTERS:
+        raise StegoError(
+            f"{len(dataset.classes)} classes and extra_clusters = {experiment.extra_clusters} make {clusters} clusters; label maps "
+            f"number {MOST_CLUSTERS} at most"
+        )
+    changes = {name: value for name, value in (("batch_size", count), ("neighbors", count - 1)) if getattr(experiment, name) > value}
+    if not changes:
+        return experiment
+    told = ", ".join(f"{name} is {value} (asked: {getattr(experiment, name)})" for name, value in changes.items())
+    notice(f"{dataset.name} has {count} training images, so {told}")
+    return experiment.but(**changes)
+
+
+MOST_CLUSTERS = 255
+"""Clusters that an 8-bit label map can number beside 255, "no class"."""
+
+
+def refuse_too_many_clusters(model: Stego, store: Features) -> None:
+    """StegoError for more clusters than there are grid cells to find them in."""
+    clusters, (count, _, height, width) = len(model.cluster_probe.clusters), store.shape
+    if clusters > count * height * width:
+        raise StegoError(
+            f"{clusters} clusters cannot be found in {count} training images of {height} x {width} grid cells; lower n_classes or "
+            "extra_clusters, or take more or larger images (train_size)"
+        )
+
+
+def tell_if_alike(store: Features) -> None:
+    """A notice if the images of the training split are all alike: nothing can be learned from comparing them."""
+    unit = F.normalize(store.pooled, dim=1)
+    if (unit @ F.normalize(unit.mean(0), dim=0)).min() > ALIKE:
+        notice(
+            f"the {len(store)} training images look all alike to the backbone: neighbors and negatives are the same image again, so "
+            "expect nothing of this run; are they copies, or blank?"
+        )
+
+
+ALIKE = 1 - 1e-5
+"""Correspondence of an image's mean feature with that of all images above which it counts as a copy of them."""
 
 
 def way_to_take(experiment: Experiment, folder: Path | None) -> str:
@@ -148,6 +206,14 @@ def go_on(run: Run, optimiser: torch.optim.Optimizer, processes: Processes = ALO
     run.model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
     run.step, run.shifts = state["step"], tuple(state["shifts"])
+    before, now = state.get("precision"), str(run.backbone.precision)
+    if before not in (None, now) and processes.first:
+        notice(
+            f"{run.folder} was begun on features computed in {before}, here they are in {now}: scores may differ by more than "
+            "rounding from a run in one of them (precision='float32' is the same everywhere)"
+        )
+    if processes.first:  # how it is scored, and where its data lie, may have changed
+        write_json(run.folder / "experiment.json", run.experiment.to_dict())
 
 
 def run_steps(
@@ -158,7 +224,9 @@ def run_steps(
     watch = Watch(run.folder, store, experiment, run.step)
     knobs = "choose a smaller batch_size, points, negatives or code_dim, a smaller train_size, or device='cpu'"
     first, path = processes.first, run.folder / "log.csv"
+    device = model.feature_mean.device
     with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),  # dropout draws from the caller's generators
         enough_memory(f"a training step on {store.name}", knobs),
         explained(path),
         open_log(path, run.step, [*probe_terms(experiment), *optional_terms(experiment)])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from common import BASELINES, few_samples, tiny_experiment
+from PIL import Image
 from torch.testing import assert_close
 
 from stego_lib import StegoError, evaluate, open_dataset, train, training
@@ -72,14 +73,14 @@ def test_online_features_are_those_of_the_store(experiment, tmp_path, changes, o
     assert torch.equal(online.label_rows(rows), store.label_rows(rows)) and online.n_classes == store.n_classes
     assert_close(online.pooled, store.pooled, rtol=1e-4, atol=1e-5)
     assert_close(online.mean, store.mean, rtol=1e-4, atol=1e-5)
-    assert online.any_label() and store.any_label()
+    assert online.labels_there() == store.labels_there() != []
 
 
 def test_without_labels_there_are_none_online_either(experiment, backbone, scenes_root, tmp_path):
     shutil.copytree(scenes_root / "scenes" / "imgs", tmp_path / "folder" / "imgs")
     dataset = open_dataset("folder", tmp_path, "train")
     online = open_features(dataset, backbone, 64, tmp_path / "features", "online")
-    assert not online.has_labels and not online.any_label()
+    assert not online.has_labels and online.labels_there() == []
 
 
 def test_a_picture_goes_through_the_backbone_once_a_batch(experiment, backbone, tmp_path, monkeypatch):
@@ -105,7 +106,7 @@ def test_training_online_is_training_from_the_store(experiment, runs_dir, change
 
 def test_nothing_but_means_is_kept(experiment, tmp_path):
     train(experiment.but(steps=1), runs_dir=tmp_path)
-    (folder,) = (path for path in (tmp_path / "features").iterdir() if path.is_dir())
+    (folder,) = (path for path in (tmp_path / "features").glob("scenes*") if path.is_dir())
     assert {path.name for path in folder.iterdir()} == {"about.json", "pooled.npy"}
     assert np.load(folder / "pooled.npy").shape == (12, 32)
 
@@ -194,15 +195,17 @@ def test_whatever_changes_features_changes_the_fingerprint(experiment, scenes_ro
         changed = experiment.but(**changes)
         return Source(
             open_training_set(changed), Backbone.of(changed), changed.train_size, published=changed.published
-        ).fingerprint()
+        ).fingerprint(tmp_path)
 
     copied = shutil.copytree(scenes_root, tmp_path / "data")
     first = open_dataset("scenes", copied, "train").pictures[0]
     keys = [
         key(), key(crop="five"), key(crop="random"), key(precision="bfloat16"), key(block=0), key(features="KK"),
-        key(train_size=32), key(published=True), key(data_root=str(copied)),
+        key(train_size=32), key(published=True),
     ]  # fmt: skip
     os.utime(first, ns=(1, 1))
+    assert key(data_root=str(copied)) == keys[0], "neither the place nor the time of a copy matters"
+    Image.open(first).transpose(Image.Transpose.ROTATE_180).save(first)
     keys.append(key(data_root=str(copied)))
     assert len(set(keys)) == len(keys)
     assert key(seed=3, steps=9, batch_size=2, feature_store="store", device="cpu") == keys[0]

@@ -15,11 +15,13 @@ from stego_lib.run_folders import find_run, new_folder, newest_run
 
 ASKED = Experiment(steps=10, seed=1)
 BACKBONE = SimpleNamespace(weights_id="ours")
+DATA = {"images": "these", "all": "these and their labels"}
 
 
-def made(folder: Path, experiment: object = ASKED, weights: str | None = "ours") -> Path:
+def made(folder: Path, experiment: object = ASKED, weights: str | None = "ours", data: object = DATA) -> Path:
     """A run folder with the least that it takes to be found."""
     state = {"step": 3, "model": {"feature_mean": torch.zeros(1, 2, 1, 1)}, "optimiser": {}, "shifts": [0.1, 0.2, 0.3]}
+    state["data"] = data
     save_state(folder / "checkpoint.pt", state if weights is None else state | {"backbone_weights": weights})
     write_json(folder / "experiment.json", experiment.to_dict() if isinstance(experiment, Experiment) else experiment)
     return folder
@@ -55,17 +57,18 @@ def test_a_place_that_cannot_hold_runs_is_named(tmp_path):
 
 
 def test_the_newest_run_of_this_experiment_is_found(tmp_path):
-    """Newest by the time in its name; how its features were got and in how many processes does not matter, all else does."""
-    assert find_run(tmp_path, ASKED, BACKBONE) is None and find_run(tmp_path / "nowhere", ASKED, BACKBONE) is None
-    made(tmp_path / "20260101-000000-a")
-    second = made(tmp_path / "20260102-000000-a", ASKED.but(devices=2, feature_store="online"))
-    for number, change in enumerate(
-        [dict(seed=2), dict(steps=11), dict(backbone="other"), dict(data_root="elsewhere")]
-    ):
+    """Newest by the time and number in its name; how and where it was computed does not matter, nor where its data lay."""
+    assert find_run(tmp_path, ASKED, BACKBONE, DATA) is None and find_run(tmp_path / "nowhere", ASKED, BACKBONE, DATA) is None
+    for number in ("", "-2", "-9"):
+        made(tmp_path / f"20260102-000000-a{number}")
+    second = made(
+        tmp_path / "20260102-000000-a-10", ASKED.but(devices=2, feature_store="online", device="cpu", data_root="elsewhere")
+    )
+    for number, change in enumerate([dict(seed=2), dict(steps=11, code_dim=3, batch_size=2, points=4), dict(seed=4, backbone="other")]):
         made(tmp_path / f"20260103-00000{number}-a", ASKED.but(**change))
     os.utime(second / "checkpoint.pt", (0, 0))
-    assert find_run(tmp_path, ASKED, BACKBONE) == second
-    assert find_run(tmp_path, ASKED.but(seed=3), BACKBONE) is None
+    assert find_run(tmp_path, ASKED, BACKBONE, DATA) == second
+    assert find_run(tmp_path, ASKED.but(seed=3), BACKBONE, DATA) is None
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "[1]", "3", '{"steps": -1}', '{"novelty": 1}', '{"steps": []}'])
@@ -74,29 +77,58 @@ def test_a_run_that_cannot_be_read_is_passed_over_and_an_older_one_found(tmp_pat
     made(tmp_path / "20260102-000000-a")
     (tmp_path / "20260102-000000-a" / "experiment.json").write_text(content)
     with pytest.warns(Notice, match=r"20260102-000000-a/experiment\.json is passed over: "):
-        assert find_run(tmp_path, ASKED, BACKBONE) == older
+        assert find_run(tmp_path, ASKED, BACKBONE, DATA) == older
 
 
 def test_a_run_without_a_checkpoint_is_no_run(tmp_path):
     older, newer = made(tmp_path / "20260101-000000-a"), made(tmp_path / "20260102-000000-a")
     (newer / "checkpoint.pt").unlink()
-    assert find_run(tmp_path, ASKED, BACKBONE) == older
+    assert find_run(tmp_path, ASKED, BACKBONE, DATA) == older
     (older / "checkpoint.pt").unlink()
-    assert find_run(tmp_path, ASKED, BACKBONE) is None
+    assert find_run(tmp_path, ASKED, BACKBONE, DATA) is None
 
 
 def test_a_run_on_other_weights_is_passed_over_and_an_older_one_found(tmp_path):
     older = made(tmp_path / "20260101-000000-a")
     made(tmp_path / "20260102-000000-a", weights="theirs")
     with pytest.warns(Notice, match="20260102-000000-a is passed over: it was trained on other weights of"):
-        assert find_run(tmp_path, ASKED, BACKBONE) == older
+        assert find_run(tmp_path, ASKED, BACKBONE, DATA) == older
+
+
+@pytest.mark.parametrize("other, why", [
+    ({"images": "others", "all": "others too"}, "its training images were others"),
+    ({"images": "these", "all": "and other labels"}, "the label maps of its training images have changed"),
+])  # fmt: skip
+def test_a_run_on_other_data_is_passed_over_and_an_older_one_found(tmp_path, other, why):
+    older = made(tmp_path / "20260101-000000-a")
+    made(tmp_path / "20260102-000000-a", data=other)
+    with pytest.warns(Notice, match=f"20260102-000000-a is passed over: {why}"):
+        assert find_run(tmp_path, ASKED, BACKBONE, DATA) == older
+
+
+def test_of_a_checkpoint_that_does_not_name_its_data_the_place_tells(tmp_path):
+    """Those of earlier versions; the same place, however it is spelled."""
+    folder = made(tmp_path / "20260101-000000-a", ASKED.but(data_root="data/../data"), data=None)
+    assert find_run(tmp_path, ASKED.but(data_root=str(Path("data").resolve())), BACKBONE, DATA) == folder
+    with pytest.warns(Notice, match="it was trained on data in .*, and does not tell which files these were"):
+        assert find_run(tmp_path, ASKED.but(data_root="elsewhere"), BACKBONE, DATA) is None
+
+
+@pytest.mark.parametrize("moved, found", [("/b/mine.safetensors", True), ("dino_vits8", False)])
+def test_a_file_of_weights_may_lie_elsewhere_now(tmp_path, moved, found):
+    folder = made(tmp_path / "20260101-000000-a", ASKED.but(backbone="/a/mine.safetensors"))
+    if found:
+        assert find_run(tmp_path, ASKED.but(backbone=moved), BACKBONE, DATA) == folder
+    else:
+        with pytest.warns(Notice, match=f"has backbone /a/mine.safetensors, now {moved}"):
+            assert find_run(tmp_path, ASKED.but(backbone=moved), BACKBONE, DATA) is None
 
 
 def test_a_checkpoint_that_names_no_weights_is_taken(tmp_path):
     """Those of earlier versions."""
-    assert find_run(tmp_path, ASKED, BACKBONE) is None
+    assert find_run(tmp_path, ASKED, BACKBONE, DATA) is None
     folder = made(tmp_path / "20260101-000000-a", weights=None)
-    assert find_run(tmp_path, ASKED, BACKBONE) == folder
+    assert find_run(tmp_path, ASKED, BACKBONE, DATA) == folder
 
 
 def test_the_run_made_last_is_the_one_whose_checkpoint_is(tmp_path, monkeypatch):

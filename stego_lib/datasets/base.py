@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import DataNotFound, StegoError
+from ..files import checksum
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
@@ -117,11 +120,41 @@ class SegmentationDataset(Sequence):
             )
         return np.where(known, stored, IGNORED)
 
-    def identity(self) -> list:
-        """What a stored result depends on: name, split, classes, and name, size and time of change of every file."""
-        files = [path for path in [*self.pictures, *self.labels] if path is not None]
-        known = len(self.classes) if self.has_labels else None  # decides which ids are ignored
-        return [self.name, self.split, known, [(str(p), (s := _state(p)).st_size, s.st_mtime_ns) for p in files]]
+    def identity(self, *, labels: bool = True) -> list:
+        """What a stored result depends on, wherever the files lie: name, split, classes, and name and checksum of every file.
+
+        Without `labels`, of the images alone. Reads every file once for each state of it; `state` reads none.
+        """
+        files = self._files(labels)
+        with ThreadPoolExecutor() as pool:  # hashing runs outside Python's lock
+            sums = list(pool.map(_checksum, files))
+        return [*self._about(labels), [(path.name, sum_) for path, sum_ in zip(files, sums, strict=True)]]
+
+    def state(self, *, labels: bool = True) -> list:
+        """What `identity` was computed for: place, size and time of change of every file, found without reading any."""
+        return [*self._about(labels), [(str(p), (s := _state(p)).st_size, s.st_mtime_ns) for p in self._files(labels)]]
+
+    def _about(self, labels: bool) -> list:
+        """Name and split, and what decides beside the files which ids are ignored."""
+        labels = labels and self.has_labels
+        return [self.name, self.split, *([len(self.classes), self.published] if labels else [None, False])]
+
+    def _files(self, labels: bool) -> list[Path]:
+        return [path for path in [*self.pictures, *(self.labels if labels else ())] if path is not None]
+
+
+def _checksum(path: Path) -> str:
+    state = _state(path)
+    try:
+        return _checksum_of(path, state.st_ino, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        raise StegoError(f"{path} cannot be read ({error.strerror}); replace or remove it") from error
+
+
+@cache
+def _checksum_of(path: Path, *_state: int) -> str:
+    """Computed once a process and state of the file."""
+    return checksum(path)
 
 
 def _state(path: Path) -> os.stat_result:

@@ -72,6 +72,16 @@ class Crops(SegmentationDataset, ABC):
     def boxes(self, index: int, height: int, width: int) -> list[Box]:
         """Where picture `index` of this height and width is cut."""
 
+    @abstractmethod
+    def cut(self) -> list:
+        """How images are cut, as `identity` names it."""
+
+    def identity(self, *, labels: bool = True) -> list:
+        return [*self.whole.identity(labels=labels), *self.cut()]
+
+    def state(self, *, labels: bool = True) -> list:
+        return [*self.whole.state(labels=labels), *self.cut()]
+
     def _cut(self, image: Tensor, index: int) -> Tensor:
         picture, which = divmod(index, COUNT)
         top, left, height, width = self.boxes(picture, *image.shape[-2:])[which]
@@ -89,8 +99,8 @@ class FiveCrop(Crops):
     def boxes(self, index: int, height: int, width: int) -> list[Box]:
         return five_boxes(height, width, self.ratio)
 
-    def identity(self) -> list:
-        return [*self.whole.identity(), "five-crop", self.ratio]
+    def cut(self) -> list:
+        return ["five-crop", self.ratio]
 
 
 class RandomCrop(Crops):
@@ -111,8 +121,8 @@ class RandomCrop(Crops):
         places = np.random.default_rng([self.seed, index]).integers(0, (height - h + 1, width - w + 1), (COUNT, 2))
         return [(top, left, h, w) for top, left in places.tolist()]
 
-    def identity(self) -> list:
-        return [*self.whole.identity(), "random-crop", self.ratio, self.seed]
+    def cut(self) -> list:
+        return ["random-crop", self.ratio, self.seed]
 
 
 def five_boxes(height: int, width: int, ratio: float = RATIO) -> list[Box]:

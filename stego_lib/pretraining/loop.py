@@ -51,57 +51,58 @@ def pretrain(
     numbers to add to the log every `watch_every` steps (None: whenever state is kept); it must not change the network.
     Raises ValueError for a folder that holds the state of another recipe.
     """
-    torch.manual_seed(recipe.seed)
     device = torch.device(device)
-    vit = build_network(recipe)
-    if start is not None:
-        vit.load_state_dict(start)
-    objective = OBJECTIVES[recipe.objective](vit, recipe).to(device)
-    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
-    log: list[dict[str, float]] = []
-    state_file, first = Path(folder) / "pretraining.pt", 0
-    if state_file.exists():
-        state = load_state(state_file)
-        if state["recipe"] != _plain(recipe):
-            raise ValueError(f"{state_file} belongs to another recipe; remove it or name another folder")
-        objective.load_state_dict(state["objective"])
-        optimiser.load_state_dict(state["optimiser"])
-        log, first = state["log"], state["step"]
-    pictures = pictures.to(device)
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    began = clock() - (log[-1]["seconds"] if log else 0.0)
-    bar = progress(range(first, recipe.steps), "pre-training", initial=first, total=recipe.steps)
-    for step in bar:
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        full = step >= recipe.steps - recipe.full_size_steps
-        count = max(2, recipe.batch_size // 4) if full else recipe.batch_size
-        batch = pictures[_draw(len(pictures), chances, count, generator).to(device)].float() / 255
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            loss = objective.train()(batch, recipe.full_crop if full else recipe.crop, generator)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.lr * _schedule(step, recipe)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        objective.after_step((step + 1) / recipe.steps)
-        log.append(dict(step=step, loss=loss.item(), seconds=clock() - began))
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-        last = step + 1 == recipe.steps
-        if watch and (last or (step + 1) % (watch_every or save_every) == 0):
-            paused = clock()
-            log[-1] |= watch(objective.network.eval(), step + 1)
-            began += clock() - paused  # to look is not to train
-        if last or (step + 1) % save_every == 0:
-            save_state(
-                state_file,
-                dict(
-                    recipe=_plain(recipe), objective=objective.state_dict(), optimiser=optimiser.state_dict(), log=log,
-                    step=step + 1,
-                ),
-            )  # fmt: skip
-    return objective.network.eval(), log
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's generators are left as they are
+        torch.manual_seed(recipe.seed)
+        vit = build_network(recipe)
+        if start is not None:
+            vit.load_state_dict(start)
+        objective = OBJECTIVES[recipe.objective](vit, recipe).to(device)
+        parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
+        log: list[dict[str, float]] = []
+        state_file, first = Path(folder) / "pretraining.pt", 0
+        if state_file.exists():
+            state = load_state(state_file)
+            if state["recipe"] != _plain(recipe):
+                raise ValueError(f"{state_file} belongs to another recipe; remove it or name another folder")
+            objective.load_state_dict(state["objective"])
+            optimiser.load_state_dict(state["optimiser"])
+            log, first = state["log"], state["step"]
+        pictures = pictures.to(device)
+        clock = time.process_time if device.type == "cpu" else time.perf_counter
+        began = clock() - (log[-1]["seconds"] if log else 0.0)
+        bar = progress(range(first, recipe.steps), "pre-training", initial=first, total=recipe.steps)
+        for step in bar:
+            generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+            full = step >= recipe.steps - recipe.full_size_steps
+            count = max(2, recipe.batch_size // 4) if full else recipe.batch_size
+            batch = pictures[_draw(len(pictures), chances, count, generator).to(device)].float() / 255
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                loss = objective.train()(batch, recipe.full_crop if full else recipe.crop, generator)
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.lr * _schedule(step, recipe)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            objective.after_step((step + 1) / recipe.steps)
+            log.append(dict(step=step, loss=loss.item(), seconds=clock() - began))
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            last = step + 1 == recipe.steps
+            if watch and (last or (step + 1) % (watch_every or save_every) == 0):
+                paused = clock()
+                log[-1] |= watch(objective.network.eval(), step + 1)
+                began += clock() - paused  # to look is not to train
+            if last or (step + 1) % save_every == 0:
+                save_state(
+                    state_file,
+                    dict(
+                        recipe=_plain(recipe), objective=objective.state_dict(), optimiser=optimiser.state_dict(), log=log,
+                        step=step + 1,
+                    ),
+                )  # fmt: skip
+        return objective.network.eval(), log
 
 
 def _draw(size: int, chances: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
