@@ -29,7 +29,7 @@ from .model import Stego
 from .notices import notice
 from .online import open_features
 from .parallel import Job, in_processes
-from .paths import shown_path
+from .paths import shown_path, user_path
 from .probe_maps import crf_logits, probe_scores
 from .probes import fit_cluster_probe
 from .processes import Processes, join, spawn, started
@@ -142,7 +142,7 @@ def _own_data(run: Run, trained: Experiment) -> bool:
     """Whether the run was trained on the training split that its experiment names now, wherever that lies."""
     if run.experiment.dataset != trained.dataset:
         return False
-    same_place = Path(run.experiment.data_root).expanduser().resolve() == Path(trained.data_root).expanduser().resolve()
+    same_place = user_path(run.experiment.data_root).resolve() == user_path(trained.data_root).resolve()
     if run.data is None:  # a checkpoint of version 0.1.0 does not tell
         return same_place
     try:

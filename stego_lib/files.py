@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from .errors import StegoError, brief
 from .notices import notice
+from .paths import user_path
 
 UNFINISHED = ".unfinished."
 """How the names of files begin that are being written; a process that is killed leaves them behind, see `sweep`."""
@@ -48,7 +49,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
     A reader sees the old file or the new one, never half of one. StegoError where the disk refuses.
     """
-    path = Path(path)
+    path = user_path(path)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{UNFINISHED}{path.stem[:40]}.", suffix=path.suffix)
@@ -103,7 +104,7 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Reads a JSON file; StegoError names one that is broken."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(user_path(path).read_text())
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:

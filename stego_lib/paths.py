@@ -2,9 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import BeforeValidator
 
 from .errors import StegoError
 
@@ -16,14 +13,10 @@ def user_path(path: str | os.PathLike[str] | None, default: str | os.PathLike[st
 
     Raises StegoError for an empty one, which would silently be the working folder.
     """
-    given = os.fspath(default if path is None else path)
-    if not given.strip():
+    text = os.fspath(default if path is None else path)
+    if not text.strip():
         raise StegoError("an empty path names nothing; leave it out for the default, or write . for the working folder")
-    return Path(os.path.expanduser(given))
-
-
-UserPath = Annotated[str, BeforeValidator(lambda path: str(user_path(path)) if isinstance(path, str | os.PathLike) else path)]
-"""A path among values that are checked: text, `~` expanded, not empty."""
+    return Path(os.path.expanduser(text))
 
 
 def project_root() -> Path:

@@ -187,7 +187,7 @@ def _work(
     rank: int, count: int, device: str, port: int, told: str, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
     """One process of `spawn`: does its part and leaves, in the folder `told`, what came of it."""
-    if parent := multiprocessing.parent_process():
+    if (parent := multiprocessing.parent_process()) and parent.pid:
         end_with(parent.pid)
     interrupted = signal.getsignal(signal.SIGINT)
 

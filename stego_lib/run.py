@@ -24,7 +24,7 @@ from .experiment import HOW, SCORING, Experiment
 from .files import fingerprint, load_state, read_json, save_state, write_json
 from .model import Stego
 from .notices import notice
-from .paths import runs_root, shown_path
+from .paths import runs_root, shown_path, user_path
 from .processes import ALONE
 from .published import read_published
 
@@ -227,9 +227,9 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
         raise StegoError(
             f"load_run cannot change {', '.join(unknown)}: the run was trained with it; it can change {', '.join(EVALUATION_KEYS)}"
         )
-    if Path(path).suffix == ".ckpt":
-        return _load_published(Path(path).expanduser(), Path(runs_dir) if runs_dir else runs_root(), changes)
-    folder = Path(path)
+    folder = user_path(path)
+    if folder.suffix == ".ckpt":
+        return _load_published(folder, user_path(runs_dir, runs_root()), changes)
     missing = [name for name in ("experiment.json", "classes.json", "checkpoint.pt") if not (folder / name).exists()]
     if missing:
         raise StegoError(f"{folder.resolve()} is not a run with a checkpoint: {', '.join(missing)} missing")
@@ -307,7 +307,7 @@ def environment() -> dict[str, str]:
 
 def _as_tensor(image: Picture) -> Tensor:
     if isinstance(image, str | Path):
-        image = open_picture(Path(image))
+        image = open_picture(user_path(image))
     if isinstance(image, Image.Image):
         image = np.array(image.convert("RGB"))
     if isinstance(image, np.ndarray):

@@ -9,6 +9,7 @@ from PIL import Image
 from .datasets.base import list_pictures, open_picture
 from .errors import StegoError
 from .files import atomic
+from .paths import user_path
 from .progress import progress
 from .run import Run
 
@@ -24,7 +25,7 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     percentage of its pixels in each class. Pictures already done are done again. Raises StegoError for a folder without
     pictures, for two pictures of one name, and for a picture that cannot be read.
     """
-    folder, output = Path(pictures), Path(output)
+    folder, output = user_path(pictures), user_path(output)
     if not folder.is_dir():
         raise StegoError(f"{folder.resolve()} is not a folder; name the folder that holds the pictures")
     paths = list_pictures(folder)
