@@ -20,6 +20,7 @@ from stego_lib.files import write_json
 from stego_lib.results import (
     METHODS,
     PUBLISHED,
+    collapses,
     departures,
     expected_best,
     fill_tables,
@@ -74,6 +75,26 @@ def test_mean_and_deviation_over_seeds():
 def test_records_of_different_experiments_are_refused():
     with pytest.raises(StegoError, match="steps"):
         summary([record(0), record(1, steps=6)])
+
+
+def test_records_with_and_without_crf_go_together_row_by_row():
+    """The CRF touches no row but its own; what is on record both ways counts once."""
+    records = [record(seed, crf=seed < 2) for seed in range(4)] + [record(0, crf=False)]
+    for one in records[:2]:
+        one["scores"]["cluster_crf"] = {"accuracy": 50.0 + one["experiment"]["seed"], "miou": 30.0, "iou": []}
+    table, plain = summary(records), summary(RECORDS)
+    for method in plain.index:
+        np.testing.assert_allclose(table.loc[method], plain.loc[method])
+    assert table.loc["cluster_crf", ("accuracy", "mean")] == pytest.approx(50.5)
+    lines = markdown_table(records).splitlines()
+    assert sum(f"{METHODS['cluster_crf']}, 2 of 4 seeds | 50.5 ± 0.7" in line for line in lines) == 1
+    assert any(line.startswith(f"| {METHODS['cluster']} |") for line in lines)
+
+
+def test_a_collapse_is_told_of_each_record_that_saw_one():
+    sound, wrong = record(0) | {"collapsed": False, "codes": {"seen": None}}, record(3)
+    wrong |= {"collapsed": True, "codes": {"seen": "step 75: the codes are nearly all alike"}}
+    assert collapses([sound, wrong, record(1)]) == ["seed 3: step 75: the codes are nearly all alike"]
 
 
 def test_records_of_other_backbone_weights_are_refused():
