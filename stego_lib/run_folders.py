@@ -49,14 +49,12 @@ def find_run(
             continue
         if not (path.parent / "checkpoint.pt").exists():
             continue
-        differing = theirs.differing(experiment, (*HOW, *SCORING, "data_root", "backbone"))
-        if differing or _other_backbone(theirs.backbone, experiment.backbone):
-            differing = theirs.differing(experiment, (*HOW, *SCORING, "data_root"))
+        differing = theirs.differing(experiment, (*HOW, *SCORING, "data_root"))
+        state = read_checkpoint(path.parent) if set(differing) <= {"backbone"} else {}
+        if differing and (not state or state.get("backbone_weights") != backbone.weights_id):
             if "seed" not in differing and (nearest is None or len(differing) < len(nearest[0])):
                 nearest = differing, path
-            continue
-        state = read_checkpoint(path.parent)
-        if state.get("backbone_weights") not in (None, backbone.weights_id):
+        elif state.get("backbone_weights") not in (None, backbone.weights_id):
             told = True
             say(f"{path.parent} is passed over: it was trained on other weights of {experiment.backbone}")
         elif changed := _changed(state.get("data"), data, theirs.data_root, experiment.data_root):
@@ -88,12 +86,6 @@ def data_ids(dataset: SegmentationDataset, runs_dir: Path) -> dict[str, str]:
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts 'a-10' behind 'a-2'."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _other_backbone(theirs: str, ours: str) -> bool:
-    """Whether two names stand for different backbones. Of two files the weights tell, see `find_run`."""
-    files = {".safetensors", ".pth", ".ckpt"}
-    return theirs != ours and not {Path(theirs).suffix, Path(ours).suffix} <= files
 
 
 def _changed(before: dict[str, str] | None, now: dict[str, str], old_root: str, root: str) -> str | None:

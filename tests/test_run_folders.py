@@ -114,14 +114,13 @@ def test_of_a_checkpoint_that_does_not_name_its_data_the_place_tells(tmp_path):
         assert find_run(tmp_path, ASKED.but(data_root="elsewhere"), BACKBONE, DATA) is None
 
 
-@pytest.mark.parametrize("moved, found", [("/b/mine.safetensors", True), ("dino_vits8", False)])
-def test_a_file_of_weights_may_lie_elsewhere_now(tmp_path, moved, found):
+def test_the_same_weights_may_have_another_name_or_place_now(tmp_path):
+    """A file that was moved, or a network by its long name; other weights under another name are another experiment."""
     folder = made(tmp_path / "20260101-000000-a", ASKED.but(backbone="/a/mine.safetensors"))
-    if found:
-        assert find_run(tmp_path, ASKED.but(backbone=moved), BACKBONE, DATA) == folder
-    else:
-        with pytest.warns(Notice, match=f"has backbone /a/mine.safetensors, now {moved}"):
-            assert find_run(tmp_path, ASKED.but(backbone=moved), BACKBONE, DATA) is None
+    assert find_run(tmp_path, ASKED.but(backbone="/b/mine.safetensors"), BACKBONE, DATA) == folder
+    assert find_run(tmp_path, ASKED.but(backbone="vit_tiny_patch16_224"), BACKBONE, DATA) == folder
+    with pytest.warns(Notice, match="no run of exactly this experiment .* has backbone /a/mine.safetensors, now dino_vits8"):
+        assert find_run(tmp_path, ASKED.but(backbone="dino_vits8"), SimpleNamespace(weights_id="theirs"), DATA) is None
 
 
 def test_a_checkpoint_that_names_no_weights_is_taken(tmp_path):
