@@ -220,14 +220,13 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """Short name of the run: dataset, backbone, seed, and what differs from the recipe of this dataset and backbone.
+        """Short name of the run: dataset, backbone, what differs from the recipe of these two, and the seed.
 
         Differences that are many or long end in a fingerprint of them all. Where and how the run computes (`HOW`,
         `data_root`) is not part of it.
         """
         recipe = _recipe(self.dataset, self.backbone)
         network, file = split_backbone(self.backbone)
-        parts = [self.dataset, Path(network).name or Path(file).stem, f"seed{self.seed}"]
         changed = {key: getattr(self, key) for key in self.differing(recipe, (*NAMED, *HOW))}
         told = [_in_name(key, value) for key, value in changed.items()]
         readable = "-".join(text for text, _ in told)
@@ -235,7 +234,8 @@ class Experiment:
             while len(readable) > LONGEST:
                 readable = readable.rpartition("-")[0]
             readable = f"{readable}-{_digest(changed)}".strip("-")
-        return re.sub(r"[^\w.+-]+", "_", "-".join([*parts, *([readable] if readable else [])]))
+        parts = [self.dataset, Path(network).name or Path(file).stem, *filter(None, [readable]), f"seed{self.seed}"]
+        return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
 
 
 NAMED = ("dataset", "data_root", "backbone", "seed")

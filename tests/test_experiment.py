@@ -186,7 +186,7 @@ def test_names_tell_experiments_apart_and_stay_short():
     ]  # fmt: skip
     names = [recipe.but(**one).name for one in changes]
     assert len(set(names)) == len(names)
-    assert names[0] == "scenes-scenes_vit_tiny8-seed0" and names[4] == "scenes-scenes_vit_tiny8-seed0-steps_12-no_crf"
+    assert names[0] == "scenes-scenes_vit_tiny8-seed0" and names[4] == "scenes-scenes_vit_tiny8-steps_12-no_crf-seed0"
     assert all(re.fullmatch(r"[\w.+-]{1,120}", name) for name in names)
     assert "train_size_64_128" in names[-1]
 
