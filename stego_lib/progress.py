@@ -22,9 +22,11 @@ def progress(items: Iterable[Item], what: str, **options: Any) -> "tqdm[Item]":
     """A bar on the error stream, redrawn at most twice a second, gone when done. `options` go to tqdm.
 
     In a notebook that runs unattended (papermill, nbconvert) each redrawing would stay in the notebook as an output of its own;
-    there a line now and then takes the bar's place: at a new tenth of the way, and `APART` seconds after the last one.
+    there a line now and then takes the bar's place: at a new tenth of the way, and `APART` seconds after the last one. Of
+    several processes that work together on this machine the first one alone shows anything.
     """
     kind = _Lines if _unattended() else tqdm
+    options.setdefault("disable", os.environ.get("LOCAL_RANK", "0") != "0")
     return kind(items, desc=what, mininterval=0.5, leave=False, dynamic_ncols=True, **options)
 
 

@@ -14,10 +14,12 @@ import numpy as np
 import papermill
 import pytest
 import standins
+import test_results
 from common import BASELINES
 
 from stego_lib import StegoError, notebooks, results
 from stego_lib.datasets.scenes import draw_scenes
+from stego_lib.meanfield import available
 from stego_lib.notebooks import check_parameters, main, run_notebook
 from stego_lib.pretraining import OBJECTIVES
 
@@ -155,6 +157,21 @@ def test_papermill_alone_leaves_few_outputs_in_a_notebook(small, tmp_path):
     told = "".join(streams)
     for what in ("training: 40 of 40", "fitting the cluster probe", "baseline: k-means on colors", "scoring k-means on features"):
         assert what in told, "without a pause between lines, each part of the work is named"
+    assert not available() or "dense CRF: 6 of 6" in told
+
+
+@pytest.mark.parametrize("name", ["train", "seeds", "reproduce"])
+def test_the_summary_tells_of_a_collapse(name, capsys):
+    """The cell itself, run on the record of a run that collapsed and on that of a sound one."""
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells
+    (cell,) = [cell for cell in cells if "summary" in cell.metadata.get("tags", [])]
+    seen = "step 75: the codes are nearly all alike"
+    for collapsed in (True, False):
+        record = test_results.record(3) | {"collapsed": collapsed, "codes": {"seen": seen if collapsed else None}, "pictures": 6}
+        run = SimpleNamespace(step=100, folder="runs/a", watched={"seen": seen})
+        values = dict(record=record, kept=[record], run=run, experiment=SimpleNamespace(name="a"), results=results, seeds=[3], records="r")
+        exec(cell.source, values | dict(row="cityscapes-vitb8", published=True, figures=None, departures=[]))
+        assert (f"do not trust this run: seed 3: {seen}" in capsys.readouterr().out) == collapsed
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

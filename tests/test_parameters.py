@@ -13,6 +13,7 @@ from common import ROOT
 
 from stego_lib import StegoError
 from stego_lib.notebooks import check_parameters, declared, main, run_notebook
+from stego_lib.progress import BARS
 
 CELL = """
 folder: str = None  # a path
@@ -63,6 +64,17 @@ def handed(monkeypatch, notebook):
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_stays_text_where_text_is_declared(handed, text):
     assert handed("-p", "folder", text) == {"folder": text}
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_kernel_draws_bars_where_the_runner_is_at_a_terminal(handed, monkeypatch, terminal):
+    told = []
+    execute = papermill.execute_notebook
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *given, **options: (told.append(BARS in os.environ), execute(*given, **options))[1])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.delenv(BARS, raising=False)
+    handed()
+    assert told == [terminal] and BARS not in os.environ
 
 
 def test_none_leaves_an_optional_parameter_open(handed):

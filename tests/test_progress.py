@@ -64,3 +64,12 @@ def test_people_in_jupyterlab_and_at_a_terminal_get_bars(monkeypatch, capsys, as
         pass
     said = capsys.readouterr().err
     assert "\rtraining: " in said and "fitting probes ..." in said
+
+
+def test_of_several_processes_the_first_one_alone_shows_bars(monkeypatch, capsys):
+    for rank in ("1", "0"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert list(progress(range(3), "training")) == [0, 1, 2]
+        with stage("fitting probes"):
+            pass
+        assert bool(capsys.readouterr().err) == (rank == "0")
