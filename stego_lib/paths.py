@@ -1,8 +1,22 @@
-"""Where things are when nobody says where."""
+"""Where things are: paths as people write them, and defaults where nobody says."""
 
+import os
 from pathlib import Path
 
+from .errors import StegoError
+
 PACKAGE = Path(__file__).resolve().parent
+
+
+def user_path(path: str | os.PathLike[str] | None, default: str | os.PathLike[str] = "") -> Path:
+    """A path that a person gave, as a `Path` with `~` expanded; `default` where it is None.
+
+    Raises StegoError for an empty one, which would silently be the working folder.
+    """
+    text = os.fspath(default if path is None else path)
+    if not text.strip():
+        raise StegoError("an empty path names nothing; leave it out for the default, or write . for the working folder")
+    return Path(os.path.expanduser(text))
 
 
 def project_root() -> Path:

@@ -22,6 +22,7 @@ from .datasets import Classes, SegmentationDataset
 from .datasets.base import list_pictures
 from .datasets.folder import told_apart
 from .notices import notice
+from .paths import user_path
 from .results import METHODS, score_table, scored
 from .run import Run
 
@@ -41,7 +42,7 @@ def use_style() -> None:
 
 def save(figure: Figure, folder: str | Path, name: str) -> Path:
     """Writes `folder`/figures/`name`.png and returns its path."""
-    path = Path(folder) / "figures" / f"{name}.png"
+    path = user_path(folder) / "figures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
@@ -131,7 +132,7 @@ def predictions(run: Run, dataset: SegmentationDataset, indices: Sequence[int]) 
 
 def overlays(folder: str | Path, classes: Classes, count: int = 8) -> Figure:
     """The first images of a folder of overlays, with the names of what is in them (`Run.segments`) as legend."""
-    paths = list_pictures(Path(folder))[:count]
+    paths = list_pictures(user_path(folder))[:count]
     columns = min(4, len(paths))
     lines = -(-len(paths) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(2.6 * columns, 2.4 * lines), squeeze=False)

@@ -13,6 +13,7 @@ from .batches import seeded
 from .clustering import SAMPLES, kmeans
 from .features import Features
 from .model import Stego
+from .progress import progress, stage
 
 
 @torch.no_grad()
@@ -26,7 +27,8 @@ def fit_probes(model: Stego, store: Features, seed: int) -> None:
     _set_clusters(model, codes, seed)
     if labels is not None:
         classifier = model.linear_probe.classifier
-        weight, bias = multinomial_regression(codes, labels, classifier.out_channels)
+        with stage("fitting the linear probe (multinomial regression)"):
+            weight, bias = multinomial_regression(codes, labels, classifier.out_channels)
         classifier.weight.copy_(weight[:, :, None, None])
         classifier.bias.copy_(bias)
 
@@ -39,7 +41,8 @@ def fit_cluster_probe(model: Stego, store: Features, seed: int) -> None:
 
 def _set_clusters(model: Stego, codes: Tensor, seed: int) -> None:
     clusters = model.cluster_probe.clusters
-    clusters.copy_(kmeans(F.normalize(codes, dim=1), len(clusters), seed))
+    with stage("fitting the cluster probe (k-means)"):
+        clusters.copy_(kmeans(F.normalize(codes, dim=1), len(clusters), seed))
 
 
 @torch.no_grad()
@@ -66,7 +69,7 @@ def sample_cells(
     # Room is taken once: small pieces that stay between large ones that go would make the process grow with every batch.
     found = torch.empty(len(asked), cells, channels)
     labels = torch.empty(len(asked), cells, dtype=torch.int64) if store.has_labels else None
-    for positions in torch.arange(len(asked)).split(32):
+    for positions in progress(torch.arange(len(asked)).split(32), "sampling grid cells"):
         rows = asked[positions]
         values = maps(rows).flatten(2).transpose(1, 2)
         chosen = torch.randperm(height * width, generator=generator)[:cells]

@@ -25,7 +25,7 @@ from .experiment import HOW, SCORING, Experiment, split_backbone
 from .files import fingerprint, load_state, read_json, save_state, write_json
 from .model import Stego
 from .notices import notice
-from .paths import runs_root, shown_path
+from .paths import runs_root, shown_path, user_path
 from .probe_maps import most_similar
 from .processes import ALONE
 from .published import read_published
@@ -298,9 +298,9 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
         raise StegoError(
             f"load_run cannot change {', '.join(unknown)}: the run was trained with it; it can change {', '.join(possible)}"
         )
+    folder = user_path(path)
     if released:
-        return _load_published(Path(path).expanduser(), Path(runs_dir) if runs_dir else runs_root(), changes)
-    folder = Path(path)
+        return _load_published(folder, user_path(runs_dir, runs_root()), changes)
     missing = [name for name in ("experiment.json", "classes.json", "checkpoint.pt") if not (folder / name).exists()]
     if missing:
         raise StegoError(f"{folder.resolve()} is not a run with a checkpoint: {', '.join(missing)} missing")
@@ -392,7 +392,7 @@ def _as_tensor(image: Picture, rules: Rules) -> tuple[Tensor, np.ndarray | None]
     """uint8 (3, H, W), and where it is transparent, bool (H, W), None if nowhere."""
     transparent = None
     if isinstance(image, str | Path):
-        image, transparent = open_image(Path(image).expanduser(), rules)
+        image, transparent = open_image(user_path(image), rules)
     elif isinstance(image, Image.Image):
         image, transparent = as_rgb(image, rules)
     if isinstance(image, Image.Image):

@@ -13,7 +13,7 @@ from .datasets.images import read_image
 from .errors import StegoError
 from .files import atomic
 from .notices import notice
-from .paths import shown_path
+from .paths import shown_path, user_path
 from .progress import progress
 from .run import NOTHING, Run
 
@@ -54,7 +54,7 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     StegoError
         For a folder without images, two images of one name, and an image that cannot be read.
     """
-    folder, output = Path(pictures).expanduser(), Path(output).expanduser()
+    folder, output = user_path(pictures), user_path(output)
     if not folder.is_dir():
         raise StegoError(f"{folder.resolve()} is not a folder; name the folder that holds the pictures")
     paths = list_pictures(folder)

@@ -20,7 +20,7 @@ from .experiment import HOW, Experiment
 from .files import fingerprint, write_json
 from .metrics import match, scores
 from .online import open_features
-from .paths import runs_root
+from .paths import runs_root, user_path
 from .progress import progress
 from .results import mean_and_spread, read_record
 from .run import environment
@@ -59,7 +59,7 @@ class Study:
     """
 
     def __init__(self, variants: Sequence[Variant], seeds: Sequence[int], folder: str | Path):
-        self.variants, self.seeds, self.folder = list(variants), list(seeds), Path(folder)
+        self.variants, self.seeds, self.folder = list(variants), list(seeds), user_path(folder)
         self._weights: dict[str, str] = {}
         self._records: dict[Any, Any] = {}
         for path in sorted(self.folder.glob("*.json")):
@@ -163,7 +163,7 @@ def run_variant(variant: Variant, seed: int, runs_dir: str | Path | None = None)
 
 def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None = None) -> dict[str, Any]:
     """A run record of a fixed head (`baselines.fixed_head`): step 0, and the scores of the cluster probe alone."""
-    root = (Path(runs_dir) if runs_dir is not None else runs_root()) / "features"
+    root = user_path(runs_dir, runs_root()) / "features"
     backbone = Backbone.of(experiment)
     experiment = fit_sizes(experiment, backbone.geometry)
     stored = partial(

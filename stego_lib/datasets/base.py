@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import DataNotFound, StegoError
 from ..files import checksum
+from ..paths import user_path
 from .images import (
     BROKEN,
     DEFAULT,
@@ -301,7 +302,7 @@ def find_folder(
 
     Raises DataNotFound that says where it looked, which files belong there (`layout`) and where they come from (`source`).
     """
-    root = Path(root).expanduser()
+    root = user_path(root)
     candidates = [*(root / name for name in names), root]
     for folder in candidates:
         if any((folder / need).exists() for need in ((needs,) if isinstance(needs, str) else needs)):
