@@ -1,9 +1,12 @@
 # Everything runs in a virtual environment of the project's own. `make help` lists the targets.
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= all
 PY = $(VENV)/bin/python
 READY = $(VENV)/.ready
+PIP = $(PY) -m pip install --quiet --constraint constraints.txt
+# pip says much that is of no use: it goes to a file, which is shown if pip fails.
+SETUP_LOG = $(VENV)/setup.log
+CRF_LOG = $(VENV)/crf.log
 NOTEBOOK = $(PY) -m stego_lib.notebooks
 # Parameters for a notebook: make train ARGS="-p dataset camvid -p data_root FOLDER"
 ARGS ?=
@@ -12,7 +15,7 @@ ROW ?=
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train seeds ablations tuning reproduce pretrain photos test coverage torture bench lab book serve clean
+.PHONY: help setup train seeds ablations tuning reproduce pretrain photos test coverage pythons torture bench lab book serve clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -23,9 +26,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed, this is $$($(PYTHON) --version); name another: make PYTHON=python3.12"; exit 1; }
 	@echo "setting up $(VENV) (once; about 6 GB and a few minutes) ..."
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --upgrade pip
-	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@{ $(PY) -m pip install --quiet --upgrade pip && $(PIP) --editable '.[all]'; } >$(SETUP_LOG) 2>&1 || { cat $(SETUP_LOG); exit 1; }
+	@$(PIP) --no-build-isolation --editable '.[crf]' >$(CRF_LOG) 2>&1 || \
+		echo "set up without the CRF: pydensecrf could not be built, see $(CRF_LOG) (it needs a C++ compiler and Python's headers; with them: make -B setup)"
 	@touch $@
 
 train: $(READY)  ## train and evaluate STEGO by notebooks/train.ipynb (the embedded default; ARGS="-p ..." for another)
@@ -58,6 +62,9 @@ test: $(READY)  ## run all tests
 coverage: $(READY)  ## run all tests and show the lines that none reaches; writes tests/reports/coverage.json
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-report= $(ARGS)
 	@$(PY) tests/reached.py
+
+pythons: $(READY)  ## set up and train with each Python found on the machine (minutes and 6 GB each, removed afterwards); writes tests/reports/pythons.json
+	@$(PY) tests/pythons.py
 
 torture: $(READY)  ## 200 kills, every bad input and attack, 5,000 steps; writes tests/reports (ARGS=kills: that part)
 	@$(PY) tests/torture.py $(ARGS)

@@ -81,7 +81,7 @@ def in_child(module: str, *arguments: object) -> dict[str, Any]:
     The peak is the resident memory of the process (what it has mapped of files included), looked at every 20 ms.
     """
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8") as child:
         process, peak = psutil.Process(child.pid), 0
         while child.poll() is None:
             try:
@@ -128,7 +128,7 @@ def save(record: dict[str, Any], folder: Path) -> Path:
     trial = "-tiny" if record["settings"]["tiny"] else ""
     path = folder / f"{name}-{datetime.now(UTC):%Y-%m-%d}{trial}.json"
     if path.exists():
-        earlier = json.loads(path.read_text())
+        earlier = json.loads(path.read_text(encoding="utf-8"))
         if earlier["rows"].keys() - record["rows"].keys():
             moment = {key: of[key] for key in ("date", "load") if key in of}
             again = earlier.get("again", {}) | dict.fromkeys(record["rows"], moment)

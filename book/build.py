@@ -66,7 +66,7 @@ def pages(toc: Path) -> list[str]:
             return own + [name for key, value in node.items() if isinstance(value, list) for name in named(value)]
         return []
 
-    return named(yaml.safe_load(toc.read_text()))
+    return named(yaml.safe_load(toc.read_text(encoding="utf-8")))
 
 
 def notebooks(toc: Path) -> list[str]:
@@ -119,8 +119,8 @@ def put_together(names: list[str]) -> None:
             target = SOURCE / "book" / "figures" / f"{figure}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(png)
-    config = yaml.safe_load((ROOT / "_config.yml").read_text())
-    (SOURCE / "_config.yml").write_text(yaml.safe_dump(with_repository(config, remote())))
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    (SOURCE / "_config.yml").write_text(yaml.safe_dump(with_repository(config, remote())), encoding="utf-8")
 
 
 def named_figures(notebook: Path) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ class Page(HTMLParser):
         self.undescribed: list[str] = []
         """Pictures of the article without an alternative text."""
         self._in_article = 0
-        self.feed(path.read_text())
+        self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import StegoError
-from .meanfield import APPEARANCE, ITERATIONS, SMOOTHNESS, available, refine
+from .meanfield import APPEARANCE, INSTALL, ITERATIONS, SMOOTHNESS, available, refine
 
-__all__ = ["APPEARANCE", "ITERATIONS", "SMOOTHNESS", "available", "dense_crf"]
+__all__ = ["APPEARANCE", "INSTALL", "ITERATIONS", "SMOOTHNESS", "available", "dense_crf"]
 
 
 def dense_crf(image: np.ndarray, log_probabilities: Tensor, iterations: int = ITERATIONS) -> Tensor:
@@ -21,7 +21,7 @@ def dense_crf(image: np.ndarray, log_probabilities: Tensor, iterations: int = IT
     bilinearly if smaller. Returns float32 (n, H, W). Raises StegoError without pydensecrf.
     """
     if not available():
-        raise StegoError("the dense CRF needs pydensecrf: pip install 'stego_lib[crf]' (a C++ compiler must be there)")
+        raise StegoError(f"the dense CRF needs pydensecrf: {INSTALL}")
     probabilities = (
         F.interpolate(log_probabilities[None].float(), image.shape[:2], mode="bilinear")[0].softmax(0).cpu().numpy()
     )

@@ -18,7 +18,7 @@ from .datasets import SegmentationDataset, open_split, open_training_set
 from .datasets.folder import nameless
 from .datasets.transforms import Size
 from .errors import StegoError
-from .experiment import HOW, Experiment
+from .experiment import HOW, Experiment, split_backbone
 from .extraction import content_id
 from .features import Features, Share
 from .files import fingerprint, read_json, write_json
@@ -226,8 +226,8 @@ def recorded(experiment: Experiment) -> dict[str, Any]:
     values = experiment.to_dict()
     for key in ("data_root", "feature_store", "devices"):
         del values[key]
-    if Path(experiment.backbone).suffix:
-        values["backbone"] = Path(experiment.backbone).name
+    name, file = split_backbone(experiment.backbone)
+    values["backbone"] = name or Path(file).name
     if experiment.start_from is not None:
         values["start_from"] = Path(experiment.start_from).name
     return values
@@ -287,9 +287,7 @@ def _stego_tables(
 
 def _can_refine() -> bool:
     if not crf.available():
-        notice(
-            "pydensecrf is not installed: scores are reported without the CRF (to have it: pip install 'stego_lib[crf]')"
-        )
+        notice(f"pydensecrf is not installed: scores are reported without the CRF (to have it: {crf.INSTALL})")
     return crf.available()
 
 

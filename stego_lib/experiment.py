@@ -52,6 +52,28 @@ def _patchable(value: Any) -> Any:
     return value
 
 
+def _path(value: str | None) -> str | None:
+    """An absolute path, so that a run is opened from any working folder."""
+    return None if value is None else str(Path(value).expanduser().absolute())
+
+
+BACKBONE_FILES = (".safetensors", ".pth", ".ckpt")
+
+
+def split_backbone(backbone: str) -> tuple[str, str]:
+    """(timm or embedded name, file) of a backbone, "" for what it does not have: "NAME", "FILE" or "NAME@FILE"."""
+    name, at, file = backbone.partition("@")
+    if at and re.fullmatch(r"[\w.]+", name) and not Path(backbone).is_file():
+        return name, str(_path(file))
+    return ("", str(_path(backbone))) if backbone.endswith(BACKBONE_FILES) else (backbone, "")
+
+
+def _located(backbone: str) -> str:
+    return "@".join(filter(None, split_backbone(backbone)))
+
+
+Folder = Annotated[str, AfterValidator(_path)]
+"""An absolute path."""
 Shift = Annotated[Real | str, BeforeValidator(_shift)]
 """A number, or 'p70': the 70th percentile of the correspondences measured on the training features."""
 Size = Annotated[int | tuple[int, int], BeforeValidator(lambda v: _one_or_two(_split(v))), AfterValidator(_patchable)]
@@ -78,12 +100,12 @@ class Experiment:
 
     dataset: str = "scenes"
     """Name of the data set, as `open_dataset` knows it."""
-    data_root: str = Field(default_factory=lambda: str(paths.data_root()))
+    data_root: Folder = Field(default_factory=lambda: str(paths.data_root()))
     """Folder that holds the data sets' folders."""
     n_classes: int | None = Field(None, ge=1, le=255)
     """How many clusters to look for in a `folder` that names no classes; None = 27 there, elsewhere the data set's own number."""
-    backbone: str = "scenes_vit_tiny8"
-    """Embedded name, timm name or path of a .safetensors, .pth or .ckpt file."""
+    backbone: Annotated[str, AfterValidator(_located)] = "scenes_vit_tiny8"
+    """Embedded name, timm name, path of a .safetensors, .pth or .ckpt file, or NAME@FILE: weights of a timm network in a file."""
     features: Literal["feat", "KK"] = "feat"
     """Tokens after the final norm, or keys of the attention."""
     block: int = -1
@@ -132,7 +154,7 @@ class Experiment:
     """Weight of the alignment with augmented views (published, off there too); the backbone then runs at every step."""
     published: bool = False
     """Repeat what the published code does, defects included; book/fidelity.md lists what that changes."""
-    start_from: str | None = None
+    start_from: Folder | None = None
     """Run folder or released .ckpt whose head and probes training goes on from; None = fresh weights."""
     points: int = Field(11, ge=1, le=64)
     """Points a side: correspondences are formed between points x points random positions of each picture."""
@@ -196,7 +218,8 @@ class Experiment:
     @property
     def name(self) -> str:
         """Short name of the run: data set, backbone, seed."""
-        return f"{self.dataset}-{Path(self.backbone).stem}-seed{self.seed}"
+        name, file = split_backbone(self.backbone)
+        return f"{self.dataset}-{Path(name or file).stem}-seed{self.seed}"
 
 
 HOW = ("feature_store", "devices", "device")

@@ -45,7 +45,7 @@ def explorer_html(data: dict[str, Any], fallback: str, description: str) -> str:
 
     fallback: address of the picture that stands there while scripts are off. description: what that picture shows.
     """
-    html = TEMPLATE.read_text()
+    html = TEMPLATE.read_text(encoding="utf-8")
     parts = {"ID": f"explorer-{fingerprint(json.dumps(data))}", "FALLBACK": fallback, "DESCRIPTION": description}
     for name, text in parts.items():
         html = html.replace(f"__{name}__", text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;"))

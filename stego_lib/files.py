@@ -1,5 +1,6 @@
 """Files that are either whole or not there: atomic writes, locks, tensors without pickles from strangers, fingerprints."""
 
+import codecs
 import errno
 import hashlib
 import io
@@ -97,14 +98,29 @@ def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically. Not-a-number is refused (ValueError): JSON has none."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     with atomic(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_text(path: str | Path) -> str:
+    """Reads a text file as UTF-8, with or without byte order mark, whatever the machine's own encoding is.
+
+    Raises StegoError for a file in another encoding, and OSError as `open` does.
+    """
+    content = Path(path).read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:4]:
+        raise StegoError(f"{path} is stored as UTF-16; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise StegoError(f"{path} is not stored as UTF-8 (line {line}); save it as UTF-8") from None
 
 
 def read_json(path: str | Path) -> Any:
     """Reads a JSON file; StegoError names one that is broken."""
     try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
+        return json.loads(read_text(path))
+    except (FileNotFoundError, StegoError):
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise StegoError(

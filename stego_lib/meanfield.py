@@ -1,6 +1,5 @@
 """The mean-field inference of the dense CRF on plain arrays. Without torch, so that a process that does only this starts at once."""
 
-import importlib.util
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,11 +9,17 @@ SMOOTHNESS = dict(sxy=1, compat=3)
 """Gaussian kernel: standard deviation in pixels, weight."""
 APPEARANCE = dict(sxy=67, srgb=3, compat=4)
 """Bilateral kernel: standard deviations in pixels and in grey levels, weight."""
+INSTALL = "pip install 'cython>=3' setuptools, then pip install --no-build-isolation pydensecrf2, with a C++ compiler"
+"""How to install pydensecrf: its own build requirement is an old Cython, with which Python 3.13 and later cannot build it."""
 
 
 def available() -> bool:
-    """Whether pydensecrf is installed."""
-    return importlib.util.find_spec("pydensecrf") is not None
+    """Whether pydensecrf can be imported: not where it was built for another Python, or its bare sources lie in the way."""
+    try:
+        import pydensecrf.densecrf  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def refine(image: np.ndarray, maps: Sequence[np.ndarray], iterations: int = ITERATIONS) -> list[np.ndarray]:

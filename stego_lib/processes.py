@@ -139,7 +139,7 @@ def spawn(function: Callable[..., Any], devices: int, device: str, *args: Any) -
             raise _first_error(Path(told), error) from None
         finally:
             _end(workers.processes)
-        return json.loads((Path(told) / "result").read_text())
+        return json.loads((Path(told) / "result").read_text(encoding="utf-8"))
 
 
 _GUARD = (
@@ -199,19 +199,19 @@ def _work(
     try:
         found = function(_joined(count, 1, device, spawned=True), *args)
         if rank == 0:
-            (Path(told) / "result").write_text(json.dumps(found))
+            (Path(told) / "result").write_text(json.dumps(found), encoding="utf-8")
     except BaseException as error:
         kind = type(error).__name__ if isinstance(error, StegoError) else None
         with suppress(OSError):
             (Path(told) / f"error{rank}").write_text(
-                json.dumps([time.time(), kind, str(error), traceback.format_exc()])
+                json.dumps([time.time(), kind, str(error), traceback.format_exc()]), encoding="utf-8"
             )
         os._exit(1)  # the usual end would wait for the others
 
 
 def _first_error(told: Path, error: ProcessExitedException | ProcessRaisedException) -> Exception:
     """The error that came first; those of other processes only tell that its process has gone."""
-    found = sorted(json.loads(path.read_text()) for path in told.glob("error*"))
+    found = sorted(json.loads(path.read_text(encoding="utf-8")) for path in told.glob("error*"))
     for _, kind, message, _ in found:
         if kind is not None:
             return {"DataNotFound": DataNotFound}.get(kind, StegoError)(message)

@@ -14,7 +14,7 @@ from .datasets.check import COUNTS
 from .errors import StegoError
 from .evaluation import recorded
 from .experiment import PRESETS, Experiment, did_you_mean
-from .files import read_json
+from .files import read_json, read_text
 
 METHODS = {
     "kmeans_colors": "k-means on colours",
@@ -213,4 +213,4 @@ def fill_tables(text: str, root: str | Path) -> str:
 
 if __name__ == "__main__":  # python -m stego_lib.results README.md: makes the tables of a page anew
     for page in map(Path, sys.argv[1:]):
-        page.write_text(fill_tables(page.read_text(), page.resolve().parent))
+        page.write_text(fill_tables(read_text(page), page.resolve().parent), encoding="utf-8")

@@ -17,10 +17,10 @@ from torch import Tensor
 from .backbone import Backbone, upsample
 from .datasets import Classes
 from .datasets.base import open_picture
-from .datasets.folder import read_classes
+from .datasets.folder import read_classes, write_classes
 from .datasets.transforms import resize_picture
 from .errors import StegoError
-from .experiment import HOW, SCORING, Experiment
+from .experiment import HOW, SCORING, Experiment, split_backbone
 from .files import fingerprint, load_state, read_json, save_state, write_json
 from .model import Stego
 from .notices import notice
@@ -59,10 +59,16 @@ class Run:
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen backbone, loaded when first needed. StegoError if its weights are not those the run was trained on."""
+        _, file = split_backbone(self.experiment.backbone)
+        if file and not Path(file).is_file():
+            raise StegoError(
+                f"the backbone file of {self.folder}, {file}, does not exist; put it into the run's folder, or open the run with "
+                "load_run(RUN, backbone=FILE)"
+            )
         backbone = Backbone.of(self.experiment.but(device=self.processes.device(self.experiment.device)))
         if self.trained_on not in (None, backbone.weights_id):
             raise StegoError(
-                f"{self.folder} was trained on other weights of {self.experiment.backbone} than there are now; train it again"
+                f"{self.folder} was trained on other weights of {self.experiment.backbone} than there are now; name the file that has them, load_run(RUN, backbone=FILE), or train it again"
             )
         return backbone
 
@@ -192,7 +198,7 @@ def mean_code(model: Stego, features: Tensor, mirrored: Tensor | None) -> Tensor
 
 def start_run(folder: Path, experiment: Experiment, classes: Classes) -> None:
     """Writes what determines the run into its folder; what it is found by comes last, when all else is there."""
-    write_json(folder / "classes.json", {"names": classes.names, "colors": classes.colors})
+    write_classes(folder / "classes.json", classes)
     write_json(folder / "experiment.json", experiment.to_dict())
 
 
@@ -211,14 +217,15 @@ def build_model(experiment: Experiment, in_dim: int, n_classes: int) -> Stego:
         )
 
 
-EVALUATION_KEYS = ("dataset", "data_root", "published", "precision", *SCORING, *HOW)
+EVALUATION_KEYS = ("dataset", "data_root", "backbone", "published", "precision", *SCORING, *HOW)
 """Fields of the experiment that may be changed when a run is opened: all that does not touch what was trained."""
 
 
 def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes: Any) -> Run:
     """Opens a run folder, or a checkpoint that STEGO's authors released (a .ckpt file, see `published`).
 
-    changes: values of the experiment for evaluation, such as data_root; `EVALUATION_KEYS` are possible. What is
+    changes: values of the experiment for evaluation, such as data_root; `EVALUATION_KEYS` are possible. backbone: another
+    place of the weights that the run was trained on, which they must be; a file in the run's folder is found there. What is
     evaluated of a .ckpt goes into a folder of its own below `runs_dir`. Raises StegoError that names what is missing
     or broken.
     """
@@ -228,12 +235,15 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
             f"load_run cannot change {', '.join(unknown)}: the run was trained with it; it can change {', '.join(EVALUATION_KEYS)}"
         )
     if Path(path).suffix == ".ckpt":
+        if "backbone" in changes:
+            raise StegoError(f"{path} is a released checkpoint, which holds its backbone: open it without backbone")
         return _load_published(Path(path).expanduser(), Path(runs_dir) if runs_dir else runs_root(), changes)
     folder = Path(path)
     missing = [name for name in ("experiment.json", "classes.json", "checkpoint.pt") if not (folder / name).exists()]
     if missing:
         raise StegoError(f"{folder.resolve()} is not a run with a checkpoint: {', '.join(missing)} missing")
-    experiment = Experiment.from_dict(read_json(folder / "experiment.json") | changes)
+    asked = Experiment.from_dict(read_json(folder / "experiment.json"))
+    experiment = asked.but(**{"backbone": _beside(asked.backbone, folder)} | changes)
     classes = read_classes(folder / "classes.json")
     state = read_checkpoint(folder)
     in_dim = state["model"]["feature_mean"].shape[1]
@@ -246,7 +256,18 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     run.data = state.get("data")
     if experiment.feature_store == "auto":
         run.feature_store = state.get("feature_store", "auto")
+    if run.trained_on is None and experiment.backbone not in (asked.backbone, _beside(asked.backbone, folder)):
+        raise StegoError(f"{folder} does not tell which weights of the backbone it was trained on, so it takes no others")
+    if "backbone" in changes and experiment.backbone != asked.backbone:
+        _ = run.backbone  # other weights are refused before anything is made of them
     return run
+
+
+def _beside(backbone: str, folder: Path) -> str:
+    """The backbone of a run in `folder`: where its file lay, or a file of that name in the run's folder."""
+    name, file = split_backbone(backbone)
+    here = folder.absolute() / Path(file).name
+    return "@".join(filter(None, (name, str(here)))) if file and not Path(file).exists() and here.is_file() else backbone
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:

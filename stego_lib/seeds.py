@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from .backbone import Backbone
+from .backbone import Backbone, fit_sizes
 from .datasets import open_training_set
 from .errors import StegoError
 from .evaluation import evaluate, recorded
@@ -56,8 +56,9 @@ def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) 
     """The run record on `val` of the newest run of exactly this experiment, or None if it is not trained and scored."""
     where = Path(runs_dir) if runs_dir is not None else runs_root()
     dataset = open_training_set(experiment)
-    experiment = fitted_to(experiment, dataset)
-    folder = find_run(where, experiment, Backbone.of(experiment), data_ids(dataset, where), tell=False)  # training tells
+    backbone = Backbone.of(experiment)
+    experiment = fit_sizes(fitted_to(experiment, dataset), backbone.geometry, tell=False)
+    folder = find_run(where, experiment, backbone, data_ids(dataset, where), tell=False)  # training tells
     if folder is None or not (folder / "metrics.json").exists():
         return None
     record = read_record(folder / "metrics.json")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from .backbone import EMBEDDED, Backbone
+from .backbone import EMBEDDED, Backbone, fit_sizes
 from .baselines import fixed_head
 from .calibration import AUTO
 from .datasets import open_dataset, open_training_set
@@ -155,6 +155,7 @@ def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None =
     """A run record of a fixed head (`baselines.fixed_head`): step 0, and the scores of the cluster probe alone."""
     root = (Path(runs_dir) if runs_dir is not None else runs_root()) / "features"
     backbone = Backbone.of(experiment)
+    experiment = fit_sizes(experiment, backbone.geometry)
     stored = partial(
         open_features, backbone=backbone, root=root, way=experiment.feature_store, published=experiment.published
     )

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
-from .backbone import Backbone, choose_device
+from .backbone import Backbone, choose_device, fit_sizes
 from .batches import Batch, Draw, draw_batch, find_neighbors
 from .calibration import calibrate
 from .datasets import SegmentationDataset, open_training_set
+from .datasets.findings import tell
 from .errors import StegoError
-from .experiment import Experiment
+from .experiment import HOW, Experiment
 from .features import Features, FeatureStore
 from .files import explained, locked, sweep, write_json
 from .loss import stego_loss
@@ -40,7 +41,8 @@ SAVE_EVERY = 200
 def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume: bool = False) -> Run:
     """Trains the head and both probes on the train split; returns the run, its folder below `runs_dir`.
 
-    Features are computed once and kept in runs_dir/features. With `resume`, the newest unfinished run of the same
+    Features are computed once and kept in runs_dir/features. Sizes that the backbone's patch or stride does not divide are
+    rounded, and a notice says so; `run.experiment` holds those that were used. With `resume`, the newest unfinished run of the same
     experiment goes on from its last checkpoint, to the same weights as if it had not stopped (on a CPU); a finished one
     is returned unchanged. It is found wherever its data, its weights file or the run itself lie now, see `run_folders.find_run`.
     A batch has no more images, and an image no more neighbors, than there are; a notice says so. `experiment.start_from` names a run or released checkpoint whose head and probes it begins with.
@@ -57,7 +59,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
             return train_among(join(experiment.devices, experiment.device), experiment, runs_dir, resume)
     refuse_unequal_shares(experiment, experiment.devices)
     run = load_run(spawn(_train_spawned, experiment.devices, experiment.device, experiment.to_dict(), runs_dir, resume))
-    run.experiment = experiment
+    run.experiment = run.experiment.but(**{name: getattr(experiment, name) for name in HOW})
     run.model.to(choose_device(experiment.device))
     return run
 
@@ -81,8 +83,7 @@ def train_among(processes: Processes, experiment: Experiment, runs_dir: Path, re
     experiment = fitted_to(experiment, dataset)
     refuse_unequal_shares(experiment, processes.count)
     backbone = Backbone.of(experiment.but(device=processes.device(experiment.device)))
-    for size in (experiment.train_size, experiment.eval_size):
-        backbone.grid(*(size if isinstance(size, tuple) else (size, size)))
+    experiment = fit_sizes(experiment, backbone.geometry, tell=processes.first)
     model = build_model(experiment, backbone.dim, len(dataset.classes)).to(backbone.device)
     if not dataset.has_labels:
         model.linear_probe.forget()
@@ -90,6 +91,8 @@ def train_among(processes: Processes, experiment: Experiment, runs_dir: Path, re
         take_over(model, load_run(experiment.start_from))
     optimiser = make_optimiser(model, experiment)
     model.head.dropout.rank, model.head.dropout.count = processes.rank, processes.count
+    if processes.first:
+        tell(dataset, runs_dir / "features")
     data = processes.broadcast(data_ids(dataset, runs_dir) if processes.first else {})
     folder = processes.broadcast(find_run(runs_dir, experiment, backbone, data) if resume and processes.first else None)
     store = open_features(
@@ -222,7 +225,7 @@ def run_steps(
     """Trains from the run's step to the last, with a line in the log for each step and a checkpoint now and then."""
     experiment, model, saved = run.experiment, run.model, run.step
     watch = Watch(run.folder, store, experiment, run.step)
-    knobs = "choose a smaller batch_size, points, negatives or code_dim, a smaller train_size, or device='cpu'"
+    knobs = "choose a smaller batch_size, code_dim or train_size, or device='cpu'"
     first, path = processes.first, run.folder / "log.csv"
     device = model.feature_mean.device
     with (

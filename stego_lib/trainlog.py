@@ -30,11 +30,11 @@ class open_log:
     def __init__(self, path: Path, first: int, optional: Iterable[str] = ()):
         names = [*self.FIELDS, *optional]
         kept = _rows(path, first)
-        with atomic(path) as temporary, open(temporary, "w", newline="") as new:
+        with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as new:
             writer = csv.DictWriter(new, names)
             writer.writeheader()
             writer.writerows(kept)
-        self.file = open(path, "a", newline="")
+        self.file = open(path, "a", newline="", encoding="utf-8")
         self.writer = csv.DictWriter(self.file, names)
 
     def add(self, step: int, values: dict[str, float]) -> None:
@@ -58,7 +58,7 @@ def _rows(path: Path, count: int) -> list[dict[str, str]]:
     if not count:
         return []
     try:
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             rows = list(islice(csv.DictReader(file), count))
         whole = [row["step"] for row in rows] == [str(step) for step in range(count)]
     except (OSError, ValueError, KeyError) as error:

@@ -1,11 +1,15 @@
 """Fixtures that several test files share."""
 
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported: no test, and nothing that it starts, asks timm's hub
+
 from common import SHARED, write_backbone, write_dino
 from killing import Runner, serving
 from sources import Server

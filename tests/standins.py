@@ -11,6 +11,7 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
+from stego_lib.datasets.cocostuff import UNUSED
 from stego_lib.datasets.potsdam_tiles import COLORS
 
 
@@ -68,11 +69,12 @@ def cityscapes(root: Path, counts: dict[str, int], height: int = 1024, width: in
 def cocostuff(
     root: Path, counts: dict[str, int], lists: tuple[str, ...], height: int = 480, width: int = 640, first: int = 9
 ) -> None:
-    """root/cocostuff with `counts` pictures a split, all of them in each of `lists`; ids 0 to 181, and 255 below."""
+    """root/cocostuff with `counts` pictures a split, all of them in each of `lists`; the ids in use of 0 to 181, and 255 below."""
+    used = [id_ for id_ in range(182) if id_ not in UNUSED]
     for split, count in counts.items():
         ids = [f"{first + i:012d}" for i in range(count)]
         for i, name in enumerate(ids):
-            label = stripes([(i + k) % 182 for k in range(182)], height, width)
+            label = stripes(used[i:] + used[:i], height, width)
             label[-height // 8 :] = 255
             save(root / "cocostuff" / "images" / f"{split}2017" / f"{name}.jpg", colored(label))
             save(root / "cocostuff" / "annotations" / f"{split}2017" / f"{name}.png", label)

@@ -72,13 +72,17 @@ def test_a_turned_picture_agrees_with_its_upright_label_map(world):
     Image.fromarray(noise(2 * SIDE, SIDE, high=3)).save(world.label())
     picture, label = open_dataset("folder", world.root, "train")[2]
     assert picture.shape[1:] == label.shape == (2 * SIDE, SIDE)
-    world.train()
+    with pytest.warns(Notice, match=r"1 of 5 images are turned upright.*orientation 6: 1.*\"exif\": \"ignore\""):
+        world.train()
 
 
 def test_sixteen_bits_become_eight(world):
     """Pillow's own conversion would make every value above 255 white."""
     Image.fromarray(np.array([[0, 256 * 10, 256 * 128 + 255, 65_535]], np.uint16)).save(world.picture())
     assert open_dataset("folder", world.root, "train").picture(2)[0].tolist() == [[0, 10, 128, 255]]
+    Image.fromarray(np.full((SIDE, SIDE), 40_000, np.uint16)).save(world.picture())
+    with pytest.warns(Notice, match="1 of 5 images hold 16-bit grayscale; 0 to 65,535 become 8 bits"):
+        world.train()
 
 
 def test_a_picture_of_a_hundred_megapixels_can_be_read(world):

@@ -183,9 +183,10 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("folder", ["camvid", "CamVid", "."])
 def test_camvid(tmp_path, suffix, folder):
-    """The layout of the public copy; void (11) and above is ignored. Pictures may be JPEG, labels are PNG."""
+    """The layout of the public copy; void (11, or 255) is ignored. Pictures may be JPEG, labels are PNG."""
     root = tmp_path / folder
     stored = np.arange(48, dtype=np.uint8).reshape(6, 8) % 13
+    stored[stored == 12] = 255
     for split, names in (("train", ["0001TP_2", "0001TP_1"]), ("val", ["0016E5_0"])):
         for i, name in enumerate(names):
             save(root / split / f"{name}{suffix}", noise(6, 8, i))
@@ -222,8 +223,8 @@ def cityscapes_stand_in(
 
 @pytest.mark.parametrize("folder", ["cityscapes", "."])
 def test_cityscapes(tmp_path, folder):
-    """27 classes = ids 7 to 33; everything else is ignored."""
-    stored = np.array([*range(36), 254, 255, 100, 200], np.uint8).reshape(4, 10)
+    """27 classes = ids 7 to 33; those below are ignored, and so is 255, a license plate's -1 in 8 bits."""
+    stored = np.array([*range(34), *[255] * 6], np.uint8).reshape(4, 10)
     cityscapes_stand_in(tmp_path / folder, {"ulm": 1, "aachen": 2}, stored=stored)
     dataset = open_dataset("cityscapes", tmp_path, "train")
     assert dataset.names == [f"{c}_00000{i}_000019_leftImg8bit" for c, i in (("aachen", 0), ("aachen", 1), ("ulm", 0))]

@@ -1,6 +1,6 @@
 """The dense CRF against the published code's numbers."""
 
-import importlib.util
+import sys
 
 import pytest
 import torch
@@ -9,9 +9,7 @@ from torch.testing import assert_close
 
 from stego_lib import StegoError, crf
 
-pytestmark = pytest.mark.skipif(
-    not crf.available(), reason="pydensecrf is not installed (pip install 'stego_lib[crf]')"
-)
+pytestmark = pytest.mark.skipif(not crf.available(), reason="pydensecrf is not installed (make -B setup)")
 
 G = golden("crf")
 
@@ -65,6 +63,16 @@ def test_probabilities_sum_to_one():
 
 
 def test_without_pydensecrf_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(StegoError, match=r"needs pydensecrf: pip install 'stego_lib\[crf\]'"):
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    with pytest.raises(StegoError, match=r"needs pydensecrf: pip install 'cython>=3'.* --no-build-isolation pydensecrf2"):
         refine(next(iter(G)).split(".")[0])
+
+
+def test_sources_that_were_not_built_are_no_pydensecrf(monkeypatch, tmp_path):
+    """A clone of pydensecrf in the working folder, or a build for another Python, has the package but not its extension."""
+    (tmp_path / "pydensecrf").mkdir()
+    (tmp_path / "pydensecrf" / "__init__.py").write_text("")
+    for name in [name for name in sys.modules if name.split(".")[0] == "pydensecrf"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not crf.available()

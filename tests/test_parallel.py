@@ -31,7 +31,7 @@ def in_one(function, jobs: list) -> list:
     return [function(*arguments) for _, arguments in jobs]
 
 
-@pytest.mark.skipif(not available(), reason="pydensecrf is not installed (pip install 'stego_lib[crf]')")
+@pytest.mark.skipif(not available(), reason="pydensecrf is not installed (make -B setup)")
 def test_the_crf_in_processes_is_the_crf_here_bit_for_bit(spread):
     rng = np.random.default_rng(0)
     jobs = []

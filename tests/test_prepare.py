@@ -20,9 +20,9 @@ from stego_lib import DataNotFound, StegoError, open_dataset
 from stego_lib.datasets import fetch as fetching
 from stego_lib.datasets import prepare as preparing
 from stego_lib.datasets.__main__ import main
-from stego_lib.datasets.check import class_shares
 from stego_lib.datasets.cocostuff import FINE
 from stego_lib.datasets.fetch import fetch, remote_size
+from stego_lib.datasets.intact import survey
 from stego_lib.datasets.prepare import RECIPES, make_ready, prepare
 from stego_lib.datasets.unpack import unpack
 
@@ -221,10 +221,26 @@ def test_links_and_devices_are_refused(tmp_path, kind, wanted):
 def test_unpacking_goes_on_where_it_broke_off(tmp_path):
     archive = write_zip(tmp_path / "a.zip", {"a": b"whole", "b": b"whole", "c": b"whole"})
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/a").write_bytes(b"WHOLE")
+    (tmp_path / "out/a").write_bytes(b"whole")
     (tmp_path / "out/b").write_bytes(b"ha")
+    kept = (tmp_path / "out/a").stat()
     assert unpack(archive, tmp_path / "out", lambda name: name) == 3
-    assert [(tmp_path / "out" / name).read_bytes() for name in "abc"] == [b"WHOLE", b"whole", b"whole"]
+    assert [(tmp_path / "out" / name).read_bytes() for name in "abc"] == [b"whole"] * 3
+    assert (tmp_path / "out/a").stat() == kept, "not written again"
+
+
+def test_a_file_of_the_right_size_with_other_content_is_unpacked_anew(tmp_path):
+    """As another release of the same archive leaves them."""
+    unpack(write_zip(tmp_path / "a.zip", {"a": b"first"}), tmp_path / "out", lambda name: name)
+    unpack(write_zip(tmp_path / "a.zip", {"a": b"other"}), tmp_path / "out", lambda name: name)
+    assert (tmp_path / "out/a").read_bytes() == b"other"
+
+
+def test_what_macos_adds_to_an_archive_is_left_out(tmp_path):
+    clutter = ("._a.png", "in/._a.png", "__MACOSX/in/a.png", ".DS_Store")
+    archive = write_zip(tmp_path / "a.zip", dict.fromkeys(("in/a.png", *clutter), b"x"))
+    assert unpack(archive, tmp_path / "out", lambda name: name) == 1
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["a.png"]
 
 
 def test_damaged_archives_are_explained(tmp_path):
@@ -364,7 +380,7 @@ def test_cocostuff_is_fetched_from_its_four_places(mirror, tmp_path, capsys):
     assert main(["prepare", "cocostuff3", "--root", str(tmp_path)]) == 0
     assert main(["check", "cocostuff3", "--root", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "train: 3 pictures, the first 182 x 48" in said and "3 of 3 classes in a sample of 3" in said
+    assert "train: 3 pictures, the first 182 x 48" in said and "3 of 3 classes in 3 label maps" in said
     mirror.log.clear()
     prepare("cocostuff3", tmp_path)
     assert mirror.log == []
@@ -527,7 +543,7 @@ def test_check_tells_what_is_there(tmp_path, capsys):
     assert main(["check", "cityscapes", "--root", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "train: 2 pictures (published: 2,975), the first 2048 x 1024" in said
-    assert "27 of 27 classes in a sample of 2, 20.6 % of the pixels ignored" in said, "7 of 34 ids"
+    assert "27 of 27 classes in 2 label maps, 20.6 % of the pixels ignored" in said, "7 of 34 ids"
     assert len(said.splitlines()) <= 24, "one screen"
 
 
@@ -537,8 +553,8 @@ def test_check_shares_are_those_of_the_labels(tmp_path):
     label[:3], label[3:6, :12] = 255, 2
     for path in (tmp_path / "camvid/trainannot").iterdir():
         standins.save(path, label)
-    shares = class_shares(open_dataset("camvid", tmp_path, "train"))
-    np.testing.assert_allclose(shares, [0.625, 0, 0.125, *[0] * 8, 0.25])
+    counts = survey(open_dataset("camvid", tmp_path, "train")).classes
+    np.testing.assert_allclose(counts / counts.sum(), [0.625, 0, 0.125, *[0] * 8, 0.25])
 
 
 @pytest.mark.parametrize("name", ["camvid", "cityscapes", "cocostuff27", "potsdam3"])
@@ -553,7 +569,7 @@ def test_check_fails_for_labels_that_mean_nothing(tmp_path, capsys):
     path = next((tmp_path / "cityscapes/gtFine/val").rglob("*labelIds.png"))
     standins.save(path, np.full((32, 64), 3, np.uint8))
     assert main(["check", "cityscapes", "--root", str(tmp_path)]) == 1
-    assert "WRONG: no pixel has a class" in capsys.readouterr().out
+    assert "WRONG: cityscapes val: no pixel of 1 label map has a class (ids seen: 3)" in capsys.readouterr().out
 
 
 def test_check_fails_for_labels_of_another_size(tmp_path, capsys):

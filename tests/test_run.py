@@ -428,7 +428,7 @@ def test_random_crops_are_made_once_for_every_seed_and_whole_pictures_scored(exp
     assert len(list(tmp_path.glob("features/scenes-train-*"))) == 2, "other crops have other features"
 
 
-@pytest.mark.skipif(not crf.available(), reason="pydensecrf is not installed (pip install 'stego_lib[crf]')")
+@pytest.mark.skipif(not crf.available(), reason="pydensecrf is not installed (make -B setup)")
 def test_with_crf_both_probes_are_scored_twice(experiment, runs_dir, monkeypatch):
     few_samples(monkeypatch)
     run = train(experiment.but(steps=2, crf=True), runs_dir=runs_dir)

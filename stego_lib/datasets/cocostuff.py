@@ -7,15 +7,34 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import StegoError
-from ..files import read_json
-from .base import IGNORED, Classes, SegmentationDataset, check_split, find_folder, pair_by_stem
+from ..files import read_json, read_text
+from .base import (
+    IGNORED,
+    Classes,
+    Finding,
+    SegmentationDataset,
+    check_split,
+    find_folder,
+    listed,
+    pair_by_stem,
+    refuse_ids,
+)
 from .folder import distinct_colors
+from .images import Rules
 
 TABLE = read_json(Path(__file__).with_name("cocostuff27.json"))
 """Names of the 27 coarse classes ("food" and "furniture" occur as things and as stuff), and the class of each stored id."""
 COLORS = distinct_colors(len(TABLE["names"]))
 UNLABELLED = 255
 """Stored id of pixels without a label."""
+UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
+"""Ids that no file of the data set holds: COCO's list of things has these gaps."""
+SISTERS = {
+    183: "Id 183 (other) and 92 to 182 are those of the stuff-only pixelmaps; take stuffthingmaps_trainval2017.zip",
+    182: "The ids seem to start at 1: subtract 1, with 255 where 0 stands for unlabeled; or take stuffthingmaps_trainval2017.zip",
+    -1: "Take stuffthingmaps_trainval2017.zip",
+}
+"""Unknown id -> the release of the data set that it is probably from."""
 FINE = "Coco164kFull_Stuff_Coarse_7.txt"
 LAYOUT = (
     "images/{train2017,val2017}/ID.jpg, annotations/{train2017,val2017}/ID.png (stuffthingmaps) and "
@@ -44,11 +63,25 @@ FORMS = {
 class CocoStuff(SegmentationDataset):
     """Label maps hold COCO-Stuff ids, 0-based; `decode` looks their class up."""
 
+    rules = Rules(exif="ignore")
+
     def decode(self, stored: np.ndarray) -> np.ndarray:
-        """Ids that the table does not know are ignored; `published` makes those below 255 coarse class 0, as published."""
+        """StegoError for ids that the table does not know; `published` makes those below 255 coarse class 0, as published."""
+        if not self.published:
+            known = (stored >= 0) & (stored < len(TABLE["fine_to_coarse"])) | (stored == UNLABELLED)
+            refuse_ids(stored, known, "stuffthingmaps have ids 0 to 181, and 255 where unlabeled", SISTERS)
         form = FORMS[self.name]
         table = lookup_table(form.coarse, form.coarse.index(0) if self.published and 0 in form.coarse else IGNORED)
         return table[np.where((stored >= 0) & (stored < len(table)), stored, UNLABELLED)]
+
+    def doubts(self, ids: np.ndarray) -> list[Finding]:
+        if found := [id_ for id_ in UNUSED if ids[id_]]:
+            text = (
+                f"id {listed(found)} occurs, which stuffthingmaps do not use: the ids may start at 1 (then subtract 1), "
+                "or be those of another release (171 classes)"
+            )
+            return [Finding(text, True)]
+        return []
 
 
 def open_cocostuff(name: str, root: str | Path, split: str) -> CocoStuff:
@@ -77,7 +110,7 @@ def read_ids(folder: Path, names: tuple[str, ...]) -> list[str]:
     """The ids, one a line, of the first of the files `names` in `folder`; StegoError if there is none or it is empty."""
     for name in names:
         if (folder / name).exists():
-            ids = (folder / name).read_text().split()
+            ids = read_text(folder / name).split()
             if not ids:
                 raise StegoError(f"{folder / name} is empty; it lists one picture id a line")
             return ids

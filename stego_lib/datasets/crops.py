@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import StegoError
-from ..files import atomic
+from ..files import atomic, fingerprint, read_json, write_json
 from ..progress import progress
 from .base import SegmentationDataset
 
@@ -132,8 +132,14 @@ def five_boxes(height: int, width: int, ratio: float = RATIO) -> list[Box]:
     return [*corners, (round((height - h) / 2), round((width - w) / 2), h, w)]
 
 
+def _since(began: int, path: Path) -> bool:
+    return path.exists() and path.stat().st_mtime_ns >= began
+
+
 def write_crops(dataset: Crops, folder: str | Path) -> None:
-    """Writes every crop below `folder` in the published layout, for use outside this project; files there are kept.
+    """Writes every crop below `folder` in the published layout, for use outside this project.
+
+    Crops that are there are kept if they are of the same files; made-SPLIT.json says of which.
 
     img/SPLIT/N.jpg and, with labels, label/SPLIT/N.png with N = 5 * picture + crop; a label map holds class + 1, and 0
     where ignored. names-SPLIT.txt tells which picture a number came from, one name a line.
@@ -141,14 +147,18 @@ def write_crops(dataset: Crops, folder: str | Path) -> None:
     if len(dataset.classes) > 255:
         raise StegoError(f"{dataset.name} has {len(dataset.classes)} classes; the layout holds 255 at most")
     folder = Path(folder).expanduser()
+    made, source = folder / f"made-{dataset.split}.json", {"source": fingerprint(dataset.identity())}
+    if not made.exists() or read_json(made) != source:
+        write_json(made, source)
+    began = made.stat().st_mtime_ns
     for number in progress(range(len(dataset)), f"crops of {dataset.name} {dataset.split}"):
         picture = folder / "img" / dataset.split / f"{number}.jpg"
-        if not picture.exists():
+        if not _since(began, picture):
             with atomic(picture) as temporary:
                 TF.to_pil_image(dataset.picture(number)).save(temporary)
         target, label = folder / "label" / dataset.split / f"{number}.png", dataset.label(number)
-        if label is not None and not target.exists():
+        if label is not None and not _since(began, target):
             with atomic(target) as temporary:
                 Image.fromarray((label + 1).numpy().astype(np.uint8)).save(temporary)
     with atomic(folder / f"names-{dataset.split}.txt") as temporary:
-        temporary.write_text("\n".join(dataset.names) + "\n")
+        temporary.write_text("\n".join(dataset.names) + "\n", encoding="utf-8", errors="surrogateescape")

@@ -11,7 +11,7 @@ import pooch
 import requests
 
 from ..errors import StegoError
-from ..files import explained
+from ..files import explained, read_text
 from ..progress import progress
 
 TIMEOUT = 30
@@ -102,7 +102,7 @@ class Resuming:
         if have:
             headers["Range"] = f"bytes={have}-"
             if self.tag.exists():
-                headers["If-Range"] = self.tag.read_text()
+                headers["If-Range"] = self.tag.read_text(encoding="utf-8")
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
             if answer.status_code == 416 and answer.headers.get("Content-Range", "").endswith(f"/{have}"):
                 return  # all of it was there
@@ -118,7 +118,7 @@ class Resuming:
                 check_space(self.part.parent, total - have, url)
             tag = answer.headers.get("ETag", "")
             if tag and not tag.startswith("W/"):
-                self.tag.write_text(tag)
+                self.tag.write_text(tag, encoding="utf-8")
             bar = progress((), self.path.name, total=total, initial=have, unit="B", unit_scale=True)
             with bar, open(self.part, "ab" if have else "wb") as file:
                 for chunk in answer.iter_content(CHUNK):
@@ -169,12 +169,12 @@ def checksum_file(path: Path) -> Path:
 def read_checksum(path: Path) -> str | None:
     """The stored checksum of `path`, or None."""
     stored = checksum_file(path)
-    return stored.read_text().split()[0] if stored.exists() else None
+    return read_text(stored).split()[0] if stored.exists() else None
 
 
 def write_checksum(path: Path, sha256: str) -> None:
     """Stores the checksum of `path` beside it."""
-    checksum_file(path).write_text(f"{sha256}  {path.name}\n")
+    checksum_file(path).write_text(f"{sha256}  {path.name}\n", encoding="utf-8")
 
 
 def _unreachable(error: Exception) -> bool:

@@ -2,13 +2,16 @@
 
 import colorsys
 import re
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from ..errors import StegoError
-from ..files import read_json
+from ..files import read_json, write_json
 from ..notices import notice
 from .base import Classes, SegmentationDataset, check_split, find_folder, list_pictures, pair_by_stem
+from .images import Rules
 
 LAYOUT = (
     "imgs/train/*.jpg and imgs/val/*.jpg (or .png, ...), or just the pictures, if you have no labels; for scores also "
@@ -23,8 +26,8 @@ def open_folder(
 ) -> SegmentationDataset:
     """Opens root/NAME, or root itself, in the layout above.
 
-    classes.json: {"names": [...], "colors": [[r, g, b], ...]}; colours are optional. It is needed where there are labels;
-    without either, the classes are `n_classes` (None: `N_CLASSES`) nameless ones, "cluster 0" and so on. A folder that holds
+    classes.json: {"names": [...], "colors": [[r, g, b], ...]}, see `read_classes`; colors are optional. It is needed where
+    there are labels; without either, the classes are `n_classes` (None: `N_CLASSES`) nameless ones, "cluster 0" and so on. A folder that holds
     pictures and no imgs/train serves unlabelled: both splits are all of its pictures, and opening "val" says so. Raises
     DataNotFound, or StegoError where files contradict each other: a picture without its label map among labelled ones, two
     pictures of one name.
@@ -38,13 +41,16 @@ def open_folder(
         raise StegoError(f"{source} holds no picture; put .jpg or .png files there")
     twins = [path.name for path, next_ in pairwise(sorted(pictures, key=lambda p: p.stem)) if path.stem == next_.stem]
     if twins:
-        raise StegoError(f"{source}: {twins[0]} and another picture differ in their ending only; rename one")
+        raise StegoError(
+            f"{source}: {twins[0]} and another picture differ in their ending only; rename one, or if one of them is a label "
+            f"map, move it to {folder / 'labels' / split}"
+        )
     label_folder = folder / "labels" / split
     labels: list[Path | None] = (
         pair_by_stem(pictures, label_folder) if label_folder.is_dir() else [None] * len(pictures)
     )
-    nameless = not (folder / "labels").exists() and not (folder / "classes.json").exists()
-    classes = cluster_classes(n_classes or N_CLASSES) if nameless else read_classes(folder / "classes.json")
+    unnamed = None if (folder / "labels").exists() else cluster_classes(n_classes or N_CLASSES)
+    classes = read_classes(folder / "classes.json", unnamed)
     if plain and split == "val":
         notice(f"{plain} has no imgs/train and imgs/val: its {len(pictures)} pictures serve as both, none is held out")
     return SegmentationDataset(name, split, classes, pictures, labels)
@@ -71,14 +77,36 @@ def nameless(classes: Classes) -> bool:
     return all(re.fullmatch(r"(cluster|class) \d+", name) for name in classes.names)
 
 
-def read_classes(path: Path) -> Classes:
-    """Reads class names and colours; StegoError says what is missing."""
+def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
+    """Reads classes.json: what the classes are called and how the images of a folder are read.
+
+    Parameters
+    ----------
+    path
+        A JSON file: {"names": [...], "colors": [[r, g, b], ...], "range": [low, high], "exif": "apply" or "ignore"}; all but
+        the names are optional. range: stored values of black and white, for grayscale of more than 8 bits. exif: whether
+        images are turned as their EXIF orientation says (the default), or taken as stored.
+    unnamed
+        The classes where the file, or names in it, are missing; None if names are needed.
+
+    Raises
+    ------
+    StegoError
+        Says what is missing or wrong.
+    """
     if not path.exists():
+        if unnamed is not None:
+            return unnamed
         raise StegoError(
             f'{path} is missing; it names the classes: {{"names": ["road", "tree"], "colors": [[90, 90, 90], [30, 140, 40]]}} (colours optional)'
         )
     content = read_json(path)
-    names = content.get("names") if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        raise StegoError(f'{path} must hold {{"names": [...]}} with one name at least')
+    rules = _read_rules(path, content)
+    if "names" not in content and unnamed is not None:
+        return replace(unnamed, rules=rules)
+    names = content.get("names")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise StegoError(f'{path} must hold {{"names": [...]}} with one name at least')
     colors = content.get("colors") or distinct_colors(len(names))
@@ -89,9 +117,29 @@ def read_classes(path: Path) -> Classes:
         if not whole or not all(0 <= c <= 255 for c in color):
             raise StegoError(f"{path}: {color!r} is no colour; a colour is [red, green, blue], each 0 to 255")
     try:
-        return Classes(tuple(names), tuple((r, g, b) for r, g, b in colors))
+        return Classes(tuple(names), tuple((r, g, b) for r, g, b in colors), rules)
     except StegoError as error:
         raise StegoError(f"{path}: {error}") from None
+
+
+def _read_rules(path: Path, content: dict[str, Any]) -> Rules:
+    limits, exif = content.get("range"), content.get("exif")
+    if exif not in (None, "apply", "ignore"):
+        raise StegoError(f'{path}: "exif" is "apply" (turn images as their EXIF data say) or "ignore", not {exif!r}')
+    if limits is None:
+        return Rules(exif=exif)
+    numbers = isinstance(limits, list) and len(limits) == 2 and all(type(end) in (int, float) for end in limits)
+    if not numbers or not limits[0] < limits[1]:
+        raise StegoError(
+            f'{path}: "range" is [LOW, HIGH], the stored values that become black and white, not {limits!r}'
+        )
+    return Rules((limits[0], limits[1]), exif)
+
+
+def write_classes(path: Path, classes: Classes) -> None:
+    """Writes what `read_classes` reads."""
+    rules = {key: value for key, value in asdict(classes.rules).items() if value is not None}
+    write_json(path, {"names": classes.names, "colors": classes.colors, **rules})
 
 
 def distinct_colors(count: int) -> list[tuple[int, int, int]]:

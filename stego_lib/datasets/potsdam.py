@@ -4,12 +4,23 @@ from pathlib import Path
 
 import numpy as np
 import scipy.io
-import torch
-from torch import Tensor
+from PIL import Image
 
 from ..errors import StegoError
-from .base import IGNORED, Classes, SegmentationDataset, check_split, find_folder, list_pictures, pair_by_stem
-from .potsdam_tiles import RAW_PICTURES, TILES, cut_tiles
+from ..files import read_text
+from .base import (
+    IGNORED,
+    Classes,
+    Finding,
+    SegmentationDataset,
+    check_split,
+    find_folder,
+    list_pictures,
+    pair_by_stem,
+    refuse_ids,
+)
+from .images import Rules, StoredImage
+from .potsdam_tiles import RAW_PICTURES, TILES, cut_tiles, tile_doubts
 
 CLASSES = Classes(
     ("road and car", "building and clutter", "vegetation and tree"), ((90, 90, 100), (213, 94, 0), (0, 140, 100))
@@ -35,19 +46,32 @@ class Potsdam(SegmentationDataset):
     Where some patches have a label map, those without one count as ignored throughout (in "all"), as in the published code.
     """
 
+    rules = Rules(exif="ignore")
+
     @property
     def has_labels(self) -> bool:
         """Whether there is a label map at all."""
         return any(path is not None for path in self.labels)
 
-    def label(self, index: int) -> Tensor | None:
+    def stored(self, index: int) -> np.ndarray | None:
         if self.labels[index] is None and self.has_labels:
-            return torch.full(self.picture(index).shape[1:], IGNORED)
-        return super().label(index)
+            return np.full(self.read(index).rgb.size[::-1], UNLABELLED)
+        return super().stored(index)
+
+    def doubts(self, ids: np.ndarray) -> list[Finding]:
+        tiles = {path.parent.parent for path in self.pictures if path.suffix == ".png"}
+        found = tile_doubts(sorted(tiles))
+        if ids[4] > 1.5 * ids[2]:
+            text = "id 4 (car) is more frequent than id 2 (low vegetation): are red and blue swapped in the label maps?"
+            found.append(Finding(text, True))
+        return found
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
-        """Ids other than the six are ignored; `published` makes all but 255 class 0, as published."""
+        """255 and -1 are ignored, other ids than the six a StegoError; `published` makes all but 255 class 0, as published."""
         known = (stored >= 0) & (stored < len(FINE_TO_COARSE))
+        if not self.published:
+            release = f"Potsdam has ids 0 to {len(FINE_TO_COARSE) - 1}, and {UNLABELLED} where ignored"
+            refuse_ids(stored, known | np.isin(stored, (-1, UNLABELLED)), release, {6: "Do ids start at 1? Subtract 1"})
         others = np.where(stored == UNLABELLED, IGNORED, 0) if self.published else IGNORED
         return np.where(known, FINE_TO_COARSE[np.where(known, stored, 0)], others)
 
@@ -55,13 +79,14 @@ class Potsdam(SegmentationDataset):
 class PotsdamPatches(Potsdam):
     """The published patches: pictures and label maps in MATLAB files."""
 
-    def picture(self, index: int) -> Tensor:
+    def read(self, index: int) -> StoredImage:
         stored = read_mat(self.pictures[index], "img")
         if stored.ndim != 3 or stored.shape[2] < 3 or stored.dtype != np.uint8:
             raise StegoError(
                 f"{self.pictures[index]}: 'img' is {stored.dtype} {stored.shape}, not uint8 (height, width, 3 or 4)"
             )
-        return torch.from_numpy(stored[..., :3].transpose(2, 0, 1).copy())  # the fourth is infrared
+        rgb = Image.fromarray(np.ascontiguousarray(stored[..., :3]))  # the fourth is infrared
+        return StoredImage(rgb, None, 1, None, "")
 
     def read_label(self, path: Path) -> np.ndarray:
         return read_mat(path, "gt")
@@ -88,7 +113,7 @@ def open_potsdam3(root: str | Path, split: str) -> Potsdam:
     ids = folder / LISTS[split]
     if not ids.exists():
         raise StegoError(f"{ids} is missing; it lists the patches of split {split}, one a line; {LAYOUT}")
-    pictures = [folder / "imgs" / f"{name}.mat" for name in ids.read_text().split()]
+    pictures = [folder / "imgs" / f"{name}.mat" for name in read_text(ids).split()]
     missing = [path for path in pictures if not path.exists()]
     if missing or not pictures:
         raise StegoError(

@@ -1,23 +1,33 @@
 """Cuts the raw ISPRS Potsdam tiles into the 200 x 200 patches of Potsdam-3, once."""
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..errors import StegoError
+from ..files import read_json, write_json
 from ..progress import progress
-from .base import open_picture
+from .base import Finding, open_picture
+from .images import Rules
 
 RAW_PICTURES, RAW_LABELS, PATCHES = "2_Ortho_RGB", "5_Labels_all", "patches"
 """Folders of the raw pictures, the raw label maps, and what is made of them."""
+AS_STORED = Rules(exif="ignore")
 SHRINK, SIDE = 2, 200
 """A tile is made smaller by this factor, then cut into squares of this many pixels."""
 COLORS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
 """Colour of road, building, low vegetation, tree, car, clutter in the raw label maps; position = fine id."""
 UNKNOWN = 255
 """Fine id of every other colour."""
+BLACK = (0, 0, 0)
+"""Color of the ignored boundaries in the benchmark's label maps without boundaries."""
+FEW, SOME, MOST = 0.01, 0.2, 0.5
+"""Shares of a label tile: of unknown colors that are told, of black that is told, of either that misleads."""
+ABOUT = "about.json"
 
 _LABELLED = (
     *("2_10", "2_11", "2_12", "3_10", "3_11", "3_12", "4_10", "4_11", "4_12", "5_10", "5_11", "5_12"),
@@ -38,13 +48,13 @@ them are held out is this project's choice, one from each part of the town."""
 
 
 def cut_tiles(folder: Path, tiles: tuple[str, ...]) -> list[Path]:
-    """Cuts those of `tiles` that are not cut yet; returns the folder of each, patches/TILE with imgs/ and gt/.
+    """Cuts those of `tiles` that are not cut yet, or have changed since; returns the folder of each, patches/TILE with imgs/ and gt/.
 
     A tile's folder appears when all of it is written, so work that breaks off is taken up at the next tile. Raises
     StegoError for a tile that is missing, or whose size or label map does not fit.
     """
     wanted = [folder / PATCHES / tile for tile in tiles]
-    todo = [path.name for path in wanted if not path.exists()]
+    todo = [path.name for path in wanted if not _up_to_date(folder, path)]
     missing = [name for name in map(_picture_name, todo) if not (folder / RAW_PICTURES / name).exists()]
     if missing:
         raise StegoError(
@@ -53,6 +63,44 @@ def cut_tiles(folder: Path, tiles: tuple[str, ...]) -> list[Path]:
     for tile in progress(todo, "cutting Potsdam tiles"):
         _cut_tile(folder, tile)
     return wanted
+
+
+def _sources(folder: Path, tile: str) -> tuple[Path, Path]:
+    """The raw image and the raw label map of a tile, which may be missing."""
+    return folder / RAW_PICTURES / _picture_name(tile), folder / RAW_LABELS / f"top_potsdam_{tile}_label.tif"
+
+
+def _state(folder: Path, tile: str) -> dict[str, list[int]]:
+    """Size and time of change of a tile's files."""
+    found = [path for path in _sources(folder, tile) if path.exists()]
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in found}
+
+
+def _up_to_date(folder: Path, patches: Path) -> bool:
+    """Whether a tile's patches were cut from its files as they are now; those whose raw tile was removed are."""
+    if not patches.exists() or not _sources(folder, patches.name)[0].exists():
+        return patches.exists()
+    return _about(patches).get("files") == _state(folder, patches.name)
+
+
+def _about(patches: Path) -> dict:
+    return read_json(patches / ABOUT) if (patches / ABOUT).exists() else {}
+
+
+def tile_doubts(patches: list[Path]) -> list[Finding]:
+    """What label tiles hold besides the colors of the classes, worst first."""
+    about = {path.name: _about(path) for path in patches}
+    found = []
+    for share, least, what in (("unknown", FEW, "colors that mean no class"), ("black", SOME, "black (no class)")):
+        bad = sorted(((one.get(share, 0), tile) for tile, one in about.items() if one.get(share, 0) > least), reverse=True)
+        if bad:
+            told = ", ".join(f"{tile} {100 * part:.1f} %" for part, tile in bad[:5]) + (", ..." if len(bad) > 5 else "")
+            text = (
+                f"{len(bad)} of {len(patches)} label tiles hold {what}, which are ignored: {told} of the pixels; was one "
+                "resized, or saved as JPEG? get them again from the archive"
+            )
+            found.append(Finding(text, bad[0][0] > MOST))
+    return found
 
 
 def decode_colors(colored: np.ndarray) -> np.ndarray:
@@ -75,18 +123,21 @@ def _picture_name(tile: str) -> str:
 
 
 def _cut_tile(folder: Path, tile: str) -> None:
-    source = folder / RAW_PICTURES / _picture_name(tile)
-    picture = open_picture(source)
+    source, labels = _sources(folder, tile)
+    about: dict[str, Any] = {"files": _state(folder, tile)}  # before they are read: what changes meanwhile is cut anew
+    picture = open_picture(source, AS_STORED)
     if picture.width % (SHRINK * SIDE) or picture.height % (SHRINK * SIDE):
         raise StegoError(f"{source} is {picture.width} x {picture.height}; a tile is 6000 x 6000 pixels")
     # The published patches were made alike: the mean of each 2 x 2 pixels, and of its labels the top left one.
     layers = {"imgs": np.asarray(picture.reduce(SHRINK))}
-    labels = folder / RAW_LABELS / f"top_potsdam_{tile}_label.tif"
     if labels.exists():
-        colored = np.asarray(open_picture(labels))
+        colored = np.asarray(open_picture(labels, AS_STORED))
         if colored.shape[:2] != (picture.height, picture.width):
             raise StegoError(f"{labels} and {source} differ in size; download them again")
-        layers["gt"] = decode_colors(colored[::SHRINK, ::SHRINK])
+        colored = colored[::SHRINK, ::SHRINK]
+        layers["gt"] = decode_colors(colored)
+        about["black"] = float((colored == BLACK).all(-1).mean())
+        about["unknown"] = float((layers["gt"] == UNKNOWN).mean()) - about["black"]
     elif tile in _LABELLED:
         raise StegoError(f"label map {labels} is missing")
     (folder / PATCHES).mkdir(exist_ok=True)
@@ -98,6 +149,9 @@ def _cut_tile(folder: Path, tile: str) -> None:
                 for column in range(layer.shape[1] // SIDE):
                     patch = layer[row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE]
                     Image.fromarray(patch).save(unfinished / kind / f"{tile}_{row:02d}_{column:02d}.png")
+        write_json(unfinished / ABOUT, about)
+        with suppress(OSError):  # there may be none
+            (folder / PATCHES / tile).rename(Path(temporary) / "old")
         try:
             unfinished.rename(folder / PATCHES / tile)
         except OSError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..errors import DataNotFound, StegoError
+from ..files import read_text
 from . import cityscapes, cocostuff, folder, open_dataset, potsdam
 from .check import check
 from .fetch import check_space, fetch, remote_size, verify
@@ -183,11 +184,11 @@ def _get(source: Source, target: Path, mirror: str | None) -> None:
     if source.place is None:
         return
     marker, parts = _marker(path), ", ".join(source.gives)
-    if marker.exists() and marker.read_text().strip() == found and _parts_there(target, source):
+    if marker.exists() and read_text(marker).strip() == found and _parts_there(target, source):
         print(f"  unpacked before to {parts}")
         return
     count = unpack(path, target, source.place)
-    marker.write_text(f"{found}\n")
+    marker.write_text(f"{found}\n", encoding="utf-8")
     print(f"  unpacked {count:,} files to {parts}; the archive may be removed")
 
 

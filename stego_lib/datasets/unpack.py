@@ -3,6 +3,7 @@
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -19,19 +20,21 @@ def unpack(archive: Path, folder: Path, place: Callable[[str], str | None]) -> i
 
     place: member's name -> path below `folder`, or None for a member to be left out. All names are looked at first: an
     archive with an absolute path, "..", a link or a device in it is refused as a whole (StegoError), whether or not that
-    member is wanted. Each file appears when it is whole; files of the right size that are there are kept, so unpacking
-    that broke off goes on. The archive's own checksums are verified. Raises StegoError for a damaged archive and a disk
+    member is wanted. Each file appears when it is whole; files of the right content that are there are kept, so unpacking
+    that broke off goes on. Hidden files and what macOS adds (__MACOSX) are left out. The archive's own checksums are verified. Raises StegoError for a damaged archive and a disk
     that is too small.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if _harmless(archive, member) and not member.is_dir()]
+            members = [member for member in members if not _clutter(member.filename)]
             wanted = [(member, folder / path) for member in members if (path := place(member.filename))]
             if not wanted:
                 raise StegoError(f"{archive} holds none of the files that are wanted of it; is it another archive?")
             if sum(member.file_size for member, _ in wanted) > max(MUCH, MOST * archive.stat().st_size):
                 raise StegoError(f"{archive} is refused: it would unpack to more than {MOST} times its size")
-            todo = [(member, path) for member, path in wanted if not _whole(path, member)]
+            looked = progress(wanted, f"looking for files of {archive.name}")
+            todo = [(member, path) for member, path in looked if not _whole(path, member)]
             folder.mkdir(parents=True, exist_ok=True)
             check_space(folder, sum(member.file_size for member, _ in todo), f"unpacking {archive.name}")
             for member, path in progress(todo, f"unpacking {archive.name}"):
@@ -65,4 +68,15 @@ def _harmless(archive: Path, member: zipfile.ZipInfo) -> bool:
 
 
 def _whole(path: Path, member: zipfile.ZipInfo) -> bool:
-    return path.exists() and path.stat().st_size == member.file_size
+    """Whether a file is there with the member's content: another release of an archive may differ in that alone."""
+    if not path.exists() or path.stat().st_size != member.file_size:
+        return False
+    found = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            found = zlib.crc32(chunk, found)
+    return found == member.CRC
+
+
+def _clutter(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)

@@ -1,0 +1,231 @@
+"""What a person should know of a dataset before training on it: what was left out, taken otherwise or looks wrong."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import StegoError
+from ..files import fingerprint, read_json, write_json
+from ..notices import notice
+from .base import Finding, SegmentationDataset, list_pictures, listed, visible
+from .images import BROKEN, DEFAULT, SUFFIXES, Rules, depth_of, formats_of, read_image
+from .intact import Survey, survey
+
+COMPANIONS = {
+    ".txt", ".md", ".rst", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".toml", ".html", ".ini", ".db", ".py",
+    ".ipynb", ".log", ".xmp", ".aae", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".ovr", ".aux", ".lnk", ".url", ".sha256", ".md5",
+}  # fmt: skip
+"""Endings of files that nobody takes for images."""
+LIMIT = 20_000
+"""Files in subfolders that are counted at most."""
+MASK = r"masks?|labels?|labelids|labeltrainids|instanceids|trainids|seg|segmentation|gt|groundtruth|ground_truth|annotations?|annot|color|matte|L|P"
+MASK_NAME = re.compile(rf"(?P<base>.+?)[ ._-](?:{MASK})\d*|(?:{MASK})[ ._-](?P<rest>.+)", re.IGNORECASE)
+"""How a label map beside its image is called."""
+KEPT_VERSION = 1
+"""To be raised whenever the findings of the same files change."""
+
+
+def look(
+    source: SegmentationDataset | Path, found: Survey | None = None, keep: Path | None = None
+) -> list[Finding]:
+    """Looks for what may mislead.
+
+    Parameters
+    ----------
+    source
+        A dataset, all of whose files are read, or a folder of images, of which headers are read where they are enough.
+    found
+        What its files hold, if they have been read.
+    keep
+        Folder in which the findings of a dataset are kept, so that files that have not changed are read once.
+
+    Raises
+    ------
+    StegoError
+        For a dataset with files that cannot be used.
+    """
+    if isinstance(source, Path):
+        paths = list_pictures(source)
+        return [*_left_out(source), *_masks(paths, _flat(paths), "segmented"), *_headers(paths)]
+    whole: SegmentationDataset = getattr(source, "whole", source)
+    kept = keep / f".findings-{fingerprint(KEPT_VERSION, whole.state(), whole.published)}.json" if keep else None
+    if kept is not None:
+        return [*_beside(whole), *_kept(whole, kept)]
+    return [*_beside(whole), *from_survey(whole, found or survey(whole))]
+
+
+def tell(source: SegmentationDataset | Path, keep: Path | None = None) -> None:
+    """Shows each finding of `look` as a notice."""
+    for finding in look(source, keep=keep):
+        notice(finding.text)
+
+
+def _kept(dataset: SegmentationDataset, path: Path) -> list[Finding]:
+    """The findings of an earlier look at the same files, or those of a look now, which are kept."""
+    try:
+        return [Finding(**one) for one in read_json(path)]
+    except (FileNotFoundError, StegoError, TypeError):
+        found = from_survey(dataset, survey(dataset))
+    dataset.looked_at = True
+    write_json(path, [asdict(one) for one in found])
+    return found
+
+
+def _beside(dataset: SegmentationDataset) -> list[Finding]:
+    """What lies beside the images of a folder of one's own."""
+    return _left_out(dataset.pictures[0].parent) if dataset.name == "folder" else []
+
+
+def from_survey(dataset: SegmentationDataset, found: Survey) -> list[Finding]:
+    """What the files of a split say."""
+    return [*_images(dataset, found), *_labels(dataset, found)]
+
+
+def _images(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
+    count, rules, what = found.looked, dataset.rules, f"{dataset.name} {dataset.split}"
+    if dataset.name == "folder":
+        yield from _masks(dataset.pictures, [] if len(found.flat) == count > found.flat_gray else found.flat, "trained on")
+    if found.orientations and dataset.has_labels and rules.exif is None:
+        yield Finding(
+            f"{what}: {turned(found, count)}, and label maps are taken to be drawn on the turned images. If they are drawn on the "
+            'stored pixels, write "exif": "ignore" into classes.json; "exif": "apply" there says that they are not'
+        )
+    if found.depths and rules.range is None:
+        yield Finding(f"{what}: {_deep(found.depths, count)}")
+    if found.transparent:
+        ignored = " and ignored in label maps" if dataset.has_labels else ""
+        yield Finding(f"{what}: {found.transparent} of {count} images have transparent pixels, which are white{ignored}")
+    if found.clear:
+        yield Finding(
+            f"{what}: {len(found.clear)} of {count} images are transparent all over and so white ({_named(found.clear)}); is "
+            "their fourth channel something else? save them as RGB",
+            True,
+        )
+
+
+def turned(found: Survey, count: int) -> str:
+    """How many images EXIF data turn, and how."""
+    how = ", ".join(f"orientation {way}: {number}" for way, number in sorted(found.orientations.items()))
+    return f"{sum(found.orientations.values())} of {count} images are turned upright as their EXIF data say ({how})"
+
+
+def _deep(depths: Counter[str], count: int) -> str:
+    return (
+        f"{sum(depths.values())} of {count} images hold {' and '.join(sorted(depths))}; 0 to 65,535 become 8 bits. If their range "
+        'is another one, write "range": [LOW, HIGH] into classes.json'
+    )
+
+
+def _labels(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
+    if not dataset.has_labels:
+        return
+    counts, names, what = found.classes[:-1], dataset.classes.names, f"{dataset.name} {dataset.split}"
+    ids = [id_ for id_ in range(256) if found.ids[id_]]
+    absent = [i for i, count in enumerate(counts) if not count]
+    present = len(counts) - len(absent)
+    told = f"ids seen: {listed(ids)}"
+    hint = ""
+    if absent and dataset.name == "folder":
+        if 255 in ids:
+            hint = "; 255 means ignored: where it is the object, save it as the id of its class"
+        elif 0 in absent and len(counts) - 1 in ids:
+            hint = "; ids start at 0"
+    if not present:
+        yield Finding(f"{what}: no pixel of {found.maps} has a class ({told}); are these its label maps?{hint}", True)
+    elif present == 1 and len(counts) > 1:
+        only = names[int(counts.argmax())]
+        yield Finding(
+            f"{what}: {only!r} is the only class in {found.maps} ({told}), so a score of 100 would mean nothing{hint}", True
+        )
+    elif absent and found.looked == found.size:
+        few = ", ".join(repr(names[i]) for i in absent[:5]) + (", ..." if len(absent) > 5 else "")
+        swallowed = dataset.name == "folder" and bool(found.ids[255] > counts.sum() - counts.max())
+        yield Finding(f"{what}: {len(absent)} of {len(counts)} classes occur in none of {found.maps}: {few} ({told}){hint}", swallowed)
+    for doubt in dataset.doubts(found.ids):
+        yield Finding(f"{what}: {doubt.text}", doubt.misleads)
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _masks(paths: list[Path], flat: list[str], used: str) -> Iterator[Finding]:
+    """Images that are called, or look, like the label maps of others."""
+    stems, found = {path.stem for path in paths}, set(flat)
+    for path in paths:
+        match = MASK_NAME.fullmatch(path.stem)
+        if match and (match["base"] or match["rest"]) in stems:
+            found.add(path.name)
+    if found:
+        yield Finding(
+            f"{len(found)} of {len(paths)} images in {paths[0].parent} look like label maps ({_named(sorted(found))}) and are "
+            f"{used} as images: move them out of the folder (to labels/train and labels/val, called like their images)",
+            0 < len(found) < len(paths),
+        )
+
+
+def _flat(paths: list[Path]) -> list[str]:
+    """Names of the files with one channel that look like label maps."""
+    found = []
+    for path in paths:
+        try:
+            with Image.open(path, formats=formats_of(path)) as file:
+                likely = file.mode in ("1", "L", "P")
+            if likely and read_image(path).flat:
+                found.append(path.name)
+        except (*BROKEN, StegoError):
+            continue  # whoever reads it says so
+    return found
+
+
+def _headers(paths: list[Path], rules: Rules = DEFAULT) -> Iterator[Finding]:
+    """Depth and transparency of the images of a folder."""
+    depths, transparent = Counter[str](), 0
+    for path in paths:
+        try:
+            with Image.open(path, formats=formats_of(path)) as file:
+                depth, layered = depth_of(file), file.has_transparency_data
+            depths.update([depth] if depth else [])
+            transparent += layered and read_image(path, rules).transparent is not None
+        except (*BROKEN, StegoError):
+            continue
+    if depths:
+        yield Finding(_deep(depths, len(paths)))
+    if transparent:
+        yield Finding(f"{transparent} of {len(paths)} images have transparent pixels, which belong to no segment")
+
+
+def _left_out(folder: Path) -> list[Finding]:
+    """Files of a folder that are not read, by their endings, and images in its subfolders."""
+    suffixes, nested, inner = Counter[str](), 0, []
+    for path in sorted(folder.iterdir()):
+        if not visible(path) or path.name == "__MACOSX":
+            continue
+        if path.is_dir():
+            count = _images_below(path)
+            nested += count
+            inner += [path.name] if count else []
+        elif path.suffix.lower() not in SUFFIXES | COMPANIONS:
+            suffixes[path.suffix.lower()] += 1
+    if not nested + suffixes.total():
+        return []
+    parts = [f"{count} {suffix or 'without an ending'}" for suffix, count in suffixes.most_common()]
+    told = [f"{', '.join(parts)} (not read; save them as JPEG or PNG)"] if parts else []
+    told += [f"{nested} images in subfolders ({_named(inner)}; only the folder itself is read)"] if nested else []
+    return [Finding(f"{nested + suffixes.total()} files of {folder} are left out: {', '.join(told)}")]
+
+
+def _images_below(folder: Path) -> int:
+    count = looked = 0
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        count += sum(Path(name).suffix.lower() in SUFFIXES and not name.startswith(".") for name in files)
+        looked += len(files)
+        if looked > LIMIT:
+            break
+    return count

@@ -1,0 +1,290 @@
+"""Reads image files: upright, 8-bit RGB, and which of their pixels are transparent."""
+
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from PIL.ExifTags import Base
+from PIL.Image import Transpose
+
+from ..errors import StegoError
+
+Image.init()
+FORMATS = tuple(
+    name
+    for name in ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
+    if name in Image.OPEN  # AVIF needs Pillow 11.3
+)
+"""Formats that an image file may have, whatever its name says. Pillow knows more; EPS, say, it hands to a program that runs it."""
+SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "TGA", "MPO")}
+"""Endings, in lower case, of the files in a folder that are read as images."""
+SUFFIXES -= {".avifs", ".pfm"}
+BROKEN = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError, MemoryError)
+"""What Pillow raises for a file that it cannot read."""
+TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+"""EXIF orientation -> how the stored pixels are turned to stand upright."""
+BACK = {Transpose.ROTATE_90: Transpose.ROTATE_270, Transpose.ROTATE_270: Transpose.ROTATE_90}
+"""The turns that are not their own inverse."""
+NODATA = 42113
+"""TIFF tag in which GDAL writes the value of pixels without data."""
+FILLED = 1 / 4
+"""A 16-bit image whose largest value is above this part of the range is taken to fill it."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What classes.json may say about reading the images of a folder."""
+
+    range: tuple[float, float] | None = None
+    """Stored values of black and white, for images of more than 8 bits a channel. None: the whole range of 16 bits."""
+    exif: Literal["apply", "ignore"] | None = None
+    """Turn images as their EXIF orientation says, or leave the pixels as stored. None: turn, and say so where labels exist."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImage:
+    """An image file as it was read."""
+
+    rgb: Image.Image
+    """Upright, on white where it is transparent."""
+    transparent: np.ndarray | None
+    """bool (H, W), True where more than half transparent; None if nowhere."""
+    orientation: int
+    """EXIF orientation of the file, 1 to 8."""
+    depth: str | None
+    """What it holds instead of 8 bits a channel, such as "16-bit grayscale"."""
+    flat: Literal["", "gray", "color"]
+    """Whether it looks like a label map, see `is_flat`, and of one channel or of several."""
+
+
+DEFAULT = Rules()
+
+
+def open_image(path: Path, rules: Rules = DEFAULT) -> tuple[Image.Image, np.ndarray | None]:
+    """Reads an image file as upright RGB.
+
+    Parameters
+    ----------
+    path
+        Any file that Pillow reads in one of `FORMATS`; of an animated one the first frame counts.
+    rules
+        How images of more than 8 bits a channel and EXIF orientations are taken.
+
+    Returns
+    -------
+    tuple
+        The image (RGB, transparent parts composited on white), and bool (H, W), True where it is more than half
+        transparent, or None where it has no such pixel.
+
+    Raises
+    ------
+    StegoError
+        Names a file that is broken, above Pillow's limit of about 179 megapixels, or whose values have no known range.
+    """
+    read = read_image(path, rules)
+    return read.rgb, read.transparent
+
+
+def read_image(path: Path, rules: Rules = DEFAULT) -> StoredImage:
+    """The same as `open_image`, with what the file says of itself."""
+    try:
+        with Image.open(path, formats=formats_of(path)) as file:
+            depth, tags = depth_of(file), getattr(file, "tag_v2", {})
+            orientation = file.getexif().get(Base.Orientation, 1)
+            upright = turn(file, rules)
+            rgb, transparent = _deep(upright, depth, rules, tags) if depth else _plain(upright, tags)
+            flat = is_flat(upright)
+    except NoRange as error:
+        raise StegoError(f"image {path} {error}") from None
+    except BROKEN as error:
+        hint = "; TIFF of more than 4 channels or 64-bit values is not read" if _is_tiff(path) else ""
+        raise StegoError(f"image {path} cannot be read ({error}{hint}); replace or remove the file") from error
+    return StoredImage(rgb, transparent, orientation, depth, flat)
+
+
+def turn(file: Image.Image, rules: Rules) -> Image.Image:
+    """An opened file's pixels, loaded: upright as its EXIF data say, or as stored if `rules` ignore them."""
+    orientation = file.getexif().get(Base.Orientation, 1)  # asked before loading, when a TIFF turns itself and forgets it
+    file.load()
+    method, turned = TURNS.get(orientation), file.format == "TIFF"
+    if method is None or turned != (rules.exif == "ignore"):
+        return file
+    return file.transpose(BACK.get(method, method) if turned else method)
+
+
+def transparent_part(path: Path, rules: Rules = DEFAULT) -> np.ndarray | None:
+    """The second part of `open_image`; the pixels of a file that can have no transparent ones are not read."""
+    try:
+        with Image.open(path, formats=formats_of(path)) as file:
+            possible = file.has_transparency_data or file.mode == "F" or NODATA in getattr(file, "tag_v2", {})
+    except BROKEN:
+        return None
+    return open_image(path, rules)[1] if possible else None
+
+
+def formats_of(path: Path) -> tuple[str, ...]:
+    """What a file may be; TGA, which has no mark of its own, only under its own name."""
+    return ("TGA",) if path.suffix.lower() in (".tga", ".icb", ".vda", ".vst") else FORMATS
+
+
+def _is_tiff(path: Path) -> bool:
+    return path.suffix.lower() in (".tif", ".tiff")
+
+
+class NoRange(Exception):
+    """The values of an image have no known black and white."""
+
+    def __init__(self, depth: str, low: float, high: float):
+        super().__init__(
+            f"holds {depth} values from {low:,g} to {high:,g}, and nothing says which are black and white: {REMEDY}"
+        )
+
+
+REMEDY = (
+    'write "range": [LOW, HIGH], the limits over all your images, into the classes.json of their folder (for color 0 and 65535 alone), '
+    "or save them with 8 bits a channel: numpy.clip((values - LOW) / (HIGH - LOW) * 255, 0, 255).astype('uint8')"
+)
+
+
+def depth_of(file: Image.Image) -> str | None:
+    """What an opened file holds instead of unsigned 8 bits a channel, None for those. Reads no pixels."""
+    tags = getattr(file, "tag_v2", {})
+    signed = 2 in np.atleast_1d(tags.get(339, 1)).tolist()
+    if file.mode.startswith("I;16"):
+        return "16-bit grayscale"
+    if file.mode == "I":
+        bits = tags.get(258, (16 if file.format in ("PPM", "PNG") else 32,))[0]
+        return f"{'signed ' if signed else ''}{bits}-bit grayscale"
+    if file.mode == "F":
+        return "32-bit floating-point grayscale"
+    if signed:
+        return "signed 8-bit"
+    raw = [tile[3] if isinstance(tile[3], str) else (tile[3] or ("",))[0] for tile in getattr(file, "tile", ())]
+    if any(isinstance(mode, str) and ";16" in mode for mode in raw):
+        return "16-bit color"
+    return "16-bit color" if file.format == "JPEG2000" and _jpeg2000_bits(file) == 16 else None
+
+
+def _jpeg2000_bits(file: Image.Image) -> int:
+    """Bits a channel that the file declares; other numbers than 16 are stretched to 8 by their own range."""
+    stream = file.fp  # type: ignore[attr-defined]
+    before = stream.tell()
+    stream.seek(0)
+    start = stream.read(2**14)
+    stream.seek(before)
+    mark = start.find(b"\xff\x4f\xff\x51")
+    return (start[mark + 42] & 0x7F) + 1 if 0 <= mark < len(start) - 42 else 8
+
+
+def value_range(path: Path) -> tuple[str, float, float] | None:
+    """Depth, smallest and largest value of a file of more than 8 bits a channel; None for others and broken ones."""
+    try:
+        with Image.open(path, formats=formats_of(path)) as file:
+            depth = depth_of(file)
+            if depth is None or depth.endswith("color"):
+                return None
+            values, missing = _values(file, getattr(file, "tag_v2", {}))
+    except BROKEN:
+        return None
+    known = values[~missing]
+    return (depth, float(known.min()), float(known.max())) if known.size else None
+
+
+def fills(depth: str, low: float, high: float) -> bool:
+    """Whether values fill the range of their type well enough for it to be what black and white mean."""
+    return depth.startswith("16-bit") and low >= 0 and high > FILLED * 65535
+
+
+def _values(image: Image.Image, tags: Mapping) -> tuple[np.ndarray, np.ndarray]:
+    """Stored numbers of a grayscale image, float64 (H, W), and where there are none."""
+    bits = np.atleast_1d(tags.get(258, 16))[0]
+    values = np.asarray(image).astype(np.float64)
+    missing = ~np.isfinite(values) | _nodata(tags, values[..., None])
+    if 8 < bits < 16 and image.mode.startswith("I;16"):
+        values = values * (65535 / (2**bits - 1))  # the file itself says how far its range goes
+    return values, missing
+
+
+def _deep(
+    image: Image.Image, depth: str, rules: Rules, tags: Mapping
+) -> tuple[Image.Image, np.ndarray | None]:
+    """Grayscale of more than 8 bits, scaled by the range in `rules`, or by that of 16 bits where the values fill it."""
+    if depth == "signed 8-bit":
+        raise NoRange(depth, -128, 127)
+    if depth == "16-bit color":  # Pillow gives the upper 8 bits alone
+        rgb, transparent = _plain(image, tags)
+        known = np.asarray(rgb)[slice(None) if transparent is None else ~transparent]
+        if rules.range != (0, 65535) and known.size and known.max() <= 255 * FILLED:
+            raise NoRange(depth, 256 * int(known.min()), 256 * int(known.max()) + 255)
+        return rgb, transparent
+    values, missing = _values(image, tags)
+    known = values[~missing]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 65535.0)
+    if rules.range is None and not fills(depth, low, high):
+        raise NoRange(depth, low, high)
+    black, white = rules.range or (0, 65535)
+    scale = 255 / (white - black)
+    gray = np.floor(values / 256) if rules.range is None else np.round((values - black) * scale)
+    if tags.get(262) == 0:
+        gray = 255 - gray  # "white is zero", which Pillow turns at 8 bits alone
+    gray = np.where(missing, 255, np.clip(np.nan_to_num(gray), 0, 255)).astype(np.uint8)
+    return Image.fromarray(gray).convert("RGB"), missing if missing.any() else None
+
+
+def _plain(image: Image.Image, tags: Mapping) -> tuple[Image.Image, np.ndarray | None]:
+    """8 bits a channel: alpha channels, transparent colors and GDAL's missing values composited on white."""
+    missing = None
+    if NODATA in tags and image.mode in ("L", "RGB"):
+        found = _nodata(tags, np.atleast_3d(np.asarray(image)))
+        missing = found if found.any() else None
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        clear = np.asarray(layered.getchannel("A")) < 128
+        missing = clear if clear.any() else None
+        rgb = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+    else:
+        rgb = image.convert("RGB")
+    if missing is not None:
+        rgb.paste("white", mask=Image.fromarray(missing))
+    return rgb, missing
+
+
+def _nodata(tags: Mapping, values: np.ndarray) -> np.ndarray:
+    """Where (H, W, channels) hold the value that a GeoTIFF names for pixels without data, in all channels."""
+    text = str(tags.get(NODATA, ""))
+    number = re.match(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text)
+    if not number:
+        return np.zeros(values.shape[:2], bool)
+    return (values == float(number[0])).all(-1)
+
+
+def is_flat(image: Image.Image) -> Literal["", "gray", "color"]:
+    """Whether an image has 2 to 32 colors, in areas rather than dots: a label map, a mask, a drawing."""
+    if image.mode not in ("1", "L", "P", "RGB", "RGBA") or min(image.size) < 8:
+        return ""
+    pixels = np.asarray(image)
+    step = max(1, min(image.size) // 64)
+    if not 1 < len(np.unique(_packed(pixels[::step, ::step]))) <= 32:  # a quick look, which nearly all photographs fail
+        return ""
+    values = _packed(pixels)
+    if (values[:, 1:] == values[:, :-1]).mean() <= 0.9 or len(np.unique(values)) > 32:
+        return ""
+    return "gray" if pixels.ndim == 2 else "color"
+
+
+def _packed(pixels: np.ndarray) -> np.ndarray:
+    """One number a pixel, (H, W)."""
+    return pixels if pixels.ndim == 2 else pixels.astype(np.int64) @ (1 << 8 * np.arange(pixels.shape[2]))
