@@ -183,7 +183,7 @@ def test_what_is_left_out_of_a_folder_is_said_in_one_line(run, pictures, tmp_pat
     (pictures / "more").mkdir()
     Image.new("RGB", (8, 8)).save(pictures / "more" / "b.png")
     (pictures / "._tall.png").write_bytes(b"x")
-    with pytest.warns(Notice, match="2 files of .* are left out: 1 .heic .* 1 images in subfolders") as told:
+    with pytest.warns(Notice, match="left out of .*: 1 .heic .*, images in subfolders: 1 ") as told:
         table = segment_folder(run, pictures, tmp_path / "out")
     assert len(table) == 3 and len(told) == 1
 
@@ -240,3 +240,24 @@ def test_a_large_image_takes_the_memory_of_its_pixels_and_no_more(run, tmp_path)
         [sys.executable, "-c", MEASURED, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert 0 < int(done.stdout.split()[-1]) * 1024 / 3000**2 < 16
+
+
+@pytest.mark.parametrize("opacity", [-0.1, 1.5, float("nan")])
+def test_an_opacity_that_is_none_is_refused(run, pictures, tmp_path, opacity):
+    with pytest.raises(StegoError, match=r"opacity = .*: it is 0 .* to 1"):
+        segment_folder(run, pictures, tmp_path / "out", opacity)
+
+
+def test_label_maps_of_others_are_not_overwritten(run, pictures, tmp_path):
+    (tmp_path / "labels").mkdir()
+    Image.new("L", (40, 71), 3).save(tmp_path / "labels/tall.png")
+    with pytest.raises(StegoError, match=r"labels holds tall\.png already, which was not made by segmenting; name another output"):
+        segment_folder(run, pictures, tmp_path)
+    assert stored_ids(tmp_path / "labels/tall.png") == {3}
+    segment_folder(run, pictures, tmp_path / "out")
+    segment_folder(run, pictures, tmp_path / "out")
+
+
+def stored_ids(path):
+    with Image.open(path) as file:
+        return set(np.unique(np.array(file)).tolist())

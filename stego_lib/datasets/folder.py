@@ -1,6 +1,7 @@
 """Your own pictures: a folder with imgs/{train,val} and, if you have them, labels/{train,val} and classes.json."""
 
 import colorsys
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataNotFound, StegoError
+from ..experiment import did_you_mean
 from ..files import read_json, write_json
 from ..notices import notice
 from .base import Classes, SegmentationDataset, check_split, find_folder, list_pictures, pair_by_stem
@@ -112,6 +114,10 @@ def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
     content = read_json(path)
     if not isinstance(content, dict):
         raise StegoError(f'{path} must hold {{"names": [...]}} with one name at least')
+    known = ["names", "colors", "range", "exif"]
+    for key in content:
+        if key not in known and (guess := did_you_mean(key.lower(), known)):
+            raise StegoError(f"{path}: unknown key {key!r}{guess}; it has: {', '.join(known)}")
     rules = _read_rules(path, content)
     if "names" not in content and unnamed is not None:
         return replace(unnamed, rules=rules)
@@ -138,7 +144,7 @@ def _read_rules(path: Path, content: dict[str, Any]) -> Rules:
     if limits is None:
         return Rules(exif=exif)
     numbers = isinstance(limits, list) and len(limits) == 2 and all(type(end) in (int, float) for end in limits)
-    if not numbers or not limits[0] < limits[1]:
+    if not numbers or not -math.inf < limits[0] < limits[1] < math.inf:
         raise StegoError(
             f'{path}: "range" is [LOW, HIGH], the stored values that become black and white, not {limits!r}'
         )
