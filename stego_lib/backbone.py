@@ -313,11 +313,16 @@ def geometry_of(name: str) -> Geometry:
     timm_name, file = split_backbone(name)
     path = EMBEDDED.get(name, Path(file))
     if path.suffix == ".safetensors" and (name in EMBEDDED or not timm_name):
-        return measure(_from_file(path, fill=False)[0], name)
-    if timm_name:
+        empty = _from_file(path, fill=False)[0]
+    elif timm_name:
         with torch.device("meta"):
-            return measure(_create(_known(timm_name)).eval(), name)
-    return measure(_load(name, None)[0].eval(), name)
+            empty = _create(_known(timm_name)).eval()
+        if not _is_vit(empty):  # without values, some would not notice positions that they do not know
+            with torch.random.fork_rng([]):
+                empty = _create(timm_name).eval()
+    else:
+        empty = _load(name, None)[0].eval()
+    return measure(empty, name)
 
 
 def fit_sizes(experiment: Experiment, geometry: Geometry | None = None, tell: bool = True) -> Experiment:

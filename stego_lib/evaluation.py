@@ -172,7 +172,7 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
             f"{dataset.name} {dataset.split}: every pixel of {dataset.labels[0]} and the other label maps is ignored, so there is "
             "nothing to score; are they label maps of this data set?"
         )
-    if len(there) == 1 and len(dataset.classes) > 1:  # any segmentation would score 100
+    if len(there) == 1:  # any segmentation could score 100
         return _unscored(dataset, f"has no label but {dataset.classes.names[there[0]]!r} (id {there[0]})")
     mirrored = _store(run, dataset, size, mirror=True) if run.experiment.mirror else None
     if 1 < run.processes.count <= -(-len(plain) // BATCH):  # whole batches: the same numbers as in one process

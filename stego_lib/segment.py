@@ -52,8 +52,11 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     Raises
     ------
     StegoError
-        For a folder without images, two images of one name, and an image that cannot be read.
+        For a folder without images, two images of one name, an opacity out of range, and if no image can be read. Some that
+        cannot are left out, with a notice.
     """
+    if isinstance(opacity, bool) or not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
+        raise StegoError(f"opacity = {opacity!r}: it is a number from 0 (the image alone) to 1 (the colors alone)")
     folder, output = user_path(pictures), user_path(output)
     if not folder.is_dir():
         raise StegoError(f"{folder.resolve()} is not a folder; name the folder that holds the pictures")
@@ -73,9 +76,13 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     palette[: len(segments)] = segments.colors
     rules = read_classes(folder / "classes.json", run.classes).rules  # of these images, else of those trained on
     tell(folder, rules=rules)
-    rows, turned = {}, 0
+    rows, turned, broken = {}, 0, []
     for path in progress(paths, "segmenting"):
-        read = read_image(path, rules)
+        try:
+            read = read_image(path, rules)
+        except StegoError as error:
+            broken.append(str(error))
+            continue
         picture, transparent = read.rgb, read.transparent
         turned += read.orientation > 1 and rules.exif != "ignore"
         label = run.predict(picture)
@@ -90,6 +97,10 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
         picture.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
         with atomic(output / "overlays" / f"{path.stem}.jpg") as temporary:
             picture.save(temporary)
+    if broken and not rows:
+        raise StegoError(broken[0])
+    if broken:
+        notice(f"{len(broken)} of {len(paths)} images are left out, for they cannot be read; the first: {broken[0]}")
     if turned:
         notice(
             f"{turned} of {len(paths)} images are turned upright as their EXIF data say, and so are their label maps; to leave "

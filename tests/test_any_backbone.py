@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from stego_lib import Backbone, Experiment, StegoError, load_run, train
-from stego_lib.backbone import fit_sizes
+from stego_lib.backbone import fit_sizes, geometry_of
 from stego_lib.fallback import preset_here
 from stego_lib.notebooks import run_notebook
 from stego_lib.notices import Notice
@@ -371,6 +371,12 @@ def test_a_finished_seed_is_found_by_the_sizes_that_were_asked_for(patch14, scen
 def test_the_papers_recipes_keep_their_sizes(name):
     experiment = Experiment.preset(name, published=True)
     assert fit_sizes(experiment) == experiment == preset_here(name, published=True)
+
+
+def test_a_network_that_knows_positions_up_to_its_own_size_gets_that_size():
+    """MViT takes smaller images, and breaks with an index out of range on larger ones."""
+    assert geometry_of("mvitv2_tiny").nearest(320) == (224, 224)
+    assert geometry_of("resnet18").nearest(320) == 320
 
 
 def test_a_network_of_one_size_gets_it(scenes_root, tmp_path):

@@ -240,3 +240,23 @@ def test_a_large_image_takes_the_memory_of_its_pixels_and_no_more(run, tmp_path)
         [sys.executable, "-c", MEASURED, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert 0 < int(done.stdout.split()[-1]) * 1024 / 3000**2 < 16
+
+
+@pytest.mark.parametrize("opacity", [-0.1, 2, "0.5", True, None], ids=str)
+def test_an_opacity_out_of_range_is_refused_before_anything_is_written(tmp_path, opacity):
+    with pytest.raises(StegoError, match=r"opacity = .*a number from 0"):
+        segment_folder(None, tmp_path, tmp_path / "out", opacity)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_image_is_left_out_and_the_others_are_segmented(run, pictures, tmp_path):
+    (pictures / "broken.png").write_bytes(b"no image")
+    with pytest.warns(Notice, match=r"1 of \d+ images are left out, for they cannot be read; the first: .*broken\.png"):
+        areas = segment_folder(run, pictures, tmp_path / "out")
+    assert len(areas) == len(list((tmp_path / "out" / "labels").iterdir())) > 0 and "broken.png" not in areas.index
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 3), object), np.float32(1), np.zeros((4, 4)), np.zeros((0, 4, 3), np.uint8), None], ids=str)
+def test_what_is_no_image_is_refused_in_words(run, image):
+    with pytest.raises(StegoError, match="must be uint8 with three channels"):
+        run.predict(image)

@@ -154,7 +154,7 @@ def _labels(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
             hint = "; ids start at 0"
     if not present:
         yield Finding(f"{what}: no pixel of {found.maps} has a class ({told}); are these its label maps?{hint}", True)
-    elif present == 1 and len(counts) > 1:
+    elif present == 1:
         only = names[int(counts.argmax())]
         yield Finding(
             f"{what}: {only!r} is the only class in {found.maps} ({told}), so a score of 100 would mean nothing{hint}", True

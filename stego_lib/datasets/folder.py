@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataNotFound, StegoError
+from ..experiment import did_you_mean
 from ..files import read_json, write_json
 from ..notices import notice
 from ..paths import user_path
@@ -87,6 +88,10 @@ def nameless(classes: Classes) -> bool:
     return all(re.fullmatch(r"(cluster|class) \d+", name) for name in classes.names)
 
 
+KEYS = frozenset({"names", "colors", "range", "exif"})
+"""What classes.json may hold; keys that are not spelled like one of these are taken for remarks."""
+
+
 def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
     """Reads classes.json: what the classes are called and how the images of a folder are read.
 
@@ -113,6 +118,9 @@ def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
     content = read_json(path)
     if not isinstance(content, dict):
         raise StegoError(f'{path} must hold {{"names": [...]}} with one name at least')
+    for key in content.keys() - KEYS:
+        if guess := did_you_mean(str(key).casefold(), list(KEYS)):
+            raise StegoError(f"{path}: unknown key {key!r}{guess}; it may hold {', '.join(sorted(KEYS))}")
     rules = _read_rules(path, content)
     if "names" not in content and unnamed is not None:
         return replace(unnamed, rules=rules)
