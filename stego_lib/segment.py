@@ -64,7 +64,6 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise StegoError(f"{folder}: several pictures are called {twice[0]}; their label maps would overwrite each other")
     segments = run.segments
-    tell(folder)
     if not run.matched and not nameless(run.classes):
         notice(
             f"{shown_path(run.folder)} was not scored with labels, so its segments are clusters without names; "
@@ -73,6 +72,7 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     palette = np.full((256, 3), 255, np.uint8)
     palette[: len(segments)] = segments.colors
     rules = read_classes(folder / "classes.json", run.classes).rules  # of these images, else of those trained on
+    tell(folder, rules=rules)
     rows, turned = {}, 0
     for path in progress(paths, "segmenting"):
         read = read_image(path, rules)

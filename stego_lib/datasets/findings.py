@@ -64,9 +64,13 @@ def look(
 
 
 def tell(source: SegmentationDataset | Path, keep: Path | None = None, rules: Rules = DEFAULT) -> None:
-    """Shows each finding of `look` as a notice."""
+    """Shows each finding of `look` as a notice: once a process, though training and evaluation may both find it."""
+
+    def once(text: str) -> None:
+        notice(text)  # its place is then this function, whoever asked, and Python shows a warning of one place once
+
     for finding in look(source, keep=keep, rules=rules):
-        notice(finding.text)
+        once(finding.text)
 
 
 def _kept(dataset: SegmentationDataset, path: Path) -> list[Finding]:
