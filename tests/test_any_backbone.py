@@ -500,7 +500,7 @@ def test_a_backbone_file_that_moved_is_taken_from_its_new_place(tmp_path, backbo
 
 def test_a_run_that_does_not_tell_its_weights_takes_no_others(tmp_path, backbone_file, scenes_root):
     run = train(tiny_experiment(scenes_root, backbone_file, steps=1), runs_dir=tmp_path)
-    state = torch.load(run.folder / "checkpoint.pt")
+    state = torch.load(run.folder / "checkpoint.pt", weights_only=True)
     del state["backbone_weights"]
     torch.save(state, run.folder / "checkpoint.pt")
     with pytest.raises(StegoError, match="does not tell which weights"):

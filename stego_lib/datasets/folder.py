@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import DataNotFound, StegoError
 from ..files import read_json, write_json
 from ..notices import notice
+from ..paths import user_path
 from .base import Classes, SegmentationDataset, check_split, find_folder, list_pictures, pair_by_stem
 from .findings import left_out
 from .images import Rules
@@ -36,11 +37,11 @@ def open_folder(
     pictures of one name.
     """
     check_split(name, split)
-    plain = _plain_folder(Path(root).expanduser(), name)
+    plain = _plain_folder(user_path(root), name)
     try:
         folder = plain or find_folder(root, (name,), f"imgs/{split}", LAYOUT, "your own pictures, in that layout")
     except DataNotFound as error:
-        there = [folder for folder in (Path(root).expanduser() / name, Path(root).expanduser()) if folder.is_dir()]
+        there = [folder for folder in (user_path(root) / name, user_path(root)) if folder.is_dir()]
         beside = [f"  but: {finding.text}" for folder in there for finding in left_out(folder)]
         raise DataNotFound("\n".join([str(error), *beside])) from None
     source = plain or folder / "imgs" / split
