@@ -60,8 +60,18 @@ def read_records(folder: str | Path) -> list[dict[str, Any]]:
     return [read_record(path) for path in found]
 
 
+def scored(record: dict[str, Any]) -> dict[str, Any]:
+    """The record if it holds scores; StegoError that says why it does not."""
+    if not record["scores"]:
+        raise StegoError(record.get("unscored", "the run record holds no scores"))
+    return record
+
+
 def score_table(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a method and record: method, seed, accuracy, miou (percent). StegoError if none of the records has scores."""
+    """One row a method and record: method, seed, accuracy, miou (percent). StegoError if a record has no scores."""
+    if unscored := [record for record in records if not record["scores"]]:
+        told = "; ".join(dict.fromkeys(record.get("unscored", "no reason given") for record in unscored))
+        raise StegoError(f"{len(unscored)} of {len(records)} records have no scores: {told}")
     rows = [
         {
             "method": method,
@@ -73,9 +83,7 @@ def score_table(records: list[dict[str, Any]]) -> pd.DataFrame:
         for method in METHODS
         if method in found
     ]
-    if not rows:
-        raise StegoError("; ".join(dict.fromkeys(record.get("unscored", "no scores") for record in records)))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["method", "seed", "accuracy", "miou"])
 
 
 def summary(records: list[dict[str, Any]]) -> pd.DataFrame:

@@ -62,5 +62,7 @@ def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) 
     if folder is None or not (folder / "metrics.json").exists():
         return None
     record = read_record(folder / "metrics.json")
+    if not record["scores"]:
+        return None
     theirs, ours = ({k: v for k, v in known.items() if k not in (*HOW, "backbone")} for known in (record["experiment"], recorded(experiment)))
     return record if (record["step"], record["split"], theirs) == (experiment.steps, "val", ours) else None

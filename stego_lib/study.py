@@ -13,7 +13,8 @@ import pandas as pd
 from .backbone import EMBEDDED, Backbone, fit_sizes
 from .baselines import fixed_head
 from .calibration import AUTO
-from .datasets import open_dataset, open_training_set
+from .datasets import open_dataset, open_split, open_training_set
+from .errors import StegoError
 from .evaluation import cluster_confusion, evaluate, recorded
 from .experiment import HOW, Experiment
 from .files import fingerprint, write_json
@@ -68,7 +69,9 @@ class Study:
         """The run record of a variant with a seed, or None."""
         found = self._records.get(_key(recorded(variant.experiment.but(seed=seed)), variant.fixed))
         current = self._current_weights(variant.experiment.backbone)
-        return None if found is None or (current and found.get("backbone_weights") != current) else found
+        if found is None or not found["scores"] or (current and found.get("backbone_weights") != current):
+            return None
+        return found
 
     def missing(self) -> list[tuple[Variant, int]]:
         """Variants and seeds without a record, each run once, the first seed of all variants first."""
@@ -140,8 +143,15 @@ class Study:
 
 
 def run_variant(variant: Variant, seed: int, runs_dir: str | Path | None = None) -> dict[str, Any]:
-    """Trains (or, for a fixed head, fits) a variant with a seed and scores it; returns its run record, and "seconds"."""
+    """Trains (or, for a fixed head, fits) a variant with a seed and scores it; returns its run record, and "seconds".
+
+    StegoError for data without labels, before any work.
+    """
     started, experiment = time.perf_counter(), variant.experiment.but(seed=seed)
+    if not open_split(experiment, "val").has_labels:
+        raise StegoError(
+            f"{experiment.dataset} has no labels in val, so its runs cannot be compared by scores; train.ipynb trains without them"
+        )
     if variant.fixed is None:
         run = train(experiment, runs_dir=runs_dir)
         evaluate(run, baselines=False)

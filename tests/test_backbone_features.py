@@ -194,11 +194,6 @@ def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch, error):
         Backbone("dino_vits8")
 
 
-def test_a_network_that_is_no_vit_is_explained():
-    with pytest.raises(StegoError, match=r"'resnet18' is not a ViT"):
-        Backbone("resnet18")
-
-
 @pytest.mark.parametrize("device", ["cuda:63", "warp drive"])
 def test_a_device_that_is_not_there_is_an_error_that_names_it(backbone_file, device):
     with pytest.raises(StegoError, match=rf"device '{device}' cannot be used here.*'auto' or 'cpu'"):

@@ -1,8 +1,9 @@
-"""The chapters on correspondences and on the loss, run on tiny scenes as papermill runs them."""
+"""The chapters on correspondences and on the loss, and STEGO from scratch, run on tiny scenes as papermill runs them."""
 
 import base64
 import json
 import re
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -83,3 +84,39 @@ def test_the_chapter_on_the_loss_agrees_with_its_naive_loops(small, tmp_path):
     assert pictures(notebook) == 5
     asserting = [cell for cell in notebook.cells if "assert_close" in cell.source]
     assert len(asserting) >= 5 and all(cell.execution_count for cell in asserting)
+
+
+def test_stego_from_scratch_gives_what_the_library_gives(small, tmp_path):
+    """Every comparison of the chapter runs and holds; its last table is that of the library's own record."""
+    path = tmp_path / "out.ipynb"
+    parameters = {name: value for name, value in small.items() if name != "device"}
+    text = run_notebook(ROOT / "notebooks" / "stego_from_scratch.ipynb", path, parameters)
+    notebook = nbformat.read(path, 4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code if "parameters" not in cell.metadata.get("tags", []))
+    compared = "\n".join(cell.source for cell in code)
+    for function in (
+        "library_backbone(", "nearest_neighbors(", "loss.correspondence(", "loss.sample(", "loss.stego_loss(", "library_head(",
+        "clustering.kmeans(", "metrics.confusion(", "metrics.match(", "metrics.scores(", "run.shifts", "run.log", 'record["confusion"]',
+    ):  # fmt: skip
+        assert function in compared, f"not compared with {function}"
+    assert compared.count("assert_close(") >= 12
+    figures = [cell for cell in code if "mystnb" in cell.metadata]
+    assert pictures(notebook) == len(figures) == 5
+    (record,) = Path(small["runs_dir"]).glob("from_scratch/*/metrics.json")
+    expected = json.loads(record.read_text())["scores"]["cluster"]
+    found = {name.strip(): float(miou) for name, miou in re.findall(r"^  (.{28}) accuracy.*mIoU +([\d.]+)$", text, re.MULTILINE)}
+    assert found["stego_lib"] == pytest.approx(expected["miou"], abs=0.06)
+    assert set(found) == {"k-means on frozen features", "STEGO from scratch", "stego_lib"}
+
+
+def test_stego_from_scratch_is_short_and_says_how_long_it_takes():
+    cells = nbformat.read(ROOT / "notebooks" / "stego_from_scratch.ipynb", 4).cells
+    folded = {"hide-input", "hide-cell", "parameters", "summary"}
+    shown = [cell.source for cell in cells if cell.cell_type == "code" and not folded & set(cell.metadata.get("tags", []))]
+    assert sum(bool(line.strip()) for source in shown for line in source.splitlines()) <= 210
+    assert max(len(source.splitlines()) for source in shown) <= 22, "one idea a cell"
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    for part in ("**Question.**", "**Idea.**", "**You need**", "**It takes**", "## What to take away", "## Exercises"):
+        assert part in text
+    assert len(re.findall(r"^\*\*\d\. ", text, re.MULTILINE)) == sum("hide-cell" in cell.metadata.get("tags", []) for cell in cells) >= 3

@@ -201,7 +201,7 @@ def test_every_parameter_has_type_default_and_a_line_of_help(notebook):
     parameters = papermill.inspect_notebook(str(notebook))
     assert parameters
     for name, about in parameters.items():
-        assert about["inferred_type_name"] in ("str", "int", "bool", "float"), name
+        assert about["inferred_type_name"] in ("str", "int", "bool", "float", "list[int]"), name
         assert about["default"] != "" and len(about["help"]) > 10, name
 
 
@@ -216,7 +216,8 @@ def test_notebooks_are_stored_clean_and_define_nothing(notebook):
         statements = ast.walk(ast.parse(cell.source))
         kinds = (ast.FunctionDef, ast.ClassDef, ast.Lambda)
         defined = [node for node in statements if isinstance(node, kinds) and not isinstance(node, ast.Lambda)]
-        assert not defined, "definitions live in the library"
+        if notebook.stem != "stego_from_scratch":  # which writes the method out by hand, to be compared with the library
+            assert not defined, "definitions live in the library"
 
 
 def test_seeds_gives_mean_and_spread_of_its_records(small, tmp_path):

@@ -25,8 +25,8 @@ from .images import (
     StoredImage,
     open_image,
     read_image,
+    stored_numbers,
     transparent_part,
-    turn,
 )
 
 __all__ = ["Classes", "SegmentationDataset", "list_pictures", "open_image", "open_picture", "pair_by_stem"]
@@ -175,7 +175,7 @@ class SegmentationDataset(Sequence):
         """The ids as stored, (H, W), of a label map file; StegoError names a file that is broken."""
         try:
             with Image.open(path, formats=FORMATS) as file:
-                return np.array(turn(file, self.rules))
+                return stored_numbers(file, self.rules)
         except BROKEN as error:
             raise StegoError(f"label map {path} cannot be read ({error}); replace the file") from error
 
@@ -274,8 +274,8 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def visible(path: Path) -> bool:
-    """False for hidden files, as macOS writes them beside each file of an archive (._NAME)."""
-    return not path.name.startswith(".")
+    """False for hidden files and folders, and what macOS writes beside each file of an archive (._NAME, __MACOSX)."""
+    return not path.name.startswith(".") and path.name != "__MACOSX"
 
 
 def pair_by_stem(pictures: list[Path], labels: Path, suffix: str = ".png") -> list[Path | None]:
