@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import papermill
 import yaml
 
 from stego_lib.notebooks import main as run_notebook
+from stego_lib.notebooks import parameters_of
 
 from check import problems
 
@@ -75,17 +75,17 @@ def notebooks(toc: Path) -> list[str]:
     return sorted(found, key=lambda name: name != FIRST)
 
 
-def run_all(names: list[str], changes: dict[str, Any]) -> None:
+def run_all(names: list[str], changes: dict[str, str]) -> None:
     """Runs each notebook whose executed copy is older than the notebook, the library, the run records or the benchmarks' results.
 
-    changes: values of parameters, given to each notebook that has a parameter of that name.
+    changes: values of parameters as text, given to each notebook that has a parameter of that name.
     """
     used = [path for folder in ("stego_lib", "book/records", "benchmarks/results") for path in (ROOT / folder).rglob("*") if path.is_file()]
     newest = max(path.stat().st_mtime for path in used if "__pycache__" not in path.parts)
     for name in names:
         notebook, executed = ROOT / f"{name}.ipynb", SOURCE / f"{name}.ipynb"
-        known = papermill.inspect_notebook(str(notebook))
-        parameters = PARAMETERS.get(name, {}) | {key: value for key, value in changes.items() if key in known}
+        known = parameters_of(notebook)
+        parameters = PARAMETERS.get(name, {}) | {key: known[key].parse(text) for key, text in changes.items() if key in known}
         if fresh(executed, max(newest, notebook.stat().st_mtime), parameters):
             print(f"{name}: run before, nothing has changed")
             continue
@@ -174,7 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
     toc = ROOT / "book" / "_toc.yml"
     names = notebooks(toc)
     if not given.no_run:
-        run_all(names, {name: yaml.safe_load(value) for name, value in given.parameter})
+        run_all(names, dict(given.parameter))
     put_together(names)
     render()
     found = problems(HTML, [SOURCE / f"{name}.ipynb" for name in names])

@@ -15,6 +15,7 @@ from .experiment import Experiment
 from .features import Features
 from .model import Stego
 from .probes import fit_cluster_probe, multinomial_regression, sample_cells
+from .progress import stage
 from .run import build_model
 
 
@@ -36,7 +37,9 @@ class LinearScorer:
 
 def kmeans_on_features(store: Features, n_clusters: int, seed: int) -> LinearScorer:
     """k-means on the L2-normalised features of the training pictures."""
-    return _kmeans(F.normalize(_sampled_features(store, seed)[0], dim=1), n_clusters, seed)
+    unit = F.normalize(_sampled_features(store, seed)[0], dim=1)
+    with stage("baseline: k-means on features"):
+        return _kmeans(unit, n_clusters, seed)
 
 
 def kmeans_on_components(store: Features, dim: int, n_clusters: int, seed: int) -> LinearScorer:
@@ -45,8 +48,9 @@ def kmeans_on_components(store: Features, dim: int, n_clusters: int, seed: int) 
     Features with fewer channels than `dim` keep all their components.
     """
     unit = F.normalize(_sampled_features(store, seed)[0], dim=1).numpy()
-    fitted = PCA(min(dim, *unit.shape), random_state=seed).fit(unit)
-    of_components = _kmeans(torch.from_numpy(fitted.transform(unit)), n_clusters, seed)
+    with stage("baseline: k-means on principal components"):
+        fitted = PCA(min(dim, *unit.shape), random_state=seed).fit(unit)
+        of_components = _kmeans(torch.from_numpy(fitted.transform(unit)), n_clusters, seed)
     weight = of_components.weight @ torch.from_numpy(fitted.components_)
     return LinearScorer(weight, of_components.bias - weight @ torch.from_numpy(fitted.mean_))
 
@@ -56,9 +60,9 @@ def kmeans_on_colors(store: Features, n_clusters: int, seed: int) -> LinearScore
     rng = np.random.default_rng(seed)
     rows = rng.integers(len(store), size=256)
     pixels = store.picture_rows(torch.from_numpy(rows)).permute(0, 2, 3, 1).reshape(-1, 3).numpy()
-    return _kmeans(
-        torch.from_numpy(pixels[rng.integers(len(pixels), size=SAMPLES)] / np.float32(255)), n_clusters, seed
-    )
+    points = torch.from_numpy(pixels[rng.integers(len(pixels), size=SAMPLES)] / np.float32(255))
+    with stage("baseline: k-means on colors"):
+        return _kmeans(points, n_clusters, seed)
 
 
 def linear_on_features(store: Features, seed: int) -> LinearScorer:
@@ -66,7 +70,8 @@ def linear_on_features(store: Features, seed: int) -> LinearScorer:
     features, labels = _sampled_features(store, seed)
     assert labels is not None, "asked of stores with labels alone"
     unit = F.normalize(features, dim=1)
-    return LinearScorer(*multinomial_regression(unit, labels, store.n_classes))
+    with stage("baseline: linear probe on features"):
+        return LinearScorer(*multinomial_regression(unit, labels, store.n_classes))
 
 
 FIXED_HEADS = {

@@ -9,6 +9,7 @@ from torch import Tensor
 from .experiment import Experiment
 from .features import Features
 from .loss import centre, correspondence, negative_permutation, published_permutation, random_coords, sample
+from .progress import progress
 
 PICTURES = 256
 """Pictures that are measured; their correspondences number PICTURES x points^4 of each kind."""
@@ -89,7 +90,7 @@ def measure_correspondences(
     partner_of = published_permutation if experiment.published else negative_permutation
     order = torch.randperm(len(store), generator=generator)[:PICTURES]
     found: dict[str, list[Tensor]] = {"self": [], "knn": [], "rand": []}
-    for rows in order.split(experiment.batch_size):
+    for rows in progress(order.split(experiment.batch_size), "measuring correspondences"):
         if len(rows) < 2:
             continue  # a picture alone has no random partner
         partners = neighbors[rows, torch.randint(neighbors.shape[1], (len(rows),), generator=generator)]

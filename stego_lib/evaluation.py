@@ -15,6 +15,7 @@ from . import crf
 from .backbone import upsample
 from .baselines import LinearScorer, kmeans_on_colors, kmeans_on_components, kmeans_on_features, linear_on_features
 from .datasets import SegmentationDataset, open_split, open_training_set
+from .datasets.findings import tell
 from .datasets.folder import nameless
 from .datasets.transforms import Size
 from .errors import StegoError
@@ -29,7 +30,7 @@ from .model import Stego
 from .notices import notice
 from .online import open_features
 from .parallel import Job, in_processes
-from .paths import shown_path
+from .paths import shown_path, user_path
 from .probe_maps import crf_logits, probe_scores
 from .probes import fit_cluster_probe
 from .processes import Processes, join, spawn, started
@@ -94,9 +95,11 @@ def evaluate_among(run: Run, split: str, baselines: bool) -> dict[str, Any]:
             f"{dataset.name} has the classes {', '.join(dataset.classes.names[:3])} ..., this run was trained for "
             f"{', '.join(run.classes.names[:3])} ...; evaluate it on its own data set"
         )
+    root = run.folder.parent / "features"
+    if run.processes.first:
+        tell(dataset, root)
     with enough_memory(f"scoring {dataset.name}", "choose a smaller eval_size, baselines=False, or device='cpu'"):
         judged = _scored(run, dataset, baselines) if dataset.has_labels else _unscored(dataset)
-    root = run.folder.parent / "features"
     data = run.processes.broadcast(content_id(dataset, root, labels=False) if run.processes.first else "")
     record = {
         "experiment": recorded(experiment),
@@ -142,7 +145,7 @@ def _own_data(run: Run, trained: Experiment) -> bool:
     """Whether the run was trained on the training split that its experiment names now, wherever that lies."""
     if run.experiment.dataset != trained.dataset:
         return False
-    same_place = Path(run.experiment.data_root).expanduser().resolve() == Path(trained.data_root).expanduser().resolve()
+    same_place = user_path(run.experiment.data_root).resolve() == user_path(trained.data_root).resolve()
     if run.data is None:  # a checkpoint of version 0.1.0 does not tell
         return same_place
     try:
@@ -169,7 +172,7 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
             f"{dataset.name} {dataset.split}: every pixel of {dataset.labels[0]} and the other label maps is ignored, so there is "
             "nothing to score; are they label maps of this data set?"
         )
-    if len(there) == 1 and len(dataset.classes) > 1:  # any segmentation would score 100
+    if len(there) == 1:  # any segmentation could score 100
         return _unscored(dataset, f"has no label but {dataset.classes.names[there[0]]!r} (id {there[0]})")
     mirrored = _store(run, dataset, size, mirror=True) if run.experiment.mirror else None
     if 1 < run.processes.count <= -(-len(plain) // BATCH):  # whole batches: the same numbers as in one process
@@ -250,7 +253,7 @@ def cluster_confusion(
         code = _codes(model, plain, mirrored, rows)
         return upsample(model.cluster_probe.similarity(code), plain.picture_size).cpu()
 
-    return _count(plain, maps, n_clusters, n_classes, published)
+    return _count(plain, maps, n_clusters, n_classes, published, "the cluster probe")
 
 
 def _stego_tables(
@@ -279,7 +282,8 @@ def _stego_tables(
                 paths = [dataset.pictures[row] for row in plain.places(rows).tolist()]
                 yield from _crf_jobs(model, codes, plain.picture_rows(rows), paths, list(sizes))
 
-    for row, refined in enumerate(in_processes(refined_labels, scored(), len(plain), "the dense CRF")):
+    refined_maps = in_processes(refined_labels, scored(), len(plain), "the dense CRF")
+    for row, refined in enumerate(progress(refined_maps, "dense CRF", total=len(plain), disable=not refine)):
         for name, labels in zip(sizes, refined, strict=True):
             add(f"{name}_crf", torch.from_numpy(labels), plain.label_rows(torch.tensor([row]))[0])
     return tables
@@ -312,18 +316,20 @@ def _baseline_tables(run: Run, training: Features, plain: Features, mirrored: Fe
     components = broadcast(kmeans_on_components(training, run.experiment.code_dim, n_clusters, seed))
     colors = broadcast(kmeans_on_colors(training, n_clusters, seed))
     tables = {
-        "kmeans_features": _table(plain, mirrored, features, n_classes, published),
-        "kmeans_pca": _table(plain, mirrored, components, n_classes, published),
+        "kmeans_features": _table(plain, mirrored, features, n_classes, published, "k-means on features"),
+        "kmeans_pca": _table(plain, mirrored, components, n_classes, published, "k-means on principal components"),
         "kmeans_colors": _color_table(plain, colors, n_classes, published),
     }
     if training.has_labels:
         scorer = broadcast(linear_on_features(training, seed))
-        tables["linear_features"] = _table(plain, mirrored, scorer, n_classes, published)
+        tables["linear_features"] = _table(plain, mirrored, scorer, n_classes, published, "the linear probe on features")
     return tables
 
 
-def _table(plain: Features, mirrored: Features | None, scorer: LinearScorer, n_classes: int, published: bool) -> Tensor:
-    """Confusion matrix of a baseline on L2-normalised features, averaged with the mirror image's as STEGO's codes are."""
+def _table(
+    plain: Features, mirrored: Features | None, scorer: LinearScorer, n_classes: int, published: bool, what: str
+) -> Tensor:
+    """Confusion matrix of a baseline, `what`, on L2-normalised features, averaged with the mirror image's as STEGO's codes are."""
 
     def maps(rows: Tensor) -> Tensor:
         features = F.normalize(plain.rows(rows), dim=1)
@@ -331,19 +337,21 @@ def _table(plain: Features, mirrored: Features | None, scorer: LinearScorer, n_c
             features = 0.5 * (features + F.normalize(mirrored.rows(rows), dim=1).flip(-1))
         return upsample(scorer(features), plain.picture_size)
 
-    return _count(plain, maps, len(scorer.bias), n_classes, published)
+    return _count(plain, maps, len(scorer.bias), n_classes, published, what)
 
 
 def _color_table(plain: Features, scorer: LinearScorer, n_classes: int, published: bool) -> Tensor:
     def maps(rows: Tensor) -> Tensor:
         return scorer(plain.picture_rows(rows).float() / 255)
 
-    return _count(plain, maps, len(scorer.bias), n_classes, published)
+    return _count(plain, maps, len(scorer.bias), n_classes, published, "k-means on colors")
 
 
-def _count(plain: Features, maps: Callable[[Tensor], Tensor], n_pred: int, n_classes: int, published: bool) -> Tensor:
+def _count(
+    plain: Features, maps: Callable[[Tensor], Tensor], n_pred: int, n_classes: int, published: bool, what: str
+) -> Tensor:
     table = torch.zeros(n_pred, n_classes, dtype=torch.int64)
-    for rows in torch.arange(len(plain)).split(BATCH):
+    for rows in progress(torch.arange(len(plain)).split(BATCH), f"scoring {what}"):
         table += confusion(maps(rows).argmax(1), plain.label_rows(rows), n_pred, n_classes, published=published)
     return table
 

@@ -1,6 +1,8 @@
 """What determines a run: `Experiment`, and the recipes that have a name."""
 
 import difflib
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from pydantic.dataclasses import dataclass
 
 from . import paths
 from .errors import StegoError
+from .paths import user_path
 
 Real = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -53,8 +56,8 @@ def _patchable(value: Any) -> Any:
 
 
 def _path(value: str | None) -> str | None:
-    """An absolute path, so that a run is opened from any working folder."""
-    return None if value is None else str(Path(value).expanduser().absolute())
+    """An absolute path, so that a run is opened from any working folder; StegoError for an empty one."""
+    return None if value is None else str(user_path(value).absolute())
 
 
 BACKBONE_FILES = (".safetensors", ".pth", ".ckpt")
@@ -217,9 +220,49 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """Short name of the run: data set, backbone, seed."""
-        name, file = split_backbone(self.backbone)
-        return f"{self.dataset}-{Path(name or file).stem}-seed{self.seed}"
+        """Short name of the run: dataset, backbone, what differs from the recipe of these two, and the seed.
+
+        Differences that are many or long end in a fingerprint of them all. Where and how the run computes (`HOW`,
+        `data_root`) is not part of it.
+        """
+        recipe = _recipe(self.dataset, self.backbone)
+        network, file = split_backbone(self.backbone)
+        changed = {key: getattr(self, key) for key in self.differing(recipe, (*NAMED, *HOW))}
+        told = [_in_name(key, value) for key, value in changed.items()]
+        readable = "-".join(text for text, _ in told)
+        if len(readable) > LONGEST or not all(exact for _, exact in told):
+            while len(readable) > LONGEST:
+                readable = readable.rpartition("-")[0]
+            readable = f"{readable}-{_digest(changed)}".strip("-")
+        parts = [self.dataset, Path(network).name or Path(file).stem, *filter(None, [readable]), f"seed{self.seed}"]
+        return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
+
+
+NAMED = ("dataset", "data_root", "backbone", "seed")
+"""Fields of an experiment that are in every name, and the one that is in none."""
+LONGEST = 48
+"""Characters of a run's name that tell what differs from the recipe, at most."""
+
+
+def _recipe(dataset: str, backbone: str) -> Experiment:
+    """The recipe that a dataset and backbone have: of several the backbone's own, else the usual one."""
+    own = [name for name, values in PRESETS.items() if (values["dataset"], values["backbone"]) == (dataset, backbone)]
+    name = own[0] if own else USUAL_PRESET.get(dataset, dataset)
+    return Experiment(**PRESETS.get(name, {}))
+
+
+def _in_name(key: str, value: Any) -> tuple[str, bool]:
+    """A value as a run's name tells it, and whether that tells all of it."""
+    if isinstance(value, bool):
+        return key if value else f"no_{key}", True
+    parts = value if isinstance(value, tuple) else (value,)
+    texts = [f"{part:g}" if isinstance(part, float) else Path(part).name if isinstance(part, str) else str(part) for part in parts]
+    exact = all(float(text) == part if isinstance(part, float) else text == str(part) for text, part in zip(texts, parts, strict=True))
+    return "_".join([key, *texts]), exact
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 HOW = ("feature_store", "devices", "device")

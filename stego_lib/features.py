@@ -19,6 +19,7 @@ from .errors import brief
 from .extraction import NO_LABEL, Shapes, Source, build
 from .files import checksum, explained, locked, read_json
 from .notices import notice
+from .paths import user_path
 from .processes import ALONE, Processes
 
 GPU_SHARE = 0.6
@@ -205,7 +206,7 @@ def open_store(
 
 def store_folder(source: Source, root: str | Path) -> Path:
     """Where the store of `source` lies below `root`, whether it is there or not."""
-    return Path(root) / f"{source.dataset.name}-{source.dataset.split}-{source.fingerprint(root)}"
+    return user_path(root) / f"{source.dataset.name}-{source.dataset.split}-{source.fingerprint(root)}"
 
 
 def ensure(

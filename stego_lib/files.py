@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from .errors import StegoError, brief
 from .notices import notice
+from .paths import user_path
 
 UNFINISHED = ".unfinished."
 """How the names of files begin that are being written; a process that is killed leaves them behind, see `sweep`."""
@@ -49,7 +50,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
     A reader sees the old file or the new one, never half of one. StegoError where the disk refuses.
     """
-    path = Path(path)
+    path = user_path(path)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{UNFINISHED}{path.stem[:40]}.", suffix=path.suffix)
@@ -106,7 +107,7 @@ def read_text(path: str | Path) -> str:
 
     Raises StegoError for a file in another encoding, and OSError as `open` does.
     """
-    content = Path(path).read_bytes()
+    content = user_path(path).read_bytes()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:4]:
         raise StegoError(f"{path} is stored as UTF-16; save it as UTF-8")
     try:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import StegoError
+from .progress import progress
 
 
 def nearest_neighbors(global_features: Tensor, k: int, chunk: int = 4096) -> Tensor:
@@ -22,7 +23,7 @@ def nearest_neighbors(global_features: Tensor, k: int, chunk: int = 4096) -> Ten
             f"{k} neighbours were asked for, but there are {count} pictures: neighbors must be 1 to {count - 1}"
         )
     unit = F.normalize(global_features.float(), dim=1)
-    return torch.cat([_nearest(unit, start, k, chunk) for start in range(0, count, chunk)])
+    return torch.cat([_nearest(unit, start, k, chunk) for start in progress(range(0, count, chunk), "nearest neighbors")])
 
 
 def _nearest(unit: Tensor, start: int, k: int, chunk: int) -> Tensor:

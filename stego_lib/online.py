@@ -16,6 +16,7 @@ from .extraction import Source, needed_bytes, taken_bytes, unfinished, usual_bat
 from .features import Features, FeatureStore, ensure, open_store, store_folder
 from .files import explained
 from .notices import notice
+from .paths import user_path
 from .processes import ALONE, Processes
 from .reading import ReadAhead
 
@@ -93,7 +94,7 @@ def open_features(
 
 def choose_way(source: Source, root: str | Path) -> Literal["store", "online"]:
     """'store' if there is one or room for one, else 'online', with a notice."""
-    root, folder = Path(root), store_folder(source, root)
+    root, folder = user_path(root), store_folder(source, root)
     needed = needed_bytes(source.shapes) - taken_bytes(unfinished(folder))
     with explained(root):
         root.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Work on many pictures in several processes. Without torch, as the processes import it."""
 
+import os
 import signal
 import time
 from collections import deque
@@ -21,8 +22,30 @@ WORTH = 5.0
 """Seconds of work for one process below which no others are started."""
 FLYING = 2
 """Jobs handed out at a time for each process: one in work, one waiting."""
+BEAT = 0.5
+"""Seconds between two looks of a process at whether the one that started it is still there."""
 
 Job = tuple[str, tuple[Any, ...]]
+
+
+def end_with(parent: int) -> None:
+    """Ends this process soon after process `parent`, which started it, has gone, whatever ended that one.
+
+    A thread looks at the number of the parent, which changes then; nothing else tells of a parent that was killed.
+    """
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(BEAT)
+        os._exit(1)
+
+    Thread(target=look, daemon=True).start()
+
+
+def _begin(parent: int) -> None:
+    """What a process of the pool does first."""
+    end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts the workers too, but their parent decides
 
 
 def in_processes(function: Callable, jobs: Iterable[Job], total: int, what: str) -> Iterator[Any]:
@@ -66,8 +89,7 @@ def _spread(function: Callable, jobs: Iterator[Job], processes: int, what: str) 
             ) from error
 
     one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
-    deaf = (signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts the workers too, but this process decides
-    pool = ProcessPoolExecutor(processes, env=one_thread, timeout=60, initializer=signal.signal, initargs=deaf)
+    pool = ProcessPoolExecutor(processes, env=one_thread, timeout=60, initializer=_begin, initargs=(os.getpid(),))
     Thread(target=_drive, args=(pool, function, todo, ended), daemon=True).start()
     try:
         for name, arguments in jobs:
@@ -84,15 +106,20 @@ def _spread(function: Callable, jobs: Iterator[Job], processes: int, what: str) 
 
 def _drive(pool: ProcessPoolExecutor, function: Callable, todo: SimpleQueue, ended: SimpleQueue) -> None:
     """Hands each (arguments, answer) of `todo` to the pool, until None comes: then every process is killed, whatever it does."""
+    submitted: deque[Future] = deque(maxlen=64)
     try:
         for arguments, answer in iter(todo.get, None):
             try:
                 job = pool.submit(function, *arguments)
+                submitted.append(job)
             except Exception as error:  # the pool is broken, or there is no room for another process
                 job = Future()
                 job.set_exception(error)
             job.add_done_callback(answer.put)
     finally:
+        begun = time.monotonic()  # a job that is on its way to the workers when they are killed makes the pool's thread fail
+        while any(not (job.running() or job.done()) for job in submitted) and time.monotonic() - begun < 1:
+            time.sleep(0.001)
         pool.shutdown(wait=True, kill_workers=True)
         ended.put(None)
 

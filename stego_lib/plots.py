@@ -1,6 +1,9 @@
 """Figures of runs and records, and what all figures share. Each function takes data and returns a matplotlib Figure."""
 
-from collections.abc import Sequence
+import unicodedata
+import warnings
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +11,27 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
+from PIL import Image
 from torch import Tensor
 
 from .datasets import Classes, SegmentationDataset
-from .datasets.base import list_pictures, open_picture
-from .results import METHODS, score_table
+from .datasets.base import list_pictures
+from .datasets.folder import told_apart
+from .notices import notice
+from .paths import user_path
+from .results import METHODS, score_table, scored
 from .run import Run
 
 KINDS = {"self": "self", "knn": "nearest neighbour", "rand": "random"}
 """Kinds of pairs, as the loss names them -> as figures name them."""
 UNMATCHED = (255, 255, 255)
-"""Colour of ignored pixels and of clusters without a class."""
+"""Color of ignored pixels."""
+SHOWN = 1024
+"""Pixels a side of the largest image in a figure; of a larger one every second pixel is shown, or every third ..."""
 
 
 def use_style() -> None:
@@ -31,7 +42,7 @@ def use_style() -> None:
 
 def save(figure: Figure, folder: str | Path, name: str) -> Path:
     """Writes `folder`/figures/`name`.png and returns its path."""
-    path = Path(folder) / "figures" / f"{name}.png"
+    path = user_path(folder) / "figures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
@@ -82,8 +93,8 @@ def curves(log: pd.DataFrame, window: int = 20) -> Figure:
 
 
 def score_bars(record: dict[str, Any]) -> Figure:
-    """Accuracy and mIoU of every method in a run record."""
-    methods = [method for method in METHODS if method in record["scores"]]
+    """Accuracy and mIoU of every method in a run record; StegoError for one without scores."""
+    methods = [method for method in METHODS if method in scored(record)["scores"]]
     figure, axes = plt.subplots(1, 2, figsize=(10, 0.42 * len(methods) + 1.2), sharey=True)
     for axis, score, title in zip(axes, ("accuracy", "miou"), ("accuracy (%)", "mean IoU (%)"), strict=True):
         values = [record["scores"][method][score] for method in methods]
@@ -115,27 +126,33 @@ def spread(records: list[dict[str, Any]]) -> Figure:
 
 
 def predictions(run: Run, dataset: SegmentationDataset, indices: Sequence[int]) -> Figure:
-    """Picture, label and STEGO's segments below each other; clusters wear the colour of the class they are matched to."""
+    """Image, label and STEGO's segments below each other, in the colors of `Run.segments`: those of the classes once matched."""
     return _picture_rows(dataset, indices, ("picture", "label", "STEGO"), run)
 
 
 def overlays(folder: str | Path, classes: Classes, count: int = 8) -> Figure:
-    """The first pictures of a folder of overlays, with the classes as legend."""
-    paths = list_pictures(Path(folder))[:count]
+    """The first images of a folder of overlays, with the names of what is in them (`Run.segments`) as legend."""
+    paths = list_pictures(user_path(folder))[:count]
     columns = min(4, len(paths))
     lines = -(-len(paths) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(2.6 * columns, 2.4 * lines), squeeze=False)
     for axis in axes.flat[len(paths) :]:
         axis.axis("off")
     for axis, path in zip(axes.flat, paths, strict=False):
-        show_image(axis, np.asarray(open_picture(path)), path.stem)
+        with Image.open(path) as image:
+            image.draft("RGB", (SHOWN, SHOWN))  # a JPEG is read at a half, a quarter or an eighth of its size
+            show_image(axis, np.asarray(image.convert("RGB")), path.stem)
     add_legend(figure, classes)
     return figure
 
 
 def confusion(record: dict[str, Any]) -> Figure:
-    """Where the pixels of each class went: rows are clusters (by their class), columns true classes; each column sums to 100."""
-    table, matching, names = np.array(record["confusion"], float), record["matching"], record["classes"]
+    """Where the pixels of each class went: rows are clusters (by their class), columns true classes; each column sums to 100.
+
+    StegoError for a record without scores.
+    """
+    table, matching, names = np.array(scored(record)["confusion"], float), record["matching"], record["classes"]
+    find_fonts(*names)
     order = sorted(range(len(matching)), key=lambda cluster: (matching[cluster] < 0, matching[cluster]))
     rows = [names[matching[i]] if matching[i] >= 0 else f"cluster {i}" for i in order]
     percent = 100 * table[order] / np.maximum(table.sum(0), 1)
@@ -147,20 +164,22 @@ def confusion(record: dict[str, Any]) -> Figure:
     )  # fmt: skip
     axis.set(xlabel="true class", ylabel="cluster, by the class it is matched to")
     axis.tick_params(axis="x", rotation=60)
+    as_they_are([*axis.get_xticklabels(), *axis.get_yticklabels()])
     return figure
 
 
 def class_iou(*records: dict[str, Any], methods: Sequence[str] = ("cluster", "kmeans_features", "linear")) -> Figure:
     """IoU of each class for some methods; of several seeds' records the mean, and as a line the standard deviation.
 
-    A class that does not occur has no bar.
+    A class that does not occur has no bar. StegoError for a record without scores.
     """
+    find_fonts(*records[0]["classes"])
     rows = [
         {"class": name, "method": METHODS[method], "IoU (%)": value}
         for record in records
         for method in methods
-        if method in record["scores"]
-        for name, value in zip(record["classes"], record["scores"][method]["iou"], strict=True)
+        if method in scored(record)["scores"]
+        for name, value in zip(told_apart(record["classes"]), record["scores"][method]["iou"], strict=True)
     ]
     figure, axis = plt.subplots(figsize=(max(6.5, 0.75 * len(records[0]["classes"])), 3.4))
     errors = dict(errorbar="sd", err_kws={"linewidth": 1}) if len(records) > 1 else dict(errorbar=None)
@@ -168,6 +187,7 @@ def class_iou(*records: dict[str, Any], methods: Sequence[str] = ("cluster", "km
     sns.barplot(table, x="class", y="IoU (%)", hue="method", ax=axis, **errors)
     axis.set(xlabel="", ylim=(0, 100))
     axis.tick_params(axis="x", rotation=45)
+    as_they_are(axis.get_xticklabels())
     axis.legend(title=None, fontsize=8)
     figure.tight_layout()
     return figure
@@ -186,11 +206,11 @@ def _picture_rows(
         if dataset.has_labels:
             show_image(column[1], paint(label, dataset.classes))
         if run is not None:
-            show_image(column[-1], paint(run.predict(picture)[0], dataset.classes))
+            show_image(column[-1], paint(run.predict(picture), run.segments))
     for axis, text in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(text, fontsize=12)
     if len(rows) > 1:
-        add_legend(figure, dataset.classes)
+        add_legend(figure, *([dataset.classes] if dataset.has_labels else []), *([run.segments] if run else []))
     else:
         figure.tight_layout()
     return figure
@@ -198,25 +218,80 @@ def _picture_rows(
 
 def show_image(axis: plt.Axes, image: np.ndarray, title: str | None = None) -> None:
     """An image without ticks; a long title is cut at its front."""
-    axis.imshow(image, interpolation="nearest")
+    height, width = image.shape[:2]
+    step = -(-max(height, width) // SHOWN)
+    axis.imshow(image[::step, ::step], interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     axis.set(xticks=[], yticks=[])
     axis.grid(visible=False)
     if title:
-        axis.set_title(title if len(title) <= 16 else f"…{title[-15:]}", fontsize=12, parse_math=False)
+        short = title if len(title) <= 16 else f"…{title[-15:]}"
+        axis.set_title(short, fontsize=12, parse_math=False, fontfamily=find_fonts(title))
 
 
-def add_legend(figure: Figure, classes: Classes) -> None:
-    """The classes and their colours, below the figure."""
-    handles = [
-        Patch(facecolor=np.array(color) / 255, edgecolor="0.6", label=name)
-        for name, color in zip(classes.names, classes.colors, strict=True)
-    ]
+def add_legend(figure: Figure, *classes: Classes) -> None:
+    """The classes and their colors, below the figure; what is in several of `classes` once."""
+    entries = list(dict.fromkeys(pair for some in classes for pair in zip(some.names, some.colors, strict=True)))
+    find_fonts(*(name for name, _ in entries))
     figure.tight_layout()
-    figure.legend(
-        handles=handles,
+    legend = figure.legend(
+        handles=[Patch(facecolor=np.array(color) / 255, edgecolor="0.6") for _, color in entries],
+        labels=["x"] * len(entries),  # a legend leaves out what is called "_background_"
         loc="upper center",
         bbox_to_anchor=(0.5, 0.0),
-        ncol=min(8, len(handles)),
+        ncol=min(8, len(entries)),
         fontsize=11,
         frameon=False,
     )
+    for text, (name, _) in zip(legend.get_texts(), entries, strict=True):
+        text.set_text(name)
+    as_they_are(legend.get_texts())
+
+
+def as_they_are(texts: Iterable[Text]) -> None:
+    """Keeps dollar signs in names from being read as formulas."""
+    for text in texts:
+        text.set_parse_math(False)
+
+
+def find_fonts(*texts: str) -> list[str]:
+    """Font families for these texts: the usual ones, and installed ones that have the letters which those lack.
+
+    What is drawn from now on falls back on them too; text that an axis already has (titles, labels of axes) must be given
+    them. A notice tells of each script that no font has.
+    """
+    families = list(plt.rcParams["font.family"])
+    missing = {letter for text in texts for letter in text if letter.isprintable()} - _letters(families)
+    for font in font_manager.fontManager.ttflist if missing else []:
+        if font.name not in families and not font.name.startswith("Last Resort") and missing & _letters_of(font.fname):
+            families.append(font.name)
+            missing -= _letters_of(font.fname)
+    plt.rcParams["font.family"] = families
+    scripts = {unicodedata.name(letter, "other").partition(" ")[0]: letter for letter in sorted(missing)}
+    if new := set(scripts) - _BOXES:
+        _BOXES.update(new)
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # matplotlib says it of each letter
+        told = ", ".join(f"{script} (such as {scripts[script]})" for script in sorted(new))
+        notice(
+            f"no font on this machine has letters of some names, {told}: figures show boxes in their place; install a font that "
+            "has them (Noto Sans CJK, Noto Sans ...), and restart Python"
+        )
+    return families
+
+
+_BOXES: set[str] = set()
+"""Scripts of which it was said that no font has them."""
+
+
+def _letters(families: Iterable[str]) -> set[str]:
+    """What matplotlib can draw with these families."""
+    paths = [font_manager.findfont(font_manager.FontProperties(family=[family])) for family in families]
+    return set().union(*map(_letters_of, paths))
+
+
+@cache
+def _letters_of(path: str) -> frozenset[str]:
+    """The letters that a font file has."""
+    try:
+        return frozenset(map(chr, font_manager.get_font(path).get_charmap()))
+    except (OSError, RuntimeError):  # moved or broken since the list of fonts was made
+        return frozenset()

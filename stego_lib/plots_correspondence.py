@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .cooccurrence import Curve
 from .loss import correspondence
+from .plots import find_fonts
 
 HEAT = "inferno"
 """Colours of heat maps; brightness rises all the way."""
@@ -58,7 +59,7 @@ def picture_strip(pictures: Tensor, names: Sequence[str]) -> Figure:
     for axis, picture, name in zip(axes[0], pictures, names, strict=True):
         axis.imshow(picture.permute(1, 2, 0).numpy())
         axis.set(xticks=[], yticks=[])
-        axis.set_title(name, fontsize=10)
+        axis.set_title(name, fontsize=10, parse_math=False, fontfamily=find_fonts(name))
         axis.grid(visible=False)
     figure.tight_layout()
     return figure

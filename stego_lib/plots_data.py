@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .datasets import Classes, FiveCrop, SegmentationDataset
 from .errors import StegoError
-from .plots import add_legend, paint, show_image
+from .plots import add_legend, find_fonts, paint, show_image
 
 
 def five_crop(dataset: SegmentationDataset, index: int) -> Figure:
@@ -57,7 +57,7 @@ def label_files(files: Sequence[Path], classes: Classes, dataset: SegmentationDa
                 show_image(column[1], paint(label, classes))
         with Image.open(file) as stored:
             show_image(column[-1], paint(np.asarray(stored).astype(int), classes))
-        column[-1].set_xlabel(file.stem, fontsize=9, parse_math=False)
+        column[-1].set_xlabel(file.stem, fontsize=9, parse_math=False, fontfamily=find_fonts(file.stem))
     for axis, text in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(text, fontsize=12)
     add_legend(figure, classes)
@@ -75,7 +75,8 @@ def neighbours(dataset: SegmentationDataset, neighbors: Tensor, queries: Sequenc
             show_image(axis, dataset.picture(index).permute(1, 2, 0).numpy())
         for spine in row[0].spines.values():
             spine.set(edgecolor="black", linewidth=2.5)
-        row[0].set_ylabel(dataset.names[query], fontsize=11)
+        name = dataset.names[query]
+        row[0].set_ylabel(name, fontsize=11, parse_math=False, fontfamily=find_fonts(name))
     for axis, title in zip(axes[0], ["picture", *(f"neighbour {i + 1}" for i in range(count))], strict=True):
         axis.set_title(title, fontsize=11)
     figure.tight_layout()
@@ -99,6 +100,7 @@ def shared_content(values: dict[str, Tensor]) -> Figure:
 def palettes(spaces: dict[str, Classes], columns: int = 9) -> Figure:
     """The classes of every data set, each name on its colour."""
     lines = [-(-len(classes) // columns) for classes in spaces.values()]
+    find_fonts(*(name for classes in spaces.values() for name in classes.names))
     figure, axes = plt.subplots(
         len(spaces), figsize=(11, 0.42 * sum(lines) + 0.3 * len(lines)), gridspec_kw={"height_ratios": lines}
     )
@@ -108,7 +110,7 @@ def palettes(spaces: dict[str, Classes], columns: int = 9) -> Figure:
             axis.add_patch(Rectangle((x, y), 0.97, 0.92, facecolor=color, edgecolor="0.7"))
             ink = "black" if color @ [0.299, 0.587, 0.114] > 0.5 else "white"
             words = textwrap.fill(class_, 13)
-            axis.text(x + 0.485, y + 0.46, words, ha="center", va="center", fontsize=9, color=ink)
+            axis.text(x + 0.485, y + 0.46, words, ha="center", va="center", fontsize=9, color=ink, parse_math=False)
         axis.set(xlim=(0, columns), ylim=(height, 0), xticks=[], yticks=[])
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
         axis.grid(visible=False)

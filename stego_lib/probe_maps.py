@@ -1,10 +1,11 @@
 """What both probes say of every pixel, from codes on the grid."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backbone import upsample
+from .backbone import interpolation, upsample
 from .model import ALPHA, Stego
 
 
@@ -48,3 +49,49 @@ def upsampled_length(code: Tensor, size: tuple[int, int]) -> Tensor:
     t = (place - first).clamp(max=1)[:, None]
     squared = upsample(squares, size) - t * (1 - t) * steps[:, :, first]
     return squared.clamp(min=0).sqrt().clamp(min=1e-12)
+
+
+BLOCK = 256
+"""Pixels a side of the blocks in which `most_similar` works."""
+
+
+def most_similar(maps: Tensor, size: tuple[int, int], ids: np.ndarray) -> np.ndarray:
+    """Labels every pixel by the map that is largest there, once the maps are brought to full size.
+
+    The same as `ids[upsample(maps[None], size)[0].argmax(0)]`, block by block, so that beside the result a few megabytes are
+    enough for an image of any size. Upsampling mixes a block's own cells, so a map that nowhere in them reaches
+    what another has everywhere is left out; where cells are large, few are in question.
+
+    Parameters
+    ----------
+    maps
+        Similarities on the grid, (n, h, w).
+    size
+        Height and width of the image in pixels.
+    ids
+        What each map is called, uint8 (n,).
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 (H, W).
+    """
+    maps = maps.float().cpu()
+    found = np.empty(size, np.uint8)
+    rows, columns = (interpolation(cells, pixels) for cells, pixels in zip(maps.shape[-2:], size, strict=True))
+    for top in range(0, size[0], BLOCK):
+        vertical, of_rows = _used(rows[top : top + BLOCK])
+        for left in range(0, size[1], BLOCK):
+            horizontal, of_columns = _used(columns[left : left + BLOCK])
+            cells = maps[:, of_rows, of_columns]
+            chosen = torch.nonzero(cells.amax((1, 2)) >= cells.amin((1, 2)).max()).flatten()
+            block = (vertical @ (cells[chosen] @ horizontal.T)).max(0).indices  # twice as fast as argmax
+            found[top : top + BLOCK, left : left + BLOCK] = ids[chosen[block].numpy()]
+    return found
+
+
+def _used(weights: Tensor) -> tuple[Tensor, slice]:
+    """Of some pixels' weights of all cells, (pixels, cells), those that are not zero, and which cells these are."""
+    cells = torch.nonzero(weights.any(0)).flatten()
+    used = slice(int(cells[0]), int(cells[-1]) + 1)
+    return weights[:, used], used

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from .errors import DataNotFound, StegoError
+from .parallel import end_with
 
 Item = TypeVar("Item")
 Part = TypeVar("Part", list, tuple, Tensor)
@@ -186,6 +187,8 @@ def _work(
     rank: int, count: int, device: str, port: int, told: str, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
     """One process of `spawn`: does its part and leaves, in the folder `told`, what came of it."""
+    if (parent := multiprocessing.parent_process()) and parent.pid:
+        end_with(parent.pid)
     interrupted = signal.getsignal(signal.SIGINT)
 
     def once(*received: Any) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from .experiment import Experiment
+from .paths import user_path
 from .results import mean_and_spread
 from .study import NOT_RUN, Study, Variant
 
@@ -32,9 +33,9 @@ def studies(base: Experiment, seeds: Sequence[int], records: str | Path) -> dict
     found = {}
     for way, probes in WAYS:
         if (way, probes) == FAST:
-            one, folder = base, Path(records) / base.dataset
+            one, folder = base, user_path(records) / base.dataset
         else:
-            one, folder = base.but(crf=False), Path(records) / "studies" / "paths" / way
+            one, folder = base.but(crf=False), user_path(records) / "studies" / "paths" / way
         precision = "float32" if way == "online" else base.precision
         one = one.but(feature_store=way, probes=probes, precision=precision)
         found[way, probes] = Study([Variant(GROUP, f"{way} {probes}", one)], seeds, folder)

@@ -15,6 +15,7 @@ from .errors import StegoError
 from .evaluation import recorded
 from .experiment import PRESETS, Experiment, did_you_mean
 from .files import read_json, read_text
+from .paths import user_path
 
 METHODS = {
     "kmeans_colors": "k-means on colours",
@@ -29,8 +30,8 @@ METHODS = {
 }
 """Methods in a run record, in the order of tables -> how they are called. "(labels)": trained with labels."""
 
-PUBLISHED = "published_results.csv"
-"""File in `data/`: figures of the paper, of its released checkpoints and of other methods, each with its source."""
+PUBLISHED = paths.PACKAGE / "published_results.csv"
+"""Figures of the paper, of its released checkpoints and of other methods, each with its source."""
 NETWORKS = {"dino_vits8": "ViT-S/8", "dino_vitb8": "ViT-B/8"}
 """Backbone of a recipe -> how the published figures call it."""
 PUBLISHED_AS = {
@@ -53,14 +54,24 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 def read_records(folder: str | Path) -> list[dict[str, Any]]:
     """The run records (JSON) in a folder, sorted by file name. StegoError if there is none."""
-    paths = sorted(Path(folder).glob("*.json"))
-    if not paths:
-        raise StegoError(f"{Path(folder).resolve()} holds no run record (*.json)")
-    return [read_record(path) for path in paths]
+    found = sorted((folder := user_path(folder)).glob("*.json"))
+    if not found:
+        raise StegoError(f"{folder.resolve()} holds no run record (*.json)")
+    return [read_record(path) for path in found]
+
+
+def scored(record: dict[str, Any]) -> dict[str, Any]:
+    """The record if it holds scores; StegoError that says why it does not."""
+    if not record["scores"]:
+        raise StegoError(record.get("unscored", "the run record holds no scores"))
+    return record
 
 
 def score_table(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a method and record: method, seed, accuracy, miou (percent). StegoError if none of the records has scores."""
+    """One row a method and record: method, seed, accuracy, miou (percent). StegoError if a record has no scores."""
+    if unscored := [record for record in records if not record["scores"]]:
+        told = "; ".join(dict.fromkeys(record.get("unscored", "no reason given") for record in unscored))
+        raise StegoError(f"{len(unscored)} of {len(records)} records have no scores: {told}")
     rows = [
         {
             "method": method,
@@ -72,18 +83,18 @@ def score_table(records: list[dict[str, Any]]) -> pd.DataFrame:
         for method in METHODS
         if method in found
     ]
-    if not rows:
-        raise StegoError("; ".join(dict.fromkeys(record.get("unscored", "no scores") for record in records)))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["method", "seed", "accuracy", "miou"])
 
 
 def summary(records: list[dict[str, Any]]) -> pd.DataFrame:
     """Mean and standard deviation over seeds, one row a method: columns (accuracy | miou, mean | std), percent.
 
-    StegoError if the records are not of one experiment that differs in nothing but seed and folders.
+    StegoError if the records are not of one experiment that differs in nothing but seed and folders. Records with and without
+    the CRF go together: it touches no row but its own, and a run that is on record both ways counts once in the others.
     """
     fixed = [
-        {k: v for k, v in r["experiment"].items() if k != "seed"} | {k: r.get(k) for k in ("split", "backbone_weights")}
+        {k: v for k, v in r["experiment"].items() if k not in ("seed", "crf")}
+        | {k: r.get(k) for k in ("split", "backbone_weights")}
         for r in records
     ]
     for other in fixed[1:]:
@@ -92,8 +103,15 @@ def summary(records: list[dict[str, Any]]) -> pd.DataFrame:
             raise StegoError(
                 f"records of different experiments cannot be averaged; they differ in {', '.join(differing)}"
             )
-    table = score_table(records).groupby("method")[["accuracy", "miou"]].agg(["mean", "std"])
+    table = score_table(records).drop_duplicates().groupby("method")[["accuracy", "miou"]].agg(["mean", "std"])
     return table.reindex([method for method in METHODS if method in table.index])
+
+
+def collapses(records: list[dict[str, Any]]) -> list[str]:
+    """One line for each record of a run whose codes collapsed or scattered: its seed, and what was seen and when."""
+    return [
+        f"seed {record['experiment']['seed']}: {record['codes']['seen']}" for record in records if record.get("collapsed")
+    ]
 
 
 def markdown_table(records: list[dict[str, Any]], published: pd.DataFrame | None = None) -> str:
@@ -102,13 +120,16 @@ def markdown_table(records: list[dict[str, Any]], published: pd.DataFrame | None
     published: figures to stand beside it, with their source (see `published_figures`); what was not measured is blank.
     """
     titles, measured = ["method", "accuracy", "mIoU"], summary(records)
+    counts = score_table(records).groupby("method").seed.nunique()
     known = measured.index
     if published is not None:
         titles += ["published accuracy", "published mIoU", "source of the published figures"]
         known = known.union(published.index)
     lines = []
     for method in (method for method in METHODS if method in known):
-        lines.append([METHODS[method], *_measured_cells(measured, method)])
+        some = method in counts and counts[method] < counts.max()
+        label = f"{METHODS[method]}, {counts[method]} of {counts.max()} seeds" if some else METHODS[method]
+        lines.append([label, *_measured_cells(measured, method)])
         if published is not None:
             lines[-1] += _published_cells(published, method)
     return "\n".join([_line(titles), "|" + "---|" * len(titles), *map(_line, lines)])
@@ -155,12 +176,9 @@ def published_results() -> pd.DataFrame:
     """Results that others published, one row each, as `PUBLISHED` has them; percent, NaN where none was published.
 
     Columns: method, backbone, dataset, protocol ("cluster" or "linear" probe), accuracy, miou, source, and verified: "yes" where
-    the number was seen at its source, "no" where it is known from elsewhere. Raises StegoError if the file is not there.
+    the number was seen at its source, "no" where it is known from elsewhere.
     """
-    path = paths.data_root() / PUBLISHED
-    if not path.exists():
-        raise StegoError(f"{path} is missing; it belongs to the project, take it from a fresh checkout")
-    return pd.read_csv(path)
+    return pd.read_csv(PUBLISHED)
 
 
 def paper_rows() -> list[str]:

@@ -1,12 +1,13 @@
 """A run is one folder: `Run` reads it, `load_run` opens it."""
 
 import platform
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import pandas as pd
@@ -14,21 +15,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .backbone import Backbone, upsample
+from .backbone import Backbone
 from .datasets import Classes
-from .datasets.base import open_picture
-from .datasets.folder import read_classes, write_classes
+from .datasets.folder import muted_colors, read_classes, told_apart, write_classes
+from .datasets.images import Rules, as_rgb, open_image
 from .datasets.transforms import resize_picture
 from .errors import StegoError
 from .experiment import HOW, SCORING, Experiment, split_backbone
 from .files import fingerprint, load_state, read_json, save_state, write_json
 from .model import Stego
 from .notices import notice
-from .paths import runs_root, shown_path
+from .paths import runs_root, shown_path, user_path
+from .probe_maps import most_similar
 from .processes import ALONE
 from .published import read_published
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
+NOTHING = 255
+"""Id of transparent pixels in label maps."""
+LONGEST = 4
+"""How many times the shorter side the longer one may be for `predict` to take the shorter side at the evaluation size."""
 
 
 class Run:
@@ -62,8 +68,8 @@ class Run:
         _, file = split_backbone(self.experiment.backbone)
         if file and not Path(file).is_file():
             raise StegoError(
-                f"the backbone file of {self.folder}, {file}, does not exist; put it into the run's folder, or open the run with "
-                "load_run(RUN, backbone=FILE)"
+                f"backbone file {file} does not exist, on which {self.folder} was trained; put it into the run's folder, or open the "
+                "run with load_run(RUN, backbone=FILE)"
             )
         backbone = Backbone.of(self.experiment.but(device=self.processes.device(self.experiment.device)))
         if self.trained_on not in (None, backbone.weights_id):
@@ -153,38 +159,94 @@ class Run:
         features, mirrored = self.backbone(torch.cat([pictures, pictures.flip(-1)])).chunk(2)
         return mean_code(self.model, features, mirrored)
 
-    @torch.inference_mode()
-    def predict(self, images: Picture | list[Picture]) -> list[np.ndarray]:
-        """Label maps of pictures of any size, each uint8 (H, W) at the picture's own resolution.
+    @property
+    def segments(self) -> Classes:
+        """Name and color of every id that `predict` may give, the position being the id.
 
-        images: one or a list of paths, PIL images, uint8 arrays (H, W, 3) or uint8 tensors (3, H, W). Ids are classes
-        once the run is evaluated (clusters are then matched to classes; 255 = a cluster without class), clusters before.
+        Of a run whose clusters are matched to classes: the classes, then the clusters without a class. Else: the clusters.
+        Clusters are called "cluster 0" and so on, in muted colors, so that nobody takes them for classes.
         """
+        count, matching = len(self.model.cluster_probe.clusters), self._matching
+        if matching is not None:
+            own, others = self.classes, [cluster for cluster in range(count) if matching[cluster] < 0]
+        elif all(re.fullmatch(r"cluster \d+", name) for name in self.classes.names):
+            own, others = self.classes, list(range(len(self.classes), count))
+        else:
+            own, others = None, list(range(count))
+        names = [*(own.names if own else ()), *(f"cluster {cluster}" for cluster in others)]
+        return Classes(tuple(told_apart(names)), (*(own.colors if own else ()), *muted_colors(len(others))))
+
+    @overload
+    def predict(self, images: Picture) -> np.ndarray: ...
+    @overload
+    def predict(self, images: list[Any] | tuple[Any, ...]) -> list[np.ndarray]: ...
+    @torch.inference_mode()
+    def predict(self, images: Picture | list[Any] | tuple[Any, ...]) -> np.ndarray | list[np.ndarray]:
+        """Label map of an image of any size, uint8 (H, W) at the image's own resolution; of a list, a list of them.
+
+        Parameters
+        ----------
+        images
+            A path, a PIL image, a uint8 array (H, W, 3), a uint8 tensor (3, H, W), or a list of these. Files are read as those
+            of the training data were: upright as their EXIF data say, unless its classes.json says otherwise. A PIL image, an
+            array and a tensor are not turned.
+
+        Returns
+        -------
+        numpy.ndarray or list
+            Ids into `segments`. Once the run is evaluated: classes, and from `len(run.classes)` on the clusters that are
+            matched to no class, in their order. Before: clusters. 255 (`NOTHING`) where a file or PIL image is transparent.
+
+        Raises
+        ------
+        StegoError
+            For a file that cannot be read, and for an array that is no image.
+        """
+        if isinstance(images, list | tuple):
+            return [self.predict(image) for image in images]
         self.refuse_unfitted()
-        images = images if isinstance(images, list) else [images]
-        matching = torch.tensor(self.metrics["matching"]) if self._matched else None
-        found = []
-        for image in images:
-            picture = _as_tensor(image)
-            size = self._working_size(*picture.shape[1:])
-            code = self.code(resize_picture(picture, size, self.experiment.published)[None])
-            clusters = upsample(self.model.cluster_probe.similarity(code), picture.shape[1:])[0].argmax(0).cpu()
-            labels = clusters if matching is None else matching[clusters]
-            found.append(labels.to(torch.uint8).numpy())  # -1 becomes 255
+        picture, transparent = _as_tensor(images, self.classes.rules)
+        height, width = picture.shape[1:]
+        code = self.code(resize_picture(picture, self._working_size(height, width), self.experiment.published)[None])
+        found = most_similar(self.model.cluster_probe.similarity(code)[0], (height, width), self._ids)
+        if transparent is not None:
+            found[transparent] = NOTHING
         return found
 
     @property
-    def _matched(self) -> bool:
-        return (self.folder / "metrics.json").exists() and self.metrics.get("matching") is not None
+    def matched(self) -> bool:
+        """Whether the clusters are matched to classes, which takes labels and `evaluate`."""
+        return self._matching is not None
+
+    @property
+    def _matching(self) -> list[int] | None:
+        """Class of each cluster, -1 for one without, from the run record; None if these weights were never scored."""
+        record = self.metrics if (self.folder / "metrics.json").exists() else {}
+        return record.get("matching") if record.get("step") == self.step else None
+
+    @property
+    def _ids(self) -> np.ndarray:
+        """What `predict` calls each cluster, uint8 (n_clusters,)."""
+        ids = np.arange(len(self.model.cluster_probe.clusters))
+        if (matching := self._matching) is not None:
+            ids = np.array(matching)
+            ids[ids < 0] = len(self.classes) + np.arange((ids < 0).sum())
+        return ids.astype(np.uint8)
 
     def _working_size(self, height: int, width: int) -> tuple[int, int]:
-        """The evaluation size for a picture of this shape: nothing cut off, sides in whole patches."""
+        """The evaluation size for an image of this shape: nothing cut off, sides in whole patches, at most `LONGEST` to 1."""
         size, patch = self.experiment.eval_size, self.backbone.patch
         if isinstance(size, tuple):
             return size
-        scale = size / min(height, width)
-        height, width = (max(patch, round(side * scale / patch) * patch) for side in (height, width))
-        return height, width
+        short, long = sorted((height, width))
+        scale = min(size / short, LONGEST * size / long)
+        rows, columns = (max(patch, round(side * scale / patch) * patch) for side in (height, width))
+        if long > LONGEST * short:
+            notice(
+                f"an image more than {LONGEST} times as long as it is wide is segmented with its longer side at "
+                f"{LONGEST * size} pixels, so that more of its small things are lost than in other images; cut it into pieces to keep them"
+            )
+        return rows, columns
 
 
 def mean_code(model: Stego, features: Tensor, mirrored: Tensor | None) -> Tensor:
@@ -229,16 +291,16 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     evaluated of a .ckpt goes into a folder of its own below `runs_dir`. Raises StegoError that names what is missing
     or broken.
     """
-    unknown = [key for key in changes if key not in EVALUATION_KEYS]
+    released = Path(path).suffix == ".ckpt"
+    possible = [key for key in EVALUATION_KEYS if not released or key != "backbone"]  # a released checkpoint holds its own
+    unknown = [key for key in changes if key not in possible]
     if unknown:
         raise StegoError(
-            f"load_run cannot change {', '.join(unknown)}: the run was trained with it; it can change {', '.join(EVALUATION_KEYS)}"
+            f"load_run cannot change {', '.join(unknown)}: the run was trained with it; it can change {', '.join(possible)}"
         )
-    if Path(path).suffix == ".ckpt":
-        if "backbone" in changes:
-            raise StegoError(f"{path} is a released checkpoint, which holds its backbone: open it without backbone")
-        return _load_published(Path(path).expanduser(), Path(runs_dir) if runs_dir else runs_root(), changes)
-    folder = Path(path)
+    folder = user_path(path)
+    if released:
+        return _load_published(folder, user_path(runs_dir, runs_root()), changes)
     missing = [name for name in ("experiment.json", "classes.json", "checkpoint.pt") if not (folder / name).exists()]
     if missing:
         raise StegoError(f"{folder.resolve()} is not a run with a checkpoint: {', '.join(missing)} missing")
@@ -326,15 +388,30 @@ def environment() -> dict[str, str]:
     }
 
 
-def _as_tensor(image: Picture) -> Tensor:
+def _as_tensor(image: Picture, rules: Rules) -> tuple[Tensor, np.ndarray | None]:
+    """uint8 (3, H, W), and where it is transparent, bool (H, W), None if nowhere."""
+    transparent = None
     if isinstance(image, str | Path):
-        image = open_picture(Path(image))
+        image, transparent = open_image(user_path(image), rules)
+    elif isinstance(image, Image.Image):
+        image, transparent = as_rgb(image, rules)
     if isinstance(image, Image.Image):
-        image = np.array(image.convert("RGB"))
-    if isinstance(image, np.ndarray):
-        image = torch.from_numpy(np.array(image, order="C")).movedim(-1, 0)  # a copy, for views and read-only arrays
-    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
-        raise StegoError(
-            f"a picture must be uint8 with three channels, not {image.dtype} of shape {tuple(image.shape)}"
-        )
-    return image
+        image = _as_array(image)
+    if isinstance(image, np.ndarray) and image.ndim == 3 and image.dtype == np.uint8:
+        whole = image.flags.c_contiguous and image.flags.writeable  # else a view, or read-only
+        image = torch.from_numpy(image if whole else np.array(image, order="C")).movedim(-1, 0)
+    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or not image.numel():
+        array = isinstance(image, Tensor | np.ndarray)
+        what = f"{image.dtype} of shape {tuple(image.shape)}" if array else type(image).__name__
+        raise StegoError(f"a picture must be uint8 with three channels and a pixel at least, not {what}")
+    return image, transparent
+
+
+def _as_array(image: Image.Image) -> np.ndarray:
+    """uint8 (H, W, 3) of an RGB image, in strips: NumPy's own way needs the memory of two more."""
+    width, height = image.size
+    found = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, 256):
+        bottom = min(top + 256, height)
+        found[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return found

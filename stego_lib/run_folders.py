@@ -11,7 +11,7 @@ from .experiment import HOW, SCORING, Experiment
 from .extraction import content_id
 from .files import explained, read_json
 from .notices import notice
-from .paths import runs_root
+from .paths import runs_root, user_path
 from .run import read_checkpoint
 
 
@@ -91,7 +91,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def _changed(before: dict[str, str] | None, now: dict[str, str], old_root: str, root: str) -> str | None:
     """What differs in the data that a run was trained on, or None."""
     if before is None:  # a checkpoint of version 0.1.0 does not tell
-        same = Path(old_root).expanduser().resolve() == Path(root).expanduser().resolve()
+        same = user_path(old_root).resolve() == user_path(root).resolve()
         return None if same else f"it was trained on data in {old_root}, and does not tell which files these were"
     if before["images"] != now["images"]:
         return f"its training images were others (then in {old_root}, now in {root})"
@@ -100,7 +100,7 @@ def _changed(before: dict[str, str] | None, now: dict[str, str], old_root: str, 
 
 def newest_run(runs_dir: str | Path | None = None) -> Path:
     """The run folder made last; StegoError if there is none with a checkpoint."""
-    runs_dir = Path(runs_dir) if runs_dir is not None else runs_root()
+    runs_dir = user_path(runs_dir, runs_root())
     found = sorted(runs_dir.glob("*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise StegoError(f"{runs_dir} holds no run; train one first (make train), or name a run folder")

@@ -9,7 +9,7 @@ from .errors import StegoError
 from .evaluation import evaluate, recorded
 from .experiment import HOW, Experiment
 from .files import write_json
-from .paths import runs_root
+from .paths import runs_root, user_path
 from .results import read_record
 from .run_folders import data_ids, find_run
 from .training import fitted_to, train
@@ -47,14 +47,14 @@ def run_seeds(
         if record is None:
             run = train(one, runs_dir=runs_dir, resume=resume)
             record = evaluate(run)
-        write_json(Path(records) / f"{one.name}.json", record)
+        write_json(user_path(records) / f"{one.name}.json", record)
         found.append(record)
     return found
 
 
 def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) -> dict[str, Any] | None:
     """The run record on `val` of the newest run of exactly this experiment, or None if it is not trained and scored."""
-    where = Path(runs_dir) if runs_dir is not None else runs_root()
+    where = user_path(runs_dir, runs_root())
     dataset = open_training_set(experiment)
     backbone = Backbone.of(experiment)
     experiment = fit_sizes(fitted_to(experiment, dataset), backbone.geometry, tell=False)
@@ -62,5 +62,7 @@ def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) 
     if folder is None or not (folder / "metrics.json").exists():
         return None
     record = read_record(folder / "metrics.json")
+    if not record["scores"]:
+        return None
     theirs, ours = ({k: v for k, v in known.items() if k not in (*HOW, "backbone")} for known in (record["experiment"], recorded(experiment)))
     return record if (record["step"], record["split"], theirs) == (experiment.steps, "val", ours) else None

@@ -1,4 +1,4 @@
-"""A folder of pictures in, label maps out."""
+"""A folder of images in, label maps out."""
 
 from pathlib import Path
 
@@ -6,25 +6,58 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .datasets.base import list_pictures, open_picture
+from .datasets.base import list_pictures
+from .datasets.findings import tell
+from .datasets.folder import nameless, read_classes, told_apart
+from .datasets.images import read_image
 from .errors import StegoError
 from .files import atomic
+from .notices import notice
+from .paths import shown_path, user_path
 from .progress import progress
-from .run import Run
+from .run import NOTHING, Run
 
-NO_CLASS = 255
-"""Stored id of pixels in a cluster that is matched to no class."""
+LONGEST_JPEG = 65_500
+"""Pixels a side of the largest JPEG that can be written."""
+STRIP = 256
+"""Rows of an image that are colored at once."""
+INDEX = "picture"
+"""Column of areas.csv with the file names."""
 
 
 def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: float = 0.55) -> pd.DataFrame:
-    """Segments every picture of a folder, at its own resolution.
+    """Segments every image of a folder, at its own resolution.
 
-    Writes output/labels/NAME.png (8-bit class ids in the colours of the classes, 255 = no class), output/overlays/NAME.jpg
-    (the colours over the picture, `opacity` in [0, 1]) and output/areas.csv. Returns the table: one row a picture, the
-    percentage of its pixels in each class. Pictures already done are done again. Raises StegoError for a folder without
-    pictures, for two pictures of one name, and for a picture that cannot be read.
+    Writes output/labels/NAME.png (8-bit palette PNG of the ids that `Run.predict` gives, in the colors of `Run.segments`; 255 =
+    transparent in the image), output/overlays/NAME.jpg (the colors over the image) and output/areas.csv. Images already done
+    are done again.
+
+    Parameters
+    ----------
+    run
+        The trained run. Evaluated, its segments are classes; else they are clusters, which is said.
+    pictures
+        Folder with the images; its subfolders are not searched, and what is left out is said.
+    output
+        Folder for the results.
+    opacity
+        Of the colors in the overlays, 0 to 1.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row an image, one column a segment: its percentage of the pixels that are not transparent (NaN where all are). Rows
+        sum to 100. Columns are the names of `Run.segments`; equal ones are told apart by their id.
+
+    Raises
+    ------
+    StegoError
+        For a folder without images, two images of one name, an opacity out of range, and if no image can be read. Some that
+        cannot are left out, with a notice.
     """
-    folder, output = Path(pictures), Path(output)
+    if isinstance(opacity, bool) or not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
+        raise StegoError(f"opacity = {opacity!r}: it is a number from 0 (the image alone) to 1 (the colors alone)")
+    folder, output = user_path(pictures), user_path(output)
     if not folder.is_dir():
         raise StegoError(f"{folder.resolve()} is not a folder; name the folder that holds the pictures")
     paths = list_pictures(folder)
@@ -32,25 +65,65 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
         raise StegoError(f"{folder.resolve()} holds no pictures (.jpg, .png, ...)")
     stems = [path.stem for path in paths]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise StegoError(
-            f"{folder}: several pictures are called {twice[0]}; their label maps would overwrite each other"
+        raise StegoError(f"{folder}: several pictures are called {twice[0]}; their label maps would overwrite each other")
+    segments = run.segments
+    if not run.matched and not nameless(run.classes):
+        notice(
+            f"{shown_path(run.folder)} was not scored with labels, so its segments are clusters without names; "
+            "evaluate(run) matches them to classes"
         )
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(run.classes)] = run.classes.colors
-    palette[NO_CLASS] = 255
-    rows = {}
+    palette = np.full((256, 3), 255, np.uint8)
+    palette[: len(segments)] = segments.colors
+    rules = read_classes(folder / "classes.json", run.classes).rules  # of these images, else of those trained on
+    tell(folder, rules=rules)
+    rows, turned, broken = {}, 0, []
     for path in progress(paths, "segmenting"):
-        picture = open_picture(path)
-        label = run.predict(picture)[0]
+        try:
+            read = read_image(path, rules)
+        except StegoError as error:
+            broken.append(str(error))
+            continue
+        picture, transparent = read.rgb, read.transparent
+        turned += read.orientation > 1 and rules.exif != "ignore"
+        label = run.predict(picture)
+        if transparent is not None:
+            label[transparent] = NOTHING
         stored = Image.fromarray(label)
         stored.putpalette(palette.tobytes())
-        overlay = Image.blend(picture, Image.fromarray(palette[label]), opacity)
-        for image, kind, suffix in ((stored, "labels", ".png"), (overlay, "overlays", ".jpg")):
-            with atomic(output / kind / f"{path.stem}{suffix}") as temporary:
-                image.save(temporary)
-        share = np.bincount(label.ravel(), minlength=256) * 100 / label.size
-        rows[path.name] = {name: share[i] for i, name in enumerate(run.classes.names)} | {"no class": share[NO_CLASS]}
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("picture")
+        with atomic(output / "labels" / f"{path.stem}.png") as temporary:
+            stored.save(temporary)
+        rows[path.name] = _areas(label, len(segments))
+        _color(picture, label, palette, opacity)
+        picture.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
+        with atomic(output / "overlays" / f"{path.stem}.jpg") as temporary:
+            picture.save(temporary)
+    if broken and not rows:
+        raise StegoError(broken[0])
+    if broken:
+        notice(f"{len(broken)} of {len(paths)} images are left out, for they cannot be read; the first: {broken[0]}")
+    if turned:
+        notice(
+            f"{turned} of {len(paths)} images are turned upright as their EXIF data say, and so are their label maps; to leave "
+            f'them as stored, write {{"exif": "ignore"}} into {shown_path(folder / "classes.json")}'
+        )
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=told_apart(segments.names, [INDEX])).rename_axis(INDEX)
     with atomic(output / "areas.csv") as temporary:
-        table.to_csv(temporary, float_format="%.2f", errors="surrogateescape")  # names may be no text
+        table.to_csv(temporary, float_format="%.2f", encoding="utf-8", errors="surrogateescape")  # names may be no text
     return table
+
+
+def _areas(label: np.ndarray, count: int) -> np.ndarray:
+    """Percentage of each of `count` ids among the pixels that have one, float64 (count,); NaN if none has."""
+    pixels = np.zeros(256)
+    for top in range(0, len(label), STRIP):
+        pixels += np.bincount(label[top : top + STRIP].ravel(), minlength=256)
+    pixels = pixels[:count]
+    return 100 * pixels / (pixels.sum() or np.nan)
+
+
+def _color(picture: Image.Image, label: np.ndarray, palette: np.ndarray, opacity: float) -> None:
+    """Lays the colors of the label map over the image, strip by strip, in its place."""
+    for top in range(0, len(label), STRIP):
+        colors = Image.fromarray(palette[label[top : top + STRIP]])
+        below = picture.crop((0, top, colors.width, top + colors.height))
+        picture.paste(Image.blend(below, colors, opacity), (0, top))

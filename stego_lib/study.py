@@ -13,13 +13,14 @@ import pandas as pd
 from .backbone import EMBEDDED, Backbone, fit_sizes
 from .baselines import fixed_head
 from .calibration import AUTO
-from .datasets import open_dataset, open_training_set
+from .datasets import open_dataset, open_split, open_training_set
+from .errors import StegoError
 from .evaluation import cluster_confusion, evaluate, recorded
 from .experiment import HOW, Experiment
 from .files import fingerprint, write_json
 from .metrics import match, scores
 from .online import open_features
-from .paths import runs_root
+from .paths import runs_root, user_path
 from .progress import progress
 from .results import mean_and_spread, read_record
 from .run import environment
@@ -58,7 +59,7 @@ class Study:
     """
 
     def __init__(self, variants: Sequence[Variant], seeds: Sequence[int], folder: str | Path):
-        self.variants, self.seeds, self.folder = list(variants), list(seeds), Path(folder)
+        self.variants, self.seeds, self.folder = list(variants), list(seeds), user_path(folder)
         self._weights: dict[str, str] = {}
         self._records: dict[Any, Any] = {}
         for path in sorted(self.folder.glob("*.json")):
@@ -68,7 +69,9 @@ class Study:
         """The run record of a variant with a seed, or None."""
         found = self._records.get(_key(recorded(variant.experiment.but(seed=seed)), variant.fixed))
         current = self._current_weights(variant.experiment.backbone)
-        return None if found is None or (current and found.get("backbone_weights") != current) else found
+        if found is None or not found["scores"] or (current and found.get("backbone_weights") != current):
+            return None
+        return found
 
     def missing(self) -> list[tuple[Variant, int]]:
         """Variants and seeds without a record, each run once, the first seed of all variants first."""
@@ -140,8 +143,15 @@ class Study:
 
 
 def run_variant(variant: Variant, seed: int, runs_dir: str | Path | None = None) -> dict[str, Any]:
-    """Trains (or, for a fixed head, fits) a variant with a seed and scores it; returns its run record, and "seconds"."""
+    """Trains (or, for a fixed head, fits) a variant with a seed and scores it; returns its run record, and "seconds".
+
+    StegoError for data without labels, before any work.
+    """
     started, experiment = time.perf_counter(), variant.experiment.but(seed=seed)
+    if not open_split(experiment, "val").has_labels:
+        raise StegoError(
+            f"{experiment.dataset} has no labels in val, so its runs cannot be compared by scores; train.ipynb trains without them"
+        )
     if variant.fixed is None:
         run = train(experiment, runs_dir=runs_dir)
         evaluate(run, baselines=False)
@@ -153,7 +163,7 @@ def run_variant(variant: Variant, seed: int, runs_dir: str | Path | None = None)
 
 def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None = None) -> dict[str, Any]:
     """A run record of a fixed head (`baselines.fixed_head`): step 0, and the scores of the cluster probe alone."""
-    root = (Path(runs_dir) if runs_dir is not None else runs_root()) / "features"
+    root = user_path(runs_dir, runs_root()) / "features"
     backbone = Backbone.of(experiment)
     experiment = fit_sizes(experiment, backbone.geometry)
     stored = partial(

@@ -25,7 +25,7 @@ from .memory import enough_memory
 from .model import Stego
 from .notices import notice
 from .online import open_features, way_of
-from .paths import runs_root
+from .paths import runs_root, user_path
 from .probes import fit_probes
 from .processes import ALONE, Processes, join, spawn, started
 from .progress import progress
@@ -53,7 +53,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     weights up to rounding; a script must call this below `if __name__ == "__main__":`, a notebook anywhere. In a program that
     torchrun or SLURM has started several times, each calls this; the first process writes the run, all return it.
     """
-    runs_dir = Path(runs_dir) if runs_dir is not None else runs_root()
+    runs_dir = user_path(runs_dir, runs_root())
     if experiment.devices == 1 or started() != (1, 1):
         with torch.random.fork_rng([]):  # networks are built with random weights before theirs are loaded
             return train_among(join(experiment.devices, experiment.device), experiment, runs_dir, resume)

@@ -20,6 +20,7 @@ from .evaluation import cluster_confusion, recorded
 from .experiment import Experiment
 from .features import open_store
 from .metrics import match, scores
+from .paths import user_path
 from .probes import sample_codes
 from .results import read_records, score_table
 from .run import Run, environment
@@ -131,7 +132,7 @@ def one_change(base: Experiment) -> list[Variant]:
 
 def other_scenes(folder: str | Path) -> str:
     """The `data_root` in `folder` with the scenes of `HEAD_SERIES`, drawn if they are not there."""
-    root = Path(folder) / f"series{HEAD_SERIES}"
+    root = user_path(folder) / f"series{HEAD_SERIES}"
     if not (root / "scenes").exists():
         draw_scenes(root / "scenes", series=HEAD_SERIES)
     return str(root)
@@ -283,7 +284,7 @@ def clustering_table(folder: str | Path) -> pd.DataFrame:
     head's seeds (root mean square over heads) and of the heads' means. agreement: mean over heads.
     """
     rows = []
-    for record in read_records(folder) if list(Path(folder).glob("*.json")) else []:
+    for record in read_records(folder) if list(user_path(folder).glob("*.json")) else []:
         for way, found in record["ways"].items():
             values = pd.Series(found["miou"])
             rows.append(

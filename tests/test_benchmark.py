@@ -4,17 +4,16 @@ import csv
 
 import numpy as np
 import pytest
-from common import ROOT
 from test_results import record
 
 from stego_lib import StegoError
 from stego_lib.benchmark import COLUMNS, comparable, missing_rows, own_rows, published_rows
 from stego_lib.files import write_json
-from stego_lib.results import METHODS, paper_rows, published_results
+from stego_lib.results import METHODS, PUBLISHED, paper_rows, published_results
 
 
 def lines() -> list[dict[str, str]]:
-    with open(ROOT / "data" / "published_results.csv", newline="") as file:
+    with open(PUBLISHED, newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -52,14 +52,14 @@ def ran(monkeypatch) -> list[list[str]]:
 
 def test_a_notebook_runs_when_it_or_what_it_uses_or_a_parameter_has_changed(project, ran):
     executed = project / "_build" / "source" / f"{NAME}.ipynb"
-    build.run_all([NAME], {"steps": 3, "unknown": 1})
+    build.run_all([NAME], {"steps": "3", "unknown": "1"})
     assert executed.exists() and ran[0][2:] == ["-p", "steps", "3"], "a parameter goes to the notebooks that have it"
-    build.run_all([NAME], {"steps": 3})
+    build.run_all([NAME], {"steps": "3"})
     assert len(ran) == 1, "nothing has changed"
     for number, file in enumerate(("stego_lib/a.py", "book/records/a.json", f"{NAME}.ipynb"), start=2):
         later = executed.stat().st_mtime + 1
         os.utime(project / file, (later, later))
-        build.run_all([NAME], {"steps": 3})
+        build.run_all([NAME], {"steps": "3"})
         assert len(ran) == number, file
         os.utime(executed, (later + 1, later + 1))
     build.run_all([NAME], {})

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 
@@ -171,4 +172,31 @@ def test_the_other_rows_are_the_papers_recipes(row, expected):
 
 
 def test_the_name_says_what_it_is():
-    assert Experiment(dataset="folder", backbone="/some/where/tiny.safetensors", seed=4).name == "folder-tiny-seed4"
+    assert Experiment.preset("folder", backbone="/some/where/tiny.safetensors", seed=4).name == "folder-tiny-seed4"
+
+
+def test_names_tell_experiments_apart_and_stay_short():
+    recipe = Experiment.preset("scenes")
+    changes = [
+        {}, {"seed": 1}, {"steps": 12}, {"crf": False}, {"steps": 12, "crf": False}, {"published": True}, {"weights": (1, 0.5, 0.25)},
+        {"weights": (1, 0.5, 0.2500000001)}, {"shifts": "p70 p70 p90"}, {"shifts": (0.1, 0.2, 0.3)}, {"start_from": "a/run"},
+        {"start_from": "b/run"}, {"backbone": "vit_base_patch16_224.augreg_in21k"}, {"backbone": "vit_base_patch16_224.dino"},
+        {"train_size": (64, 128), "eval_size": 64, "code_dim": 8, "batch_size": 4, "points": 3, "neighbors": 2},
+        {"train_size": (64, 128), "eval_size": 64, "code_dim": 8, "batch_size": 4, "points": 3, "neighbors": 3},
+    ]  # fmt: skip
+    names = [recipe.but(**one).name for one in changes]
+    assert len(set(names)) == len(names)
+    assert names[0] == "scenes-scenes_vit_tiny8-seed0" and names[4] == "scenes-scenes_vit_tiny8-steps_12-no_crf-seed0"
+    assert all(re.fullmatch(r"[\w.+-]{1,120}", name) for name in names)
+    assert "train_size_64_128" in names[-1]
+
+
+def test_where_and_how_a_run_computes_is_not_in_its_name():
+    recipe = Experiment.preset("scenes")
+    assert recipe.but(device="cpu", data_root="elsewhere", feature_store="online", devices=2).name == recipe.name
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_recipe_is_named_by_dataset_backbone_and_seed_alone(preset):
+    recipe = Experiment.preset(preset, seed=3)
+    assert recipe.name == f"{recipe.dataset}-{recipe.backbone}-seed3"

@@ -104,11 +104,21 @@ def test_what_is_left_out_is_told_in_one_line(tmp_path, capsys):
         (tmp_path / name).write_bytes(b"x")
     standins.save(tmp_path / "__MACOSX/0.jpg", noise(0))
     status, said = checked(capsys, "folder", tmp_path)
-    line = next(line for line in said.splitlines() if "files of" in line)
-    assert status == 0 and "8 files of" in line
-    for part in ("3 .heic", "1 .dng", "1 without an ending", "3 images in subfolders (vacation"):
+    line = next(line for line in said.splitlines() if "left out of" in line)
+    assert status == 0
+    for part in ("3 .heic", "1 .dng", "1 without an ending", "images in subfolders: 3 (vacation"):
         assert part in line, part
     assert [one.text for one in look(tmp_path)] == [line.partition("note: ")[2]], "segmenting says the same"
+
+
+@pytest.mark.parametrize("place", ["", "folder", "imgs/train"])
+def test_a_folder_without_any_image_that_is_read_says_what_it_holds(tmp_path, place):
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    for number in range(3):
+        (tmp_path / place / f"{number}.heic").write_bytes(b"x")
+    standins.save(tmp_path / place / "more/a.jpg", noise(0))
+    with pytest.raises(StegoError, match=r"left out of .*: 3 \.heic .*images in subfolders: 1 \(more"):
+        open_dataset("folder", tmp_path, "train")
 
 
 def test_a_folder_of_nothing_but_images_has_nothing_to_tell(tmp_path):
@@ -117,15 +127,22 @@ def test_a_folder_of_nothing_but_images_has_nothing_to_tell(tmp_path):
     assert look(tmp_path) == [] == look(open_dataset("folder", tmp_path, "train"))
 
 
-@pytest.mark.parametrize("mask", ["0_mask.png", "0_L.png", "0-seg.png", "mask_0.png", "0.label.png", "0_gt.jpg", "0_segmentation.png"])
+@pytest.mark.parametrize("mask", ["0_mask.png", "0_L.png", "0-seg.png", "mask_0.png", "0.label.png", "0_gt.png", "0_segmentation.png"])
 def test_masks_among_images_are_told_by_their_names(tmp_path, mask, capsys):
     for number in range(4):
         standins.save(tmp_path / f"{number}.jpg", noise(number))
-    standins.save(tmp_path / mask, noise(9))
+    standins.save(tmp_path / mask, np.dstack([standins.stripes([0, 200], SIDE, SIDE)] * 3))
     (found,) = look(tmp_path)
     assert found.misleads and f"1 of 5 images in {tmp_path} look like label maps ({mask})" in found.text
     status, said = checked(capsys, "folder", tmp_path)
     assert status == 1 and f"look like label maps ({mask}) and are trained on" in said
+
+
+def test_pairs_of_photographs_are_not_taken_for_masks(tmp_path):
+    """Left and right views, a gray and a color copy."""
+    for name in ("a.jpg", "a_L.jpg", "a_color.jpg", "b_mask.jpg"):
+        standins.save(tmp_path / name, noise(0))
+    assert look(tmp_path) == []
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "1", "RGB"])
@@ -211,6 +228,32 @@ def test_transparent_images_are_told(tmp_path, capsys):
     assert status == 1 and "WRONG: folder train: 1 of 3 images are transparent all over and so white (0.png)" in said
 
 
+def test_files_of_several_pages_are_told_and_overviews_are_not(tmp_path):
+    first, second = (Image.fromarray(noise(i)) for i in range(2))
+    first.save(tmp_path / "stack.tif", save_all=True, append_images=[second])
+    first.save(tmp_path / "moves.gif", save_all=True, append_images=[second])
+    first.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[second])
+    pyramid = first.resize((16, 16))
+    pyramid.encoderinfo = {"tiffinfo": {254: 1}}
+    first.save(tmp_path / "pyramid.tif", save_all=True, append_images=[pyramid])
+    for found in (look(tmp_path), look(open_dataset("folder", tmp_path, "train"))):
+        assert len(found) == 1 and "2 of 4 image files hold several frames or pages (moves.gif, stack.tif)" in found[0].text
+
+
+def test_label_maps_whose_palettes_contradict_each_other_are_told(tmp_path):
+    """As programs write them that make a palette for each file."""
+    root = labeled(tmp_path, ["a", "b"], [[0, 1]] * 2)
+    colors = ([200, 0, 0, 0, 200, 0], [200, 0, 0, 0, 200, 0])
+    for number, palette in enumerate(colors):
+        stored = Image.fromarray(standins.stripes([0, 1], SIDE, SIDE))
+        stored.putpalette(palette)
+        stored.save(root / f"folder/labels/train/{number}.png")
+    assert texts(root) == ""
+    stored.putpalette([0, 200, 0, 200, 0, 0])
+    stored.save(root / "folder/labels/train/1.png")
+    assert texts(root).startswith("WRONG folder train: label maps color the same id otherwise (id 0, 1)")
+
+
 # ---------------------------------------------------------------------------------------------- sister releases
 
 
@@ -256,6 +299,19 @@ def test_cityscapes_maps_of_other_kinds_are_named(tmp_path, capsys, ids, said):
         open_dataset("cityscapes", tmp_path, "train").label(0)
     assert checked(capsys, "cityscapes", tmp_path)[0] == 1
     assert open_dataset("cityscapes", tmp_path, "train", published=True).label(0) is not None
+
+
+def test_label_maps_of_another_release_are_named_where_the_right_ones_are_missing(tmp_path, monkeypatch):
+    standins.cityscapes(tmp_path, {"train": 1, "val": 1}, 32, 64)
+    (path,) = (tmp_path / "cityscapes/gtFine/train").rglob("*_labelIds.png")
+    path.rename(path.with_name(path.name.replace("_labelIds", "_labelTrainIds")))
+    with pytest.raises(StegoError, match=r"1 label maps missing.*beside aachen_.*_labelTrainIds\.png"):
+        open_dataset("cityscapes", tmp_path, "train")
+    root, tile = potsdam(tmp_path, monkeypatch), TILES["val"][0]
+    path = root / f"potsdam/5_Labels_all/top_potsdam_{tile}_label.tif"
+    path.rename(path.with_name(f"top_potsdam_{tile}_label_noBoundary.tif"))
+    with pytest.raises(StegoError, match=r"_label\.tif is missing; there is .*_label_noBoundary\.tif, of another release"):
+        open_dataset("potsdam3", root, "val")
 
 
 def test_cityscapes_train_ids_without_255_are_told(tmp_path, capsys):

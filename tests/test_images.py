@@ -217,6 +217,41 @@ def test_transparent_pixels_are_ignored_in_label_maps(tmp_path):
     assert dataset.label(0).tolist() == dataset[0][1].tolist() == expected
 
 
+def test_a_mask_that_gdal_keeps_in_a_tiff_is_transparency(tmp_path):
+    mask = Image.fromarray(np.array([[0, 255]], np.uint8))
+    mask.encoderinfo = {"tiffinfo": {254: 4}}
+    Image.new("RGB", (2, 1), (90, 90, 90)).save(tmp_path / "a.tif", save_all=True, append_images=[mask])
+    image, transparent = open_image(tmp_path / "a.tif")
+    assert transparent.tolist() == [[True, False]] and np.asarray(image)[0].tolist() == [[255] * 3, [90] * 3]
+    standins.save(tmp_path / "imgs/train/b.png", np.zeros((1, 2, 3), np.uint8)).unlink()
+    (tmp_path / "a.tif").rename(tmp_path / "imgs/train/a.tif")
+    standins.save(tmp_path / "labels/train/a.png", np.zeros((1, 2), np.uint8))
+    (tmp_path / "classes.json").write_text('{"names": ["a"]}')
+    assert open_dataset("folder", tmp_path, "train").label(0).tolist() == [[-1, 0]]
+
+
+# ---------------------------------------------------------------------------------------------- label maps of few bits
+
+
+def png_of(bits: int, ids: list[int]) -> bytes:
+    """A grayscale PNG of 1, 2 or 4 bits with one row of ids."""
+    packed = int("".join(f"{id_:0{bits}b}" for id_ in ids).ljust(-(-len(ids) * bits // 8) * 8, "0"), 2)
+    row = b"\0" + packed.to_bytes(-(-len(ids) * bits // 8), "big")
+    header = struct.pack(">IIBBBBB", len(ids), 1, bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(row)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks)
+
+
+@pytest.mark.parametrize("bits, ids", [(1, [0, 1, 1]), (2, [0, 3, 1, 2]), (4, [0, 15, 1, 7])])
+def test_label_maps_of_few_bits_hold_the_stored_numbers(tmp_path, bits, ids):
+    """Pillow stretches them to 8 bits, as is right for photographs: 1 becomes 85 or 17, which may be another class."""
+    standins.save(tmp_path / "imgs/train/a.png", np.zeros((1, len(ids), 3), np.uint8))
+    (tmp_path / "labels/train").mkdir(parents=True)
+    (tmp_path / "labels/train/a.png").write_bytes(png_of(bits, ids))
+    (tmp_path / "classes.json").write_text(json.dumps({"names": [str(i) for i in range(90)]}))
+    assert open_dataset("folder", tmp_path, "train").label(0).tolist() == [ids]
+
+
 # ---------------------------------------------------------------------------------------------- orientation
 
 
@@ -349,12 +384,23 @@ def test_id_lists_with_a_mark_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     "names, said",
-    [(["cat", "dog", "cat"], "'cat' is twice"), (["cat", "Cat "], "'Cat ' is twice"), (["cat", ""], "'' is empty"), (["cat", "  "], "'  ' is empty"), (["cat", "no class"], "'no class' is the name of what")],
+    [(["cat", "dog", "cat"], "'cat' is twice"), (["cat", "Cat "], "'Cat ' is twice"), (["cat", ""], "'' is empty"), (["cat", "  "], "'  ' is empty"), (["cat", "no class"], "'no class' is the name of what"),
+     (["café", "cafe\u0301"], "'cafe\u0301' is twice"), (["cat", "\u200b"], r"'.*' is empty"), (["cat", "d\no\ng"], r"'d.*' is broken by a control")],
 )  # fmt: skip
 def test_class_names_tell_the_classes_apart(tmp_path, names, said):
     (tmp_path / "classes.json").write_text(json.dumps({"names": names}))
     with pytest.raises(StegoError, match=rf"classes\.json: class name {said}"):
         read_classes(tmp_path / "classes.json")
+
+
+def test_a_misspelled_key_of_classes_json_is_told_and_a_remark_is_not(tmp_path):
+    path = tmp_path / "classes.json"
+    for key, meant in (("colours", "colors"), ("Range", "range"), ("name", "names")):
+        path.write_text(json.dumps({"names": ["cat"], key: []}))
+        with pytest.raises(StegoError, match=rf"unknown key '{key}' \(did you mean '{meant}'\?\)"):
+            read_classes(path)
+    path.write_text(json.dumps({"names": ["سگ\u200cها"], "made by": "hand"}))
+    assert read_classes(path).names == ("سگ\u200cها",), "joiners belong to some scripts"
 
 
 def test_no_text_is_read_or_written_in_the_machines_own_encoding():

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from itertools import product
@@ -13,6 +14,7 @@ import numpy as np
 import papermill
 import pytest
 import standins
+import test_results
 from common import BASELINES
 
 from stego_lib import StegoError, notebooks, results
@@ -111,7 +113,7 @@ def test_the_command_line_says_how_it_ended(tmp_path, monkeypatch, capsys):
     given = [str(TRAIN), str(tmp_path / "out.ipynb"), "-p", "steps", "3", "-p", "shifts", "[p70, 0.1, p80]"]
     asked = []
     monkeypatch.setattr(notebooks, "run_notebook", lambda *arguments: (asked.append(arguments), "mIoU 40.0\n")[1])
-    assert main(given) == 0 and asked[0][2] == {"steps": 3, "shifts": ["p70", 0.1, "p80"]}, "values are read as YAML"
+    assert main(given) == 0 and asked[0][2] == {"steps": 3, "shifts": "[p70, 0.1, p80]"}, "values are read by the declared type"
     assert capsys.readouterr().out == f"mIoU 40.0\nexecuted notebook: {tmp_path / 'out.ipynb'}\n"
     monkeypatch.setattr(notebooks, "run_notebook", fails)
     assert main(given) == 1
@@ -135,6 +137,39 @@ def test_the_check_of_parameters_reads_the_cells_before_it(monkeypatch):
     cells[-1] = "# Parameters\nstesp = 4"
     monkeypatch.setitem(sys.modules, "IPython", None)
     check_parameters()  # outside a notebook there is nothing to check
+
+
+def test_papermill_alone_leaves_few_outputs_in_a_notebook(small, tmp_path):
+    """A bar that is redrawn twice a second would leave an output each time."""
+    startup = tmp_path / "profile_default" / "startup" / "first.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text("from stego_lib import progress\nprogress.APART = 0\n")
+    environment = os.environ | {"IPYTHONDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment.pop("STEGO_BARS", None)
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(TRAIN), str(tmp_path / "out.ipynb")]
+    for name, value in (small | {"steps": 40, "runs_dir": str(tmp_path / "runs")}).items():
+        command += ["-p", name, str(value)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    streams = [output.text for output in outputs(tmp_path / "out.ipynb") if output.output_type == "stream"]
+    assert len(streams) < 30 and not any("\r" in text for text in streams)
+    told = "".join(streams)
+    for what in ("fitting the cluster probe", "fitting the linear probe", "baseline: k-means on features", "baseline: k-means on colors"):
+        assert what in told, "without a pause between lines, each part of the work without steps is named"
+
+
+@pytest.mark.parametrize("name", ["train", "seeds", "reproduce"])
+def test_the_summary_tells_of_a_collapse(name, capsys):
+    """The cell itself, run on the record of a run that collapsed and on that of a sound one."""
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells
+    (cell,) = [cell for cell in cells if "summary" in cell.metadata.get("tags", [])]
+    seen = "step 75: the codes are nearly all alike"
+    for collapsed in (True, False):
+        record = test_results.record(3) | {"collapsed": collapsed, "codes": {"seen": seen if collapsed else None}, "pictures": 6}
+        run = SimpleNamespace(step=100, folder="runs/a", watched={"seen": seen})
+        values = dict(record=record, kept=[record], run=run, experiment=SimpleNamespace(name="a"), results=results, seeds=[3], records="r")
+        exec(cell.source, values | dict(row="cityscapes-vitb8", published=True, figures=None, departures=[]))
+        assert (f"do not trust this run: seed 3: {seen}" in capsys.readouterr().out) == collapsed
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -164,7 +199,7 @@ def test_every_parameter_has_type_default_and_a_line_of_help(notebook):
     parameters = papermill.inspect_notebook(str(notebook))
     assert parameters
     for name, about in parameters.items():
-        assert about["inferred_type_name"] in ("str", "int", "bool", "float"), name
+        assert about["inferred_type_name"] in ("str", "int", "bool", "float", "list[int]"), name
         assert about["default"] != "" and len(about["help"]) > 10, name
 
 

@@ -1,15 +1,23 @@
 """What figures draw: the numbers that they are given, and a word where there are none."""
 
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from common import tiny_experiment
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
-from stego_lib import StegoError, open_dataset, plots, plots_data, plots_study
+from stego_lib import StegoError, evaluate, open_dataset, plots, plots_correspondence, plots_data, plots_study, train
 from stego_lib.datasets import Classes
+from stego_lib.notices import Notice
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +132,124 @@ def test_label_files_stand_below_their_own_picture_and_label(tmp_path, scenes_ro
     assert len(plots_data.label_files([file], dataset.classes).axes) == 1
     with pytest.raises(StegoError, match="called like no picture of scenes val"):
         plots_data.label_files([file.rename(tmp_path / "other.png")], dataset.classes, dataset)
+
+CHINESE = Classes(("天空", "道路"), ((9, 9, 200), (90, 90, 90)))
+
+
+@pytest.fixture
+def fonts(monkeypatch):
+    """The fonts that every machine has, and those that a test adds; what figures use is put back."""
+    usual = [font for font in plots.font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]
+    monkeypatch.setattr(plots.font_manager.fontManager, "ttflist", usual)
+    monkeypatch.setattr(plots, "_BOXES", set())
+    with plt.rc_context({"font.family": ["sans-serif"], "font.sans-serif": ["DejaVu Sans"]}), warnings.catch_warnings():
+        yield
+
+
+def write_font(path: Path, letters: str) -> Path:
+    """A font whose letters are squares."""
+    pen = TTGlyphPen(None)
+    for step, corner in enumerate([(100, 0), (100, 700), (800, 700), (800, 0)]):
+        (pen.lineTo if step else pen.moveTo)(corner)
+    pen.closePath()
+    names = [".notdef", *(f"letter{i}" for i in range(len(letters)))]
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder(names)
+    font.setupCharacterMap(dict(zip(map(ord, letters), names[1:], strict=True)))
+    font.setupGlyf(dict.fromkeys(names, pen.glyph()))
+    font.setupHorizontalMetrics(dict.fromkeys(names, (900, 100)))
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": path.stem, "styleName": "Regular"})
+    font.setupOS2(sTypoAscender=800, usWinAscent=800, usWinDescent=200)
+    font.setupPost()
+    font.save(path)
+    return path
+
+
+def figures_of(classes: Classes, folder: Path) -> list[Callable]:
+    """Draws one of each kind that shows names of classes or files."""
+    Image.new("RGB", (16, 8)).save(folder / f"{classes.names[0]}.png")
+    names = list(classes.names)
+    record = {
+        "classes": names, "scores": {"cluster": {"iou": [10.0, 20.0]}}, "confusion": [[3, 1], [0, 2]], "matching": [0, 1],
+    }  # fmt: skip
+    label = np.zeros((8, 16), np.uint8)
+    Image.fromarray(label).save(folder / f"{classes.names[1]}.png")
+    return [
+        lambda: plots.overlays(folder, classes),
+        lambda: plots.confusion(record),
+        lambda: plots.class_iou(record, methods=["cluster"]),
+        lambda: plots_data.stages([np.zeros((8, 16, 3), np.uint8)], {"label": [label]}, classes),
+        lambda: plots_data.palettes({"mine": classes}),
+        lambda: plots_data.label_files([folder / f"{names[1]}.png"], classes),
+        lambda: plots_correspondence.picture_strip(torch.zeros(2, 3, 8, 16), names),
+    ]
+
+
+def test_names_in_other_scripts_are_drawn_with_a_font_that_has_them(fonts, tmp_path):
+    """Each figure alone, so that none lives on what another has found."""
+    file = write_font(tmp_path / "Made for this test.ttf", "天空道路")
+    plots.font_manager.fontManager.addfont(file)
+    (tmp_path / "images").mkdir()
+    warnings.filterwarnings("error", "Glyph .* missing from font")
+    for draw in figures_of(CHINESE, tmp_path / "images"):
+        plt.rcParams["font.family"] = ["sans-serif"]
+        draw().canvas.draw()
+        assert plt.rcParams["font.family"] == ["sans-serif", "Made for this test"]
+
+
+def test_letters_that_no_font_has_are_said_once(fonts, tmp_path):
+    with pytest.warns(Notice, match=r"no font on this machine has letters of some names, CJK \(such as .\)") as told:
+        for draw in figures_of(CHINESE, tmp_path):
+            draw().canvas.draw()
+    assert len(told) == 1
+    plots.find_fonts("road", "straße", "дорога", "طريق", "…")
+    with pytest.warns(Notice, match="HANGUL"):
+        plots.find_fonts("도로")
+
+
+def test_names_are_shown_as_they_are():
+    """LabelMe's classes begin with an underscore, which matplotlib hides; dollar signs would begin a formula."""
+    classes = Classes(("_background_", "price $5 to $$", "x^2$"), ((0, 0, 0), (9, 9, 9), (99, 9, 9)))
+    figure = plots_data.stages([np.zeros((8, 8, 3), np.uint8)], {"label": [np.zeros((8, 8), np.uint8)]}, classes)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(classes.names)
+    record = {
+        "classes": list(classes.names), "scores": {"cluster": {"iou": [1.0, 2.0, 3.0]}}, "confusion": np.eye(3).tolist(),
+        "matching": [0, 1, -1],
+    }  # fmt: skip
+    for one in (figure, plots.confusion(record), plots.class_iou(record, methods=["cluster"])):
+        one.canvas.draw()
+
+
+def test_two_classes_of_one_name_have_a_bar_each():
+    """As in records of earlier versions; names are told apart when data are read."""
+    record = {"classes": ["food", "sky", "food"], "scores": {"cluster": {"iou": [10.0, 20.0, 30.0]}}}
+    figure = plots.class_iou(record, methods=["cluster"])
+    assert [bar.get_height() for bar in figure.axes[0].containers[0]] == [10, 20, 30]
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["food (id 0)", "sky", "food (id 2)"]
+
+
+def test_a_large_image_is_shown_small_and_in_its_own_coordinates():
+    image = np.zeros((1500, 2100, 3), np.uint8)
+    image[::3, ::3] = np.arange(700, dtype=np.uint16)[None, :, None] % 256
+    _, axis = plt.subplots()
+    plots.show_image(axis, image)
+    shown = axis.images[0]
+    np.testing.assert_array_equal(shown.get_array(), image[::3, ::3])
+    assert list(shown.get_extent()) == [-0.5, 2099.5, 1499.5, -0.5]
+
+
+def test_segments_wear_the_colors_of_classes_only_once_they_are_matched(scenes_root, backbone_file, tmp_path):
+    run = train(tiny_experiment(scenes_root, backbone_file, steps=2, extra_clusters=2), runs_dir=tmp_path)
+    held_out = open_dataset("scenes", scenes_root, "val")
+    for matched in (False, True):
+        if matched:
+            evaluate(run, baselines=False)
+        figure = plots.predictions(run, held_out, [0, 1])
+        legend = [text.get_text() for text in figure.legends[0].get_texts()]
+        shown = np.asarray(figure.axes[4].images[0].get_array()).reshape(-1, 3)
+        assert legend == list(dict.fromkeys([*held_out.classes.names, *run.segments.names]))
+        assert len(legend) == (10 if matched else 18)
+        of_classes = set(map(tuple, shown.tolist())) & set(held_out.classes.colors)
+        assert bool(of_classes) == matched
+        np.testing.assert_array_equal(shown, plots.paint(run.predict(held_out.picture(0)), run.segments).reshape(-1, 3))

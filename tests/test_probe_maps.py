@@ -1,5 +1,6 @@
 """Probing on the grid against the published order: the code upsampled first, and probed then."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +8,7 @@ from torch.testing import assert_close
 
 from stego_lib.backbone import upsample
 from stego_lib.model import Stego
-from stego_lib.probe_maps import crf_logits, probe_maps, probe_scores, upsampled_length
+from stego_lib.probe_maps import crf_logits, most_similar, probe_maps, probe_scores, upsampled_length
 
 SIZES = [
     ((5, 7), (40, 56)),
@@ -65,3 +66,16 @@ def test_upsampling_is_interpolation_in_value_and_gradient_also_after_an_evaluat
     (found * grown).sum().backward()
     (expected * grown).sum().backward()
     assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "grid, size",
+    [((5, 7), (700, 530)), ((40, 30), (300, 601)), ((3, 4), (257, 256)), ((16, 16), (5, 9)), ((1, 9), (2, 900))],
+)
+def test_the_most_similar_map_block_by_block_is_that_of_all_at_once(grid, size):
+    maps = torch.randn(9, *grid, generator=torch.Generator().manual_seed(0)).cumsum(-1)
+    ids = np.array([3, 1, 4, 0, 5, 9, 2, 6, 255], np.uint8)
+    found = most_similar(maps, size, ids)
+    expected = ids[upsample(maps[None], size)[0].argmax(0)]
+    assert found.dtype == np.uint8 and found.shape == size
+    assert (found != expected).mean() < 1e-4, "the last bit of a sum decides between equals"

@@ -150,7 +150,7 @@ def test_golden_classes_after_the_crf(golden_run, golden_maps, name):
 def test_golden_predictions_are_the_clusters(golden_run):
     run, expected = golden_run
     for image, clusters in zip(expected["images_rgb_uint8"], expected["cluster_argmax"], strict=True):
-        assert (run.predict(image)[0] == clusters).mean() >= 0.999
+        assert (run.predict(image) == clusters).mean() >= 0.999
 
 
 # ---------------------------------------------------------------------------------------------- one of our own making
@@ -429,12 +429,12 @@ def test_it_evaluates_and_then_predicts_classes(ckpt, on_scenes, tmp_path, monke
     run = load_run(ckpt, runs_dir=tmp_path, **on_scenes)
     run.experiment = run.experiment.but(crop="none", train_size=64)  # the baselines look at training pictures
     picture = open_dataset("scenes", on_scenes["data_root"], "val").picture(0)
-    clusters = run.predict(picture)[0]
+    clusters = run.predict(picture)
     record = evaluate(run)
     assert record["step"] == 7000 and set(record["scores"]) >= {"cluster", "linear", "kmeans_features"}
     assert record["experiment"]["backbone"] == "tiny.ckpt" and str(tmp_path) not in str(record)
     again = load_run(ckpt, runs_dir=tmp_path, **on_scenes)
-    np.testing.assert_array_equal(again.predict(picture)[0], np.array(record["matching"])[clusters])
+    np.testing.assert_array_equal(again.predict(picture), np.array(record["matching"])[clusters])
     with pytest.raises(StegoError, match=r"no metrics\.json"):
         _ = load_run(ckpt, runs_dir=tmp_path, **on_scenes | {"eval_size": 32}).metrics
     assert sorted(path.name for path in ckpt.parent.iterdir()) == ["tiny.ckpt"], "nothing is left beside the checkpoint"

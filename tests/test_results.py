@@ -2,20 +2,25 @@
 
 import copy
 import math
+import os
 import runpy
+import shutil
+import subprocess
 import sys
+import zipfile
 from itertools import combinations
 
 import numpy as np
 import pytest
 from common import ROOT
 
-from stego_lib import Experiment, StegoError, results
+from stego_lib import Experiment, StegoError
 from stego_lib.evaluation import recorded
 from stego_lib.files import write_json
 from stego_lib.results import (
     METHODS,
     PUBLISHED,
+    collapses,
     departures,
     expected_best,
     fill_tables,
@@ -70,6 +75,26 @@ def test_mean_and_deviation_over_seeds():
 def test_records_of_different_experiments_are_refused():
     with pytest.raises(StegoError, match="steps"):
         summary([record(0), record(1, steps=6)])
+
+
+def test_records_with_and_without_crf_go_together_row_by_row():
+    """The CRF touches no row but its own; what is on record both ways counts once."""
+    records = [record(seed, crf=seed < 2) for seed in range(4)] + [record(0, crf=False)]
+    for one in records[:2]:
+        one["scores"]["cluster_crf"] = {"accuracy": 50.0 + one["experiment"]["seed"], "miou": 30.0, "iou": []}
+    table, plain = summary(records), summary(RECORDS)
+    for method in plain.index:
+        np.testing.assert_allclose(table.loc[method], plain.loc[method])
+    assert table.loc["cluster_crf", ("accuracy", "mean")] == pytest.approx(50.5)
+    lines = markdown_table(records).splitlines()
+    assert sum(f"{METHODS['cluster_crf']}, 2 of 4 seeds | 50.5 ± 0.7" in line for line in lines) == 1
+    assert any(line.startswith(f"| {METHODS['cluster']} |") for line in lines)
+
+
+def test_a_collapse_is_told_of_each_record_that_saw_one():
+    sound, wrong = record(0) | {"collapsed": False, "codes": {"seen": None}}, record(3)
+    wrong |= {"collapsed": True, "codes": {"seen": "step 75: the codes are nearly all alike"}}
+    assert collapses([sound, wrong, record(1)]) == ["seed 3: step 75: the codes are nearly all alike"]
 
 
 def test_records_of_other_backbone_weights_are_refused():
@@ -142,7 +167,7 @@ def test_published_figures_are_those_of_the_table_and_name_their_source(row, met
 
 
 def test_the_table_of_published_results_is_the_reference(shared):
-    assert (ROOT / "data" / PUBLISHED).read_bytes() == (shared / "reference" / PUBLISHED).read_bytes()
+    assert PUBLISHED.read_bytes() == (shared / "reference" / PUBLISHED.name).read_bytes()
 
 
 @pytest.mark.parametrize("row", ["scenes", "cityscape-vitb8", "", None])
@@ -151,10 +176,25 @@ def test_what_is_no_row_of_the_paper_is_refused(row):
         published_figures(row)
 
 
-def test_a_missing_table_of_published_results_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(results.paths, "data_root", lambda: tmp_path)
-    with pytest.raises(StegoError, match=r"published_results\.csv is missing"):
-        published_figures("cityscapes-vitb8")
+def test_the_wheel_holds_the_table_of_published_results(tmp_path):
+    """Read from the wheel's files, outside a checkout."""
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
+    copied = tmp_path / "source"
+    for name in ("stego_lib", "pyproject.toml", "README.md", "LICENSE"):
+        where = copied / name
+        where.parent.mkdir(exist_ok=True)
+        kept = shutil.ignore_patterns("__pycache__", "*.safetensors")
+        shutil.copytree(ROOT / name, where, ignore=kept) if (ROOT / name).is_dir() else shutil.copy(ROOT / name, where)
+    built = subprocess.run([*build[:-1], str(copied)], capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    code = "from stego_lib.results import *; import stego_lib; print(stego_lib.__file__, len(published_results()), paper_rows())"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "installed") in done.stdout and "cityscapes-vitb8" in done.stdout
 
 
 def test_published_figures_stand_beside_the_measured_ones():

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms.functional as TF
 from common import golden
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -160,3 +161,15 @@ def test_crops_of_more_classes_than_their_files_count_are_refused(pair, tmp_path
     with pytest.raises(StegoError, match=r"has 256 classes; the layout holds 255 at most"):
         write_crops(FiveCrop(pair), tmp_path / "cropped")
     assert not (tmp_path / "cropped").exists()
+
+
+@pytest.mark.parametrize(
+    "shape, size", [((500, 333), 64), ((300, 77), (96, 40)), ((40, 50), 72), ((1000, 64), (320, 64)), ((64, 64), 64)]
+)
+def test_scaling_in_strips_is_scaling_at_once(shape, size):
+    """Bit for bit, whatever goes up or down: features on disk stay what they are."""
+    picture = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for one in (picture.movedim(-1, 0), picture.movedim(-1, 0).contiguous()):
+        expected = TF.resize(one, size if isinstance(size, int) else list(size), antialias=True)
+        expected = TF.center_crop(expected, size) if isinstance(size, int) else expected
+        assert torch.equal(resize_picture(one, size), expected)

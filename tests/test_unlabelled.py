@@ -6,15 +6,29 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from common import ROOT, tiny_experiment
+from PIL import Image
 
-from stego_lib import Experiment, StegoError, baselines, clustering, evaluate, load_run, results, train
+from stego_lib import (
+    Experiment,
+    StegoError,
+    baselines,
+    clustering,
+    evaluate,
+    load_run,
+    plots,
+    results,
+    seeds,
+    train,
+)
 from stego_lib.calibration import AUTO
 from stego_lib.model import LinearProbe
 from stego_lib.notebooks import run_notebook
 from stego_lib.notices import Notice
+from stego_lib.study import Study, Variant
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +62,40 @@ def test_the_record_says_that_nothing_is_scored(run, root):
     assert record["scores"] == stored["scores"] == {} and "no labels" in stored["unscored"]
     assert not {"matching", "confusion", "best_by_label"} & set(stored), "no made-up numbers"
     assert stored["pictures"] == 6 and stored["classes"] == [f"cluster {i}" for i in range(5)]
-    (found,) = run.predict(root / "folder/imgs/val/0012.png")
+    found = run.predict(root / "folder/imgs/val/0012.png")
     assert found.shape == (64, 64) and found.max() < 5, "clusters, as without evaluation"
 
 
 def test_a_table_of_unscored_records_says_why(run):
     with pytest.raises(StegoError, match="folder val has no labels"):
         results.markdown_table([results.read_record(run.folder / "metrics.json")])
+
+
+@pytest.mark.parametrize("draw", [plots.score_bars, plots.confusion, plots.class_iou])
+def test_a_figure_of_scores_that_do_not_exist_says_why(run, draw):
+    with pytest.raises(StegoError, match="folder val has no labels"):
+        draw(run.metrics)
+
+
+def test_scored_and_unscored_records_are_not_averaged(run, scenes_root, backbone_file, tmp_path):
+    """A mean of two seeds that passes for one of three."""
+    unscored = run.metrics
+    known = unscored | {"scores": {"cluster": {"accuracy": 50.0, "miou": 40.0, "iou": [40.0] * 5}}}
+    assert "50.0" in results.markdown_table([known])
+    with pytest.raises(StegoError, match="1 of 2 records have no scores: folder val has no labels"):
+        results.markdown_table([known, unscored])
+
+
+def test_seeds_that_were_not_scored_are_scored_when_there_are_labels(run, experiment, root, tmp_path):
+    assert seeds.finished_record(experiment, root / "runs") is None
+
+
+def test_a_study_of_unlabelled_images_is_refused_before_any_work(experiment, tmp_path):
+    variants = [Variant("heads", "trained", experiment), Variant("heads", "pca", experiment, fixed="pca")]
+    for variant in variants:
+        with pytest.raises(StegoError, match="folder has no labels in val"):
+            Study([variant], [0], tmp_path / "records").run(runs_dir=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_probe_knows_whether_it_was_trained():
@@ -96,9 +137,19 @@ def test_the_notebook_runs_to_the_end_on_just_pictures(scenes_root, backbone_fil
     outputs = [output for cell in nbformat.read(out, 4).cells for output in cell.get("outputs", [])]
     assert len([output for output in outputs if "image/png" in output.get("data", {})]) == 4, "and the pictures"
     run = load_run(folder)
-    assert set(np.unique(run.predict(pictures / "0000.png")[0])) <= set(range(4))
+    assert set(np.unique(run.predict(pictures / "0000.png"))) <= set(range(4))
     assert run.experiment.shifts == "auto" and run.correspondences["rule"] == list(AUTO), (
         "calibrated, with no number given"
     )
     assert run.correspondences["reason"] in "".join(one.get("text", "") for one in outputs)
     assert run.watched["steps"] == [3] and run.watched["collapsed"] is False
+
+    out = tmp_path / "segmented.ipynb"
+    parameters = {"run": str(folder), "pictures": str(pictures), "output": str(tmp_path / "maps")}
+    text = run_notebook(ROOT / "notebooks" / "segment_your_images.ipynb", out, parameters)
+    assert text.startswith(f"{len(list(pictures.iterdir()))} pictures segmented")
+    table = pd.read_csv(tmp_path / "maps" / "areas.csv", index_col="picture")
+    assert list(table.columns) == [f"cluster {i}" for i in range(4)] and len(table) == len(list(pictures.iterdir()))
+    with Image.open(tmp_path / "maps" / "labels" / "0000.png") as stored:
+        np.testing.assert_array_equal(np.array(stored), run.predict(pictures / "0000.png"))
+        assert stored.getpalette()[:12] == [value for color in run.classes.colors for value in color]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import StegoError
 from ..experiment import Experiment, did_you_mean
+from ..paths import user_path
 from .base import IGNORED, Classes, SegmentationDataset
 from .camvid import open_camvid
 from .cityscapes import open_cityscapes
@@ -60,6 +61,7 @@ def open_dataset(
         raise StegoError(
             f"unknown data set {name!r}{did_you_mean(name, list(DATASETS))}; data sets: {', '.join(DATASETS)}"
         )
+    root = user_path(root)
     dataset = open_folder(root, split, n_classes=n_classes) if name == "folder" else DATASETS[name](root, split)
     if n_classes not in (None, len(dataset.classes)):
         raise StegoError(

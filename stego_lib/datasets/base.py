@@ -1,6 +1,7 @@
 """What a data set is: pictures, label maps where there are any, and what the labels mean."""
 
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..errors import DataNotFound, StegoError
 from ..files import checksum
+from ..paths import user_path
 from .images import (
     BROKEN,
     DEFAULT,
@@ -24,8 +26,8 @@ from .images import (
     StoredImage,
     open_image,
     read_image,
+    stored_numbers,
     transparent_part,
-    turn,
 )
 
 __all__ = ["Classes", "SegmentationDataset", "list_pictures", "open_image", "open_picture", "pair_by_stem"]
@@ -66,9 +68,12 @@ class Classes:
             )
         seen: set[str] = set()
         for name in self.names:
-            plain = " ".join(name.split()).casefold()
-            if not plain or plain in seen or plain in RESERVED:
+            visible = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
+            plain = " ".join(visible.split()).casefold()
+            broken = any(unicodedata.category(c) == "Cc" for c in name)
+            if broken or not plain or plain in seen or plain in RESERVED:
                 fault = "empty" if not plain else "twice" if plain in seen else "the name of what belongs to no class"
+                fault = "broken by a control character, such as the end of a line" if broken else fault
                 raise StegoError(f"class name {name!r} is {fault}; every class needs a name of its own")
             seen.add(plain)
 
@@ -174,7 +179,7 @@ class SegmentationDataset(Sequence):
         """The ids as stored, (H, W), of a label map file; StegoError names a file that is broken."""
         try:
             with Image.open(path, formats=FORMATS) as file:
-                return np.array(turn(file, self.rules))
+                return stored_numbers(file, self.rules)
         except BROKEN as error:
             raise StegoError(f"label map {path} cannot be read ({error}); replace the file") from error
 
@@ -273,8 +278,8 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def visible(path: Path) -> bool:
-    """False for hidden files, as macOS writes them beside each file of an archive (._NAME)."""
-    return not path.name.startswith(".")
+    """False for hidden files and folders, and what macOS writes beside each file of an archive (._NAME, __MACOSX)."""
+    return not path.name.startswith(".") and path.name != "__MACOSX"
 
 
 def pair_by_stem(pictures: list[Path], labels: Path, suffix: str = ".png") -> list[Path | None]:
@@ -301,7 +306,7 @@ def find_folder(
 
     Raises DataNotFound that says where it looked, which files belong there (`layout`) and where they come from (`source`).
     """
-    root = Path(root).expanduser()
+    root = user_path(root)
     candidates = [*(root / name for name in names), root]
     for folder in candidates:
         if any((folder / need).exists() for need in ((needs,) if isinstance(needs, str) else needs)):

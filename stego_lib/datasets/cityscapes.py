@@ -66,7 +66,9 @@ def open_cityscapes(root: str | Path, split: str) -> Cityscapes:
     ]
     missing = [path for path in labels if not path.exists()]
     if missing or not pictures:
+        other = sorted(missing[0].parent.glob(missing[0].name.replace("_labelIds", "_*"))) if missing else []
+        beside = f", beside {', '.join(path.name for path in other)}" if other else ""
         raise StegoError(
-            f"{folder}: {len(pictures)} pictures, {len(missing)} label maps missing{f', the first is {missing[0]}' if missing else ''}; {LAYOUT}"
+            f"{folder}: {len(pictures)} pictures, {len(missing)} label maps missing{f', the first is {missing[0]}' if missing else ''}{beside}; {LAYOUT}"
         )
     return Cityscapes("cityscapes", split, CLASSES, pictures, [*labels])

@@ -13,7 +13,7 @@ from ..errors import StegoError
 from ..files import fingerprint, read_json, write_json
 from ..notices import notice
 from .base import Finding, SegmentationDataset, list_pictures, listed, visible
-from .images import BROKEN, DEFAULT, SUFFIXES, Rules, depth_of, formats_of, read_image
+from .images import BROKEN, DEFAULT, SUFFIXES, Rules, depth_of, formats_of, read_image, several
 from .intact import Survey, survey
 
 COMPANIONS = {
@@ -23,15 +23,17 @@ COMPANIONS = {
 """Endings of files that nobody takes for images."""
 LIMIT = 20_000
 """Files in subfolders that are counted at most."""
-MASK = r"masks?|labels?|labelids|labeltrainids|instanceids|trainids|seg|segmentation|gt|groundtruth|ground_truth|annotations?|annot|color|matte|L|P"
-MASK_NAME = re.compile(rf"(?P<base>.+?)[ ._-](?:{MASK})\d*|(?:{MASK})[ ._-](?P<rest>.+)", re.IGNORECASE)
+WEAK = "L|P|color|matte|alpha|gt"
+"""Endings of names of label maps that photographs have as well."""
+MASK = rf"masks?|labels?|labelids|labeltrainids|instanceids|trainids|seg|segmentation|groundtruth|ground_truth|annotations?|annot|(?P<weak>{WEAK})"
+MASK_NAME = re.compile(rf"(?P<base>.+?)[ ._-](?:{MASK})\d*|masks?[ ._-](?P<rest>.+)", re.IGNORECASE)
 """How a label map beside its image is called."""
 KEPT_VERSION = 1
 """To be raised whenever the findings of the same files change."""
 
 
 def look(
-    source: SegmentationDataset | Path, found: Survey | None = None, keep: Path | None = None
+    source: SegmentationDataset | Path, found: Survey | None = None, keep: Path | None = None, rules: Rules = DEFAULT
 ) -> list[Finding]:
     """Looks for what may mislead.
 
@@ -43,6 +45,8 @@ def look(
         What its files hold, if they have been read.
     keep
         Folder in which the findings of a dataset are kept, so that files that have not changed are read once.
+    rules
+        How the images of a folder are read.
 
     Raises
     ------
@@ -51,7 +55,7 @@ def look(
     """
     if isinstance(source, Path):
         paths = list_pictures(source)
-        return [*_left_out(source), *_masks(paths, _flat(paths), "segmented"), *_headers(paths)]
+        return [*left_out(source), *_masks(paths, _flat(paths), "segmented"), *_headers(paths, rules)]
     whole: SegmentationDataset = getattr(source, "whole", source)
     kept = keep / f".findings-{fingerprint(KEPT_VERSION, whole.state(), whole.published)}.json" if keep else None
     if kept is not None:
@@ -59,10 +63,14 @@ def look(
     return [*_beside(whole), *from_survey(whole, found or survey(whole))]
 
 
-def tell(source: SegmentationDataset | Path, keep: Path | None = None) -> None:
-    """Shows each finding of `look` as a notice."""
-    for finding in look(source, keep=keep):
-        notice(finding.text)
+def tell(source: SegmentationDataset | Path, keep: Path | None = None, rules: Rules = DEFAULT) -> None:
+    """Shows each finding of `look` as a notice: once a process, though training and evaluation may both find it."""
+
+    def once(text: str) -> None:
+        notice(text)  # its place is then this function, whoever asked, and Python shows a warning of one place once
+
+    for finding in look(source, keep=keep, rules=rules):
+        once(finding.text)
 
 
 def _kept(dataset: SegmentationDataset, path: Path) -> list[Finding]:
@@ -78,7 +86,7 @@ def _kept(dataset: SegmentationDataset, path: Path) -> list[Finding]:
 
 def _beside(dataset: SegmentationDataset) -> list[Finding]:
     """What lies beside the images of a folder of one's own."""
-    return _left_out(dataset.pictures[0].parent) if dataset.name == "folder" else []
+    return left_out(dataset.pictures[0].parent) if dataset.name == "folder" else []
 
 
 def from_survey(dataset: SegmentationDataset, found: Survey) -> list[Finding]:
@@ -97,6 +105,8 @@ def _images(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
         )
     if found.depths and rules.range is None:
         yield Finding(f"{what}: {_deep(found.depths, count)}")
+    if found.paged:
+        yield Finding(f"{what}: {_several(found.paged, count)}")
     if found.transparent:
         ignored = " and ignored in label maps" if dataset.has_labels else ""
         yield Finding(f"{what}: {found.transparent} of {count} images have transparent pixels, which are white{ignored}")
@@ -112,6 +122,13 @@ def turned(found: Survey, count: int) -> str:
     """How many images EXIF data turn, and how."""
     how = ", ".join(f"orientation {way}: {number}" for way, number in sorted(found.orientations.items()))
     return f"{sum(found.orientations.values())} of {count} images are turned upright as their EXIF data say ({how})"
+
+
+def _several(names: list[str], count: int) -> str:
+    return (
+        f"{len(names)} of {count} image files hold several frames or pages ({_named(names)}), of which the first is read; save the "
+        "others as files of their own"
+    )
 
 
 def _deep(depths: Counter[str], count: int) -> str:
@@ -137,7 +154,7 @@ def _labels(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
             hint = "; ids start at 0"
     if not present:
         yield Finding(f"{what}: no pixel of {found.maps} has a class ({told}); are these its label maps?{hint}", True)
-    elif present == 1 and len(counts) > 1:
+    elif present == 1:
         only = names[int(counts.argmax())]
         yield Finding(
             f"{what}: {only!r} is the only class in {found.maps} ({told}), so a score of 100 would mean nothing{hint}", True
@@ -146,6 +163,12 @@ def _labels(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
         few = ", ".join(repr(names[i]) for i in absent[:5]) + (", ..." if len(absent) > 5 else "")
         swallowed = dataset.name == "folder" and bool(found.ids[255] > counts.sum() - counts.max())
         yield Finding(f"{what}: {len(absent)} of {len(counts)} classes occur in none of {found.maps}: {few} ({told}){hint}", swallowed)
+    if found.recolored:
+        yield Finding(
+            f"{what}: label maps color the same id otherwise (id {listed(sorted(found.recolored))}), so it may be another class in "
+            "each: save them with one palette for all",
+            True,
+        )
     for doubt in dataset.doubts(found.ids):
         yield Finding(f"{what}: {doubt.text}", doubt.misleads)
 
@@ -159,7 +182,7 @@ def _masks(paths: list[Path], flat: list[str], used: str) -> Iterator[Finding]:
     stems, found = {path.stem for path in paths}, set(flat)
     for path in paths:
         match = MASK_NAME.fullmatch(path.stem)
-        if match and (match["base"] or match["rest"]) in stems:
+        if match and (match["base"] or match["rest"]) in stems and (not match["weak"] or _looks_flat(path)):
             found.add(path.name)
     if found:
         yield Finding(
@@ -169,6 +192,13 @@ def _masks(paths: list[Path], flat: list[str], used: str) -> Iterator[Finding]:
         )
 
 
+def _looks_flat(path: Path) -> bool:
+    try:
+        return bool(read_image(path).flat)
+    except StegoError:
+        return False  # whoever uses it says so
+
+
 def _flat(paths: list[Path]) -> list[str]:
     """Names of the files with one channel that look like label maps."""
     found = []
@@ -176,35 +206,38 @@ def _flat(paths: list[Path]) -> list[str]:
         try:
             with Image.open(path, formats=formats_of(path)) as file:
                 likely = file.mode in ("1", "L", "P")
-            if likely and read_image(path).flat:
-                found.append(path.name)
-        except (*BROKEN, StegoError):
-            continue  # whoever reads it says so
+        except BROKEN:
+            continue
+        if likely and _looks_flat(path):
+            found.append(path.name)
     return found
 
 
-def _headers(paths: list[Path], rules: Rules = DEFAULT) -> Iterator[Finding]:
-    """Depth and transparency of the images of a folder."""
-    depths, transparent = Counter[str](), 0
+def _headers(paths: list[Path], rules: Rules) -> Iterator[Finding]:
+    """Depth, pages and transparency of the images of a folder."""
+    depths, transparent, paged = Counter[str](), 0, []
     for path in paths:
         try:
             with Image.open(path, formats=formats_of(path)) as file:
                 depth, layered = depth_of(file), file.has_transparency_data
+                paged += [path.name] if several(file) else []
             depths.update([depth] if depth else [])
             transparent += layered and read_image(path, rules).transparent is not None
         except (*BROKEN, StegoError):
             continue
-    if depths:
+    if depths and rules.range is None:
         yield Finding(_deep(depths, len(paths)))
+    if paged:
+        yield Finding(_several(paged, len(paths)))
     if transparent:
         yield Finding(f"{transparent} of {len(paths)} images have transparent pixels, which belong to no segment")
 
 
-def _left_out(folder: Path) -> list[Finding]:
+def left_out(folder: Path) -> list[Finding]:
     """Files of a folder that are not read, by their endings, and images in its subfolders."""
     suffixes, nested, inner = Counter[str](), 0, []
     for path in sorted(folder.iterdir()):
-        if not visible(path) or path.name == "__MACOSX":
+        if not visible(path):
             continue
         if path.is_dir():
             count = _images_below(path)
@@ -216,8 +249,8 @@ def _left_out(folder: Path) -> list[Finding]:
         return []
     parts = [f"{count} {suffix or 'without an ending'}" for suffix, count in suffixes.most_common()]
     told = [f"{', '.join(parts)} (not read; save them as JPEG or PNG)"] if parts else []
-    told += [f"{nested} images in subfolders ({_named(inner)}; only the folder itself is read)"] if nested else []
-    return [Finding(f"{nested + suffixes.total()} files of {folder} are left out: {', '.join(told)}")]
+    told += [f"images in subfolders: {nested} ({_named(inner)}; only the folder itself is read)"] if nested else []
+    return [Finding(f"left out of {folder}: {', '.join(told)}")]
 
 
 def _images_below(folder: Path) -> int:

@@ -2,15 +2,20 @@
 
 import colorsys
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..errors import StegoError
+from ..errors import DataNotFound, StegoError
+from ..experiment import did_you_mean
 from ..files import read_json, write_json
 from ..notices import notice
+from ..paths import user_path
 from .base import Classes, SegmentationDataset, check_split, find_folder, list_pictures, pair_by_stem
+from .findings import left_out
 from .images import Rules
 
 LAYOUT = (
@@ -33,12 +38,18 @@ def open_folder(
     pictures of one name.
     """
     check_split(name, split)
-    plain = _plain_folder(Path(root).expanduser(), name)
-    folder = plain or find_folder(root, (name,), f"imgs/{split}", LAYOUT, "your own pictures, in that layout")
+    plain = _plain_folder(user_path(root), name)
+    try:
+        folder = plain or find_folder(root, (name,), f"imgs/{split}", LAYOUT, "your own pictures, in that layout")
+    except DataNotFound as error:
+        there = [folder for folder in (user_path(root) / name, user_path(root)) if folder.is_dir()]
+        beside = [f"  but: {finding.text}" for folder in there for finding in left_out(folder)]
+        raise DataNotFound("\n".join([str(error), *beside])) from None
     source = plain or folder / "imgs" / split
     pictures = list_pictures(source)
     if not pictures:
-        raise StegoError(f"{source} holds no picture; put .jpg or .png files there")
+        also = "".join(f". {finding.text}" for finding in left_out(source))
+        raise StegoError(f"{source} holds no picture; put .jpg or .png files there{also}")
     twins = [path.name for path, next_ in pairwise(sorted(pictures, key=lambda p: p.stem)) if path.stem == next_.stem]
     if twins:
         raise StegoError(
@@ -77,6 +88,10 @@ def nameless(classes: Classes) -> bool:
     return all(re.fullmatch(r"(cluster|class) \d+", name) for name in classes.names)
 
 
+KEYS = frozenset({"names", "colors", "range", "exif"})
+"""What classes.json may hold; keys that are not spelled like one of these are taken for remarks."""
+
+
 def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
     """Reads classes.json: what the classes are called and how the images of a folder are read.
 
@@ -103,6 +118,9 @@ def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
     content = read_json(path)
     if not isinstance(content, dict):
         raise StegoError(f'{path} must hold {{"names": [...]}} with one name at least')
+    for key in content.keys() - KEYS:
+        if guess := did_you_mean(str(key).casefold(), list(KEYS)):
+            raise StegoError(f"{path}: unknown key {key!r}{guess}; it may hold {', '.join(sorted(KEYS))}")
     rules = _read_rules(path, content)
     if "names" not in content and unnamed is not None:
         return replace(unnamed, rules=rules)
@@ -146,3 +164,15 @@ def distinct_colors(count: int) -> list[tuple[int, int, int]]:
     """`count` colours, (R, G, B): hues in steps of the golden ratio, in turn strong or pale, and bright, medium or dark."""
     strong = [colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.9, 0.5)[i % 2], (1.0, 0.75, 0.5)[i % 3]) for i in range(count)]
     return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in strong]
+
+
+def told_apart(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """The names, each once: one that occurs again or is in `taken` gets its id behind it, as in "food (id 11)"."""
+    counts = Counter(name.casefold() for name in (*taken, *names))
+    found = [name if counts[name.casefold()] == 1 else f"{name} (id {i})" for i, name in enumerate(names)]
+    return found if found == list(names) else told_apart(found, taken)
+
+
+def muted_colors(count: int) -> list[tuple[int, int, int]]:
+    """`count` colors, (R, G, B), for clusters that stand for no class: `distinct_colors` mixed with gray."""
+    return [(80 + 3 * red // 8, 80 + 3 * green // 8, 80 + 3 * blue // 8) for red, green, blue in distinct_colors(count)]

@@ -2,6 +2,7 @@
 
 import re
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL.Image import Transpose
 
 from ..errors import StegoError
 
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)  # twice as many pixels are an error
 Image.init()
 FORMATS = tuple(
     name
@@ -40,6 +42,8 @@ BACK = {Transpose.ROTATE_90: Transpose.ROTATE_270, Transpose.ROTATE_270: Transpo
 """The turns that are not their own inverse."""
 NODATA = 42113
 """TIFF tag in which GDAL writes the value of pixels without data."""
+CLOSE = 1024
+"""Pixels a side of the part of an image that is looked at closely."""
 FILLED = 1 / 4
 """A 16-bit image whose largest value is above this part of the range is taken to fill it."""
 
@@ -68,6 +72,8 @@ class StoredImage:
     """What it holds instead of 8 bits a channel, such as "16-bit grayscale"."""
     flat: Literal["", "gray", "color"]
     """Whether it looks like a label map, see `is_flat`, and of one channel or of several."""
+    paged: bool
+    """Whether the file holds further images, see `several`."""
 
 
 DEFAULT = Rules()
@@ -103,16 +109,29 @@ def read_image(path: Path, rules: Rules = DEFAULT) -> StoredImage:
     try:
         with Image.open(path, formats=formats_of(path)) as file:
             depth, tags = depth_of(file), getattr(file, "tag_v2", {})
-            orientation = file.getexif().get(Base.Orientation, 1)
+            orientation, paged = file.getexif().get(Base.Orientation, 1), several(file)
+            covered = _mask_page(file, rules)
             upright = turn(file, rules)
             rgb, transparent = _deep(upright, depth, rules, tags) if depth else _plain(upright, tags)
+            if covered is not None and covered.shape == rgb.size[::-1]:
+                transparent = covered if transparent is None else covered | transparent
+                rgb.paste("white", mask=Image.fromarray(covered))
             flat = is_flat(upright)
     except NoRange as error:
         raise StegoError(f"image {path} {error}") from None
     except BROKEN as error:
         hint = "; TIFF of more than 4 channels or 64-bit values is not read" if _is_tiff(path) else ""
         raise StegoError(f"image {path} cannot be read ({error}{hint}); replace or remove the file") from error
-    return StoredImage(rgb, transparent, orientation, depth, flat)
+    return StoredImage(rgb, transparent, orientation, depth, flat, paged)
+
+
+def as_rgb(image: Image.Image, rules: Rules = DEFAULT) -> tuple[Image.Image, np.ndarray | None]:
+    """The same as `open_image` of an image that is open already, but not turned; StegoError if its values have no range."""
+    try:
+        depth, tags = depth_of(image), getattr(image, "tag_v2", {})
+        return _deep(image, depth, rules, tags) if depth else _plain(image, tags)
+    except NoRange as error:
+        raise StegoError(f"the image {error}") from None
 
 
 def turn(file: Image.Image, rules: Rules) -> Image.Image:
@@ -125,11 +144,56 @@ def turn(file: Image.Image, rules: Rules) -> Image.Image:
     return file.transpose(BACK.get(method, method) if turned else method)
 
 
+def several(file: Image.Image) -> bool:
+    """Whether an opened file holds more images than its first: frames or pages. Overviews and masks are not counted."""
+    if file.format == "TIFF":
+        return bool(_next_page(file) == 0)
+    return file.format in ("GIF", "PNG", "WEBP", "AVIF") and bool(getattr(file, "is_animated", False))
+
+
+def _next_page(file: Image.Image) -> int | None:
+    """What kind of image follows the first of a TIFF: 0 another one, 1 a smaller copy, 4 a mask; None if nothing."""
+    if not getattr(file, "is_animated", False):
+        return None
+    file.seek(1)
+    kind = file.tag_v2.get(254, 0)  # type: ignore[attr-defined]
+    file.seek(0)
+    return kind & 5
+
+
+def _mask_page(file: Image.Image, rules: Rules) -> np.ndarray | None:
+    """Where GDAL's mask, the second image of a TIFF, says that there is nothing, bool (H, W); None without one."""
+    if file.format != "TIFF" or _next_page(file) != 4:
+        return None
+    file.seek(1)
+    covered = np.asarray(turn(file, rules)) == 0
+    file.seek(0)
+    return covered if covered.any() else None
+
+
+def label_palette(path: Path | None) -> list[tuple[int, ...]]:
+    """The colors of a label map file with a palette, in the order of ids; none for others."""
+    try:
+        with Image.open(path or "", formats=FORMATS) as file:
+            colors = (file.getpalette() or []) if file.mode == "P" else []
+    except BROKEN:
+        return []
+    return [tuple(colors[i : i + 3]) for i in range(0, len(colors), 3)]
+
+
+def stored_numbers(file: Image.Image, rules: Rules) -> np.ndarray:
+    """The numbers that an opened label map holds. Pillow stretches grayscale of 2 and 4 bits to 8."""
+    raw = [tile[3] if isinstance(tile[3], str) else (tile[3] or ("",))[0] for tile in getattr(file, "tile", ())]
+    stretched = {"L;2": 85, "L;4": 17}.get(raw[0], 1) if raw and file.mode == "L" else 1
+    return np.array(turn(file, rules)) // stretched if stretched > 1 else np.array(turn(file, rules))
+
+
 def transparent_part(path: Path, rules: Rules = DEFAULT) -> np.ndarray | None:
     """The second part of `open_image`; the pixels of a file that can have no transparent ones are not read."""
     try:
         with Image.open(path, formats=formats_of(path)) as file:
             possible = file.has_transparency_data or file.mode == "F" or NODATA in getattr(file, "tag_v2", {})
+            possible = possible or _next_page(file) == 4 if file.format == "TIFF" else possible
     except BROKEN:
         return None
     return open_image(path, rules)[1] if possible else None
@@ -256,7 +320,7 @@ def _plain(image: Image.Image, tags: Mapping) -> tuple[Image.Image, np.ndarray |
         missing = clear if clear.any() else None
         rgb = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
     else:
-        rgb = image.convert("RGB")
+        rgb = image if image.mode == "RGB" and missing is None else image.convert("RGB")  # a copy, if it is painted on
     if missing is not None:
         rgb.paste("white", mask=Image.fromarray(missing))
     return rgb, missing
@@ -275,10 +339,12 @@ def is_flat(image: Image.Image) -> Literal["", "gray", "color"]:
     """Whether an image has 2 to 32 colors, in areas rather than dots: a label map, a mask, a drawing."""
     if image.mode not in ("1", "L", "P", "RGB", "RGBA") or min(image.size) < 8:
         return ""
-    pixels = np.asarray(image)
-    step = max(1, min(image.size) // 64)
-    if not 1 < len(np.unique(_packed(pixels[::step, ::step]))) <= 32:  # a quick look, which nearly all photographs fail
+    width, height = image.size
+    few = image.resize((min(width, 128), min(height, 128)), Image.Resampling.NEAREST)
+    if not 1 < len(np.unique(_packed(np.asarray(few)))) <= 32:  # a quick look, which nearly all photographs fail
         return ""
+    left, top = max(0, width - CLOSE) // 2, max(0, height - CLOSE) // 2
+    pixels = np.asarray(image.crop((left, top, min(width, left + CLOSE), min(height, top + CLOSE))))
     values = _packed(pixels)
     if (values[:, 1:] == values[:, :-1]).mean() <= 0.9 or len(np.unique(values)) > 32:
         return ""

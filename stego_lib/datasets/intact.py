@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import StegoError
 from ..progress import progress
 from .base import SegmentationDataset
-from .images import REMEDY, fills, value_range
+from .images import REMEDY, fills, label_palette, value_range
 
 TOLD = 5
 """Files that are named; of more, the number is told."""
@@ -42,6 +42,12 @@ class Survey:
     """Names of images that look like label maps."""
     flat_gray: int = 0
     """Those of them with one channel."""
+    paged: list[str] = field(default_factory=list)
+    """Names of files that hold more images than the first, which is read."""
+    palette: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Color of each id in the label maps that have palettes."""
+    recolored: set[int] = field(default_factory=set)
+    """Ids to which label maps give different colors."""
     first: tuple[int, int] = (0, 0)
     """Height and width of the first image."""
 
@@ -61,6 +67,8 @@ class Survey:
         self.clear += [one.name] if one.transparent == 1 else []
         self.flat += [one.name] if one.flat else []
         self.flat_gray += one.flat == "gray"
+        self.paged += [one.name] if one.paged else []
+        self.recolored |= {id_ for id_, color in one.palette.items() if self.palette.setdefault(id_, color) != color}
         self.first = self.first if any(self.first) else one.size
 
 
@@ -77,6 +85,8 @@ class Seen:
     transparent: float
     """Share of its pixels."""
     flat: str
+    paged: bool
+    palette: dict[int, tuple[int, ...]]
 
 
 def see(dataset: SegmentationDataset, row: int) -> Seen:
@@ -89,9 +99,11 @@ def see(dataset: SegmentationDataset, row: int) -> Seen:
         found = label.numpy().ravel()
         classes = np.bincount(np.where(found < 0, last, found), minlength=last + 1)
         ids = np.bincount(stored[(stored >= 0) & (stored < 256)], minlength=256)
+    colors = label_palette(dataset.labels[row]) if stored is not None else None
+    palette = {int(id_): colors[id_] for id_ in np.flatnonzero(ids) if id_ < len(colors)} if colors else {}
     share = 0.0 if read.transparent is None else float(read.transparent.mean())
     name, size = dataset.pictures[row].name, read.rgb.size[::-1]
-    return Seen(name, size, classes, ids, read.orientation, read.depth, share, read.flat)
+    return Seen(name, size, classes, ids, read.orientation, read.depth, share, read.flat, read.paged, palette)
 
 
 def survey(dataset: SegmentationDataset, rows: Sequence[int] | None = None) -> Survey:

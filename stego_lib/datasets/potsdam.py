@@ -86,7 +86,7 @@ class PotsdamPatches(Potsdam):
                 f"{self.pictures[index]}: 'img' is {stored.dtype} {stored.shape}, not uint8 (height, width, 3 or 4)"
             )
         rgb = Image.fromarray(np.ascontiguousarray(stored[..., :3]))  # the fourth is infrared
-        return StoredImage(rgb, None, 1, None, "")
+        return StoredImage(rgb, None, 1, None, "", False)
 
     def read_label(self, path: Path) -> np.ndarray:
         return read_mat(path, "gt")

@@ -139,7 +139,8 @@ def _cut_tile(folder: Path, tile: str) -> None:
         about["black"] = float((colored == BLACK).all(-1).mean())
         about["unknown"] = float((layers["gt"] == UNKNOWN).mean()) - about["black"]
     elif tile in _LABELLED:
-        raise StegoError(f"label map {labels} is missing")
+        other = sorted(path.name for path in labels.parent.glob(f"*_{tile}_*")) if labels.parent.is_dir() else []
+        raise StegoError(f"label map {labels} is missing{f'; there is {other[0]}, of another release' if other else ''}")
     (folder / PATCHES).mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder / PATCHES, prefix=f".{tile}.") as temporary:
         unfinished = Path(temporary) / tile

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from ..errors import DataNotFound, StegoError
 from ..files import read_text
+from ..paths import user_path
 from . import cityscapes, cocostuff, folder, open_dataset, potsdam
 from .check import check
 from .fetch import check_space, fetch, remote_size, verify
@@ -131,10 +132,10 @@ def prepare(name: str, root: str | Path, mirror: str | None = None) -> None:
     both cases a second call goes on where the first ended.
     """
     if name not in RECIPES:
-        _prepare_own(name, Path(root))
+        _prepare_own(name, user_path(root))
         return
     recipe, mirror = RECIPES[name], mirror or os.environ.get(MIRROR)
-    target = Path(root).expanduser() / recipe.folder
+    target = user_path(root) / recipe.folder
     target.mkdir(parents=True, exist_ok=True)
     use_other = any((target / source.path).exists() or _given(target, source) for source in recipe.instead)
     sources = recipe.instead if use_other else recipe.sources

@@ -2,9 +2,12 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 from torch import Tensor
 
+STRIP = 128
+"""Rows of an image that are scaled at once."""
 Size = int | tuple[int, int]
 """N: shorter side scaled to N, then centre crop N x N (the published way). (H, W): scaled to H x W, nothing cut off."""
 
@@ -20,8 +23,24 @@ def resize_picture(picture: Tensor, size: Size, published: bool = False) -> Tens
         rows, columns = nearest_grid(height, width, size)
         return picture[:, rows[:, None], columns]
     if isinstance(size, int):
-        return TF.center_crop(TF.resize(picture, size, antialias=True), size)
-    return TF.resize(picture, list(size), antialias=True)
+        short = min(picture.shape[1:])
+        height, width = (size if side == short else int(size * side / short) for side in picture.shape[1:])
+        return TF.center_crop(_antialiased(picture, height, width), size)
+    return _antialiased(picture, *size)
+
+
+def _antialiased(picture: Tensor, height: int, width: int) -> Tensor:
+    """uint8 (3, H, W) -> uint8 (3, height, width) as `TF.resize` does it, a strip at a time: floats take four times the memory."""
+    if picture.shape[1:] == (height, width):
+        return picture
+    narrow = torch.empty(picture.shape[0], picture.shape[1], width)  # made at once: pieces between large blocks would break memory up
+    for strip, rows in zip(picture.split(STRIP, 1), narrow.split(STRIP, 1), strict=True):
+        rows[:] = _interpolated(strip.float(), strip.shape[1], width)
+    return _interpolated(narrow, height, width).round().to(torch.uint8)
+
+
+def _interpolated(values: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(values[None], (height, width), mode="bilinear", antialias=True)[0]
 
 
 def resize_label(label: Tensor, size: Size) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..paths import user_path
 from .loop import pretrain
 from .recipe import PretrainRecipe
 
@@ -30,8 +31,8 @@ def equal_time(
     logs: dict[str, list[dict[str, float]]] = {}
     for name, recipe in recipes.items():
         pilot = replace(recipe, steps=PILOT, full_size_steps=0)
-        timed = pretrain(pictures, pilot, Path(folder) / name / "pilot", **(options | {"watch": None}))[1]
+        timed = pretrain(pictures, pilot, user_path(folder) / name / "pilot", **(options | {"watch": None}))[1]
         steps = max(1, round(seconds * (PILOT - 1) / (timed[-1]["seconds"] - timed[0]["seconds"])))
         looks = {"save_every": 10, "watch_every": max(1, steps // 4)}
-        logs[name] = pretrain(pictures, recipe.varied(recipe.seed, steps), Path(folder) / name, **(looks | options))[1]
+        logs[name] = pretrain(pictures, recipe.varied(recipe.seed, steps), user_path(folder) / name, **(looks | options))[1]
     return logs

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..files import load_state, save_state
+from ..paths import user_path
 from ..progress import progress
 from .dense import DenseContrast
 from .dino import Dino
@@ -61,7 +62,7 @@ def pretrain(
         parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
         log: list[dict[str, float]] = []
-        state_file, first = Path(folder) / "pretraining.pt", 0
+        state_file, first = user_path(folder) / "pretraining.pt", 0
         if state_file.exists():
             state = load_state(state_file)
             if state["recipe"] != _plain(recipe):

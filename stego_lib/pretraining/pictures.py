@@ -12,6 +12,7 @@ from ..datasets import painter
 from ..datasets.base import SegmentationDataset, list_pictures, open_picture
 from ..datasets.transforms import resize_label, resize_picture
 from ..errors import StegoError
+from ..paths import user_path
 from ..progress import progress
 
 SIZE = (240, 320)
@@ -31,7 +32,7 @@ def read_photographs(folder: str | Path, size: tuple[int, int] = SIZE) -> Tensor
     Each is scaled (Lanczos) until it covers that size, and what stands out is cut off on both sides alike; nothing is
     stretched. StegoError for a folder without pictures or that cannot be read, and for a picture that is broken.
     """
-    paths = list_pictures(Path(folder))
+    paths = list_pictures(user_path(folder))
     if not paths:
         raise StegoError(f"there is no picture in {folder}; name a folder that holds photographs")
     pictures = torch.empty(len(paths), 3, *size, dtype=torch.uint8)
