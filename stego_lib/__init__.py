@@ -3,7 +3,7 @@
 >>> from stego_lib import Experiment, evaluate, train
 >>> run = train(Experiment.preset("scenes"))
 >>> record = evaluate(run)
->>> label_maps = run.predict("picture.jpg")
+>>> label_map = run.predict("picture.jpg")
 """
 
 from importlib import import_module

@@ -270,6 +270,7 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     return getattr(torch, precision)
 
 
+@torch.inference_mode()
 def measure(network: nn.Module, name: str) -> Geometry:
     """What `network` makes of images: found by trying, of the smallest image and else of the one that it was made for.
 
@@ -282,20 +283,25 @@ def measure(network: nn.Module, name: str) -> Geometry:
         raise StegoError(_no_map(name, brief(error))) from error
     made_for = (getattr(network, "pretrained_cfg", None) or {}).get("input_size", ())[1:]
     made_for = getattr(getattr(network, "patch_embed", None), "img_size", None) or made_for
+    small = (2 * cell, 3 * cell)
+    # A network with stages may know positions up to the size that it was made for, and no further.
+    larger = (made_for[0] + 2 * cell, made_for[1] + cell) if made_for and not _is_vit(network) else small
     tried = ""
     for normed in (True, False):
-        for height, width in filter(None, ((2 * cell, 3 * cell), made_for)):
-            only = None if (height, width) == (2 * cell, 3 * cell) else (height, width)
+        for sizes in filter(None, ([small, larger], [tuple(made_for)] if made_for else None)):
             try:
-                with torch.inference_mode():
-                    blank = torch.zeros(1, 3, height, width, device=next(network.parameters()).device)
-                    batch, dim, rows, columns = _map(network, blank, -1, normed).shape
+                maps = [_map(network, _blank(network, size), -1, normed).shape for size in sizes]
             except Exception as error:  # whatever a network raises for a size, or a norm, that it was not made for
                 tried = tried or brief(error)
                 continue
-            if (batch, rows * cell, columns * cell) == (1, height, width):
-                return Geometry(dim, cell, only, normed)
+            if all((1, h * cell, w * cell) == (n, *size) for (n, _, h, w), size in zip(maps, sizes, strict=True)):
+                return Geometry(maps[0][1], cell, None if sizes[0] == small else sizes[0], normed)
     raise StegoError(_no_map(name, tried or "its last stage is no grid over the image"))
+
+
+@torch.inference_mode()
+def _blank(network: nn.Module, size: tuple[int, int]) -> Tensor:
+    return torch.zeros(1, 3, *size, device=next(network.parameters()).device)
 
 
 def _no_map(name: str, reason: str) -> str:
@@ -307,11 +313,16 @@ def geometry_of(name: str) -> Geometry:
     timm_name, file = split_backbone(name)
     path = EMBEDDED.get(name, Path(file))
     if path.suffix.lower() == ".safetensors" and (name in EMBEDDED or not timm_name):
-        return measure(_from_file(path, fill=False)[0], name)
-    if timm_name:
+        empty = _from_file(path, fill=False)[0]
+    elif timm_name:
         with torch.device("meta"):
-            return measure(_create(_known(timm_name)).eval(), name)
-    return measure(_load(name, None)[0].eval(), name)
+            empty = _create(_known(timm_name)).eval()
+        if not _is_vit(empty):  # without values, some would not notice positions that they do not know
+            with torch.random.fork_rng([]):
+                empty = _create(timm_name).eval()
+    else:
+        empty = _load(name, None)[0].eval()
+    return measure(empty, name)
 
 
 def fit_sizes(experiment: Experiment, geometry: Geometry | None = None, tell: bool = True) -> Experiment:

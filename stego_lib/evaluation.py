@@ -15,6 +15,7 @@ from . import crf
 from .backbone import upsample
 from .baselines import LinearScorer, kmeans_on_colors, kmeans_on_components, kmeans_on_features, linear_on_features
 from .datasets import SegmentationDataset, open_split, open_training_set
+from .datasets.findings import tell
 from .datasets.folder import nameless
 from .datasets.transforms import Size
 from .errors import StegoError
@@ -94,9 +95,11 @@ def evaluate_among(run: Run, split: str, baselines: bool) -> dict[str, Any]:
             f"{dataset.name} has the classes {', '.join(dataset.classes.names[:3])} ..., this run was trained for "
             f"{', '.join(run.classes.names[:3])} ...; evaluate it on its own data set"
         )
+    root = run.folder.parent / "features"
+    if run.processes.first:
+        tell(dataset, root)
     with enough_memory(f"scoring {dataset.name}", "choose a smaller eval_size, baselines=False, or device='cpu'"):
         judged = _scored(run, dataset, baselines) if dataset.has_labels else _unscored(dataset)
-    root = run.folder.parent / "features"
     data = run.processes.broadcast(content_id(dataset, root, labels=False) if run.processes.first else "")
     record = {
         "experiment": recorded(experiment),
@@ -169,7 +172,7 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
             f"{dataset.name} {dataset.split}: every pixel of {dataset.labels[0]} and the other label maps is ignored, so there is "
             "nothing to score; are they label maps of this data set?"
         )
-    if len(there) == 1 and len(dataset.classes) > 1:  # any segmentation would score 100
+    if len(there) == 1:  # any segmentation could score 100
         return _unscored(dataset, f"has no label but {dataset.classes.names[there[0]]!r} (id {there[0]})")
     mirrored = _store(run, dataset, size, mirror=True) if run.experiment.mirror else None
     if 1 < run.processes.count <= -(-len(plain) // BATCH):  # whole batches: the same numbers as in one process

@@ -106,15 +106,20 @@ def _spread(function: Callable, jobs: Iterator[Job], processes: int, what: str) 
 
 def _drive(pool: ProcessPoolExecutor, function: Callable, todo: SimpleQueue, ended: SimpleQueue) -> None:
     """Hands each (arguments, answer) of `todo` to the pool, until None comes: then every process is killed, whatever it does."""
+    submitted: deque[Future] = deque(maxlen=64)
     try:
         for arguments, answer in iter(todo.get, None):
             try:
                 job = pool.submit(function, *arguments)
+                submitted.append(job)
             except Exception as error:  # the pool is broken, or there is no room for another process
                 job = Future()
                 job.set_exception(error)
             job.add_done_callback(answer.put)
     finally:
+        begun = time.monotonic()  # a job that is on its way to the workers when they are killed makes the pool's thread fail
+        while any(not (job.running() or job.done()) for job in submitted) and time.monotonic() - begun < 1:
+            time.sleep(0.001)
         pool.shutdown(wait=True, kill_workers=True)
         ended.put(None)
 

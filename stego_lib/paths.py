@@ -9,14 +9,17 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def user_path(path: str | os.PathLike[str] | None, default: str | os.PathLike[str] = "") -> Path:
-    """A path that a person gave, as a `Path` with `~` expanded; `default` where it is None.
+    """A path that a person gave, as a `Path` with `~` and variables such as `$HOME` expanded; `default` where it is None.
 
-    Raises StegoError for an empty one, which would silently be the working folder.
+    Raises StegoError for an empty one, which would silently be the working folder, and for the home of somebody unknown.
     """
     text = os.fspath(default if path is None else path)
     if not text.strip():
         raise StegoError("an empty path names nothing; leave it out for the default, or write . for the working folder")
-    return Path(os.path.expanduser(text))
+    found = os.path.expanduser(os.path.expandvars(text))
+    if found.startswith("~") and not os.path.lexists(found):
+        raise StegoError(f"{text}: there is no home folder of that name; write the path in full")
+    return Path(found)
 
 
 def project_root() -> Path:

@@ -9,7 +9,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from .batches import seeded
 from .clustering import SAMPLES, kmeans
 from .features import Features
 from .model import Stego
@@ -56,14 +55,14 @@ def sample_codes(model: Stego, store: Features, seed: int) -> tuple[Tensor, Tens
 def sample_cells(
     store: Features, seed: int, maps: Callable[[Tensor], Tensor], channels: int, count: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Looks maps up at random grid cells: the same cells for the same seed, whatever the maps hold.
+    """Looks maps up at random grid cells of each image: the same cells for the same seed, whatever the maps hold.
 
     So probes and baselines see the same points of the same images. maps: rows of the store, int64 (B,), -> (B, channels, h, w).
     count: how many cells about, from all images if they are fewer than that. Returns float32 (M, channels) and the labels at
     the cells' centers, int64 (M,), -1 = ignored, or None where the store has no labels.
     """
     images, _, height, width = store.shape
-    generator = seeded(seed, "clusters", 0)
+    generator = torch.Generator().manual_seed(seed)
     cells = max(1, min(height * width, count // images))
     asked = torch.randperm(images, generator=generator)[:count]
     # Room is taken once: small pieces that stay between large ones that go would make the process grow with every batch.
@@ -72,19 +71,19 @@ def sample_cells(
     for positions in progress(torch.arange(len(asked)).split(32), "sampling grid cells"):
         rows = asked[positions]
         values = maps(rows).flatten(2).transpose(1, 2)
-        chosen = torch.randperm(height * width, generator=generator)[:cells]
-        found[positions] = values[:, chosen].cpu()
+        chosen = torch.stack([torch.randperm(height * width, generator=generator)[:cells] for _ in rows])
+        found[positions] = values.gather(1, chosen.to(values.device)[..., None].expand(-1, -1, channels)).cpu()
         if labels is not None:
             labels[positions] = labels_at(store.label_rows(rows), chosen, (height, width))
     return found.flatten(0, 1), None if labels is None else labels.flatten()
 
 
 def labels_at(labels: Tensor, cells: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The labels at the centres of grid cells: labels (B, H, W), cells int64 (n,) counted row by row -> (B, n)."""
+    """The labels at the centers of grid cells: labels (B, H, W), cells int64 (n,), or (B, n), counted row by row -> (B, n)."""
     (height, width), (rows, columns) = labels.shape[1:], grid
     y = cells // columns * height // rows + height // rows // 2
     x = cells % columns * width // columns + width // columns // 2
-    return labels[:, y, x]
+    return labels[torch.arange(len(labels))[:, None], y, x]
 
 
 def multinomial_regression(points: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:

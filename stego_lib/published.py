@@ -15,6 +15,7 @@ from .datasets.folder import distinct_colors
 from .errors import StegoError
 from .experiment import Experiment
 from .inert import load_inert, plain
+from .paths import user_path
 from .vit import DinoViT, dino_vit
 
 VIT = "net.model."
@@ -65,7 +66,7 @@ class Published:
 
 def read_published(path: str | Path) -> Published:
     """Reads one of the released .ckpt files. Raises StegoError that names each tensor that is missing or unknown."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     stored = load_inert(path)
     tensors = stored.get("state_dict")
     if not isinstance(tensors, dict):

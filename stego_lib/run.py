@@ -404,11 +404,12 @@ def _as_tensor(image: Picture, rules: Rules) -> tuple[Tensor, np.ndarray | None]
         image, transparent = as_rgb(image, rules)
     if isinstance(image, Image.Image):
         image = _as_array(image)
-    if isinstance(image, np.ndarray):
+    if isinstance(image, np.ndarray) and image.ndim == 3 and image.dtype == np.uint8:
         whole = image.flags.c_contiguous and image.flags.writeable  # else a view, or read-only
         image = torch.from_numpy(image if whole else np.array(image, order="C")).movedim(-1, 0)
     if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or not image.numel():
-        what = f"{image.dtype} of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        array = isinstance(image, Tensor | np.ndarray)
+        what = f"{image.dtype} of shape {tuple(image.shape)}" if array else type(image).__name__
         raise StegoError(f"a picture must be uint8 with three channels and a pixel at least, not {what}")
     return image, transparent
 

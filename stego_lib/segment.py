@@ -52,9 +52,11 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     Raises
     ------
     StegoError
-        For a folder without images, two images of one name, an image that cannot be read, and an output folder with label maps
-        of others.
+        For a folder without images, two images of one name, an opacity out of range, an output folder with label maps that
+        segmenting has not written, and if no image can be read. Some that cannot are left out, with a notice.
     """
+    if isinstance(opacity, bool) or not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
+        raise StegoError(f"opacity = {opacity!r}: it is a number from 0 (the image alone) to 1 (the colors alone)")
     folder, output = user_path(pictures), user_path(output)
     if not folder.is_dir():
         raise StegoError(f"{folder.resolve()} is not a folder; name the folder that holds the pictures")
@@ -64,12 +66,9 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     stems = [path.stem for path in paths]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise StegoError(f"{folder}: several pictures are called {twice[0]}; their label maps would overwrite each other")
-    if not 0 <= opacity <= 1:
-        raise StegoError(f"opacity = {opacity}: it is 0 (the image alone) to 1 (the colors alone)")
     run.refuse_unfitted()
     _refuse_foreign_labels(output, stems)
     segments = run.segments
-    tell(folder)
     if not run.matched and not nameless(run.classes):
         notice(
             f"{shown_path(run.folder)} was not scored with labels, so its segments are clusters without names; "
@@ -78,9 +77,14 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     palette = np.full((256, 3), 255, np.uint8)
     palette[: len(segments)] = segments.colors
     rules = read_classes(folder / "classes.json", run.classes).rules  # of these images, else of those trained on
-    rows, turned = {}, 0
+    tell(folder, rules=rules)
+    rows, turned, broken = {}, 0, []
     for path in progress(paths, "segmenting"):
-        read = read_image(path, rules)
+        try:
+            read = read_image(path, rules)
+        except StegoError as error:
+            broken.append(str(error))
+            continue
         picture, transparent = read.rgb, read.transparent
         turned += read.orientation > 1 and rules.exif != "ignore"
         label = run.predict(picture)
@@ -95,6 +99,10 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
         stored.putpalette(palette.tobytes())
         with atomic(output / "labels" / f"{path.stem}.png") as temporary:
             stored.save(temporary)
+    if broken and not rows:
+        raise StegoError(broken[0])
+    if broken:
+        notice(f"{len(broken)} of {len(paths)} images are left out, for they cannot be read; the first: {broken[0]}")
     if turned:
         notice(
             f"{turned} of {len(paths)} images are turned upright as their EXIF data say, and so are their label maps; to leave "

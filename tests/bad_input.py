@@ -307,16 +307,6 @@ def a_parameter_that_is_no_number(world):
     world.train(lr_head=math.nan)
 
 
-@case("64 x 60 pixels do not divide into patches of 8", "multiples of 8")
-def a_size_that_the_patch_does_not_divide(world):
-    world.train(train_size=(64, 60))
-
-
-@case("30 x 30 pixels do not divide into patches of 8", "multiples of 8")
-def an_evaluation_size_that_the_patch_does_not_divide(world):
-    world.train(eval_size=30)
-
-
 @case("unknown backbone 'vit_smal_patch16_224'", "did you mean 'vit_small_patch16_224", r"\.safetensors")
 def a_misspelt_backbone(world):
     world.train(backbone="vit_smal_patch16_224")

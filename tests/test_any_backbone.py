@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from stego_lib import Backbone, Experiment, StegoError, load_run, train
-from stego_lib.backbone import fit_sizes
+from stego_lib.backbone import fit_sizes, geometry_of
 from stego_lib.fallback import preset_here
 from stego_lib.notebooks import run_notebook
 from stego_lib.notices import Notice
@@ -380,6 +380,12 @@ def test_the_papers_recipes_keep_their_sizes(name):
     assert fit_sizes(experiment) == experiment == preset_here(name, published=True)
 
 
+def test_a_network_that_knows_positions_up_to_its_own_size_gets_that_size():
+    """MViT takes smaller images, and breaks with an index out of range on larger ones."""
+    assert geometry_of("mvitv2_tiny").nearest(320) == (224, 224)
+    assert geometry_of("resnet18").nearest(320) == 320
+
+
 def test_a_network_of_one_size_gets_it(scenes_root, tmp_path):
     """BEiT takes no images but those of the size that it was made for."""
     arguments = dict(architecture="beit_base_patch16_224", depth=1, embed_dim=32, num_heads=2, img_size=32)
@@ -507,7 +513,7 @@ def test_a_backbone_file_that_moved_is_taken_from_its_new_place(tmp_path, backbo
 
 def test_a_run_that_does_not_tell_its_weights_takes_no_others(tmp_path, backbone_file, scenes_root):
     run = train(tiny_experiment(scenes_root, backbone_file, steps=1), runs_dir=tmp_path)
-    state = torch.load(run.folder / "checkpoint.pt")
+    state = torch.load(run.folder / "checkpoint.pt", weights_only=True)
     del state["backbone_weights"]
     torch.save(state, run.folder / "checkpoint.pt")
     with pytest.raises(StegoError, match="does not tell which weights"):

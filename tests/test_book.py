@@ -7,11 +7,14 @@ from functools import cache
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
-from common import ROOT
+from common import ROOT, few_samples, tiny_experiment
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from PIL import Image
 
+from stego_lib import Experiment, paths
 from stego_lib.results import fill_tables
 
 sys.path.insert(0, str(ROOT / "book"))
@@ -269,3 +272,36 @@ def test_faults_of_a_page_are_found(tmp_path, good, bad, fault):
     (tmp_path / "p.png").write_bytes(b"x")
     (found,) = check.problems(tmp_path, [])
     assert found == f"page.html: {'a picture ' if 'text' in fault else ''}{fault}"
+
+
+BLOCKS = [
+    pytest.param(block, id=f"{path.stem}-{number}")
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data" / "README.md", *TEXTS]
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL))
+]
+"""Every piece of Python in the README and the book's pages."""
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_piece_of_python_does_what_stands_beside_it(block, scenes_root, backbone_file, tmp_path, monkeypatch):
+    """As written, in a folder with a picture.jpg; recipes are made tiny, and data and runs lie elsewhere."""
+    recipe = Experiment.preset.__func__
+
+    def tiny(cls, name, **changes):
+        asked = recipe(cls, name, **changes)  # what the block names must exist
+        return tiny_experiment(scenes_root, backbone_file, steps=2, seed=asked.seed)
+
+    few_samples(monkeypatch)
+    monkeypatch.setattr(Experiment, "preset", classmethod(tiny))
+    monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (50, 30), "green").save("picture.jpg")
+    names: dict = {}
+    exec(compile(block, "block", "exec"), names)
+    assert names["label_map"].shape == (30, 50) and names["label_map"].dtype == np.uint8, "(H, W), as the text says"
+    assert {"accuracy", "miou", "iou"} <= set(names["record"]["scores"]["cluster"])
+    assert {"kmeans_features", "linear_features"} <= set(names["record"]["scores"]), "beside the baselines"
+
+
+def test_pieces_of_python_are_found():
+    assert len(BLOCKS) >= 2

@@ -150,10 +150,3 @@ def test_a_label_map_stored_as_jpeg_is_refused_whatever_its_name(pictures):
     Image.new("L", (8, 6)).save(pictures / "folder/labels/train/b.png", "JPEG")
     with pytest.raises(StegoError, match=r"labels/train/b\.png is a JPEG.*export the labels anew as PNG"):
         open_dataset("folder", pictures, "train").label(1)
-
-
-@pytest.mark.parametrize("key, meant", [("color", "colors"), ("Exif", "exif"), ("ranges", "range"), ("colours", "colors")])
-def test_a_misspelt_key_of_classes_json_is_refused(pictures, key, meant):
-    (pictures / "folder/classes.json").write_text(json.dumps({"names": ["a"], "comment": "ours", key: None}))
-    with pytest.raises(StegoError, match=rf"classes\.json: unknown key '{key}' \(did you mean '{meant}'\?\)"):
-        open_dataset("folder", pictures, "train")

@@ -384,12 +384,23 @@ def test_id_lists_with_a_mark_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     "names, said",
-    [(["cat", "dog", "cat"], "'cat' is twice"), (["cat", "Cat "], "'Cat ' is twice"), (["cat", ""], "'' is empty"), (["cat", "  "], "'  ' is empty"), (["cat", "no class"], "'no class' is the name of what")],
+    [(["cat", "dog", "cat"], "'cat' is twice"), (["cat", "Cat "], "'Cat ' is twice"), (["cat", ""], "'' is empty"), (["cat", "  "], "'  ' is empty"), (["cat", "no class"], "'no class' is the name of what"),
+     (["café", "cafe\u0301"], "'cafe\u0301' is twice"), (["cat", "\u200b"], r"'.*' is empty"), (["cat", "d\no\ng"], r"'d.*' is broken by a control")],
 )  # fmt: skip
 def test_class_names_tell_the_classes_apart(tmp_path, names, said):
     (tmp_path / "classes.json").write_text(json.dumps({"names": names}))
     with pytest.raises(StegoError, match=rf"classes\.json: class name {said}"):
         read_classes(tmp_path / "classes.json")
+
+
+def test_a_misspelled_key_of_classes_json_is_told_and_a_remark_is_not(tmp_path):
+    path = tmp_path / "classes.json"
+    for key, meant in (("colours", "colors"), ("Range", "range"), ("name", "names")):
+        path.write_text(json.dumps({"names": ["cat"], key: []}))
+        with pytest.raises(StegoError, match=rf"unknown key '{key}' \(did you mean '{meant}'\?\)"):
+            read_classes(path)
+    path.write_text(json.dumps({"names": ["سگ\u200cها"], "made by": "hand"}))
+    assert read_classes(path).names == ("سگ\u200cها",), "joiners belong to some scripts"
 
 
 def test_no_text_is_read_or_written_in_the_machines_own_encoding():

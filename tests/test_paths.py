@@ -78,6 +78,12 @@ def test_an_empty_path_is_an_error(door):
 
 def test_what_only_looks_like_a_home_folder_stays(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert user_path("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x"), "as a shell has it"
+    with pytest.raises(StegoError, match="~nobody-of-this-name/x: there is no home folder of that name"):
+        user_path("~nobody-of-this-name/x")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~odd").mkdir()
+    assert user_path("~odd") == Path("~odd"), "what is there is meant"
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    assert user_path("$SCRATCH/runs") == Path("/scratch/me/runs") and user_path("cost $5") == Path("cost $5")
     assert user_path("a~/~") == Path("a~/~") and user_path(Path("~")) == tmp_path
     assert user_path(None, "~/x") == tmp_path / "x" and user_path("y", "~/x") == Path("y")

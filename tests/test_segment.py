@@ -183,7 +183,7 @@ def test_what_is_left_out_of_a_folder_is_said_in_one_line(run, pictures, tmp_pat
     (pictures / "more").mkdir()
     Image.new("RGB", (8, 8)).save(pictures / "more" / "b.png")
     (pictures / "._tall.png").write_bytes(b"x")
-    with pytest.warns(Notice, match="left out of .*: 1 .heic .*, images in subfolders: 1 ") as told:
+    with pytest.warns(Notice, match=r"left out of .*: 1 \.heic .*, images in subfolders: 1 \(more;") as told:
         table = segment_folder(run, pictures, tmp_path / "out")
     assert len(table) == 3 and len(told) == 1
 
@@ -242,12 +242,6 @@ def test_a_large_image_takes_the_memory_of_its_pixels_and_no_more(run, tmp_path)
     assert 0 < int(done.stdout.split()[-1]) * 1024 / 3000**2 < 16
 
 
-@pytest.mark.parametrize("opacity", [-0.1, 1.5, float("nan")])
-def test_an_opacity_that_is_none_is_refused(run, pictures, tmp_path, opacity):
-    with pytest.raises(StegoError, match=r"opacity = .*: it is 0 .* to 1"):
-        segment_folder(run, pictures, tmp_path / "out", opacity)
-
-
 def test_label_maps_of_others_are_not_overwritten(run, pictures, tmp_path):
     (tmp_path / "labels").mkdir()
     Image.new("L", (40, 71), 3).save(tmp_path / "labels/tall.png")
@@ -261,3 +255,23 @@ def test_label_maps_of_others_are_not_overwritten(run, pictures, tmp_path):
 def stored_ids(path):
     with Image.open(path) as file:
         return set(np.unique(np.array(file)).tolist())
+
+
+@pytest.mark.parametrize("opacity", [-0.1, 2, float("nan"), "0.5", True, None], ids=str)
+def test_an_opacity_out_of_range_is_refused_before_anything_is_written(tmp_path, opacity):
+    with pytest.raises(StegoError, match=r"opacity = .*a number from 0"):
+        segment_folder(None, tmp_path, tmp_path / "out", opacity)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_image_is_left_out_and_the_others_are_segmented(run, pictures, tmp_path):
+    (pictures / "broken.png").write_bytes(b"no image")
+    with pytest.warns(Notice, match=r"1 of \d+ images are left out, for they cannot be read; the first: .*broken\.png"):
+        areas = segment_folder(run, pictures, tmp_path / "out")
+    assert len(areas) == len(list((tmp_path / "out" / "labels").iterdir())) > 0 and "broken.png" not in areas.index
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 3), object), np.float32(1), np.zeros((4, 4)), np.zeros((0, 4, 3), np.uint8), None], ids=str)
+def test_what_is_no_image_is_refused_in_words(run, image):
+    with pytest.raises(StegoError, match="must be uint8 with three channels"):
+        run.predict(image)

@@ -163,6 +163,7 @@ def test_what_evaluate_returns_is_what_the_file_holds(street, tmp_path, quick):
     assert record["scores"]["linear_features"]["iou"][9] is None
 
 
+@pytest.mark.filterwarnings("ignore:camvid (train|val). 'road' is the only class:stego_lib.notices.Notice")
 def test_labels_of_a_single_class_give_no_scores(street, tmp_path, quick):
     """Any segmentation would score 100."""
     for file in (tmp_path / "data" / "camvid" / "valannot").iterdir():
@@ -172,6 +173,17 @@ def test_labels_of_a_single_class_give_no_scores(street, tmp_path, quick):
     with pytest.warns(Notice, match=r"camvid val has no label but 'road' \(id 3\), so nothing is scored"):
         record = evaluate(run)
     assert record["scores"] == {} and "matching" not in record
+
+
+@pytest.mark.filterwarnings("ignore:folder (train|val). 'all' is the only class:stego_lib.notices.Notice")
+def test_a_dataset_of_one_class_gives_no_scores(scenes_root, backbone_file, tmp_path, quick):
+    folder = shutil.copytree(scenes_root / "scenes", tmp_path / "folder")
+    (folder / "classes.json").write_text('{"names": ["all"]}')
+    for file in (folder / "labels").rglob("*.png"):
+        Image.fromarray(np.where(np.array(Image.open(file)) == 0, 0, 255).astype(np.uint8)).save(file)
+    run = train(tiny_experiment(tmp_path, backbone_file, dataset="folder", steps=1, probes="after"), runs_dir=tmp_path / "runs")
+    with pytest.warns(Notice, match=r"has no label but 'all' \(id 0\), so nothing is scored"):
+        assert evaluate(run)["scores"] == {}
 
 
 # ---------------------------------------------------------------------------------------------- resuming

@@ -1,6 +1,7 @@
 """What a data set is: pictures, label maps where there are any, and what the labels mean."""
 
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -67,9 +68,12 @@ class Classes:
             )
         seen: set[str] = set()
         for name in self.names:
-            plain = " ".join(name.split()).casefold()
-            if not plain or plain in seen or plain in RESERVED:
+            visible = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
+            plain = " ".join(visible.split()).casefold()
+            broken = any(unicodedata.category(c) == "Cc" for c in name)
+            if broken or not plain or plain in seen or plain in RESERVED:
                 fault = "empty" if not plain else "twice" if plain in seen else "the name of what belongs to no class"
+                fault = "broken by a control character, such as the end of a line" if broken else fault
                 raise StegoError(f"class name {name!r} is {fault}; every class needs a name of its own")
             seen.add(plain)
 

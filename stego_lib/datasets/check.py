@@ -7,6 +7,7 @@ import numpy as np
 
 from ..errors import StegoError
 from ..notices import Notice
+from ..paths import user_path
 from . import SegmentationDataset, open_dataset
 from .findings import look, turned
 from .intact import Survey, survey
@@ -31,7 +32,7 @@ def check(name: str, root: str | Path) -> bool:
     It cannot if a split is missing, an image or label map cannot be read or they differ in size, no pixel has a class, or a
     finding misleads (see `findings`). Other than published numbers of pictures are told, and no fault.
     """
-    print(f"{name} below {Path(root).expanduser().resolve()}")
+    print(f"{name} below {user_path(root).resolve()}")
     usable = {
         split: _check_split(name, root, split) for split in ("train", "val")
     }  # both are told, whatever the first is

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import StegoError
 from ..files import atomic, fingerprint, read_json, write_json
+from ..paths import user_path
 from ..progress import progress
 from .base import SegmentationDataset
 
@@ -146,7 +147,7 @@ def write_crops(dataset: Crops, folder: str | Path) -> None:
     """
     if len(dataset.classes) > 255:
         raise StegoError(f"{dataset.name} has {len(dataset.classes)} classes; the layout holds 255 at most")
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     made, source = folder / f"made-{dataset.split}.json", {"source": fingerprint(dataset.identity())}
     if not made.exists() or read_json(made) != source:
         write_json(made, source)

@@ -64,9 +64,13 @@ def look(
 
 
 def tell(source: SegmentationDataset | Path, keep: Path | None = None, rules: Rules = DEFAULT) -> None:
-    """Shows each finding of `look` as a notice."""
+    """Shows each finding of `look` as a notice: once a process, though training and evaluation may both find it."""
+
+    def once(text: str) -> None:
+        notice(text)  # its place is then this function, whoever asked, and Python shows a warning of one place once
+
     for finding in look(source, keep=keep, rules=rules):
-        notice(finding.text)
+        once(finding.text)
 
 
 def _kept(dataset: SegmentationDataset, path: Path) -> list[Finding]:
@@ -150,7 +154,7 @@ def _labels(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
             hint = "; ids start at 0"
     if not present:
         yield Finding(f"{what}: no pixel of {found.maps} has a class ({told}); are these its label maps?{hint}", True)
-    elif present == 1 and len(counts) > 1:
+    elif present == 1:
         only = names[int(counts.argmax())]
         yield Finding(
             f"{what}: {only!r} is the only class in {found.maps} ({told}), so a score of 100 would mean nothing{hint}", True

@@ -14,6 +14,7 @@ from ..errors import DataNotFound, StegoError
 from ..experiment import did_you_mean
 from ..files import read_json, write_json
 from ..notices import notice
+from ..paths import user_path
 from .base import Classes, SegmentationDataset, check_split, find_folder, list_pictures, pair_by_stem
 from .findings import left_out
 from .images import Rules
@@ -38,11 +39,11 @@ def open_folder(
     pictures of one name.
     """
     check_split(name, split)
-    plain = _plain_folder(Path(root).expanduser(), name)
+    plain = _plain_folder(user_path(root), name)
     try:
         folder = plain or find_folder(root, (name,), f"imgs/{split}", LAYOUT, "your own pictures, in that layout")
     except DataNotFound as error:
-        there = [folder for folder in (Path(root).expanduser() / name, Path(root).expanduser()) if folder.is_dir()]
+        there = [folder for folder in (user_path(root) / name, user_path(root)) if folder.is_dir()]
         beside = [f"  but: {finding.text}" for folder in there for finding in left_out(folder)]
         raise DataNotFound("\n".join([str(error), *beside])) from None
     source = plain or folder / "imgs" / split
@@ -88,6 +89,10 @@ def nameless(classes: Classes) -> bool:
     return all(re.fullmatch(r"(cluster|class) \d+", name) for name in classes.names)
 
 
+KEYS = frozenset({"names", "colors", "range", "exif"})
+"""What classes.json may hold; keys that are not spelled like one of these are taken for remarks."""
+
+
 def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
     """Reads classes.json: what the classes are called and how the images of a folder are read.
 
@@ -114,10 +119,9 @@ def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
     content = read_json(path)
     if not isinstance(content, dict):
         raise StegoError(f'{path} must hold {{"names": [...]}} with one name at least')
-    known = ["names", "colors", "range", "exif"]
-    for key in content:
-        if key not in known and (guess := did_you_mean(key.lower(), known)):
-            raise StegoError(f"{path}: unknown key {key!r}{guess}; it has: {', '.join(known)}")
+    for key in content.keys() - KEYS:
+        if guess := did_you_mean(str(key).casefold(), list(KEYS)):
+            raise StegoError(f"{path}: unknown key {key!r}{guess}; it may hold {', '.join(sorted(KEYS))}")
     rules = _read_rules(path, content)
     if "names" not in content and unnamed is not None:
         return replace(unnamed, rules=rules)

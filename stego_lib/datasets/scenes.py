@@ -8,6 +8,7 @@ from PIL import Image
 
 from ..errors import StegoError
 from ..files import read_json, write_json
+from ..paths import user_path
 from ..progress import progress
 from . import painter
 from .base import SegmentationDataset
@@ -28,7 +29,7 @@ COLORS = {
 
 def open_scenes(root: str | Path, split: str) -> SegmentationDataset:
     """Opens root/scenes, drawing it first if it is not there (about ten seconds)."""
-    folder = Path(root).expanduser() / "scenes"
+    folder = user_path(root) / "scenes"
     if not folder.exists():
         draw_scenes(folder)
     drawn = read_json(folder / "drawn.json") if (folder / "drawn.json").exists() else {}
