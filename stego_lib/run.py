@@ -82,7 +82,10 @@ class Run:
     @property
     def log(self) -> pd.DataFrame:
         """Losses and mean code correspondences, one row a step."""
-        return pd.read_csv(self.folder / "log.csv", index_col="step")
+        path = self.folder / "log.csv"
+        if not path.exists():
+            raise StegoError(f"{self.folder} has no log.csv: a released checkpoint has none, or the file was removed")
+        return pd.read_csv(path, index_col="step")
 
     @property
     def correspondences(self) -> dict[str, Any]:
@@ -229,7 +232,14 @@ class Run:
     def _matching(self) -> list[int] | None:
         """Class of each cluster, -1 for one without, from the run record; None if these weights were never scored."""
         record = self.metrics if (self.folder / "metrics.json").exists() else {}
-        return record.get("matching") if record.get("step") == self.step else None
+        matching = record.get("matching") if record.get("step") == self.step else None
+        count, classes = len(self.model.cluster_probe.clusters), range(-1, len(self.classes))
+        if matching is not None and (len(matching) != count or any(class_ not in classes for class_ in matching)):
+            raise StegoError(
+                f"{self.folder / 'metrics.json'} does not fit the run: its matching is not one of {count} clusters and "
+                f"{len(self.classes)} classes; remove it, and call evaluate(run) again"
+            )
+        return matching
 
     @property
     def _ids(self) -> np.ndarray:

@@ -20,7 +20,7 @@ from standins import camvid
 from stego_lib import Experiment, StegoError, evaluate, load_run, open_dataset, train, training
 from stego_lib.baselines import kmeans_on_features
 from stego_lib.calibration import measure_correspondences
-from stego_lib.files import read_json
+from stego_lib.files import read_json, write_json
 from stego_lib.model import Stego
 from stego_lib.notices import Notice
 from stego_lib.probes import fit_cluster_probe, multinomial_regression
@@ -164,6 +164,22 @@ def test_what_evaluate_returns_is_what_the_file_holds(street, tmp_path, quick):
 
 
 @pytest.mark.filterwarnings("ignore:camvid (train|val). 'road' is the only class:stego_lib.notices.Notice")
+@pytest.mark.parametrize("matching", [[0], [0] * 10 + [11], [0] * 12])
+def test_a_run_record_that_is_not_the_runs_own_is_refused(street, tmp_path, matching):
+    """Copied from another run, or edited by hand."""
+    run = train(street, runs_dir=tmp_path / "runs")
+    write_json(run.folder / "metrics.json", {"step": run.step, "matching": matching})
+    with pytest.raises(StegoError, match=r"metrics\.json does not fit the run.*11 clusters and 11 classes; remove it"):
+        run.predict(np.zeros((32, 32, 3), np.uint8))
+
+
+def test_a_log_that_is_missing_is_named(street, tmp_path):
+    run = train(street, runs_dir=tmp_path / "runs")
+    (run.folder / "log.csv").unlink()
+    with pytest.raises(StegoError, match=r"has no log\.csv"):
+        _ = run.log
+
+
 def test_labels_of_a_single_class_give_no_scores(street, tmp_path, quick):
     """Any segmentation would score 100."""
     for file in (tmp_path / "data" / "camvid" / "valannot").iterdir():
