@@ -312,7 +312,7 @@ def geometry_of(name: str) -> Geometry:
     """The geometry of the backbone called `name`, without fetching weights. StegoError if there is none of that name."""
     timm_name, file = split_backbone(name)
     path = EMBEDDED.get(name, Path(file))
-    if path.suffix == ".safetensors" and (name in EMBEDDED or not timm_name):
+    if path.suffix.lower() == ".safetensors" and (name in EMBEDDED or not timm_name):
         empty = _from_file(path, fill=False)[0]
     elif timm_name:
         with torch.device("meta"):
@@ -377,11 +377,11 @@ def _load(name: str, heads: int | None) -> tuple[nn.Module, dict[str, tuple[floa
     path = EMBEDDED.get(name, Path(file))
     if file and timm_name:
         return _from_named_file(_known(timm_name), path, heads)
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return _from_file(path)
-    if path.suffix == ".pth":
+    if path.suffix.lower() == ".pth":
         return dino_vit(load_pth(path), str(path), heads), IMAGENET
-    if path.suffix == ".ckpt":
+    if path.suffix.lower() == ".ckpt":
         return read_published(path).vit, IMAGENET
     timm_name = _known(name)
     try:
@@ -481,7 +481,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Tensors and metadata of a file; of a .pth, what torch.save wrote and no metadata."""
     if not path.is_file():
         raise StegoError(f"backbone file {path.resolve()} does not exist; embedded backbones: {', '.join(EMBEDDED)}")
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         stored = load_tensors(path, (argparse.Namespace,))
         return stored if isinstance(stored, dict) else {}, {}
     with safe_open(path, "pt") as file:

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,18 +69,30 @@ def split_backbone(backbone: str) -> tuple[str, str]:
     name, at, file = backbone.partition("@")
     if at and re.fullmatch(r"[\w.]+", name) and not Path(backbone).is_file():
         return name, str(_path(file))
-    return ("", str(_path(backbone))) if backbone.endswith(BACKBONE_FILES) else (backbone, "")
+    return ("", str(_path(backbone))) if backbone.lower().endswith(BACKBONE_FILES) else (backbone, "")
 
 
 def _located(backbone: str) -> str:
     return "@".join(filter(None, split_backbone(backbone)))
 
 
-Folder = Annotated[str, AfterValidator(_path)]
+def _text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _sides(value: Any) -> Any:
+    parts = _split(value)
+    for part in parts if isinstance(parts, list | tuple) else [parts]:
+        if isinstance(part, bool) or not re.fullmatch(r"[-+]?\d+(\.0+)?", str(part).strip()):
+            raise ValueError("a size is one whole number, or height and width, such as 224 or 320 480")
+    return _one_or_two(parts)
+
+
+Folder = Annotated[str, BeforeValidator(_text), AfterValidator(_path)]
 """An absolute path."""
 Shift = Annotated[Real | str, BeforeValidator(_shift)]
 """A number, or 'p70': the 70th percentile of the correspondences measured on the training features."""
-Size = Annotated[int | tuple[int, int], BeforeValidator(lambda v: _one_or_two(_split(v))), AfterValidator(_patchable)]
+Size = Annotated[int | tuple[int, int], BeforeValidator(_sides), AfterValidator(_patchable)]
 """Pixels: N = shorter side scaled to N, then centre crop N x N; (H, W) = the whole picture scaled to H x W."""
 
 
@@ -107,7 +120,7 @@ class Experiment:
     """Folder that holds the data sets' folders."""
     n_classes: int | None = Field(None, ge=1, le=255)
     """How many clusters to look for in a `folder` that names no classes; None = 27 there, elsewhere the data set's own number."""
-    backbone: Annotated[str, AfterValidator(_located)] = "scenes_vit_tiny8"
+    backbone: Annotated[str, BeforeValidator(_text), AfterValidator(_located)] = "scenes_vit_tiny8"
     """Embedded name, timm name, path of a .safetensors, .pth or .ckpt file, or NAME@FILE: weights of a timm network in a file."""
     features: Literal["feat", "KK"] = "feat"
     """Tokens after the final norm, or keys of the attention."""

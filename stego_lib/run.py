@@ -55,6 +55,7 @@ class Run:
         self.feature_store: str = experiment.feature_store  # until training says which way it has taken
         self.processes = ALONE  # those that work on it together
         self.trained_on: str | None = None  # the backbone's weights, as a checkpoint names them
+        self._told: set[str] = set()  # what `predict` has said, once for all its images
         self.data: dict[str, str] | None = None  # the training split, as a checkpoint names it; see `run_folders.data_ids`
         if backbone is not None:
             self.backbone = backbone
@@ -141,7 +142,13 @@ class Run:
                 f"{shown_path(self.folder)} stopped at step {done} of {steps}, before its probes were fitted, so it has no clusters "
                 f"yet; finish it first: {go_on}"
             )
-        notice(f"{shown_path(self.folder)} stopped at step {done} of {steps}; to finish it: {go_on}")
+        self._tell(f"{shown_path(self.folder)} stopped at step {done} of {steps}; to finish it: {go_on}")
+
+    def _tell(self, text: str) -> None:
+        """A notice, once a run."""
+        if text not in self._told:
+            self._told.add(text)
+            notice(text)
 
     def keep_weights(self) -> None:
         """Writes the weights as they are at this step to kept/STEP.pt, beside the checkpoint."""
@@ -242,7 +249,7 @@ class Run:
         scale = min(size / short, LONGEST * size / long)
         rows, columns = (max(patch, round(side * scale / patch) * patch) for side in (height, width))
         if long > LONGEST * short:
-            notice(
+            self._tell(
                 f"an image more than {LONGEST} times as long as it is wide is segmented with its longer side at "
                 f"{LONGEST * size} pixels, so that more of its small things are lost than in other images; cut it into pieces to keep them"
             )
@@ -291,7 +298,7 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     evaluated of a .ckpt goes into a folder of its own below `runs_dir`. Raises StegoError that names what is missing
     or broken.
     """
-    released = Path(path).suffix == ".ckpt"
+    released = Path(path).suffix.lower() == ".ckpt"
     possible = [key for key in EVALUATION_KEYS if not released or key != "backbone"]  # a released checkpoint holds its own
     unknown = [key for key in changes if key not in possible]
     if unknown:

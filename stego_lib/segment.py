@@ -52,8 +52,8 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     Raises
     ------
     StegoError
-        For a folder without images, two images of one name, an opacity out of range, and if no image can be read. Some that
-        cannot are left out, with a notice.
+        For a folder without images, two images of one name, an opacity out of range, an output folder with label maps that
+        segmenting has not written, and if no image can be read. Some that cannot are left out, with a notice.
     """
     if isinstance(opacity, bool) or not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
         raise StegoError(f"opacity = {opacity!r}: it is a number from 0 (the image alone) to 1 (the colors alone)")
@@ -67,6 +67,8 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     stems = [path.stem for path in paths]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise StegoError(f"{folder}: several pictures are called {twice[0]}; their label maps would overwrite each other")
+    run.refuse_unfitted()
+    _refuse_foreign_labels(output, stems)
     segments = run.segments
     if not run.matched and not nameless(run.classes):
         notice(
@@ -89,15 +91,15 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
         label = run.predict(picture)
         if transparent is not None:
             label[transparent] = NOTHING
-        stored = Image.fromarray(label)
-        stored.putpalette(palette.tobytes())
-        with atomic(output / "labels" / f"{path.stem}.png") as temporary:
-            stored.save(temporary)
         rows[path.name] = _areas(label, len(segments))
         _color(picture, label, palette, opacity)
         picture.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
         with atomic(output / "overlays" / f"{path.stem}.jpg") as temporary:
             picture.save(temporary)
+        stored = Image.fromarray(label)
+        stored.putpalette(palette.tobytes())
+        with atomic(output / "labels" / f"{path.stem}.png") as temporary:
+            stored.save(temporary)
     if broken and not rows:
         raise StegoError(broken[0])
     if broken:
@@ -111,6 +113,17 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     with atomic(output / "areas.csv") as temporary:
         table.to_csv(temporary, float_format="%.2f", encoding="utf-8", errors="surrogateescape")  # names may be no text
     return table
+
+
+def _refuse_foreign_labels(output: Path, stems: list[str]) -> None:
+    """StegoError if output/labels holds label maps of these names that segmenting has not written: ground truth, say."""
+    if (output / "overlays").is_dir():  # the first that is written
+        return
+    there = [stem for stem in stems if (output / "labels" / f"{stem}.png").exists()]
+    if there:
+        raise StegoError(
+            f"{output / 'labels'} holds {there[0]}.png already, which was not made by segmenting; name another output folder"
+        )
 
 
 def _areas(label: np.ndarray, count: int) -> np.ndarray:

@@ -88,7 +88,7 @@ def train_among(processes: Processes, experiment: Experiment, runs_dir: Path, re
     if not dataset.has_labels:
         model.linear_probe.forget()
     if experiment.start_from is not None:
-        take_over(model, load_run(experiment.start_from))
+        take_over(model, load_run(experiment.start_from), tell=processes.first)
     optimiser = make_optimiser(model, experiment)
     model.head.dropout.rank, model.head.dropout.count = processes.rank, processes.count
     if processes.first:
@@ -348,7 +348,7 @@ def optional_terms(experiment: Experiment) -> dict[str, float]:
     return {name: weight for name, weight in weights.items() if weight}
 
 
-def take_over(model: Stego, source: Run) -> None:
+def take_over(model: Stego, source: Run, tell: bool = True) -> None:
     """Copies head, feature mean and probes of a run into `model`; probes for another number of classes begin anew.
 
     Raises StegoError where the head does not fit.
@@ -360,6 +360,8 @@ def take_over(model: Stego, source: Run) -> None:
         raise StegoError(
             f"start_from {source!r}: its head is of another kind or size than this experiment's; take backbone, features, head and code_dim from its experiment"
         )
+    if tell and source.step < source.experiment.steps and (source.folder / "experiment.json").exists():
+        notice(f"start_from: {source.folder} stopped at step {source.step} of {source.experiment.steps}")
     anew = [name for name in ours if "probe" in name and name not in fitting]
     if anew:
         notice(f"start_from: {', '.join(anew)} begin anew, for another number of classes or clusters")

@@ -212,6 +212,13 @@ def test_a_file_takes_images_of_any_size_as_the_network_does_by_name(tmp_path):
     assert Backbone(str(file), **EXACT)(images(96, 320)).shape == (2, 192, 6, 20)
 
 
+def test_the_ending_of_a_file_may_be_in_capitals(backbone_file, tmp_path):
+    loud = shutil.copy(backbone_file, tmp_path / "TINY.SAFETENSORS")
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    features = [Backbone.of(Experiment(backbone=name, device="cpu", precision="float32"))(images) for name in (str(loud), str(backbone_file))]
+    assert_close(*features, rtol=0, atol=0)
+
+
 def test_a_file_that_was_downloaded_says_how_it_is_opened_and_opens_so(cache, tmp_path):
     name = TINY["ViT"]
     file = Path(shutil.copy(keep_in_cache(name, cache), tmp_path / "model.safetensors"))

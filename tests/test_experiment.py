@@ -200,3 +200,17 @@ def test_where_and_how_a_run_computes_is_not_in_its_name():
 def test_a_recipe_is_named_by_dataset_backbone_and_seed_alone(preset):
     recipe = Experiment.preset(preset, seed=3)
     assert recipe.name == f"{recipe.dataset}-{recipe.backbone}-seed3"
+
+
+def test_paths_may_be_path_objects(tmp_path):
+    experiment = Experiment(data_root=tmp_path, backbone=tmp_path / "a.safetensors", start_from=tmp_path / "run")
+    assert experiment == Experiment(
+        data_root=str(tmp_path), backbone=f"{tmp_path}/a.safetensors", start_from=f"{tmp_path}/run"
+    )
+    assert json.loads(json.dumps(experiment.to_dict()))["data_root"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["64 x 64", "64x64", "big", "", 240.5, True])
+def test_a_size_that_is_none_is_told_how_to_write_one(value):
+    with pytest.raises(StegoError, match="a size is one whole number, or height and width, such as 224 or 320 480"):
+        Experiment(eval_size=value)

@@ -88,8 +88,8 @@ def test_ids_that_are_no_class_hint_at_what_they_are(tmp_path, ids, said):
         open_dataset("folder", root, "train").label(0)
 
 
-def test_the_single_class_of_a_dataset_of_one_class_is_no_fault(tmp_path):
-    assert texts(labeled(tmp_path, ["a"], [[0, 255]])) == ""
+def test_the_single_class_of_a_dataset_of_one_class_makes_no_scores(tmp_path):
+    assert texts(labeled(tmp_path, ["a"], [[0, 255]])).startswith("WRONG folder train: 'a' is the only class in 1 label map")
 
 
 # ---------------------------------------------------------------------------------------------- what lies in the folder

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import standins
+from PIL import Image
 
 from stego_lib import DataNotFound, Experiment, StegoError, open_dataset
 from stego_lib.datasets import open_split, open_training_set
@@ -140,3 +141,12 @@ def test_made_up_colours_are_told_apart(count):
     if count <= 27:
         distance = np.abs(colors[:, None] - colors[None]).max(-1) + 255 * np.eye(count)
         assert distance.min() >= 20
+
+
+def test_a_label_map_stored_as_jpeg_is_refused_whatever_its_name(pictures):
+    (pictures / "folder/classes.json").write_text('{"names": ["road", "tree"]}')
+    for name in "ab":
+        label(pictures, "train", name)
+    Image.new("L", (8, 6)).save(pictures / "folder/labels/train/b.png", "JPEG")
+    with pytest.raises(StegoError, match=r"labels/train/b\.png is a JPEG.*export the labels anew as PNG"):
+        open_dataset("folder", pictures, "train").label(1)

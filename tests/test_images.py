@@ -134,7 +134,7 @@ def test_a_range_and_an_exif_rule_go_with_the_classes_of_a_run(tmp_path):
 
 @pytest.mark.parametrize(
     "rules, said",
-    [({"range": [1]}, "range"), ({"range": [5, 5]}, "range"), ({"range": "all"}, "range"), ({"range": [0, True]}, "range"), ({"exif": "no"}, "exif")],
+    [({"range": [1]}, "range"), ({"range": [5, 5]}, "range"), ({"range": "all"}, "range"), ({"range": [0, True]}, "range"), ({"range": [0, float("inf")]}, "range"), ({"exif": "no"}, "exif")],
 )  # fmt: skip
 def test_wrong_rules_are_explained(tmp_path, rules, said):
     (tmp_path / "classes.json").write_text(json.dumps({"names": ["a"]} | rules))

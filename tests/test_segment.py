@@ -242,7 +242,22 @@ def test_a_large_image_takes_the_memory_of_its_pixels_and_no_more(run, tmp_path)
     assert 0 < int(done.stdout.split()[-1]) * 1024 / 3000**2 < 16
 
 
-@pytest.mark.parametrize("opacity", [-0.1, 2, "0.5", True, None], ids=str)
+def test_label_maps_of_others_are_not_overwritten(run, pictures, tmp_path):
+    (tmp_path / "labels").mkdir()
+    Image.new("L", (40, 71), 3).save(tmp_path / "labels/tall.png")
+    with pytest.raises(StegoError, match=r"labels holds tall\.png already, which was not made by segmenting; name another output"):
+        segment_folder(run, pictures, tmp_path)
+    assert stored_ids(tmp_path / "labels/tall.png") == {3}
+    segment_folder(run, pictures, tmp_path / "out")
+    segment_folder(run, pictures, tmp_path / "out")
+
+
+def stored_ids(path):
+    with Image.open(path) as file:
+        return set(np.unique(np.array(file)).tolist())
+
+
+@pytest.mark.parametrize("opacity", [-0.1, 2, float("nan"), "0.5", True, None], ids=str)
 def test_an_opacity_out_of_range_is_refused_before_anything_is_written(tmp_path, opacity):
     with pytest.raises(StegoError, match=r"opacity = .*a number from 0"):
         segment_folder(None, tmp_path, tmp_path / "out", opacity)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,17 @@ def test_an_unfinished_run_with_joint_probes_is_used_and_says_so(experiment, tmp
     run = load_run(break_off(experiment, tmp_path, monkeypatch))
     with pytest.warns(Notice, match=r"stopped at step 4 of 7; to finish it: "):
         assert evaluate(run)["step"] == 4
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_run(run.folder).predict([np.zeros((8, 64, 3), np.uint8)] * 3)
+    said = [str(warned.message) for warned in caught if warned.category is Notice]
+    assert len(said) == 2 and "stopped at step 4 of 7" in said[0] and "longer side" in said[1], "once, not for each image"
+
+
+def test_going_on_from_the_head_of_an_unfinished_run_is_said(experiment, tmp_path, monkeypatch):
+    folder = break_off(experiment, tmp_path, monkeypatch)
+    with pytest.warns(Notice, match=r"start_from: .* stopped at step 4 of 7"):
+        train(experiment.but(start_from=folder, steps=1), runs_dir=tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- run records

@@ -179,7 +179,11 @@ class SegmentationDataset(Sequence):
         """The ids as stored, (H, W), of a label map file; StegoError names a file that is broken."""
         try:
             with Image.open(path, formats=FORMATS) as file:
+                if file.format == "JPEG":  # whatever its name says
+                    raise StegoError(f"label map {path} is a JPEG, which changes ids at edges; export the labels anew as PNG")
                 return stored_numbers(file, self.rules)
+        except StegoError:  # a ValueError too
+            raise
         except BROKEN as error:
             raise StegoError(f"label map {path} cannot be read ({error}); replace the file") from error
 

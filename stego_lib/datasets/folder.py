@@ -1,6 +1,7 @@
 """Your own pictures: a folder with imgs/{train,val} and, if you have them, labels/{train,val} and classes.json."""
 
 import colorsys
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -147,7 +148,7 @@ def _read_rules(path: Path, content: dict[str, Any]) -> Rules:
     if limits is None:
         return Rules(exif=exif)
     numbers = isinstance(limits, list) and len(limits) == 2 and all(type(end) in (int, float) for end in limits)
-    if not numbers or not limits[0] < limits[1]:
+    if not numbers or not -math.inf < limits[0] < limits[1] < math.inf:
         raise StegoError(
             f'{path}: "range" is [LOW, HIGH], the stored values that become black and white, not {limits!r}'
         )
