@@ -58,7 +58,6 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     if isinstance(opacity, bool) or not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
         raise StegoError(f"opacity = {opacity!r}: it is a number from 0 (the image alone) to 1 (the colors alone)")
     folder, output = user_path(pictures), user_path(output)
-    run.refuse_unfitted()
     if not folder.is_dir():
         raise StegoError(f"{folder.resolve()} is not a folder; name the folder that holds the pictures")
     paths = list_pictures(folder)
