@@ -78,4 +78,6 @@ def _run(experiment: Experiment, backbone: Backbone, runs_dir: Path) -> Run:
     folder = runs_dir / "run"
     folder.mkdir(parents=True, exist_ok=True)
     start_run(folder, experiment, classes)
-    return Run(folder, experiment, classes, model, backbone)
+    run = Run(folder, experiment, classes, model, backbone)
+    run.step = experiment.steps
+    return run

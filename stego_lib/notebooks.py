@@ -272,11 +272,12 @@ def check_parameters() -> None:
                 values |= dict.fromkeys(names, statement.value)
     refuse_unknown(injected, list(known), "this notebook")
     for name, expression in values.items():
-        with_floats = {"__builtins__": {}, "float": float}  # papermill writes float('nan')
+        number = isinstance(expression, ast.Call) and ast.unparse(expression.func) == "float"  # papermill: float('nan')
         try:
-            value = eval(compile(ast.Expression(expression), name, "eval"), with_floats)
-        except Exception:  # a default that is computed
+            value = ast.literal_eval(expression.args[0] if isinstance(expression, ast.Call) and number else expression)
+        except (ValueError, IndexError):  # a default that is computed
             continue
+        value = float(value) if number else value
         known[name].check(value, remedy=name in injected)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import warnings
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from stego_lib.loss import published_permutation, random_coords
 from stego_lib.meanfield import available
 from stego_lib.model import Stego
 from stego_lib.neighbors import nearest_neighbors
+from stego_lib.notices import Notice
 from stego_lib.probe_maps import probe_maps
 from stego_lib.run import build_model, mean_code
 from stego_lib.training import make_optimiser, train_step
@@ -104,7 +106,8 @@ def here(module: str, name: str, *arguments: object) -> dict:
 def measured(tmp_path_factory) -> dict:
     """The result of a tiny run of every row."""
     folder, threads = tmp_path_factory.mktemp("results"), torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # labels drawn at random leave classes out
         patch.setattr(scale_rows, "in_child", here)
         path = main(["--tiny", "--repeats", "1", "--threads", "1", "--out", str(folder)])
     torch.set_num_threads(threads)

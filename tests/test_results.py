@@ -7,7 +7,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-import zipfile
 from itertools import combinations
 
 import numpy as np
@@ -188,8 +187,7 @@ def test_the_wheel_holds_the_table_of_published_results(tmp_path):
     built = subprocess.run([*build[:-1], str(copied)], capture_output=True, text=True, timeout=300)
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "installed")
+    shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
     code = "from stego_lib.results import *; import stego_lib; print(stego_lib.__file__, len(published_results()), paper_rows())"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)

@@ -255,7 +255,7 @@ def test_running_out_of_memory_says_which_knob(experiment, tmp_path, monkeypatch
         monkeypatch.setattr(training, "train_step", full)
     else:
         monkeypatch.setattr(Backbone, "forward", full)
-    knobs = {"training": "batch_size, points", "features": "train_size"}[where]
+    knobs = {"training": "batch_size, code_dim", "features": "train_size"}[where]
     with pytest.raises(StegoError, match=rf"needs more memory than there is.*20\.00 GiB.*{knobs}"):
         train(experiment, runs_dir=tmp_path)
 
