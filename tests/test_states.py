@@ -163,7 +163,6 @@ def test_what_evaluate_returns_is_what_the_file_holds(street, tmp_path, quick):
     assert record["scores"]["linear_features"]["iou"][9] is None
 
 
-@pytest.mark.filterwarnings("ignore:camvid (train|val). 'road' is the only class:stego_lib.notices.Notice")
 @pytest.mark.parametrize("matching", [[0], [0] * 10 + [11], [0] * 12])
 def test_a_run_record_that_is_not_the_runs_own_is_refused(street, tmp_path, matching):
     """Copied from another run, or edited by hand."""
@@ -180,6 +179,7 @@ def test_a_log_that_is_missing_is_named(street, tmp_path):
         _ = run.log
 
 
+@pytest.mark.filterwarnings("ignore:camvid (train|val). 'road' is the only class:stego_lib.notices.Notice")
 def test_labels_of_a_single_class_give_no_scores(street, tmp_path, quick):
     """Any segmentation would score 100."""
     for file in (tmp_path / "data" / "camvid" / "valannot").iterdir():
