@@ -49,6 +49,32 @@ def checked(capsys: pytest.CaptureFixture, name: str, root: Path) -> tuple[int, 
 # ---------------------------------------------------------------------------------------------- classes that never occur
 
 
+@pytest.mark.parametrize("place", ["masks/{split}", "label/{split}", "labels/training", "labels"])
+def test_label_maps_in_another_place_are_told(tmp_path, place):
+    """They make no score, and nobody would know why."""
+    root = labeled(tmp_path, ["a", "b"], [[0, 1]] * 2)
+    for split in ("train", "val"):
+        target = root / "folder" / place.format(split=split)
+        moved = root / f"moved-{split}"
+        (root / "folder" / "labels" / split).rename(moved)
+        target.mkdir(parents=True, exist_ok=True)
+        for path in moved.iterdir():
+            path.rename(target / path.name)
+    if place != "labels" and not place.startswith("labels"):
+        (root / "folder" / "labels").rmdir()
+    said = texts(root)
+    assert f"folder train counts as unlabeled: {place.partition('/')[0]} in {root / 'folder'} is not read" in said
+    assert str(root / "folder" / "labels" / "train") in said
+
+
+def test_a_list_that_names_an_image_twice_is_told(tmp_path):
+    standins.cocostuff(tmp_path, dict(train=1, val=2), ("Coco164kFull_Stuff_Coarse_7.txt",), 24, 32)
+    path = tmp_path / "cocostuff/curated/val2017/Coco164kFull_Stuff_Coarse_7.txt"
+    path.write_text(path.read_text() * 2)
+    with pytest.warns(Notice, match=r"Coarse_7\.txt lists 2 ids again, so these images count more than once"):
+        assert len(open_dataset("cocostuff27", tmp_path, "val")) == 4
+
+
 def test_255_that_is_the_object_is_told_everywhere(tmp_path, backbone_file, capsys):
     """As SAM, ISIC and CVAT write masks: 0 and 255."""
     root = labeled(tmp_path, ["background", "lesion"], [[0, 255], [0, 0, 255]] * 3)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import StegoError
 from ..files import read_json, read_text
+from ..notices import notice
 from .base import (
     IGNORED,
     Classes,
@@ -113,6 +114,8 @@ def read_ids(folder: Path, names: tuple[str, ...]) -> list[str]:
             ids = read_text(folder / name).split()
             if not ids:
                 raise StegoError(f"{folder / name} is empty; it lists one picture id a line")
+            if (twice := len(ids) - len(set(ids))) > 0:
+                notice(f"{folder / name} lists {twice} ids again, so these images count more than once")
             return ids
     raise StegoError(f"{folder} holds none of {', '.join(names)}, which list the pictures; {SOURCE}")
 

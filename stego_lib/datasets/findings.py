@@ -86,7 +86,27 @@ def _kept(dataset: SegmentationDataset, path: Path) -> list[Finding]:
 
 def _beside(dataset: SegmentationDataset) -> list[Finding]:
     """What lies beside the images of a folder of one's own."""
-    return left_out(dataset.pictures[0].parent) if dataset.name == "folder" else []
+    if dataset.name != "folder":
+        return []
+    return [*left_out(dataset.pictures[0].parent), *([] if dataset.has_labels else _unread_labels(dataset))]
+
+
+def _unread_labels(dataset: SegmentationDataset) -> list[Finding]:
+    """Whatever lies where label maps would be looked for by a person, beside imgs/, and is not read as such."""
+    images = dataset.pictures[0].parent
+    if images.parent.name != "imgs":
+        return []
+    root = images.parent.parent
+    beside = [path for path in sorted(root.iterdir()) if visible(path) and path.name != "imgs"]
+    names = [path.name for path in beside if (path.is_dir() and _images_below(path)) or path.name == "labels"]
+    if not names:
+        return []
+    return [
+        Finding(
+            f"{dataset.name} {dataset.split} counts as unlabeled: {_named(names)} in {root} is not read; label maps belong into "
+            f"{root / 'labels' / dataset.split}, called like their images"
+        )
+    ]
 
 
 def from_survey(dataset: SegmentationDataset, found: Survey) -> list[Finding]:
