@@ -167,7 +167,7 @@ class Backbone(nn.Module):
         """The same network with random weights: what its shape alone gives."""
         fresh = copy.deepcopy(self)
         fresh.name = f"{self.name} (random weights, seed {seed})"
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             for weights in fresh.vit.parameters():  # tokens and position embeddings; the layers draw theirs anew below
                 nn.init.trunc_normal_(weights, std=0.02)

@@ -166,7 +166,7 @@ def test_the_summary_tells_of_a_collapse(name, capsys):
     seen = "step 75: the codes are nearly all alike"
     for collapsed in (True, False):
         record = test_results.record(3) | {"collapsed": collapsed, "codes": {"seen": seen if collapsed else None}, "pictures": 6}
-        run = SimpleNamespace(step=100, folder="runs/a", watched={"seen": seen})
+        run = SimpleNamespace(step=100, folder="runs/a", watched={"seen": seen}, experiment=SimpleNamespace(name="a"))
         values = dict(record=record, kept=[record], run=run, experiment=SimpleNamespace(name="a"), results=results, seeds=[3], records="r")
         exec(cell.source, values | dict(row="cityscapes-vitb8", published=True, figures=None, departures=[]))
         assert (f"do not trust this run: seed 3: {seen}" in capsys.readouterr().out) == collapsed
