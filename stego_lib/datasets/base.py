@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import DataNotFound, StegoError
 from ..files import checksum
 from ..paths import user_path
+from ..progress import progress
 from .images import (
     BROKEN,
     DEFAULT,
@@ -213,7 +214,7 @@ class SegmentationDataset(Sequence):
         """
         files = self._files(labels)
         with ThreadPoolExecutor() as pool:  # hashing runs outside Python's lock
-            sums = list(pool.map(_checksum, files))
+            sums = list(progress(pool.map(_checksum, files), f"checksums of {self.name} {self.split}", total=len(files)))
         return [*self._about(labels), [(path.name, sum_) for path, sum_ in zip(files, sums, strict=True)]]
 
     def state(self, *, labels: bool = True) -> list:
