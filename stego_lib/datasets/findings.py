@@ -97,6 +97,8 @@ def _unread_labels(dataset: SegmentationDataset) -> list[Finding]:
     if images.parent.name != "imgs":
         return []
     root = images.parent.parent
+    if any((root / "labels" / split).is_dir() for split in ("train", "val")):
+        return []  # one split alone may have labels
     beside = [path for path in sorted(root.iterdir()) if visible(path) and path.name != "imgs"]
     names = [path.name for path in beside if (path.is_dir() and _images_below(path)) or path.name == "labels"]
     if not names:
