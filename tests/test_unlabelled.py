@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import nbformat
@@ -46,7 +47,11 @@ def experiment(root, backbone_file) -> Experiment:
 
 @pytest.fixture(scope="module")
 def run(experiment, root):
-    return train(experiment, runs_dir=root / "runs")
+    """Trained and evaluated, which leaves a record without scores."""
+    trained = train(experiment, runs_dir=root / "runs")
+    with warnings.catch_warnings(action="ignore", category=Notice):
+        evaluate(trained)
+    return trained
 
 
 def test_training_leaves_the_linear_probe_out(run):
