@@ -45,7 +45,9 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
 
     The record of the validation split of the run's own data, scored as the run says, is metrics.json, whose matching
     `Run.predict` uses. Another split, other data or other settings (see `load_run`) get a record of their own beside it,
-    metrics-SPLIT....json, and leave that one alone. Clusters are matched to classes once over the whole split; labels serve this matching, the scores and the linear
+    metrics-SPLIT....json, and leave that one alone.
+
+    Clusters are matched to classes once over the whole split; labels serve this matching, the scores and the linear
     probes, nothing else. With `experiment.published`, pixels in extra clusters are left out of every table and the
     matching is the published one, as `metrics` describes. The record holds under "scores", for each method, accuracy,
     miou and iou in percent: "cluster" and "linear" (STEGO), each also as "..._crf" where pydensecrf is installed, and the

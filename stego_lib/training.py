@@ -45,7 +45,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     rounded, and a notice says so; `run.experiment` holds those that were used. With `resume`, the newest unfinished run of the same
     experiment goes on from its last checkpoint, to the same weights as if it had not stopped (on a CPU); a finished one
     is returned unchanged. It is found wherever its data, its weights file or the run itself lie now, see `run_folders.find_run`.
-    A batch has no more images, and an image no more neighbors, than there are; a notice says so. `experiment.start_from` names a run or released checkpoint whose head and probes it begins with.
+    A batch has no more images, and an image no more neighbors, than there are; a notice says so. `experiment.start_from` names
+    a run or released checkpoint whose head and probes it begins with.
     Raises StegoError before any long work (a missing data set, a broken picture, an unknown backbone, ...), for a run that
     another process is training, and for a loss that is no number or a full disk: the last checkpoint is then untouched.
 
@@ -153,7 +154,7 @@ def fitted_to(experiment: Experiment, dataset: SegmentationDataset) -> Experimen
 
 
 MOST_CLUSTERS = 255
-"""Clusters that an 8-bit label map can number beside 255, "no class"."""
+"""Clusters that an 8-bit label map can number beside 255, which is transparency."""
 
 
 def refuse_too_many_clusters(model: Stego, store: Features) -> None:
