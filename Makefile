@@ -10,7 +10,7 @@ CRF_LOG = $(VENV)/crf.log
 NOTEBOOK = $(PY) -m stego_lib.notebooks
 # Parameters for a notebook: make train ARGS="-p dataset camvid -p data_root FOLDER"
 ARGS ?=
-# For `make reproduce`: the row of the paper. For it and `make photos`: the folder that holds the data sets (data/ if not given).
+# For `make reproduce`: the row of the paper. For it and `make photos`: the folder that holds the datasets (data/ if not given).
 ROW ?=
 DATA ?=
 
