@@ -18,7 +18,7 @@ from .datasets import SegmentationDataset, open_split, open_training_set
 from .datasets.findings import tell
 from .datasets.folder import nameless
 from .datasets.transforms import Size
-from .experiment import HOW, Experiment, split_backbone
+from .experiment import MACHINE, Experiment, split_backbone
 from .features.extraction import content_id
 from .features.online import open_features
 from .features.store import Features, Share
@@ -133,7 +133,7 @@ def _record_name(run: Run, split: str, data: str) -> str:
     others: list[Any] = []
     if asked.exists():
         trained = Experiment.from_dict(read_json(asked))
-        others = [(key, getattr(experiment, key)) for key in experiment.differing(trained, (*HOW, "data_root", "backbone"))]
+        others = [(key, getattr(experiment, key)) for key in experiment.differing(trained, (*MACHINE, "data_root", "backbone"))]
         if not _own_data(run, trained):
             others.append(data)
     elif (run.folder / "metrics.json").exists() and run.metrics.get("data", data) != data:

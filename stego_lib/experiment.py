@@ -234,12 +234,12 @@ class Experiment:
     def name(self) -> str:
         """Short name of the run: dataset, backbone, what differs from the recipe of these two, and the seed.
 
-        Differences that are many or long end in a fingerprint of them all. Where and how the run computes (`HOW`,
+        Differences that are many or long end in a fingerprint of them all. Where and how the run computes (`MACHINE`,
         `data_root`) is not part of it.
         """
         recipe = _recipe(self.dataset, self.backbone)
         network, file = split_backbone(self.backbone)
-        changed = {key: getattr(self, key) for key in self.differing(recipe, (*NAMED, *HOW))}
+        changed = {key: getattr(self, key) for key in self.differing(recipe, (*NAMED, *MACHINE))}
         told = [_in_name(key, value) for key, value in changed.items()]
         readable = "-".join(text for text, _ in told)
         if len(readable) > LONGEST or not all(exact for _, exact in told):
@@ -277,9 +277,9 @@ def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-HOW = ("feature_store", "devices", "device")
+MACHINE = ("feature_store", "devices", "device")
 """Fields of an experiment that its result does not depend on, but for rounding: how and where it is computed."""
-SCORING = ("eval_size", "mirror", "crf")
+EVALUATION = ("eval_size", "mirror", "crf")
 """Fields that matter when a run is evaluated, and not when it is trained."""
 
 

@@ -18,7 +18,7 @@ from .datasets import Classes, SegmentationDataset
 from .datasets.folder import muted_colors, read_classes, told_apart, write_classes
 from .datasets.images import Rules, as_rgb, open_image
 from .datasets.transforms import resize_image
-from .experiment import HOW, SCORING, Experiment, split_backbone
+from .experiment import MACHINE, EVALUATION, Experiment, split_backbone
 from .features.extraction import content_id
 from .model import Stego, build_model, mean_code
 from .probes import most_similar
@@ -271,7 +271,7 @@ def start_run(folder: Path, experiment: Experiment, classes: Classes) -> None:
     write_json(folder / "experiment.json", experiment.to_dict())
 
 
-EVALUATION_KEYS = ("dataset", "data_root", "backbone", "published", "precision", *SCORING, *HOW)
+EVALUATION_KEYS = ("dataset", "data_root", "backbone", "published", "precision", *EVALUATION, *MACHINE)
 """Fields of the experiment that may be changed when a run is opened: all that does not touch what was trained."""
 
 
@@ -415,7 +415,7 @@ def find_run(
 ) -> Path | None:
     """The newest run of this experiment, on these images and weights of the backbone, that has a checkpoint, or None.
 
-    How and where a run computes and how it is scored (`HOW`, `SCORING`) may differ, and so may the places of data and weights:
+    How and where a run computes and how it is scored (`MACHINE`, `EVALUATION`) may differ, and so may the places of data and weights:
     `data` are the fingerprints of the training split, see `data_ids`. A run that would be the one but for its data or its
     weights is passed over with a notice; if none is found, a notice says what the nearest differs in. `tell=False` says nothing.
     """
@@ -430,7 +430,7 @@ def find_run(
             continue
         if not (path.parent / "checkpoint.pt").exists():
             continue
-        differing = theirs.differing(experiment, (*HOW, *SCORING, "data_root"))
+        differing = theirs.differing(experiment, (*MACHINE, *EVALUATION, "data_root"))
         state = read_checkpoint(path.parent) if set(differing) <= {"backbone"} else {}
         if differing and (not state or state.get("backbone_weights") != backbone.weights_id):
             if "seed" not in differing and (nearest is None or len(differing) < len(nearest[0])):

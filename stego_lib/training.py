@@ -15,7 +15,7 @@ from .batches import Batch, Draw, draw_batch, find_neighbors
 from .calibration import calibrate
 from .datasets import SegmentationDataset, open_training_set
 from .datasets.findings import tell
-from .experiment import HOW, Experiment
+from .experiment import MACHINE, Experiment
 from .features.online import open_features, way_of
 from .features.store import Features, FeatureStore
 from .loss import stego_loss
@@ -59,7 +59,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
             return train_among(join(experiment.devices, experiment.device), experiment, runs_dir, resume)
     refuse_unequal_shares(experiment, experiment.devices)
     run = load_run(spawn(_train_spawned, experiment.devices, experiment.device, experiment.to_dict(), runs_dir, resume))
-    run.experiment = run.experiment.but(**{name: getattr(experiment, name) for name in HOW})
+    run.experiment = run.experiment.but(**{name: getattr(experiment, name) for name in MACHINE})
     run.model.to(choose_device(experiment.device))
     return run
 

@@ -6,7 +6,7 @@ from typing import Any
 from ..backbone import Backbone, fit_sizes
 from ..datasets import open_training_set
 from ..evaluation import evaluate, recorded
-from ..experiment import HOW, Experiment
+from ..experiment import MACHINE, Experiment
 from ..run import data_ids, find_run
 from ..runtime.errors import StegoError
 from ..runtime.files import write_json
@@ -64,5 +64,5 @@ def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) 
     record = read_record(folder / "metrics.json")
     if not record["scores"]:
         return None
-    theirs, ours = ({k: v for k, v in known.items() if k not in (*HOW, "backbone")} for known in (record["experiment"], recorded(experiment)))
+    theirs, ours = ({k: v for k, v in known.items() if k not in (*MACHINE, "backbone")} for known in (record["experiment"], recorded(experiment)))
     return record if (record["step"], record["split"], theirs) == (experiment.steps, "val", ours) else None

@@ -15,7 +15,7 @@ from ..baselines import fixed_head
 from ..calibration import AUTO
 from ..datasets import open_dataset, open_split, open_training_set
 from ..evaluation import cluster_confusion, evaluate, recorded
-from ..experiment import HOW, Experiment
+from ..experiment import MACHINE, Experiment
 from ..features.online import open_features
 from ..metrics import match, scores
 from ..runtime.environment import environment
@@ -28,7 +28,7 @@ from .results import mean_and_spread, read_record
 
 NOT_RUN = "not run"
 """What a table says where no record is."""
-PLACE = ("data_root", "device", *HOW)
+PLACE = ("data_root", "device", *MACHINE)
 """Fields of an experiment that do not tell runs apart."""
 
 

@@ -8,7 +8,7 @@ from test_study import record
 from benchmarks.quality import Float32Features, unrounded
 from stego_lib import Backbone, Experiment, train
 from stego_lib.datasets import open_training_set
-from stego_lib.experiment import HOW
+from stego_lib.experiment import MACHINE
 from stego_lib.features.extraction import Source
 from stego_lib.features.online import OnlineFeatures, open_features
 from stego_lib.runtime.files import write_json
@@ -34,7 +34,7 @@ def test_ways_differ_in_features_and_probes_alone_and_the_recipe_is_on_record_as
         plain = variant.experiment.but(feature_store="auto", probes="after", crf=True, precision="auto")
         assert plain == BASE and (variant.experiment.precision == "float32") == (way == "online")
     recipe = found[quality.FAST]
-    assert not recipe.variants[0].experiment.differing(BASE, HOW) and recipe.folder == tmp_path / "scenes"
+    assert not recipe.variants[0].experiment.differing(BASE, MACHINE) and recipe.folder == tmp_path / "scenes"
 
 
 def test_a_mean_is_within_the_spread_unless_it_is_further_below(tmp_path):
