@@ -11,8 +11,7 @@ import torch
 from stego_lib import Backbone, Experiment, Run, evaluate, open_dataset
 from stego_lib.crf import available
 from stego_lib.metrics import confusion
-from stego_lib.model import build_model
-from stego_lib.run import start_run
+from stego_lib.run import build_model
 
 from .material import N_CLASSES, Settings, draw_folder, photographs, scenes, smooth
 from .measuring import interleaved
@@ -78,7 +77,7 @@ def _run(experiment: Experiment, backbone: Backbone, runs_dir: Path) -> Run:
     classes = open_dataset("folder", experiment.data_root, "val").classes
     folder = runs_dir / "run"
     folder.mkdir(parents=True, exist_ok=True)
-    start_run(folder, experiment, classes)
     run = Run(folder, experiment, classes, model, backbone)
+    run.save_experiment()
     run.step = experiment.steps
     return run

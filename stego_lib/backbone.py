@@ -23,10 +23,11 @@ from safetensors import SafetensorError, safe_open
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from .experiment import PRESETS, Experiment, Size, split_backbone
+from .experiment import PRESETS, Experiment
 from .networks.dino import dino_vit, load_pth
 from .published.checkpoint import read_published
 from .runtime.errors import StegoError, brief, did_you_mean
+from .runtime.fields import Size, split_backbone
 from .runtime.files import fingerprint, load_tensors
 from .runtime.memory import enough_memory
 from .runtime.notices import notice

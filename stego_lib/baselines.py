@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .experiment import Experiment
 from .features.store import Features
-from .model import Stego, build_model
+from .model import Stego
 from .probes import SAMPLES, fit_cluster_probe, kmeans, multinomial_regression, sample_cells
+from .run import build_model
 from .runtime.errors import StegoError
 from .runtime.progress import stage
 

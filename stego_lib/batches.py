@@ -1,4 +1,4 @@
-"""What a training step sees: images' features, their partners, points; drawn from seed and step alone."""
+"""What one training step sees: features of images and of their partners, and points; drawn from seed and step alone."""
 
 import random
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backbone import Backbone
+from .datasets import SegmentationDataset
 from .experiment import Experiment
 from .features.store import Features
 from .loss import negative_permutation, published_permutation, random_coords
@@ -16,37 +17,41 @@ from .model import Stego
 from .neighbors import nearest_neighbors
 from .optional.losses import CRF_POINTS, CRF_SIDE, random_pixels
 from .optional.views import augmented_views
-from .runtime.devices import ALONE, Processes
+from .runtime.errors import StegoError
+from .runtime.notices import notice
+
+ALIKE = 1 - 1e-5
+"""Cosine of every image's mean feature with that of all images above which the images count as copies."""
 
 
 @dataclass
 class Batch:
-    """What one step needs in one process. B images, grid (h, w), S x S points."""
+    """What one step needs: B images on a grid of (h, w) cells, S x S points."""
 
     feats: Tensor
-    """(B, C, h, w) frozen features, the dataset's mean taken off if so set."""
+    """(B, C, h, w) frozen features, minus the dataset's mean where the experiment subtracts it."""
     feats_knn: Tensor
-    """(B, C, h, w) the same of one neighbor of each."""
+    """(B, C, h, w) the same of one neighbor of each image."""
     coords1: Tensor
     """(B, S, S, 2) points in the images."""
     coords2: Tensor
     """(B, S, S, 2) points in their partners."""
     permutations: Tensor
-    """int64 (negatives, B) random partners, numbered through the whole batch."""
+    """int64 (negatives, B) random partners."""
     label: Tensor | None
     """int64 (B, H, W), for the linear probe alone."""
     images: Tensor | None = None
     """(B, 3, H, W) normalized colors, for the CRF-inspired loss alone."""
     crf_points: Tensor | None = None
-    """int64 (2, n), see `losses_extra.image_crf_loss`."""
+    """int64 (2, n), see `optional.losses.crf_loss`."""
     feats_view: Tensor | None = None
     """(B, C, h, w) features of an augmented view of each image, for the augmentation alignment alone."""
     view_coords: Tensor | None = None
-    """(B, h, w, 2) where the view's cells lie in the image."""
+    """(B, h, w, 2) where the cells of the view lie in the image."""
 
 
 class Draw:
-    """What chance decides first at step number `step`: the images, a neighbor of each, and the seed of dropout."""
+    """The first random choices of step number `step`: images, a neighbor of each, and the seed of dropout."""
 
     def __init__(self, neighbors: Tensor, experiment: Experiment, step: int):
         count, size, seed = len(neighbors), experiment.batch_size, experiment.seed
@@ -56,59 +61,78 @@ class Draw:
         self.rows = _epoch_order(count, seed, epoch)[position * size : (position + 1) * size]
         self.partners = neighbors[self.rows, torch.randint(neighbors.shape[1], (size,), generator=self.generator)]
 
-    def needed(self, processes: Processes = ALONE) -> Tensor:
-        """Images whose features this process needs, int64 (2 B / processes,): its share and the partners of these."""
-        return torch.cat([processes.share(self.rows), processes.share(self.partners)])
+    @property
+    def needed(self) -> Tensor:
+        """Images whose features the step needs, int64 (2 B,)."""
+        return torch.cat([self.rows, self.partners])
 
 
 def draw_batch(
-    store: Features,
-    neighbors: Tensor,
-    model: Stego,
-    experiment: Experiment,
-    step: int,
-    backbone: Backbone | None = None,
-    processes: Processes = ALONE,
+    features: Features, neighbors: Tensor, model: Stego, experiment: Experiment, step: int, backbone: Backbone
 ) -> Batch:
-    """The batch of step number `step`. It depends on nothing but seed and step, so a resumed run sees the same ones.
+    """The batch of step number `step`; it depends on seed and step alone, so a resumed run sees the same batches.
 
-    Each epoch goes through the images once in a random order; what is left over at its end is dropped. Of several
-    processes each draws the whole batch and gets its share. The backbone is needed where images are: for the CRF-inspired
-    loss (its normalization) and the augmentation alignment (its features).
+    Each epoch passes over the images once in random order and drops the incomplete last batch. Only optional terms use the
+    backbone: the CRF-inspired loss its normalization, the augmentation alignment its features.
     """
-    device, size, share = model.feature_mean.device, experiment.batch_size, processes.share
+    device, size = model.feature_mean.device, experiment.batch_size
     draw = Draw(neighbors, experiment, step)
-    rows, generator = share(draw.rows), draw.generator
-    torch.manual_seed(draw.seed)  # dropout draws from the global generator
-    feats, feats_knn = model.centered(store.rows(draw.needed(processes), device)).chunk(2)
+    generator = draw.generator
+    torch.manual_seed(draw.seed)  # dropout uses the global generator
+    feats, feats_knn = model.centered(features.rows(draw.needed, device)).chunk(2)
     partner_of = published_permutation if experiment.published else negative_permutation
     batch = Batch(
         feats=feats,
         feats_knn=feats_knn,
-        coords1=share(random_coords(size, experiment.points, generator)).to(device),
-        coords2=share(random_coords(size, experiment.points, generator)).to(device),
-        permutations=torch.stack([share(partner_of(size, generator)) for _ in range(experiment.negatives)]).to(device),
-        label=store.label_rows(rows, device) if store.has_labels else None,
+        coords1=random_coords(size, experiment.points, generator).to(device),
+        coords2=random_coords(size, experiment.points, generator).to(device),
+        permutations=torch.stack([partner_of(size, generator) for _ in range(experiment.negatives)]).to(device),
+        label=features.label_rows(draw.rows, device) if features.has_labels else None,
     )
     if experiment.crf_weight:
-        assert backbone is not None
-        batch.images = backbone.normalize(store.image_rows(rows)).float()
+        batch.images = backbone.normalize(features.image_rows(draw.rows)).float()
         batch.crf_points = random_pixels(CRF_POINTS, CRF_SIDE, generator).to(device)
     if experiment.aug_alignment_weight:
-        assert backbone is not None
-        views, coords = augmented_views(store.image_rows(draw.rows), store.shape[2:])
-        batch.feats_view, batch.view_coords = model.centered(backbone(share(views))), share(coords).to(device)
+        views, coords = augmented_views(features.image_rows(draw.rows), features.shape[2:])
+        batch.feats_view, batch.view_coords = model.centered(backbone(views)), coords.to(device)
     return batch
 
 
-def find_neighbors(store: Features, model: Stego, experiment: Experiment) -> Tensor:
-    """int64 (N, k): the neighbors of each training image by its mean feature, the dataset's mean taken off if so set."""
-    pooled = store.pooled - model.feature_mean.flatten().cpu()
-    if experiment.published:  # the featurizer is not in eval mode, so channels of each image's mean feature drop out
+def find_neighbors(features: Features, model: Stego, experiment: Experiment) -> Tensor:
+    """The nearest neighbors of each training image by its mean feature, int64 (N, k).
+
+    A notice is shown if all images are alike, because nothing can be learned from comparing them.
+    """
+    pooled = features.pooled - model.feature_mean.flatten().cpu()
+    unit = F.normalize(features.pooled, dim=1)
+    if (unit @ F.normalize(unit.mean(0), dim=0)).min() > ALIKE:
+        notice(
+            f"the {len(features)} training images look all alike to the backbone: neighbors and negatives are the same image "
+            "again, so expect nothing of this run; are they copies, or blank?"
+        )
+    if experiment.published:  # the published featurizer is in training mode, so channels of the mean feature drop out
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(experiment.seed)
             pooled = F.dropout(pooled, experiment.dropout)
     return nearest_neighbors(pooled, experiment.neighbors)
+
+
+def fit_to_data(experiment: Experiment, dataset: SegmentationDataset) -> Experiment:
+    """The experiment with no more images per batch, and neighbors per image, than the training split has; a notice says so.
+
+    Raises StegoError for a single image, which has no partner.
+    """
+    count = len(dataset)
+    if count < 2:
+        raise StegoError(
+            f"{dataset.name} has one training image; an image's partners are others, so add images, or cut it with crop='five'"
+        )
+    limits = {"batch_size": count, "neighbors": count - 1}
+    changes = {name: limit for name, limit in limits.items() if getattr(experiment, name) > limit}
+    if changes:
+        text = ", ".join(f"{name} is {value} (asked: {getattr(experiment, name)})" for name, value in changes.items())
+        notice(f"{dataset.name} has {count} training images, so {text}")
+    return experiment.but(**changes)
 
 
 @lru_cache(maxsize=2)

@@ -18,13 +18,13 @@ from .datasets import Classes, SegmentationDataset
 from .datasets.folder import muted_colors, read_classes, told_apart, write_classes
 from .datasets.images import Rules, as_rgb, open_image
 from .datasets.transforms import resize_image
-from .experiment import MACHINE, EVALUATION, Experiment, split_backbone
+from .experiment import EVALUATION, MACHINE, Experiment
 from .features.extraction import content_id
-from .model import Stego, build_model, mean_code
+from .model import Stego
 from .probes import most_similar
 from .published.checkpoint import read_published
-from .runtime.devices import ALONE
 from .runtime.errors import StegoError
+from .runtime.fields import split_backbone
 from .runtime.files import explained, fingerprint, load_state, read_json, save_state, write_json
 from .runtime.notices import notice
 from .runtime.paths import runs_root, shown_path, user_path
@@ -52,7 +52,6 @@ class Run:
         self.shifts: tuple[float, float, float] = (0.0, 0.0, 0.0)  # until training sets them
         self.step = 0
         self.feature_store: str = experiment.feature_store  # until training says which way it has taken
-        self.processes = ALONE  # those that work on it together
         self.trained_on: str | None = None  # the backbone's weights, as a checkpoint names them
         self._told: set[str] = set()  # what `predict` has said, once for all its images
         self.data: dict[str, str] | None = None  # the training split, as a checkpoint names it; see `run.data_ids`
@@ -71,7 +70,7 @@ class Run:
                 f"backbone file {file} does not exist, on which {self.folder} was trained; put it into the run's folder, or open the "
                 "run with load_run(RUN, backbone=FILE)"
             )
-        backbone = Backbone.of(self.experiment.but(device=self.processes.device(self.experiment.device)))
+        backbone = Backbone.of(self.experiment)
         if self.trained_on not in (None, backbone.weights_id):
             raise StegoError(
                 f"{self.folder} was trained on other weights of {self.experiment.backbone} than there are now; name the file that has them, load_run(RUN, backbone=FILE), or train it again"
@@ -130,6 +129,19 @@ class Run:
             },
         )  # fmt: skip
 
+    def save_experiment(self) -> None:
+        """Writes what determines the run; experiment.json, by which a run is found, comes last."""
+        write_classes(self.folder / "classes.json", self.classes)
+        write_json(self.folder / "experiment.json", self.experiment.to_dict())
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """Takes weights, step and shifts from checkpoint.pt, and returns all that it holds."""
+        state = read_checkpoint(self.folder)
+        refuse_misfit(self.model, state, self.folder)
+        self.model.load_state_dict(state["model"])
+        self.step, self.shifts = state["step"], tuple(state["shifts"])
+        return state
+
     def refuse_unfitted(self) -> None:
         """StegoError if training stopped before the probes were fitted: they hold random numbers, and so would every result.
 
@@ -164,9 +176,9 @@ class Run:
     def code(self, images: Tensor) -> Tensor:
         """Codes (B, K, h, w) of uint8 images (B, 3, H, W), averaged with those of their mirror images if so set."""
         if not self.experiment.mirror:
-            return mean_code(self.model, self.backbone(images), None)
-        features, mirrored = self.backbone(torch.cat([images, images.flip(-1)])).chunk(2)
-        return mean_code(self.model, features, mirrored)
+            return self.model.mean_code(self.backbone(images))
+        features, flipped = self.backbone(torch.cat([images, images.flip(-1)])).chunk(2)
+        return self.model.mean_code(features, flipped)
 
     @property
     def segments(self) -> Classes:
@@ -175,7 +187,7 @@ class Run:
         Of a run whose clusters are matched to classes: the classes, then the clusters without a class. Else: the clusters.
         Clusters are called "cluster 0" and so on, in muted colors, so that nobody takes them for classes.
         """
-        count, matching = len(self.model.cluster_probe.clusters), self._matching
+        count, matching = self.model.n_clusters, self._matching
         if matching is not None:
             own, others = self.classes, [cluster for cluster in range(count) if matching[cluster] < 0]
         elif all(re.fullmatch(r"cluster \d+", name) for name in self.classes.names):
@@ -232,7 +244,7 @@ class Run:
         """Class of each cluster, -1 for one without, from the run record; None if these weights were never scored."""
         record = self.metrics if (self.folder / "metrics.json").exists() else {}
         matching = record.get("matching") if record.get("step") == self.step else None
-        count, classes = len(self.model.cluster_probe.clusters), range(-1, len(self.classes))
+        count, classes = self.model.n_clusters, range(-1, len(self.classes))
         if matching is not None and (len(matching) != count or any(class_ not in classes for class_ in matching)):
             raise StegoError(
                 f"{self.folder / 'metrics.json'} does not fit the run: its matching is not one of {count} clusters and "
@@ -243,7 +255,7 @@ class Run:
     @property
     def _ids(self) -> np.ndarray:
         """What `predict` calls each cluster, uint8 (n_clusters,)."""
-        ids = np.arange(len(self.model.cluster_probe.clusters))
+        ids = np.arange(self.model.n_clusters)
         if (matching := self._matching) is not None:
             ids = np.array(matching)
             ids[ids < 0] = len(self.classes) + np.arange((ids < 0).sum())
@@ -265,10 +277,23 @@ class Run:
         return rows, columns
 
 
-def start_run(folder: Path, experiment: Experiment, classes: Classes) -> None:
-    """Writes what determines the run into its folder; what it is found by comes last, when all else is there."""
-    write_classes(folder / "classes.json", classes)
-    write_json(folder / "experiment.json", experiment.to_dict())
+def build_model(experiment: Experiment, in_dim: int, n_classes: int) -> Stego:
+    """A model with fresh weights drawn from the experiment's seed.
+
+    Raises StegoError for more clusters than an 8-bit label map can number beside 255, which means transparency.
+    """
+    if (clusters := n_classes + experiment.extra_clusters) > NOTHING:
+        raise StegoError(
+            f"{n_classes} classes and extra_clusters = {experiment.extra_clusters} make {clusters} clusters; label maps number "
+            f"{NOTHING} at most"
+        )
+    with torch.random.fork_rng([]):  # weights are drawn on the CPU
+        torch.default_generator.manual_seed(experiment.seed)
+        return Stego(
+            in_dim, experiment.code_dim, n_classes,
+            head=experiment.head, dropout=experiment.dropout, extra_clusters=experiment.extra_clusters,
+            decoder=experiment.rec_weight > 0,
+        )  # fmt: skip
 
 
 EVALUATION_KEYS = ("dataset", "data_root", "backbone", "published", "precision", *EVALUATION, *MACHINE)
@@ -296,7 +321,7 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     missing = [name for name in ("experiment.json", "classes.json", "checkpoint.pt") if not (folder / name).exists()]
     if missing:
         raise StegoError(f"{folder.resolve()} is not a run with a checkpoint: {', '.join(missing)} missing")
-    asked = Experiment.from_dict(read_json(folder / "experiment.json"))
+    asked = Experiment.read(folder / "experiment.json")
     experiment = asked.but(**{"backbone": _beside(asked.backbone, folder)} | changes)
     classes = read_classes(folder / "classes.json")
     state = read_checkpoint(folder)
@@ -328,6 +353,8 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     """What `Run.save` wrote; StegoError for a file that is broken or holds something else."""
     path = folder / "checkpoint.pt"
     state = load_state(path)
+    if "optimiser" in state:  # of version 0.1.0
+        state["optimizer"] = state.pop("optimiser")
     kinds = {"step": int, "model": dict, "optimizer": dict, "shifts": list}
     wrong = [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]
     wrong += [] if wrong or len(state["shifts"]) == 3 else ["shifts"]
@@ -424,7 +451,7 @@ def find_run(
     told = False
     for path in sorted(runs_dir.glob("*/experiment.json"), key=lambda path: _natural(path.parent.name), reverse=True):
         try:
-            theirs = Experiment.from_dict(read_json(path))
+            theirs = Experiment.read(path)
         except (StegoError, TypeError) as error:
             say(f"{path} is passed over: {error}")
             continue
@@ -444,7 +471,7 @@ def find_run(
         else:
             return path.parent
     if nearest is not None and not told and len(nearest[0]) <= TOLD:
-        old = Experiment.from_dict(read_json(nearest[1]))
+        old = Experiment.read(nearest[1])
         changes = ", ".join(f"{name} {getattr(old, name)}, now {getattr(experiment, name)}" for name in nearest[0])
         say(f"there is no run of exactly this experiment in {runs_dir}; the nearest, {nearest[1].parent.name}, has {changes}")
     return None

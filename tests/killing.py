@@ -27,7 +27,6 @@ from stego_lib.backbone import Backbone
 from stego_lib.features import extraction
 from stego_lib.features.store import open_store
 from stego_lib.run import read_checkpoint
-from stego_lib.runtime import devices as processes
 from stego_lib.runtime.files import UNFINISHED, read_json, write_json
 
 SAVE_EVERY = 3
@@ -35,14 +34,14 @@ TRACED = {
     "training.py",
     "run.py",
     "files.py",
-    "features.py",
+    "store.py",
     "extraction.py",
-    "array_files.py",
+    "arrays.py",
     "evaluation.py",
     "intact.py",
 }
 """Files of the library at any line of which a run may be killed."""
-SAVING = {"atomic", "save_state", "write_json", "save", "keep_weights", "sync", "start_run"}
+SAVING = {"atomic", "save_state", "write_json", "save", "keep_weights", "sync", "save_experiment"}
 """Functions in which it is killed while it saves."""
 ELSEWHERE = {"_feed", "fingerprint"}
 """Functions of many lines in which nothing can be lost."""
@@ -172,7 +171,6 @@ def child(job: dict[str, Any]) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if join := job.get("join"):
         os.environ |= {key: value.format(rank=job["result"].rpartition(".")[2]) for key, value in join.items()}
-    processes.METHOD = "fork"  # this process is a copy, and has used no GPU
     if pause := job.get("slow"):
         slow_down(pause)
     if line := job.get("line"):

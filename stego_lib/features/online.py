@@ -18,7 +18,7 @@ from ..runtime.notices import notice
 from ..runtime.paths import user_path
 from .extraction import Source, needed_bytes, taken_bytes, unfinished, usual_batch
 from .prefetch import ReadAhead
-from .store import Features, FeatureStore, ensure, open_store, store_folder
+from .store import Features, ensure, open_store, store_folder
 
 DISK_SHARE = 0.8
 """Part of a disk's free room up to which a store is made where nobody says whether to make one."""
@@ -64,7 +64,7 @@ class OnlineFeatures(Features):
     def image_rows(self, index: Tensor) -> Tensor:
         return torch.stack(self._images.take(index.tolist()))
 
-    def expect(self, index: Tensor) -> None:
+    def prefetch(self, index: Tensor) -> None:
         self._images.expect(index.unique().tolist())
 
 
@@ -73,7 +73,7 @@ def open_features(
     backbone: Backbone,
     size: Size,
     root: str | Path,
-    way: str = "auto",
+    feature_store: str = "auto",
     *,
     mirror: bool = False,
     published: bool = False,
@@ -81,13 +81,13 @@ def open_features(
 ) -> Features:
     """Features of `dataset` at `size`: from a store below `root`, or computed when asked for.
 
-    way: 'store' (see `open_store`), 'online', or 'auto': the store that is there, a new one if it takes at most `DISK_SHARE`
+    feature_store: 'store' (see `open_store`), 'online', or 'auto': the store that is there, a new one if it takes at most `DISK_SHARE`
     of the free disk, else online, and a notice says so. Raises StegoError as `open_store` does.
     """
     source = Source(dataset, backbone, size, mirror, published)
-    if way == "auto":
-        way = processes.broadcast(choose_way(source, root) if processes.first else way)
-    if way == "online":
+    if feature_store == "auto":
+        feature_store = processes.broadcast(choose_way(source, root) if processes.first else feature_store)
+    if feature_store == "online":
         return OnlineFeatures(source, root, processes)
     return open_store(dataset, backbone, size, root, mirror=mirror, published=published, processes=processes)
 
@@ -106,8 +106,3 @@ def choose_way(source: Source, root: str | Path) -> Literal["store", "online"]:
         f"takes {needed / 1e9:.1f} GB, {root} has {free / 1e9:.1f} GB free; name a larger disk with runs_dir to have one"
     )
     return "online"
-
-
-def way_of(features: Features) -> Literal["store", "online"]:
-    """The way that these features are got."""
-    return "store" if isinstance(features, FeatureStore) else "online"

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,8 +42,8 @@ class Features(ABC):
     n_classes: int
     pooled: Tensor
     """float32 (N, C), features averaged over positions."""
-    shared_by: Processes = ALONE
-    """The processes among which a larger set was divided, this being one's part."""
+    kind: Literal["store", "online"] = "online"
+    """Whether they are kept on disk or computed on demand."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -78,43 +78,12 @@ class Features(ABC):
         seen[NO_LABEL] = False
         return seen.nonzero().flatten().tolist()
 
-    def places(self, index: Tensor) -> Tensor:
-        """Where the images `index` stand in the dataset, int64 (B,)."""
-        return index
+    def prefetch(self, index: Tensor) -> None:  # noqa: B027 (a store has nothing to prepare)
+        """Announces the rows that will be asked for next."""
 
-    def expect(self, index: Tensor) -> None:  # noqa: B027 (who has nothing to prepare need not)
-        """Tells that `rows` of these will be asked for next."""
-
-
-class Share(Features):
-    """The part of `features` that is this process's, as features of their own: whole batches of `unit` rows, one at least."""
-
-    def __init__(self, features: Features, processes: Processes, unit: int):
-        self._features, self.shared_by = features, processes
-        self._numbers = torch.cat(
-            [torch.empty(0, dtype=torch.int64), *processes.share(torch.arange(len(features)).split(unit))]
-        )
-        self.name, self.has_labels, self.n_classes = features.name, features.has_labels, features.n_classes
-        self.shape, self.image_size = (len(self._numbers), *features.shape[1:]), features.image_size
-
-    @property
-    def pooled(self) -> Tensor:
-        return self._features.pooled[self._numbers]
-
-    def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        return self._features.rows(self._numbers[index], device)
-
-    def stored_labels(self, index: Tensor) -> Tensor:
-        return self._features.stored_labels(self._numbers[index])
-
-    def image_rows(self, index: Tensor) -> Tensor:
-        return self._features.image_rows(self._numbers[index])
-
-    def places(self, index: Tensor) -> Tensor:
-        return self._numbers[index]
-
-    def expect(self, index: Tensor) -> None:
-        self._features.expect(self._numbers[index])
+    def keep_on(self, device: torch.device) -> bool:
+        """Copies stored features to a GPU with room for them; says whether it did."""
+        return False
 
 
 class FeatureStore(Features):
@@ -125,7 +94,7 @@ class FeatureStore(Features):
     """
 
     def __init__(self, folder: Path):
-        self.folder, self.name = folder, folder.name
+        self.folder, self.name, self.kind = folder, folder.name, "store"
         self.about = read_json(folder / "about.json")
         self.has_labels, self.n_classes = self.about["labels"], self.about["n_classes"]
         names = ("features", "images", "labels") if self.has_labels else ("features", "images")

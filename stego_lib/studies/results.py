@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from ..datasets.check import COUNTS
-from ..evaluation import recorded
 from ..experiment import PRESETS, Experiment
 from ..runtime.errors import StegoError, did_you_mean
 from ..runtime.files import read_json, read_text
@@ -207,7 +206,7 @@ def _figures_of(preset: str) -> pd.DataFrame:
 
 def departures(record: dict[str, Any], row: str) -> list[str]:
     """Why a record is not quite a row of the paper: what differs from its recipe, and other images than the published."""
-    recipe, values = recorded(Experiment.preset(row)), record["experiment"]
+    recipe, values = Experiment.preset(row).to_record(), record["experiment"]
     found = [
         f"{key} is {values.get(key)}, the recipe's {value}"
         for key, value in recipe.items()

@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from ..backbone import Backbone, fit_sizes
+from ..batches import fit_to_data
 from ..datasets import open_training_set
-from ..evaluation import evaluate, recorded
+from ..evaluation import evaluate
 from ..experiment import MACHINE, Experiment
 from ..run import data_ids, find_run
 from ..runtime.errors import StegoError
 from ..runtime.files import write_json
 from ..runtime.paths import runs_root, user_path
-from ..training import fitted_to, train
+from ..training import train
 from .results import read_record
 
 
@@ -57,12 +58,12 @@ def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) 
     where = user_path(runs_dir, runs_root())
     dataset = open_training_set(experiment)
     backbone = Backbone.of(experiment)
-    experiment = fit_sizes(fitted_to(experiment, dataset), backbone.geometry, tell=False)
+    experiment = fit_sizes(fit_to_data(experiment, dataset), backbone.geometry, tell=False)
     folder = find_run(where, experiment, backbone, data_ids(dataset, where), tell=False)  # training tells
     if folder is None or not (folder / "metrics.json").exists():
         return None
     record = read_record(folder / "metrics.json")
     if not record["scores"]:
         return None
-    theirs, ours = ({k: v for k, v in known.items() if k not in (*MACHINE, "backbone")} for known in (record["experiment"], recorded(experiment)))
+    theirs, ours = ({k: v for k, v in known.items() if k not in (*MACHINE, "backbone")} for known in (record["experiment"], experiment.to_record()))
     return record if (record["step"], record["split"], theirs) == (experiment.steps, "val", ours) else None

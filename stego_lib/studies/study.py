@@ -14,7 +14,7 @@ from ..backbone import EMBEDDED, Backbone, fit_sizes
 from ..baselines import fixed_head
 from ..calibration import AUTO
 from ..datasets import open_dataset, open_split, open_training_set
-from ..evaluation import cluster_confusion, evaluate, recorded
+from ..evaluation import cluster_confusion, evaluate
 from ..experiment import MACHINE, Experiment
 from ..features.online import open_features
 from ..metrics import match, scores
@@ -67,7 +67,7 @@ class Study:
 
     def record(self, variant: Variant, seed: int) -> dict[str, Any] | None:
         """The run record of a variant with a seed, or None."""
-        found = self._records.get(_key(recorded(variant.experiment.but(seed=seed)), variant.fixed))
+        found = self._records.get(_key(variant.experiment.but(seed=seed).to_record(), variant.fixed))
         current = self._current_weights(variant.experiment.backbone)
         if found is None or not found["scores"] or (current and found.get("backbone_weights") != current):
             return None
@@ -79,7 +79,7 @@ class Study:
         for seed in self.seeds:
             for variant in self.variants:
                 if self.record(variant, seed) is None:
-                    key = _key(recorded(variant.experiment.but(seed=seed)), variant.fixed)
+                    key = _key(variant.experiment.but(seed=seed).to_record(), variant.fixed)
                     found.setdefault(key, (variant, seed))
         return list(found.values())
 
@@ -88,7 +88,7 @@ class Study:
         for variant, seed in progress(self.missing()[:limit], "runs of the study"):
             record = run_variant(variant, seed, runs_dir)
             name = re.sub(r"[^a-z0-9.]+", "-", f"{variant.group} {variant.name}".lower()).strip("-")
-            experiment = recorded(variant.experiment.but(seed=seed))
+            experiment = variant.experiment.but(seed=seed).to_record()
             write_json(
                 self.folder / f"{name}-seed{seed}-{fingerprint(*_key(experiment, variant.fixed))[:8]}.json", record
             )
@@ -167,7 +167,7 @@ def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None =
     backbone = Backbone.of(experiment)
     experiment = fit_sizes(experiment, backbone.geometry)
     stored = partial(
-        open_features, backbone=backbone, root=root, way=experiment.feature_store, published=experiment.published
+        open_features, backbone=backbone, root=root, feature_store=experiment.feature_store, published=experiment.published
     )
     held_out = open_dataset(experiment.dataset, experiment.data_root, "val")
     plain = stored(held_out, size=experiment.eval_size)
@@ -176,7 +176,7 @@ def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None =
     table = cluster_confusion(model, plain, mirrored)
     found = scores(table, match(table))
     return {
-        "experiment": recorded(experiment),
+        "experiment": experiment.to_record(),
         "fixed_head": kind,
         "backbone_weights": backbone.weights_id,
         "step": 0,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ..calibration import shift_rule
 from ..datasets import open_split, open_training_set
 from ..datasets.scenes import draw_scenes
-from ..evaluation import cluster_confusion, recorded
+from ..evaluation import cluster_confusion
 from ..experiment import Experiment
 from ..features.store import open_store
 from ..metrics import match, scores
@@ -274,7 +274,7 @@ def clusterings(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
         pairs = [agreement(judged, one, other) for one, other in itertools.combinations(found, 2)]
         ways[way] = {key: [judgment[key] for judgment in judgments] for key in ("accuracy", "miou")}
         ways[way]["agreement"] = sum(pairs) / len(pairs) if pairs else None
-    about = {"experiment": recorded(experiment), "backbone_weights": run.backbone.weights_id, "step": run.step}
+    about = {"experiment": experiment.to_record(), "backbone_weights": run.backbone.weights_id, "step": run.step}
     return about | {"seeds": list(seeds), "scores": {}, "ways": ways, "environment": environment()}
 
 

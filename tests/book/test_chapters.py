@@ -16,7 +16,6 @@ from test_speed import made_up
 from stego_lib import Experiment, train
 from stego_lib.calibration import AUTO
 from stego_lib.datasets.scenes import draw_scenes
-from stego_lib.evaluation import recorded
 from stego_lib.metrics import match, scores
 from stego_lib.notebooks import run_notebook
 from stego_lib.runtime.files import write_json
@@ -108,7 +107,7 @@ def test_ablations_run_what_is_missing_and_read_the_rest(small, tmp_path):
     values = [30.0, 34.0]
     for seed, miou in enumerate(values):
         known = base.but(zero_clamp=True, crop="none", centering=False, crf=False, seed=seed)
-        about = {"experiment": recorded(known), "scores": {"cluster": {"accuracy": 50.0, "miou": miou}}, "seconds": 2}
+        about = {"experiment": known.to_record(), "scores": {"cluster": {"accuracy": 50.0, "miou": miou}}, "seconds": 2}
         write_json(records / f"{seed}.json", about | {"step": 4})
     text, _ = run("ablations", parameters | {"limit": 1}, tmp_path)
     (new,) = [path for path in records.glob("*.json") if "ingredients" in path.name]

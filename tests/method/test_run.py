@@ -32,7 +32,6 @@ from stego_lib.datasets import RandomCrop, open_training_set
 from stego_lib.features.store import FeatureStore, open_store
 from stego_lib.loss import upsample
 from stego_lib.metrics import confusion, match, scores
-from stego_lib.model import mean_code
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.probes import labels_at, probe_maps
 from stego_lib.runtime.files import UNFINISHED, load_state, save_state, write_json
@@ -248,14 +247,14 @@ def test_every_epoch_goes_through_all_images_once(experiment, run, monkeypatch):
     monkeypatch.setattr(
         FeatureStore, "rows", lambda self, index, device: (rows.append(index.tolist()), read(self, index, device))[1]
     )
-    batches = [draw_batch(store, neighbors, run.model, experiment, step) for step in range(6)]
+    batches = [draw_batch(store, neighbors, run.model, experiment, step, run.backbone) for step in range(6)]
     own, partners = [found[:4] for found in rows], [found[4:] for found in rows]
     for epoch in (own[:3], own[3:]):
         assert sorted(row for batch in epoch for row in batch) == list(range(12))
     assert own[:3] != own[3:], "in another order"
     for mine, theirs in zip(own, partners, strict=True):
         assert all(partner in neighbors[row].tolist() for row, partner in zip(mine, theirs, strict=True))
-    again = draw_batch(store, neighbors, run.model, experiment, 4)
+    again = draw_batch(store, neighbors, run.model, experiment, 4, run.backbone)
     given = {name: value for name, value in vars(batches[4]).items() if value is not None}
     assert len(given) == 6 and all(torch.equal(value, vars(again)[name]) for name, value in given.items()), (
         "a batch depends on its step alone"
@@ -270,7 +269,7 @@ def test_the_probes_do_not_shape_the_code(experiment, run):
     heads = []
     for changed in (False, True):
         model = training.build_model(experiment, 32, len(run.classes))
-        batch = draw_batch(store, nearest_neighbors(store.pooled, 2), model, experiment, 0)
+        batch = draw_batch(store, nearest_neighbors(store.pooled, 2), model, experiment, 0, run.backbone)
         if changed:
             batch.label = (batch.label + 1) % len(run.classes)
             model.cluster_probe.clusters.data.neg_()
@@ -438,7 +437,7 @@ def test_with_crf_both_probes_are_scored_twice(experiment, runs_dir, monkeypatch
     for i in range(6):
         row = torch.tensor([i])
         with torch.inference_mode():
-            maps = probe_maps(run.model, mean_code(run.model, store.rows(row), mirrored.rows(row)), (64, 64))
+            maps = probe_maps(run.model, run.model.mean_code(store.rows(row), mirrored.rows(row)), (64, 64))
         image = store.image_rows(row)[0].permute(1, 2, 0).numpy().copy()
         table = table + confusion(crf.dense_crf(image, maps["linear"][0]).argmax(0), store.label_rows(row)[0], 8, 8)
     assert record["scores"]["linear_crf"]["accuracy"] == pytest.approx(

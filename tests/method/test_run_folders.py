@@ -63,7 +63,7 @@ def test_the_newest_run_of_this_experiment_is_found(tmp_path):
     for number in ("", "-2", "-9"):
         made(tmp_path / f"20260102-000000-a{number}")
     second = made(
-        tmp_path / "20260102-000000-a-10", ASKED.but(devices=2, feature_store="online", device="cpu", data_root="elsewhere")
+        tmp_path / "20260102-000000-a-10", ASKED.but(feature_store="online", device="cpu", data_root="elsewhere")
     )
     for number, change in enumerate([dict(seed=2), dict(steps=11, code_dim=3, batch_size=2, points=4), dict(seed=4, backbone="other")]):
         made(tmp_path / f"20260103-00000{number}-a", ASKED.but(**change))

@@ -521,9 +521,8 @@ def test_a_run_that_does_not_tell_its_weights_takes_no_others(tmp_path, backbone
 
 
 def test_a_name_and_a_file_are_one_backbone_in_names_and_records(cache, scenes_root, tmp_path):
-    from stego_lib.evaluation import recorded
 
     file = keep_in_cache(TINY["ViT"], cache)
     experiment = tiny_experiment(scenes_root, f"{TINY['ViT']}@{file}")
     assert "test_vit" in experiment.name and "model" not in experiment.name
-    assert recorded(experiment)["backbone"] == TINY["ViT"]
+    assert experiment.to_record()["backbone"] == TINY["ViT"]

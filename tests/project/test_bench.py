@@ -16,9 +16,10 @@ from stego_lib import Backbone
 from stego_lib.batches import Batch
 from stego_lib.crf import available, dense_crf
 from stego_lib.loss import published_permutation, random_coords
-from stego_lib.model import Stego, build_model, mean_code
+from stego_lib.model import Stego
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.probes import probe_maps
+from stego_lib.run import build_model
 from stego_lib.runtime.notices import Notice
 from stego_lib.training import make_optimizer, train_step
 
@@ -66,7 +67,7 @@ def test_the_baseline_trains_to_the_same_losses_and_weights(backbone, backbone_f
 def test_the_baseline_evaluates_to_the_same_maps(backbone, model):
     images = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     theirs = baseline(backbone, model)
-    code = mean_code(model.eval(), backbone(images), backbone(images.flip(-1)))
+    code = model.eval().mean_code(backbone(images), backbone(images.flip(-1)))
     assert_close(theirs.code(images), code, rtol=0, atol=1e-4)
     for name, expected in theirs.maps(code, (64, 96)).items():
         found = probe_maps(model, code, (64, 96))[name][0]

@@ -30,6 +30,7 @@ from stego_lib.loss import negative_permutation, published_permutation
 from stego_lib.metrics import published_map
 from stego_lib.model import Stego
 from stego_lib.neighbors import nearest_neighbors
+from stego_lib.optional import terms
 from stego_lib.optional.losses import alignment_loss, image_crf_loss, reconstruction_loss
 from stego_lib.optional.views import augmented_views, view_coords
 
@@ -293,9 +294,9 @@ def test_an_optional_term_shapes_the_head_and_draws_nothing_from_the_others(stor
 def test_optional_terms_see_the_target_and_the_axes_of_the_switch(store, backbone, experiment, monkeypatch, published):
     changed = experiment.but(published=published, rec_weight=1.0, aug_alignment_weight=1.0)
     model, batch = model_and_batch(store, backbone, changed)
-    seen, align, rebuild = {}, training.alignment_loss, training.reconstruction_loss
-    monkeypatch.setattr(training, "alignment_loss", lambda *a, **k: (seen.update(k), align(*a, **k))[1])
-    monkeypatch.setattr(training, "reconstruction_loss", lambda f, r: (seen.update(feats=f), rebuild(f, r))[1])
+    seen, align, rebuild = {}, terms.alignment_loss, terms.reconstruction_loss
+    monkeypatch.setattr(terms, "alignment_loss", lambda *a, **k: (seen.update(k), align(*a, **k))[1])
+    monkeypatch.setattr(terms, "reconstruction_loss", lambda f, r: (seen.update(feats=f), rebuild(f, r))[1])
     training.train_step(model, training.make_optimizer(model, changed), batch, changed, (0.1, 0.1, 0.1))
     assert seen["published"] == published and torch.equal(seen["feats"], batch.feats) != published
 

@@ -507,7 +507,7 @@ def test_probes_for_other_classes_begin_anew_and_a_head_that_does_not_fit_is_ref
 def test_a_head_on_features_of_another_width_is_refused_even_if_it_is_none():
     source, model = (SimpleNamespace(model=Stego(width, width, 3, head="none")) for width in (7, 5))
     with pytest.raises(StegoError, match="its head is of another kind or size"):
-        training.take_over(model.model, source)
+        training.start_from(model.model, source)
 
 
 def test_a_file_that_holds_no_dictionary_is_named(tmp_path):

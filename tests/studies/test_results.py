@@ -14,7 +14,6 @@ import pytest
 from common import ROOT
 
 from stego_lib import Experiment, StegoError
-from stego_lib.evaluation import recorded
 from stego_lib.runtime.files import write_json
 from stego_lib.studies.results import (
     METHODS,
@@ -139,7 +138,7 @@ def test_markdown_table():
 
 def paper_record(seed: int = 0, images: int = 500, **changes: object) -> dict:
     """A record of the paper's row on Cityscapes, the scores made up."""
-    experiment = recorded(Experiment.preset("cityscapes-vitb8", seed=seed, **changes))
+    experiment = Experiment.preset("cityscapes-vitb8", seed=seed, **changes).to_record()
     return record(seed) | {"experiment": experiment, "images": images}
 
 

@@ -10,7 +10,6 @@ from common import tiny_experiment
 
 from stego_lib import Experiment
 from stego_lib.calibration import AUTO
-from stego_lib.evaluation import recorded
 from stego_lib.runtime.files import read_json, write_json
 from stego_lib.studies import study
 from stego_lib.studies.ablations import LADDER, ablations, dimensions, ladder, paper_layout, sweeps
@@ -25,7 +24,7 @@ def record(variant: Variant, seed: int, miou: float, weights: str | None = None)
         name: {"accuracy": miou + 10, "miou": miou, "iou": [miou]} for name in ("cluster", "linear", "cluster_crf")
     }
     scores["cluster_crf"] = {"accuracy": miou + 11, "miou": miou + 1, "iou": [miou]}
-    about = {"experiment": recorded(variant.experiment.but(seed=seed)), "step": 3, "scores": scores, "seconds": 2.0}
+    about = {"experiment": variant.experiment.but(seed=seed).to_record(), "step": 3, "scores": scores, "seconds": 2.0}
     return about | ({"backbone_weights": weights} if weights else {})
 
 

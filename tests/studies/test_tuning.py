@@ -13,7 +13,6 @@ from PIL import Image
 from stego_lib import Experiment, evaluate, train
 from stego_lib.calibration import AUTO, shift_rule
 from stego_lib.datasets import painter, scenes
-from stego_lib.evaluation import recorded
 from stego_lib.runtime.files import read_json, write_json
 from stego_lib.studies import tuning
 from stego_lib.studies.clusterers import WAYS
@@ -23,7 +22,7 @@ BASE = tuning.brief(Experiment.preset("scenes", backbone="a_file.safetensors"))
 
 
 def keep(folder, variant, seed, miou, **more):
-    about = {"experiment": recorded(variant.experiment.but(seed=seed)), "step": 1, "fixed_head": variant.fixed}
+    about = {"experiment": variant.experiment.but(seed=seed).to_record(), "step": 1, "fixed_head": variant.fixed}
     score = {"accuracy": 50.0, "miou": miou}
     write_json(folder / f"{variant.group}-{variant.name}-{seed}.json", about | {"scores": {"cluster": score}} | more)
 
@@ -123,7 +122,7 @@ def test_heads_differ_in_nothing_else_and_are_compared_on_other_scenes(tmp_path,
 
 
 def recipe_records(cluster, features):
-    about = {"experiment": recorded(BASE), "step": 1}
+    about = {"experiment": BASE.to_record(), "step": 1}
     for seed, values in enumerate(zip(cluster, features, strict=True)):
         scores = {
             key: {"accuracy": 1.0, "miou": v} for key, v in zip(("cluster", "kmeans_features"), values, strict=True)

@@ -1,0 +1,35 @@
+"""The optional terms of a training step: their weights in an experiment, and their values."""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .losses import alignment_loss, image_crf_loss, reconstruction_loss
+
+if TYPE_CHECKING:
+    from ..batches import Batch
+    from ..experiment import Experiment
+    from ..model import Stego
+
+
+def optional_weights(experiment: "Experiment") -> dict[str, float]:
+    """Weights of the optional terms that are on, by the name of their loss."""
+    weights = dict(
+        loss_rec=experiment.rec_weight, loss_crf=experiment.crf_weight, loss_aug=experiment.aug_alignment_weight
+    )
+    return {name: weight for name, weight in weights.items() if weight}
+
+
+def optional_losses(
+    model: "Stego", batch: "Batch", feats: Tensor, code: Tensor, experiment: "Experiment"
+) -> dict[str, Tensor]:
+    """Values of the optional terms that are on. feats (B, C, h, w), code (B, K, h, w): of the batch's images."""
+    found = {}
+    if experiment.rec_weight:
+        found["loss_rec"] = reconstruction_loss(feats, model.decoder(code))
+    if experiment.crf_weight:
+        found["loss_crf"] = image_crf_loss(batch.images, code, batch.crf_points)
+    if experiment.aug_alignment_weight:
+        code_view = model.head(batch.feats_view)
+        found["loss_aug"] = alignment_loss(code, code_view, batch.view_coords, published=experiment.published)
+    return found
