@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 READY = $(VENV)/.ready
-PIP = $(PY) -m pip install --quiet --constraint constraints.txt
+# `make setup CONSTRAINTS=` takes the newest dependencies instead of the tested ones.
+CONSTRAINTS ?= constraints.txt
+PIP = $(PY) -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 # pip says much that is of no use: it goes to a file, which is shown if pip fails.
 SETUP_LOG = $(VENV)/setup.log
 CRF_LOG = $(VENV)/crf.log
@@ -14,8 +16,13 @@ ARGS ?=
 ROW ?=
 DATA ?=
 
+# What `make check` tests: the rules of the code, in seconds.
+QUICK = tests/test_architecture.py tests/test_build.py
+# What `make links` reads.
+PAGES = README.md CONTRIBUTING.md data/README.md book/*.md book/references.bib notebooks/*.ipynb
+
 .DEFAULT_GOAL := help
-.PHONY: help setup train seeds ablations tuning reproduce pretrain photos test coverage pythons torture bench lab book serve clean
+.PHONY: help setup train seeds ablations tuning reproduce pretrain photos check test coverage pythons torture bench lab book links serve clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -54,7 +61,11 @@ pretrain: $(READY)  ## make the backbone for scenes anew (notebooks/pretrain_sce
 photos: $(READY)  ## make the backbone for photographs anew: make photos DATA=FOLDER that holds photos/ and camvid/ (notebooks/pretrain_photos.ipynb)
 	@$(NOTEBOOK) notebooks/pretrain_photos.ipynb runs/pretrain_photos.ipynb $(if $(DATA),-p data_root "$(DATA)") $(ARGS)
 
-test: $(READY)  ## run all tests
+check: $(READY)  ## seconds: the hooks of .pre-commit-config.yaml on every file, and the quick tests
+	@VENV=$(VENV) $(PY) -m pre_commit run --all-files
+	@$(PY) -m pytest --durations=0 $(QUICK) $(ARGS)
+
+test: $(READY)  ## minutes: ruff, mypy, all tests
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
@@ -77,6 +88,9 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 
 book: $(READY)  ## run the chapters, render book/_build/html and check it (ARGS=--no-run: render alone)
 	@$(PY) book/build.py $(ARGS)
+
+links: $(READY)  ## ask the network for every address that the pages and the bibliography link to
+	@$(VENV)/bin/lychee --include-fragments --no-progress $(PAGES) $(ARGS)
 
 serve: $(READY)  ## show the rendered book at http://localhost:8000
 	@test -f book/_build/html/index.html || { echo "there is no book yet: make book"; exit 1; }
