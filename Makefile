@@ -12,12 +12,12 @@ CRF_LOG = $(VENV)/crf.log
 NOTEBOOK = $(PY) -m stego_lib.notebooks
 # Parameters for a notebook: make train ARGS="-p dataset camvid -p data_root FOLDER"
 ARGS ?=
-# For `make reproduce`: the row of the paper. For it and `make photos`: the folder that holds the data sets (data/ if not given).
+# For `make reproduce`: the row of the paper. For it and `make photos`: the folder that holds the datasets (data/ if not given).
 ROW ?=
 DATA ?=
 
 # What `make check` tests: the rules of the code, in seconds.
-QUICK = tests/test_architecture.py tests/test_build.py
+QUICK = tests/project/test_layers.py tests/project/test_build.py tests/project/test_reports.py
 # What `make links` reads.
 PAGES = README.md CONTRIBUTING.md data/README.md book/*.md book/references.bib notebooks/*.ipynb
 

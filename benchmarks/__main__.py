@@ -18,11 +18,11 @@ from .evaluation_rows import evaluation
 from .limits import limits
 from .material import Settings
 from .measuring import RESULTS, machine, save
-from .scale_rows import memory, neighbours
+from .scale_rows import memory, neighbors
 from .training_rows import extraction, probes, recipe, rest, step
 
 ROWS: dict[str, Callable[[Settings], dict[str, Any]]] = {
-    row.__name__: row for row in (limits, rest, step, extraction, evaluation, neighbours, probes, memory, recipe)
+    row.__name__: row for row in (limits, rest, step, extraction, evaluation, neighbors, probes, memory, recipe)
 }
 
 

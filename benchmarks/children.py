@@ -15,8 +15,8 @@ from stego_lib.neighbors import nearest_neighbors
 from .material import RandomFeatures, Settings, draw_folder, scenes
 
 
-def neighbours(count: str, dim: str) -> dict[str, Any]:
-    """Seconds of the neighbours of `count` pictures, and the memory of the process before it has any features."""
+def neighbors(count: str, dim: str) -> dict[str, Any]:
+    """Seconds of the neighbors of `count` images, and the memory of the process before it has any features."""
     before = psutil.Process().memory_info().rss
     features = torch.randn(int(count), int(dim))
     started = time.perf_counter()
@@ -24,20 +24,20 @@ def neighbours(count: str, dim: str) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started, "bytes_before": before}
 
 
-def train_run(folder: str, tiny: str, pictures: str, steps: str) -> dict[str, Any]:
-    """Trains on `pictures` drawn ones with random features, and tells how large the store was."""
+def train_run(folder: str, tiny: str, images: str, steps: str) -> dict[str, Any]:
+    """Trains on `images` drawn ones with random features, and tells how large the store was."""
     settings = Settings(Path(folder) / "memory", tiny=tiny == "1")
     settings.folder.mkdir()
     size = settings.choose(224, 32)
-    drawn = draw_folder(settings.folder / "drawn", scenes(size, 8), int(pictures), 1)
+    drawn = draw_folder(settings.folder / "drawn", scenes(size, 8), int(images), 1)
     Backbone.forward = RandomFeatures.forward
     started = time.perf_counter()
     train(settings.experiment(drawn, steps=int(steps), probes="after"), runs_dir=settings.folder / "runs")
     stored = sum(path.stat().st_size for path in settings.folder.glob("runs/features/**/*.npy"))
-    return {"seconds": time.perf_counter() - started, "store_bytes": stored, "pictures": int(pictures)}
+    return {"seconds": time.perf_counter() - started, "store_bytes": stored, "images": int(images)}
 
 
-PARTS = {"neighbours": neighbours, "train": train_run}
+PARTS = {"neighbors": neighbors, "train": train_run}
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""Evaluation: pictures of 320 px with their mirror images, with and without CRF."""
+"""Evaluation: images of 320 px with their mirror images, with and without CRF."""
 
 import shutil
 from functools import partial
@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from stego_lib import Backbone, Experiment, Run, evaluate, open_dataset
-from stego_lib.meanfield import available
+from stego_lib.crf import available
 from stego_lib.metrics import confusion
-from stego_lib.run import build_model, start_run
+from stego_lib.model import build_model
+from stego_lib.run import start_run
 
 from .material import N_CLASSES, Settings, draw_folder, photographs, scenes, smooth
 from .measuring import interleaved
@@ -19,10 +20,10 @@ from .published_order import Published, crf
 
 
 def evaluation(settings: Settings) -> dict[str, Any]:
-    """One picture of 320 px with its mirror image, without and with CRF: ViT-S/8, K = 70, 27 classes.
+    """One image of 320 px with its mirror image, without and with CRF: ViT-S/8, K = 70, 27 classes.
 
     Ours is `evaluate` itself on a folder of JPEGs, features computed anew, files, confusion and matching included, divided by
-    the pictures; the baseline has its pictures in memory. Of each kind: a drawn smooth picture, and one with texture.
+    the images; the baseline has its images in memory. Of each kind: a drawn smooth image, and one with texture.
     """
     number, size = settings.choose(8, 3), settings.choose(320, 48)
     kinds = {"smooth (drawn)": smooth(size), "texture (drawn)": scenes(size, 8, settings.seed)}
@@ -30,31 +31,31 @@ def evaluation(settings: Settings) -> dict[str, Any]:
         kinds["texture (photographs)"] = photographs(settings.photos, size)
         del kinds["texture (drawn)"]
     found = {}
-    for kind, pictures in kinds.items():
-        folder = draw_folder(settings.folder / f"evaluation-{len(found)}", pictures, 1, number, settings.seed)
+    for kind, images in kinds.items():
+        folder = draw_folder(settings.folder / f"evaluation-{len(found)}", images, 1, number, settings.seed)
         found[kind] = _kind(settings, settings.experiment(folder), number)
-    return {"kinds": found, "pictures": number}
+    return {"kinds": found, "images": number}
 
 
 def _kind(settings: Settings, experiment: Experiment, number: int) -> dict[str, Any]:
-    """Seconds a picture of each way."""
+    """Seconds an image of each way."""
     backbone, size, runs_dir = Backbone.of(experiment), experiment.eval_size, settings.folder / "runs"
     run = _run(experiment, backbone, runs_dir)
     theirs = Published(backbone, run.model, experiment.weights, (0, 0, 0))
     dataset, label = open_dataset("folder", experiment.data_root, "val"), torch.zeros(size, size, dtype=torch.int64)
-    pictures = cycle(dataset.picture(i) for i in range(number))
+    images = cycle(dataset.image(i) for i in range(number))
     shown: dict[str, Any] = {}
 
     def plain() -> None:
-        shown["picture"] = next(pictures)
-        code = theirs.code(shown["picture"][None].to(backbone.device))
+        shown["image"] = next(images)
+        code = theirs.code(shown["image"][None].to(backbone.device))
         shown["maps"] = {name: values.cpu() for name, values in theirs.maps(code, (size, size)).items()}
         for values in shown["maps"].values():
             confusion(values.argmax(0), label, N_CLASSES, N_CLASSES)
 
     def refined() -> None:
         for values in shown["maps"].values():
-            confusion(crf(shown["picture"], values), label, N_CLASSES, N_CLASSES)
+            confusion(crf(shown["image"], values), label, N_CLASSES, N_CLASSES)
 
     def ours(with_crf: bool) -> None:
         shutil.rmtree(runs_dir / "features", ignore_errors=True)

@@ -1,7 +1,7 @@
 """The Cityscapes-sized recipe from end to end on a GPU, within ten minutes: `python -m benchmarks.gpu`.
 
 14,875 drawn JPEGs of 224 px, decoded for real; ViT-B/8 with random weights, in bfloat16; K = 100; 7,000 steps of batch 32 with
-both probes. Measures extraction (beside the machine's fastest matrix product), neighbours, training and peak memory. It runs
+both probes. Measures extraction (beside the machine's fastest matrix product), neighbors, training and peak memory. It runs
 on a CPU too, but there it takes days: `--tiny` tries it out.
 """
 
@@ -17,8 +17,8 @@ import torch
 from stego_lib import Backbone, open_dataset, train
 from stego_lib.batches import find_neighbors
 from stego_lib.experiment import PRESETS
-from stego_lib.features import open_store
-from stego_lib.run import build_model
+from stego_lib.features.store import open_store
+from stego_lib.model import build_model
 
 from .limits import flops, throughput
 from .material import N_CLASSES, Settings, draw_folder, scenes
@@ -45,15 +45,15 @@ def full_recipe(settings: Settings) -> dict[str, Any]:
     neighbors_s = seconds_of(lambda: find_neighbors(store, model, experiment))
     if backbone.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    training_s = seconds_of(lambda: train(experiment, runs_dir=runs_dir))  # opens the store, finds neighbours, trains
-    per_picture = flops("vit_tiny_patch16_224" if settings.tiny else network, experiment.train_size)
+    training_s = seconds_of(lambda: train(experiment, runs_dir=runs_dir))  # opens the store, finds neighbors, trains
+    per_image = flops("vit_tiny_patch16_224" if settings.tiny else network, experiment.train_size)
     ceiling = throughput(backbone.precision, backbone.device, settings.tiny)
-    pictures_per_second = count / extraction_s
+    images_per_second = count / extraction_s
     return {
-        "pictures": count, "steps": experiment.steps, "precision": str(backbone.precision), "device": str(backbone.device),
-        "extraction_s": extraction_s, "pictures_per_second": pictures_per_second,
-        "gflop_per_picture": per_picture / 1e9, "matmul_gflop_per_s": ceiling,
-        "share_of_matmul": pictures_per_second * per_picture / 1e9 / ceiling,
+        "images": count, "steps": experiment.steps, "precision": str(backbone.precision), "device": str(backbone.device),
+        "extraction_s": extraction_s, "images_per_second": images_per_second,
+        "gflop_per_image": per_image / 1e9, "matmul_gflop_per_s": ceiling,
+        "share_of_matmul": images_per_second * per_image / 1e9 / ceiling,
         "neighbors_s": neighbors_s, "training_s": training_s, "step_s": (training_s - neighbors_s) / experiment.steps,
         "total_s": extraction_s + training_s,
         "gpu_peak_bytes": torch.cuda.max_memory_allocated() if backbone.device.type == "cuda" else None,
@@ -63,11 +63,11 @@ def full_recipe(settings: Settings) -> dict[str, Any]:
 
 def draw(settings: Settings, count: int) -> Path:
     """`count` JPEGs with label maps, written by several threads."""
-    pictures, parts = scenes(settings.choose(224, 32), 16, settings.seed), 16
+    images, parts = scenes(settings.choose(224, 32), 16, settings.seed), 16
     root, each = settings.folder / "drawn", -(-count // parts)
     with ThreadPoolExecutor() as pool:
         folders = list(
-            pool.map(lambda i: draw_folder(root / str(i), pictures, each, 1, settings.seed + i), range(parts))
+            pool.map(lambda i: draw_folder(root / str(i), images, each, 1, settings.seed + i), range(parts))
         )
     whole = root / "all"
     for kind, split in ((kind, split) for kind in ("imgs", "labels") for split in ("train", "val")):

@@ -14,24 +14,24 @@ from .material import Settings
 from .measuring import seconds_of
 
 SHAPES = ((785 * 4, 384, 1536), (2048, 2048, 2048), (8192, 8192, 8192))
-"""Tokens of four pictures through a layer of ViT-S/8; squares. The last is for a GPU."""
+"""Tokens of four images through a layer of ViT-S/8; squares. The last is for a GPU."""
 
 
 def limits(settings: Settings) -> dict[str, Any]:
-    """The machine's own limit: the fastest matrix product in float32 and bfloat16, and the work of one picture.
+    """The machine's own limit: the fastest matrix product in float32 and bfloat16, and the work of one image.
 
-    Seconds of a picture at this throughput are the least that any implementation needs here that works in this precision.
+    Seconds of an image at this throughput are the least that any implementation needs here that works in this precision.
     """
     device = choose_device("auto")
     found = {name: throughput(getattr(torch, name), device, settings.tiny) for name in ("float32", "bfloat16")}
     work = {label: flops(name, size) for label, (name, size) in networks(settings.tiny).items()}
     least = {precision: {name: work[name] / (1e9 * speed) for name in work} for precision, speed in found.items()}
-    facts = {"flop_per_picture": work, "least_s_per_picture": least, "cores": len(psutil.Process().cpu_affinity())}
+    facts = {"flop_per_image": work, "least_s_per_image": least, "cores": len(psutil.Process().cpu_affinity())}
     return {"gflop_per_s": found} | facts
 
 
 def networks(tiny: bool) -> dict[str, tuple[str, int]]:
-    """Networks that are counted: timm's name, and the side of a picture in pixels."""
+    """Networks that are counted: timm's name, and the side of an image in pixels."""
     small, base = ("vit_tiny_patch16_224",) * 2 if tiny else ("vit_small_patch8_224", "vit_base_patch8_224")
     return {"ViT-S/8, 224 px": (small, 224), "ViT-S/8, 320 px": (small, 320), "ViT-B/8, 224 px": (base, 224)}
 
@@ -54,7 +54,7 @@ def throughput(dtype: torch.dtype, device: torch.device, tiny: bool = False) -> 
 
 
 def flops(name: str, size: int) -> int:
-    """Floating-point operations of one picture through timm's ViT `name`, counted (a multiplication and an addition are two)."""
+    """Floating-point operations of one image through timm's ViT `name`, counted (a multiplication and an addition are two)."""
     with torch.device("meta"), torch.inference_mode():  # shapes alone
         vit = timm.create_model(name, num_classes=0, dynamic_img_size=True).eval()
         for block in vit.blocks:

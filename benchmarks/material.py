@@ -1,4 +1,4 @@
-"""What is measured on: networks with random weights, drawn pictures, random features."""
+"""What is measured on: networks with random weights, drawn images, random features."""
 
 import json
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stego_lib import Backbone, Experiment
-from stego_lib.datasets.base import list_pictures, open_picture
+from stego_lib.datasets.base import list_images, load_rgb
 from stego_lib.datasets.painter import paint_scene
-from stego_lib.datasets.transforms import resize_picture
-from stego_lib.files import write_json
+from stego_lib.datasets.transforms import resize_image
+from stego_lib.runtime.files import write_json
 
 N_CLASSES = 27
 TINY = dict(architecture="vit_tiny_patch16_224", patch_size=8, img_size=32, depth=2, embed_dim=32, num_heads=2)
@@ -57,10 +57,10 @@ class Settings:
             save_file(made.state_dict(), path, {"timm": json.dumps(arguments)})
         return path
 
-    def experiment(self, pictures: Path, **changes: object) -> Experiment:
-        """The recipe of ViT-S/8 on CocoStuff (K = 70, batch of 16) on the drawn pictures in the folder `pictures`."""
+    def experiment(self, images: Path, **changes: object) -> Experiment:
+        """The recipe of ViT-S/8 on CocoStuff (K = 70, batch of 16) on the drawn images in the folder `images`."""
         values: dict = dict(
-            dataset="folder", data_root=str(pictures), backbone=str(self.network()), precision="float32",
+            dataset="folder", data_root=str(images), backbone=str(self.network()), precision="float32",
             train_size=self.choose(224, 32), eval_size=self.choose(320, 48), batch_size=self.choose(16, 4),
             seed=self.seed, neighbors=self.choose(7, 2), crf=False,
         )  # fmt: skip
@@ -70,24 +70,24 @@ class Settings:
 class RandomFeatures(Backbone):
     """A backbone whose features are random numbers, at no cost."""
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return torch.randn(len(pictures), self.dim, *self.grid(*pictures.shape[-2:]), device=self.device)
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.randn(len(images), self.dim, *self.grid(*images.shape[-2:]), device=self.device)
 
 
-def draw_folder(folder: Path, pictures: list[np.ndarray], train: int, val: int, seed: int = 0) -> Path:
-    """A data set in the layout of `folder`: `train` and `val` JPEGs, each one of `pictures` shifted, with labels of 27 classes.
+def draw_folder(folder: Path, images: list[np.ndarray], train: int, val: int, seed: int = 0) -> Path:
+    """A dataset in the layout of `folder`: `train` and `val` JPEGs, each one of `images` shifted, with labels of 27 classes.
 
-    A label map is made of 4 x 4 rectangles; it says nothing of the picture.
+    A label map is made of 4 x 4 rectangles; it says nothing of the image.
     """
     rng = np.random.default_rng(seed)
     for split, count in {"train": train, "val": val}.items():
         for kind in ("imgs", "labels"):
             (folder / kind / split).mkdir(parents=True)
         for i in range(count):
-            picture = np.roll(pictures[i % len(pictures)], rng.integers(8), axis=1)
-            Image.fromarray(picture).save(folder / "imgs" / split / f"{i:05d}.jpg", quality=90)
+            image = np.roll(images[i % len(images)], rng.integers(8), axis=1)
+            Image.fromarray(image).save(folder / "imgs" / split / f"{i:05d}.jpg", quality=90)
             label = Image.fromarray(rng.integers(0, N_CLASSES, (4, 4), np.uint8))
-            label.resize(picture.shape[1::-1], Image.Resampling.NEAREST).save(
+            label.resize(image.shape[1::-1], Image.Resampling.NEAREST).save(
                 folder / "labels" / split / f"{i:05d}.png"
             )
     write_json(folder / "classes.json", {"names": [f"class {i}" for i in range(N_CLASSES)]})
@@ -100,7 +100,7 @@ def scenes(size: int, count: int = 16, seed: int = 0) -> list[np.ndarray]:
 
 
 def smooth(size: int) -> list[np.ndarray]:
-    """One drawn picture without texture."""
+    """One drawn image without texture."""
     y, x = np.mgrid[:size, :size] / size
     waves = [np.sin(6 * x + 3 * y), np.cos(4 * y - x), np.sin(5 * x * y)]
     return [np.stack([127 + 100 * wave for wave in waves], -1).astype(np.uint8)]
@@ -108,6 +108,6 @@ def smooth(size: int) -> list[np.ndarray]:
 
 def photographs(folder: Path, size: int, count: int = 8) -> list[np.ndarray]:
     """The first photographs of a folder, the middle of each at `size` pixels."""
-    found: Iterator[Path] = islice(list_pictures(folder), count)
-    tensors = [torch.from_numpy(np.array(open_picture(path))).movedim(-1, 0) for path in found]
-    return [resize_picture(tensor, size).permute(1, 2, 0).contiguous().numpy() for tensor in tensors]
+    found: Iterator[Path] = islice(list_images(folder), count)
+    tensors = [torch.from_numpy(np.array(load_rgb(path))).movedim(-1, 0) for path in found]
+    return [resize_image(tensor, size).permute(1, 2, 0).contiguous().numpy() for tensor in tensors]

@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import torch
 
-from stego_lib.files import write_json
-from stego_lib.run import environment
+from stego_lib.runtime.environment import environment
+from stego_lib.runtime.files import write_json
 
 from .material import Settings
 

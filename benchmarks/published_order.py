@@ -1,8 +1,8 @@
 """The baseline: the published order of work, written anew and as plainly as it can be. The library never imports it.
 
-What it does that the library does not: the frozen backbone runs on picture and neighbour at every step, in float32, with
-the matrix of attention written out; logits are brought to full size before the labelled pixels are picked; each part of the
-loss samples and normalises its own maps; three optimisers. In evaluation: one picture at a time, its mirror image in a pass
+What it does that the library does not: the frozen backbone runs on image and neighbor at every step, in float32, with
+the matrix of attention written out; logits are brought to full size before the labeled pixels are picked; each part of the
+loss samples and normalizes its own maps; three optimizers. In evaluation: one image at a time, its mirror image in a pass
 of its own, codes brought to full size before they are probed, and one CRF after another.
 """
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stego_lib import Backbone
-from stego_lib.meanfield import APPEARANCE, ITERATIONS, SMOOTHNESS
+from stego_lib.crf import APPEARANCE, ITERATIONS, SMOOTHNESS
 from stego_lib.model import Stego
 
 
@@ -25,22 +25,22 @@ class Published:
         self.vit = copy.deepcopy(backbone.vit).float()
         for block in self.vit.blocks:
             block.attn.fused_attn = False  # timm then forms softmax(Q K^T) and multiplies it with V
-        self.normalise = backbone.normalise
+        self.normalize = backbone.normalize
         self.model = copy.deepcopy(model).float()
         self.weights, self.shifts, self.centering = weights, shifts, centering
         parts = ((self.model.head, 5e-4), (self.model.linear_probe, 5e-3), (self.model.cluster_probe, 5e-3))
-        self.optimisers = [torch.optim.Adam(part.parameters(), lr=rate) for part, rate in parts]
+        self.optimizers = [torch.optim.Adam(part.parameters(), lr=rate) for part, rate in parts]
 
     @torch.no_grad()
-    def features(self, pictures: Tensor) -> Tensor:
-        """Patch tokens after the final norm, (B, C, h, w), of uint8 pictures (B, 3, H, W)."""
-        tokens = self.vit.forward_features(self.normalise(pictures).float())[:, self.vit.num_prefix_tokens :]
-        height, width = (side // self.vit.patch_embed.patch_size[0] for side in pictures.shape[-2:])
-        return tokens.transpose(1, 2).reshape(len(pictures), -1, height, width)
+    def features(self, images: Tensor) -> Tensor:
+        """Patch tokens after the final norm, (B, C, h, w), of uint8 images (B, 3, H, W)."""
+        tokens = self.vit.forward_features(self.normalize(images).float())[:, self.vit.num_prefix_tokens :]
+        height, width = (side // self.vit.patch_embed.patch_size[0] for side in images.shape[-2:])
+        return tokens.transpose(1, 2).reshape(len(images), -1, height, width)
 
-    def step(self, pictures: Tensor, partners: Tensor, *rest: Tensor) -> dict[str, float]:
-        """One training step on uint8 pictures and the neighbour of each."""
-        return self.rest(self.features(pictures), self.features(partners), *rest)
+    def step(self, images: Tensor, partners: Tensor, *rest: Tensor) -> dict[str, float]:
+        """One training step on uint8 images and the neighbor of each."""
+        return self.rest(self.features(images), self.features(partners), *rest)
 
     def rest(
         self, feats: Tensor, feats_knn: Tensor, label: Tensor, coords1: Tensor, coords2: Tensor, permutations: Tensor
@@ -63,11 +63,11 @@ class Published:
         parts["linear"] = self.linear_loss(code.detach(), label)
         parts["cluster"] = self.cluster_loss(code.detach())
         total = total + parts["linear"] + parts["cluster"]
-        for optimiser in self.optimisers:
-            optimiser.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         total.backward()
-        for optimiser in self.optimisers:
-            optimiser.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         return {"loss": total.item()} | {f"loss_{name}": part.item() for name, part in parts.items()}
 
     def pair(self, f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor, shift: float) -> Tensor:
@@ -81,14 +81,14 @@ class Published:
         return -correlation(c1, c2).clamp(min=0) * (target - shift)
 
     def linear_loss(self, code: Tensor, label: Tensor) -> Tensor:
-        """Cross-entropy of the labelled pixels, picked from logits at full size."""
+        """Cross-entropy of the labeled pixels, picked from logits at full size."""
         logits = F.interpolate(
             self.model.linear_probe.classifier(code), label.shape[-2:], mode="bilinear", align_corners=False
         )
         n_classes = logits.shape[1]
         logits, label = logits.permute(0, 2, 3, 1).reshape(-1, n_classes), label.reshape(-1)
-        labelled = (label >= 0) & (label < n_classes)
-        return F.cross_entropy(logits[labelled], label[labelled])
+        labeled = (label >= 0) & (label < n_classes)
+        return F.cross_entropy(logits[labeled], label[labeled])
 
     def cluster_loss(self, code: Tensor) -> Tensor:
         """Minus the mean cosine of a code with its nearest cluster, by way of one-hot assignments."""
@@ -98,10 +98,10 @@ class Published:
         return -(nearest * cosine).sum(1).mean()
 
     @torch.no_grad()
-    def code(self, picture: Tensor) -> Tensor:
-        """Code (1, K, h, w) of one uint8 picture (1, 3, H, W): the mean over two passes, the second on its mirror image."""
+    def code(self, image: Tensor) -> Tensor:
+        """Code (1, K, h, w) of one uint8 image (1, 3, H, W): the mean over two passes, the second on its mirror image."""
         head = self.model.head.eval()
-        return (head(self.features(picture)) + head(self.features(picture.flip(3))).flip(3)) / 2
+        return (head(self.features(image)) + head(self.features(image.flip(3))).flip(3)) / 2
 
     @torch.no_grad()
     def maps(self, code: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
@@ -123,20 +123,20 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return torch.einsum("nchw,ncij->nhwij", F.normalize(a, dim=1, eps=1e-10), F.normalize(b, dim=1, eps=1e-10))
 
 
-def crf(picture: Tensor, log_probabilities: Tensor) -> np.ndarray:
-    """Labels (H, W) after a CRF of its own for one map of one picture."""
+def crf(image: Tensor, log_probabilities: Tensor) -> np.ndarray:
+    """Labels (H, W) after a CRF of its own for one map of one image."""
     from pydensecrf.densecrf import DenseCRF2D
     from pydensecrf.utils import unary_from_softmax
 
-    image = np.ascontiguousarray(picture.permute(1, 2, 0).numpy()[:, :, ::-1])
-    field = DenseCRF2D(image.shape[1], image.shape[0], len(log_probabilities))
+    bgr = np.ascontiguousarray(image.permute(1, 2, 0).numpy()[:, :, ::-1])
+    field = DenseCRF2D(bgr.shape[1], bgr.shape[0], len(log_probabilities))
     field.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(log_probabilities.softmax(0).numpy())))
     field.addPairwiseGaussian(**SMOOTHNESS)
-    field.addPairwiseBilateral(rgbim=image, **APPEARANCE)
-    return np.argmax(field.inference(ITERATIONS), axis=0).reshape(image.shape[:2])
+    field.addPairwiseBilateral(rgbim=bgr, **APPEARANCE)
+    return np.argmax(field.inference(ITERATIONS), axis=0).reshape(bgr.shape[:2])
 
 
 def nearest(features: Tensor, top: int = 30) -> Tensor:
-    """The `top` most like by cosine, the picture itself first: rows in 16 pieces, each against all pictures at once."""
+    """The `top` most like by cosine, the image itself first: rows in 16 pieces, each against all images at once."""
     unit = F.normalize(features, dim=1)
     return torch.cat([(rows @ unit.T).topk(top, dim=1).indices for rows in unit.chunk(16)])

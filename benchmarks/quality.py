@@ -1,4 +1,4 @@
-"""Does speed cost quality? Trains what the chapter on speed compares and has no run record of (`stego_lib.quality`).
+"""Does speed cost quality? Trains what the chapter on speed compares and has no run record of (`stego_lib.studies.quality`).
 
 python -m benchmarks.quality                                          # scenes
 python -m benchmarks.quality --camvid-root FOLDER --camvid-backbone FILE   # CamVid too
@@ -13,21 +13,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stego_lib import Experiment, online, quality
-from stego_lib.extraction import Source
-from stego_lib.paths import project_root, runs_root
-from stego_lib.processes import ALONE, Processes
+from stego_lib import Experiment
+from stego_lib.features import online
+from stego_lib.features.extraction import Source
+from stego_lib.runtime.devices import ALONE, Processes
+from stego_lib.runtime.paths import project_root, runs_root
+from stego_lib.studies import quality
 
 
 class Float32Features(online.OnlineFeatures):
     """What float32 features computed anew at every step are, without the wait: never rounded, and kept in memory.
 
-    Backbone and pictures are fixed, so computing them again gives them again. The library's own online features are rounded
+    Backbone and images are fixed, so computing them again gives them again. The library's own online features are rounded
     to float16, as stored ones are.
     """
 
     kept: ClassVar[dict[str, dict[int, Tensor]]] = {}
-    """Of each set of features, by its fingerprint, what was computed: picture -> float32 (C, h, w)."""
+    """Of each set of features, by its fingerprint, what was computed: image -> float32 (C, h, w)."""
 
     def __init__(self, source: Source, root: str | Path, processes: Processes = ALONE):
         super().__init__(source, root, processes)
@@ -36,8 +38,8 @@ class Float32Features(online.OnlineFeatures):
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
         new = [row for row in index.unique().tolist() if row not in self._kept]
         for rows in torch.tensor(new, dtype=torch.int64).split(self._batch) if new else ():
-            pictures = torch.stack(self._pictures.take(rows.tolist()))
-            computed = self._source.features(pictures, rows.tolist()).float()
+            images = torch.stack(self._images.take(rows.tolist()))
+            computed = self._source.features(images, rows.tolist()).float()
             self._kept.update(zip(rows.tolist(), computed.cpu(), strict=True))
         return torch.stack([self._kept[row] for row in index.tolist()]).to(device)
 

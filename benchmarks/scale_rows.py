@@ -1,4 +1,4 @@
-"""Large sets: neighbours, and the memory of a training run from a large store."""
+"""Large sets: neighbors, and the memory of a training run from a large store."""
 
 from typing import Any
 
@@ -11,26 +11,26 @@ from .measuring import in_child, timed
 from .published_order import nearest
 
 LARGE = 600_000
-"""Pictures that must be possible."""
+"""Images that must be possible."""
 
 
-def neighbours(settings: Settings) -> dict[str, Any]:
-    """Nearest neighbours of 4,000 pictures (30 each, as the published loop), and memory and time of more; 384 channels."""
+def neighbors(settings: Settings) -> dict[str, Any]:
+    """Nearest neighbors of 4,000 images (30 each, as the published loop), and memory and time of more; 384 channels."""
     dim = settings.choose(384, 16)
     count, many = settings.choose(4000, 100), settings.choose(40_000, 200)
     features = torch.randn(count, dim, generator=torch.Generator().manual_seed(settings.seed))
     ways = {"published": lambda: nearest(features), "ours": lambda: nearest_neighbors(features, 29)}
     found = timed(ways, settings)
-    child = in_child("benchmarks.children", "neighbours", many, dim)
+    child = in_child("benchmarks.children", "neighbors", many, dim)
     per_pair = child["seconds"] / many**2
     return {
         "ways": found,
         "many": {
-            "pictures": many, "seconds": child["seconds"], "peak_bytes": child["peak_bytes"],
+            "images": many, "seconds": child["seconds"], "peak_bytes": child["peak_bytes"],
             "bytes_before": child["bytes_before"], "gflop_per_s": 2e-9 * dim / per_pair,
         },
         "extrapolated": {
-            "pictures": LARGE, "hours": per_pair * LARGE**2 / 3600,
+            "images": LARGE, "hours": per_pair * LARGE**2 / 3600,
             "bytes": child["bytes_before"] + 2 * 4 * LARGE * dim + 8 * 4096 * 4096,
         },
     }  # fmt: skip
@@ -41,7 +41,7 @@ def memory(settings: Settings) -> dict[str, Any]:
 
     The backbone is replaced by random numbers; everything else is as in a run: 12,500 drawn JPEGs of 224 px, ViT-S/8's shape.
     """
-    pictures, steps = settings.choose(12_500, 12), settings.choose(60, 3)
-    return in_child("benchmarks.children", "train", settings.folder, int(settings.tiny), pictures, steps) | {
+    images, steps = settings.choose(12_500, 12), settings.choose(60, 3)
+    return in_child("benchmarks.children", "train", settings.folder, int(settings.tiny), images, steps) | {
         "steps": steps
     }

@@ -10,14 +10,13 @@ import torch.nn.functional as F
 
 from stego_lib import Backbone, Experiment, open_dataset
 from stego_lib.batches import Batch, draw_batch, find_neighbors
-from stego_lib.features import open_store
+from stego_lib.features.online import open_features
+from stego_lib.features.store import open_store
 from stego_lib.loss import published_permutation, random_coords
-from stego_lib.model import Stego
+from stego_lib.model import Stego, build_model
 from stego_lib.neighbors import nearest_neighbors
-from stego_lib.online import open_features
 from stego_lib.probes import fit_probes
-from stego_lib.run import build_model
-from stego_lib.training import make_optimiser, train_step
+from stego_lib.training import make_optimizer, train_step
 
 from .limits import bfloat16_is_native
 from .material import N_CLASSES, RandomFeatures, Settings, draw_folder, scenes
@@ -30,7 +29,7 @@ SHIFTS = (0.08, 0.02, 0.66)
 def step(settings: Settings) -> dict[str, Any]:
     """A training step of ViT-S/8 at 224 px, K = 70, 27 classes, batch 16.
 
-    The baseline gets its pictures decoded in memory; ours read features, or decode and compute, as in a run.
+    The baseline gets its images decoded in memory; ours read features, or decode and compute, as in a run.
     """
     experiment, folder = _data(settings, settings.choose(64, 8))
     backbone = Backbone.of(experiment)
@@ -42,10 +41,10 @@ def step(settings: Settings) -> dict[str, Any]:
     neighbors = find_neighbors(store, model, experiment)
     theirs = Published(backbone, model, experiment.weights, SHIFTS)
     rows = torch.arange(experiment.batch_size)
-    pictures, label = store.picture_rows(rows).to(backbone.device), store.label_rows(rows).to(backbone.device)
+    images, label = store.image_rows(rows).to(backbone.device), store.label_rows(rows).to(backbone.device)
     points = _points(experiment, backbone.device)
     ways: dict[str, Callable] = {
-        "published": lambda: theirs.step(pictures, pictures.flip(0), label, *points),
+        "published": lambda: theirs.step(images, images.flip(0), label, *points),
         "store": _steps(experiment, store, neighbors, backbone),
         "store, probes after": _steps(experiment.but(probes="after"), store, neighbors, backbone),
     }
@@ -61,7 +60,7 @@ def step(settings: Settings) -> dict[str, Any]:
 
 
 def rest(settings: Settings) -> dict[str, Any]:
-    """A training step but for the backbone and the reading of features, batch 4: head, loss, both probes, optimiser."""
+    """A training step but for the backbone and the reading of features, batch 4: head, loss, both probes, optimizer."""
     experiment, _ = _data(settings, settings.choose(8, 8))
     experiment = experiment.but(batch_size=4)
     backbone = Backbone.of(experiment)
@@ -79,7 +78,7 @@ def rest(settings: Settings) -> dict[str, Any]:
     for probes in ("joint", "after"):
         trained = build_model(experiment, backbone.dim, N_CLASSES).to(device)
         asked = experiment.but(probes=probes)
-        ours[probes] = partial(train_step, trained, make_optimiser(trained, asked), batch, asked, SHIFTS)
+        ours[probes] = partial(train_step, trained, make_optimizer(trained, asked), batch, asked, SHIFTS)
     ways = {
         "published": lambda: theirs.rest(feats, feats_knn, label, *points),
         "ours": ours["joint"],
@@ -97,16 +96,16 @@ def extraction(settings: Settings) -> dict[str, Any]:
         networks["float32"], build_model(experiment, networks["float32"].dim, N_CLASSES), (1, 1, 1), SHIFTS
     )
     drawn = torch.stack([torch.from_numpy(scene).movedim(-1, 0) for scene in scenes(size, number, settings.seed)])
-    pictures = drawn.to(networks["float32"].device)
-    ways = {"published": partial(theirs.features, pictures), "float32": partial(networks["float32"], pictures)}
-    cosine = F.cosine_similarity(networks["bfloat16"](pictures[:1]), networks["float32"](pictures[:1]), dim=1)
+    images = drawn.to(networks["float32"].device)
+    ways = {"published": partial(theirs.features, images), "float32": partial(networks["float32"], images)}
+    cosine = F.cosine_similarity(networks["bfloat16"](images[:1]), networks["float32"](images[:1]), dim=1)
     row: dict[str, Any] = {"ways": timed(ways, settings), "batch": number}
     slow = {} if settings.tiny or bfloat16_is_native() else {"repeats": 1, "batch": 1}
-    few = partial(networks["bfloat16"], pictures[: slow.get("batch", number)])
+    few = partial(networks["bfloat16"], images[: slow.get("batch", number)])
     taken = interleaved({"bfloat16": few}, slow.get("repeats", settings.repeats), settings.seconds)["bfloat16"]
     share = number / slow.get("batch", number)
     row["ways"]["bfloat16"] = {key: value * share if key.endswith("_s") else value for key, value in taken.items()}
-    row["pictures_per_second"] = {name: number / way["median_s"] for name, way in row["ways"].items()}
+    row["images_per_second"] = {name: number / way["median_s"] for name, way in row["ways"].items()}
     return row | {"bfloat16_cosine": {"mean": cosine.mean().item(), "min": cosine.min().item()}}
 
 
@@ -119,7 +118,7 @@ def probes(settings: Settings) -> dict[str, Any]:
     neighbors = find_neighbors(store, model, experiment)
     ways = {way: _steps(experiment.but(probes=way), store, neighbors, network) for way in ("joint", "after")}
     fit = seconds_of(lambda: fit_probes(model, store, settings.seed))
-    return {"ways": timed(ways, settings), "batch": experiment.batch_size, "pictures": len(store), "fit_after_s": fit}
+    return {"ways": timed(ways, settings), "batch": experiment.batch_size, "images": len(store), "fit_after_s": fit}
 
 
 def recipe(settings: Settings) -> dict[str, Any]:
@@ -147,7 +146,7 @@ def recipe(settings: Settings) -> dict[str, Any]:
     return {
         "extrapolated": True,
         "measured": {
-            "pictures": measured,
+            "images": measured,
             "extraction_s": extraction_s,
             "step": taken,
             "precision": str(backbone.precision),
@@ -158,7 +157,7 @@ def recipe(settings: Settings) -> dict[str, Any]:
 
 
 def _data(settings: Settings, train: int) -> tuple[Experiment, Any]:
-    """The experiment and its folder of drawn pictures."""
+    """The experiment and its folder of drawn images."""
     folder = settings.folder / f"drawn-{train}"
     if not folder.exists():
         draw_folder(folder, scenes(settings.choose(224, 32), 8, settings.seed), train, 1, settings.seed)
@@ -176,10 +175,10 @@ def _points(experiment: Experiment, device: torch.device) -> list[torch.Tensor]:
 def _steps(experiment: Experiment, features: Any, neighbors: torch.Tensor, backbone: Backbone) -> Callable[[], None]:
     """Makes the next step of a training whenever it is called: draws the batch, and trains."""
     model: Stego = build_model(experiment, backbone.dim, N_CLASSES).to(backbone.device)
-    optimiser, numbers = make_optimiser(model, experiment), count()
+    optimizer, numbers = make_optimizer(model, experiment), count()
 
     def once() -> None:
         batch = draw_batch(features, neighbors, model, experiment, next(numbers))
-        train_step(model, optimiser, batch, experiment, SHIFTS)
+        train_step(model, optimizer, batch, experiment, SHIFTS)
 
     return once

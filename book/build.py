@@ -35,10 +35,10 @@ FIRST = "notebooks/train"
 """Runs before the others, which then find its run."""
 PARAMETERS: dict[str, dict[str, Any]] = {
     "notebooks/pretrain_scenes": dict(
-        steps=40, second_steps=20, pictures=256, watched=32, save_every=10, folder=os.path.relpath(BUILD / "pretraining")
+        steps=40, second_steps=20, images=256, watched=32, save_every=10, folder=os.path.relpath(BUILD / "pretraining")
     ),
     "notebooks/pretrain_photos": dict(
-        pictures="scenes", steps=20, second_steps=5, batch_size=8, save_every=10, folder=os.path.relpath(BUILD / "pretraining_photos")
+        images="scenes", steps=20, second_steps=5, batch_size=8, save_every=10, folder=os.path.relpath(BUILD / "pretraining_photos")
     ),
 }
 """Notebooks that the book runs otherwise than by their defaults: the whole pre-training takes an hour, and photographs."""
@@ -128,9 +128,9 @@ def named_figures(notebook: Path) -> dict[str, bytes]:
     found = {}
     for cell in nbformat.read(notebook, 4).cells:
         name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
-        pictures = [o.data["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
-        if name and pictures:
-            found[name] = base64.b64decode(pictures[0])
+        images = [o.data["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+        if name and images:
+            found[name] = base64.b64decode(images[0])
     return found
 
 

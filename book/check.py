@@ -1,4 +1,4 @@
-"""Looks a rendered book over: dead internal links, missing or undescribed pictures, errors among the outputs."""
+"""Looks a rendered book over: dead internal links, missing or undescribed images, errors among the outputs."""
 
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -19,7 +19,7 @@ class Page(HTMLParser):
         self.references: list[str] = []
         """Every href and src."""
         self.undescribed: list[str] = []
-        """Pictures of the article without an alternative text."""
+        """Images of the article without an alternative text."""
         self._in_article = 0
         self.feed(path.read_text(encoding="utf-8"))
 
@@ -49,7 +49,7 @@ def problems(html: Path, notebooks: list[Path]) -> list[str]:
     for page in read.values():
         where = page.path.relative_to(html)
         found += [f"{where}: leads nowhere: {reference}" for reference in dead_references(page, read)]
-        found += [f"{where}: a picture without an alternative text: {source}" for source in page.undescribed]
+        found += [f"{where}: an image without an alternative text: {source}" for source in page.undescribed]
     return found
 
 

@@ -3,7 +3,7 @@
 >>> from stego_lib import Experiment, evaluate, train
 >>> run = train(Experiment.preset("scenes"))
 >>> record = evaluate(run)
->>> label_map = run.predict("picture.jpg")
+>>> label_map = run.predict("image.jpg")
 """
 
 from importlib import import_module
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backbone import Backbone
     from .datasets import open_dataset
-    from .errors import DataNotFound, StegoError
     from .evaluation import evaluate
     from .experiment import PRESETS, Experiment
     from .run import Run, load_run
+    from .runtime.errors import DataNotFound, StegoError
     from .training import train
 
 __version__ = "0.1.0"
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _HOME = dict(
-    PRESETS="experiment", Backbone="backbone", DataNotFound="errors", Experiment="experiment", Run="run", StegoError="errors",
+    PRESETS="experiment", Backbone="backbone", DataNotFound="runtime.errors", Experiment="experiment", Run="run", StegoError="runtime.errors",
     evaluate="evaluation", load_run="run", open_dataset="datasets", train="training",
 )  # fmt: skip
 """Module of each public name. They are imported when asked for: a process that needs one small module takes no time to start."""

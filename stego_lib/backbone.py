@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +23,14 @@ from safetensors import SafetensorError, safe_open
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from .errors import StegoError, brief
-from .experiment import Experiment, Size, did_you_mean, split_backbone
-from .files import fingerprint, load_tensors
-from .memory import enough_memory
-from .notices import notice
-from .paths import PACKAGE
-from .published import read_published
-from .vit import dino_vit, load_pth
+from .experiment import PRESETS, Experiment, Size, split_backbone
+from .networks.dino import dino_vit, load_pth
+from .published.checkpoint import read_published
+from .runtime.errors import StegoError, brief, did_you_mean
+from .runtime.files import fingerprint, load_tensors
+from .runtime.memory import enough_memory
+from .runtime.notices import notice
+from .runtime.paths import PACKAGE
 
 EMBEDDED = {path.stem: path for path in sorted((PACKAGE / "weights").glob("*.safetensors"))}
 """Backbones that come with the package."""
@@ -45,7 +45,7 @@ LARGEST = 16_384
 """Above any number that describes a ViT: pixels, channels, blocks."""
 AT_ONCE = 16 * 2**20
 """Bytes of the widest activation that a CPU computes at once. Larger ones leave its cache, and each is memory fetched anew from
-the system: pieces of two ViT-S pictures instead of sixteen take a fifth less time a picture (two cores of an AMD EPYC)."""
+the system: pieces of two ViT-S images instead of sixteen take a fifth less time an image (two cores of an AMD EPYC)."""
 PUBLISHED_HEADS = 6
 """Attention heads that the published code assumes when it reads keys."""
 IMAGENET: dict[str, tuple[float, ...]] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -135,7 +135,7 @@ class Backbone(nn.Module):
         self.name = name
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self.vit, normalisation = _load(name, heads)
+        self.vit, normalization = _load(name, heads)
         self.features, self.block = features, block
         if _is_vit(self.vit):
             self.block = _block_of(name, len(self.vit.blocks), block)
@@ -150,7 +150,7 @@ class Backbone(nn.Module):
         if features == "KK" and self.dim % self.key_heads:
             raise StegoError(f"published keys need channels that divide by {self.key_heads}; {name!r} has {self.dim}")
         self.weights_id = _weights_id(self.vit)
-        for key, values in normalisation.items():
+        for key, values in normalization.items():
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1))
         with enough_memory(f"backbone {name!r}", "choose a smaller one, or device='cpu'"):
             self.requires_grad_(False).eval().to(self.device, self.precision)
@@ -192,56 +192,56 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) in grid cells of a picture of (H, W) pixels; StegoError if the network does not take that size."""
+        """(h, w) in grid cells of an image of (H, W) pixels; StegoError if the network does not take that size."""
         if not self.geometry.fits(height, width):
             if self.geometry.only is not None:
                 only = "{} x {}".format(*self.geometry.only)
                 raise StegoError(f"backbone {self.name!r} takes images of {only} pixels alone, not of {height} x {width}")
             raise StegoError(
-                f"pictures of {height} x {width} pixels do not divide into patches of {self.patch}; choose sizes that are multiples of {self.patch}"
+                f"images of {height} x {width} pixels do not divide into patches of {self.patch}; choose sizes that are multiples of {self.patch}"
             )
         return height // self.patch, width // self.patch
 
-    def normalise(self, pictures: Tensor) -> Tensor:
-        """uint8 or float [0, 1] pictures (B, 3, H, W) -> what the network takes, on its device and in its precision."""
-        pictures = pictures.to(self.device)
-        if pictures.dtype == torch.uint8:
-            pictures = pictures.float() / 255
-        return (pictures.to(self.precision) - self.mean) / self.std
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 or float [0, 1] images (B, 3, H, W) -> what the network takes, on its device and in its precision."""
+        images = images.to(self.device)
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        return (images.to(self.precision) - self.mean) / self.std
 
     @torch.inference_mode()
-    def forward(self, pictures: Tensor) -> Tensor:
-        """uint8 or float [0, 1] pictures (B, 3, H, W) -> float32 features (B, C, h, w) on the backbone's device."""
-        cells = math.prod(self.grid(*pictures.shape[-2:]))
-        pieces = self.normalise(pictures).split(self._at_once(cells))
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 or float [0, 1] images (B, 3, H, W) -> float32 features (B, C, h, w) on the backbone's device."""
+        cells = math.prod(self.grid(*images.shape[-2:]))
+        pieces = self.normalize(images).split(self._at_once(cells))
         return torch.cat(
             [self._keys(piece) if self.features == "KK" else self._tokens(piece) for piece in pieces]
         ).float()
 
     def _at_once(self, cells: int) -> int:
-        """Pictures of so many grid cells that go through the network together."""
+        """Images of so many grid cells that go through the network together."""
         if self.device.type != "cpu":
             return 2**31
         widest = 4 * self.dim * cells * self.precision.itemsize  # the hidden layer of a block's MLP
         return max(1, AT_ONCE // widest)
 
-    def _tokens(self, pictures: Tensor) -> Tensor:
+    def _tokens(self, images: Tensor) -> Tensor:
         """Tokens of the block after the final norm, or what the last stage gives, (B, C, h, w)."""
-        return _map(self.vit, pictures, self.block, self.geometry.normed)
+        return _map(self.vit, images, self.block, self.geometry.normed)
 
-    def _keys(self, pictures: Tensor) -> Tensor:
+    def _keys(self, images: Tensor) -> Tensor:
         """Keys of the block's attention, (B, C, h, w); channel = head * (C / heads) + channel of the head."""
         attention, seen = _attention(self), []
         with attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
-            self.vit.forward_intermediates(pictures, indices=[self.block], intermediates_only=True, stop_early=True)
+            self.vit.forward_intermediates(images, indices=[self.block], intermediates_only=True, stop_early=True)
         keys = _project_keys(attention, seen[0])[:, self.vit.num_prefix_tokens :]
-        batch, grid = len(pictures), self.grid(*pictures.shape[-2:])
+        batch, grid = len(images), self.grid(*images.shape[-2:])
         # The memory order is (B, heads, positions, channels of a head), in which a wrong number of heads mixes positions.
         by_head = keys.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
         return by_head.reshape(batch, self.key_heads, *grid, -1).movedim(-1, 2).flatten(1, 2)
 
     def fingerprint(self) -> str:
-        """Changes with anything that changes the features: weights, architecture, block, normalisation, precision ..."""
+        """Changes with anything that changes the features: weights, architecture, block, normalization, precision ..."""
         which = (self.features, self.block, self.key_heads if self.features == "KK" else None)
         return fingerprint(self.weights_id, repr(self.vit), self.mean, self.std, str(self.precision), which)
 
@@ -508,8 +508,8 @@ def _from_file(path: Path, fill: bool = True) -> tuple[nn.Module, dict[str, tupl
         weights = _without_classifier(weights, empty)
         _refuse_other_shapes(empty.state_dict(), weights)
         own = "." in architecture or arguments.keys() <= SAME_NETWORK
-        normalisation = (_of_config(empty) if own else IMAGENET) | _three_numbers(stated)
-        return (_filled(build, weights) if fill else empty), normalisation
+        normalization = (_of_config(empty) if own else IMAGENET) | _three_numbers(stated)
+        return (_filled(build, weights) if fill else empty), normalization
     except KeyError as error:
         raise StegoError(
             f'{path} lacks {error} in its metadata: "timm" must hold {{"architecture": NAME, ...timm arguments}}'
@@ -609,17 +609,28 @@ def _shape(tensors: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
     return tuple(tensors[name].shape) if name in tensors else None
 
 
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, H, W), bilinear; cell centres are kept in place (as align_corners=False).
+EMBEDDED_FOR_PHOTOGRAPHS = "photos_vit_tiny8"
+"""The embedded backbone that has seen photographs; see stego_lib/weights/photos_vit_tiny8.md."""
 
-    As two matrix products, which take a quarter of the time of `F.interpolate` on a CPU and give the same.
+
+def preset_here(name: str, **changes: Any) -> Experiment:
+    """`Experiment.preset`, with sizes that the backbone takes (see `fit_sizes`), and with the embedded backbone for photographs
+    where the recipe's own cannot be fetched.
+
+    The latter only for the recipes of this project on real images ('camvid', 'folder'), only if `changes` name no backbone, and
+    with a notice: that backbone has seen a thousandth of DINO's photographs. The experiment, and so every run record, names what was taken.
+    The paper's recipes, and `published=True`, stand for published numbers; with another backbone these would be other
+    numbers under the same name, so nothing is put in its place there and loading the backbone is an error.
     """
-    rows, columns = (interpolation(cells, pixels).to(maps) for cells, pixels in zip(maps.shape[-2:], size, strict=True))
-    return rows @ (maps @ columns.T)
-
-
-@lru_cache(maxsize=64)  # a folder may hold images of a thousand sizes
-@torch.inference_mode(False)
-def interpolation(cells: int, pixels: int) -> Tensor:
-    """(pixels, cells): the share of each cell in each pixel of a line; for training as well, if an evaluation asked first."""
-    return F.interpolate(torch.eye(cells)[None], pixels, mode="linear", align_corners=False)[0].T.contiguous()
+    experiment = Experiment.preset(name, **changes)
+    ours = name in PRESETS and PRESETS[name]["dataset"] == name  # a recipe named like its dataset is not the paper's
+    if not ours or "backbone" in changes or experiment.published or experiment.backbone in EMBEDDED:
+        return fit_sizes(experiment)
+    try:
+        return fit_sizes(experiment, Backbone(experiment.backbone, device="cpu").geometry)
+    except HubUnreachable as error:
+        notice(
+            f"{error}. Taking {EMBEDDED_FOR_PHOTOGRAPHS!r}, which comes with the package and has seen a thousandth as "
+            f"many photographs: its scores are no scores of {experiment.backbone!r}. Name a backbone to take another"
+        )
+        return fit_sizes(experiment.but(backbone=EMBEDDED_FOR_PHOTOGRAPHS))

@@ -1,4 +1,4 @@
-"""What STEGO is compared with: k-means on raw features and on raw colours, a linear probe on raw features, fixed heads."""
+"""What STEGO is compared with: k-means on raw features and on raw colors, a linear probe on raw features, fixed heads."""
 
 from dataclasses import dataclass
 
@@ -9,21 +9,19 @@ from sklearn.decomposition import PCA
 from sklearn.random_projection import GaussianRandomProjection
 from torch import Tensor
 
-from .clustering import SAMPLES, kmeans
-from .errors import StegoError
 from .experiment import Experiment
-from .features import Features
-from .model import Stego
-from .probes import fit_cluster_probe, multinomial_regression, sample_cells
-from .progress import stage
-from .run import build_model
+from .features.store import Features
+from .model import Stego, build_model
+from .probes import SAMPLES, fit_cluster_probe, kmeans, multinomial_regression, sample_cells
+from .runtime.errors import StegoError
+from .runtime.progress import stage
 
 
 @dataclass(frozen=True)
 class LinearScorer:
     """Scores of n clusters or classes that are linear in the input: weight (n, C) and bias (n,).
 
-    Nearest centre is the largest of `2 f.c - |c|^2`, so k-means is one of these too. Being linear, scores may be
+    Nearest center is the largest of `2 f.c - |c|^2`, so k-means is one of these too. Being linear, scores may be
     upsampled in place of the features: the result is the same and costs n channels, not C.
     """
 
@@ -36,7 +34,7 @@ class LinearScorer:
 
 
 def kmeans_on_features(store: Features, n_clusters: int, seed: int) -> LinearScorer:
-    """k-means on the L2-normalised features of the training pictures."""
+    """k-means on the L2-normalized features of the training images."""
     unit = F.normalize(_sampled_features(store, seed)[0], dim=1)
     with stage("baseline: k-means on features"):
         return _kmeans(unit, n_clusters, seed)
@@ -56,17 +54,17 @@ def kmeans_on_components(store: Features, dim: int, n_clusters: int, seed: int) 
 
 
 def kmeans_on_colors(store: Features, n_clusters: int, seed: int) -> LinearScorer:
-    """k-means on the colours, in [0, 1], of single pixels of the training pictures."""
+    """k-means on the colors, in [0, 1], of single pixels of the training images."""
     rng = np.random.default_rng(seed)
     rows = rng.integers(len(store), size=256)
-    pixels = store.picture_rows(torch.from_numpy(rows)).permute(0, 2, 3, 1).reshape(-1, 3).numpy()
+    pixels = store.image_rows(torch.from_numpy(rows)).permute(0, 2, 3, 1).reshape(-1, 3).numpy()
     points = torch.from_numpy(pixels[rng.integers(len(pixels), size=SAMPLES)] / np.float32(255))
     with stage("baseline: k-means on colors"):
         return _kmeans(points, n_clusters, seed)
 
 
 def linear_on_features(store: Features, seed: int) -> LinearScorer:
-    """Multinomial regression on L2-normalised features, WITH the training labels: how much the features know."""
+    """Multinomial regression on L2-normalized features, WITH the training labels: how much the features know."""
     features, labels = _sampled_features(store, seed)
     assert labels is not None, "asked of stores with labels alone"
     unit = F.normalize(features, dim=1)
@@ -117,8 +115,8 @@ def fixed_head(kind: str, store: Features, experiment: Experiment) -> Stego:
 
 
 def _kmeans(points: Tensor, n_clusters: int, seed: int) -> LinearScorer:
-    centres = kmeans(points, n_clusters, seed)
-    return LinearScorer(2 * centres, -centres.square().sum(1))
+    centers = kmeans(points, n_clusters, seed)
+    return LinearScorer(2 * centers, -centers.square().sum(1))
 
 
 def _sampled_features(store: Features, seed: int) -> tuple[Tensor, Tensor | None]:

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from .experiment import Experiment
-from .features import Features
-from .loss import centre, correspondence, negative_permutation, published_permutation, random_coords, sample
-from .progress import progress
+from .features.store import Features
+from .loss import center, correspondence, negative_permutation, published_permutation, random_coords, sample
+from .runtime.progress import progress
 
-PICTURES = 256
-"""Pictures that are measured; their correspondences number PICTURES x points^4 of each kind."""
+IMAGES = 256
+"""Images that are measured; their correspondences number IMAGES x points^4 of each kind."""
 AUTO = ("p75", "p75", "p97")
 """What shifts="auto" stands for: a quarter of the self and kNN pairs attract, and three in a hundred random ones. The chapter
 on choosing l and b has the trials that it was picked by."""
@@ -28,8 +28,8 @@ class Calibration:
     """What was asked for: a number, or a percentile of the measured correspondences such as 'p75'."""
     attracting: tuple[float, float, float]
     """Share of the measured pairs above their shift, in [0, 1]: those that attract."""
-    pictures: int
-    """Training pictures that were measured."""
+    images: int
+    """Training images that were measured."""
     reason: str
     """The same in words."""
     histograms: dict[str, list[float]]
@@ -42,7 +42,7 @@ class Calibration:
 
 
 def calibrate(store: Features, neighbors: Tensor, mean: Tensor, experiment: Experiment) -> Calibration:
-    """Measures the correspondences of up to `PICTURES` training pictures, without labels, and sets the three shifts.
+    """Measures the correspondences of up to `IMAGES` training images, without labels, and sets the three shifts.
 
     Arguments as of `measure_correspondences`. Shifts that the experiment gives as numbers stay, percentiles are looked up,
     and "auto" is `AUTO`.
@@ -50,49 +50,49 @@ def calibrate(store: Features, neighbors: Tensor, mean: Tensor, experiment: Expe
     measured = measure_correspondences(store, neighbors, mean, experiment)
     rule, shifts = shift_rule(experiment), resolve_shifts(experiment, measured)
     own, knn, rand = ((values > b).double().mean().item() for values, b in zip(measured.values(), shifts, strict=True))
-    pictures = min(len(store), PICTURES)
+    images = min(len(store), IMAGES)
     return Calibration(
         shifts,
         rule,
         (own, knn, rand),
-        pictures,
-        _reason(experiment, rule, (own, knn, rand), pictures),
+        images,
+        _reason(experiment, rule, (own, knn, rand), images),
         histograms(measured),
     )
 
 
 def shift_rule(experiment: Experiment) -> tuple[float | str, ...]:
-    """The experiment's shifts, self, kNN and random, with "auto" spelt out: numbers or percentiles such as 'p75'."""
+    """The experiment's shifts, self, kNN and random, with "auto" spelled out: numbers or percentiles such as 'p75'."""
     return AUTO if experiment.shifts == "auto" else experiment.shifts
 
 
-def _reason(experiment: Experiment, rule: tuple, attracting: tuple[float, ...], pictures: int) -> str:
+def _reason(experiment: Experiment, rule: tuple, attracting: tuple[float, ...], images: int) -> str:
     how = [
-        "spatially centred" if experiment.centering else "not centred",
-        *["of features less the data set's mean"] * experiment.subtract_mean,
+        "spatially centered" if experiment.centering else "not centered",
+        *["of features less the dataset's mean"] * experiment.subtract_mean,
     ]
     origin = "by the rule 'auto'" if experiment.shifts == "auto" else "as the experiment asks"
     shares = ", ".join(
         f"{name} {'at ' + str(asked) if isinstance(asked, str) else 'given'}: {100 * share:.1f} % of the pairs attract"
         for name, asked, share in zip(("self", "kNN", "random"), rule, attracting, strict=True)
     )
-    return f"set {origin} on correspondences of {pictures} training pictures, {', '.join(how)}; {shares}"
+    return f"set {origin} on correspondences of {images} training images, {', '.join(how)}; {shares}"
 
 
 def measure_correspondences(
     store: Features, neighbors: Tensor, mean: Tensor, experiment: Experiment
 ) -> dict[str, Tensor]:
-    """Feature correspondences as the loss will see them: of self, kNN and random pairs, centred if the experiment says so.
+    """Feature correspondences as the loss will see them: of self, kNN and random pairs, centered if the experiment says so.
 
     neighbors: int64 (N, k). mean: (1, C, 1, 1), taken off the features. Returns {"self", "knn", "rand"}: float32 (M,).
     """
     generator = torch.Generator().manual_seed(experiment.seed)
     partner_of = published_permutation if experiment.published else negative_permutation
-    order = torch.randperm(len(store), generator=generator)[:PICTURES]
+    order = torch.randperm(len(store), generator=generator)[:IMAGES]
     found: dict[str, list[Tensor]] = {"self": [], "knn": [], "rand": []}
     for rows in progress(order.split(experiment.batch_size), "measuring correspondences"):
         if len(rows) < 2:
-            continue  # a picture alone has no random partner
+            continue  # an image alone has no random partner
         partners = neighbors[rows, torch.randint(neighbors.shape[1], (len(rows),), generator=generator)]
         feats, feats_knn = store.rows(rows) - mean, store.rows(partners) - mean
         coords1, coords2 = (random_coords(len(rows), experiment.points, generator) for _ in range(2))
@@ -104,7 +104,7 @@ def measure_correspondences(
         )
         for kind, other in others.items():
             values = correspondence(f, other)
-            found[kind].append((centre(values) if experiment.centering else values).flatten())
+            found[kind].append((center(values) if experiment.centering else values).flatten())
     return {kind: torch.cat(values) for kind, values in found.items()}
 
 

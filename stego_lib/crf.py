@@ -3,23 +3,71 @@
 It runs on the CPU, also where there is a GPU: of the libraries at hand, only pydensecrf gives the published code's numbers.
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from .errors import StegoError
-from .meanfield import APPEARANCE, INSTALL, ITERATIONS, SMOOTHNESS, available, refine
+from .runtime.errors import StegoError
 
-__all__ = ["APPEARANCE", "INSTALL", "ITERATIONS", "SMOOTHNESS", "available", "dense_crf"]
+if TYPE_CHECKING:  # the workers that run `refine` start at once without torch
+    from torch import Tensor
+
+ITERATIONS = 10
+SMOOTHNESS = dict(sxy=1, compat=3)
+"""Gaussian kernel: standard deviation in pixels, weight."""
+APPEARANCE = dict(sxy=67, srgb=3, compat=4)
+"""Bilateral kernel: standard deviations in pixels and in gray levels, weight."""
+INSTALL = "pip install 'cython>=3' setuptools, then pip install --no-build-isolation pydensecrf2, with a C++ compiler"
+"""How to install pydensecrf: its own build requirement is an old Cython, with which Python 3.13 and later cannot build it."""
 
 
-def dense_crf(image: np.ndarray, log_probabilities: Tensor, iterations: int = ITERATIONS) -> Tensor:
+def available() -> bool:
+    """Whether pydensecrf can be imported: not where it was built for another Python, or its bare sources lie in the way."""
+    try:
+        import pydensecrf.densecrf  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def refine(image: np.ndarray, maps: Sequence[np.ndarray], iterations: int = ITERATIONS) -> list[np.ndarray]:
+    """Class probabilities after mean-field inference, float32 (n, H, W), for each of several maps of one image.
+
+    image: uint8 (H, W, 3), RGB. maps: float32 (n, H, W), probabilities of each class before. Consecutive maps with the same
+    number of classes share the kernels' lattice, which depends on the image alone. The channels are handed over as BGR,
+    as in the published code (the filter is not symmetric in them). Needs pydensecrf.
+    """
+    from pydensecrf.densecrf import DenseCRF2D
+    from pydensecrf.utils import unary_from_softmax
+
+    height, width = image.shape[:2]
+    field, classes, refined = None, 0, []
+    for probabilities in maps:
+        if field is None or len(probabilities) != classes:
+            classes = len(probabilities)
+            field = DenseCRF2D(width, height, classes)
+            field.addPairwiseGaussian(**SMOOTHNESS)
+            field.addPairwiseBilateral(rgbim=np.ascontiguousarray(image[:, :, ::-1]), **APPEARANCE)
+        field.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probabilities)))
+        refined.append(np.array(field.inference(iterations)).reshape(-1, height, width))
+    return refined
+
+
+def refined_labels(image: np.ndarray, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The most probable class of each pixel after `refine`: int32 (H, W) for each of the maps."""
+    return [probabilities.argmax(0).astype(np.int32) for probabilities in refine(image, maps)]
+
+
+def dense_crf(image: np.ndarray, log_probabilities: "Tensor", iterations: int = ITERATIONS) -> "Tensor":
     """Class probabilities of each pixel after mean-field inference.
 
     image: uint8 (H, W, 3), RGB. log_probabilities: (n, h, w), up to a constant at each pixel; brought to (H, W)
     bilinearly if smaller. Returns float32 (n, H, W). Raises StegoError without pydensecrf.
     """
+    import torch
+    import torch.nn.functional as F
+
     if not available():
         raise StegoError(f"the dense CRF needs pydensecrf: {INSTALL}")
     probabilities = (

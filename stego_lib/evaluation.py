@@ -1,4 +1,4 @@
-"""Scores a run on held-out pictures, beside baselines on the same features."""
+"""Scores a run on held-out images, beside baselines on the same features."""
 
 import copy
 import time
@@ -12,30 +12,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import crf
-from .backbone import upsample
 from .baselines import LinearScorer, kmeans_on_colors, kmeans_on_components, kmeans_on_features, linear_on_features
+from .crf import refined_labels
 from .datasets import SegmentationDataset, open_split, open_training_set
 from .datasets.findings import tell
 from .datasets.folder import nameless
 from .datasets.transforms import Size
-from .errors import StegoError
-from .experiment import HOW, Experiment, split_backbone
-from .extraction import content_id
-from .features import Features, Share
-from .files import fingerprint, read_json, write_json
-from .meanfield import refined_labels
-from .memory import enough_memory
+from .experiment import MACHINE, Experiment, split_backbone
+from .features.extraction import content_id
+from .features.online import open_features
+from .features.store import Features, Share
+from .loss import upsample
 from .metrics import confusion, identity, match, published_map, scores
-from .model import Stego
-from .notices import notice
-from .online import open_features
-from .parallel import Job, in_processes
-from .paths import shown_path, user_path
-from .probe_maps import crf_logits, probe_scores
-from .probes import fit_cluster_probe
-from .processes import Processes, join, spawn, started
-from .progress import progress, say
-from .run import EVALUATION_KEYS, Run, environment, load_run, mean_code
+from .model import Stego, mean_code
+from .probes import crf_logits, fit_cluster_probe, probe_scores
+from .run import EVALUATION_KEYS, Run, load_run
+from .runtime.devices import Processes, join, spawn, started
+from .runtime.environment import environment
+from .runtime.errors import StegoError
+from .runtime.files import fingerprint, read_json, write_json
+from .runtime.memory import enough_memory
+from .runtime.notices import notice
+from .runtime.paths import shown_path, user_path
+from .runtime.pool import Job, in_processes
+from .runtime.progress import progress, say
 
 BATCH = 16
 
@@ -54,14 +54,14 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
     baselines "kmeans_features", "kmeans_pca", "kmeans_colors" and "linear_features" (with labels). The baselines need the features of the
     train split; `baselines=False` leaves them out (for a released checkpoint, say). "linear" is missing where training had
     no labels. With `experiment.validate_every`, "best_by_label" holds the scores of the cluster probe at the kept step that
-    they favour: chosen by the labels that it is scored with, as in the published code, so it is no result.
+    they favor: chosen by the labels that it is scored with, as in the published code, so it is no result.
 
     A split without labels, or whose labels are all of one class, cannot be scored: "scores" is then empty and "unscored"
     says why. Raises StegoError for a split with another number of classes than the run's, and for a run that stopped before
     its probes were fitted.
 
     With `experiment.devices` above 1 as many processes are started, each of which opens the run's folder and scores a part of
-    the pictures; a script must call this below `if __name__ == "__main__":`. In a program that torchrun or SLURM has started
+    the images; a script must call this below `if __name__ == "__main__":`. In a program that torchrun or SLURM has started
     several times, each calls this. The tables are those of one process.
     """
     experiment = run.experiment
@@ -90,12 +90,12 @@ def evaluate_among(run: Run, split: str, baselines: bool) -> dict[str, Any]:
     dataset = open_split(experiment, split)
     if len(dataset.classes) != len(run.classes):
         raise StegoError(
-            f"{dataset.name} has {len(dataset.classes)} classes, this run was trained for {len(run.classes)}; evaluate it on its own data set"
+            f"{dataset.name} has {len(dataset.classes)} classes, this run was trained for {len(run.classes)}; evaluate it on its own dataset"
         )
     if dataset.classes.names != run.classes.names and not nameless(run.classes) and not nameless(dataset.classes):
         raise StegoError(
             f"{dataset.name} has the classes {', '.join(dataset.classes.names[:3])} ..., this run was trained for "
-            f"{', '.join(run.classes.names[:3])} ...; evaluate it on its own data set"
+            f"{', '.join(run.classes.names[:3])} ...; evaluate it on its own dataset"
         )
     root = run.folder.parent / "features"
     if run.processes.first:
@@ -111,7 +111,7 @@ def evaluate_among(run: Run, split: str, baselines: bool) -> dict[str, Any]:
         **run.observed,
         "split": split,
         "data": data,
-        "pictures": len(dataset),
+        "images": len(dataset),
         "classes": list(run.classes.names),
         **judged,
         "environment": environment(),
@@ -133,7 +133,7 @@ def _record_name(run: Run, split: str, data: str) -> str:
     others: list[Any] = []
     if asked.exists():
         trained = Experiment.from_dict(read_json(asked))
-        others = [(key, getattr(experiment, key)) for key in experiment.differing(trained, (*HOW, "data_root", "backbone"))]
+        others = [(key, getattr(experiment, key)) for key in experiment.differing(trained, (*MACHINE, "data_root", "backbone"))]
         if not _own_data(run, trained):
             others.append(data)
     elif (run.folder / "metrics.json").exists() and run.metrics.get("data", data) != data:
@@ -172,7 +172,7 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
     if not there:
         raise StegoError(
             f"{dataset.name} {dataset.split}: every pixel of {dataset.labels[0]} and the other label maps is ignored, so there is "
-            "nothing to score; are they label maps of this data set?"
+            "nothing to score; are they label maps of this dataset?"
         )
     if len(there) == 1:  # any segmentation could score 100
         return _unscored(dataset, f"has no label but {dataset.classes.names[there[0]]!r} (id {there[0]})")
@@ -244,7 +244,7 @@ def cluster_confusion(
 ) -> Tensor:
     """Confusion matrix of the cluster probe over a store with labels, int64 (n_clusters, n_classes), extra clusters included.
 
-    mirrored: the store of the mirrored pictures, whose codes are averaged in. published: see `metrics.confusion`. It is the
+    mirrored: the store of the mirrored images, whose codes are averaged in. published: see `metrics.confusion`. It is the
     table that `evaluate` makes under "cluster", by a shorter way: similarities are linear in the code, so they are upsampled
     in its place.
     """
@@ -253,7 +253,7 @@ def cluster_confusion(
 
     def maps(rows: Tensor) -> Tensor:
         code = _codes(model, plain, mirrored, rows)
-        return upsample(model.cluster_probe.similarity(code), plain.picture_size).cpu()
+        return upsample(model.cluster_probe.similarity(code), plain.image_size).cpu()
 
     return _count(plain, maps, n_clusters, n_classes, published, "the cluster probe")
 
@@ -274,15 +274,15 @@ def _stego_tables(
         tables[name] += confusion(found, label, len(tables[name]), n_classes, published=published)
 
     def scored() -> Iterator[Job]:
-        """Counts what the probes say, and yields what the CRF takes of each picture, if it is wanted."""
+        """Counts what the probes say, and yields what the CRF takes of each image, if it is wanted."""
         for rows in progress(torch.arange(len(plain)).split(BATCH), "evaluating"):
             label, codes = plain.label_rows(rows), _codes(model, plain, mirrored, rows)
             found = probe_scores(model, codes, label.shape[1:])
             for name in sizes:
                 add(name, found[name].argmax(1).cpu(), label)
             if refine:
-                paths = [dataset.pictures[row] for row in plain.places(rows).tolist()]
-                yield from _crf_jobs(model, codes, plain.picture_rows(rows), paths, list(sizes))
+                paths = [dataset.images[row] for row in plain.places(rows).tolist()]
+                yield from _crf_jobs(model, codes, plain.image_rows(rows), paths, list(sizes))
 
     refined_maps = in_processes(refined_labels, scored(), len(plain), "the dense CRF")
     for row, refined in enumerate(progress(refined_maps, "dense CRF", total=len(plain), disable=not refine)):
@@ -297,12 +297,12 @@ def _can_refine() -> bool:
     return crf.available()
 
 
-def _crf_jobs(model: Stego, codes: Tensor, pictures: Tensor, paths: list[Path], names: list[str]) -> Iterator[Job]:
-    """What `refined_labels` takes of each picture: the picture, and the probabilities of the probes `names`."""
-    for path, picture, code in zip(paths, pictures, codes, strict=True):
-        logits = crf_logits(model, code[None], picture.shape[1:])
+def _crf_jobs(model: Stego, codes: Tensor, images: Tensor, paths: list[Path], names: list[str]) -> Iterator[Job]:
+    """What `refined_labels` takes of each image: the image, and the probabilities of the probes `names`."""
+    for path, image, code in zip(paths, images, codes, strict=True):
+        logits = crf_logits(model, code[None], image.shape[1:])
         probabilities = [logits[name][0].softmax(0).cpu().numpy() for name in names]
-        yield str(path), (picture.permute(1, 2, 0).contiguous().numpy(), probabilities)
+        yield str(path), (image.permute(1, 2, 0).contiguous().numpy(), probabilities)
 
 
 def _codes(model: Stego, plain: Features, mirrored: Features | None, rows: Tensor) -> Tensor:
@@ -310,7 +310,7 @@ def _codes(model: Stego, plain: Features, mirrored: Features | None, rows: Tenso
 
 
 def _baseline_tables(run: Run, training: Features, plain: Features, mirrored: Features | None) -> dict[str, Tensor]:
-    """Confusion matrices of the baselines, fitted on the training pictures."""
+    """Confusion matrices of the baselines, fitted on the training images."""
     n_classes, n_clusters = len(run.classes), len(run.model.cluster_probe.clusters)
     seed, published = run.experiment.seed, run.experiment.published
     broadcast = run.processes.broadcast  # one process's fit, were others to differ in a last bit
@@ -331,20 +331,20 @@ def _baseline_tables(run: Run, training: Features, plain: Features, mirrored: Fe
 def _table(
     plain: Features, mirrored: Features | None, scorer: LinearScorer, n_classes: int, published: bool, what: str
 ) -> Tensor:
-    """Confusion matrix of a baseline, `what`, on L2-normalised features, averaged with the mirror image's as STEGO's codes are."""
+    """Confusion matrix of a baseline, `what`, on L2-normalized features, averaged with the mirror image's as STEGO's codes are."""
 
     def maps(rows: Tensor) -> Tensor:
         features = F.normalize(plain.rows(rows), dim=1)
         if mirrored is not None:
             features = 0.5 * (features + F.normalize(mirrored.rows(rows), dim=1).flip(-1))
-        return upsample(scorer(features), plain.picture_size)
+        return upsample(scorer(features), plain.image_size)
 
     return _count(plain, maps, len(scorer.bias), n_classes, published, what)
 
 
 def _color_table(plain: Features, scorer: LinearScorer, n_classes: int, published: bool) -> Tensor:
     def maps(rows: Tensor) -> Tensor:
-        return scorer(plain.picture_rows(rows).float() / 255)
+        return scorer(plain.image_rows(rows).float() / 255)
 
     return _count(plain, maps, len(scorer.bias), n_classes, published, "k-means on colors")
 

@@ -1,6 +1,5 @@
 """What determines a run: `Experiment`, and the recipes that have a name."""
 
-import difflib
 import hashlib
 import json
 import os
@@ -24,9 +23,9 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from . import paths
-from .errors import StegoError
-from .paths import user_path
+from .runtime import paths
+from .runtime.errors import StegoError, did_you_mean
+from .runtime.paths import user_path
 
 Real = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -93,7 +92,7 @@ Folder = Annotated[str, BeforeValidator(_text), AfterValidator(_path)]
 Shift = Annotated[Real | str, BeforeValidator(_shift)]
 """A number, or 'p70': the 70th percentile of the correspondences measured on the training features."""
 Size = Annotated[int | tuple[int, int], BeforeValidator(_sides), AfterValidator(_patchable)]
-"""Pixels: N = shorter side scaled to N, then centre crop N x N; (H, W) = the whole picture scaled to H x W."""
+"""Pixels: N = shorter side scaled to N, then center crop N x N; (H, W) = the whole image scaled to H x W."""
 
 
 Weight = Annotated[Real, Field(ge=0)]
@@ -115,11 +114,11 @@ class Experiment:
     """
 
     dataset: str = "scenes"
-    """Name of the data set, as `open_dataset` knows it."""
+    """Name of the dataset, as `open_dataset` knows it."""
     data_root: Folder = Field(default_factory=lambda: str(paths.data_root()))
-    """Folder that holds the data sets' folders."""
+    """Folder that holds the datasets' folders."""
     n_classes: int | None = Field(None, ge=1, le=255)
-    """How many clusters to look for in a `folder` that names no classes; None = 27 there, elsewhere the data set's own number."""
+    """How many clusters to look for in a `folder` that names no classes; None = 27 there, elsewhere the dataset's own number."""
     backbone: Annotated[str, BeforeValidator(_text), AfterValidator(_located)] = "scenes_vit_tiny8"
     """Embedded name, timm name, path of a .safetensors, .pth or .ckpt file, or NAME@FILE: weights of a timm network in a file."""
     features: Literal["feat", "KK"] = "feat"
@@ -127,16 +126,16 @@ class Experiment:
     block: int = -1
     """Block that the features come from, counted from 0, or from the end: -1 is the last."""
     train_size: Size = 224
-    """Size of training pictures in pixels."""
+    """Size of training images in pixels."""
     eval_size: Size = 320
-    """Size of pictures and labels at evaluation in pixels."""
+    """Size of images and labels at evaluation in pixels."""
     crop: Literal["none", "five", "random"] = "none"
-    """'five' cuts each training picture into its four corners and centre, half as high and wide (paper, section 3.4).
+    """'five' cuts each training image into its four corners and center, half as high and wide (paper, section 3.4).
 
     'random' cuts five pieces of that size at random places, the same ones whatever the seed.
     """
     subtract_mean: bool = False
-    """Take the data set's mean off the features before correspondences are formed (not in the paper)."""
+    """Take the dataset's mean off the features before correspondences are formed (not in the paper)."""
     head: Literal["nonlinear", "linear", "none"] = "nonlinear"
     """Segmentation head: linear + two-layer branch (the paper's), linear branch alone, or the features themselves."""
     code_dim: int = Field(70, ge=1, le=4096)
@@ -146,7 +145,7 @@ class Experiment:
     steps: int = Field(5000, ge=1)
     """Training steps."""
     batch_size: int = Field(16, ge=2)
-    """Pictures a step; two at least, for a picture's negatives are the others of its batch."""
+    """Images a step; two at least, for an image's negatives are the others of its batch."""
     lr_head: float = Field(5e-4, gt=0, allow_inf_nan=False)
     """Adam's learning rate for the head."""
     lr_probes: float = Field(5e-3, gt=0, allow_inf_nan=False)
@@ -157,7 +156,7 @@ class Experiment:
     """b_self, b_knn, b_rand: below it features repel, above it they attract. Numbers, percentiles such as 'p70', or 'auto':
     measured on the training features by one rule, without labels (`calibration.calibrate`)."""
     centering: bool = False
-    """Spatial centring of the feature correspondences (paper, section 3.2). The rule 'auto' was found without it."""
+    """Spatial centering of the feature correspondences (paper, section 3.2). The rule 'auto' was found without it."""
     zero_clamp: bool = True
     """Clamp the code correspondences at zero."""
     stabilize: bool = False
@@ -173,18 +172,18 @@ class Experiment:
     start_from: Folder | None = None
     """Run folder or released .ckpt whose head and probes training goes on from; None = fresh weights."""
     points: int = Field(11, ge=1, le=64)
-    """Points a side: correspondences are formed between points x points random positions of each picture."""
+    """Points a side: correspondences are formed between points x points random positions of each image."""
     neighbors: int = Field(7, ge=1)
-    """The kNN partner of a picture is one of this many nearest neighbours."""
+    """The kNN partner of an image is one of this many nearest neighbors."""
     negatives: int = Field(5, ge=1)
-    """Random partners a picture and step."""
+    """Random partners an image and step."""
     probes: Literal["joint", "after"] = "joint"
     """'joint' trains both probes beside the head (the paper's way); 'after' fits them to the trained codes: k-means, its
     start chosen by its own objective, and multinomial regression."""
     extra_clusters: int = Field(0, ge=0)
     """Clusters beyond the number of classes."""
     mirror: bool = True
-    """Evaluate on the mean code of a picture and its mirror image."""
+    """Evaluate on the mean code of an image and its mirror image."""
     crf: bool = True
     """Report scores after a dense CRF as well, where pydensecrf is installed."""
     validate_every: int = Field(0, ge=0)
@@ -203,7 +202,7 @@ class Experiment:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "Experiment":
-        """The recipe called `name`, or the usual one of the data set called `name`, with `changes` made to it.
+        """The recipe called `name`, or the usual one of the dataset called `name`, with `changes` made to it.
 
         Raises StegoError for an unknown preset, an unknown key or a value out of range.
         """
@@ -235,12 +234,12 @@ class Experiment:
     def name(self) -> str:
         """Short name of the run: dataset, backbone, what differs from the recipe of these two, and the seed.
 
-        Differences that are many or long end in a fingerprint of them all. Where and how the run computes (`HOW`,
+        Differences that are many or long end in a fingerprint of them all. Where and how the run computes (`MACHINE`,
         `data_root`) is not part of it.
         """
         recipe = _recipe(self.dataset, self.backbone)
         network, file = split_backbone(self.backbone)
-        changed = {key: getattr(self, key) for key in self.differing(recipe, (*NAMED, *HOW))}
+        changed = {key: getattr(self, key) for key in self.differing(recipe, (*NAMED, *MACHINE))}
         told = [_in_name(key, value) for key, value in changed.items()]
         readable = "-".join(text for text, _ in told)
         if len(readable) > LONGEST or not all(exact for _, exact in told):
@@ -278,9 +277,9 @@ def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-HOW = ("feature_store", "devices", "device")
+MACHINE = ("feature_store", "devices", "device")
 """Fields of an experiment that its result does not depend on, but for rounding: how and where it is computed."""
-SCORING = ("eval_size", "mirror", "crf")
+EVALUATION = ("eval_size", "mirror", "crf")
 """Fields that matter when a run is evaluated, and not when it is trained."""
 
 
@@ -312,12 +311,6 @@ def _explain_init(init: Any) -> Any:
 
 # pydantic turns every ValueError of its own validators into a ValidationError, so the translation stands around all of them.
 Experiment.__init__ = _explain_init(Experiment.__init__)  # type: ignore[method-assign]
-
-
-def did_you_mean(name: str, known: list[str], count: int = 1) -> str:
-    """' (did you mean ...?)' with at most `count` known names that are spelt like `name`, nothing if there is none."""
-    near = difflib.get_close_matches(name, known, n=count, cutoff=0.6)
-    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -355,4 +348,4 @@ USUAL_PRESET = {
     "cocostuff27": "cocostuff27-vitb8",
     "potsdam3": "potsdam3-vits8",
 }
-"""The recipe that a data set uses when none is named, where it is not called like the data set."""
+"""The recipe that a dataset uses when none is named, where it is not called like the dataset."""

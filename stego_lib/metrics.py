@@ -84,7 +84,7 @@ def scores(confusion: Counts, matching: Counts, *, published: bool = False) -> d
 
     confusion: (n_pred, n_classes); matching: (n_pred,) class of each cluster or -1. Pixels in clusters without a class
     count as errors. A class that is neither in the labels nor predicted has IoU NaN and is left out of the mean;
-    with no labelled pixel at all every score is NaN. `published=True` repeats a defect of the published code: with
+    with no labeled pixel at all every score is NaN. `published=True` repeats a defect of the published code: with
     extra clusters, "no class" joins the mean as one more class of IoU 0 as soon as it has a pixel.
     Returns {"accuracy": float, "miou": float, "iou": [float, one a class]}.
     """

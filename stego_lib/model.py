@@ -1,11 +1,12 @@
 """The trained parts: segmentation head, cluster probe, linear probe. The backbone is not among them."""
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone import upsample
-from .loss import Whole, alone
+from .loss import Whole, alone, upsample
 
 
 class ChannelDropout(nn.Dropout2d):
@@ -18,13 +19,16 @@ class ChannelDropout(nn.Dropout2d):
     rank, count = 0, 1
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C, h, w), while training with some channels of each picture at zero and the others scaled up."""
+        """(B, C, h, w), while training with some channels of each image at zero and the others scaled up."""
         if not self.training or self.p == 0:
             return features
         batch, channels = features.shape[:2]
         mask = features.new_empty(batch * self.count, channels, 1, 1).bernoulli_(1 - self.p).div_(1 - self.p)
         return features * mask[batch * self.rank : batch * (self.rank + 1)]
 
+
+if TYPE_CHECKING:
+    from .experiment import Experiment
 
 ALPHA = 2.0
 """Scale of the cosines in the cluster probe's softmax. It matters only through the CRF."""
@@ -48,7 +52,7 @@ class SegmentationHead(nn.Module):
             self.nonlinear = nn.Sequential(nn.Conv2d(in_dim, in_dim, 1), nn.ReLU(), nn.Conv2d(in_dim, code_dim, 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Codes (B, K, h, w), not normalised."""
+        """Codes (B, K, h, w), not normalized."""
         if self.kind == "none":
             return features
         code = self.linear(self.dropout(features))
@@ -114,7 +118,7 @@ class LinearProbe(nn.Module):
     def loss(self, code: Tensor, label: Tensor, average: Whole = alone) -> Tensor:
         """Cross-entropy at label resolution; label (B, H, W), ids outside [0, n) are ignored.
 
-        Logits are upsampled bilinearly. A batch without a labelled pixel gives 0, not NaN. `average`: mean over those who
+        Logits are upsampled bilinearly. A batch without a labeled pixel gives 0, not NaN. `average`: mean over those who
         share the batch, so that the mean of their losses is that of the batch.
         """
         logits = self(code)
@@ -154,10 +158,34 @@ class Stego(nn.Module):
             self.decoder = nn.Conv2d(self.head.code_dim, in_dim, 1)
         self.register_buffer("feature_mean", torch.zeros(1, in_dim, 1, 1))
 
-    def centred(self, features: Tensor) -> Tensor:
-        """Features less the data set's mean, (B, C, h, w)."""
+    def centered(self, features: Tensor) -> Tensor:
+        """Features less the dataset's mean, (B, C, h, w)."""
         return features - self.feature_mean
 
     def forward(self, features: Tensor) -> Tensor:
         """Frozen features (B, C, h, w) -> codes (B, K, h, w)."""
-        return self.head(self.centred(features))
+        return self.head(self.centered(features))
+
+
+def build_model(experiment: "Experiment", in_dim: int, n_classes: int) -> Stego:
+    """A model with fresh weights drawn from the experiment's seed."""
+    with torch.random.fork_rng([]):  # the CPU's generator alone: weights are drawn there
+        torch.default_generator.manual_seed(experiment.seed)
+        return Stego(
+            in_dim,
+            experiment.code_dim,
+            n_classes,
+            head=experiment.head,
+            dropout=experiment.dropout,
+            extra_clusters=experiment.extra_clusters,
+            decoder=experiment.rec_weight > 0,
+        )
+
+
+def mean_code(model: Stego, features: Tensor, mirrored: Tensor | None) -> Tensor:
+    """Code of the features (B, C, h, w), averaged with the turned-back code of the mirrored images' features if given."""
+    device = model.feature_mean.device
+    if mirrored is None:
+        return model(features.to(device))
+    code, turned = model(torch.cat([features, mirrored]).to(device)).chunk(2)
+    return 0.5 * (code + turned.flip(-1))

@@ -2,7 +2,7 @@
 
     python -m stego_lib.notebooks notebooks/train.ipynb out.ipynb -p dataset camvid
 
-papermill itself accepts a misspelt name and runs with the default, and makes a number of text that looks like one
+papermill itself accepts a misspelled name and runs with the default, and makes a number of text that looks like one
 (`2024_01` becomes 202401). Two guards stop that: `run_notebook` compares names and types with the notebook's parameters
 before it starts, and `check_parameters`, called by each notebook after its parameters, does the same from within, for
 people who call papermill directly. The command line reads a value by the declared type, so text stays text.
@@ -22,11 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import StegoError, brief
-from .experiment import did_you_mean
-from .files import atomic, explained
-from .paths import user_path
-from .progress import BARS
+from .runtime.errors import StegoError, brief, did_you_mean
+from .runtime.files import atomic, explained
+from .runtime.paths import user_path
+from .runtime.progress import BARS
 
 SUMMARY = "summary"
 """Tag of the cell whose text is printed when a notebook has run."""

@@ -1,11 +1,9 @@
 """A run is one folder: `Run` reads it, `load_run` opens it."""
 
-import platform
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -16,21 +14,22 @@ from PIL import Image
 from torch import Tensor
 
 from .backbone import Backbone
-from .datasets import Classes
+from .datasets import Classes, SegmentationDataset
 from .datasets.folder import muted_colors, read_classes, told_apart, write_classes
 from .datasets.images import Rules, as_rgb, open_image
-from .datasets.transforms import resize_picture
-from .errors import StegoError
-from .experiment import HOW, SCORING, Experiment, split_backbone
-from .files import fingerprint, load_state, read_json, save_state, write_json
-from .model import Stego
-from .notices import notice
-from .paths import runs_root, shown_path, user_path
-from .probe_maps import most_similar
-from .processes import ALONE
-from .published import read_published
+from .datasets.transforms import resize_image
+from .experiment import MACHINE, EVALUATION, Experiment, split_backbone
+from .features.extraction import content_id
+from .model import Stego, build_model, mean_code
+from .probes import most_similar
+from .published.checkpoint import read_published
+from .runtime.devices import ALONE
+from .runtime.errors import StegoError
+from .runtime.files import explained, fingerprint, load_state, read_json, save_state, write_json
+from .runtime.notices import notice
+from .runtime.paths import runs_root, shown_path, user_path
 
-Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
+ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 NOTHING = 255
 """Id of transparent pixels in label maps."""
 LONGEST = 4
@@ -40,10 +39,10 @@ LONGEST = 4
 class Run:
     """A training run and everything it left: open one with `load_run`, make one with `train`.
 
-    folder/experiment.json, classes.json: what was asked. checkpoint.pt: model, optimiser, step. log.csv: one line a
+    folder/experiment.json, classes.json: what was asked. checkpoint.pt: model, optimizer, step. log.csv: one line a
     step. correspondences.json: the shifts, why they are what they are, and histograms of what they were set by. watch.json: how
     many groups the codes fell into. metrics.json: the run record that `evaluate` writes for the validation split of the run's
-    own data; what else is evaluated gets a record of its own, metrics-SPLIT....json. figures/: pictures. kept/: weights at earlier steps, with `Experiment.validate_every`. A released checkpoint has only what evaluating it leaves.
+    own data; what else is evaluated gets a record of its own, metrics-SPLIT....json. figures/: images. kept/: weights at earlier steps, with `Experiment.validate_every`. A released checkpoint has only what evaluating it leaves.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Run:
         self.processes = ALONE  # those that work on it together
         self.trained_on: str | None = None  # the backbone's weights, as a checkpoint names them
         self._told: set[str] = set()  # what `predict` has said, once for all its images
-        self.data: dict[str, str] | None = None  # the training split, as a checkpoint names it; see `run_folders.data_ids`
+        self.data: dict[str, str] | None = None  # the training split, as a checkpoint names it; see `run.data_ids`
         if backbone is not None:
             self.backbone = backbone
 
@@ -105,7 +104,7 @@ class Run:
         if (self.folder / "correspondences.json").exists():
             about = self.correspondences
             found["calibration"] = {
-                key: about[key] for key in ("rule", "attracting", "pictures", "reason") if key in about
+                key: about[key] for key in ("rule", "attracting", "images", "reason") if key in about
             }
         if seen := self.watched:
             last = {key: seen[key][-1] if seen[key] else None for key in ("groups", "within", "nearest", "clusters")}
@@ -120,12 +119,12 @@ class Run:
             raise StegoError(f"{self.folder} has no metrics.json yet; call evaluate(run)")
         return read_json(path)
 
-    def save(self, optimiser: torch.optim.Optimizer) -> None:
+    def save(self, optimizer: torch.optim.Optimizer) -> None:
         """Writes checkpoint.pt, whole or not at all."""
         save_state(
             self.folder / "checkpoint.pt",
             {
-                "step": self.step, "model": self.model.state_dict(), "optimiser": optimiser.state_dict(),
+                "step": self.step, "model": self.model.state_dict(), "optimizer": optimizer.state_dict(),
                 "shifts": list(self.shifts), "backbone_weights": self.backbone.weights_id,
                 "feature_store": self.feature_store, "data": self.data, "precision": str(self.backbone.precision),
             },
@@ -162,11 +161,11 @@ class Run:
         for path in sorted((self.folder / "kept").glob("[0-9]*.pt")):
             yield int(path.stem), load_state(path)["model"]
 
-    def code(self, pictures: Tensor) -> Tensor:
-        """Codes (B, K, h, w) of uint8 pictures (B, 3, H, W), averaged with those of their mirror images if so set."""
+    def code(self, images: Tensor) -> Tensor:
+        """Codes (B, K, h, w) of uint8 images (B, 3, H, W), averaged with those of their mirror images if so set."""
         if not self.experiment.mirror:
-            return mean_code(self.model, self.backbone(pictures), None)
-        features, mirrored = self.backbone(torch.cat([pictures, pictures.flip(-1)])).chunk(2)
+            return mean_code(self.model, self.backbone(images), None)
+        features, mirrored = self.backbone(torch.cat([images, images.flip(-1)])).chunk(2)
         return mean_code(self.model, features, mirrored)
 
     @property
@@ -187,11 +186,11 @@ class Run:
         return Classes(tuple(told_apart(names)), (*(own.colors if own else ()), *muted_colors(len(others))))
 
     @overload
-    def predict(self, images: Picture) -> np.ndarray: ...
+    def predict(self, images: ImageLike) -> np.ndarray: ...
     @overload
     def predict(self, images: list[Any] | tuple[Any, ...]) -> list[np.ndarray]: ...
     @torch.inference_mode()
-    def predict(self, images: Picture | list[Any] | tuple[Any, ...]) -> np.ndarray | list[np.ndarray]:
+    def predict(self, images: ImageLike | list[Any] | tuple[Any, ...]) -> np.ndarray | list[np.ndarray]:
         """Label map of an image of any size, uint8 (H, W) at the image's own resolution; of a list, a list of them.
 
         Parameters
@@ -215,9 +214,9 @@ class Run:
         if isinstance(images, list | tuple):
             return [self.predict(image) for image in images]
         self.refuse_unfitted()
-        picture, transparent = _as_tensor(images, self.classes.rules)
-        height, width = picture.shape[1:]
-        code = self.code(resize_picture(picture, self._working_size(height, width), self.experiment.published)[None])
+        pixels, transparent = _as_tensor(images, self.classes.rules)
+        height, width = pixels.shape[1:]
+        code = self.code(resize_image(pixels, self._working_size(height, width), self.experiment.published)[None])
         found = most_similar(self.model.cluster_probe.similarity(code)[0], (height, width), self._ids)
         if transparent is not None:
             found[transparent] = NOTHING
@@ -266,37 +265,13 @@ class Run:
         return rows, columns
 
 
-def mean_code(model: Stego, features: Tensor, mirrored: Tensor | None) -> Tensor:
-    """Code of the features (B, C, h, w), averaged with the turned-back code of the mirrored pictures' features if given."""
-    device = model.feature_mean.device
-    if mirrored is None:
-        return model(features.to(device))
-    code, turned = model(torch.cat([features, mirrored]).to(device)).chunk(2)
-    return 0.5 * (code + turned.flip(-1))
-
-
 def start_run(folder: Path, experiment: Experiment, classes: Classes) -> None:
     """Writes what determines the run into its folder; what it is found by comes last, when all else is there."""
     write_classes(folder / "classes.json", classes)
     write_json(folder / "experiment.json", experiment.to_dict())
 
 
-def build_model(experiment: Experiment, in_dim: int, n_classes: int) -> Stego:
-    """A model with fresh weights drawn from the experiment's seed."""
-    with torch.random.fork_rng([]):  # the CPU's generator alone: weights are drawn there
-        torch.default_generator.manual_seed(experiment.seed)
-        return Stego(
-            in_dim,
-            experiment.code_dim,
-            n_classes,
-            head=experiment.head,
-            dropout=experiment.dropout,
-            extra_clusters=experiment.extra_clusters,
-            decoder=experiment.rec_weight > 0,
-        )
-
-
-EVALUATION_KEYS = ("dataset", "data_root", "backbone", "published", "precision", *SCORING, *HOW)
+EVALUATION_KEYS = ("dataset", "data_root", "backbone", "published", "precision", *EVALUATION, *MACHINE)
 """Fields of the experiment that may be changed when a run is opened: all that does not touch what was trained."""
 
 
@@ -353,7 +328,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     """What `Run.save` wrote; StegoError for a file that is broken or holds something else."""
     path = folder / "checkpoint.pt"
     state = load_state(path)
-    kinds = {"step": int, "model": dict, "optimiser": dict, "shifts": list}
+    kinds = {"step": int, "model": dict, "optimizer": dict, "shifts": list}
     wrong = [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]
     wrong += [] if wrong or len(state["shifts"]) == 3 else ["shifts"]
     wrong += [] if wrong or all(isinstance(value, Tensor) for value in state["model"].values()) else ["model"]
@@ -383,7 +358,7 @@ def _load_published(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:
     experiment = Experiment.from_dict(found.experiment.to_dict() | changes)
     model = build_model(experiment, found.vit.embed_dim, len(found.classes))
     model.load_state_dict(found.weights, strict=False)  # no mean was taken off the features, and no decoder is needed
-    # One folder for each set of weights and way of evaluating, so that no matching of another data set is ever used.
+    # One folder for each set of weights and way of evaluating, so that no matching of another dataset is ever used.
     of_values = {key: value for key, value in experiment.to_dict().items() if key not in ("data_root", "backbone")}
     key = fingerprint(*sorted(found.weights.items()), sorted(of_values.items()))
     run = Run(runs_dir / f"{path.stem}-{experiment.dataset}-{key[:8]}", experiment, found.classes, model.eval())
@@ -392,20 +367,7 @@ def _load_published(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:
     return run
 
 
-def environment() -> dict[str, str]:
-    """Where and with what a result was made: versions, processor, threads, date (UTC)."""
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "timm", "scikit-learn", "numpy")},
-        "machine": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})",
-        "threads": str(torch.get_num_threads()),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
-    }
-
-
-def _as_tensor(image: Picture, rules: Rules) -> tuple[Tensor, np.ndarray | None]:
+def _as_tensor(image: ImageLike, rules: Rules) -> tuple[Tensor, np.ndarray | None]:
     """uint8 (3, H, W), and where it is transparent, bool (H, W), None if nowhere."""
     transparent = None
     if isinstance(image, str | Path):
@@ -420,7 +382,7 @@ def _as_tensor(image: Picture, rules: Rules) -> tuple[Tensor, np.ndarray | None]
     if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or not image.numel():
         array = isinstance(image, Tensor | np.ndarray)
         what = f"{image.dtype} of shape {tuple(image.shape)}" if array else type(image).__name__
-        raise StegoError(f"a picture must be uint8 with three channels and a pixel at least, not {what}")
+        raise StegoError(f"an image must be uint8 with three channels and a pixel at least, not {what}")
     return image, transparent
 
 
@@ -432,3 +394,95 @@ def _as_array(image: Image.Image) -> np.ndarray:
         bottom = min(top + 256, height)
         found[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
     return found
+
+
+def new_folder(runs_dir: Path, experiment: Experiment) -> Path:
+    """Makes a folder named by time and experiment; of two processes that ask at once each gets its own."""
+    stem, again = f"{datetime.now():%Y%m%d-%H%M%S}-{experiment.name}", 1
+    while True:
+        folder = runs_dir / (stem if again == 1 else f"{stem}-{again}")
+        try:
+            with explained(folder.parent):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            again += 1
+
+
+def find_run(
+    runs_dir: Path, experiment: Experiment, backbone: Backbone, data: dict[str, str], *, tell: bool = True
+) -> Path | None:
+    """The newest run of this experiment, on these images and weights of the backbone, that has a checkpoint, or None.
+
+    How and where a run computes and how it is scored (`MACHINE`, `EVALUATION`) may differ, and so may the places of data and weights:
+    `data` are the fingerprints of the training split, see `data_ids`. A run that would be the one but for its data or its
+    weights is passed over with a notice; if none is found, a notice says what the nearest differs in. `tell=False` says nothing.
+    """
+    say = notice if tell else _nothing
+    nearest: tuple[list[str], Path] | None = None
+    told = False
+    for path in sorted(runs_dir.glob("*/experiment.json"), key=lambda path: _natural(path.parent.name), reverse=True):
+        try:
+            theirs = Experiment.from_dict(read_json(path))
+        except (StegoError, TypeError) as error:
+            say(f"{path} is passed over: {error}")
+            continue
+        if not (path.parent / "checkpoint.pt").exists():
+            continue
+        differing = theirs.differing(experiment, (*MACHINE, *EVALUATION, "data_root"))
+        state = read_checkpoint(path.parent) if set(differing) <= {"backbone"} else {}
+        if differing and (not state or state.get("backbone_weights") != backbone.weights_id):
+            if "seed" not in differing and (nearest is None or len(differing) < len(nearest[0])):
+                nearest = differing, path
+        elif state.get("backbone_weights") not in (None, backbone.weights_id):
+            told = True
+            say(f"{path.parent} is passed over: it was trained on other weights of {experiment.backbone}")
+        elif changed := _changed(state.get("data"), data, theirs.data_root, experiment.data_root):
+            told = True
+            say(f"{path.parent} is passed over: {changed}")
+        else:
+            return path.parent
+    if nearest is not None and not told and len(nearest[0]) <= TOLD:
+        old = Experiment.from_dict(read_json(nearest[1]))
+        changes = ", ".join(f"{name} {getattr(old, name)}, now {getattr(experiment, name)}" for name in nearest[0])
+        say(f"there is no run of exactly this experiment in {runs_dir}; the nearest, {nearest[1].parent.name}, has {changes}")
+    return None
+
+
+def _nothing(text: str) -> None:
+    """Says nothing."""
+
+
+TOLD = 3
+"""Differences up to which another run is near enough to be told."""
+
+
+def data_ids(dataset: SegmentationDataset, runs_dir: Path) -> dict[str, str]:
+    """Fingerprints of a split's images, and of images and label maps: what a run remembers of the data it was trained on."""
+    root = runs_dir / "features"
+    return {"images": content_id(dataset, root, labels=False), "all": content_id(dataset, root)}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts 'a-10' behind 'a-2'."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _changed(before: dict[str, str] | None, now: dict[str, str], old_root: str, root: str) -> str | None:
+    """What differs in the data that a run was trained on, or None."""
+    if before is None:  # a checkpoint of version 0.1.0 does not tell
+        same = user_path(old_root).resolve() == user_path(root).resolve()
+        return None if same else f"it was trained on data in {old_root}, and does not tell which files these were"
+    if before["images"] != now["images"]:
+        return f"its training images were others (then in {old_root}, now in {root})"
+    return None if before["all"] == now["all"] else "the label maps of its training images have changed since"
+
+
+def newest_run(runs_dir: str | Path | None = None) -> Path:
+    """The run folder made last; StegoError if there is none with a checkpoint."""
+    runs_dir = user_path(runs_dir, runs_root())
+    found = sorted(runs_dir.glob("*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise StegoError(f"{runs_dir} holds no run; train one first (make train), or name a run folder")
+    return found[-1].parent

@@ -6,26 +6,26 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .datasets.base import list_pictures
+from .datasets.base import list_images
 from .datasets.findings import tell
 from .datasets.folder import nameless, read_classes, told_apart
 from .datasets.images import read_image
-from .errors import StegoError
-from .files import atomic
-from .notices import notice
-from .paths import shown_path, user_path
-from .progress import progress
 from .run import NOTHING, Run
+from .runtime.errors import StegoError
+from .runtime.files import atomic
+from .runtime.notices import notice
+from .runtime.paths import shown_path, user_path
+from .runtime.progress import progress
 
 LONGEST_JPEG = 65_500
 """Pixels a side of the largest JPEG that can be written."""
 STRIP = 256
 """Rows of an image that are colored at once."""
-INDEX = "picture"
+INDEX = "image"
 """Column of areas.csv with the file names."""
 
 
-def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: float = 0.55) -> pd.DataFrame:
+def segment_folder(run: Run, images: str | Path, output: str | Path, opacity: float = 0.55) -> pd.DataFrame:
     """Segments every image of a folder, at its own resolution.
 
     Writes output/labels/NAME.png (8-bit palette PNG of the ids that `Run.predict` gives, in the colors of `Run.segments`; 255 =
@@ -36,7 +36,7 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     ----------
     run
         The trained run. Evaluated, its segments are classes; else they are clusters, which is said.
-    pictures
+    images
         Folder with the images; its subfolders are not searched, and what is left out is said.
     output
         Folder for the results.
@@ -57,15 +57,15 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
     """
     if isinstance(opacity, bool) or not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
         raise StegoError(f"opacity = {opacity!r}: it is a number from 0 (the image alone) to 1 (the colors alone)")
-    folder, output = user_path(pictures), user_path(output)
+    folder, output = user_path(images), user_path(output)
     if not folder.is_dir():
-        raise StegoError(f"{folder.resolve()} is not a folder; name the folder that holds the pictures")
-    paths = list_pictures(folder)
+        raise StegoError(f"{folder.resolve()} is not a folder; name the folder that holds the images")
+    paths = list_images(folder)
     if not paths:
-        raise StegoError(f"{folder.resolve()} holds no pictures (.jpg, .png, ...)")
+        raise StegoError(f"{folder.resolve()} holds no images (.jpg, .png, ...)")
     stems = [path.stem for path in paths]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise StegoError(f"{folder}: several pictures are called {twice[0]}; their label maps would overwrite each other")
+        raise StegoError(f"{folder}: several images are called {twice[0]}; their label maps would overwrite each other")
     run.refuse_unfitted()
     _refuse_foreign_labels(output, stems)
     segments = run.segments
@@ -85,16 +85,16 @@ def segment_folder(run: Run, pictures: str | Path, output: str | Path, opacity: 
         except StegoError as error:
             broken.append(str(error))
             continue
-        picture, transparent = read.rgb, read.transparent
+        image, transparent = read.rgb, read.transparent
         turned += read.orientation > 1 and rules.exif != "ignore"
-        label = run.predict(picture)
+        label = run.predict(image)
         if transparent is not None:
             label[transparent] = NOTHING
         rows[path.name] = _areas(label, len(segments))
-        _color(picture, label, palette, opacity)
-        picture.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
+        _color(image, label, palette, opacity)
+        image.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
         with atomic(output / "overlays" / f"{path.stem}.jpg") as temporary:
-            picture.save(temporary)
+            image.save(temporary)
         stored = Image.fromarray(label)
         stored.putpalette(palette.tobytes())
         with atomic(output / "labels" / f"{path.stem}.png") as temporary:
@@ -134,9 +134,9 @@ def _areas(label: np.ndarray, count: int) -> np.ndarray:
     return 100 * pixels / (pixels.sum() or np.nan)
 
 
-def _color(picture: Image.Image, label: np.ndarray, palette: np.ndarray, opacity: float) -> None:
+def _color(image: Image.Image, label: np.ndarray, palette: np.ndarray, opacity: float) -> None:
     """Lays the colors of the label map over the image, strip by strip, in its place."""
     for top in range(0, len(label), STRIP):
         colors = Image.fromarray(palette[label[top : top + STRIP]])
-        below = picture.crop((0, top, colors.width, top + colors.height))
-        picture.paste(Image.blend(below, colors, opacity), (0, top))
+        below = image.crop((0, top, colors.width, top + colors.height))
+        image.paste(Image.blend(below, colors, opacity), (0, top))

@@ -15,23 +15,22 @@ from .batches import Batch, Draw, draw_batch, find_neighbors
 from .calibration import calibrate
 from .datasets import SegmentationDataset, open_training_set
 from .datasets.findings import tell
-from .errors import StegoError
-from .experiment import HOW, Experiment
-from .features import Features, FeatureStore
-from .files import explained, locked, sweep, write_json
+from .experiment import MACHINE, Experiment
+from .features.online import open_features, way_of
+from .features.store import Features, FeatureStore
 from .loss import stego_loss
-from .losses_extra import alignment_loss, picture_crf_loss, reconstruction_loss
-from .memory import enough_memory
-from .model import Stego
-from .notices import notice
-from .online import open_features, way_of
-from .paths import runs_root, user_path
+from .model import Stego, build_model
+from .optional.losses import alignment_loss, image_crf_loss, reconstruction_loss
 from .probes import fit_probes
-from .processes import ALONE, Processes, join, spawn, started
-from .progress import progress
-from .run import Run, build_model, load_run, read_checkpoint, refuse_misfit, start_run
-from .run_folders import data_ids, find_run, new_folder
-from .trainlog import open_log
+from .run import Run, data_ids, find_run, load_run, new_folder, read_checkpoint, refuse_misfit, start_run
+from .runtime.devices import ALONE, Processes, join, spawn, started
+from .runtime.errors import StegoError
+from .runtime.files import explained, locked, sweep, write_json
+from .runtime.log import open_log
+from .runtime.memory import enough_memory
+from .runtime.notices import notice
+from .runtime.paths import runs_root, user_path
+from .runtime.progress import progress
 from .watch import Watch
 
 SAVE_EVERY = 200
@@ -44,10 +43,10 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     Features are computed once and kept in runs_dir/features. Sizes that the backbone's patch or stride does not divide are
     rounded, and a notice says so; `run.experiment` holds those that were used. With `resume`, the newest unfinished run of the same
     experiment goes on from its last checkpoint, to the same weights as if it had not stopped (on a CPU); a finished one
-    is returned unchanged. It is found wherever its data, its weights file or the run itself lie now, see `run_folders.find_run`.
+    is returned unchanged. It is found wherever its data, its weights file or the run itself lie now, see `run.find_run`.
     A batch has no more images, and an image no more neighbors, than there are; a notice says so. `experiment.start_from` names
     a run or released checkpoint whose head and probes it begins with.
-    Raises StegoError before any long work (a missing data set, a broken picture, an unknown backbone, ...), for a run that
+    Raises StegoError before any long work (a missing dataset, a broken image, an unknown backbone, ...), for a run that
     another process is training, and for a loss that is no number or a full disk: the last checkpoint is then untouched.
 
     With `experiment.devices` above 1 as many processes are started, and train on equal shares of each batch to the same
@@ -60,7 +59,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
             return train_among(join(experiment.devices, experiment.device), experiment, runs_dir, resume)
     refuse_unequal_shares(experiment, experiment.devices)
     run = load_run(spawn(_train_spawned, experiment.devices, experiment.device, experiment.to_dict(), runs_dir, resume))
-    run.experiment = run.experiment.but(**{name: getattr(experiment, name) for name in HOW})
+    run.experiment = run.experiment.but(**{name: getattr(experiment, name) for name in MACHINE})
     run.model.to(choose_device(experiment.device))
     return run
 
@@ -90,7 +89,7 @@ def train_among(processes: Processes, experiment: Experiment, runs_dir: Path, re
         model.linear_probe.forget()
     if experiment.start_from is not None:
         take_over(model, load_run(experiment.start_from), tell=processes.first)
-    optimiser = make_optimiser(model, experiment)
+    optimizer = make_optimizer(model, experiment)
     model.head.dropout.rank, model.head.dropout.count = processes.rank, processes.count
     if processes.first:
         tell(dataset, runs_dir / "features")
@@ -116,11 +115,11 @@ def train_among(processes: Processes, experiment: Experiment, runs_dir: Path, re
     busy = f"{run.folder} is being trained by another process; wait for it, or train without resume"
     with locked(run.folder / ".lock", busy, wait=False) if processes.first else nullcontext():
         if resumed:
-            go_on(run, optimiser, processes)
+            go_on(run, optimizer, processes)
         elif processes.first:
-            begin(run, store, neighbors, optimiser)
+            begin(run, store, neighbors, optimizer)
         run.shifts = processes.broadcast(run.shifts)
-        run_steps(run, store, neighbors, optimiser, processes)
+        run_steps(run, store, neighbors, optimizer, processes)
         processes.wait()
         if not processes.first:  # probes that are fitted after the head are fitted once
             model.load_state_dict(read_checkpoint(run.folder)["model"])
@@ -192,23 +191,23 @@ def way_to_take(experiment: Experiment, folder: Path | None) -> str:
     return asked
 
 
-def begin(run: Run, store: Features, neighbors: Tensor, optimiser: torch.optim.Optimizer) -> None:
+def begin(run: Run, store: Features, neighbors: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """Sets the shifts and writes a new run's files, with a checkpoint of step 0, so that it can be resumed from then on."""
     found = calibrate(store, neighbors, run.model.feature_mean.cpu(), run.experiment)
     run.shifts = found.shifts
     write_json(run.folder / "correspondences.json", found.to_dict())
-    run.save(optimiser)
+    run.save(optimizer)
     start_run(run.folder, run.experiment, run.classes)
 
 
-def go_on(run: Run, optimiser: torch.optim.Optimizer, processes: Processes = ALONE) -> None:
+def go_on(run: Run, optimizer: torch.optim.Optimizer, processes: Processes = ALONE) -> None:
     """Takes up a run where its checkpoint left it, and removes what was being written when it was killed."""
     for folder in (run.folder, run.folder / "kept") if processes.first else ():
         sweep(folder)
     state = read_checkpoint(run.folder)
     refuse_misfit(run.model, state, run.folder)
     run.model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
+    optimizer.load_state_dict(state["optimizer"])
     run.step, run.shifts = state["step"], tuple(state["shifts"])
     before, now = state.get("precision"), str(run.backbone.precision)
     if before not in (None, now) and processes.first:
@@ -221,7 +220,7 @@ def go_on(run: Run, optimiser: torch.optim.Optimizer, processes: Processes = ALO
 
 
 def run_steps(
-    run: Run, store: Features, neighbors: Tensor, optimiser: torch.optim.Optimizer, processes: Processes = ALONE
+    run: Run, store: Features, neighbors: Tensor, optimizer: torch.optim.Optimizer, processes: Processes = ALONE
 ) -> None:
     """Trains from the run's step to the last, with a line in the log for each step and a checkpoint now and then."""
     experiment, model, saved = run.experiment, run.model, run.step
@@ -243,7 +242,7 @@ def run_steps(
             batch = draw_batch(store, neighbors, model, experiment, step, run.backbone, processes)
             if step + 1 < experiment.steps:
                 store.expect(Draw(neighbors, experiment, step + 1).needed(processes))
-            values = train_step(model, optimiser, batch, experiment, run.shifts, processes)
+            values = train_step(model, optimizer, batch, experiment, run.shifts, processes)
             refuse_nonfinite(run, values, saved)
             run.step = step + 1
             if log is None:
@@ -258,7 +257,7 @@ def run_steps(
             if run.step % SAVE_EVERY == 0 or run.step == experiment.steps:
                 refuse_nonfinite(run, {f"weight {name}": value for name, value in model.state_dict().items()}, saved)
                 log.sync()  # before the checkpoint: no step that it counts may be missing
-                run.save(optimiser)
+                run.save(optimizer)
                 saved = run.step
 
 
@@ -269,7 +268,7 @@ def refuse_nonfinite(run: Run, values: dict[str, Any], saved: int) -> None:
         term = next((name for name in wrong if name != "loss"), "loss")  # what the sum is made of says more
         raise StegoError(
             f"{run.folder}: {term} is not a finite number at step {run.step}, so training stopped; the last checkpoint, of "
-            f"step {saved}, is good. Lower lr_head or lr_probes, or look at the pictures and the backbone"
+            f"step {saved}, is good. Lower lr_head or lr_probes, or look at the images and the backbone"
         )
 
 
@@ -279,7 +278,7 @@ def _finite(value: float | Tensor) -> bool:
 
 def train_step(
     model: Stego,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     batch: Batch,
     experiment: Experiment,
     shifts: tuple[float, float, float],
@@ -306,7 +305,7 @@ def train_step(
     if experiment.rec_weight:
         values["loss_rec"] = reconstruction_loss(feats, model.decoder(code))
     if experiment.crf_weight:
-        values["loss_crf"] = picture_crf_loss(batch.pictures, code, batch.crf_points)
+        values["loss_crf"] = image_crf_loss(batch.images, code, batch.crf_points)
     if experiment.aug_alignment_weight:
         code_view = model.head(batch.feats_view)
         values["loss_aug"] = alignment_loss(code, code_view, batch.view_coords, published=experiment.published)
@@ -318,10 +317,10 @@ def train_step(
         if batch.label is not None:
             values["loss_linear"] = model.linear_probe.loss(code.detach(), batch.label, processes.mean)
             total = total + values["loss_linear"]
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     total.backward()
     average_gradients(model, processes)
-    optimiser.step()
+    optimizer.step()
     means = processes.mean(torch.stack([total.detach(), *(value.detach() for value in values.values())])).tolist()
     return dict(zip(["loss", *values], means, strict=True))
 
@@ -369,7 +368,7 @@ def take_over(model: Stego, source: Run, tell: bool = True) -> None:
     model.load_state_dict(fitting, strict=False)
 
 
-def make_optimiser(model: Stego, experiment: Experiment) -> torch.optim.Adam:
+def make_optimizer(model: Stego, experiment: Experiment) -> torch.optim.Adam:
     """Adam with one learning rate for the head (and the decoder, if there is one) and one for the probes."""
     probes = [*model.cluster_probe.parameters(), *model.linear_probe.parameters()]
     head = [*model.head.parameters(), *(model.decoder.parameters() if experiment.rec_weight else ())]

@@ -8,35 +8,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .experiment import Experiment
-from .features import Features
-from .files import read_json, write_json
+from .features.store import Features
 from .model import Stego
-from .notices import notice
+from .runtime.files import read_json, write_json
+from .runtime.notices import notice
 
 EVERY = 25
 """Steps between two looks."""
 BEGIN = 50
 """Step of the first verdict: before it the head is close to where it began."""
-PICTURES, CELLS = 32, 16
-"""Pictures and grid cells of each that are looked at."""
+IMAGES, CELLS = 32, 16
+"""Images and grid cells of each that are looked at."""
 FEWEST = 1.5
-"""Groups, or clusters, below which codes have collapsed: those of all pictures, or those of each picture, are nearly alike."""
+"""Groups, or clusters, below which codes have collapsed: those of all images, or those of each image, are nearly alike."""
 LOOSEST = 0.5
-"""Mean correspondence of a code with the one that is most like it in another picture, below which codes have scattered."""
+"""Mean correspondence of a code with the one that is most like it in another image, below which codes have scattered."""
 
 SEEN = ("groups", "within", "nearest", "clusters")
 """What a look counts."""
 
 
 def effective_groups(codes: Tensor) -> tuple[float, float]:
-    """How many groups unit codes (P, M, K) of P pictures fall into, over all pictures and within one.
+    """How many groups unit codes (P, M, K) of P images fall into, over all images and within one.
 
-    1 / the mean of max(S, 0), over places of different pictures and over different places of the same one: n groups of the
+    1 / the mean of max(S, 0), over places of different images and over different places of the same one: n groups of the
     same size whose codes stand at right angles give n; codes that are all alike give 1; codes that all avoid each other
     give infinity.
     """
-    pictures, places, _ = codes.shape
-    flat, own = codes.flatten(0, 1), torch.arange(pictures).repeat_interleave(places)
+    images, places, _ = codes.shape
+    flat, own = codes.flatten(0, 1), torch.arange(images).repeat_interleave(places)
     pull, same = (flat @ flat.T).clamp(min=0), own[:, None] == own[None]
     over, within = pull[~same].mean().item(), pull[same & ~torch.eye(len(flat), dtype=torch.bool)].mean().item()
     return _inverse(over), _inverse(within)
@@ -47,9 +47,9 @@ def _inverse(mean: float) -> float:
 
 
 def nearest_elsewhere(codes: Tensor) -> float:
-    """Mean over all places of the largest S with a place of another picture, in [-1, 1]; 1 if every code has its like."""
-    pictures, places, _ = codes.shape
-    flat, own = codes.flatten(0, 1), torch.arange(pictures).repeat_interleave(places)
+    """Mean over all places of the largest S with a place of another image, in [-1, 1]; 1 if every code has its like."""
+    images, places, _ = codes.shape
+    flat, own = codes.flatten(0, 1), torch.arange(images).repeat_interleave(places)
     return (flat @ flat.T).masked_fill(own[:, None] == own[None], -1).amax(1).mean().item()
 
 
@@ -70,7 +70,7 @@ class Watch:
 
     def __init__(self, folder: Path, store: Features, experiment: Experiment, step: int):
         self.path, self.experiment = folder / "watch.json", experiment
-        rows = torch.linspace(0, len(store) - 1, min(PICTURES, len(store))).long()
+        rows = torch.linspace(0, len(store) - 1, min(IMAGES, len(store))).long()
         features = store.rows(rows).flatten(2)
         cells = torch.linspace(0, features.shape[2] - 1, min(CELLS, features.shape[2])).long()
         self.features = features[:, :, cells, None]
@@ -112,10 +112,10 @@ class Watch:
         if groups < FEWEST:
             return f"the codes are nearly all alike ({groups:.2f} groups): they have collapsed. {self._advice('raise')}"
         if within < FEWEST:
-            return f"the codes of each picture are nearly all alike ({within:.2f} groups): they have collapsed. {self._advice('raise')}"
+            return f"the codes of each image are nearly all alike ({within:.2f} groups): they have collapsed. {self._advice('raise')}"
         if nearest < LOOSEST:
             return (
-                f"codes have no like in other pictures (mean nearest correspondence {nearest:.2f}): they have scattered. "
+                f"codes have no like in other images (mean nearest correspondence {nearest:.2f}): they have scattered. "
                 f"{self._advice('lower')}"
             )
         if clusters is not None and clusters < FEWEST:

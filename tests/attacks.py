@@ -1,6 +1,6 @@
 """Attacks by files from strangers: each is a real file, made when it is asked for. `test_hostile` shows that they fail.
 
-Checkpoints, stores, archives and pictures that try to run code, to write elsewhere or to fill the memory.
+Checkpoints, stores, archives and images that try to run code, to write elsewhere or to fill the memory.
 """
 
 import io
@@ -29,9 +29,9 @@ from test_published import Call, tensors, write_ckpt
 from stego_lib import StegoError, load_run
 from stego_lib.backbone import Backbone
 from stego_lib.datasets.unpack import unpack
-from stego_lib.features import damage
-from stego_lib.files import checksum, read_json, write_json
-from stego_lib.vit import DinoViT
+from stego_lib.features.store import damage
+from stego_lib.networks.dino import DinoViT
+from stego_lib.runtime.files import checksum, read_json, write_json
 
 ROOM = 2**30
 """Bytes that reading a small file may take at most, in address space; the attacks ask for a multiple."""
@@ -217,7 +217,7 @@ def a_store_with_a_pickle_in_an_npz(lair):
 
 
 @attack
-def a_picture_that_is_a_PostScript_program(lair):
+def a_image_that_is_a_PostScript_program(lair):
     path = lair.folder / "evil.jpg"
     path.write_text(
         f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(%pipe%touch {lair.marker}) (w) file pop\nshowpage\n%%EOF\n"
@@ -491,13 +491,13 @@ def a_run_whose_experiment_nests_without_end(lair):
     return lair.run / "experiment.json", lambda: load_run(lair.run)
 
 
-def as_picture(lair: Lair, path: Path) -> tuple[Path, Callable[[], Any]]:
+def as_image(lair: Lair, path: Path) -> tuple[Path, Callable[[], Any]]:
     return path, lambda: load_run(lair.run).predict(path)
 
 
 @attack
 def a_PNG_of_900_megapixels_in_100_kB(lair):
-    return as_picture(lair, flat_png(lair.folder / "evil.png", 30_000))
+    return as_image(lair, flat_png(lair.folder / "evil.png", 30_000))
 
 
 @attack
@@ -505,7 +505,7 @@ def a_PNG_whose_header_claims_four_billion_pixels_a_side(lair):
     body = b"IHDR" + struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
     (lair.folder / "evil.png").write_bytes(content)
-    return as_picture(lair, lair.folder / "evil.png")
+    return as_image(lair, lair.folder / "evil.png")
 
 
 @attack
@@ -515,7 +515,7 @@ def a_PNG_with_a_text_of_3_GB_in_a_few_MB(lair):
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     content = (lair.folder / "evil.png").read_bytes()
     (lair.folder / "evil.png").write_bytes(content[:33] + chunk + content[33:])
-    return as_picture(lair, lair.folder / "evil.png")
+    return as_image(lair, lair.folder / "evil.png")
 
 
 @attack
@@ -526,7 +526,7 @@ def a_TIFF_of_a_hundred_gigapixels(lair):
         place = max(content.find(struct.pack("<HHI", tag, kind, 1)) for kind in (3, 4))
         content[place : place + 12] = struct.pack("<HHII", tag, 4, 1, 300_000)
     (lair.folder / "evil.tif").write_bytes(content)
-    return as_picture(lair, lair.folder / "evil.tif")
+    return as_image(lair, lair.folder / "evil.tif")
 
 
 # ---------------------------------------------------------------------------------------------- archives

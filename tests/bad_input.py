@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from standins import flat_png
 
 from stego_lib import Experiment, Run, evaluate, load_run, open_dataset, train
-from stego_lib.notices import Notice
+from stego_lib.runtime.notices import Notice
 from stego_lib.segment import segment_folder
 
 TRAIN, VAL, SIDE = 5, 2, 32
@@ -24,7 +24,7 @@ TRAIN, VAL, SIDE = 5, 2, 32
 
 @dataclass
 class World:
-    """A small labelled data set of one's own, which a case may break; the files that it needs beside."""
+    """A small labeled dataset of one's own, which a case may break; the files that it needs beside."""
 
     root: Path
     backbone: Path
@@ -35,7 +35,7 @@ class World:
     def folder(self) -> Path:
         return self.root / "folder"
 
-    def picture(self, number: int = 2, split: str = "train") -> Path:
+    def image(self, number: int = 2, split: str = "train") -> Path:
         return self.folder / "imgs" / split / f"{number}.png"
 
     def label(self, number: int = 2, split: str = "train") -> Path:
@@ -76,67 +76,67 @@ def valid(function: Case) -> Case:
     return function
 
 
-def spoil_picture(name: str, write: Callable[[Path], object], *said: str) -> None:
+def spoil_image(name: str, write: Callable[[Path], object], *said: str) -> None:
     def spoil(world: World) -> None:
-        path = world.picture()
+        path = world.image()
         content = path.read_bytes()
         path.unlink()
         write(path) if write.__code__.co_argcount == 1 else write(path, content)
         world.train()
 
-    CASES[f"a picture {name}"] = (spoil, said)
+    CASES[f"an image {name}"] = (spoil, said)
 
 
 UNREADABLE = (r"imgs/train/2\.png", "cannot be read", "replace or remove")
-spoil_picture("cut short", lambda path, content: path.write_bytes(content[: len(content) // 2]), *UNREADABLE)
-spoil_picture("of zero bytes", lambda path: path.touch(), *UNREADABLE)
-spoil_picture("that is text", lambda path: path.write_text("<html>404 not found</html>"), *UNREADABLE)
-spoil_picture("that is a folder", lambda path: path.mkdir(), *UNREADABLE)
-spoil_picture(
+spoil_image("cut short", lambda path, content: path.write_bytes(content[: len(content) // 2]), *UNREADABLE)
+spoil_image("of zero bytes", lambda path: path.touch(), *UNREADABLE)
+spoil_image("that is text", lambda path: path.write_text("<html>404 not found</html>"), *UNREADABLE)
+spoil_image("that is a folder", lambda path: path.mkdir(), *UNREADABLE)
+spoil_image(
     "that is a link to nowhere",
     lambda path: path.symlink_to("nowhere"),
     r"imgs/train/2\.png",
     "cannot be read",
     "remove",
 )
-spoil_picture(
+spoil_image(
     "that is a link to itself", lambda path: path.symlink_to(path), r"imgs/train/2\.png", "cannot be read", "remove"
 )
-spoil_picture(
+spoil_image(
     "with a bit flipped in its data",
     lambda path, content: path.write_bytes(content[:200] + b"\x00\xff" + content[202:]),
     *UNREADABLE,
 )
-spoil_picture(
+spoil_image(
     "of 32-bit numbers",
     lambda path: Image.fromarray(np.ones((SIDE, SIDE), np.float32)).save(path, "TIFF"),
     r"imgs/train/2\.png",
     "1 of 5 images.*32-bit floating-point grayscale values from 1 to 1",
     r'"range": \[LOW, HIGH\].*classes\.json.*8 bits',
 )
-spoil_picture(
+spoil_image(
     "of 32-bit integers",
     lambda path: Image.fromarray(np.ones((SIDE, SIDE), np.int32)).save(path, "TIFF"),
     r"imgs/train/2\.png",
     "signed 32-bit grayscale values from 1 to 1",
     r'"range": \[LOW, HIGH\].*classes\.json.*8 bits',
 )
-spoil_picture("of 400 megapixels", lambda path: flat_png(path, 20_000), *UNREADABLE, "exceeds limit")
-spoil_picture(
+spoil_image("of 400 megapixels", lambda path: flat_png(path, 20_000), *UNREADABLE, "exceeds limit")
+spoil_image(
     "of a kind that programs run", lambda path: Image.fromarray(noise(9, 9, 3)).save(path, "EPS"), *UNREADABLE
 )
 
 
-@case("3 of 5 pictures of folder train cannot be used", r"0\.png", r"1\.png", r"2\.png", "replace or remove")
-def several_broken_pictures_told_at_once(world):
+@case("3 of 5 images of folder train cannot be used", r"0\.png", r"1\.png", r"2\.png", "replace or remove")
+def several_broken_images_told_at_once(world):
     for number in range(3):
-        world.picture(number).write_bytes(b"")
+        world.image(number).write_bytes(b"")
     world.train()
 
 
-@case(r"picture .*imgs/train/2\.png", r"\(1, 1\) pixels", "too small to be cut into crops", "crop='none'")
-def a_picture_of_one_pixel_to_be_cut(world):
-    Image.new("RGB", (1, 1)).save(world.picture())
+@case(r"image .*imgs/train/2\.png", r"\(1, 1\) pixels", "too small to be cut into crops", "crop='none'")
+def a_image_of_one_pixel_to_be_cut(world):
+    Image.new("RGB", (1, 1)).save(world.image())
     Image.new("L", (1, 1)).save(world.label())
     world.train(crop="five")
 
@@ -154,7 +154,7 @@ def spoil_label(name: str, array: np.ndarray | Callable[[Path], object], *said: 
 
 spoil_label("of another size", np.zeros((SIDE, SIDE + 1), np.uint8), r"imgs/train/2\.png is \(32, 32\)", "must agree")
 spoil_label("turned on its side", np.zeros((2 * SIDE, SIDE), np.uint8), r"\(64, 32\)", "must agree")
-spoil_label("in colours", noise(SIDE, SIDE, 3), "has shape", "one class id a pixel")
+spoil_label("in colors", noise(SIDE, SIDE, 3), "has shape", "one class id a pixel")
 spoil_label("with transparency", noise(SIDE, SIDE, 4), "has shape", "one class id a pixel")
 spoil_label(
     "with an id that is no class",
@@ -217,15 +217,15 @@ spoil_classes("without a name", {"names": []}, "one name at least")
 spoil_classes("with one text for names", {"names": "road"}, "must hold", '"names"')
 spoil_classes("with a number for a name", {"names": ["road", 3, "car"]}, "must hold", '"names"')
 spoil_classes(
-    "with too few colours", {"names": ["a", "b", "c"], "colors": [[1, 2, 3]]}, "3 class names and 1 colours", "as many"
+    "with too few colors", {"names": ["a", "b", "c"], "colors": [[1, 2, 3]]}, "3 class names and 1 colors", "as many"
 )
 spoil_classes(
-    "with a colour out of range", {"names": ["a"], "colors": [[1, 2, 256]]}, "no colour", r"\[red, green, blue\]"
+    "with a color out of range", {"names": ["a"], "colors": [[1, 2, 256]]}, "no color", r"\[red, green, blue\]"
 )
-spoil_classes("with a number for colours", {"names": ["a"], "colors": 5}, "list with a colour for each name")
+spoil_classes("with a number for colors", {"names": ["a"], "colors": 5}, "list with a color for each name")
 
 
-@case(r"imgs/train holds no picture", "put .jpg or .png files there")
+@case(r"imgs/train holds no image", "put .jpg or .png files there")
 def an_empty_folder(world):
     for path in (world.folder / "imgs" / "train").iterdir():
         path.unlink()
@@ -252,16 +252,16 @@ def a_folder_that_is_a_loop_of_links(world):
     world.train()
 
 
-@case("imgs/train", r"2\.(png|jpg) and another picture", "differ in their ending only", "rename")
-def two_pictures_of_one_name(world):
-    Image.new("RGB", (SIDE, SIDE)).save(world.picture().with_suffix(".jpg"))
+@case("imgs/train", r"2\.(png|jpg) and another image", "differ in their ending only", "rename")
+def two_images_of_one_name(world):
+    Image.new("RGB", (SIDE, SIDE)).save(world.image().with_suffix(".jpg"))
     world.train()
 
 
 @case("folder has one training image", "add images", "crop='five'")
-def a_single_picture(world):
+def a_single_image(world):
     for number in range(1, TRAIN):
-        world.picture(number).unlink()
+        world.image(number).unlink()
     world.train()
 
 
@@ -275,8 +275,8 @@ def n_classes_that_are_not_those_of_the_labels(world):
     world.train(n_classes=7)
 
 
-@case("unknown data set 'foldr'", "did you mean 'folder'", "data sets: scenes")
-def a_misspelt_data_set(world):
+@case("unknown dataset 'foldr'", "did you mean 'folder'", "datasets: scenes")
+def a_misspelled_data_set(world):
     world.train(dataset="foldr")
 
 
@@ -286,12 +286,12 @@ def a_split_that_is_not_there(world):
 
 
 @case("unknown preset 'scens'", "did you mean 'scenes'")
-def a_misspelt_preset(world):
+def a_misspelled_preset(world):
     Experiment.preset("scens")
 
 
 @case("unknown key 'batchsize'", "did you mean 'batch_size'")
-def a_misspelt_parameter(world):
+def a_misspelled_parameter(world):
     world.train(batchsize=4)
 
 
@@ -301,7 +301,7 @@ def a_parameter_that_is_no_number(world):
 
 
 @case("unknown backbone 'vit_smal_patch16_224'", "did you mean 'vit_small_patch16_224", r"\.safetensors")
-def a_misspelt_backbone(world):
+def a_misspelled_backbone(world):
     world.train(backbone="vit_smal_patch16_224")
 
 
@@ -445,13 +445,13 @@ def a_run_of_a_later_version(world):
     load_run(world.finished.folder)
 
 
-@case("has the classes cat, dog, pig", "trained for road, tree, car", "its own data set")
+@case("has the classes cat, dog, pig", "trained for road, tree, car", "its own dataset")
 def a_run_scored_on_other_classes(world):
     (world.folder / "classes.json").write_text('{"names": ["cat", "dog", "pig"]}')
     world.evaluate()
 
 
-@case("has 4 classes, this run was trained for 3", "its own data set")
+@case("has 4 classes, this run was trained for 3", "its own dataset")
 def a_run_scored_on_more_classes(world):
     (world.folder / "classes.json").write_text('{"names": ["road", "tree", "car", "dog"]}')
     world.evaluate()
@@ -478,26 +478,26 @@ def a_prediction_of_an_array_of_floats(world):
 
 
 @case(r"nowhere\.jpg", "cannot be read", "replace or remove")
-def a_prediction_of_a_picture_that_is_not_there(world):
+def a_prediction_of_a_image_that_is_not_there(world):
     world.finished.predict(world.root / "nowhere.jpg")
 
 
-@case("several pictures are called 2", "overwrite each other")
-def segmenting_two_pictures_of_one_name(world):
-    Image.new("RGB", (SIDE, SIDE)).save(world.picture().with_suffix(".jpg"))
-    segment_folder(world.finished, world.picture().parent, world.root / "out")
+@case("several images are called 2", "overwrite each other")
+def segmenting_two_images_of_one_name(world):
+    Image.new("RGB", (SIDE, SIDE)).save(world.image().with_suffix(".jpg"))
+    segment_folder(world.finished, world.image().parent, world.root / "out")
 
 
 # ---------------------------------------------------------------------------------------------- odd and valid
 
 
-def odd_picture(name: str, write: Callable[[Path], object]) -> None:
+def odd_image(name: str, write: Callable[[Path], object]) -> None:
     def use(world: World) -> None:
-        world.picture().unlink()
-        write(world.picture())
+        world.image().unlink()
+        write(world.image())
         world.train()
 
-    VALID[f"a picture {name}"] = use
+    VALID[f"an image {name}"] = use
 
 
 def saved(mode: str, kind: str) -> Callable[[Path], object]:
@@ -514,14 +514,14 @@ for mode, kind in (
     ("YCbCr", "TIFF"),
     ("LAB", "TIFF"),
 ):
-    odd_picture(f"of mode {mode}", saved(mode, kind))
-odd_picture("of two views, as phones save them", lambda path: Image.fromarray(noise(SIDE, SIDE, 3)).save(path, "MPO"))
-odd_picture("that is a JPEG called .png", saved("RGB", "JPEG"))
+    odd_image(f"of mode {mode}", saved(mode, kind))
+odd_image("of two views, as phones save them", lambda path: Image.fromarray(noise(SIDE, SIDE, 3)).save(path, "MPO"))
+odd_image("that is a JPEG called .png", saved("RGB", "JPEG"))
 
 
 @valid
-def a_picture_of_one_pixel(world):
-    Image.new("RGB", (1, 1)).save(world.picture())
+def a_image_of_one_pixel(world):
+    Image.new("RGB", (1, 1)).save(world.image())
     Image.new("L", (1, 1)).save(world.label())
     world.train()
 
@@ -542,7 +542,7 @@ def a_label_map_that_is_all_ignored(world):
 
 
 @valid
-def label_maps_of_pictures_that_are_not_there(world):
+def label_maps_of_images_that_are_not_there(world):
     shutil.copy(world.label(), world.label(99))
     world.train()
 
@@ -550,7 +550,7 @@ def label_maps_of_pictures_that_are_not_there(world):
 @valid
 def odd_names(world):
     for number, name in enumerate(("with space", "ünïcode 日本", "new\nline", "<b>bold</b>")):
-        for path in (world.picture(number), world.label(number)):
+        for path in (world.image(number), world.label(number)):
             path.rename(path.with_name(f"{name}.png".replace("/", "")))
     run = world.train()
     with pytest.warns(Notice, match="was not scored with labels, so its segments are clusters"):
@@ -566,9 +566,9 @@ def a_data_root_with_odd_names(world):
 
 
 @valid
-def a_link_to_a_picture(world):
-    target = world.picture().rename(world.root / "elsewhere.png")
-    world.picture().symlink_to(target)
+def a_link_to_a_image(world):
+    target = world.image().rename(world.root / "elsewhere.png")
+    world.image().symlink_to(target)
     world.train()
 
 
@@ -576,11 +576,11 @@ def a_link_to_a_picture(world):
 def no_labels_at_all(world):
     shutil.rmtree(world.folder / "labels")
     run = world.train()
-    assert run.predict(world.picture()).shape == (SIDE, SIDE)
+    assert run.predict(world.image()).shape == (SIDE, SIDE)
 
 
 @valid
-def other_files_beside_the_pictures(world):
+def other_files_beside_the_images(world):
     for name in ("Thumbs.db", ".hidden.png", "notes.txt"):
         (world.folder / "imgs" / "train" / name).write_bytes(b"x")
     world.train()

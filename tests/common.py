@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from stego_lib import Experiment, baselines, clustering
+from stego_lib import Experiment, baselines, probes
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -58,7 +58,7 @@ def write_dino(path: Path) -> Path:
 def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the baselines quick, and poor."""
     monkeypatch.setattr(baselines, "SAMPLES", 500)
-    monkeypatch.setattr(clustering, "RESTARTS", 1)
+    monkeypatch.setattr(probes, "RESTARTS", 1)
 
 
 def tiny_experiment(root: Path, backbone: Path, **changes: object) -> Experiment:

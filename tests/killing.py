@@ -22,22 +22,13 @@ import numpy as np
 import psutil
 import torch
 
-from stego_lib import (
-    Experiment,
-    baselines,
-    clustering,
-    evaluate,
-    extraction,
-    load_run,
-    open_dataset,
-    processes,
-    train,
-    training,
-)
+from stego_lib import Experiment, baselines, evaluate, load_run, open_dataset, probes, train, training
 from stego_lib.backbone import Backbone
-from stego_lib.features import open_store
-from stego_lib.files import UNFINISHED, read_json, write_json
+from stego_lib.features import extraction
+from stego_lib.features.store import open_store
 from stego_lib.run import read_checkpoint
+from stego_lib.runtime import devices as processes
+from stego_lib.runtime.files import UNFINISHED, read_json, write_json
 
 SAVE_EVERY = 3
 TRACED = {
@@ -70,18 +61,18 @@ def weights_of(model: torch.nn.Module) -> float:
 def job_train(experiment: dict[str, Any], runs_dir: str, compare: bool = False, **_: Any) -> dict[str, Any]:
     """Trains, or goes on training, and evaluates; with the baselines if `compare`."""
     seen, forward = [], Backbone.forward
-    Backbone.forward = lambda self, pictures: (seen.append(len(pictures)), forward(self, pictures))[1]
+    Backbone.forward = lambda self, images: (seen.append(len(images)), forward(self, images))[1]
     run = train(Experiment.from_dict(experiment), runs_dir=runs_dir, resume=True)
     evaluate(run, baselines=compare)
-    return {"folder": str(run.folder), "pictures": sum(seen), "weights": weights_of(run.model)}
+    return {"folder": str(run.folder), "images": sum(seen), "weights": weights_of(run.model)}
 
 
 def job_evaluate(folder: str, **_: Any) -> dict[str, Any]:
-    """Opens a run that is trained, and evaluates it without the baselines; tells how many pictures went through the backbone here."""
+    """Opens a run that is trained, and evaluates it without the baselines; tells how many images went through the backbone here."""
     seen, forward = [], Backbone.forward
-    Backbone.forward = lambda self, pictures: (seen.append(len(pictures)), forward(self, pictures))[1]
+    Backbone.forward = lambda self, images: (seen.append(len(images)), forward(self, images))[1]
     record = evaluate(load_run(folder), baselines=False)
-    return {"pictures": sum(seen), "confusion": record["confusion"], "miou": miou_of(record)}
+    return {"images": sum(seen), "confusion": record["confusion"], "miou": miou_of(record)}
 
 
 def miou_of(record: dict[str, Any]) -> dict[str, float]:
@@ -90,23 +81,23 @@ def miou_of(record: dict[str, Any]) -> dict[str, float]:
 
 
 def job_extract(experiment: dict[str, Any], runs_dir: str, die_after: int = -1, **_: Any) -> dict[str, Any]:
-    """Opens the store of the training pictures; tells how many pictures went through the backbone here.
+    """Opens the store of the training images; tells how many images went through the backbone here.
 
     die_after: kills this process when so many batches have gone through it.
     """
     asked = Experiment.from_dict(experiment)
     seen, forward = [], Backbone.forward
 
-    def counted(self: Backbone, pictures: torch.Tensor) -> torch.Tensor:
+    def counted(self: Backbone, images: torch.Tensor) -> torch.Tensor:
         if len(seen) == die_after:
             os.kill(os.getpid(), signal.SIGKILL)
-        seen.append(len(pictures))
-        return forward(self, pictures)
+        seen.append(len(images))
+        return forward(self, images)
 
     Backbone.forward = counted
     dataset = open_dataset(asked.dataset, asked.data_root, "train")
     store = open_store(dataset, Backbone.of(asked), asked.train_size, Path(runs_dir) / "features", batch=4)
-    return {"pictures": sum(seen), "folder": str(store.folder)}
+    return {"images": sum(seen), "folder": str(store.folder)}
 
 
 def job_long(experiment: dict[str, Any], runs_dir: str, every: int, **_: Any) -> dict[str, Any]:
@@ -158,7 +149,7 @@ def die_at(line: int, saving: bool) -> None:
 def quicken() -> None:
     """Makes this process save often, fit clusters once, take few samples and compute in one thread, as every job here does."""
     torch.set_num_threads(1)
-    training.SAVE_EVERY, clustering.RESTARTS, baselines.SAMPLES = SAVE_EVERY, 1, 500
+    training.SAVE_EVERY, probes.RESTARTS, baselines.SAMPLES = SAVE_EVERY, 1, 500
 
 
 def slow_down(pause: float) -> None:
@@ -173,7 +164,7 @@ def child(job: dict[str, Any]) -> int:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     quicken()
-    if "keep_every" in job:  # of a store as well, in which each batch of four pictures is then a chunk of its own
+    if "keep_every" in job:  # of a store as well, in which each batch of four images is then a chunk of its own
         extraction.KEEP_EVERY, extraction.usual_batch = job["keep_every"], lambda backbone: 4
     if limit := job.get("largest_file"):
         import resource
@@ -295,7 +286,7 @@ def refuse_half_files(runs_dir: Path) -> None:
 
 
 def same(run: Path, reference: Path) -> None:
-    """AssertionError unless both runs have the same weights, optimiser state, shifts, log and scores, bit for bit."""
+    """AssertionError unless both runs have the same weights, optimizer state, shifts, log and scores, bit for bit."""
     for name in ("log.csv", "experiment.json", "classes.json", "correspondences.json"):
         assert (run / name).read_bytes() == (reference / name).read_bytes(), f"{run / name} differs"
     equal(read_checkpoint(run), read_checkpoint(reference), "checkpoint")

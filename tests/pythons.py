@@ -17,8 +17,8 @@ from typing import Any
 
 from common import ROOT
 
-from stego_lib.files import read_json, write_json
-from stego_lib.run import environment
+from stego_lib.runtime.environment import environment
+from stego_lib.runtime.files import read_json, write_json
 
 REPORT = ROOT / "tests" / "reports" / "pythons.json"
 OLDEST = (3, 11)

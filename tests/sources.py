@@ -1,4 +1,4 @@
-"""Where data sets come from, stood in for: a server on this machine, archives that a person put in place."""
+"""Where datasets come from, stood in for: a server on this machine, archives that a person put in place."""
 
 import io
 import threading
@@ -130,7 +130,7 @@ def potsdam_patches_archive(root: Path, source: Path, train: int, val: int) -> N
 
 
 def potsdam_tiles_archives(root: Path, source: Path, whole: tuple[str, ...] = ()) -> None:
-    """The archives of the labelled raw Potsdam tiles, stood in for: `whole` of 6000 x 6000, the others of one patch each."""
+    """The archives of the labeled raw Potsdam tiles, stood in for: `whole` of 6000 x 6000, the others of one patch each."""
     for tile in (*TILES["train"], *TILES["val"]):
         standins.potsdam_tile(source, tile, 6000 if tile in whole else 400)
     folders = ("2_Ortho_RGB", "5_Labels_all")

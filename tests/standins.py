@@ -1,6 +1,6 @@
-"""Stand-ins for real data sets: a few made-up pictures in the exact published layout.
+"""Stand-ins for real datasets: a few made-up images in the exact published layout.
 
-Pictures are flat stripes, one for each stored label id, so that files of the real size are small and quick to write.
+Images are flat stripes, one for each stored label id, so that files of the real size are small and quick to write.
 """
 
 import struct
@@ -16,7 +16,7 @@ from stego_lib.datasets.potsdam_tiles import COLORS
 
 
 def save(path: Path, array: np.ndarray, **options: object) -> Path:
-    """Writes a picture or label map, and the folders it needs."""
+    """Writes an image or label map, and the folders it needs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path, **options)
     return path
@@ -28,12 +28,12 @@ def stripes(ids: list[int], height: int, width: int) -> np.ndarray:
 
 
 def colored(label: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Picture, uint8 (H, W, 3): each stored id in a colour of its own."""
+    """Image, uint8 (H, W, 3): each stored id in a color of its own."""
     return np.random.default_rng(seed).integers(0, 256, (256, 3), dtype=np.uint8)[label]
 
 
 def flat_png(path: Path, side: int) -> Path:
-    """A black PNG of side x side pixels, 1 bit each: 400 megapixels are 50 kB, and made without a picture in memory."""
+    """A black PNG of side x side pixels, 1 bit each: 400 megapixels are 50 kB, and made without an image in memory."""
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)),
         (b"IDAT", zlib.compress(bytes((1 + (side + 7) // 8) * side))),
@@ -47,7 +47,7 @@ def flat_png(path: Path, side: int) -> Path:
 
 
 def camvid(root: Path, counts: dict[str, int], height: int = 360, width: int = 480) -> None:
-    """root/camvid with `counts` pictures a split; ids 0 to 11."""
+    """root/camvid with `counts` images a split; ids 0 to 11."""
     for split, count in counts.items():
         for i in range(count):
             label = stripes([(i + k) % 12 for k in range(12)], height, width)
@@ -56,7 +56,7 @@ def camvid(root: Path, counts: dict[str, int], height: int = 360, width: int = 4
 
 
 def cityscapes(root: Path, counts: dict[str, int], height: int = 1024, width: int = 2048) -> None:
-    """root/cityscapes with `counts` pictures a split, in two cities; ids 0 to 33 (of which 7 and above are classes)."""
+    """root/cityscapes with `counts` images a split, in two cities; ids 0 to 33 (of which 7 and above are classes)."""
     for split, count in counts.items():
         for i in range(count):
             city = ("aachen", "ulm")[i % 2]
@@ -69,7 +69,7 @@ def cityscapes(root: Path, counts: dict[str, int], height: int = 1024, width: in
 def cocostuff(
     root: Path, counts: dict[str, int], lists: tuple[str, ...], height: int = 480, width: int = 640, first: int = 9
 ) -> None:
-    """root/cocostuff with `counts` pictures a split, all of them in each of `lists`; the ids in use of 0 to 181, and 255 below."""
+    """root/cocostuff with `counts` images a split, all of them in each of `lists`; the ids in use of 0 to 181, and 255 below."""
     used = [id_ for id_ in range(182) if id_ not in UNUSED]
     for split, count in counts.items():
         ids = [f"{first + i:012d}" for i in range(count)]
@@ -84,31 +84,31 @@ def cocostuff(
             path.write_text("".join(f"{name}\n" for name in ids))
 
 
-def potsdam_patches(root: Path, train: int, val: int, unlabelled: int = 0, side: int = 200) -> None:
+def potsdam_patches(root: Path, train: int, val: int, unlabeled: int = 0, side: int = 200) -> None:
     """root/potsdam in the published layout: .mat files with four channels, and the four lists."""
     folder = root / "potsdam"
     for kind in ("imgs", "gt"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
-    names = [str(100 + i) for i in range(train + val + unlabelled)]
+    names = [str(100 + i) for i in range(train + val + unlabeled)]
     for i, name in enumerate(names):
         label = stripes([(i + k) % 6 for k in range(6)], side, side)
-        picture = np.dstack([colored(label), np.full((side, side), 7, np.uint8)])
-        scipy.io.savemat(folder / "imgs" / f"{name}.mat", {"img": picture})
+        image = np.dstack([colored(label), np.full((side, side), 7, np.uint8)])
+        scipy.io.savemat(folder / "imgs" / f"{name}.mat", {"img": image})
         if i < train + val:
             scipy.io.savemat(folder / "gt" / f"{name}.mat", {"gt": label.astype(np.int32)})
     for list_, part in (
-        ("labelled_train", names[:train]), ("labelled_test", names[train : train + val]),
-        ("unlabelled_train", names[train + val :]), ("all", names),
+        ("labeled_train", names[:train]), ("labeled_test", names[train : train + val]),
+        ("unlabeled_train", names[train + val :]), ("all", names),
     ):  # fmt: skip
         (folder / f"{list_}.txt").write_text("".join(f"{name}\n" for name in part))
 
 
-def potsdam_tile(root: Path, tile: str, side: int = 6000, labelled: bool = True) -> None:
+def potsdam_tile(root: Path, tile: str, side: int = 6000, labeled: bool = True) -> None:
     """One raw tile in root/potsdam; the stripes are the six classes and black, which means nothing."""
     row = stripes([*range(6), 6], 1, side)  # all rows are alike
-    picture = np.repeat(colored(row, seed=int(tile.replace("_", ""))), side, 0)
-    save(root / "potsdam" / "2_Ortho_RGB" / f"top_potsdam_{tile}_RGB.tif", picture, compression="tiff_lzw")
-    if labelled:
+    image = np.repeat(colored(row, seed=int(tile.replace("_", ""))), side, 0)
+    save(root / "potsdam" / "2_Ortho_RGB" / f"top_potsdam_{tile}_RGB.tif", image, compression="tiff_lzw")
+    if labeled:
         path = root / "potsdam" / "5_Labels_all" / f"top_potsdam_{tile}_label.tif"
         label = np.repeat(np.array([*COLORS, (0, 0, 0)], np.uint8)[row], side, 0)
         save(path, label, compression="tiff_lzw")

@@ -18,16 +18,16 @@ from killing import flat, serving, survive
 
 from stego_lib import Experiment
 from stego_lib.datasets.scenes import draw_scenes
-from stego_lib.files import write_json
-from stego_lib.run import environment
+from stego_lib.runtime.environment import environment
+from stego_lib.runtime.files import write_json
 
 REPORTS = ROOT / "tests" / "reports"
 TABLES = {
-    "bad inputs, each refused with one clear error": "tests/test_bad_input.py::test_bad_input_is_one_clear_error",
-    "parameters out of range, each refused": "tests/test_experiment.py::test_a_wrong_value_is_an_error_that_names_its_key",
-    "odd and valid inputs, each of which works": "tests/test_bad_input.py::test_odd_input_works",
-    "attacks refused": "tests/test_hostile.py::test_an_attack_is_refused",
-    "damaged feature stores noticed": "tests/test_stores.py::test_a_damaged_store_is_noticed_and_computed_anew",
+    "bad inputs, each refused with one clear error": "tests/robustness/test_bad_input.py::test_bad_input_is_one_clear_error",
+    "parameters out of range, each refused": "tests/method/test_experiment.py::test_a_wrong_value_is_an_error_that_names_its_key",
+    "odd and valid inputs, each of which works": "tests/robustness/test_bad_input.py::test_odd_input_works",
+    "attacks refused": "tests/robustness/test_hostile.py::test_an_attack_is_refused",
+    "damaged feature stores noticed": "tests/features/test_stores.py::test_a_damaged_store_is_noticed_and_computed_anew",
 }
 """What is counted -> the test whose cases are counted."""
 SLACK_MB = 8

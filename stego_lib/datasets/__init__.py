@@ -1,12 +1,12 @@
-"""Data sets: `open_dataset` is the way in."""
+"""Datasets: `open_dataset` is the way in."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ..errors import StegoError
-from ..experiment import Experiment, did_you_mean
-from ..paths import user_path
+from ..experiment import Experiment
+from ..runtime.errors import StegoError, did_you_mean
+from ..runtime.paths import user_path
 from .base import IGNORED, Classes, SegmentationDataset
 from .camvid import open_camvid
 from .cityscapes import open_cityscapes
@@ -50,16 +50,16 @@ CROPS = {"five": FiveCrop, "random": RandomCrop}
 def open_dataset(
     name: str, root: str | Path, split: str, n_classes: int | None = None, published: bool = False
 ) -> SegmentationDataset:
-    """Opens split `split` ("train" or "val") of data set `name` below the folder `root`.
+    """Opens split `split` ("train" or "val") of dataset `name` below the folder `root`.
 
     n_classes: how many clusters to look for in a `folder` that names no classes. published: decode labels as the
     published code does (COCO-Stuff and Potsdam make ids that they do not know class 0). Raises StegoError for an unknown
-    name or split and for `n_classes` that are not the data set's own, and DataNotFound (one of it) when the files are not
+    name or split and for `n_classes` that are not the dataset's own, and DataNotFound (one of it) when the files are not
     there; its message says where it looked, what belongs there and where to get it.
     """
     if name not in DATASETS:
         raise StegoError(
-            f"unknown data set {name!r}{did_you_mean(name, list(DATASETS))}; data sets: {', '.join(DATASETS)}"
+            f"unknown dataset {name!r}{did_you_mean(name, list(DATASETS))}; datasets: {', '.join(DATASETS)}"
         )
     root = user_path(root)
     dataset = open_folder(root, split, n_classes=n_classes) if name == "folder" else DATASETS[name](root, split)
@@ -73,7 +73,7 @@ def open_dataset(
 
 
 def open_split(experiment: Experiment, split: str) -> SegmentationDataset:
-    """Opens split `split` of the experiment's data set, whole pictures (training may cut them, see `CROPS`)."""
+    """Opens split `split` of the experiment's dataset, whole images (training may cut them, see `CROPS`)."""
     return open_dataset(
         experiment.dataset, experiment.data_root, split, experiment.n_classes, published=experiment.published
     )

@@ -1,10 +1,10 @@
-"""`python -m stego_lib.datasets`: gets data sets ready and looks at them."""
+"""`python -m stego_lib.datasets`: gets datasets ready and looks at them."""
 
 import argparse
 import sys
 
-from .. import paths
-from ..errors import StegoError
+from ..runtime import paths
+from ..runtime.errors import StegoError
 from . import DATASETS
 from .check import check
 from .prepare import prepare
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument("name", choices=DATASETS, metavar="NAME", help=", ".join(DATASETS))
         command.add_argument(
-            "--root", default=str(paths.data_root()), help="folder of the data sets (default: %(default)s)"
+            "--root", default=str(paths.data_root()), help="folder of the datasets (default: %(default)s)"
         )
     chosen = parser.parse_args(arguments)
     try:

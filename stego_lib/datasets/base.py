@@ -1,4 +1,4 @@
-"""What a data set is: pictures, label maps where there are any, and what the labels mean."""
+"""What a dataset is: images, label maps where there are any, and what the labels mean."""
 
 import os
 import unicodedata
@@ -14,10 +14,10 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from torch import Tensor
 
-from ..errors import DataNotFound, StegoError
-from ..files import checksum
-from ..paths import user_path
-from ..progress import progress
+from ..runtime.errors import DataNotFound, StegoError
+from ..runtime.files import checksum
+from ..runtime.paths import user_path
+from ..runtime.progress import progress
 from .images import (
     BROKEN,
     DEFAULT,
@@ -31,7 +31,7 @@ from .images import (
     transparent_part,
 )
 
-__all__ = ["Classes", "SegmentationDataset", "list_pictures", "open_image", "open_picture", "pair_by_stem"]
+__all__ = ["Classes", "SegmentationDataset", "list_images", "load_rgb", "open_image", "pair_by_stem"]
 
 IGNORED = -1
 """Label of pixels that are left out of scores and of the linear probe."""
@@ -54,7 +54,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Classes:
-    """Names of the classes and their colours in figures; position = label id."""
+    """Names of the classes and their colors in figures; position = label id."""
 
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
@@ -65,7 +65,7 @@ class Classes:
     def __post_init__(self) -> None:
         if len(self.names) != len(self.colors) or not self.names:
             raise StegoError(
-                f"{len(self.names)} class names and {len(self.colors)} colours: there must be as many, and one at least"
+                f"{len(self.names)} class names and {len(self.colors)} colors: there must be as many, and one at least"
             )
         seen: set[str] = set()
         for name in self.names:
@@ -83,10 +83,10 @@ class Classes:
 
 
 class SegmentationDataset(Sequence):
-    """A split of a data set: `dataset[i]` is a picture and its label map.
+    """A split of a dataset: `dataset[i]` is an image and its label map.
 
-    The picture is uint8 (3, H, W), RGB. The label map is int64 (H, W) with ids into `classes` and `IGNORED`, or None
-    for a picture without one. `names[i]` tells the pictures apart.
+    The image is uint8 (3, H, W), RGB. The label map is int64 (H, W) with ids into `classes` and `IGNORED`, or None
+    for an image without one. `names[i]` tells the images apart.
     """
 
     published = False
@@ -95,16 +95,16 @@ class SegmentationDataset(Sequence):
     """Whether every file was read and found good, see `intact`."""
 
     def doubts(self, ids: np.ndarray) -> list[Finding]:
-        """Why the label maps may be those of another release of the data set. ids: pixels of each stored id, int64 (256,)."""
+        """Why the label maps may be those of another release of the dataset. ids: pixels of each stored id, int64 (256,)."""
         return []
 
-    def __init__(self, name: str, split: str, classes: Classes, pictures: list[Path], labels: list[Path | None]):
+    def __init__(self, name: str, split: str, classes: Classes, images: list[Path], labels: list[Path | None]):
         self.name, self.split, self.classes = name, split, classes
-        self.pictures, self.labels = pictures, labels
-        self.names = [path.stem for path in pictures]
+        self.images, self.labels = images, labels
+        self.names = [path.stem for path in images]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @property
     def rules(self) -> Rules:
@@ -117,15 +117,15 @@ class SegmentationDataset(Sequence):
 
     @property
     def has_labels(self) -> bool:
-        """Whether every picture has a label map."""
+        """Whether every image has a label map."""
         return all(path is not None for path in self.labels)
 
     def read(self, index: int) -> StoredImage:
         """Image `index` and what its file says of itself."""
-        return read_image(self.pictures[index], self.rules)
+        return read_image(self.images[index], self.rules)
 
-    def picture(self, index: int) -> Tensor:
-        """Picture `index`, uint8 (3, H, W), turned upright as its EXIF data say unless `rules` say otherwise."""
+    def image(self, index: int) -> Tensor:
+        """Image `index`, uint8 (3, H, W), turned upright as its EXIF data say unless `rules` say otherwise."""
         return TF.pil_to_tensor(self.read(index).rgb)
 
     def label(self, index: int) -> Tensor | None:
@@ -140,11 +140,11 @@ class SegmentationDataset(Sequence):
         stored = self.read_label(path)
         if stored.ndim != 2:
             raise StegoError(
-                f"label map {path} has shape {stored.shape}; it must hold one class id a pixel (8-bit grey or palette PNG)"
+                f"label map {path} has shape {stored.shape}; it must hold one class id a pixel (8-bit gray or palette PNG)"
             )
         if stored.dtype.kind not in "biu":
             raise StegoError(
-                f"label map {path} holds {stored.dtype} values; class ids are whole numbers (8-bit grey PNG)"
+                f"label map {path} holds {stored.dtype} values; class ids are whole numbers (8-bit gray PNG)"
             )
         return stored.astype(np.int64)
 
@@ -158,14 +158,14 @@ class SegmentationDataset(Sequence):
             found = self.decode(stored)
         except StegoError as error:
             raise StegoError(f"label map {self.labels[index]} {error}") from None
-        transparent = read.transparent if read else transparent_part(self.pictures[index], self.rules)
+        transparent = read.transparent if read else transparent_part(self.images[index], self.rules)
         if transparent is not None and transparent.shape == found.shape:
             found = np.where(transparent, IGNORED, found)
         return torch.from_numpy(found)
 
     def _sizes_differ(self, index: int, read: StoredImage, size: tuple[int, ...]) -> str:
         """The error for a label map of another size than its image."""
-        own, path, label = read.rgb.size[::-1], self.pictures[index], self.labels[index]
+        own, path, label = read.rgb.size[::-1], self.images[index], self.labels[index]
         text = f"{path} is {own}, its label map {label} is {tuple(size)} (height, width); they must agree"
         if read.orientation <= 4 or size != own[::-1]:
             return text
@@ -191,7 +191,7 @@ class SegmentationDataset(Sequence):
     def decode(self, stored: np.ndarray) -> np.ndarray:
         """Turns ids as stored, int64 (H, W), into ids into `classes` and `IGNORED`.
 
-        As they are, `VOID` ignored, and StegoError for an id that is neither, unless a data set says otherwise.
+        As they are, `VOID` ignored, and StegoError for an id that is neither, unless a dataset says otherwise.
         """
         count = len(self.classes)
         known = (stored >= 0) & (stored < count)
@@ -228,7 +228,7 @@ class SegmentationDataset(Sequence):
         return [self.name, self.split, *read, *([len(self.classes), self.published] if labels else [None, False])]
 
     def _files(self, labels: bool) -> list[Path]:
-        return [path for path in [*self.pictures, *(self.labels if labels else ())] if path is not None]
+        return [path for path in [*self.images, *(self.labels if labels else ())] if path is not None]
 
 
 def listed(ids: Iterable[int]) -> str:
@@ -268,13 +268,13 @@ def _state(path: Path) -> os.stat_result:
         raise StegoError(f"{path} cannot be read ({error.strerror}); replace or remove it") from error
 
 
-def open_picture(path: Path, rules: Rules = DEFAULT) -> Image.Image:
+def load_rgb(path: Path, rules: Rules = DEFAULT) -> Image.Image:
     """The first part of `open_image`: any readable image as upright RGB."""
     return open_image(path, rules)[0]
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """Pictures directly in `folder`, sorted by name. StegoError for a folder that cannot be read."""
+def list_images(folder: Path) -> list[Path]:
+    """Images directly in `folder`, sorted by name. StegoError for a folder that cannot be read."""
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
@@ -287,19 +287,19 @@ def visible(path: Path) -> bool:
     return not path.name.startswith(".") and path.name != "__MACOSX"
 
 
-def pair_by_stem(pictures: list[Path], labels: Path, suffix: str = ".png") -> list[Path | None]:
-    """The label map `labels`/STEM`suffix` of each picture; StegoError lists pictures that have none."""
-    found = [labels / f"{path.stem}{suffix}" for path in pictures]
+def pair_by_stem(images: list[Path], labels: Path, suffix: str = ".png") -> list[Path | None]:
+    """The label map `labels`/STEM`suffix` of each image; StegoError lists images that have none."""
+    found = [labels / f"{path.stem}{suffix}" for path in images]
     missing = [path.name for path in found if not path.exists()]
     if missing:
-        stem = next(path.stem for path, label in zip(pictures, found, strict=True) if not label.exists())
+        stem = next(path.stem for path, label in zip(images, found, strict=True) if not label.exists())
         try:
             like = min(path.name for path in labels.iterdir() if visible(path) and path.name.startswith(stem))
             hint = f", but it holds {like}: call label maps like their images, and save them as {suffix[1:].upper()}"
         except (OSError, ValueError):
             hint = ""
         raise StegoError(
-            f"{len(missing)} of {len(pictures)} label maps are missing in {labels}, the first is {missing[0]}{hint}"
+            f"{len(missing)} of {len(images)} label maps are missing in {labels}, the first is {missing[0]}{hint}"
         )
     return list(found)
 
@@ -307,7 +307,7 @@ def pair_by_stem(pictures: list[Path], labels: Path, suffix: str = ".png") -> li
 def find_folder(
     root: str | Path, names: tuple[str, ...], needs: str | tuple[str, ...], layout: str, source: str
 ) -> Path:
-    """The data set's folder: the first of root/NAME, or root itself, in which `needs` (or one of several) exists.
+    """The dataset's folder: the first of root/NAME, or root itself, in which `needs` (or one of several) exists.
 
     Raises DataNotFound that says where it looked, which files belong there (`layout`) and where they come from (`source`).
     """
@@ -324,6 +324,6 @@ def find_folder(
 
 
 def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "val")) -> None:
-    """Raises StegoError for a split that the data set does not have."""
+    """Raises StegoError for a split that the dataset does not have."""
     if split not in known:
         raise StegoError(f"{name} has no split {split!r}; it has {', '.join(known)}")

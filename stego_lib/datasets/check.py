@@ -1,13 +1,13 @@
-"""Tells in one screen whether a data set is there and whether its labels mean what they should."""
+"""Tells in one screen whether a dataset is there and whether its labels mean what they should."""
 
 import warnings
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import StegoError
-from ..notices import Notice
-from ..paths import user_path
+from ..runtime.errors import StegoError
+from ..runtime.notices import Notice
+from ..runtime.paths import user_path
 from . import SegmentationDataset, open_dataset
 from .findings import look, turned
 from .intact import Survey, survey
@@ -20,17 +20,17 @@ COUNTS: dict[str, dict[str, tuple[int, ...]]] = {
     "cocostuff3": {"val": (1432,)},
     "potsdam3": {"train": (4545, 4500), "val": (855, 900)},
 }
-"""Pictures of each split: as published, then of the other list or layout that may stand in for it."""
+"""Images of each split: as published, then of the other list or layout that may stand in for it."""
 SAMPLE = 2000
 """Images and label maps of a split that are read at most, spread over it."""
 COLUMNS = 3
 
 
 def check(name: str, root: str | Path) -> bool:
-    """Prints what is there of data set `name` below `root`; returns whether it can be used.
+    """Prints what is there of dataset `name` below `root`; returns whether it can be used.
 
     It cannot if a split is missing, an image or label map cannot be read or they differ in size, no pixel has a class, or a
-    finding misleads (see `findings`). Other than published numbers of pictures are told, and no fault.
+    finding misleads (see `findings`). Other than published numbers of images are told, and no fault.
     """
     print(f"{name} below {user_path(root).resolve()}")
     usable = {
@@ -53,7 +53,7 @@ def _check_split(name: str, root: str | Path, split: str) -> bool:
     height, width = found.first
     counts = COUNTS.get(name, {}).get(split, ())
     remark = "" if not counts or len(dataset) in counts else f" (published: {' or '.join(f'{c:,}' for c in counts)})"
-    print(f"  {split}: {len(dataset):,} pictures{remark}, the first {width} x {height}")
+    print(f"  {split}: {len(dataset):,} images{remark}, the first {width} x {height}")
     for warned in caught:
         print(f"    note: {warned.message}")
     _print_images(found, dataset)

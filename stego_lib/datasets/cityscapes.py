@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import StegoError
+from ..runtime.errors import StegoError
 from .base import IGNORED, Classes, Finding, SegmentationDataset, check_split, find_folder, refuse_ids, visible
 from .images import Rules
 
 FIRST_ID = 7
-"""Cityscapes id of class 0; ids below it are ignored, and so is -1 (licence plate)."""
+"""Cityscapes id of class 0; ids below it are ignored, and so is -1 (license plate)."""
 CLASSES = Classes(
     (
         "road", "sidewalk", "parking", "rail track", "building", "wall", "fence", "guard rail", "bridge", "tunnel",
@@ -55,20 +55,20 @@ class Cityscapes(SegmentationDataset):
 
 
 def open_cityscapes(root: str | Path, split: str) -> Cityscapes:
-    """Opens root/cityscapes or root itself; splits train (2,975 pictures of 2048 x 1024) and val (500)."""
+    """Opens root/cityscapes or root itself; splits train (2,975 images of 2048 x 1024) and val (500)."""
     check_split("cityscapes", split)
     folder = find_folder(root, ("cityscapes",), f"leftImg8bit/{split}", LAYOUT, SOURCE)
     found = (folder / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")
-    pictures = sorted(path for path in found if visible(path) and visible(path.parent))
+    images = sorted(path for path in found if visible(path) and visible(path.parent))
     labels = [
         folder / "gtFine" / split / path.parent.name / path.name.replace("_leftImg8bit", "_gtFine_labelIds")
-        for path in pictures
+        for path in images
     ]
     missing = [path for path in labels if not path.exists()]
-    if missing or not pictures:
+    if missing or not images:
         other = sorted(missing[0].parent.glob(missing[0].name.replace("_labelIds", "_*"))) if missing else []
         beside = f", beside {', '.join(path.name for path in other)}" if other else ""
         raise StegoError(
-            f"{folder}: {len(pictures)} pictures, {len(missing)} label maps missing{f', the first is {missing[0]}' if missing else ''}{beside}; {LAYOUT}"
+            f"{folder}: {len(images)} images, {len(missing)} label maps missing{f', the first is {missing[0]}' if missing else ''}{beside}; {LAYOUT}"
         )
-    return Cityscapes("cityscapes", split, CLASSES, pictures, [*labels])
+    return Cityscapes("cityscapes", split, CLASSES, images, [*labels])

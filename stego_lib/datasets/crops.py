@@ -1,6 +1,6 @@
-"""Crops: each picture is replaced by five pieces of it, which become pictures of their own (paper, section 3.4).
+"""Crops: each image is replaced by five pieces of it, which become images of their own (paper, section 3.4).
 
-Pieces are cut when they are asked for, from a picture in any format; a store of features asks once. `write_crops`
+Pieces are cut when they are asked for, from an image in any format; a store of features asks once. `write_crops`
 writes them as the published code does.
 """
 
@@ -14,24 +14,24 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from torch import Tensor
 
-from ..errors import StegoError
-from ..files import atomic, fingerprint, read_json, write_json
-from ..paths import user_path
-from ..progress import progress
+from ..runtime.errors import StegoError
+from ..runtime.files import atomic, fingerprint, read_json, write_json
+from ..runtime.paths import user_path
+from ..runtime.progress import progress
 from .base import SegmentationDataset
 
 RATIO = 0.5
-"""Height and width of a crop, as a part of the picture's."""
+"""Height and width of a crop, as a part of the image's."""
 COUNT = 5
-"""Crops a picture."""
+"""Crops an image."""
 Box = tuple[int, int, int, int]
 """top, left, height, width in pixels."""
 
 
 class Crops(SegmentationDataset, ABC):
-    """`dataset` with each picture replaced by `COUNT` pieces: crop c of picture i is number 5 i + c.
+    """`dataset` with each image replaced by `COUNT` pieces: crop c of image i is number 5 i + c.
 
-    Names, label maps and classes are kept (`names[5 * i + c]` is the picture's name and "-KINDc"). Not used itself: see
+    Names, label maps and classes are kept (`names[5 * i + c]` is the image's name and "-KINDc"). Not used itself: see
     `FiveCrop` and `RandomCrop`.
     """
 
@@ -41,9 +41,9 @@ class Crops(SegmentationDataset, ABC):
         if not 0 < ratio <= 1:
             raise StegoError(f"a crop's ratio is above 0 and at most 1, not {ratio}")
         self.whole, self.ratio = dataset, ratio
-        pictures = [path for path in dataset.pictures for _ in range(COUNT)]
+        images = [path for path in dataset.images for _ in range(COUNT)]
         labels = [path for path in dataset.labels for _ in range(COUNT)]
-        super().__init__(dataset.name, dataset.split, dataset.classes, pictures, labels)
+        super().__init__(dataset.name, dataset.split, dataset.classes, images, labels)
         self._last = threading.local()
         self.names = [f"{name}-{self.kind}{i}" for name in dataset.names for i in range(COUNT)]
 
@@ -52,26 +52,26 @@ class Crops(SegmentationDataset, ABC):
         return self.whole.has_labels
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]  # no slices
-        picture, label = self._whole("both", index // COUNT)
-        return self._cut(picture, index), None if label is None else self._cut(label, index)
+        image, label = self._whole("both", index // COUNT)
+        return self._cut(image, index), None if label is None else self._cut(label, index)
 
-    def picture(self, index: int) -> Tensor:
-        return self._cut(self._whole("picture", index // COUNT), index)
+    def image(self, index: int) -> Tensor:
+        return self._cut(self._whole("image", index // COUNT), index)
 
     def label(self, index: int) -> Tensor | None:
         label = self._whole("label", index // COUNT)
         return None if label is None else self._cut(label, index)
 
     def _whole(self, what: str, number: int) -> Any:
-        """Picture `number` of the whole data set, its label map, or both; each thread keeps the last for its other crops."""
+        """Image `number` of the whole dataset, its label map, or both; each thread keeps the last for its other crops."""
         if getattr(self._last, "key", None) != (what, number):
-            read = {"both": self.whole.__getitem__, "picture": self.whole.picture, "label": self.whole.label}[what]
+            read = {"both": self.whole.__getitem__, "image": self.whole.image, "label": self.whole.label}[what]
             self._last.found, self._last.key = read(number), (what, number)
         return self._last.found
 
     @abstractmethod
     def boxes(self, index: int, height: int, width: int) -> list[Box]:
-        """Where picture `index` of this height and width is cut."""
+        """Where image `index` of this height and width is cut."""
 
     @abstractmethod
     def cut(self) -> list:
@@ -84,18 +84,18 @@ class Crops(SegmentationDataset, ABC):
         return [*self.whole.state(labels=labels), *self.cut()]
 
     def _cut(self, image: Tensor, index: int) -> Tensor:
-        picture, which = divmod(index, COUNT)
-        top, left, height, width = self.boxes(picture, *image.shape[-2:])[which]
+        whole, which = divmod(index, COUNT)
+        top, left, height, width = self.boxes(whole, *image.shape[-2:])[which]
         if not height or not width:
             raise StegoError(
-                f"picture {self.pictures[index]} is {tuple(image.shape[-2:])} pixels (height, width): too small to be cut "
+                f"image {self.images[index]} is {tuple(image.shape[-2:])} pixels (height, width): too small to be cut "
                 "into crops; remove it, or train with crop='none'"
             )
         return image[..., top : top + height, left : left + width]
 
 
 class FiveCrop(Crops):
-    """The four corners and the centre: top left, top right, bottom left, bottom right, centre."""
+    """The four corners and the center: top left, top right, bottom left, bottom right, center."""
 
     def boxes(self, index: int, height: int, width: int) -> list[Box]:
         return five_boxes(height, width, self.ratio)
@@ -127,7 +127,7 @@ class RandomCrop(Crops):
 
 
 def five_boxes(height: int, width: int, ratio: float = RATIO) -> list[Box]:
-    """(top, left, height, width) in pixels of the five crops of a picture, in the order of `FiveCrop`."""
+    """(top, left, height, width) in pixels of the five crops of an image, in the order of `FiveCrop`."""
     h, w = int(ratio * height), int(ratio * width)
     corners = [(top, left, h, w) for top in (0, height - h) for left in (0, width - w)]
     return [*corners, (round((height - h) / 2), round((width - w) / 2), h, w)]
@@ -142,8 +142,8 @@ def write_crops(dataset: Crops, folder: str | Path) -> None:
 
     Crops that are there are kept if they are of the same files; made-SPLIT.json says of which.
 
-    img/SPLIT/N.jpg and, with labels, label/SPLIT/N.png with N = 5 * picture + crop; a label map holds class + 1, and 0
-    where ignored. names-SPLIT.txt tells which picture a number came from, one name a line.
+    img/SPLIT/N.jpg and, with labels, label/SPLIT/N.png with N = 5 * image + crop; a label map holds class + 1, and 0
+    where ignored. names-SPLIT.txt tells which image a number came from, one name a line.
     """
     if len(dataset.classes) > 255:
         raise StegoError(f"{dataset.name} has {len(dataset.classes)} classes; the layout holds 255 at most")
@@ -153,10 +153,10 @@ def write_crops(dataset: Crops, folder: str | Path) -> None:
         write_json(made, source)
     began = made.stat().st_mtime_ns
     for number in progress(range(len(dataset)), f"crops of {dataset.name} {dataset.split}"):
-        picture = folder / "img" / dataset.split / f"{number}.jpg"
-        if not _since(began, picture):
-            with atomic(picture) as temporary:
-                TF.to_pil_image(dataset.picture(number)).save(temporary)
+        image = folder / "img" / dataset.split / f"{number}.jpg"
+        if not _since(began, image):
+            with atomic(image) as temporary:
+                TF.to_pil_image(dataset.image(number)).save(temporary)
         target, label = folder / "label" / dataset.split / f"{number}.png", dataset.label(number)
         if label is not None and not _since(began, target):
             with atomic(target) as temporary:

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import pooch
 import requests
 
-from ..errors import StegoError
-from ..files import explained, read_text
-from ..progress import progress
+from ..runtime.errors import StegoError
+from ..runtime.files import explained, read_text
+from ..runtime.progress import progress
 
 TIMEOUT = 30
 """Seconds without a sign of life from the server."""

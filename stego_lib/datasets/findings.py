@@ -9,10 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..errors import StegoError
-from ..files import fingerprint, read_json, write_json
-from ..notices import notice
-from .base import Finding, SegmentationDataset, list_pictures, listed, visible
+from ..runtime.errors import StegoError
+from ..runtime.files import fingerprint, read_json, write_json
+from ..runtime.notices import notice
+from .base import Finding, SegmentationDataset, list_images, listed, visible
 from .images import BROKEN, DEFAULT, SUFFIXES, Rules, depth_of, formats_of, read_image, several
 from .intact import Survey, survey
 
@@ -54,7 +54,7 @@ def look(
         For a dataset with files that cannot be used.
     """
     if isinstance(source, Path):
-        paths = list_pictures(source)
+        paths = list_images(source)
         return [*left_out(source), *_masks(paths, _flat(paths), "segmented"), *_headers(paths, rules)]
     whole: SegmentationDataset = getattr(source, "whole", source)
     kept = keep / f".findings-{fingerprint(KEPT_VERSION, whole.state(), whole.published)}.json" if keep else None
@@ -88,12 +88,12 @@ def _beside(dataset: SegmentationDataset) -> list[Finding]:
     """What lies beside the images of a folder of one's own."""
     if dataset.name != "folder":
         return []
-    return [*left_out(dataset.pictures[0].parent), *([] if dataset.has_labels else _unread_labels(dataset))]
+    return [*left_out(dataset.images[0].parent), *([] if dataset.has_labels else _unread_labels(dataset))]
 
 
 def _unread_labels(dataset: SegmentationDataset) -> list[Finding]:
     """Whatever lies where label maps would be looked for by a person, beside imgs/, and is not read as such."""
-    images = dataset.pictures[0].parent
+    images = dataset.images[0].parent
     if images.parent.name != "imgs":
         return []
     root = images.parent.parent
@@ -119,7 +119,7 @@ def from_survey(dataset: SegmentationDataset, found: Survey) -> list[Finding]:
 def _images(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
     count, rules, what = found.looked, dataset.rules, f"{dataset.name} {dataset.split}"
     if dataset.name == "folder":
-        yield from _masks(dataset.pictures, [] if len(found.flat) == count > found.flat_gray else found.flat, "trained on")
+        yield from _masks(dataset.images, [] if len(found.flat) == count > found.flat_gray else found.flat, "trained on")
     if found.orientations and dataset.has_labels and rules.exif is None:
         yield Finding(
             f"{what}: {turned(found, count)}, and label maps are taken to be drawn on the turned images. If they are drawn on the "

@@ -1,4 +1,4 @@
-"""Your own pictures: a folder with imgs/{train,val} and, if you have them, labels/{train,val} and classes.json."""
+"""Your own images: a folder with imgs/{train,val} and, if you have them, labels/{train,val} and classes.json."""
 
 import colorsys
 import math
@@ -10,17 +10,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataNotFound, StegoError
-from ..experiment import did_you_mean
-from ..files import read_json, write_json
-from ..notices import notice
-from ..paths import user_path
-from .base import Classes, SegmentationDataset, check_split, find_folder, list_pictures, pair_by_stem
+from ..runtime.errors import DataNotFound, StegoError, did_you_mean
+from ..runtime.files import read_json, write_json
+from ..runtime.notices import notice
+from ..runtime.paths import user_path
+from .base import Classes, SegmentationDataset, check_split, find_folder, list_images, pair_by_stem
 from .findings import left_out
 from .images import Rules
 
 LAYOUT = (
-    "imgs/train/*.jpg and imgs/val/*.jpg (or .png, ...), or just the pictures, if you have no labels; for scores also "
+    "imgs/train/*.jpg and imgs/val/*.jpg (or .png, ...), or just the images, if you have no labels; for scores also "
     "labels/train/*.png and labels/val/*.png (8-bit class ids, 255 = ignore) and classes.json (names of the classes)"
 )
 N_CLASSES = 27
@@ -34,58 +33,58 @@ def open_folder(
 
     classes.json: {"names": [...], "colors": [[r, g, b], ...]}, see `read_classes`; colors are optional. It is needed where
     there are labels; without either, the classes are `n_classes` (None: `N_CLASSES`) nameless ones, "cluster 0" and so on. A folder that holds
-    pictures and no imgs/train serves unlabelled: both splits are all of its pictures, and opening "val" says so. Raises
-    DataNotFound, or StegoError where files contradict each other: a picture without its label map among labelled ones, two
-    pictures of one name.
+    images and no imgs/train serves unlabeled: both splits are all of its images, and opening "val" says so. Raises
+    DataNotFound, or StegoError where files contradict each other: an image without its label map among labeled ones, two
+    images of one name.
     """
     check_split(name, split)
     plain = _plain_folder(user_path(root), name)
     try:
-        folder = plain or find_folder(root, (name,), f"imgs/{split}", LAYOUT, "your own pictures, in that layout")
+        folder = plain or find_folder(root, (name,), f"imgs/{split}", LAYOUT, "your own images, in that layout")
     except DataNotFound as error:
         there = [folder for folder in (user_path(root) / name, user_path(root)) if folder.is_dir()]
         beside = [f"  but: {finding.text}" for folder in there for finding in left_out(folder)]
         raise DataNotFound("\n".join([str(error), *beside])) from None
     source = plain or folder / "imgs" / split
-    pictures = list_pictures(source)
-    if not pictures:
+    images = list_images(source)
+    if not images:
         also = "".join(f". {finding.text}" for finding in left_out(source))
-        raise StegoError(f"{source} holds no picture; put .jpg or .png files there{also}")
-    twins = [path.name for path, next_ in pairwise(sorted(pictures, key=lambda p: p.stem)) if path.stem == next_.stem]
+        raise StegoError(f"{source} holds no image; put .jpg or .png files there{also}")
+    twins = [path.name for path, next_ in pairwise(sorted(images, key=lambda p: p.stem)) if path.stem == next_.stem]
     if twins:
         raise StegoError(
-            f"{source}: {twins[0]} and another picture differ in their ending only; rename one, or if one of them is a label "
+            f"{source}: {twins[0]} and another image differ in their ending only; rename one, or if one of them is a label "
             f"map, move it to {folder / 'labels' / split}"
         )
     label_folder = folder / "labels" / split
     labels: list[Path | None] = (
-        pair_by_stem(pictures, label_folder) if label_folder.is_dir() else [None] * len(pictures)
+        pair_by_stem(images, label_folder) if label_folder.is_dir() else [None] * len(images)
     )
     unnamed = None if (folder / "labels").exists() else cluster_classes(n_classes or N_CLASSES)
     classes = read_classes(folder / "classes.json", unnamed)
     if plain and split == "val":
-        notice(f"{plain} has no imgs/train and imgs/val: its {len(pictures)} pictures serve as both, none is held out")
-    return SegmentationDataset(name, split, classes, pictures, labels)
+        notice(f"{plain} has no imgs/train and imgs/val: its {len(images)} images serve as both, none is held out")
+    return SegmentationDataset(name, split, classes, images, labels)
 
 
 def _plain_folder(root: Path, name: str) -> Path | None:
-    """The first of root/NAME and root that holds pictures as they are, if neither has the splits."""
+    """The first of root/NAME and root that holds images as they are, if neither has the splits."""
     candidates = (root / name, root)
     if any((folder / "imgs" / split).exists() for folder in candidates for split in ("train", "val")):
         return None
-    found = next((folder for folder in candidates if folder.is_dir() and list_pictures(folder)), None)
+    found = next((folder for folder in candidates if folder.is_dir() and list_images(folder)), None)
     if found and (found / "labels").exists():
         raise StegoError(f"{found} has labels, but no imgs/train and imgs/val; the layout: {LAYOUT}")
     return found
 
 
 def cluster_classes(count: int) -> Classes:
-    """`count` classes without a meaning, for pictures that nobody has labelled."""
+    """`count` classes without a meaning, for images that nobody has labeled."""
     return Classes(tuple(f"cluster {i}" for i in range(count)), tuple(distinct_colors(count)))
 
 
 def nameless(classes: Classes) -> bool:
-    """Whether the classes are mere numbers: of pictures without labels, or of a checkpoint that names none."""
+    """Whether the classes are mere numbers: of images without labels, or of a checkpoint that names none."""
     return all(re.fullmatch(r"(cluster|class) \d+", name) for name in classes.names)
 
 
@@ -114,7 +113,7 @@ def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
         if unnamed is not None:
             return unnamed
         raise StegoError(
-            f'{path} is missing; it names the classes: {{"names": ["road", "tree"], "colors": [[90, 90, 90], [30, 140, 40]]}} (colours optional)'
+            f'{path} is missing; it names the classes: {{"names": ["road", "tree"], "colors": [[90, 90, 90], [30, 140, 40]]}} (colors optional)'
         )
     content = read_json(path)
     if not isinstance(content, dict):
@@ -130,11 +129,11 @@ def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
         raise StegoError(f'{path} must hold {{"names": [...]}} with one name at least')
     colors = content.get("colors") or distinct_colors(len(names))
     if not isinstance(colors, list):
-        raise StegoError(f"{path}: 'colors' must be a list with a colour for each name")
+        raise StegoError(f"{path}: 'colors' must be a list with a color for each name")
     for color in colors:
         whole = isinstance(color, list | tuple) and len(color) == 3 and all(isinstance(c, int) for c in color)
         if not whole or not all(0 <= c <= 255 for c in color):
-            raise StegoError(f"{path}: {color!r} is no colour; a colour is [red, green, blue], each 0 to 255")
+            raise StegoError(f"{path}: {color!r} is no color; a color is [red, green, blue], each 0 to 255")
     try:
         return Classes(tuple(names), tuple((r, g, b) for r, g, b in colors), rules)
     except StegoError as error:
@@ -162,7 +161,7 @@ def write_classes(path: Path, classes: Classes) -> None:
 
 
 def distinct_colors(count: int) -> list[tuple[int, int, int]]:
-    """`count` colours, (R, G, B): hues in steps of the golden ratio, in turn strong or pale, and bright, medium or dark."""
+    """`count` colors, (R, G, B): hues in steps of the golden ratio, in turn strong or pale, and bright, medium or dark."""
     strong = [colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.9, 0.5)[i % 2], (1.0, 0.75, 0.5)[i % 3]) for i in range(count)]
     return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in strong]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 from PIL.Image import Transpose
 
-from ..errors import StegoError
+from ..runtime.errors import StegoError
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)  # twice as many pixels are an error
 Image.init()

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import StegoError
-from ..progress import progress
+from ..runtime.errors import StegoError
+from ..runtime.progress import progress
 from .base import SegmentationDataset
 from .images import REMEDY, fills, label_palette, value_range
 
@@ -102,7 +102,7 @@ def see(dataset: SegmentationDataset, row: int) -> Seen:
     colors = label_palette(dataset.labels[row]) if stored is not None else None
     palette = {int(id_): colors[id_] for id_ in np.flatnonzero(ids) if id_ < len(colors)} if colors else {}
     share = 0.0 if read.transparent is None else float(read.transparent.mean())
-    name, size = dataset.pictures[row].name, read.rgb.size[::-1]
+    name, size = dataset.images[row].name, read.rgb.size[::-1]
     return Seen(name, size, classes, ids, read.orientation, read.depth, share, read.flat, read.paged, palette)
 
 
@@ -135,7 +135,7 @@ def survey(dataset: SegmentationDataset, rows: Sequence[int] | None = None) -> S
         more = f"\n  and {len(faults) - TOLD} more" if len(faults) > TOLD else ""
         listed = "".join(f"\n  {fault}" for fault in faults[:TOLD])
         raise StegoError(
-            f"{len(faults)} of {len(rows)} pictures of {dataset.name} {dataset.split} cannot be used:{listed}{more}"
+            f"{len(faults)} of {len(rows)} images of {dataset.name} {dataset.split} cannot be used:{listed}{more}"
         )
     if faults:
         raise StegoError(faults[0])
@@ -146,7 +146,7 @@ def refuse_depths(dataset: SegmentationDataset) -> None:
     """StegoError if images of more than 8 bits a channel do not fill their range, with the range of all of them."""
     if dataset.rules.range is not None:
         return
-    paths = [path for path in dataset.pictures if path.suffix.lower() in DEEP]
+    paths = [path for path in dataset.images if path.suffix.lower() in DEEP]
     with ThreadPoolExecutor() as pool:
         looked = zip(paths, pool.map(value_range, paths), strict=True)
         found = {path: one for path, one in looked if one}

@@ -1,9 +1,9 @@
-"""The data sets at a glance: what their labels mean, where they come from, and which of them are here."""
+"""The datasets at a glance: what their labels mean, where they come from, and which of them are here."""
 
 from pathlib import Path
 from typing import Any
 
-from ..errors import StegoError
+from ..runtime.errors import StegoError
 from . import camvid, cityscapes, cocostuff, open_dataset, painter, potsdam
 from .base import Classes
 from .scenes import COLORS
@@ -20,24 +20,24 @@ LABEL_SPACES: dict[str, Classes] = {
     },
     "potsdam3": potsdam.CLASSES,
 }
-"""Names and colours of the classes of every data set that brings its own ("folder" reads yours)."""
+"""Names and colors of the classes of every dataset that brings its own ("folder" reads yours)."""
 SOURCES = {
     "scenes": "nothing: drawn by code",
     "camvid": camvid.SOURCE,
     "cityscapes": cityscapes.SOURCE,
     **{name: cocostuff.SOURCE.replace("NAME", name) for name in cocostuff.FORMS},
     "potsdam3": potsdam.SOURCE,
-    "folder": "your own pictures",
+    "folder": "your own images",
 }
-"""Where the files of each data set come from."""
+"""Where the files of each dataset come from."""
 
 
 def overview(root: str | Path) -> list[dict[str, Any]]:
-    """One row a data set: name, classes, and how many pictures each split has below `root`, or that it is not there."""
+    """One row a dataset: name, classes, and how many images each split has below `root`, or that it is not there."""
     rows = []
     for name, source in SOURCES.items():
         row: dict[str, Any] = {
-            "data set": name,
+            "dataset": name,
             "classes": len(LABEL_SPACES[name]) if name in LABEL_SPACES else "yours",
         }
         for split in ("train", "val"):

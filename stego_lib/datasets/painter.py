@@ -1,9 +1,9 @@
-"""Draws the pictures of the `scenes` data set: synthetic, labelled, deterministic.
+"""Draws the images of the `scenes` dataset: synthetic, labeled, deterministic.
 
 A scene is two or three wavy bands of *stuff* (sky, water, meadow, wall) with a few *things* on them (tree, house,
-ball, zebra). What tells the classes apart is texture and shape: the two colours of every region are drawn from the
-same distribution whatever its class, so colour alone says next to nothing. Scale, slant, light and overlap vary, and
-so does the weather: fog, dusk, a soft lens and grain change a whole picture and say nothing about the classes in it.
+ball, zebra). What tells the classes apart is texture and shape: the two colors of every region are drawn from the
+same distribution whatever its class, so color alone says next to nothing. Scale, slant, light and overlap vary, and
+so does the weather: fog, dusk, a soft lens and grain change a whole image and say nothing about the classes in it.
 """
 
 import colorsys
@@ -16,7 +16,7 @@ CLASSES = ("sky", "water", "meadow", "wall", "tree", "house", "ball", "zebra")
 """Class names; the position is the label id."""
 STUFF, THINGS = CLASSES[:4], CLASSES[4:]
 VERSION = 2
-"""To be raised whenever the pictures change, so that old drawings are not taken for new ones."""
+"""To be raised whenever the images change, so that old drawings are not taken for new ones."""
 SIZE = 128
 """Height and width of a scene in pixels."""
 
@@ -26,35 +26,35 @@ Grid = np.ndarray
 def paint_scene(seed: int, index: int, size: int = SIZE, weather: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Draws scene number `index` of the endless series `seed`, as the weather has it or, without `weather`, clear.
 
-    Returns the picture, uint8 (H, W, 3), and its label map, uint8 (H, W) with ids into `CLASSES`. The same
-    arguments give the same picture, and clear or not the labels are the same; every pixel is labelled.
+    Returns the image, uint8 (H, W, 3), and its label map, uint8 (H, W) with ids into `CLASSES`. The same
+    arguments give the same image, and clear or not the labels are the same; every pixel is labeled.
     """
     rng = np.random.default_rng([seed, index])
     y, x = np.mgrid[:size, :size].astype(np.float32)
-    picture = np.zeros((size, size, 3), np.float32)
+    image = np.zeros((size, size, 3), np.float32)
     label = np.zeros((size, size), np.uint8)
 
     def lay(name: str, mask: Grid, shade: Grid | float = 1.0) -> None:
-        dark, bright = _colour_pair(rng)
+        dark, bright = _color_pair(rng)
         mix = _TEXTURES[name](rng, x, y)[..., None]
-        colour = (dark * (1 - mix) + bright * mix) * np.asarray(shade, np.float32).reshape(
+        color = (dark * (1 - mix) + bright * mix) * np.asarray(shade, np.float32).reshape(
             np.shape(shade) + (1,) * (np.ndim(shade) == 2)
         )
         alpha = mask[..., None]
-        picture[:] = picture * (1 - alpha) + colour * alpha
+        image[:] = image * (1 - alpha) + color * alpha
         label[mask > 0.5] = CLASSES.index(name)
 
     for name, mask in _bands(rng, x, y):
         lay(name, mask)
     for _ in range(rng.integers(2, 6)):
         name = THINGS[rng.integers(len(THINGS))]
-        centre = rng.uniform(0.1, 0.9, 2) * size
+        center = rng.uniform(0.1, 0.9, 2) * size
         radius = rng.uniform(0.13, 0.27) * size
-        mask = _SHAPES[name](rng, size, centre, radius)
-        light = 1 + 0.3 * ((x - centre[0]) * rng.choice([-1, 1]) - (y - centre[1])) / radius
-        picture *= 1 - 0.35 * _shift(mask, int(rng.integers(2, 6)))[..., None]  # the shadow it casts
+        mask = _SHAPES[name](rng, size, center, radius)
+        light = 1 + 0.3 * ((x - center[0]) * rng.choice([-1, 1]) - (y - center[1])) / radius
+        image *= 1 - 0.35 * _shift(mask, int(rng.integers(2, 6)))[..., None]  # the shadow it casts
         lay(name, mask, np.clip(light, 0.6, 1.3))
-    return _photograph(rng, picture, x, y, weather), label
+    return _photograph(rng, image, x, y, weather), label
 
 
 def _bands(rng: np.random.Generator, x: Grid, y: Grid) -> list[tuple[str, Grid]]:
@@ -70,33 +70,33 @@ def _bands(rng: np.random.Generator, x: Grid, y: Grid) -> list[tuple[str, Grid]]
     return bands
 
 
-def _photograph(rng: np.random.Generator, picture: Grid, x: Grid, y: Grid, weather: bool) -> np.ndarray:
+def _photograph(rng: np.random.Generator, image: Grid, x: Grid, y: Grid, weather: bool) -> np.ndarray:
     """Light from one side, exposure, weather, blur and grain; then uint8."""
     angle = rng.uniform(0, 2 * np.pi)
     slope = (np.cos(angle) * (x / len(x) - 0.5) + np.sin(angle) * (y / len(y) - 0.5))[..., None]
-    picture = np.clip(picture * (1 + rng.uniform(0, 0.6) * slope), 0, 1) ** rng.uniform(0.8, 1.25)
+    image = np.clip(image * (1 + rng.uniform(0, 0.6) * slope), 0, 1) ** rng.uniform(0.8, 1.25)
     if weather:
-        picture = _dusk(rng, _fog(rng, picture))
+        image = _dusk(rng, _fog(rng, image))
     blur = rng.uniform(0.2, 1.3 if weather else 0.7)
-    soft = Image.fromarray((picture * 255).round().astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur))
+    soft = Image.fromarray((image * 255).round().astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur))
     grain = rng.uniform(1, 18) if weather else 4
-    return np.clip(np.asarray(soft) + rng.normal(0, grain, picture.shape), 0, 255).astype(np.uint8)
+    return np.clip(np.asarray(soft) + rng.normal(0, grain, image.shape), 0, 255).astype(np.uint8)
 
 
-def _fog(rng: np.random.Generator, picture: Grid) -> Grid:
-    """Two pictures of three lie in fog, thin to thick, of a nearly grey colour."""
+def _fog(rng: np.random.Generator, image: Grid) -> Grid:
+    """Two images of three lie in fog, thin to thick, of a nearly gray color."""
     thickness = rng.uniform(0, 0.65) * rng.choice([0, 1, 1])
-    colour = rng.uniform(0.5, 1.0) * (1 + 0.15 * rng.normal(0, 1, 3))
-    return np.clip(picture * (1 - thickness) + thickness * colour, 0, 1)
+    color = rng.uniform(0.5, 1.0) * (1 + 0.15 * rng.normal(0, 1, 3))
+    return np.clip(image * (1 - thickness) + thickness * color, 0, 1)
 
 
-def _dusk(rng: np.random.Generator, picture: Grid) -> Grid:
-    """Every second picture is taken when it gets dark."""
-    return picture ** rng.choice([1.0, rng.uniform(1.5, 2.5)])
+def _dusk(rng: np.random.Generator, image: Grid) -> Grid:
+    """Every second image is taken when it gets dark."""
+    return image ** rng.choice([1.0, rng.uniform(1.5, 2.5)])
 
 
-def _colour_pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A dark and a bright colour, the same distribution for every class."""
+def _color_pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A dark and a bright color, the same distribution for every class."""
     hue, saturation, value = rng.uniform(0, 1), rng.uniform(0.1, 0.8), rng.uniform(0.55, 1.0)
     bright = colorsys.hsv_to_rgb(hue, saturation, value)
     dark = colorsys.hsv_to_rgb(
@@ -184,37 +184,37 @@ def _shift(mask: Grid, by: int) -> Grid:
     return moved
 
 
-def _blob(rng: np.random.Generator, size: int, centre: Grid, radius: float, bumps: float, stretch: float) -> Grid:
+def _blob(rng: np.random.Generator, size: int, center: Grid, radius: float, bumps: float, stretch: float) -> Grid:
     angle = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     waves = sum(rng.normal(0, bumps / k) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in range(2, 7))
     r = radius * (1 + waves)
     tilt = rng.normal(0, 0.2)
     u, v = r * np.cos(angle) * stretch, r * np.sin(angle) / stretch
     return _polygon(
-        size, centre + np.stack([np.cos(tilt) * u - np.sin(tilt) * v, np.sin(tilt) * u + np.cos(tilt) * v], 1)
+        size, center + np.stack([np.cos(tilt) * u - np.sin(tilt) * v, np.sin(tilt) * u + np.cos(tilt) * v], 1)
     )
 
 
-def _tree(rng: np.random.Generator, size: int, centre: Grid, radius: float) -> Grid:
-    crown = _blob(rng, size, centre, radius, 0.16, rng.uniform(0.8, 1.05))
+def _tree(rng: np.random.Generator, size: int, center: Grid, radius: float) -> Grid:
+    crown = _blob(rng, size, center, radius, 0.16, rng.uniform(0.8, 1.05))
     half, foot = radius * rng.uniform(0.1, 0.18), radius * rng.uniform(1.3, 1.7)
-    trunk = centre + np.array([[-half, 0], [half, 0], [half, foot], [-half, foot]])
+    trunk = center + np.array([[-half, 0], [half, 0], [half, foot], [-half, foot]])
     return np.maximum(crown, _polygon(size, trunk))
 
 
-def _house(rng: np.random.Generator, size: int, centre: Grid, radius: float) -> Grid:
+def _house(rng: np.random.Generator, size: int, center: Grid, radius: float) -> Grid:
     half, wall, roof = radius * rng.uniform(0.7, 1.1), radius * rng.uniform(0.7, 1.2), radius * rng.uniform(0.0, 0.7)
     ridge = rng.uniform(-0.5, 0.5) * half
     corners = [[-half, wall], [-half, -wall], [ridge, -wall - roof], [half, -wall], [half, wall]]
-    return _polygon(size, centre + np.array(corners))
+    return _polygon(size, center + np.array(corners))
 
 
-def _ball(rng: np.random.Generator, size: int, centre: Grid, radius: float) -> Grid:
-    return _blob(rng, size, centre, 0.85 * radius, 0.0, rng.uniform(0.9, 1.1))
+def _ball(rng: np.random.Generator, size: int, center: Grid, radius: float) -> Grid:
+    return _blob(rng, size, center, 0.85 * radius, 0.0, rng.uniform(0.9, 1.1))
 
 
-def _zebra(rng: np.random.Generator, size: int, centre: Grid, radius: float) -> Grid:
-    return _blob(rng, size, centre, 0.9 * radius, 0.08, rng.uniform(1.15, 1.4))
+def _zebra(rng: np.random.Generator, size: int, center: Grid, radius: float) -> Grid:
+    return _blob(rng, size, center, 0.9 * radius, 0.08, rng.uniform(1.15, 1.4))
 
 
 _TEXTURES: dict[str, Callable[..., Grid]] = dict(

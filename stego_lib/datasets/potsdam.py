@@ -1,4 +1,4 @@
-"""Potsdam-3: aerial pictures with three classes, as published (.mat files) or cut from the raw ISPRS tiles."""
+"""Potsdam-3: aerial images with three classes, as published (.mat files) or cut from the raw ISPRS tiles."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from ..errors import StegoError
-from ..files import read_text
+from ..runtime.errors import StegoError
+from ..runtime.files import read_text
 from .base import (
     IGNORED,
     Classes,
@@ -15,23 +15,23 @@ from .base import (
     SegmentationDataset,
     check_split,
     find_folder,
-    list_pictures,
+    list_images,
     pair_by_stem,
     refuse_ids,
 )
 from .images import Rules, StoredImage
-from .potsdam_tiles import RAW_PICTURES, TILES, cut_tiles, tile_doubts
+from .potsdam_tiles import RAW_IMAGES, TILES, cut_tiles, tile_doubts
 
 CLASSES = Classes(
     ("road and car", "building and clutter", "vegetation and tree"), ((90, 90, 100), (213, 94, 0), (0, 140, 100))
 )
 FINE_TO_COARSE = np.array([0, 1, 2, 2, 0, 1])
 """Stored id (road, building, low vegetation, tree, car, clutter) -> class."""
-UNLABELLED = 255
+UNLABELED = 255
 """Stored id of pixels without a label."""
-LISTS = {"train": "labelled_train.txt", "val": "labelled_test.txt", "all": "all.txt"}
+LISTS = {"train": "labeled_train.txt", "val": "labeled_test.txt", "all": "all.txt"}
 LAYOUT = (
-    "imgs/ID.mat, gt/ID.mat, labelled_train.txt, labelled_test.txt, all.txt (the published patches), "
+    "imgs/ID.mat, gt/ID.mat, labeled_train.txt, labeled_test.txt, all.txt (the published patches), "
     "or 2_Ortho_RGB/*_RGB.tif and 5_Labels_all/*_label.tif (the raw tiles)"
 )
 SOURCE = (
@@ -55,11 +55,11 @@ class Potsdam(SegmentationDataset):
 
     def stored(self, index: int) -> np.ndarray | None:
         if self.labels[index] is None and self.has_labels:
-            return np.full(self.read(index).rgb.size[::-1], UNLABELLED)
+            return np.full(self.read(index).rgb.size[::-1], UNLABELED)
         return super().stored(index)
 
     def doubts(self, ids: np.ndarray) -> list[Finding]:
-        tiles = {path.parent.parent for path in self.pictures if path.suffix == ".png"}
+        tiles = {path.parent.parent for path in self.images if path.suffix == ".png"}
         found = tile_doubts(sorted(tiles))
         if ids[4] > 1.5 * ids[2]:
             text = "id 4 (car) is more frequent than id 2 (low vegetation): are red and blue swapped in the label maps?"
@@ -70,20 +70,20 @@ class Potsdam(SegmentationDataset):
         """255 and -1 are ignored, other ids than the six a StegoError; `published` makes all but 255 class 0, as published."""
         known = (stored >= 0) & (stored < len(FINE_TO_COARSE))
         if not self.published:
-            release = f"Potsdam has ids 0 to {len(FINE_TO_COARSE) - 1}, and {UNLABELLED} where ignored"
-            refuse_ids(stored, known | np.isin(stored, (-1, UNLABELLED)), release, {6: "Do ids start at 1? Subtract 1"})
-        others = np.where(stored == UNLABELLED, IGNORED, 0) if self.published else IGNORED
+            release = f"Potsdam has ids 0 to {len(FINE_TO_COARSE) - 1}, and {UNLABELED} where ignored"
+            refuse_ids(stored, known | np.isin(stored, (-1, UNLABELED)), release, {6: "Do ids start at 1? Subtract 1"})
+        others = np.where(stored == UNLABELED, IGNORED, 0) if self.published else IGNORED
         return np.where(known, FINE_TO_COARSE[np.where(known, stored, 0)], others)
 
 
 class PotsdamPatches(Potsdam):
-    """The published patches: pictures and label maps in MATLAB files."""
+    """The published patches: images and label maps in MATLAB files."""
 
     def read(self, index: int) -> StoredImage:
-        stored = read_mat(self.pictures[index], "img")
+        stored = read_mat(self.images[index], "img")
         if stored.ndim != 3 or stored.shape[2] < 3 or stored.dtype != np.uint8:
             raise StegoError(
-                f"{self.pictures[index]}: 'img' is {stored.dtype} {stored.shape}, not uint8 (height, width, 3 or 4)"
+                f"{self.images[index]}: 'img' is {stored.dtype} {stored.shape}, not uint8 (height, width, 3 or 4)"
             )
         rgb = Image.fromarray(np.ascontiguousarray(stored[..., :3]))  # the fourth is infrared
         return StoredImage(rgb, None, 1, None, "", False)
@@ -93,9 +93,9 @@ class PotsdamPatches(Potsdam):
 
 
 def open_potsdam3(root: str | Path, split: str) -> Potsdam:
-    """Opens root/potsdam, root/potsdam3 or root itself; pictures are 200 x 200.
+    """Opens root/potsdam, root/potsdam3 or root itself; images are 200 x 200.
 
-    Published patches: train is labelled_train.txt (4,545, on which the published code trains), val labelled_test.txt
+    Published patches: train is labeled_train.txt (4,545, on which the published code trains), val labeled_test.txt
     (855), "all" all.txt (8,550); there, the patches without a label map are ignored in scores, not class 0.
 
     Raw tiles: each 6000 x 6000 tile is shrunk by 2 and cut into 225 patches, once (see `potsdam_tiles`). The published
@@ -104,26 +104,26 @@ def open_potsdam3(root: str | Path, split: str) -> Potsdam:
     "all" all 38. Say so beside scores. Raises DataNotFound, or StegoError for missing tiles and broken files.
     """
     check_split("potsdam3", split, tuple(LISTS))
-    folder = find_folder(root, ("potsdam", "potsdam3"), ("imgs", RAW_PICTURES), LAYOUT, SOURCE)
+    folder = find_folder(root, ("potsdam", "potsdam3"), ("imgs", RAW_IMAGES), LAYOUT, SOURCE)
     if not (folder / "imgs").exists():
         patches = cut_tiles(folder, TILES[split])
-        pictures = [path for patch in patches for path in list_pictures(patch / "imgs")]
-        stored = [path.parent.parent / "gt" / path.name for path in pictures]
-        return Potsdam("potsdam3", split, CLASSES, pictures, [path if path.exists() else None for path in stored])
+        images = [path for patch in patches for path in list_images(patch / "imgs")]
+        stored = [path.parent.parent / "gt" / path.name for path in images]
+        return Potsdam("potsdam3", split, CLASSES, images, [path if path.exists() else None for path in stored])
     ids = folder / LISTS[split]
     if not ids.exists():
         raise StegoError(f"{ids} is missing; it lists the patches of split {split}, one a line; {LAYOUT}")
-    pictures = [folder / "imgs" / f"{name}.mat" for name in read_text(ids).split()]
-    missing = [path for path in pictures if not path.exists()]
-    if missing or not pictures:
+    images = [folder / "imgs" / f"{name}.mat" for name in read_text(ids).split()]
+    missing = [path for path in images if not path.exists()]
+    if missing or not images:
         raise StegoError(
-            f"{ids} lists {len(pictures)} patches, {len(missing)} are missing{f', the first is {missing[0]}' if missing else ''}"
+            f"{ids} lists {len(images)} patches, {len(missing)} are missing{f', the first is {missing[0]}' if missing else ''}"
         )
     if split == "all":
-        labels = [path if path.exists() else None for path in (folder / "gt" / path.name for path in pictures)]
+        labels = [path if path.exists() else None for path in (folder / "gt" / path.name for path in images)]
     else:
-        labels = pair_by_stem(pictures, folder / "gt", ".mat")
-    return PotsdamPatches("potsdam3", split, CLASSES, pictures, labels)
+        labels = pair_by_stem(images, folder / "gt", ".mat")
+    return PotsdamPatches("potsdam3", split, CLASSES, images, labels)
 
 
 def read_mat(path: Path, name: str) -> np.ndarray:

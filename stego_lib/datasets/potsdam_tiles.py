@@ -8,28 +8,28 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import StegoError
-from ..files import read_json, write_json
-from ..progress import progress
-from .base import Finding, open_picture
+from ..runtime.errors import StegoError
+from ..runtime.files import read_json, write_json
+from ..runtime.progress import progress
+from .base import Finding, load_rgb
 from .images import Rules
 
-RAW_PICTURES, RAW_LABELS, PATCHES = "2_Ortho_RGB", "5_Labels_all", "patches"
-"""Folders of the raw pictures, the raw label maps, and what is made of them."""
+RAW_IMAGES, RAW_LABELS, PATCHES = "2_Ortho_RGB", "5_Labels_all", "patches"
+"""Folders of the raw images, the raw label maps, and what is made of them."""
 AS_STORED = Rules(exif="ignore")
 SHRINK, SIDE = 2, 200
 """A tile is made smaller by this factor, then cut into squares of this many pixels."""
 COLORS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
-"""Colour of road, building, low vegetation, tree, car, clutter in the raw label maps; position = fine id."""
+"""Color of road, building, low vegetation, tree, car, clutter in the raw label maps; position = fine id."""
 UNKNOWN = 255
-"""Fine id of every other colour."""
+"""Fine id of every other color."""
 BLACK = (0, 0, 0)
 """Color of the ignored boundaries in the benchmark's label maps without boundaries."""
 FEW, SOME, MOST = 0.01, 0.2, 0.5
 """Shares of a label tile: of unknown colors that are told, of black that is told, of either that misleads."""
 ABOUT = "about.json"
 
-_LABELLED = (
+_LABELED = (
     *("2_10", "2_11", "2_12", "3_10", "3_11", "3_12", "4_10", "4_11", "4_12", "5_10", "5_11", "5_12"),
     *("6_7", "6_8", "6_9", "6_10", "6_11", "6_12", "7_7", "7_8", "7_9", "7_10", "7_11", "7_12"),
 )
@@ -39,11 +39,11 @@ _OTHERS = (
 )
 _HELD_OUT = ("2_12", "4_11", "6_9", "7_10")
 TILES = {
-    "train": tuple(tile for tile in _LABELLED if tile not in _HELD_OUT),
+    "train": tuple(tile for tile in _LABELED if tile not in _HELD_OUT),
     "val": _HELD_OUT,
-    "all": (*_LABELLED, *_OTHERS),
+    "all": (*_LABELED, *_OTHERS),
 }
-"""Split -> tiles. The published 24 labelled tiles are those whose labels the ISPRS contest had made public; which four of
+"""Split -> tiles. The published 24 labeled tiles are those whose labels the ISPRS contest had made public; which four of
 them are held out is this project's choice, one from each part of the town."""
 
 
@@ -55,10 +55,10 @@ def cut_tiles(folder: Path, tiles: tuple[str, ...]) -> list[Path]:
     """
     wanted = [folder / PATCHES / tile for tile in tiles]
     todo = [path.name for path in wanted if not _up_to_date(folder, path)]
-    missing = [name for name in map(_picture_name, todo) if not (folder / RAW_PICTURES / name).exists()]
+    missing = [name for name in map(_image_name, todo) if not (folder / RAW_IMAGES / name).exists()]
     if missing:
         raise StegoError(
-            f"{folder / RAW_PICTURES}: {len(missing)} of the split's {len(tiles)} tiles are missing, the first is {missing[0]}"
+            f"{folder / RAW_IMAGES}: {len(missing)} of the split's {len(tiles)} tiles are missing, the first is {missing[0]}"
         )
     for tile in progress(todo, "cutting Potsdam tiles"):
         _cut_tile(folder, tile)
@@ -67,7 +67,7 @@ def cut_tiles(folder: Path, tiles: tuple[str, ...]) -> list[Path]:
 
 def _sources(folder: Path, tile: str) -> tuple[Path, Path]:
     """The raw image and the raw label map of a tile, which may be missing."""
-    return folder / RAW_PICTURES / _picture_name(tile), folder / RAW_LABELS / f"top_potsdam_{tile}_label.tif"
+    return folder / RAW_IMAGES / _image_name(tile), folder / RAW_LABELS / f"top_potsdam_{tile}_label.tif"
 
 
 def _state(folder: Path, tile: str) -> dict[str, list[int]]:
@@ -104,7 +104,7 @@ def tile_doubts(patches: list[Path]) -> list[Finding]:
 
 
 def decode_colors(colored: np.ndarray) -> np.ndarray:
-    """Colours, uint8 (H, W, 3) -> fine ids, uint8 (H, W); colours that mean nothing become `UNKNOWN`."""
+    """Colors, uint8 (H, W, 3) -> fine ids, uint8 (H, W); colors that mean nothing become `UNKNOWN`."""
     packed, known = _packed(colored), _packed(np.array(COLORS, np.uint8))
     found = np.full(packed.shape, UNKNOWN, np.uint8)
     for id_, color in enumerate(known):
@@ -113,32 +113,32 @@ def decode_colors(colored: np.ndarray) -> np.ndarray:
 
 
 def _packed(colors: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 -> (...) int32: one number for each colour."""
+    """(..., 3) uint8 -> (...) int32: one number for each color."""
     red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
     return red << 16 | green << 8 | blue
 
 
-def _picture_name(tile: str) -> str:
+def _image_name(tile: str) -> str:
     return f"top_potsdam_{tile}_RGB.tif"
 
 
 def _cut_tile(folder: Path, tile: str) -> None:
     source, labels = _sources(folder, tile)
     about: dict[str, Any] = {"files": _state(folder, tile)}  # before they are read: what changes meanwhile is cut anew
-    picture = open_picture(source, AS_STORED)
-    if picture.width % (SHRINK * SIDE) or picture.height % (SHRINK * SIDE):
-        raise StegoError(f"{source} is {picture.width} x {picture.height}; a tile is 6000 x 6000 pixels")
+    image = load_rgb(source, AS_STORED)
+    if image.width % (SHRINK * SIDE) or image.height % (SHRINK * SIDE):
+        raise StegoError(f"{source} is {image.width} x {image.height}; a tile is 6000 x 6000 pixels")
     # The published patches were made alike: the mean of each 2 x 2 pixels, and of its labels the top left one.
-    layers = {"imgs": np.asarray(picture.reduce(SHRINK))}
+    layers = {"imgs": np.asarray(image.reduce(SHRINK))}
     if labels.exists():
-        colored = np.asarray(open_picture(labels, AS_STORED))
-        if colored.shape[:2] != (picture.height, picture.width):
+        colored = np.asarray(load_rgb(labels, AS_STORED))
+        if colored.shape[:2] != (image.height, image.width):
             raise StegoError(f"{labels} and {source} differ in size; download them again")
         colored = colored[::SHRINK, ::SHRINK]
         layers["gt"] = decode_colors(colored)
         about["black"] = float((colored == BLACK).all(-1).mean())
         about["unknown"] = float((layers["gt"] == UNKNOWN).mean()) - about["black"]
-    elif tile in _LABELLED:
+    elif tile in _LABELED:
         other = sorted(path.name for path in labels.parent.glob(f"*_{tile}_*")) if labels.parent.is_dir() else []
         raise StegoError(f"label map {labels} is missing{f'; there is {other[0]}, of another release' if other else ''}")
     (folder / PATCHES).mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Gets a data set ready: fetches what is public, says where to get the rest, verifies and unpacks archives."""
+"""Gets a dataset ready: fetches what is public, says where to get the rest, verifies and unpacks archives."""
 
 import os
 import re
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..errors import DataNotFound, StegoError
-from ..files import read_text
-from ..paths import user_path
+from ..runtime.errors import DataNotFound, StegoError
+from ..runtime.files import read_text
+from ..runtime.paths import user_path
 from . import cityscapes, cocostuff, folder, open_dataset, potsdam
 from .check import check
 from .fetch import check_space, fetch, remote_size, verify
 from .unpack import unpack
 
 ARCHIVES = "archives"
-"""Folder of the archives, in the folder of the data set."""
+"""Folder of the archives, in the folder of the dataset."""
 MIRROR = "STEGO_DATA_MIRROR"
 """Environment variable: an address from which everything is fetched, as ADDRESS/HOST/PATH."""
 PICIE = "https://raw.githubusercontent.com/janghyuncho/PiCIE/9a3aea0d388529eeaa619c96c743e276e44caaa7/"
@@ -27,20 +27,20 @@ class Source:
     """A file to be fetched, or an archive that a person puts in place."""
 
     path: str
-    """Where it belongs in the data set's folder."""
+    """Where it belongs in the dataset's folder."""
     url: str | None = None
     """None: after registration only, by hand."""
     sha256: str | None = None
     """None: the source publishes none; the first download's is stored."""
     place: Callable[[str], str | None] | None = None
-    """For an archive: where its members belong in the data set's folder, see `unpack`."""
+    """For an archive: where its members belong in the dataset's folder, see `unpack`."""
     gives: tuple[str, ...] = ()
     """For an archive: the folders that come of it. If they are there without it, nothing is to be done."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a data set is made ready."""
+    """How a dataset is made ready."""
 
     folder: str
     """Name of its folder below the root."""
@@ -125,7 +125,7 @@ RECIPES = {
 
 
 def prepare(name: str, root: str | Path, mirror: str | None = None) -> None:
-    """Makes data set `name` ready below the folder `root`, saying what it does; what is there already is kept.
+    """Makes dataset `name` ready below the folder `root`, saying what it does; what is there already is kept.
 
     mirror: an address to fetch from instead (default: the environment variable STEGO_DATA_MIRROR, if set). Raises
     DataNotFound that lists the archives which a person must get, and StegoError for all that can go wrong underway. In
@@ -156,7 +156,7 @@ def prepare(name: str, root: str | Path, mirror: str | None = None) -> None:
 
 
 def make_ready(name: str, root: str | Path) -> None:
-    """Prepares data set `name` if its train or val split cannot be opened, then prints what `check` finds.
+    """Prepares dataset `name` if its train or val split cannot be opened, then prints what `check` finds.
 
     Raises StegoError where that does not make it usable; what is there is neither fetched nor verified again.
     """
@@ -215,7 +215,7 @@ def _check_disk(target: Path, todo: list[Source], mirror: str | None) -> None:
         for source in todo
         if source.url and not (target / source.path).exists()
     }
-    # Archives of pictures are about as large as what comes out of them.
+    # Archives of images are about as large as what comes out of them.
     needed = sum(size * (2 if source.place else 1) for source, size in sizes.items())
     have = sum(part.stat().st_size for source in sizes if (part := target / f"{source.path}.part").exists())
     check_space(target, needed - have, "what is to be downloaded and unpacked")
@@ -229,10 +229,10 @@ def _address(url: str, mirror: str | None) -> str:
 
 
 def _prepare_own(name: str, root: Path) -> None:
-    """The data sets that are not fetched from anywhere."""
+    """The datasets that are not fetched from anywhere."""
     if name == "folder":
         raise DataNotFound(
-            f"folder holds your own pictures; put them below {(root / 'folder').resolve()}: {folder.LAYOUT}"
+            f"folder holds your own images; put them below {(root / 'folder').resolve()}: {folder.LAYOUT}"
         )
     open_dataset(name, root, "train")  # raises StegoError for an unknown name; draws the scenes
     print(f"{name}: ready below {root}")

@@ -1,4 +1,4 @@
-"""`scenes`: the embedded default. Synthetic pictures, drawn once by `painter` and kept as a folder like your own."""
+"""`scenes`: the embedded default. Synthetic images, drawn once by `painter` and kept as a folder like your own."""
 
 import shutil
 import tempfile
@@ -6,25 +6,25 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..errors import StegoError
-from ..files import read_json, write_json
-from ..paths import user_path
-from ..progress import progress
+from ..runtime.errors import StegoError
+from ..runtime.files import read_json, write_json
+from ..runtime.paths import user_path
+from ..runtime.progress import progress
 from . import painter
 from .base import SegmentationDataset
 from .folder import open_folder
 
 TRAIN, VAL = 300, 60
-"""Pictures in each split."""
+"""Images in each split."""
 SEED = 0
-"""Series that the data set is drawn from."""
+"""Series that the dataset is drawn from."""
 PRETRAINING_SEED = 1
-"""Series that the embedded backbone has seen: none of its pictures is in the data set."""
+"""Series that the embedded backbone has seen: none of its images is in the dataset."""
 COLORS = {
     "sky": (86, 180, 233), "water": (0, 114, 178), "meadow": (170, 200, 60), "wall": (150, 150, 150),
     "tree": (0, 140, 100), "house": (213, 94, 0), "ball": (204, 121, 167), "zebra": (40, 40, 40),
 }  # fmt: skip
-"""Figure colours of the classes, told apart also by the colour-blind (after Okabe and Ito)."""
+"""Figure colors of the classes, told apart also by the color-blind (after Okabe and Ito)."""
 
 
 def open_scenes(root: str | Path, split: str) -> SegmentationDataset:
@@ -48,12 +48,12 @@ def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = pa
                 (unfinished / kind / split).mkdir(parents=True)
         for index in progress(range(train + val), "drawing scenes"):
             split = "train" if index < train else "val"
-            picture, label = painter.paint_scene(series, index, size)
-            Image.fromarray(picture).save(unfinished / "imgs" / split / f"{index:04d}.png")
+            image, label = painter.paint_scene(series, index, size)
+            Image.fromarray(image).save(unfinished / "imgs" / split / f"{index:04d}.png")
             Image.fromarray(label).save(unfinished / "labels" / split / f"{index:04d}.png")
         names = painter.CLASSES
         write_json(unfinished / "classes.json", {"names": names, "colors": [COLORS[name] for name in names]})
-        about = {"about": "synthetic pictures, drawn by code", "painter": painter.VERSION, "seed": series, "size": size}
+        about = {"about": "synthetic images, drawn by code", "painter": painter.VERSION, "seed": series, "size": size}
         write_json(unfinished / "drawn.json", about)
         try:
             unfinished.rename(folder)

@@ -1,4 +1,4 @@
-"""Brings pictures and label maps to the size that training or evaluation asks for."""
+"""Brings images and label maps to the size that training or evaluation asks for."""
 
 import numpy as np
 import torch
@@ -9,32 +9,32 @@ from torch import Tensor
 STRIP = 128
 """Rows of an image that are scaled at once."""
 Size = int | tuple[int, int]
-"""N: shorter side scaled to N, then centre crop N x N (the published way). (H, W): scaled to H x W, nothing cut off."""
+"""N: shorter side scaled to N, then center crop N x N (the published way). (H, W): scaled to H x W, nothing cut off."""
 
 
-def resize_picture(picture: Tensor, size: Size, published: bool = False) -> Tensor:
+def resize_image(image: Tensor, size: Size, published: bool = False) -> Tensor:
     """uint8 (3, H, W) -> uint8 (3, h, w), bilinear with antialiasing.
 
-    published: each new pixel is the nearest old one instead, as in the published code (pictures look rougher, and
+    published: each new pixel is the nearest old one instead, as in the published code (images look rougher, and
     lie on their label maps pixel by pixel).
     """
     if published:
-        height, width = picture.shape[1:]
+        height, width = image.shape[1:]
         rows, columns = nearest_grid(height, width, size)
-        return picture[:, rows[:, None], columns]
+        return image[:, rows[:, None], columns]
     if isinstance(size, int):
-        short = min(picture.shape[1:])
-        height, width = (size if side == short else int(size * side / short) for side in picture.shape[1:])
-        return TF.center_crop(_antialiased(picture, height, width), size)
-    return _antialiased(picture, *size)
+        short = min(image.shape[1:])
+        height, width = (size if side == short else int(size * side / short) for side in image.shape[1:])
+        return TF.center_crop(_antialiased(image, height, width), size)
+    return _antialiased(image, *size)
 
 
-def _antialiased(picture: Tensor, height: int, width: int) -> Tensor:
+def _antialiased(image: Tensor, height: int, width: int) -> Tensor:
     """uint8 (3, H, W) -> uint8 (3, height, width) as `TF.resize` does it, a strip at a time: floats take four times the memory."""
-    if picture.shape[1:] == (height, width):
-        return picture
-    narrow = torch.empty(picture.shape[0], picture.shape[1], width)  # made at once: pieces between large blocks would break memory up
-    for strip, rows in zip(picture.split(STRIP, 1), narrow.split(STRIP, 1), strict=True):
+    if image.shape[1:] == (height, width):
+        return image
+    narrow = torch.empty(image.shape[0], image.shape[1], width)  # made at once: pieces between large blocks would break memory up
+    for strip, rows in zip(image.split(STRIP, 1), narrow.split(STRIP, 1), strict=True):
         rows[:] = _interpolated(strip.float(), strip.shape[1], width)
     return _interpolated(narrow, height, width).round().to(torch.uint8)
 
@@ -51,7 +51,7 @@ def resize_label(label: Tensor, size: Size) -> Tensor:
 
 
 def nearest_grid(height: int, width: int, size: Size) -> tuple[Tensor, Tensor]:
-    """The old row of each new row and the old column of each new column, int64, for an H x W picture.
+    """The old row of each new row and the old column of each new column, int64, for an H x W image.
 
     For a size N the other side becomes int(N * long / short), and the crop begins at half of what is over, halves
     rounded to the even number (Python's `round`): the rules of torchvision, which the published code uses.

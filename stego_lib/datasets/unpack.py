@@ -7,12 +7,12 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from ..errors import StegoError
-from ..progress import progress
+from ..runtime.errors import StegoError
+from ..runtime.progress import progress
 from .fetch import check_space
 
 MOST, MUCH = 300, 2**30
-"""Times its size that an archive may unpack to, if it comes to so many bytes; pictures and label maps are packed already."""
+"""Times its size that an archive may unpack to, if it comes to so many bytes; images and label maps are packed already."""
 
 
 def unpack(archive: Path, folder: Path, place: Callable[[str], str | None]) -> int:

@@ -1,14 +1,14 @@
-"""Pre-trains a small ViT on pictures without labels, where none can be downloaded: how the embedded backbones were made."""
+"""Pre-trains a small ViT on images without labels, where none can be downloaded: how the embedded backbones were made."""
 
 from .comparison import equal_time
-from .crops import large_and_small_views, mix_colours, two_views
+from .crops import large_and_small_views, mix_colors, two_views
 from .curves import read_curve, write_curve
 from .dense import DenseContrast, point_contrast
 from .dino import Dino
 from .ibot import Ibot
+from .images import draw_scenes, labeled_sample, mixture, read_photographs
 from .loop import OBJECTIVES, pretrain
 from .network import MEAN, STD, build_network, save_backbone, tokens_at, tokens_of
-from .pictures import draw_scenes, labelled_sample, mixture, read_photographs
 from .recipe import PHOTOS, PHOTOS_SECOND_STAGE, PHOTOS_SHARES, SECOND_STAGE, Distillation, PretrainRecipe
 from .watching import watcher
 
@@ -28,9 +28,9 @@ __all__ = [
     "build_network",
     "draw_scenes",
     "equal_time",
-    "labelled_sample",
+    "labeled_sample",
     "large_and_small_views",
-    "mix_colours",
+    "mix_colors",
     "mixture",
     "point_contrast",
     "pretrain",

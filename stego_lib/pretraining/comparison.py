@@ -1,4 +1,4 @@
-"""Pre-training recipes against each other: the same pictures and time for each."""
+"""Pre-training recipes against each other: the same images and time for each."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..paths import user_path
+from ..runtime.paths import user_path
 from .loop import pretrain
 from .recipe import PretrainRecipe
 
@@ -16,7 +16,7 @@ PILOT = 6
 
 
 def equal_time(
-    pictures: Tensor,
+    images: Tensor,
     recipes: Mapping[str, PretrainRecipe],
     seconds: float,
     folder: str | Path,
@@ -31,8 +31,8 @@ def equal_time(
     logs: dict[str, list[dict[str, float]]] = {}
     for name, recipe in recipes.items():
         pilot = replace(recipe, steps=PILOT, full_size_steps=0)
-        timed = pretrain(pictures, pilot, user_path(folder) / name / "pilot", **(options | {"watch": None}))[1]
+        timed = pretrain(images, pilot, user_path(folder) / name / "pilot", **(options | {"watch": None}))[1]
         steps = max(1, round(seconds * (PILOT - 1) / (timed[-1]["seconds"] - timed[0]["seconds"])))
         looks = {"save_every": 10, "watch_every": max(1, steps // 4)}
-        logs[name] = pretrain(pictures, recipe.varied(recipe.seed, steps), user_path(folder) / name, **(looks | options))[1]
+        logs[name] = pretrain(images, recipe.varied(recipe.seed, steps), user_path(folder) / name, **(looks | options))[1]
     return logs

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..files import read_json, write_json
+from ..runtime.files import read_json, write_json
 from .recipe import PretrainRecipe
 
 POINTS = 80

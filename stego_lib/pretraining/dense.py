@@ -1,4 +1,4 @@
-"""Dense contrast: the same point, seen in two crops, must be recognised among points of other pictures.
+"""Dense contrast: the same point, seen in two crops, must be recognized among points of other images.
 
 InfoNCE (van den Oord et al. 2018) on bilinearly sampled patch tokens, as in dense contrastive learning (Wang et al. 2021).
 """
@@ -14,8 +14,8 @@ from .recipe import PretrainRecipe
 
 
 class DenseContrast(nn.Module):
-    """The objective that trained the embedded backbones. Colours are mixed anew for each crop, so that what is left to
-    recognise a point by is texture and shape."""
+    """The objective that trained the embedded backbones. Colors are mixed anew for each crop, so that what is left to
+    recognize a point by is texture and shape."""
 
     def __init__(self, vit: VisionTransformer, recipe: PretrainRecipe):
         super().__init__()
@@ -27,9 +27,9 @@ class DenseContrast(nn.Module):
         """What is kept of it all."""
         return self.vit
 
-    def forward(self, pictures: Tensor, crop: int, generator: torch.Generator) -> Tensor:
-        """The loss on random crops of `crop` pixels of float pictures (B, 3, H, W) in [0, 1]."""
-        view1, view2, where1, where2 = two_views(pictures, crop, self.recipe, generator)
+    def forward(self, images: Tensor, crop: int, generator: torch.Generator) -> Tensor:
+        """The loss on random crops of `crop` pixels of float images (B, 3, H, W) in [0, 1]."""
+        view1, view2, where1, where2 = two_views(images, crop, self.recipe, generator)
         sampled = tokens_at(self.vit, torch.cat([view1, view2]), torch.cat([where1, where2]))
         ours, theirs = self.projector(sampled).chunk(2)
         return point_contrast(ours, theirs, self.recipe.temperature)
@@ -39,15 +39,15 @@ class DenseContrast(nn.Module):
 
 
 def point_contrast(projected1: Tensor, projected2: Tensor, temperature: float) -> Tensor:
-    """InfoNCE between the same points of two crops, (B, P, C) each; negatives are the points of OTHER pictures.
+    """InfoNCE between the same points of two crops, (B, P, C) each; negatives are the points of OTHER images.
 
-    Points of the same picture are left out of the denominator: they often show the same thing.
+    Points of the same image are left out of the denominator: they often show the same thing.
     """
     count, points, _ = projected1.shape
     a, b = (F.normalize(p.float(), dim=-1).flatten(0, 1) for p in (projected1, projected2))
     logits = a @ b.T / temperature
-    picture = torch.arange(count, device=a.device).repeat_interleave(points)
-    same = picture[:, None] == picture[None]
+    image = torch.arange(count, device=a.device).repeat_interleave(points)
+    same = image[:, None] == image[None]
     same.fill_diagonal_(False)
     logits = logits.masked_fill(same, float("-inf"))
     target = torch.arange(len(a), device=a.device)

@@ -11,13 +11,13 @@ from .network import all_tokens
 class Dino(SelfDistillation):
     """Self-distillation of the class token with small crops, which ask the student to see the whole in a part."""
 
-    def forward(self, pictures: Tensor, crop: int, generator: torch.Generator) -> Tensor:
-        """The loss on random crops of `crop` pixels of float pictures (B, 3, H, W) in [0, 1]."""
+    def forward(self, images: Tensor, crop: int, generator: torch.Generator) -> Tensor:
+        """The loss on random crops of `crop` pixels of float images (B, 3, H, W) in [0, 1]."""
         large, small = large_and_small_views(
-            pictures, crop, self.settings.small_crop, self.settings.small_crops, self.recipe, generator
+            images, crop, self.settings.small_crop, self.settings.small_crops, self.recipe, generator
         )
         with torch.no_grad():
-            targets = self.centred(self._scores("teacher", large))
+            targets = self.centered(self._scores("teacher", large))
         scores = [*self._scores("student", large), *self._scores("student", small)]
         return across_views(targets, scores, self.settings.student_temperature)
 

@@ -1,7 +1,7 @@
 """What DINO and iBOT share: a student that learns what its own moving average, the teacher, says of another view.
 
 Without a label and without negatives nothing would keep all answers from becoming one. Two things do: the teacher's
-distributions are sharp (a low temperature), and centred (what it says on average is taken off). Caron et al. 2021.
+distributions are sharp (a low temperature), and centered (what it says on average is taken off). Caron et al. 2021.
 """
 
 import copy
@@ -31,18 +31,18 @@ class Head(nn.Module):
         return F.linear(F.normalize(self.layers(tokens).float(), dim=-1), F.normalize(self.prototypes, dim=-1))
 
 
-class Centred(nn.Module):
+class Centered(nn.Module):
     """The teacher's scores (..., K) as distributions: the running mean of the scores off, then softmax at its temperature."""
 
     def __init__(self, settings: Distillation):
         super().__init__()
-        self.temperature, self.momentum = settings.teacher_temperature, settings.centre_momentum
-        self.register_buffer("centre", torch.zeros(settings.prototypes))
+        self.temperature, self.momentum = settings.teacher_temperature, settings.center_momentum
+        self.register_buffer("center", torch.zeros(settings.prototypes))
 
     def forward(self, scores: Tensor) -> Tensor:
         """Distributions (..., K); the running mean then takes these scores in, for the next time."""
-        found = F.softmax((scores.float() - self.centre) / self.temperature, dim=-1)
-        self.centre.lerp_(scores.float().flatten(0, -2).mean(0), 1 - self.momentum)
+        found = F.softmax((scores.float() - self.center) / self.temperature, dim=-1)
+        self.center.lerp_(scores.float().flatten(0, -2).mean(0), 1 - self.momentum)
         return found
 
 
@@ -63,7 +63,7 @@ class SelfDistillation(nn.Module):
         self.recipe, self.settings = recipe, recipe.distillation
         self.student = nn.ModuleDict({"vit": vit, "head": Head(vit.embed_dim, self.settings)})
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.centred = Centred(self.settings)
+        self.centered = Centered(self.settings)
 
     @property
     def network(self) -> VisionTransformer:

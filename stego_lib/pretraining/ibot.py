@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .crops import large_and_small_views
 from .dino import across_views
-from .distillation import Centred, SelfDistillation, disagreement
+from .distillation import Centered, SelfDistillation, disagreement
 from .network import all_tokens, hidden_patches
 from .recipe import PretrainRecipe
 
@@ -20,22 +20,22 @@ class Ibot(SelfDistillation):
     def __init__(self, vit: VisionTransformer, recipe: PretrainRecipe):
         super().__init__(vit, recipe)
         self.unseen = nn.Parameter(torch.zeros(vit.embed_dim))
-        self.centred_patches = Centred(self.settings)
+        self.centered_patches = Centered(self.settings)
 
-    def forward(self, pictures: Tensor, crop: int, generator: torch.Generator) -> Tensor:
-        """The loss on random crops of `crop` pixels of float pictures (B, 3, H, W) in [0, 1]."""
-        views = large_and_small_views(pictures, crop, 0, 0, self.recipe, generator)[0].flatten(0, 1)
+    def forward(self, images: Tensor, crop: int, generator: torch.Generator) -> Tensor:
+        """The loss on random crops of `crop` pixels of float images (B, 3, H, W) in [0, 1]."""
+        views = large_and_small_views(images, crop, 0, 0, self.recipe, generator)[0].flatten(0, 1)
         mask = draw_mask(len(views), crop // 8, self.settings.masked, generator).to(views.device)
         with torch.no_grad():
             told = self.teacher["head"](all_tokens(self.teacher["vit"], views))
         with hidden_patches(self.student["vit"], mask, self.unseen):
             tokens = all_tokens(self.student["vit"], views)
         scores = self.student["head"](tokens)
-        temperature, two = self.settings.student_temperature, (2, len(pictures))
+        temperature, two = self.settings.student_temperature, (2, len(images))
         whole = across_views(
-            self.centred(told[:, 0].unflatten(0, two)), list(scores[:, 0].unflatten(0, two)), temperature
+            self.centered(told[:, 0].unflatten(0, two)), list(scores[:, 0].unflatten(0, two)), temperature
         )
-        patches = hidden_disagreement(self.centred_patches(told[:, 1:]), scores[:, 1:], mask.flatten(1), temperature)
+        patches = hidden_disagreement(self.centered_patches(told[:, 1:]), scores[:, 1:], mask.flatten(1), temperature)
         return whole + patches
 
 

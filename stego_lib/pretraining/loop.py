@@ -11,9 +11,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..files import load_state, save_state
-from ..paths import user_path
-from ..progress import progress
+from ..runtime.files import load_state, save_state
+from ..runtime.paths import user_path
+from ..runtime.progress import progress
 from .dense import DenseContrast
 from .dino import Dino
 from .ibot import Ibot
@@ -25,12 +25,12 @@ OBJECTIVES: dict[str, type[DenseContrast] | type[Dino] | type[Ibot]] = {
     "dino": Dino,
     "ibot": Ibot,
 }
-"""What can be learnt. Each is a module made of a network and a recipe: called with pictures, the side of a crop and a
+"""What can be learned. Each is a module made of a network and a recipe: called with images, the side of a crop and a
 generator it gives the loss; `after_step` follows each step; `network` is what is kept."""
 
 
 def pretrain(
-    pictures: Tensor,
+    images: Tensor,
     recipe: PretrainRecipe,
     folder: str | Path,
     *,
@@ -42,12 +42,12 @@ def pretrain(
     watch: Callable[[VisionTransformer, int], dict[str, float]] | None = None,
     watch_every: int | None = None,
 ) -> tuple[VisionTransformer, list[dict[str, float]]]:
-    """Trains a ViT on `pictures`, uint8 (N, 3, H, W), and returns it with its log: step, loss, seconds of training (on a CPU of
+    """Trains a ViT on `images`, uint8 (N, 3, H, W), and returns it with its log: step, loss, seconds of training (on a CPU of
     processor time, of all threads together).
 
     It begins with the weights `start` (a state dict of an earlier stage) or with random ones. chances: (N,), how likely
-    each picture is to be drawn; None is all alike. The pictures are kept, cut and coloured on `device`. precision: what
-    the network computes in there; weights, losses and the optimiser stay float32. State is kept in `folder` every
+    each image is to be drawn; None is all alike. The images are kept, cut and colored on `device`. precision: what
+    the network computes in there; weights, losses and the optimizer stay float32. State is kept in `folder` every
     `save_every` steps; called again it goes on from there with the same result on a CPU. `watch(vit, step)` may return
     numbers to add to the log every `watch_every` steps (None: whenever state is kept); it must not change the network.
     Raises ValueError for a folder that holds the state of another recipe.
@@ -60,7 +60,7 @@ def pretrain(
             vit.load_state_dict(start)
         objective = OBJECTIVES[recipe.objective](vit, recipe).to(device)
         parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
+        optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
         log: list[dict[str, float]] = []
         state_file, first = user_path(folder) / "pretraining.pt", 0
         if state_file.exists():
@@ -68,9 +68,9 @@ def pretrain(
             if state["recipe"] != _plain(recipe):
                 raise ValueError(f"{state_file} belongs to another recipe; remove it or name another folder")
             objective.load_state_dict(state["objective"])
-            optimiser.load_state_dict(state["optimiser"])
+            optimizer.load_state_dict(state["optimizer"])
             log, first = state["log"], state["step"]
-        pictures = pictures.to(device)
+        images = images.to(device)
         clock = time.process_time if device.type == "cpu" else time.perf_counter
         began = clock() - (log[-1]["seconds"] if log else 0.0)
         bar = progress(range(first, recipe.steps), "pre-training", initial=first, total=recipe.steps)
@@ -78,15 +78,15 @@ def pretrain(
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
             full = step >= recipe.steps - recipe.full_size_steps
             count = max(2, recipe.batch_size // 4) if full else recipe.batch_size
-            batch = pictures[_draw(len(pictures), chances, count, generator).to(device)].float() / 255
+            batch = images[_draw(len(images), chances, count, generator).to(device)].float() / 255
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 loss = objective.train()(batch, recipe.full_crop if full else recipe.crop, generator)
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * _schedule(step, recipe)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
+            optimizer.step()
             objective.after_step((step + 1) / recipe.steps)
             log.append(dict(step=step, loss=loss.item(), seconds=clock() - began))
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
@@ -99,7 +99,7 @@ def pretrain(
                 save_state(
                     state_file,
                     dict(
-                        recipe=_plain(recipe), objective=objective.state_dict(), optimiser=optimiser.state_dict(), log=log,
+                        recipe=_plain(recipe), objective=objective.state_dict(), optimizer=optimizer.state_dict(), log=log,
                         step=step + 1,
                     ),
                 )  # fmt: skip

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ..backbone import IMAGENET
-from ..files import atomic
+from ..runtime.files import atomic
 from .recipe import PretrainRecipe
 from .structure import structure
 
@@ -29,20 +29,20 @@ def build_network(recipe: PretrainRecipe) -> VisionTransformer:
     return vit
 
 
-def all_tokens(vit: VisionTransformer, pictures: Tensor) -> Tensor:
-    """Tokens after the final norm, the class token first, (B, 1 + h * w, C), of float pictures (B, 3, H, W) in [0, 1]."""
-    return vit.forward_features((pictures - MEAN.to(pictures)) / STD.to(pictures))
+def all_tokens(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """Tokens after the final norm, the class token first, (B, 1 + h * w, C), of float images (B, 3, H, W) in [0, 1]."""
+    return vit.forward_features((images - MEAN.to(images)) / STD.to(images))
 
 
-def tokens_of(vit: VisionTransformer, pictures: Tensor) -> Tensor:
+def tokens_of(vit: VisionTransformer, images: Tensor) -> Tensor:
     """The patch tokens among them, (B, h * w, C)."""
-    return all_tokens(vit, pictures)[:, vit.num_prefix_tokens :]
+    return all_tokens(vit, images)[:, vit.num_prefix_tokens :]
 
 
-def tokens_at(vit: VisionTransformer, pictures: Tensor, where: Tensor) -> Tensor:
-    """Patch tokens of square pictures, bilinear at `where` (B, P, 2), see `two_views`; returns (B, P, C)."""
-    side = pictures.shape[-1] // 8
-    maps = tokens_of(vit, pictures).transpose(1, 2).unflatten(2, (side, side)).float()
+def tokens_at(vit: VisionTransformer, images: Tensor, where: Tensor) -> Tensor:
+    """Patch tokens of square images, bilinear at `where` (B, P, 2), see `two_views`; returns (B, P, C)."""
+    side = images.shape[-1] // 8
+    maps = tokens_of(vit, images).transpose(1, 2).unflatten(2, (side, side)).float()
     return F.grid_sample(maps, where[:, :, None], padding_mode="border", align_corners=False)[..., 0].transpose(1, 2)
 
 

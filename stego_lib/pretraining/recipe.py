@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 Objective: TypeAlias = Literal["dense", "dino", "ibot"]
-"""What is learnt, by name; see `objectives`."""
+"""What is learned, by name; see `objectives`."""
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class Distillation:
     """What DINO and iBOT need beside the rest of a `PretrainRecipe`: a student that learns from its own moving average."""
 
     prototypes: int = 1024
-    """K, width of the distribution that student and teacher give of a token (the published 65,536 suits millions of pictures)."""
+    """K, width of the distribution that student and teacher give of a token (the published 65,536 suits millions of images)."""
     hidden: int = 512
     """Width of the head's hidden layers."""
     bottleneck: int = 64
@@ -21,9 +21,9 @@ class Distillation:
     teacher_temperature: float = 0.04
     momentum: float = 0.98
     """Share of itself that the teacher keeps at a step; rises to 1 by a cosine. Published: 0.996, for runs of 10^5 steps."""
-    centre_momentum: float = 0.9
+    center_momentum: float = 0.9
     small_crops: int = 4
-    """DINO: small crops a picture, which the student alone sees."""
+    """DINO: small crops an image, which the student alone sees."""
     small_crop: int = 32
     """DINO: side of a small crop in pixels."""
     masked: tuple[float, float] = (0.1, 0.5)
@@ -32,14 +32,14 @@ class Distillation:
 
 @dataclass(frozen=True)
 class PretrainRecipe:
-    """Everything that determines a pre-training run, besides the pictures."""
+    """Everything that determines a pre-training run, besides the images."""
 
     objective: Objective = "dense"
-    """What is learnt, see `OBJECTIVES`."""
+    """What is learned, see `OBJECTIVES`."""
     steps: int = 2000
     """Training steps; the last `full_size_steps` of them see crops of `full_crop` pixels."""
     batch_size: int = 64
-    """Pictures a step, two crops each."""
+    """Images a step, two crops each."""
     crop: int = 64
     """Side of a crop in pixels. Small crops are cheap: attention and tokens grow with the area."""
     full_size_steps: int = 200
@@ -48,11 +48,11 @@ class PretrainRecipe:
     schedule_steps: int | None = None
     """Steps that the learning rate's schedule is laid out for, where a run ends before its end; None: `steps`."""
     zoom: tuple[float, float] = (0.75, 1.4)
-    """Range of the enlargement from picture to crop (log-uniform)."""
-    colour_mixing: tuple[float, float, float, float] = (0.35, 0.3, 0.15, 0.2)
-    """Strength of `mix_colours`: spreads of matrix, logarithm of contrast and brightness; share of grey crops."""
+    """Range of the enlargement from image to crop (log-uniform)."""
+    color_mixing: tuple[float, float, float, float] = (0.35, 0.3, 0.15, 0.2)
+    """Strength of `mix_colors`: spreads of matrix, logarithm of contrast and brightness; share of gray crops."""
     points: int = 24
-    """Dense contrast: points a picture that are matched between its two crops."""
+    """Dense contrast: points an image that are matched between its two crops."""
     temperature: float = 0.15
     """Dense contrast: what cosines are divided by."""
     projection: int = 64
@@ -89,22 +89,22 @@ class PretrainRecipe:
         )
 
 
-SECOND_STAGE = PretrainRecipe(steps=240, full_size_steps=40, lr=3e-4, warmup=20, colour_mixing=(0.2, 0.15, 0.08, 0.1))
+SECOND_STAGE = PretrainRecipe(steps=240, full_size_steps=40, lr=3e-4, warmup=20, color_mixing=(0.2, 0.15, 0.08, 0.1))
 """How `scenes_vit_tiny8`, trained by `PretrainRecipe()` on clear scenes, goes on to scenes in all weathers."""
 
 PHOTOS = PretrainRecipe(
     steps=660, schedule_steps=1300, full_size_steps=0, batch_size=32, crop=80, zoom=(0.334, 0.7),
-    colour_mixing=(0.25, 0.2, 0.1, 0.15), points=32, lr=8e-4, warmup=60, structured=True, depth=12, img_size=112,
+    color_mixing=(0.25, 0.2, 0.1, 0.15), points=32, lr=8e-4, warmup=60, structured=True, depth=12, img_size=112,
 )  # fmt: skip
-"""How `photos_vit_tiny8` began, on CamVid's training pictures and photographs in the shares `PHOTOS_SHARES`.
+"""How `photos_vit_tiny8` began, on CamVid's training images and photographs in the shares `PHOTOS_SHARES`.
 
-Crops of 80 pixels show 114 to 240 pixels of a picture of 320 x 240, a sixth to three quarters of it, so that a place in the
-crop tells of a place in the picture. Colour tells more of a street than of a scene, and is mixed less. 1,300 steps were
+Crops of 80 pixels show 114 to 240 pixels of an image of 320 x 240, a sixth to three quarters of it, so that a place in the
+crop tells of a place in the image. Color tells more of a street than of a scene, and is mixed less. 1,300 steps were
 planned; the time for them was up at 660.
 """
 PHOTOS_SECOND_STAGE = replace(
     PHOTOS, steps=200, schedule_steps=None, batch_size=16, crop=112, zoom=(0.467, 0.9), lr=3e-4, warmup=20
 )
-"""How it went on: crops of 112 pixels that show 124 to 240 pixels, nearer in scale to the pictures of its use."""
+"""How it went on: crops of 112 pixels that show 124 to 240 pixels, nearer in scale to the images of its use."""
 PHOTOS_SHARES = (0.6, 0.4)
-"""Share of CamVid's pictures, and of photographs, in what `photos_vit_tiny8` was shown."""
+"""Share of CamVid's images, and of photographs, in what `photos_vit_tiny8` was shown."""

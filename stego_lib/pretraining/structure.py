@@ -1,6 +1,6 @@
-"""What a network can be given before it has seen a picture: positions that tell where, and attention that looks alike.
+"""What a network can be given before it has seen an image: positions that tell where, and attention that looks alike.
 
-Both are found again and again in trained vision transformers; with few pictures and little time a network that begins
+Both are found again and again in trained vision transformers; with few images and little time a network that begins
 with them need not learn them.
 """
 

@@ -1,0 +1,1 @@
+"""Frozen features: extracted once, kept on disk, or computed on demand."""

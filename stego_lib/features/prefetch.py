@@ -1,0 +1,48 @@
+"""Reads images in threads before they are asked for."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class ReadAhead(Generic[Item]):
+    """Reads items by their numbers in threads (Pillow decodes outside Python's lock); what it gives does not depend on them.
+
+    read: number -> item. sources: the file of each number; consecutive numbers of one file (its crops) are read by one
+    thread one after the other, so that the file needs decoding once.
+    """
+
+    def __init__(self, read: Callable[[int], Item], sources: Sequence[Path], threads: int | None = None):
+        self._read, self._sources = read, sources
+        self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, "reading")
+        self._coming: dict[int, tuple[Future[list[Item]], int]] = {}
+
+    def expect(self, rows: Sequence[int]) -> None:
+        """Begins to read these, but for those that are being read already."""
+        fresh = [row for row in dict.fromkeys(rows) if row not in self._coming]
+        for _, group in groupby(fresh, key=lambda row: self._sources[row]):
+            numbers = list(group)
+            task = self._pool.submit(self._read_all, numbers)
+            self._coming |= {row: (task, place) for place, row in enumerate(numbers)}
+
+    def take(self, rows: Sequence[int]) -> list[Item]:
+        """The items of these numbers; waits for them. Whatever reading one of them raised is raised here."""
+        self.expect(rows)
+        try:
+            return [(found := self._coming[row])[0].result()[found[1]] for row in rows]
+        finally:
+            for row in rows:
+                self._coming.pop(row, None)
+
+    def _read_all(self, rows: list[int]) -> list[Item]:
+        return [self._read(row) for row in rows]
+
+    def close(self) -> None:
+        """Drops what was expected and not taken, and ends the threads."""
+        self._coming.clear()
+        self._pool.shutdown(cancel_futures=True)

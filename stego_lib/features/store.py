@@ -1,0 +1,258 @@
+"""Frozen features of a dataset: what everything asks for them by, and the store that keeps them on disk."""
+
+import shutil
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..backbone import Backbone
+from ..datasets import SegmentationDataset
+from ..datasets.transforms import Size
+from ..runtime.devices import ALONE, Processes
+from ..runtime.errors import brief
+from ..runtime.files import checksum, explained, locked, read_json
+from ..runtime.notices import notice
+from ..runtime.paths import user_path
+from .arrays import ArrayFile
+from .extraction import NO_LABEL, Shapes, Source, build
+
+GPU_SHARE = 0.6
+"""Part of a GPU's free memory that features may take; the rest is for training."""
+
+
+class Features(ABC):
+    """Features, label maps and images of one dataset at one size, asked for by row; a row is an image.
+
+    Kept on disk (`FeatureStore`) or computed when asked for (`online.OnlineFeatures`): the same numbers.
+    """
+
+    name: str
+    """What messages call them."""
+    shape: tuple[int, int, int, int]
+    """(N, C, h, w) of the features."""
+    image_size: tuple[int, int]
+    """(H, W) of images and label maps."""
+    has_labels: bool
+    n_classes: int
+    pooled: Tensor
+    """float32 (N, C), features averaged over positions."""
+    shared_by: Processes = ALONE
+    """The processes among which a larger set was divided, this being one's part."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean feature of the dataset, float32 (C,)."""
+        return self.pooled.mean(0)
+
+    @abstractmethod
+    def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """Features of the images `index`, float32 (B, C, h, w), on `device`. They have been rounded to float16."""
+
+    @abstractmethod
+    def stored_labels(self, index: Tensor) -> Tensor:
+        """Label maps of the images `index`, uint8 (B, H, W), NO_LABEL where ignored."""
+
+    @abstractmethod
+    def image_rows(self, index: Tensor) -> Tensor:
+        """The images `index` at this size, uint8 (B, 3, H, W)."""
+
+    def label_rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """Label maps of the images `index`, int64 (B, H, W), -1 = ignored, on `device`."""
+        stored = self.stored_labels(index).to(device)
+        return stored.long().masked_fill(stored == NO_LABEL, -1)
+
+    def labels_there(self) -> list[int]:
+        """The classes that any pixel of any image is labeled with, in rising order."""
+        seen = torch.zeros(256, dtype=torch.bool)
+        for rows in torch.arange(len(self)).split(16) if self.has_labels else ():
+            seen |= torch.bincount(self.stored_labels(rows).flatten(), minlength=256) > 0
+        seen[NO_LABEL] = False
+        return seen.nonzero().flatten().tolist()
+
+    def places(self, index: Tensor) -> Tensor:
+        """Where the images `index` stand in the dataset, int64 (B,)."""
+        return index
+
+    def expect(self, index: Tensor) -> None:  # noqa: B027 (who has nothing to prepare need not)
+        """Tells that `rows` of these will be asked for next."""
+
+
+class Share(Features):
+    """The part of `features` that is this process's, as features of their own: whole batches of `unit` rows, one at least."""
+
+    def __init__(self, features: Features, processes: Processes, unit: int):
+        self._features, self.shared_by = features, processes
+        self._numbers = torch.cat(
+            [torch.empty(0, dtype=torch.int64), *processes.share(torch.arange(len(features)).split(unit))]
+        )
+        self.name, self.has_labels, self.n_classes = features.name, features.has_labels, features.n_classes
+        self.shape, self.image_size = (len(self._numbers), *features.shape[1:]), features.image_size
+
+    @property
+    def pooled(self) -> Tensor:
+        return self._features.pooled[self._numbers]
+
+    def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        return self._features.rows(self._numbers[index], device)
+
+    def stored_labels(self, index: Tensor) -> Tensor:
+        return self._features.stored_labels(self._numbers[index])
+
+    def image_rows(self, index: Tensor) -> Tensor:
+        return self._features.image_rows(self._numbers[index])
+
+    def places(self, index: Tensor) -> Tensor:
+        return self._numbers[index]
+
+    def expect(self, index: Tensor) -> None:
+        self._features.expect(self._numbers[index])
+
+
+class FeatureStore(Features):
+    """Features, label maps and images on disk. Rows are read without loading the rest. Made by `open_store`.
+
+    features: float16 (N, C, h, w). labels: uint8 (N, H, W), 255 = ignored, or None. images: uint8 (N, 3, H, W); all three
+    memory-mapped, for a look; `rows`, `label_rows` and `image_rows` read the files.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.name = folder, folder.name
+        self.about = read_json(folder / "about.json")
+        self.has_labels, self.n_classes = self.about["labels"], self.about["n_classes"]
+        names = ("features", "images", "labels") if self.has_labels else ("features", "images")
+        self._files = {name: ArrayFile(folder / f"{name}.npy") for name in names}
+        self.shape, self.image_size = self._files["features"].shape, self._files["images"].shape[2:]
+        self.pooled = torch.from_numpy(np.load(folder / "pooled.npy"))
+        self._resident: Tensor | None = None
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        return np.load(self.folder / "features.npy", mmap_mode="r")
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        return np.load(self.folder / "images.npy", mmap_mode="r")
+
+    @cached_property
+    def labels(self) -> Any:
+        return np.load(self.folder / "labels.npy", mmap_mode="r") if self.has_labels else None
+
+    def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        if self._resident is not None and self._resident.device == torch.device(device):
+            return self._resident[index.to(device)].float()
+        return self._read("features", index).to(device).float()
+
+    def stored_labels(self, index: Tensor) -> Tensor:
+        return self._read("labels", index)
+
+    def image_rows(self, index: Tensor) -> Tensor:
+        return self._read("images", index)
+
+    def keep_on(self, device: torch.device, free: int | None = None) -> bool:
+        """Copies the features to `device` if it is a GPU with room for them; says whether it did.
+
+        free: bytes that the device has free; None asks a GPU, and leaves the CPU as it is.
+        """
+        if free is None:
+            free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+        file = self._files["features"]
+        if np.prod(file.shape, dtype=np.int64) * file.dtype.itemsize > GPU_SHARE * free:
+            return False
+        try:
+            resident = torch.empty(file.shape, dtype=torch.float16, device=device)
+            for rows in torch.arange(len(self)).split(64):
+                resident[rows[0] : rows[-1] + 1] = self._read("features", rows).to(device)
+        except torch.OutOfMemoryError:  # others use the GPU too
+            return False
+        self._resident = resident
+        return True
+
+    def _read(self, name: str, index: Tensor) -> Tensor:
+        return torch.from_numpy(self._files[name].read(index.tolist()))
+
+
+def open_store(
+    dataset: SegmentationDataset,
+    backbone: Backbone,
+    size: Size,
+    root: str | Path,
+    *,
+    mirror: bool = False,
+    published: bool = False,
+    batch: int | None = None,
+    processes: Processes = ALONE,
+) -> FeatureStore:
+    """The store of `dataset` at `size` below `root`; computed now if it is not there yet, or damaged.
+
+    `mirror` gives the features of the mirrored images (labels and images are stored as they are). `published` brings
+    images to their size as the published code does, see `resize_image`. The folder's name is a fingerprint of files,
+    size, resampling, backbone weights and precision, so a stale store is never taken for a fresh one; checksums tell a
+    damaged one. Of two runs that ask for the same store, one computes and the other waits; `processes` of one run compute
+    a part each. What was broken off goes on where it was.
+    Raises StegoError, before computing, when the disk is too small and for images and label maps that cannot be used.
+    """
+    source = Source(dataset, backbone, size, mirror, published)
+    return FeatureStore(ensure(source, store_folder(source, root), source.shapes, processes, batch))
+
+
+def store_folder(source: Source, root: str | Path) -> Path:
+    """Where the store of `source` lies below `root`, whether it is there or not."""
+    return user_path(root) / f"{source.dataset.name}-{source.dataset.split}-{source.fingerprint(root)}"
+
+
+def ensure(
+    source: Source, folder: Path, shapes: Shapes, processes: Processes = ALONE, batch: int | None = None
+) -> Path:
+    """`folder`, in which the arrays named by `shapes` are whole: computed now if they are not."""
+    if processes.broadcast(_damage_seen_by(processes, folder, shapes)):
+        with explained(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        busy = f"another process computes the features of {source}; waiting for them"
+        lock = locked(folder.with_name(f".{folder.name}.lock"), busy, wait=True)
+        with lock if processes.first else nullcontext():
+            reason = _damage_seen_by(processes, folder, shapes)
+            if processes.broadcast(reason):  # else: the other process has computed them
+                if reason and folder.exists():
+                    notice(f"{folder} is damaged ({reason}); its features are computed anew")
+                    shutil.rmtree(folder)
+                build(source, folder, shapes, processes, batch)
+    return folder
+
+
+def _damage_seen_by(processes: Processes, folder: Path, shapes: Shapes) -> str | None:
+    """`damage`, which one process looks for, as it reads the store from end to end."""
+    return damage(folder, shapes) if processes.first else None
+
+
+def damage(folder: Path, shapes: Shapes) -> str | None:
+    """What is wrong with the store in `folder`, None if nothing: files missing or of other shapes, other checksums."""
+    try:
+        sums = read_json(folder / "about.json")["sha256"]
+        for name, (dtype, shape) in shapes.items():
+            path = folder / f"{name}.npy"
+            array = np.load(path, mmap_mode="r")
+            if (array.dtype, array.shape) != (dtype, shape):
+                return f"{path.name} holds {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}"
+            state = path.stat()
+            if _checksum(path, state.st_ino, state.st_size, state.st_mtime_ns) != sums[name]:
+                return f"{path.name} is not what was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except Exception as error:  # numpy's reader raises whatever it stumbles over
+        return brief(error)
+    return None
+
+
+@cache
+def _checksum(path: Path, *_state: int) -> str:
+    """Computed once a process and state of the file: a store is read from end to end for it."""
+    return checksum(path)

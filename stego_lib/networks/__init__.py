@@ -1,0 +1,1 @@
+"""The networks behind `Backbone`: timm's, DINO's, and safe reading of weight files."""

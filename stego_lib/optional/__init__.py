@@ -1,0 +1,1 @@
+"""Loss terms and views of the published code that no recipe uses."""

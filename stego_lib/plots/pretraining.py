@@ -1,0 +1,66 @@
+"""Figures of pre-training: what is seen, and how far it got."""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from torch import Tensor
+
+MEASURES = {"kmeans_miou": "k-means, mIoU (%)", "linear_miou": "linear probe (labels), mIoU (%)"}
+"""What the watch measures, as figures name it."""
+
+
+def matched_points(view1: Tensor, view2: Tensor, where1: Tensor, where2: Tensor) -> Figure:
+    """Two crops of each image, one above the other, with the points that must be recognized; see `two_views`."""
+    count, crop = len(view1), view1.shape[-1]
+    figure, axes = plt.subplots(2, count, figsize=(2.25 * count, 4.6), squeeze=False)
+    for row, views, points, name in zip(
+        axes, (view1, view2), (where1, where2), ("first crop", "second crop"), strict=True
+    ):
+        row[0].set_ylabel(name)
+        for axis, view, point in zip(row, views, points, strict=True):
+            axis.imshow(view.permute(1, 2, 0))
+            pixels = (point + 1) / 2 * crop - 0.5
+            axis.scatter(*pixels.T, s=14, color="white", edgecolor="black")
+            for number, (x, y) in enumerate(pixels.tolist(), 1):
+                axis.text(x + 1.5, y, str(number), color="white", fontsize=8, weight="bold")
+            axis.set(xticks=[], yticks=[])
+    figure.tight_layout()
+    return figure
+
+
+def learning_curves(stages: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
+    """The loss, and both measures, by minutes of training; stage -> the tables of `read_curve`. Stages follow each other."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4))
+    begins = 0.0
+    for number, (name, (losses, measured)) in enumerate(stages.items()):
+        left.plot(begins + losses.index, losses["loss"], color="black")
+        for (key, title), color, marker in zip(MEASURES.items(), sns.color_palette(), "os", strict=False):
+            label = None if number else title.split(",")[0]
+            right.plot(begins + measured.index, measured[key], marker=marker, color=color, label=label)
+        for axis in (left, right):
+            axis.annotate(
+                f"{name} stage", (begins, 0.02), xycoords=("data", "axes fraction"), fontsize=9, color="dimgray"
+            )
+            if number:
+                axis.axvline(begins, color="gray", linestyle=":", linewidth=1)
+        begins += losses.index[-1]
+    left.set(title="loss", xlabel="minutes of training")
+    right.set(title="mIoU (%), images not trained on", xlabel="minutes of training", ylim=(0, None))
+    right.legend(fontsize=9, loc="center right")
+    figure.tight_layout()
+    return figure
+
+
+def objectives(measured: Mapping[str, pd.DataFrame]) -> Figure:
+    """One panel a measure, one line a recipe, by minutes of training; `measured`: name -> table of `read_curve`."""
+    figure, axes = plt.subplots(1, len(MEASURES), figsize=(9.5, 3.4))
+    for axis, (key, title) in zip(axes, MEASURES.items(), strict=True):
+        for (name, table), color, marker in zip(measured.items(), sns.color_palette(), "os^d", strict=False):
+            axis.plot(table.index, table[key], marker=marker, color=color, label=name)
+        axis.set(title=title, xlabel="minutes of training", ylim=(0, None))
+    axes[0].legend(fontsize=9)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,62 @@
+"""Figures of speed: goals reached, and what a training costs by the number of images."""
+
+from collections.abc import Callable
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from ..studies.speed import CITYSCAPES_CROPS, Costs
+
+WAYS = {"published order": "o", "online": "s", "store": "^", "store, 8 machines": "D"}
+
+
+def cost(model: Costs, disk: float = 1e12) -> Figure:
+    """Hours of a training in each way, and bytes of the store, from 1,000 to 10 million images; `disk`: a disk in bytes."""
+    images = np.geomspace(1e3, 1e7, 41)
+    seconds: dict[str, Callable[[float], float]] = {
+        "published order": model.published, "online": model.online,
+        "store": model.store, "store, 8 machines": lambda count: model.store(count, 8),
+    }  # fmt: skip
+    figure, (time, room) = plt.subplots(1, 2, figsize=(11, 4))
+    for (name, way), color in zip(seconds.items(), sns.color_palette(), strict=False):
+        hours = [way(count) / 3600 for count in images]
+        time.loglog(images, hours, color=color, marker=WAYS[name], markevery=8, label=name)
+    time.axvline(CITYSCAPES_CROPS, color="gray", linestyle=":", linewidth=1)
+    time.annotate("Cityscapes", (CITYSCAPES_CROPS, 0.98), xycoords=("data", "axes fraction"), fontsize=9, rotation=90,
+                  ha="right", va="top", color="dimgray")  # fmt: skip
+    time.set(title="time of a training", xlabel="images", ylabel="hours")
+    time.legend(fontsize=9)
+    room.loglog(images, images * model.bytes / 1e9, color="black")
+    room.axhline(disk / 1e9, color="gray", linestyle="--", linewidth=1)
+    room.annotate(f"a disk of {disk / 1e12:g} TB", (1.2e3, disk / 1e9), fontsize=9, va="bottom", color="dimgray")
+    room.set(title="room of the store", xlabel="images", ylabel="GB")
+    for axis in (time, room):
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    figure.tight_layout()
+    return figure
+
+
+def factors(table: pd.DataFrame) -> Figure:
+    """Measured factors beside their goals: `table` as `speed.goals` makes it."""
+    shown = table[table["measured"].str.endswith(" x")]
+    measured, goal, most = (
+        pd.to_numeric(shown[name].str.removesuffix(" x"), errors="coerce")
+        for name in ("measured", "goal", "at most here")
+    )
+    place = np.arange(len(shown))
+    figure, axis = plt.subplots(figsize=(9, 0.45 * len(shown) + 1.2))
+    axis.barh(place, measured, color=sns.color_palette("pastel")[0], label="measured")
+    axis.scatter(goal, place, color="black", marker="|", s=220, linewidth=2, label="goal", zorder=3)
+    axis.scatter(most, place, color=sns.color_palette()[3], marker="x", label="at most on this machine", zorder=3)
+    axis.axvline(1, color="gray", linewidth=1)
+    axis.set_yticks(place, shown.index)
+    axis.invert_yaxis()
+    axis.set(xscale="log", xlabel="times as fast as the published order of work, same run")
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
+    figure.tight_layout()
+    return figure

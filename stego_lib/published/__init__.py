@@ -1,0 +1,1 @@
+"""The checkpoints that STEGO's authors released."""

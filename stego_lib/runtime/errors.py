@@ -1,0 +1,28 @@
+"""The error that a person can mend."""
+
+import difflib
+
+
+class StegoError(ValueError):
+    """Something outside the code is wrong: a parameter, a file, a missing package.
+
+    The message says what is wrong, where, and what to do. In a notebook it is shown without the stack of calls.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+class DataNotFound(StegoError, FileNotFoundError):
+    """A dataset is not where it was looked for."""
+
+
+def brief(error: Exception) -> str:
+    """Kind and first line of an error, for a message that tells of it: 'OSError: no route to host'."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+
+
+def did_you_mean(name: str, known: list[str], count: int = 1) -> str:
+    """' (did you mean ...?)' with at most `count` known names that are spelled like `name`, nothing if there is none."""
+    near = difflib.get_close_matches(name, known, n=count, cutoff=0.6)
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""

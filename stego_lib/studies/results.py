@@ -1,0 +1,233 @@
+"""Run records, the tables made from them, and the published figures beside them."""
+
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..datasets.check import COUNTS
+from ..evaluation import recorded
+from ..experiment import PRESETS, Experiment
+from ..runtime.errors import StegoError, did_you_mean
+from ..runtime.files import read_json, read_text
+from ..runtime.paths import user_path
+
+METHODS = {
+    "kmeans_colors": "k-means on colors",
+    "kmeans_features": "k-means on backbone features",
+    "kmeans_pca": "k-means on their principal components",
+    "cluster": "STEGO, cluster probe",
+    "cluster_crf": "STEGO, cluster probe + CRF",
+    "linear_features": "linear probe on backbone features (labels)",
+    "linear": "STEGO, linear probe (labels)",
+    "linear_crf": "STEGO, linear probe + CRF (labels)",
+    "best_by_label": "not a result: STEGO, cluster probe, step chosen by these labels",
+}
+"""Methods in a run record, in the order of tables -> how they are called. "(labels)": trained with labels."""
+
+PUBLISHED = Path(__file__).with_name("published_results.csv")
+"""Figures of the paper, of its released checkpoints and of other methods, each with its source."""
+NETWORKS = {"dino_vits8": "ViT-S/8", "dino_vitb8": "ViT-B/8"}
+"""Backbone of a recipe -> how the published figures call it."""
+PUBLISHED_AS = {
+    "kmeans_features": ("DINO + k-means", "cluster"),
+    "cluster_crf": ("STEGO", "cluster"),
+    "linear_crf": ("STEGO", "linear"),
+}
+"""Method in a run record -> method and protocol of the published figure (STEGO's are after the CRF)."""
+OF_NO_ROW = ("seed", "device", "precision", "published", "n_classes", "validate_every")
+"""Values of an experiment that no row of the paper prescribes."""
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """One run record; StegoError if the file is not one."""
+    record = read_json(path)
+    if not isinstance(record, dict) or not {"experiment", "scores", "step"} <= set(record):
+        raise StegoError(f"{path} is not a run record (metrics.json of an evaluated run)")
+    return record
+
+
+def read_records(folder: str | Path) -> list[dict[str, Any]]:
+    """The run records (JSON) in a folder, sorted by file name. StegoError if there is none."""
+    found = sorted((folder := user_path(folder)).glob("*.json"))
+    if not found:
+        raise StegoError(f"{folder.resolve()} holds no run record (*.json)")
+    return [read_record(path) for path in found]
+
+
+def scored(record: dict[str, Any]) -> dict[str, Any]:
+    """The record if it holds scores; StegoError that says why it does not."""
+    if not record["scores"]:
+        raise StegoError(record.get("unscored", "the run record holds no scores"))
+    return record
+
+
+def score_table(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row a method and record: method, seed, accuracy, miou (percent). StegoError if a record has no scores."""
+    if unscored := [record for record in records if not record["scores"]]:
+        told = "; ".join(dict.fromkeys(record.get("unscored", "no reason given") for record in unscored))
+        raise StegoError(f"{len(unscored)} of {len(records)} records have no scores: {told}")
+    rows = [
+        {
+            "method": method,
+            "seed": record["experiment"]["seed"],
+            **{key: found[method][key] for key in ("accuracy", "miou")},
+        }
+        for record in records
+        for found in [record["scores"] | {key: record[key] for key in ("best_by_label",) if key in record}]
+        for method in METHODS
+        if method in found
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", "accuracy", "miou"])
+
+
+def summary(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """Mean and standard deviation over seeds, one row a method: columns (accuracy | miou, mean | std), percent.
+
+    StegoError if the records are not of one experiment that differs in nothing but seed and folders. Records with and without
+    the CRF go together: it touches no row but its own, and a run that is on record both ways counts once in the others.
+    """
+    fixed = [
+        {k: v for k, v in r["experiment"].items() if k not in ("seed", "crf")}
+        | {k: r.get(k) for k in ("split", "backbone_weights")}
+        for r in records
+    ]
+    for other in fixed[1:]:
+        differing = [key for key in fixed[0] | other if other.get(key) != fixed[0].get(key)]
+        if differing:
+            raise StegoError(
+                f"records of different experiments cannot be averaged; they differ in {', '.join(differing)}"
+            )
+    table = score_table(records).drop_duplicates().groupby("method")[["accuracy", "miou"]].agg(["mean", "std"])
+    return table.reindex([method for method in METHODS if method in table.index])
+
+
+def collapses(records: list[dict[str, Any]]) -> list[str]:
+    """One line for each record of a run whose codes collapsed or scattered: its seed, and what was seen and when."""
+    return [
+        f"seed {record['experiment']['seed']}: {record['codes']['seen']}" for record in records if record.get("collapsed")
+    ]
+
+
+def markdown_table(records: list[dict[str, Any]], published: pd.DataFrame | None = None) -> str:
+    """The summary as a Markdown table, mean ± standard deviation over seeds.
+
+    published: figures to stand beside it, with their source (see `published_figures`); what was not measured is blank.
+    """
+    titles, measured = ["method", "accuracy", "mIoU"], summary(records)
+    counts = score_table(records).groupby("method").seed.nunique()
+    known = measured.index
+    if published is not None:
+        titles += ["published accuracy", "published mIoU", "source of the published figures"]
+        known = known.union(published.index)
+    lines = []
+    for method in (method for method in METHODS if method in known):
+        some = method in counts and counts[method] < counts.max()
+        label = f"{METHODS[method]}, {counts[method]} of {counts.max()} seeds" if some else METHODS[method]
+        lines.append([label, *_measured_cells(measured, method)])
+        if published is not None:
+            lines[-1] += _published_cells(published, method)
+    return "\n".join([_line(titles), "|" + "---|" * len(titles), *map(_line, lines)])
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _measured_cells(measured: pd.DataFrame, method: str) -> list[str]:
+    if method not in measured.index:
+        return ["", ""]
+    return [mean_and_spread(*measured.loc[method, score][["mean", "std"]]) for score in ("accuracy", "miou")]
+
+
+def _published_cells(published: pd.DataFrame, method: str) -> list[str]:
+    if method not in published.index:
+        return ["", "", ""]
+    figures = published.loc[method]
+    return [
+        *("" if math.isnan(figures[score]) else f"{figures[score]:.1f}" for score in ("accuracy", "miou")),
+        figures["source"],
+    ]
+
+
+def mean_and_spread(mean: float, std: float) -> str:
+    """'70.3 ± 1.4'; the mean alone where there is no spread (NaN), as for one seed."""
+    return f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}"
+
+
+def expected_best(values: Sequence[float], count: int) -> float:
+    """Mean of the best of `count` of the values, over all ways to choose them: what picking by score adds to a mean.
+
+    Raises ValueError unless 1 <= count <= len(values).
+    """
+    if not 1 <= count <= len(values):
+        raise ValueError(f"the best of {count} of {len(values)} values")
+    # In rising order the k-th value (from 0) is the best of as many choices as `count - 1` of the k below it allow.
+    ways = [math.comb(k, count - 1) for k in range(len(values))]
+    return sum(w * v for w, v in zip(ways, sorted(values), strict=True)) / math.comb(len(values), count)
+
+
+def published_results() -> pd.DataFrame:
+    """Results that others published, one row each, as `PUBLISHED` has them; percent, NaN where none was published.
+
+    Columns: method, backbone, dataset, protocol ("cluster" or "linear" probe), accuracy, miou, source, and verified: "yes" where
+    the number was seen at its source, "no" where it is known from elsewhere.
+    """
+    return pd.read_csv(PUBLISHED)
+
+
+def paper_rows() -> list[str]:
+    """The presets that are rows of the paper's benchmark: those of which STEGO's figures are published."""
+    return [name for name in PRESETS if "cluster_crf" in _figures_of(name).index]
+
+
+def published_figures(row: str) -> pd.DataFrame:
+    """What is published of one row: index method (as in `METHODS`), columns accuracy, miou (percent, NaN if not given), source.
+
+    row: a preset's name. Raises StegoError if it is no row of the paper.
+    """
+    if row not in (rows := paper_rows()):
+        raise StegoError(
+            f"the paper's benchmark has no row {row!r}{did_you_mean(str(row), rows)}; its rows: {', '.join(rows)}"
+        )
+    return _figures_of(row)
+
+
+def _figures_of(preset: str) -> pd.DataFrame:
+    recipe, table = PRESETS[preset], published_results()
+    table = table[(table.dataset == recipe["dataset"]) & (table.backbone == NETWORKS.get(recipe["backbone"]))]
+    table = table.set_index(["method", "protocol"])[["accuracy", "miou", "source"]]
+    found = {method: table.loc[key] for method, key in PUBLISHED_AS.items() if key in table.index}
+    return pd.DataFrame.from_dict(found, orient="index", columns=table.columns)
+
+
+def departures(record: dict[str, Any], row: str) -> list[str]:
+    """Why a record is not quite a row of the paper: what differs from its recipe, and other images than the published."""
+    recipe, values = recorded(Experiment.preset(row)), record["experiment"]
+    found = [
+        f"{key} is {values.get(key)}, the recipe's {value}"
+        for key, value in recipe.items()
+        if key not in OF_NO_ROW and values.get(key) != value
+    ]
+    published = COUNTS[recipe["dataset"]]["val"][0]
+    if record["images"] != published:
+        found.append(f"scored on {record['images']:,} images, the published figures are of {published:,}")
+    return found
+
+
+def fill_tables(text: str, root: str | Path) -> str:
+    """`text` with each table between `<!-- table: FOLDER -->` and `<!-- end -->` made anew from the records in root/FOLDER."""
+
+    def table(found: re.Match) -> str:
+        return f"{found[1]}\n{markdown_table(read_records(Path(root) / found[2]))}\n{found[3]}"
+
+    return re.sub(r"(<!-- table: (\S+) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":  # python -m stego_lib.studies.results README.md: makes the tables of a page anew
+    for page in map(Path, sys.argv[1:]):
+        page.write_text(fill_tables(read_text(page), page.resolve().parent), encoding="utf-8")

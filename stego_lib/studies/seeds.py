@@ -1,0 +1,68 @@
+"""One experiment with several seeds."""
+
+from pathlib import Path
+from typing import Any
+
+from ..backbone import Backbone, fit_sizes
+from ..datasets import open_training_set
+from ..evaluation import evaluate, recorded
+from ..experiment import MACHINE, Experiment
+from ..run import data_ids, find_run
+from ..runtime.errors import StegoError
+from ..runtime.files import write_json
+from ..runtime.paths import runs_root, user_path
+from ..training import fitted_to, train
+from .results import read_record
+
+
+def read_seeds(text: str | int) -> list[int]:
+    """'0 1 2', '0, 1, 2' or 3 -> the seeds. Raises StegoError for anything else and for a seed that is named twice."""
+    return whole_numbers(text, "seeds")
+
+
+def whole_numbers(text: str | int, name: str) -> list[int]:
+    """The same for any parameter that is a list of numbers; `name` is what an error calls it."""
+    words = str(text).replace(",", " ").split()
+    if not words or not all(word.isdigit() for word in words) or len({int(word) for word in words}) < len(words):
+        raise StegoError(f"{name} = {text!r}: give whole numbers, each once, such as '0 1 2'")
+    return [int(word) for word in words]
+
+
+def run_seeds(
+    experiment: Experiment,
+    seeds: list[int],
+    records: str | Path,
+    *,
+    runs_dir: str | Path | None = None,
+    resume: bool = False,
+) -> list[dict[str, Any]]:
+    """Trains and evaluates `experiment` with each seed; returns the run records, a copy of each in the folder `records`.
+
+    The features are computed for the first seed and read back for the others. With `resume`, a seed whose newest run of
+    an equal experiment below `runs_dir` is finished and scored is not run again, and one that was broken off goes on.
+    """
+    found = []
+    for one in [experiment.but(seed=seed) for seed in seeds]:  # a seed out of range is told before any work
+        record = finished_record(one, runs_dir) if resume else None
+        if record is None:
+            run = train(one, runs_dir=runs_dir, resume=resume)
+            record = evaluate(run)
+        write_json(user_path(records) / f"{one.name}.json", record)
+        found.append(record)
+    return found
+
+
+def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) -> dict[str, Any] | None:
+    """The run record on `val` of the newest run of exactly this experiment, or None if it is not trained and scored."""
+    where = user_path(runs_dir, runs_root())
+    dataset = open_training_set(experiment)
+    backbone = Backbone.of(experiment)
+    experiment = fit_sizes(fitted_to(experiment, dataset), backbone.geometry, tell=False)
+    folder = find_run(where, experiment, backbone, data_ids(dataset, where), tell=False)  # training tells
+    if folder is None or not (folder / "metrics.json").exists():
+        return None
+    record = read_record(folder / "metrics.json")
+    if not record["scores"]:
+        return None
+    theirs, ours = ({k: v for k, v in known.items() if k not in (*MACHINE, "backbone")} for known in (record["experiment"], recorded(experiment)))
+    return record if (record["step"], record["split"], theirs) == (experiment.steps, "val", ours) else None

@@ -1,0 +1,228 @@
+"""What time and room work takes: the results of `make bench`, the goals beside them, and a cost model made of them."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..runtime.errors import StegoError
+from ..runtime.files import read_json
+
+STEPS, BATCH = 7_000, 32
+"""Of the paper's recipe for Cityscapes."""
+CITYSCAPES_CROPS = 14_875
+NETWORK = "ViT-S/8, 224 px"
+"""What the cost model is of: a grid of 28 x 28 cells with 384 channels."""
+
+
+def newest_results(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest result in `folder` that has every row of the table (or, if none has, the most of them), and its file.
+
+    Results of a trial (`--tiny`) do not count. Raises StegoError where there is none.
+    """
+    found = [(path, read_json(path)) for path in sorted(folder.glob("*.json"))]
+    found = [(path, result) for path, result in found if not result["settings"]["tiny"]]
+    if not found:
+        raise StegoError(f"{folder} holds no results; make bench measures them (a quarter of an hour)")
+    return max(found, key=lambda item: (len(item[1]["rows"]), item[1]["machine"]["date"]))
+
+
+def on_a_gpu(folder: Path) -> dict[str, Any]:
+    """The newest row "full_recipe" that a GPU gave, by that name, with the "gpu" it was; empty where there is none."""
+    results = [read_json(path) for path in folder.glob("*.json")]
+    found = [result for result in results if result["machine"]["gpu"] and not result["settings"]["tiny"]]
+    found = [result for result in found if "full_recipe" in result["rows"]]
+    if not found:
+        return {}
+    newest = max(found, key=lambda result: result["machine"]["date"])
+    return {"full_recipe": newest["rows"]["full_recipe"] | {"gpu": newest["machine"]["gpu"]}}
+
+
+def goals(rows: dict[str, Any]) -> pd.DataFrame:
+    """One line for each goal: what was asked for, what was measured, and what the machine's matrix products allow at most.
+
+    Factors are of the baseline in the same run. "not measured" where a row or way is missing.
+    """
+    lines = [
+        ("training step from the store, batch 16", 25, _factor(rows, "step", "store"), None),
+        ("training step online, float32, batch 16", None, _factor(rows, "step", "online float32"), "float32"),
+        ("training step online, bfloat16, batch 16", 4, _factor(rows, "step", "online bfloat16"), "bfloat16"),
+        ("head, loss and probes, batch 4", 1.5, _factor(rows, "rest", "ours"), None),
+        ("extraction, float32", 1.7, _factor(rows, "extraction", "float32"), "float32"),
+        ("extraction, bfloat16", 6, _factor(rows, "extraction", "bfloat16"), "bfloat16"),
+    ]
+    table = []
+    for work, goal, factor, precision in lines:
+        most = None if precision is None else _most(rows, work, precision)
+        table.append([work, f"{goal} x" if goal else "", _times(factor), _at_most(most), _verdict(factor, goal, most)])
+    for kind, found in rows.get("evaluation", {}).get("kinds", {}).items():
+        for crf, goal in (("no CRF", 5), ("with CRF", 4)):
+            factor, most = _evaluation(found["ways"], crf), _evaluation_most(rows, found["ways"], crf)
+            work = f"evaluation, {crf}, {kind}"
+            table.append([work, f"{goal} x", _times(factor), _at_most(most), _verdict(factor, goal, most)])
+    table += _absolute(rows)
+    return pd.DataFrame(table, columns=["work", "goal", "measured", "at most here", "reached"]).set_index("work")
+
+
+def _absolute(rows: dict[str, Any]) -> list[list[str]]:
+    """Goals that are no factors: agreement of bfloat16, the whole recipe, memory."""
+    cosine = rows.get("extraction", {}).get("bfloat16_cosine", {}).get("mean")
+    minutes = rows["recipe"]["total_s"] / 60 if "recipe" in rows else None
+    full = rows["full_recipe"]["total_s"] / 60 if "full_recipe" in rows else None
+    gpu = rows["full_recipe"]["gpu"] if "full_recipe" in rows else "one GPU"
+    memory = rows.get("memory")
+    store = f", store of {memory['store_bytes'] / 1e9:.1f} GB" if memory else ""
+    peak = memory["peak_bytes"] / 1e9 if memory else None
+    least = None  # minutes that the features alone take, in the faster precision
+    if "limits" in rows:
+        least = CITYSCAPES_CROPS * min(s[NETWORK] for s in rows["limits"]["least_s_per_image"].values()) / 60
+    recipe = "Cityscapes-sized recipe, ViT-S/8 (extrapolated)"
+    lines = [
+        ("cosine of bfloat16 to float32 features", ">= 0.999", cosine, None, ".5f", lambda value: value >= 0.999),
+        (recipe, "< 60 min", minutes, least, ".0f", lambda value: value < 60),
+        (f"Cityscapes-sized recipe, ViT-B/8, {gpu}", "< 3 min", full, None, ".1f", lambda value: value < 3),
+        (f"peak memory of training{store}", "< 3 GB", peak, None, ".2f", lambda value: value < 3),
+    ]
+    table = []
+    for work, goal, value, bound, form, good in lines:
+        shown = "not measured" if value is None else format(value, form)
+        reached = "" if value is None else _yes(good(value))
+        if reached == "no" and bound is not None and not good(bound):
+            reached = "impossible here"
+        table.append([work, goal, shown, "" if bound is None else f"not below {bound:.0f} min", reached])
+    return table
+
+
+def _yes(true: bool) -> str:
+    return "yes" if true else "no"
+
+
+def _times(factor: float | None) -> str:
+    return "not measured" if factor is None else f"{factor:.{1 if factor >= 10 else 2}f} x"
+
+
+def _at_most(factor: float | None) -> str:
+    return "" if factor is None else _times(factor)
+
+
+def _verdict(factor: float | None, goal: float | None, most: float | None) -> str:
+    if goal is None:
+        return ""
+    if factor is not None and factor >= goal:
+        return "yes"
+    return "impossible here" if most is not None and most < goal else _yes(False) if factor is not None else ""
+
+
+def _factor(rows: dict[str, Any], row: str, way: str) -> float | None:
+    ways = rows.get(row, {}).get("ways", {})
+    return ways["published"]["median_s"] / ways[way]["median_s"] if way in ways else None
+
+
+def _most(rows: dict[str, Any], work: str, precision: str) -> float | None:
+    """How many times faster than the baseline the backbone's matrix products alone would be, at the measured throughput."""
+    row = "step" if work.startswith("training") else "extraction"
+    if row not in rows or "limits" not in rows:
+        return None
+    images = 2 * rows[row]["batch"] if row == "step" else rows[row]["batch"]
+    least = rows["limits"]["least_s_per_image"][precision][NETWORK]
+    return rows[row]["ways"]["published"]["median_s"] / (images * least)
+
+
+def _evaluation(ways: dict[str, Any], crf: str) -> float | None:
+    published = _published_evaluation(ways, crf)
+    return published / ways[f"ours, {crf}"]["median_s"] if published and f"ours, {crf}" in ways else None
+
+
+def _published_evaluation(ways: dict[str, Any], crf: str) -> float | None:
+    plain, refined = ways["published, no CRF"]["median_s"], ways.get("published, its CRFs")
+    return plain if crf == "no CRF" else plain + refined["median_s"] if refined else None
+
+
+def _evaluation_most(rows: dict[str, Any], ways: dict[str, Any], crf: str) -> float | None:
+    """The same for two passes at 320 px in the faster precision; with CRF, its time shared by all cores comes on top."""
+    published = _published_evaluation(ways, crf)
+    if published is None or "limits" not in rows:
+        return None
+    least = 2 * min(times["ViT-S/8, 320 px"] for times in rows["limits"]["least_s_per_image"].values())
+    if crf == "with CRF":
+        least += ways["published, its CRFs"]["median_s"] / rows["limits"]["cores"]
+    return published / least
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds and bytes that the parts of a training with ViT-S/8 at 224 px take on the machine they were measured on."""
+
+    extraction_s: float
+    """The backbone, an image."""
+    step_s: float
+    """A step of the recipe from a store."""
+    pair_s: float
+    """Neighbors, a pair of images."""
+    published_extraction_s: float
+    """The baseline's backbone, an image."""
+    published_rest_s: float
+    """The rest of the baseline's step."""
+    bytes: int = 2 * 384 * 28 * 28 + 4 * 224 * 224 + 4 * 384
+    """An image in a store: features in float16, colors and labels in a byte each, the mean feature in float32."""
+
+    def store(self, images: float, machines: int = 1) -> float:
+        """Seconds of a training from a store: every image once through the backbone, shared out; neighbors; the steps."""
+        return images * self.extraction_s / machines + images**2 * self.pair_s + STEPS * self.step_s
+
+    def online(self, images: float) -> float:
+        """The same without a store: once for the neighbors, and two batches more at every step."""
+        return self.store(images) + STEPS * 2 * BATCH * self.extraction_s
+
+    def published(self, images: float) -> float:
+        """The same in the published order of work."""
+        first = images * self.published_extraction_s + images**2 * self.pair_s
+        return first + STEPS * (2 * BATCH * self.published_extraction_s + self.published_rest_s)
+
+    def shared_from(self) -> float:
+        """Images above which their features take longer than the steps, so that a second machine saves most."""
+        return STEPS * self.step_s / self.extraction_s
+
+    def neighbors_from(self) -> float:
+        """Images above which comparing all pairs takes longer than their features."""
+        return self.extraction_s / self.pair_s
+
+
+def costs(rows: dict[str, Any]) -> Costs:
+    """The cost model from the rows of a result. StegoError names the rows that it lacks."""
+    if missing := [name for name in ("extraction", "rest", "recipe", "neighbors") if name not in rows]:
+        raise StegoError(f"the cost model needs the rows {', '.join(missing)}; make bench ARGS={' '.join(missing)!r}")
+    extraction, many = rows["extraction"], rows["neighbors"]["many"]
+    fastest = min(way["median_s"] for name, way in extraction["ways"].items() if name != "published")
+    rest = rows["rest"]["ways"]["published"]["median_s"] / rows["rest"]["batch"]
+    return Costs(
+        extraction_s=fastest / extraction["batch"],
+        step_s=rows["recipe"]["measured"]["step"]["median_s"],
+        pair_s=many["seconds"] / many["images"] ** 2,
+        published_extraction_s=extraction["ways"]["published"]["median_s"] / extraction["batch"],
+        published_rest_s=rest * BATCH,
+    )
+
+
+def plan(model: Costs, images: list[int]) -> pd.DataFrame:
+    """Hours of each way and room of the store, a line for each number of images."""
+    table = {
+        f"{count:,}": {
+            "store": _hours(model.store(count)), "store, 8 machines": _hours(model.store(count, 8)),
+            "online": _hours(model.online(count)), "published order": _hours(model.published(count)),
+            "store takes": _room(count * model.bytes),
+        }
+        for count in images
+    }  # fmt: skip
+    return pd.DataFrame.from_dict(table, orient="index").rename_axis("images")
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.{0 if seconds > 36_000 else 1}f} h"
+
+
+def _room(size: float) -> str:
+    power = min(4, max(2, math.floor(math.log10(size) / 3)))
+    return f"{size / 1000**power:.1f} {('MB', 'GB', 'TB')[power - 2]}"

@@ -1,0 +1,200 @@
+"""A study: variants of an experiment, several seeds each, one run record apiece. What is on record is not run again."""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..backbone import EMBEDDED, Backbone, fit_sizes
+from ..baselines import fixed_head
+from ..calibration import AUTO
+from ..datasets import open_dataset, open_split, open_training_set
+from ..evaluation import cluster_confusion, evaluate, recorded
+from ..experiment import MACHINE, Experiment
+from ..features.online import open_features
+from ..metrics import match, scores
+from ..runtime.environment import environment
+from ..runtime.errors import StegoError
+from ..runtime.files import fingerprint, write_json
+from ..runtime.paths import runs_root, user_path
+from ..runtime.progress import progress
+from ..training import train
+from .results import mean_and_spread, read_record
+
+NOT_RUN = "not run"
+"""What a table says where no record is."""
+PLACE = ("data_root", "device", *MACHINE)
+"""Fields of an experiment that do not tell runs apart."""
+
+
+_DEFAULTS = Experiment.from_dict({}).to_dict()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a study."""
+
+    group: str
+    """What is varied."""
+    name: str
+    """To what."""
+    experiment: Experiment
+    """Its seed is replaced by each of the study's."""
+    fixed: str | None = None
+    """A head of `baselines.FIXED_HEADS` in place of a trained one."""
+    crf: bool = False
+    """Whether the row reads the scores after the CRF."""
+
+
+class Study:
+    """Variants times seeds, and the records of them in a folder.
+
+    A record belongs to a variant if its experiment is the same in everything but place and, for an embedded backbone, if
+    its weights are those of today: embedded weights are made anew now and then under the same name.
+    """
+
+    def __init__(self, variants: Sequence[Variant], seeds: Sequence[int], folder: str | Path):
+        self.variants, self.seeds, self.folder = list(variants), list(seeds), user_path(folder)
+        self._weights: dict[str, str] = {}
+        self._records: dict[Any, Any] = {}
+        for path in sorted(self.folder.glob("*.json")):
+            self._keep(read_record(path))
+
+    def record(self, variant: Variant, seed: int) -> dict[str, Any] | None:
+        """The run record of a variant with a seed, or None."""
+        found = self._records.get(_key(recorded(variant.experiment.but(seed=seed)), variant.fixed))
+        current = self._current_weights(variant.experiment.backbone)
+        if found is None or not found["scores"] or (current and found.get("backbone_weights") != current):
+            return None
+        return found
+
+    def missing(self) -> list[tuple[Variant, int]]:
+        """Variants and seeds without a record, each run once, the first seed of all variants first."""
+        found: dict[Any, tuple[Variant, int]] = {}
+        for seed in self.seeds:
+            for variant in self.variants:
+                if self.record(variant, seed) is None:
+                    key = _key(recorded(variant.experiment.but(seed=seed)), variant.fixed)
+                    found.setdefault(key, (variant, seed))
+        return list(found.values())
+
+    def run(self, limit: int | None = None, runs_dir: str | Path | None = None) -> None:
+        """Trains and scores what has no record, at most `limit` runs of it (None: all), and writes a record for each."""
+        for variant, seed in progress(self.missing()[:limit], "runs of the study"):
+            record = run_variant(variant, seed, runs_dir)
+            name = re.sub(r"[^a-z0-9.]+", "-", f"{variant.group} {variant.name}".lower()).strip("-")
+            experiment = recorded(variant.experiment.but(seed=seed))
+            write_json(
+                self.folder / f"{name}-seed{seed}-{fingerprint(*_key(experiment, variant.fixed))[:8]}.json", record
+            )
+            self._keep(record)
+
+    def scores(self) -> pd.DataFrame:
+        """One row a variant, seed and probe on record: group, name, seed, probe ("cluster", "linear"), accuracy, miou."""
+        rows = []
+        for variant in self.variants:
+            for seed in self.seeds:
+                found = (self.record(variant, seed) or {"scores": {}})["scores"]
+                for probe in ("cluster", "linear"):
+                    score = found.get(f"{probe}_crf" if variant.crf else probe)
+                    if score:
+                        values = {key: score[key] for key in ("accuracy", "miou")}
+                        rows.append(
+                            {"group": variant.group, "name": variant.name, "seed": seed, "probe": probe} | values
+                        )
+        return pd.DataFrame(rows, columns=["group", "name", "seed", "probe", "accuracy", "miou"])
+
+    def table(self, group: str) -> pd.DataFrame:
+        """One row a variant of a group: seeds on record, and accuracy and mIoU of both probes, mean ± standard deviation."""
+        found, rows = self.scores(), {}
+        for variant in self.variants:
+            if variant.group != group:
+                continue
+            own = found[(found["group"] == group) & (found["name"] == variant.name)]
+            row: dict[str, Any] = {"seeds": own["seed"].nunique()}
+            for probe in ("cluster", "linear"):
+                of_probe = own[own["probe"] == probe]
+                for score, title in (("accuracy", "accuracy"), ("miou", "mIoU")):
+                    values = of_probe[score]
+                    text = mean_and_spread(values.mean(), values.std()) if len(values) else NOT_RUN
+                    row[f"{probe} {title}"] = "" if variant.fixed and probe == "linear" else text
+            rows[variant.name] = row
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis(group)
+
+    def seconds(self) -> pd.Series:
+        """Seconds that each recorded run took, training and scoring together."""
+        found = [self.record(variant, seed) for variant in self.variants for seed in self.seeds]
+        return pd.Series([record["seconds"] for record in found if record and "seconds" in record], dtype=float)
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        self._records[_key(record["experiment"], record.get("fixed_head"))] = record
+
+    def _current_weights(self, backbone: str) -> str | None:
+        if backbone not in EMBEDDED:
+            return None
+        if backbone not in self._weights:
+            self._weights[backbone] = Backbone(backbone).weights_id
+        return self._weights[backbone]
+
+
+def run_variant(variant: Variant, seed: int, runs_dir: str | Path | None = None) -> dict[str, Any]:
+    """Trains (or, for a fixed head, fits) a variant with a seed and scores it; returns its run record, and "seconds".
+
+    StegoError for data without labels, before any work.
+    """
+    started, experiment = time.perf_counter(), variant.experiment.but(seed=seed)
+    if not open_split(experiment, "val").has_labels:
+        raise StegoError(
+            f"{experiment.dataset} has no labels in val, so its runs cannot be compared by scores; train.ipynb trains without them"
+        )
+    if variant.fixed is None:
+        run = train(experiment, runs_dir=runs_dir)
+        evaluate(run, baselines=False)
+        record = run.metrics
+    else:
+        record = score_fixed(variant.fixed, experiment, runs_dir)
+    return record | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None = None) -> dict[str, Any]:
+    """A run record of a fixed head (`baselines.fixed_head`): step 0, and the scores of the cluster probe alone."""
+    root = user_path(runs_dir, runs_root()) / "features"
+    backbone = Backbone.of(experiment)
+    experiment = fit_sizes(experiment, backbone.geometry)
+    stored = partial(
+        open_features, backbone=backbone, root=root, way=experiment.feature_store, published=experiment.published
+    )
+    held_out = open_dataset(experiment.dataset, experiment.data_root, "val")
+    plain = stored(held_out, size=experiment.eval_size)
+    mirrored = stored(held_out, size=experiment.eval_size, mirror=True) if experiment.mirror else None
+    model = fixed_head(kind, stored(open_training_set(experiment), size=experiment.train_size), experiment)
+    table = cluster_confusion(model, plain, mirrored)
+    found = scores(table, match(table))
+    return {
+        "experiment": recorded(experiment),
+        "fixed_head": kind,
+        "backbone_weights": backbone.weights_id,
+        "step": 0,
+        "split": "val",
+        "images": len(held_out),
+        "classes": list(held_out.classes.names),
+        "scores": {"cluster": found | {"iou": [None if value != value else value for value in found["iou"]]}},
+        "matching": match(table).tolist(),
+        "confusion": table.tolist(),
+        "environment": environment(),
+    }
+
+
+def _key(experiment: dict[str, Any], fixed: str | None) -> tuple[str, ...]:
+    """What tells runs apart: the experiment without its place, keys that an older record lacks at their defaults, and the
+    percentiles that shifts="auto" stands for."""
+    complete = _DEFAULTS | experiment
+    if complete["shifts"] == "auto":
+        complete["shifts"] = list(AUTO)
+    kept = {key: value for key, value in complete.items() if key not in PLACE}
+    return (repr(sorted(kept.items())), str(fixed))

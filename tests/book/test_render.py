@@ -1,0 +1,73 @@
+"""The book rendered with stand-ins for the notebooks' figures: no warning, no dead link, no formula or script from elsewhere.
+
+`make book` renders it with the notebooks run; that takes minutes.
+"""
+
+import base64
+import io
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from common import ROOT
+from nbformat.v4 import new_output
+from PIL import Image
+
+sys.path.insert(0, str(ROOT / "book"))
+import build
+from check import problems
+
+
+def with_stand_ins(notebook: Path) -> nbformat.NotebookNode:
+    """The notebook with a gray image as the output of each cell that draws a numbered figure."""
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8), "gray").save(png, "PNG")
+    found = nbformat.read(notebook, 4)
+    for cell in found.cells:
+        if cell.metadata.get("mystnb", {}).get("figure"):
+            cell.outputs = [new_output("display_data", {"image/png": base64.b64encode(png.getvalue()).decode()})]
+    return found
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory) -> Path:
+    """Folder of the rendered pages."""
+    folder = tmp_path_factory.mktemp("book")
+    names = build.notebooks(ROOT / "book" / "_toc.yml")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, path in {"BUILD": "_build", "SOURCE": "_build/source", "HTML": "_build/html"}.items():
+            patch.setattr(build, name, folder / path)
+        for name in names:
+            path = build.SOURCE / f"{name}.ipynb"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nbformat.write(with_stand_ins(ROOT / f"{name}.ipynb"), path)
+        build.put_together(names)
+        build.render()  # ends the test where there is a warning
+        assert problems(build.HTML, [build.SOURCE / f"{name}.ipynb" for name in names]) == []
+        return build.HTML
+
+
+def test_every_page_is_rendered(html):
+    for page in build.pages(ROOT / "book" / "_toc.yml"):
+        assert (html / f"{page}.html").exists(), page
+
+
+def test_reading_needs_no_network(html):
+    """No page loads a script, a style or an image from elsewhere."""
+    loaded = re.compile(r"""<(?:script|img|link(?=[^>]*stylesheet))[^>]*(?:src|href)=["'](?:https?:)?//[^"']*""")
+    for page in [html / "index.html", *(html / "book").glob("*.html"), *(html / "notebooks").glob("*.html")]:
+        assert not loaded.findall(page.read_text()), page
+
+
+def test_formulas_are_drawn_from_the_books_own_files(html, browser):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get((html / "notebooks" / "loss.html").as_uri())
+    count = "return document.querySelectorAll(arguments[0]).length"
+    formulas = browser.execute_script(count, ".math")
+    WebDriverWait(browser, 60).until(lambda page: page.execute_script(count, "mjx-container") == formulas)
+    assert formulas > 20
+    scripts = browser.execute_script("return [...document.scripts].map(script => script.src).filter(Boolean)")
+    assert [name for name in scripts if "/mathjax/" in name] and all(name.startswith("file:") for name in scripts)

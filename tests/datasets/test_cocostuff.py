@@ -1,0 +1,150 @@
+"""COCO-Stuff in its three forms: which images, which classes, what is said when files are missing."""
+
+import json
+import tomllib
+
+import numpy as np
+import pytest
+import standins
+import torch
+from common import ROOT
+
+from stego_lib import DataNotFound, StegoError, open_dataset
+from stego_lib.datasets.base import pair_by_stem
+from stego_lib.datasets.cocostuff import TABLE
+
+ALL, SEVEN, SIX = "Coco164kFull_Stuff_Coarse.txt", "Coco164kFull_Stuff_Coarse_7.txt", "Coco164kFew_Stuff_6.txt"
+
+
+@pytest.fixture
+def root(tmp_path):
+    standins.cocostuff(tmp_path, {"train": 3, "val": 2}, (SEVEN, SIX))
+    return tmp_path
+
+
+def test_the_table_is_the_reference(shared):
+    reference = json.loads((shared / "reference" / "cocostuff27.json").read_text())
+    assert TABLE["names"] == reference["names"] and TABLE["fine_to_coarse"] == reference["fine_to_coarse"]
+
+
+def test_the_table_is_packaged():
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert (ROOT / "stego_lib/datasets/cocostuff27.json") in (ROOT / "stego_lib/datasets").glob(
+        packaged["stego_lib.datasets"][0]
+    )
+
+
+@pytest.mark.parametrize("name, count", [("cocostuff27", 27), ("cocostuff15", 15), ("cocostuff3", 3)])
+def test_names_and_colors_tell_the_classes_apart(root, name, count):
+    classes = open_dataset(name, root, "val").classes
+    assert len(classes) == count == len(set(classes.names)) == len(set(classes.colors))
+
+
+def test_a_class_has_the_same_color_in_each_form(root):
+    colors = [dict(zip(c.names, c.colors, strict=True)) for c in (open_dataset(f"cocostuff{n}", root, "val").classes for n in (27, 15, 3))]  # fmt: skip
+    assert list(colors[2]) == ["sky (stuff)", "plant (stuff)", "ground (stuff)"]
+    assert colors[2].items() <= colors[1].items() <= colors[0].items()
+
+
+def test_fifteen_classes_are_the_stuff(root):
+    names = open_dataset("cocostuff15", root, "val").classes.names
+    assert names == tuple(TABLE["names"][12:]) and all(name.endswith("(stuff)") for name in names)
+
+
+def test_published_labels_ignore_ids_that_no_byte_holds(root):
+    decoded = open_dataset("cocostuff27", root, "val", published=True).decode(np.array([[-1, 0, 256, 1000]]))
+    assert decoded.tolist() == [[-1, 9, -1, -1]]
+
+
+@pytest.mark.parametrize("name", ["cocostuff27", "cocostuff15", "cocostuff3"])
+def test_every_stored_id_becomes_its_class_by_name(root, name):
+    """Each of the ids that a map may hold, looked up the slow way."""
+    stored = np.append(np.arange(182, dtype=np.uint8), np.uint8(255)).reshape(3, 61)
+    standins.save(root / "cocostuff/annotations/val2017/000000000009.png", stored)
+    dataset = open_dataset(name, root, "val")
+    found = dataset.label(0).flatten().tolist()
+    for id_, class_ in zip(stored.ravel().tolist(), found, strict=True):
+        coarse = TABLE["fine_to_coarse"][id_] if id_ < 182 else None
+        expected = None if coarse is None else TABLE["names"][coarse]
+        assert (dataset.classes.names[class_] if class_ >= 0 else None) == (
+            expected if expected in dataset.classes.names else None
+        ), id_
+    assert set(found) == {-1, *range(len(dataset.classes))}
+    assert name != "cocostuff27" or [found[i] for i in (0, 17, 181, 182)] == [9, 7, 24, -1]
+
+
+@pytest.mark.parametrize("name", ["cocostuff27", "cocostuff15", "cocostuff3"])
+def test_published_labels_are_those_of_the_published_loader(root, name):
+    """Its rules, one pixel at a time: an id without a coarse class becomes 0, 255 is ignored, the smaller forms come after."""
+    standins.save(
+        root / "cocostuff/annotations/val2017/000000000009.png", np.arange(256, dtype=np.uint8).reshape(16, 16)
+    )
+    expected = []
+    for stored in range(256):
+        coarse = -1 if stored == 255 else TABLE["fine_to_coarse"][stored] if stored < 182 else 0
+        if name == "cocostuff15":
+            coarse -= 12  # things come out negative, which no score counts
+        if name == "cocostuff3":
+            coarse = [23, 22, 21].index(coarse) if coarse in (23, 22, 21) else -1
+        expected.append(max(coarse, -1))
+    found = open_dataset(name, root, "val", published=True).label(0).flatten().tolist()
+    assert found == expected
+    with pytest.raises(StegoError, match="holds id 182, 183"):
+        open_dataset(name, root, "val").label(0)
+
+
+def test_images_and_labels_at_the_real_size(root):
+    dataset = open_dataset("cocostuff27", root, "train")
+    assert dataset.names == ["000000000009", "000000000010", "000000000011"] and dataset.has_labels
+    image, label = dataset[1]
+    assert image.shape == (3, 480, 640) and image.dtype == torch.uint8
+    assert label.shape == (480, 640) and label.dtype == torch.int64
+    assert label[0, 0] == 11 and (label[-60:] == -1).all() and (label[:-60] >= 0).all()
+
+
+def test_the_order_is_that_of_the_list(root):
+    (root / "cocostuff/curated/val2017" / SEVEN).write_text("000000000010\n000000000009\n")
+    assert open_dataset("cocostuff27", root, "val").names == ["000000000010", "000000000009"]
+
+
+@pytest.mark.parametrize("split, expected", [("train", ["000000000011"]), ("val", ["000000000009", "000000000010"])])
+def test_the_published_training_list_is_preferred_where_it_is(root, split, expected):
+    """It is for training only: scores are of the 2,175 of list 7."""
+    (root / f"cocostuff/curated/{split}2017" / ALL).write_text("000000000011\n")
+    assert open_dataset("cocostuff27", root, split).names == expected
+    assert len(open_dataset("cocostuff15", root, split)) == (3 if split == "train" else 2)
+
+
+def test_a_gray_image_has_three_channels(root):
+    standins.save(root / "cocostuff/images/val2017/000000000009.jpg", np.full((480, 640), 90, np.uint8))
+    assert open_dataset("cocostuff27", root, "val").image(0).shape == (3, 480, 640)
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("images/val2017/000000000010.jpg", r"1 of 2 images are missing.*000000000010\.jpg"),
+        ("annotations/val2017/000000000010.png", r"1 of 2 label maps are missing.*000000000010\.png"),
+        (f"curated/val2017/{SEVEN}", rf"holds none of {SEVEN}"),
+    ],
+)
+def test_what_is_missing_is_named(root, path, message):
+    (root / "cocostuff" / path).unlink()
+    with pytest.raises(StegoError, match=message):
+        open_dataset("cocostuff27", root, "val")
+
+
+def test_an_empty_list_is_explained(root):
+    (root / "cocostuff/curated/val2017" / SEVEN).write_text("\n")
+    with pytest.raises(StegoError, match=rf"{SEVEN} is empty"):
+        open_dataset("cocostuff27", root, "val")
+
+
+def test_where_it_is_looked_for(tmp_path):
+    with pytest.raises(DataNotFound, match=r"cocostuff was not found.*\n.*stuffthingmaps.*\n.*prepare cocostuff3"):
+        open_dataset("cocostuff3", tmp_path, "train")
+
+
+def test_label_maps_are_paired_with_any_ending(tmp_path):
+    (tmp_path / "a.mat").write_text("")
+    assert pair_by_stem([tmp_path / "imgs" / "a.jpg"], tmp_path, ".mat") == [tmp_path / "a.mat"]

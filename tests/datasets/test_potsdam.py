@@ -1,0 +1,249 @@
+"""Potsdam-3: the published .mat patches, and raw tiles of the real size cut by this project."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import standins
+import torch
+from PIL import Image
+
+from stego_lib import DataNotFound, StegoError, open_dataset
+from stego_lib.datasets import potsdam_tiles
+from stego_lib.datasets.potsdam_tiles import TILES, cut_tiles, decode_colors
+
+CLASS_OF = {0: 0, 1: 1, 2: 2, 3: 2, 4: 0, 5: 1}
+"""Paper: roads and cars, buildings and clutter, vegetation and trees."""
+
+
+# ---------------------------------------------------------------------------------------------- the published patches
+
+
+@pytest.fixture
+def patches(tmp_path):
+    standins.potsdam_patches(tmp_path, train=3, val=2, unlabeled=2)
+    return tmp_path
+
+
+def test_the_lists_decide_the_splits(patches):
+    names = {split: open_dataset("potsdam3", patches, split).names for split in ("train", "val", "all")}
+    assert names["train"] == ["100", "101", "102"] and names["val"] == ["103", "104"] and len(names["all"]) == 7
+
+
+def test_infrared_is_dropped_and_the_classes_are_merged(patches):
+    dataset = open_dataset("potsdam3", patches, "train")
+    assert dataset.has_labels and len(dataset.classes) == 3
+    image, label = dataset[1]
+    stored = scipy.io.loadmat(patches / "potsdam/imgs/101.mat")["img"]
+    assert stored.shape == (200, 200, 4) and image.dtype == torch.uint8
+    np.testing.assert_array_equal(image, stored[..., :3].transpose(2, 0, 1))
+    fine = scipy.io.loadmat(patches / "potsdam/gt/101.mat")["gt"]
+    assert label.dtype == torch.int64
+    np.testing.assert_array_equal(label, np.vectorize(CLASS_OF.get)(fine))
+
+
+def test_255_is_ignored_and_unknown_ids_are_refused(patches):
+    stored = np.array([[0, 1, 2, 3, 4, 5, 255, -1]])
+    scipy.io.savemat(patches / "potsdam/gt/100.mat", {"gt": stored.astype(np.int32)})
+    assert open_dataset("potsdam3", patches, "train").label(0).tolist() == [[0, 1, 2, 2, 0, 1, -1, -1]]
+    scipy.io.savemat(patches / "potsdam/gt/100.mat", {"gt": (stored + 1).astype(np.int32)})
+    with pytest.raises(StegoError, match=r"gt/100\.mat holds id 6, 256; .*ids 0 to 5.*start at 1"):
+        open_dataset("potsdam3", patches, "train").label(0)
+
+
+def test_published_labels_make_unknown_ids_class_0_and_leave_255_and_missing_maps_ignored(patches):
+    stored = np.array([[0, 1, 2, 3, 4, 5, 6, 254, 255, -1]])
+    scipy.io.savemat(patches / "potsdam/gt/100.mat", {"gt": stored.astype(np.int32)})
+    dataset = open_dataset("potsdam3", patches, "all", published=True)
+    assert dataset.label(0).tolist() == [[0, 1, 2, 2, 0, 1, 0, 0, -1, 0]]
+    assert (dataset.label(6) == -1).all()
+
+
+def test_a_patch_without_label_map_is_ignored_not_class_0(patches):
+    """In "all" only: the labeled lists promise a label map."""
+    dataset = open_dataset("potsdam3", patches, "all")
+    assert dataset.has_labels and (dataset.label(6) == -1).all() and dataset.label(6).shape == (200, 200)
+    assert (dataset.label(0) >= 0).all()
+    (patches / "potsdam/gt/103.mat").unlink()
+    with pytest.raises(StegoError, match=r"1 of 2 label maps are missing.*103\.mat"):
+        open_dataset("potsdam3", patches, "val")
+
+
+def test_all_without_any_label_map_has_none(patches):
+    for path in (patches / "potsdam/gt").iterdir():
+        path.unlink()
+    dataset = open_dataset("potsdam3", patches, "all")
+    assert not dataset.has_labels and dataset.label(0) is None
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [(b"this is no MATLAB file" * 20, "cannot be read"), (None, "cannot be read.*'img'"), ((9, 9), "not uint8"), ((9, 9, 2), "not uint8"), (9.0, "not uint8")],
+)  # fmt: skip
+def test_a_broken_patch_is_named(patches, content, message):
+    path = patches / "potsdam/imgs/100.mat"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is None:
+        scipy.io.savemat(path, {"other": np.zeros(3)})
+    else:
+        scipy.io.savemat(path, {"img": np.zeros((9, 9, 3)) if content == 9.0 else np.zeros(content, np.uint8)})
+    with pytest.raises(StegoError, match=rf"imgs/100\.mat.*{message}"):
+        open_dataset("potsdam3", patches, "train").image(0)
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [("labeled_test.txt", r"labeled_test\.txt is missing"), ("imgs/104.mat", r"2 patches, 1 are missing.*104\.mat")],
+)
+def test_what_is_missing_is_named(patches, path, message):
+    (patches / "potsdam" / path).unlink()
+    with pytest.raises(StegoError, match=message):
+        open_dataset("potsdam3", patches, "val")
+
+
+def test_where_it_is_looked_for(tmp_path):
+    with pytest.raises(DataNotFound, match=r"potsdam was not found.*\n.*imgs/ID\.mat.*2_Ortho_RGB.*\n.*isprs"):
+        open_dataset("potsdam3", tmp_path, "train")
+
+
+# ---------------------------------------------------------------------------------------------- raw tiles
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    """The four tiles of val, one of them of the real size; opened once, so they are cut."""
+    root = tmp_path_factory.mktemp("potsdam")
+    for tile in TILES["val"]:
+        standins.potsdam_tile(root, tile, 6000 if tile == "2_12" else 400)
+    open_dataset("potsdam3", root, "val")
+    return root
+
+
+def test_a_tile_of_the_real_size_gives_225_patches(tiles):
+    dataset = open_dataset("potsdam3", tiles, "val")
+    assert len(dataset) == 225 + 3 and dataset.has_labels
+    assert dataset.names[:2] == ["2_12_00_00", "2_12_00_01"] and dataset.names[224] == "2_12_14_14"
+    assert all(dataset.image(i).shape == (3, 200, 200) for i in (0, 100, 227))
+
+
+def test_patches_put_together_are_the_tile_at_half_its_size(tiles):
+    dataset = open_dataset("potsdam3", tiles, "val")
+    row = 7
+    indices = [dataset.names.index(f"2_12_{row:02d}_{column:02d}") for column in range(15)]
+    found = torch.cat([dataset.image(i) for i in indices], 2)
+    raw = standins.colored(standins.stripes([*range(6), 6], 400, 6000), seed=212).astype(float)
+    mean = (raw[::2, ::2] + raw[1::2, ::2] + raw[::2, 1::2] + raw[1::2, 1::2]) / 4
+    assert np.abs(found.permute(1, 2, 0).numpy() - mean).max() <= 0.5
+    found = torch.cat([dataset.label(i) for i in indices], 1)
+    fine = standins.stripes([*range(6), 6], 400, 6000)[::2, ::2]
+    np.testing.assert_array_equal(found, np.vectorize({**CLASS_OF, 6: -1}.get)(fine))
+
+
+def test_every_patch_is_in_its_place(tmp_path):
+    """A small tile in which no two places are alike, against the slow way."""
+    rng, folder = np.random.default_rng(0), tmp_path / "potsdam"
+    raw, fine = rng.integers(0, 256, (800, 1200, 3), dtype=np.uint8), rng.integers(0, 6, (800, 1200))
+    standins.save(folder / "2_Ortho_RGB/top_potsdam_7_13_RGB.tif", raw)
+    standins.save(folder / "5_Labels_all/top_potsdam_7_13_label.tif", np.array(potsdam_tiles.COLORS, np.uint8)[fine])
+    (patches,) = cut_tiles(folder, ("7_13",))
+    assert len(list((patches / "imgs").iterdir())) == 6 == len(list((patches / "gt").iterdir()))
+    mean = raw.reshape(400, 2, 600, 2, 3).mean((1, 3))
+    for row, column in np.ndindex(2, 3):
+        place = np.s_[200 * row : 200 * row + 200, 200 * column : 200 * column + 200]
+        with Image.open(patches / f"imgs/7_13_{row:02d}_{column:02d}.png") as file:
+            assert np.abs(np.asarray(file) - mean[place]).max() <= 0.5
+        with Image.open(patches / f"gt/7_13_{row:02d}_{column:02d}.png") as file:
+            np.testing.assert_array_equal(file, fine[::2, ::2][place])
+
+
+def test_the_colors_are_those_of_the_benchmark():
+    colors = dict(white=(255, 255, 255), blue=(0, 0, 255), cyan=(0, 255, 255), green=(0, 255, 0), yellow=(255, 255, 0), red=(255, 0, 0), black=(0, 0, 0), magenta=(255, 0, 255), almost=(254, 0, 0))  # fmt: skip
+    assert decode_colors(np.array([list(colors.values())], np.uint8)).tolist() == [[0, 1, 2, 3, 4, 5, 255, 255, 255]]
+
+
+def test_tiles_are_cut_once_and_taken_up_where_it_broke_off(tmp_path, monkeypatch):
+    for tile in TILES["val"]:
+        standins.potsdam_tile(tmp_path, tile, 400)
+    cut, done = potsdam_tiles._cut_tile, []
+
+    def breaks(folder, tile):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(tile)
+        cut(folder, tile)
+
+    monkeypatch.setattr(potsdam_tiles, "_cut_tile", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        open_dataset("potsdam3", tmp_path, "val")
+    assert done == list(TILES["val"][:2])
+    monkeypatch.setattr(potsdam_tiles, "_cut_tile", lambda folder, tile: (done.append(tile), cut(folder, tile)))
+    assert len(open_dataset("potsdam3", tmp_path, "val")) == 4 == len(open_dataset("potsdam3", tmp_path, "val"))
+    assert done == list(TILES["val"])
+
+
+def test_a_tile_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
+    standins.potsdam_tile(tmp_path, "2_12", 400)
+    monkeypatch.setattr(Image.Image, "save", lambda *args, **options: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        cut_tiles(tmp_path / "potsdam", ("2_12",))
+    assert list((tmp_path / "potsdam/patches").iterdir()) == []
+
+
+def test_a_tile_that_another_process_cut_meanwhile_is_taken(tmp_path, monkeypatch):
+    standins.potsdam_tile(tmp_path, "2_12", 400)
+    rename = Path.rename
+
+    def late(self, target):
+        shutil.copytree(self, target)  # the other one was faster
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    (patches,) = cut_tiles(tmp_path / "potsdam", ("2_12",))
+    assert len(list((patches / "imgs").iterdir())) == 1
+    assert [path.name for path in patches.parent.iterdir()] == ["2_12"], "nothing is left beside it"
+
+
+def test_a_tile_that_cannot_be_moved_into_place_is_no_success(tmp_path, monkeypatch):
+    standins.potsdam_tile(tmp_path, "2_12", 400)
+    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError("read-only")))
+    with pytest.raises(OSError, match="read-only"):
+        cut_tiles(tmp_path / "potsdam", ("2_12",))
+
+
+def test_whole_tiles_are_held_out():
+    """20 and 4 of the 24 tiles that were labeled in the published data, 38 in all."""
+    assert (len(TILES["train"]), len(TILES["val"]), len(set(TILES["all"]))) == (20, 4, 38)
+    assert not set(TILES["train"]) & set(TILES["val"]) and {*TILES["train"], *TILES["val"]} < set(TILES["all"])
+    columns = {
+        row: sorted(int(t.split("_")[1]) for t in TILES["all"] if t.startswith(f"{row}_")) for row in range(2, 8)
+    }
+    assert columns == {2: [*range(10, 15)], 3: [*range(10, 15)], 4: [*range(10, 16)], 5: [*range(10, 16)], 6: [*range(7, 16)], 7: [*range(7, 14)]}  # fmt: skip
+
+
+def test_all_tiles_without_the_labels_of_some(tmp_path):
+    for tile in TILES["all"]:
+        standins.potsdam_tile(tmp_path, tile, 400, labeled=tile in (*TILES["train"], *TILES["val"]))
+    dataset = open_dataset("potsdam3", tmp_path, "all")
+    assert len(dataset) == 38 and dataset.has_labels
+    ignored = [dataset.names[i] for i in range(38) if (dataset.label(i) == -1).all()]
+    assert len(ignored) == 14 and "7_13_00_00" in ignored
+
+
+def test_missing_and_unfit_tiles_are_named(tmp_path):
+    folder = tmp_path / "potsdam"
+    for tile in TILES["val"][1:]:
+        standins.potsdam_tile(tmp_path, tile, 400)
+    with pytest.raises(StegoError, match=r"1 of the split's 4 tiles are missing.*top_potsdam_2_12_RGB\.tif"):
+        open_dataset("potsdam3", tmp_path, "val")
+    standins.potsdam_tile(tmp_path, "2_12", 400, labeled=False)
+    with pytest.raises(StegoError, match=r"top_potsdam_2_12_label\.tif is missing"):
+        open_dataset("potsdam3", tmp_path, "val")
+    standins.save(folder / "5_Labels_all/top_potsdam_2_12_label.tif", np.zeros((400, 800, 3), np.uint8))
+    with pytest.raises(StegoError, match="differ in size"):
+        open_dataset("potsdam3", tmp_path, "val")
+    standins.save(folder / "2_Ortho_RGB/top_potsdam_2_12_RGB.tif", np.zeros((400, 500, 3), np.uint8))
+    with pytest.raises(StegoError, match=r"is 500 x 400; a tile is 6000 x 6000"):
+        open_dataset("potsdam3", tmp_path, "val")

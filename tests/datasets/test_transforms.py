@@ -1,0 +1,175 @@
+"""Sizes and crops against the numbers of the published code."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from common import golden
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from stego_lib import StegoError, open_dataset
+from stego_lib.datasets import Classes, FiveCrop, RandomCrop, write_crops
+from stego_lib.datasets.crops import five_boxes
+from stego_lib.datasets.transforms import nearest_grid, resize_image, resize_label
+
+GOLDEN = golden("transforms")
+SIZES = {"center32": 32, "none32": (32, 32)}
+SHAPES = [tuple(shape) for shape in GOLDEN["idx_sizes"].tolist()]
+
+
+@pytest.mark.parametrize("height, width", SHAPES)
+@pytest.mark.parametrize("name", SIZES)
+def test_the_published_pixel_is_taken(name, height, width):
+    rows, columns = nearest_grid(height, width, SIZES[name])
+    np.testing.assert_array_equal(rows, GOLDEN[f"idx.{name}.{height}x{width}.rows"])
+    np.testing.assert_array_equal(columns, GOLDEN[f"idx.{name}.{height}x{width}.cols"])
+
+
+@pytest.mark.parametrize("height, width", SHAPES)
+@pytest.mark.parametrize("name", SIZES)
+def test_labels_and_published_images_take_the_same_pixel(name, height, width):
+    rows, columns = (GOLDEN[f"idx.{name}.{height}x{width}.{axis}"].astype(int) for axis in ("rows", "cols"))
+    label = torch.arange(height * width).reshape(height, width)
+    found = resize_label(label, SIZES[name])
+    np.testing.assert_array_equal(found // width, np.repeat(rows[:, None], 32, 1))
+    np.testing.assert_array_equal(found % width, np.repeat(columns[None], 32, 0))
+    image = torch.stack([label // 256, label % 256, label * 0]).to(torch.uint8)
+    small = resize_image(image, SIZES[name], published=True).long()
+    np.testing.assert_array_equal(small[0] * 256 + small[1], found)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_images_are_the_published_ones(name):
+    image = torch.from_numpy(GOLDEN["image"]).permute(2, 0, 1)
+    found = resize_image(image, SIZES[name], published=True)
+    assert found.dtype == torch.uint8
+    mean, spread = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    np.testing.assert_allclose((found / 255 - mean) / spread, GOLDEN[f"{name}.image_out"], atol=1e-6)
+    label = torch.from_numpy(GOLDEN["label"]).long()
+    np.testing.assert_array_equal(resize_label(label, SIZES[name])[None], GOLDEN[f"{name}.label_out"])
+
+
+def test_the_other_way_averages():
+    """Without `published`, fine detail that the nearest pixel would miss is averaged."""
+    image = (torch.arange(64) % 2 * 255).to(torch.uint8).expand(3, 64, 64)
+    assert resize_image(image, 16).float().std() < 10 and resize_image(image, 16, published=True).max() == 0
+
+
+# ---------------------------------------------------------------------------------------------- crops
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """The golden image and label, and both upside down, as the published crops were made of them."""
+    folder = tmp_path / "folder"
+    for kind, array in (("imgs", GOLDEN["image"]), ("labels", GOLDEN["label"])):
+        (folder / kind / "train").mkdir(parents=True)
+        for i, stored in enumerate((array, array[::-1])):
+            Image.fromarray(np.ascontiguousarray(stored)).save(folder / kind / "train" / f"street{i}.png")
+    (folder / "classes.json").write_text(json.dumps({"names": [str(i) for i in range(255)]}))
+    return open_dataset("folder", tmp_path, "train")
+
+
+def test_five_crops_are_the_published_ones(pair):
+    crops = FiveCrop(pair)
+    for i in range(5):
+        image, label = crops[i]
+        np.testing.assert_allclose(image / 255, GOLDEN["five.image_crops"][i], atol=1e-6)
+        published = GOLDEN["five.label_crops"][i]
+        np.testing.assert_array_equal(label, np.where(published == 255, -1, published))
+
+
+def test_written_crops_are_the_published_files(pair, tmp_path):
+    write_crops(FiveCrop(pair), tmp_path / "cropped")
+    for number in range(10):
+        with Image.open(tmp_path / f"cropped/label/train/{number}.png") as file:
+            np.testing.assert_array_equal(np.asarray(file), GOLDEN["five.saved_label_png"][number])
+        with Image.open(tmp_path / f"cropped/img/train/{number}.jpg") as file:
+            difference = np.asarray(file).astype(int) - GOLDEN["five.saved_jpg_decoded"][number]
+        assert np.abs(difference).mean() < 1, "JPEG libraries differ a little"
+    assert len(list((tmp_path / "cropped/img/train").iterdir())) == 10
+    assert (tmp_path / "cropped/names-train.txt").read_text().split()[6] == "street1-crop1" == FiveCrop(pair).names[6]
+
+
+def test_crops_are_written_once(pair, tmp_path):
+    write_crops(FiveCrop(pair), tmp_path)
+    (tmp_path / "img/train/3.jpg").write_bytes(b"kept")
+    (tmp_path / "label/train/4.png").unlink()
+    write_crops(FiveCrop(pair), tmp_path)
+    assert (tmp_path / "img/train/3.jpg").read_bytes() == b"kept" and (tmp_path / "label/train/4.png").exists()
+
+
+def test_random_crops_are_decided_by_the_seed(pair):
+    crops, again, other = RandomCrop(pair), RandomCrop(pair), RandomCrop(pair, seed=1)
+    assert len(crops) == 10 == len(set(crops.names)) and crops.names[6] == "street1-random1"
+    assert all(torch.equal(crops.image(i), again.image(i)) for i in range(10))
+    assert not all(torch.equal(crops.image(i), other.image(i)) for i in range(10))
+    assert crops.identity() == again.identity() != other.identity() != FiveCrop(pair).identity()
+    assert crops.boxes(0, 50, 70) != crops.boxes(1, 50, 70), "each image is cut at places of its own"
+
+
+def test_random_crops_reach_every_place_and_stay_inside(pair):
+    crops = RandomCrop(pair)
+    boxes = np.array([box for i in range(300) for box in crops.boxes(i, 9, 12)])
+    assert set(map(tuple, boxes[:, :2].tolist())) == {(top, left) for top in range(6) for left in range(7)}
+    assert (boxes[:, 2:] == (4, 6)).all()
+
+
+def test_random_crops_cut_image_and_label_alike(pair):
+    crops = RandomCrop(pair)
+    for number in range(10):
+        top, left, height, width = crops.boxes(number // 5, 50, 70)[number % 5]
+        image, label = pair[number // 5]
+        assert torch.equal(crops.image(number), image[:, top : top + height, left : left + width])
+        assert torch.equal(crops.label(number), label[top : top + height, left : left + width])
+
+
+@pytest.mark.parametrize("ratio", [0, -0.5, 1.01])
+def test_a_ratio_out_of_range_is_explained(pair, ratio):
+    with pytest.raises(StegoError, match="ratio is above 0 and at most 1"):
+        FiveCrop(pair, ratio)
+
+
+def test_a_crop_as_large_as_the_image_is_the_image(pair):
+    assert five_boxes(5, 7, 1) == [(0, 0, 5, 7)] * 5 == RandomCrop(pair, 1).boxes(0, 5, 7)
+
+
+@settings(max_examples=100, deadline=None)
+@given(height=st.integers(2, 120), width=st.integers(2, 120), ratio=st.floats(0.5, 1))
+@example(height=200, width=321, ratio=0.5)
+def test_five_crops_cover_the_image(height, width, ratio):
+    """All are of one size and lie inside; the corners leave out nothing but a middle line of an odd side; the fifth is in the middle."""
+    boxes = five_boxes(height, width, ratio)
+    h, w = int(ratio * height), int(ratio * width)
+    seen = np.zeros((height, width), bool)
+    for top, left, rows, columns in boxes[:4]:
+        assert (rows, columns) == (h, w) and 0 <= top <= height - h and 0 <= left <= width - w
+        seen[top : top + h, left : left + w] = True
+    rows, columns = seen.any(1), seen.any(0)
+    assert (~rows).sum() == max(0, height - 2 * h) <= 1 and (~columns).sum() == max(0, width - 2 * w) <= 1
+    assert (seen == rows[:, None] & columns[None]).all() and seen[0, 0] and seen[-1, -1] and seen[0, -1] and seen[-1, 0]
+    top, left, *size = boxes[4]
+    assert size == [h, w] and abs(2 * top + h - height) <= 1 and abs(2 * left + w - width) <= 1
+
+
+def test_crops_of_more_classes_than_their_files_count_are_refused(pair, tmp_path):
+    pair.classes = Classes([str(i) for i in range(256)], [(0, 0, 0)] * 256)
+    with pytest.raises(StegoError, match=r"has 256 classes; the layout holds 255 at most"):
+        write_crops(FiveCrop(pair), tmp_path / "cropped")
+    assert not (tmp_path / "cropped").exists()
+
+
+@pytest.mark.parametrize(
+    "shape, size", [((500, 333), 64), ((300, 77), (96, 40)), ((40, 50), 72), ((1000, 64), (320, 64)), ((64, 64), 64)]
+)
+def test_scaling_in_strips_is_scaling_at_once(shape, size):
+    """Bit for bit, whatever goes up or down: features on disk stay what they are."""
+    image = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for one in (image.movedim(-1, 0), image.movedim(-1, 0).contiguous()):
+        expected = TF.resize(one, size if isinstance(size, int) else list(size), antialias=True)
+        expected = TF.center_crop(expected, size) if isinstance(size, int) else expected
+        assert torch.equal(resize_image(one, size), expected)

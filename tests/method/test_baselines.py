@@ -1,0 +1,123 @@
+"""Fixed heads: against scikit-learn and numpy on the same features."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from common import tiny_experiment
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+
+from stego_lib import Backbone, StegoError, baselines, open_dataset
+from stego_lib.baselines import FIXED_HEADS, fixed_head
+from stego_lib.evaluation import cluster_confusion, evaluate
+from stego_lib.features.store import open_store
+from stego_lib.training import train
+
+
+@pytest.fixture(scope="module")
+def experiment(scenes_root, backbone_file):
+    return tiny_experiment(scenes_root, backbone_file, code_dim=5)
+
+
+@pytest.fixture(scope="module")
+def store(experiment, tmp_path_factory):
+    dataset = open_dataset(experiment.dataset, experiment.data_root, "train")
+    return open_store(dataset, Backbone.of(experiment), 64, tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="module")
+def cells(store):
+    """Every feature of the training images, (M, C): few enough that the sample which is fitted on holds them all."""
+    return store.features.astype(np.float32).transpose(0, 2, 3, 1).reshape(-1, store.features.shape[1])
+
+
+def codes(model, store):
+    with torch.no_grad():
+        return model.eval()(store.rows(torch.arange(len(store)))).movedim(1, -1).flatten(0, 2).numpy()
+
+
+def test_pca_codes_are_the_principal_components(experiment, store, cells):
+    model = fixed_head("pca", store, experiment.but(head="linear"))
+    expected = PCA(5, svd_solver="full").fit_transform(cells)
+    found = codes(model, store)
+    signs = np.sign((found * expected).sum(0))  # a component's sign is free
+    assert found == pytest.approx(expected * signs, abs=1e-3 * float(np.abs(expected).max()))
+
+
+def test_k_means_on_components_is_that_of_scikit_learn_on_the_projected_features(store):
+    unit = F.normalize(baselines._sampled_features(store, 0)[0], dim=1).numpy()
+    projected = PCA(5, svd_solver="full").fit_transform(unit)
+    expected = KMeans(7, n_init=10, random_state=0).fit_predict(projected)
+    scorer = baselines.kmeans_on_components(store, 5, 7, 0)
+    found = scorer(torch.from_numpy(unit)[:, :, None, None])[:, :, 0, 0].argmax(1)
+    assert (found.numpy() == expected).mean() > 0.99
+    apart = baselines.kmeans_on_features(store, 7, 0)(torch.from_numpy(unit)[:, :, None, None])[:, :, 0, 0].argmax(1)
+    assert (apart.numpy() == expected).mean() < 0.99, "five components are not the whole"
+    all_of_them = baselines.kmeans_on_components(store, 10_000, 7, 0)
+    assert all_of_them.weight.shape == (7, unit.shape[1])
+
+
+@pytest.mark.filterwarnings("ignore:The number of components")
+def test_a_random_projection_is_linear_random_and_keeps_distances_on_average(experiment, store, cells):
+    many = experiment.but(head="linear", code_dim=512)
+    found = codes(fixed_head("random projection", store, many), store)
+    again = codes(fixed_head("random projection", store, many), store)
+    other = codes(fixed_head("random projection", store, many.but(seed=1)), store)
+    assert np.array_equal(found, again) and not np.allclose(found, other)
+    distances = [np.linalg.norm(x[::7] - x[3], axis=1) for x in (found, cells)]
+    ratio = distances[0][distances[1] > 0] / distances[1][distances[1] > 0]
+    assert 0.9 < ratio.mean() < 1.1 and ratio.std() < 0.15, "Johnson-Lindenstrauss"
+    map_, *_ = np.linalg.lstsq(cells, found, rcond=None)
+    assert np.abs(cells @ map_ - found).max() < 1e-2 * np.abs(found).max()
+
+
+def test_the_features_themselves_are_the_code(experiment, store, cells):
+    assert codes(fixed_head("features", store, experiment.but(head="none")), store) == pytest.approx(cells)
+
+
+def test_the_mean_is_taken_off_where_the_experiment_says_so(experiment, store, cells):
+    found = codes(fixed_head("features", store, experiment.but(head="none", subtract_mean=True)), store)
+    assert found == pytest.approx(cells - cells.mean(0), abs=1e-3)
+
+
+def test_an_untrained_head_is_the_one_that_training_begins_with(experiment, store):
+    from stego_lib.model import build_model
+
+    model, fresh = fixed_head("untrained head", store, experiment), build_model(experiment, 32, 8)
+    for name, value in fresh.head.state_dict().items():
+        assert torch.equal(value, model.head.state_dict()[name])
+    assert not torch.equal(fresh.cluster_probe.clusters, model.cluster_probe.clusters), "clusters are fitted"
+
+
+@pytest.mark.parametrize("kind", FIXED_HEADS)
+def test_every_code_is_nearest_to_the_cluster_that_it_helped_to_make(kind, experiment, store):
+    """Clusters are where k-means left them: no cluster is empty on the images that it was fitted to."""
+    model = fixed_head(kind, store, experiment.but(head=FIXED_HEADS[kind]))
+    with torch.no_grad():
+        nearest = model.cluster_probe(model.eval()(store.rows(torch.arange(len(store))))).argmax(1)
+    assert len(nearest.unique()) == 8
+
+
+@pytest.mark.parametrize("kind, head", [("pca", "nonlinear"), ("features", "linear"), ("pcs", "linear")])
+def test_a_head_of_the_wrong_kind_is_refused(kind, head, experiment, store):
+    with pytest.raises(StegoError, match=kind):
+        fixed_head(kind, store, experiment.but(head=head))
+
+
+def test_more_components_than_channels_are_refused(experiment, store):
+    with pytest.raises(StegoError, match="33 principal components of features with 32 channels"):
+        fixed_head("pca", store, experiment.but(head="linear", code_dim=33))
+
+
+def test_the_short_way_to_the_confusion_matrix_is_the_long_one(experiment, tmp_path):
+    """`evaluate` upsamples codes and then compares; `cluster_confusion` compares and then upsamples."""
+    run = train(experiment.but(mirror=True), runs_dir=tmp_path)
+    record = evaluate(run, baselines=False)
+    dataset = open_dataset("scenes", experiment.data_root, "val")
+    plain = open_store(dataset, run.backbone, 64, tmp_path / "features")
+    mirrored = open_store(dataset, run.backbone, 64, tmp_path / "features", mirror=True)
+    table = cluster_confusion(run.model, plain, mirrored)
+    assert table.sum() == 6 * 64 * 64
+    assert np.abs(table.numpy() - np.array(record["confusion"])).sum() <= 6, "equal but for ties within rounding"
+    assert not torch.equal(table, cluster_confusion(run.model, plain)), "the mirror image counts"

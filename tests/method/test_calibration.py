@@ -1,0 +1,135 @@
+"""The balance of the loss before training and the rule for shifts: against autograd, naive counting and naive loops."""
+
+import math
+
+import pytest
+import torch
+
+from stego_lib import Experiment, StegoError, calibration
+from stego_lib.calibration import AUTO, balance, calibrate, measure_correspondences, percentile, shift_rule
+from stego_lib.loss import correspondence, correspondence_loss
+
+WEIGHTS, SHIFTS = (1.0, 0.5, 2.0), (0.1, -0.2, 0.3)
+
+
+@pytest.fixture
+def maps():
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(2, 5, 3, 3, generator=generator) for _ in range(4)]
+
+
+def test_the_net_force_is_the_slope_of_the_loss_at_equal_codes(maps):
+    """Minus the derivative of the weighted mean loss when every code correspondence above zero rises alike."""
+    f, g, code, _ = maps
+    code = code.abs()  # so that all correspondences are above zero, and the clamp lets all through
+    for weight, shift in zip(WEIGHTS, SHIFTS, strict=True):
+        scale = torch.ones((), requires_grad=True)
+        loss, codes = correspondence_loss(f, g, code, code, shift, centering=False)
+        assert (codes > 0).all()
+        weighted = weight * (loss / codes * (codes.detach() + scale)).mean()  # S + scale in the place of S
+        (slope,) = torch.autograd.grad(weighted, scale)
+        found = balance({"self": correspondence(f, g).flatten()}, (shift,), (weight,))["self"]
+        assert found["net"] == pytest.approx(-slope.item(), abs=1e-6)
+
+
+def test_counts_and_forces_are_those_of_a_loop():
+    measured = {
+        kind: torch.rand(50, generator=torch.Generator().manual_seed(i)) * 2 - 1 for i, kind in enumerate("abc")
+    }
+    found = balance(measured, SHIFTS, WEIGHTS)
+    assert list(found) == ["a", "b", "c"]
+    for (kind, values), shift, weight in zip(measured.items(), SHIFTS, WEIGHTS, strict=True):
+        attracting = sum(v > shift for v in values.tolist()) / 50
+        pull = weight * sum(max(v - shift, 0) for v in values.tolist()) / 50
+        push = weight * sum(max(shift - v, 0) for v in values.tolist()) / 50
+        expected = {"shift": shift, "attracting": attracting, "pull": pull, "push": push, "net": pull - push}
+        assert found[kind] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("percent", [0, 17, 50, 99.5, 100])
+def test_a_percentile_is_a_value_with_that_share_below(percent):
+    values = torch.randn(1001, generator=torch.Generator().manual_seed(0))
+    found = percentile(values, percent)
+    assert found in values.tolist()
+    assert (values < found).float().mean().item() == pytest.approx(percent / 100, abs=1e-3)
+
+
+class Store:
+    """Features of a few images in memory: (N, C, h, w)."""
+
+    def __init__(self, features):
+        self.features = features
+
+    def __len__(self):
+        return len(self.features)
+
+    def rows(self, index):
+        return self.features[index]
+
+
+@pytest.fixture
+def measuring():
+    generator = torch.Generator().manual_seed(5)
+    store = Store(torch.randn(9, 6, 4, 5, generator=generator) + 1)
+    neighbors = (torch.arange(9)[:, None] + torch.tensor([1, 2])) % 9
+    experiment = Experiment(batch_size=3, points=4, neighbors=2)
+    return store, neighbors, torch.zeros(1, 6, 1, 1), experiment
+
+
+def test_auto_is_its_percentiles_by_brute_force(measuring):
+    """Sorted by hand: below each shift lie as many per cent of the correspondences as its percentile says."""
+    found = calibrate(*measuring)
+    measured = measure_correspondences(*measuring)
+    assert measuring[-1].shifts == "auto" and found.rule == AUTO == ("p75", "p75", "p97") and found.images == 9
+    for shift, asked, share, values in zip(found.shifts, AUTO, found.attracting, measured.values(), strict=True):
+        ordered = sorted(values.tolist())
+        assert shift == ordered[round((len(ordered) - 1) * float(asked[1:]) / 100)]
+        assert share == pytest.approx(sum(value > shift for value in ordered) / len(ordered))
+        assert share == pytest.approx(1 - float(asked[1:]) / 100, abs=0.002)
+        assert f"{asked}: {100 * share:.1f} % of the pairs attract" in found.reason
+    assert "by the rule 'auto'" in found.reason and "9 training images" in found.reason
+
+
+def test_the_rule_does_not_see_the_features_length_or_a_rotation(measuring):
+    """Correspondences are cosines; with the mean taken off, a constant added to all features is not seen either."""
+    store, *others = measuring
+    found = calibrate(*measuring).shifts
+    rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]
+    for changed in (7.5 * store.features, torch.einsum("ij,njhw->nihw", rotation, store.features)):
+        assert calibrate(Store(changed), *others).shifts == pytest.approx(found, abs=1e-5)
+    neighbors, _, experiment = others
+    moved = Store(store.features + 3)
+    mean, moved_mean = (one.features.mean((0, 2, 3)).view(1, -1, 1, 1) for one in (store, moved))
+    less = experiment.but(subtract_mean=True)
+    expected = calibrate(store, neighbors, mean, less)
+    assert calibrate(moved, neighbors, moved_mean, less).shifts == pytest.approx(expected.shifts, abs=1e-5)
+    assert "less the dataset's mean" in expected.reason and expected.shifts != pytest.approx(found, abs=0.01)
+
+
+def test_what_is_asked_for_is_kept(measuring):
+    *others, experiment = measuring
+    found = calibrate(*others, experiment.but(shifts=(0.25, "p50", -1)))
+    assert found.shifts[0] == 0.25 and found.shifts[2] == -1 and found.attracting[2] == 1
+    assert found.rule == (0.25, "p50", -1.0) and "as the experiment asks" in found.reason
+    assert "self given" in found.reason and "kNN at p50: 50.0 %" in found.reason
+    stored = found.to_dict()
+    assert stored["shifts"] == found.shifts and {"edges", "self", "knn", "rand", "reason"} <= set(stored)
+    widths = torch.tensor(stored["edges"]).diff()
+    assert (torch.tensor(stored["self"]) * widths).sum().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_auto_is_one_word_for_all_three():
+    assert shift_rule(Experiment(shifts="auto")) == AUTO and shift_rule(Experiment(shifts="p1 p2 3")) == (
+        "p1",
+        "p2",
+        3.0,
+    )
+    for wrong in ("auto auto auto", "automatic", ("auto", 0.1, 0.1)):
+        with pytest.raises(StegoError, match="shifts = "):
+            Experiment.from_dict({"shifts": wrong})
+
+
+def test_few_of_many_images_are_measured(measuring, monkeypatch):
+    monkeypatch.setattr(calibration, "IMAGES", 4)
+    found = calibrate(*measuring)
+    assert found.images == 4 and not any(map(math.isnan, found.shifts))

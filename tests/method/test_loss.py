@@ -1,0 +1,219 @@
+"""The correspondence loss: a naive version beside it, and what its switches do."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from stego_lib.loss import (
+    center,
+    correspondence,
+    correspondence_loss,
+    negative_permutation,
+    random_coords,
+    sample,
+    stego_loss,
+)
+
+FEW = settings(max_examples=12, deadline=None)
+CLOSE = dict(rtol=1e-4, atol=1e-5)
+
+
+def rand(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def naive_cosine(a: list[float], b: list[float]) -> float:
+    length = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
+    return sum(x * y for x, y in zip(a, b, strict=True)) / length
+
+
+def naive_loss(feats1, feats2, code1, code2, shift, centering, zero_clamp, stabilize):
+    """Loop over every pair of points, as the paper writes it; returns the loss of each pair, (B, h, w, i, j)."""
+    batch, _, height, width = feats1.shape
+    _, _, height2, width2 = feats2.shape
+    pairs = [
+        (n, h, w, i, j)
+        for n in range(batch)
+        for h in range(height)
+        for w in range(width)
+        for i in range(height2)
+        for j in range(width2)
+    ]
+    f = {p: naive_cosine(feats1[p[0], :, p[1], p[2]].tolist(), feats2[p[0], :, p[3], p[4]].tolist()) for p in pairs}
+    s = {p: naive_cosine(code1[p[0], :, p[1], p[2]].tolist(), code2[p[0], :, p[3], p[4]].tolist()) for p in pairs}
+    if centering:
+        whole = sum(f.values()) / len(f)
+        for place in {p[:3] for p in pairs}:
+            mine = [p for p in pairs if p[:3] == place]
+            mean = sum(f[p] for p in mine) / len(mine)
+            for p in mine:
+                f[p] = f[p] - mean + whole  # the mean of what is left is 0, so the batch's mean may be added at once
+    result = torch.zeros(batch, height, width, height2, width2)
+    for p in pairs:
+        similar = max(s[p], 0.0) if zero_clamp else s[p]
+        similar = min(similar, 0.8) if stabilize else similar
+        result[p] = -similar * (f[p] - shift)
+    return result
+
+
+@FEW
+@given(
+    sizes=st.tuples(*[st.integers(1, 3)] * 5), shift=st.floats(-1, 1), centering=st.booleans(), zero_clamp=st.booleans(),
+    stabilize=st.booleans(), seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_correspondence_loss_equals_a_naive_loop(sizes, shift, centering, zero_clamp, stabilize, seed):
+    batch, channels, dim, height, width = sizes
+    feats1, feats2 = (
+        rand(batch, channels + 1, height, width, seed=seed),
+        rand(batch, channels + 1, height, width, seed=seed + 1),
+    )
+    code1, code2 = rand(batch, dim, height, width, seed=seed + 2), rand(batch, dim, height, width, seed=seed + 3)
+    found, codes = correspondence_loss(
+        feats1, feats2, code1, code2, shift, centering=centering, zero_clamp=zero_clamp, stabilize=stabilize
+    )
+    assert_close(found, naive_loss(feats1, feats2, code1, code2, shift, centering, zero_clamp, stabilize), **CLOSE)
+    assert_close(codes, correspondence(code1, code2))
+
+
+@FEW
+@given(height=st.integers(2, 6), width=st.integers(2, 6), seed=st.integers(0, 100))
+def test_sample_at_grid_points_returns_the_maps_values_transposed(height, width, seed):
+    maps = rand(2, 3, height, width, seed=seed)
+    side = max(height, width)
+    # Cell (y, x) of the map lies at x / (width - 1) of the way from -1 to 1; points beyond the map are left to repeat its border.
+    coords = torch.stack(
+        [torch.tensor([[2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1] for x in range(side)]) for y in range(side)]
+    ).expand(2, -1, -1, -1)  # coords[b, y, x] is cell (y, x)
+    rows, columns = torch.arange(side).clamp(max=height - 1), torch.arange(side).clamp(max=width - 1)
+    expected = maps[:, :, rows][:, :, :, columns].transpose(2, 3)
+    assert_close(sample(maps, coords), expected, **CLOSE)
+
+
+def test_sample_half_way_between_cells_is_their_mean():
+    maps = torch.tensor([[[[0.0, 1.0], [2.0, 5.0]]]])
+    assert_close(sample(maps, torch.zeros(1, 1, 1, 2)).item(), 2.0)
+    assert_close(sample(maps, torch.tensor([[[[0.0, -1.0]]]])).item(), 0.5)  # x in the middle, y on top
+
+
+@settings(max_examples=60, deadline=None)
+@given(batch=st.integers(2, 40), seed=st.integers(0, 2**31))
+def test_a_negative_permutation_moves_every_image_and_uses_each_once(batch, seed):
+    partners = negative_permutation(batch, torch.Generator().manual_seed(seed))
+    assert partners.dtype == torch.int64
+    assert sorted(partners.tolist()) == list(range(batch))
+    assert (partners != torch.arange(batch)).all()
+
+
+def test_negative_permutations_differ_from_draw_to_draw_and_repeat_with_the_seed():
+    generator = torch.Generator().manual_seed(0)
+    drawn = {tuple(negative_permutation(4, generator).tolist()) for _ in range(200)}
+    assert len(drawn) == 6, "there are six cycles of four images, and each should turn up"
+    again = torch.Generator().manual_seed(0)
+    assert tuple(negative_permutation(4, again).tolist()) == tuple(
+        negative_permutation(4, torch.Generator().manual_seed(0)).tolist()
+    )
+
+
+def test_random_coords_fill_the_square():
+    coords = random_coords(20, 10, torch.Generator().manual_seed(0))
+    assert coords.shape == (20, 10, 10, 2)
+    assert -1 <= coords.min() < -0.95 and 0.95 < coords.max() <= 1 and coords.mean().abs() < 0.05
+    assert torch.equal(coords, random_coords(20, 10, torch.Generator().manual_seed(0)))
+
+
+def test_centering_takes_off_the_mean_over_the_partner_and_keeps_the_batch_mean():
+    f = rand(3, 4, 4, 4, 4) + 0.3
+    found = center(f)
+    assert_close(found.mean(), f.mean(), **CLOSE)
+    assert_close(found.mean(dim=(3, 4)), f.mean().expand(3, 4, 4), **CLOSE)  # every position now has the same mean
+    assert_close(found - found.mean(dim=(3, 4), keepdim=True), f - f.mean(dim=(3, 4), keepdim=True), **CLOSE)
+
+
+def test_correspondence_is_a_cosine():
+    a, b = rand(2, 5, 3, 4), rand(2, 5, 2, 3, seed=1)
+    found = correspondence(a, b)
+    assert found.shape == (2, 3, 4, 2, 3) and found.abs().max() <= 1 + 1e-6
+    assert_close(correspondence(7 * a, 0.1 * b), found, **CLOSE)
+    assert_close(correspondence(b, a), found.permute(0, 3, 4, 1, 2))
+    assert_close(
+        torch.stack([correspondence(a, a)[0, y, x, y, x] for y in range(3) for x in range(4)]), torch.ones(12), **CLOSE
+    )
+    assert not correspondence(torch.zeros(1, 5, 1, 1), rand(1, 5, 1, 1)).isnan().any(), (
+        "a feature of length 0 is like nothing, not NaN"
+    )
+
+
+def test_zero_clamp_takes_pairs_apart_out_of_the_loss():
+    feats, code = rand(2, 6, 3, 3), rand(2, 4, 3, 3, seed=1)
+    clamped, codes = correspondence_loss(feats, feats, code, code, 0.1, zero_clamp=True)
+    free, codes_too = correspondence_loss(feats, feats, code, code, 0.1, zero_clamp=False)
+    assert (codes < 0).any() and torch.equal(codes, codes_too), (
+        "the code correspondences are returned as they are before clamping"
+    )
+    assert (clamped[codes < 0] == 0).all() and (free[codes < 0] != 0).any()
+    assert_close(clamped[codes > 0], free[codes > 0])
+
+
+def test_stabilize_stops_pulling_at_08():
+    feats, code = rand(1, 6, 3, 3), rand(1, 4, 3, 3, seed=1)
+    code.requires_grad_()
+    loss, codes = correspondence_loss(feats, feats, code, code, 0.1, stabilize=True, centering=False)
+    near = codes.detach() > 0.8
+    assert near.any()
+    expected = -0.8 * (correspondence(feats, feats) - 0.1)
+    assert_close(loss.detach()[near], expected[near])
+    assert torch.autograd.grad(loss[near].sum(), code)[0].abs().max() == 0, "pairs this close are left alone"
+
+
+def test_a_larger_shift_repels_more():
+    """d loss / d shift = mean of the clamped code correspondences, which is not negative: more shift, more cost of being alike."""
+    feats, code = rand(2, 6, 3, 3), rand(2, 4, 3, 3, seed=1)
+    losses = [correspondence_loss(feats, feats, code, code, shift)[0].mean() for shift in (-0.2, 0.0, 0.5)]
+    assert losses[0] < losses[1] < losses[2]
+
+
+def test_no_gradient_flows_into_the_features():
+    feats, feats_knn, code, code_knn = (rand(4, c, 5, 5, seed=c).requires_grad_() for c in (6, 7, 3, 4))
+    feats_knn, code_knn = rand(4, 6, 5, 5, seed=8).requires_grad_(), rand(4, 3, 5, 5, seed=9).requires_grad_()
+    generator = torch.Generator().manual_seed(0)
+    coords1, coords2 = random_coords(4, 3, generator), random_coords(4, 3, generator)
+    permutations = torch.stack([negative_permutation(4, generator)])
+    total, parts = stego_loss(
+        feats, feats_knn, code, code_knn, coords1, coords2, permutations, (1, 1, 1), (0.1, 0.1, 0.1)
+    )
+    total.backward()
+    assert feats.grad is None and feats_knn.grad is None
+    assert code.grad.abs().sum() > 0 and code_knn.grad.abs().sum() > 0
+    assert not any(value.requires_grad for value in parts.values())
+
+
+@pytest.mark.parametrize("position, kind", [(0, "self"), (1, "knn"), (2, "rand")])
+def test_each_weight_and_shift_belongs_to_its_own_part(position, kind):
+    feats, feats_knn, code, code_knn = (
+        rand(4, 6, 5, 5),
+        rand(4, 6, 5, 5, seed=1),
+        rand(4, 3, 5, 5, seed=2),
+        rand(4, 3, 5, 5, seed=3),
+    )
+    generator = torch.Generator().manual_seed(0)
+    arguments = (
+        feats,
+        feats_knn,
+        code,
+        code_knn,
+        random_coords(4, 3, generator),
+        random_coords(4, 3, generator),
+        negative_permutation(4, generator)[None],
+    )
+    weights = [0.0, 0.0, 0.0]
+    weights[position] = 2.0
+    total, parts = stego_loss(*arguments, tuple(weights), (0.1, 0.2, 0.3))
+    assert_close(total, 2 * parts[f"loss_{kind}"])
+    shifts = [0.1, 0.2, 0.3]
+    shifts[position] += 1
+    _, moved = stego_loss(*arguments, tuple(weights), tuple(shifts))
+    assert {name for name in parts if not torch.equal(parts[name], moved[name])} == {f"loss_{kind}"}

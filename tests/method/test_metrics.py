@@ -1,0 +1,181 @@
+"""Confusion matrix, matching and scores: naive versions beside them, and what must not change them."""
+
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stego_lib.metrics import assigned, confusion, identity, majority, match, scores
+
+SOME = settings(max_examples=30, deadline=None)
+
+
+def drawn(n_pred: int, n_classes: int, seed: int, shape: tuple[int, ...] = (2, 9, 11)) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions and labels that agree now and then; labels hold -1 and 255 (ignored) too."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, n_classes, shape)
+    order = rng.permutation(n_pred)[np.arange(n_classes) % n_pred]
+    pred = np.where(rng.random(shape) < 0.6, order[label], rng.integers(0, n_pred, shape))
+    label = np.where(rng.random(shape) < 0.1, rng.choice([-1, 255], shape), label)
+    return pred, label
+
+
+def best_by_brute_force(counts: np.ndarray) -> int:
+    """Most pixels that can agree, trying every way to give clusters to classes one to one."""
+    n_pred, n_classes = counts.shape
+    if n_pred >= n_classes:
+        return max(sum(counts[p, c] for c, p in enumerate(order)) for order in permutations(range(n_pred), n_classes))
+    return max(sum(counts[p, c] for p, c in enumerate(order)) for order in permutations(range(n_classes), n_pred))
+
+
+@SOME
+@given(
+    n_pred=st.integers(1, 6),
+    n_classes=st.integers(1, 6),
+    high=st.sampled_from([1, 3, 1000]),
+    seed=st.integers(0, 10**6),
+)
+def test_matching_is_optimal(n_pred, n_classes, high, seed):
+    counts = np.random.default_rng(seed).integers(0, high + 1, (n_pred, n_classes))
+    matching = match(counts)
+    assert matching.shape == (n_pred,) and matching.dtype == torch.int64
+    given_ = [c for c in matching.tolist() if c >= 0]
+    assert len(given_) == min(n_pred, n_classes) == len(set(given_)), "as many pairs as can be, each class once"
+    assert sum(counts[p, c] for p, c in enumerate(matching.tolist()) if c >= 0) == best_by_brute_force(counts)
+
+
+@SOME
+@given(n_classes=st.integers(2, 6), extra=st.integers(0, 3), seed=st.integers(0, 10**6))
+def test_relabeling_the_clusters_changes_no_score(n_classes, extra, seed):
+    n_pred = n_classes + extra
+    pred, label = drawn(n_pred, n_classes, seed, (4, 16, 16))
+    relabeled = np.random.default_rng(seed + 1).permutation(n_pred)[pred]
+    tables = [confusion(p, label, n_pred, n_classes) for p in (pred, relabeled)]
+    agreeing = [assigned(table, match(table)).diagonal().sum() for table in tables]
+    assert agreeing[0] == agreeing[1]
+    first, second = (scores(table, match(table)) for table in tables)
+    assert first["accuracy"] == pytest.approx(second["accuracy"])
+    # Where two assignments are equally good mIoU may differ, so it is compared for the same assignment.
+    moved = match(tables[0])[torch.from_numpy(np.argsort(np.random.default_rng(seed + 1).permutation(n_pred)))]
+    same = scores(tables[1], moved)
+    assert first["miou"] == pytest.approx(same["miou"], nan_ok=True) and first["iou"] == pytest.approx(
+        same["iou"], nan_ok=True
+    )
+
+
+@SOME
+@given(n_pred=st.integers(2, 6), n_classes=st.integers(2, 6), seed=st.integers(0, 10**6))
+def test_confusion_of_two_halves_adds_up(n_pred, n_classes, seed):
+    pred, label = drawn(n_pred, n_classes, seed)
+    halves = sum(confusion(pred[i], label[i], n_pred, n_classes) for i in range(2))
+    assert torch.equal(halves, confusion(pred, label, n_pred, n_classes))
+
+
+@SOME
+@given(n_classes=st.integers(1, 5), seed=st.integers(0, 10**6))
+def test_scores_equal_a_loop_over_pixels(n_classes, seed):
+    pred, label = drawn(n_classes, n_classes, seed)
+    found = scores(confusion(pred, label, n_classes, n_classes), identity(n_classes))
+    pixels = [(p, t) for p, t in zip(pred.ravel().tolist(), label.ravel().tolist(), strict=True) if 0 <= t < n_classes]
+    assert found["accuracy"] == pytest.approx(100 * sum(p == t for p, t in pixels) / len(pixels))
+    for c in range(n_classes):
+        both, either = sum(p == c and t == c for p, t in pixels), sum(p == c or t == c for p, t in pixels)
+        assert found["iou"][c] == pytest.approx(100 * both / either if either else float("nan"), nan_ok=True)
+    assert found["miou"] == pytest.approx(np.nanmean(found["iou"]))
+
+
+def test_a_small_case_by_hand():
+    pred = torch.tensor([[0, 0, 1], [1, 1, 2]])
+    label = torch.tensor([[1, 1, 0], [0, 1, 2]])
+    table = confusion(pred, label, 3, 3)
+    assert table.tolist() == [[0, 2, 0], [2, 1, 0], [0, 0, 1]], "[cluster, class]"
+    assert match(table).tolist() == [1, 0, 2]
+    found = scores(table, match(table))
+    assert found["accuracy"] == pytest.approx(100 * 5 / 6)
+    assert found["iou"] == pytest.approx([100 * 2 / 3, 100 * 2 / 3, 100])
+
+
+def test_extra_clusters_count_as_errors():
+    label = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    pred = np.array([0, 0, 0, 2, 1, 1, 1, 1])  # a quarter of class 0 went to a third cluster
+    table = confusion(pred, label, 3, 2)
+    assert table.sum() == 8, "their pixels are counted"
+    matching = match(table)
+    assert matching.tolist() == [0, 1, -1]
+    found = scores(table, matching)
+    assert found["accuracy"] == pytest.approx(100 * 7 / 8)
+    assert found["iou"] == pytest.approx([75, 100]) and found["miou"] == pytest.approx(87.5)
+    assert assigned(table, matching).tolist() == [[3, 0], [0, 4], [1, 0]]
+    published = confusion(pred, label, 3, 2, published=True)
+    assert confusion([-1, 0, 1], [0, 0, 1], 2, 2, published=True).tolist() == [[1, 0], [0, 1]], "dropped as well"
+    assert (
+        published.sum() == 7 and scores(published, match(published), published=True)["accuracy"] == 100
+    )  # the defect, on request
+
+
+def test_fewer_clusters_than_classes():
+    table = np.array([[5, 0, 1], [0, 4, 0]])
+    assert match(table).tolist() == [0, 1]
+    found = scores(table, match(table))
+    assert found["accuracy"] == pytest.approx(90) and found["iou"] == pytest.approx([100 * 5 / 6, 100, 0])
+
+
+def test_ignored_labels_leave_every_score_as_it_is():
+    pred, label = drawn(4, 4, 0)
+    counted = (label >= 0) & (label < 4)
+    assert (~counted).any()
+    whole, part = confusion(pred, label, 4, 4), confusion(pred[counted], label[counted], 4, 4)
+    assert torch.equal(whole, part)
+    elsewhere = np.where(counted, pred, 99)  # what is predicted there does not matter, however strange
+    assert torch.equal(confusion(elsewhere, label, 4, 4), whole)
+
+
+@pytest.mark.parametrize("wrong", [-1, 4, 255])
+def test_a_prediction_out_of_range_at_a_counted_pixel_is_an_error(wrong):
+    with pytest.raises(ValueError, match=rf"{wrong}.*not 0 to 3"):
+        confusion(np.array([0, wrong]), np.array([0, 1]), 4, 4)
+
+
+def test_prediction_and_label_of_different_size_are_an_error():
+    with pytest.raises(ValueError, match="differ in size"):
+        confusion(np.zeros(4, int), np.zeros(5, int), 2, 2)
+
+
+def test_small_integer_types_do_not_overflow():
+    pred, label = np.full(300, 26, np.uint8), np.full(300, 26, np.uint8)
+    assert confusion(pred, label, 27, 27)[26, 26] == 300
+    assert confusion(torch.from_numpy(pred), torch.from_numpy(label), 27, 27)[26, 26] == 300
+
+
+def test_nothing_labeled_gives_nan():
+    table = confusion(np.zeros(5, int), np.full(5, -1), 3, 3)
+    assert table.sum() == 0
+    found = scores(table, match(table))
+    assert np.isnan(found["accuracy"]) and np.isnan(found["miou"]) and np.isnan(found["iou"]).all()
+
+
+def test_a_class_that_does_not_occur_is_left_out_of_the_mean_and_one_never_found_is_not():
+    # Class 2 is neither there nor predicted; class 1 is there and never predicted.
+    found = scores(np.array([[6, 2, 0], [0, 0, 0], [0, 0, 0]]), identity(3))
+    assert found["iou"][:2] == pytest.approx([75, 0]) and np.isnan(found["iou"][2])
+    assert found["miou"] == pytest.approx(37.5)
+
+
+@SOME
+@given(st.integers(0, 2**16))
+def test_the_majority_matching_is_the_best_that_ignores_the_one_to_one_rule(seed):
+    counts = np.random.default_rng(seed).integers(0, 9, (4, 3))
+    matching = majority(counts)
+    agree = sum(counts[p, c] for p, c in enumerate(matching.tolist()) if c >= 0)
+    assert agree == max(sum(counts[p, c] for p, c in enumerate(way)) for way in product(range(3), repeat=4))
+    assert scores(counts, matching)["accuracy"] >= scores(counts, match(counts))["accuracy"]
+
+
+def test_splitting_a_cluster_never_lowers_the_majority_score_and_an_empty_one_has_no_class():
+    counts = np.array([[5, 4], [1, 6]])
+    split = np.array([[5, 0], [0, 4], [1, 6], [0, 0]])
+    assert majority(split).tolist() == [0, 1, 1, -1]
+    assert scores(split, majority(split))["accuracy"] > scores(counts, majority(counts))["accuracy"]

@@ -1,0 +1,81 @@
+"""Probing on the grid against the published order: the code upsampled first, and probed then."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from stego_lib.loss import upsample
+from stego_lib.model import Stego
+from stego_lib.probes import crf_logits, most_similar, probe_maps, probe_scores, upsampled_length
+
+SIZES = [
+    ((5, 7), (40, 56)),
+    ((4, 4), (30, 45)),
+    ((1, 1), (8, 8)),
+    ((1, 6), (3, 20)),
+    ((6, 5), (6, 5)),
+    ((9, 8), (5, 3)),
+]
+"""Grids and what they are brought to: whole patches, other ratios, a single row, the same size, a smaller one."""
+
+
+def code_of(grid: tuple[int, int]) -> torch.Tensor:
+    """Codes whose neighbors all but cancel here and there, and one that is zero."""
+    code = torch.randn(2, 12, *grid, generator=torch.Generator().manual_seed(0))
+    code[0, :, 0, -1] = -0.999 * code[0, :, 0, 0]
+    code[1, :, -1, -1] = 0
+    return code
+
+
+@pytest.mark.parametrize(("grid", "size"), SIZES)
+@torch.inference_mode()
+def test_log_probabilities_are_those_of_the_published_order(grid, size):
+    torch.manual_seed(1)
+    model, code = Stego(16, 12, 6, extra_clusters=3).eval(), code_of(grid)
+    full = upsample(code, size)
+    published = {
+        "cluster": model.cluster_probe.log_probabilities(full),
+        "linear": model.linear_probe(full).log_softmax(1),
+    }
+    found, logits, scores = (form(model, code, size) for form in (probe_maps, crf_logits, probe_scores))
+    for name, expected in published.items():
+        assert_close(found[name], expected, rtol=0, atol=1e-5)
+        assert_close(logits[name].softmax(1), expected.exp(), rtol=0, atol=1e-5)
+        ranked = expected.topk(2, dim=1).values
+        clear = ranked[:, 0] - ranked[:, 1] > 1e-4
+        assert torch.equal(scores[name].argmax(1)[clear], expected.argmax(1)[clear]) and clear.any()
+
+
+@pytest.mark.parametrize(("grid", "size"), SIZES)
+def test_the_length_is_that_of_the_upsampled_code(grid, size):
+    code = code_of(grid).double()
+    assert_close(upsampled_length(code, size), upsample(code, size).norm(dim=1, keepdim=True), rtol=1e-6, atol=1e-6)
+
+
+def test_upsampling_is_interpolation_in_value_and_gradient_also_after_an_evaluation():
+    """What the matrices are made of is kept; made first in inference mode, for sizes that no other test has, it must serve training all the same."""
+    maps, grown = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 23, 19)
+    with torch.inference_mode():
+        upsample(maps, (23, 19))
+    ours, theirs = maps.clone().requires_grad_(), maps.clone().requires_grad_()
+    found = upsample(ours, (23, 19))
+    expected = F.interpolate(theirs, (23, 19), mode="bilinear", align_corners=False)
+    assert_close(found, expected, rtol=0, atol=1e-6)
+    (found * grown).sum().backward()
+    (expected * grown).sum().backward()
+    assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "grid, size",
+    [((5, 7), (700, 530)), ((40, 30), (300, 601)), ((3, 4), (257, 256)), ((16, 16), (5, 9)), ((1, 9), (2, 900))],
+)
+def test_the_most_similar_map_block_by_block_is_that_of_all_at_once(grid, size):
+    maps = torch.randn(9, *grid, generator=torch.Generator().manual_seed(0)).cumsum(-1)
+    ids = np.array([3, 1, 4, 0, 5, 9, 2, 6, 255], np.uint8)
+    found = most_similar(maps, size, ids)
+    expected = ids[upsample(maps[None], size)[0].argmax(0)]
+    assert found.dtype == np.uint8 and found.shape == size
+    assert (found != expected).mean() < 1e-4, "the last bit of a sum decides between equals"

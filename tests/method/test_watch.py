@@ -1,0 +1,258 @@
+"""The watch: what it counts against loops and made-up codes; it fires on a collapsed head, once, and not on a healthy one."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from common import tiny_experiment
+
+from stego_lib import load_run, train, training, watch
+from stego_lib.model import Stego
+from stego_lib.runtime.files import read_json, write_json
+from stego_lib.runtime.notices import Notice
+from stego_lib.watch import Watch, effective_clusters, effective_groups, nearest_elsewhere
+
+
+def unit_codes(images: int = 3, places: int = 4, dim: int = 5):
+    return F.normalize(torch.randn(images, places, dim, generator=torch.Generator().manual_seed(0)), dim=2)
+
+
+def test_groups_and_likes_are_those_of_a_loop():
+    codes, positive, own, nearest = unit_codes(), [], [], []
+    for p, one in enumerate(codes):
+        own += [max(float(a @ b), 0) for i, a in enumerate(one) for j, b in enumerate(one) if i != j]
+        for a in one:
+            others = [float(a @ b) for q, other in enumerate(codes) if q != p for b in other]
+            positive += [max(value, 0) for value in others]
+            nearest.append(max(others))
+    expected = [len(values) / sum(values) for values in (positive, own)]
+    assert effective_groups(codes) == pytest.approx(expected, rel=1e-5)
+    assert nearest_elsewhere(codes) == pytest.approx(sum(nearest) / len(nearest), rel=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5])
+def test_groups_at_right_angles_are_counted(groups):
+    codes = torch.eye(6)[:groups].repeat_interleave(100, 0).expand(4, -1, -1)
+    assert effective_groups(codes) == pytest.approx((groups, groups), rel=0.01)
+    assert nearest_elsewhere(codes) == pytest.approx(1)
+
+
+def test_a_code_for_each_image_is_collapse_within_images():
+    codes = torch.eye(6)[:4].repeat_interleave(5, 0).view(4, 5, 6)
+    assert effective_groups(codes) == (float("inf"), pytest.approx(1))
+
+
+def test_codes_that_are_opposite_have_the_opposite_of_a_like():
+    """Those of the same image are no like, however near they are."""
+    codes = torch.tensor([1.0, -1.0]).view(2, 1, 1).expand(2, 3, 1)
+    assert nearest_elsewhere(codes) == -1 and effective_groups(codes) == (float("inf"), 1)
+
+
+def test_codes_that_avoid_each_other_have_no_groups_and_no_like():
+    codes = torch.eye(8).view(4, 2, 8)
+    assert effective_groups(codes) == (float("inf"),) * 2 and nearest_elsewhere(codes) == 0
+
+
+@pytest.mark.parametrize("counts, expected", [((5, 5, 5), 3), ((7, 0, 0), 1), ((4, 4, 0), 2)])
+def test_clusters_in_use_are_counted(counts, expected):
+    labels = torch.arange(3).repeat_interleave(torch.tensor(counts))
+    assert effective_clusters(labels, 3) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "value, kept",
+    [(1.23456, 1.235), (12345.6, 12350.0), (0.000123456, 0.0001235), (-0.5, -0.5), (float("inf"), None), (None, None)],
+)
+def test_four_digits_are_kept_and_no_infinity(value, kept):
+    assert watch._rounded(value) == kept
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(watch, "EVERY", 4)
+    monkeypatch.setattr(watch, "BEGIN", 8)
+
+
+def experiment(scenes_root, backbone_file, **changes):
+    return tiny_experiment(scenes_root, backbone_file, steps=20, lr_head=3e-2, **changes)
+
+
+def test_a_run_in_which_everything_attracts_collapses_and_says_so_once(scenes_root, backbone_file, tmp_path, quick):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = train(experiment(scenes_root, backbone_file, shifts=(-1, -1, -1)), runs_dir=tmp_path)
+    told = [str(one.message) for one in caught if issubclass(one.category, Notice) and "collapsed" in str(one.message)]
+    assert len(told) == 1 and "shifts='auto'" in told[0] and told[0].startswith("step 8: ")
+    seen = run.watched
+    assert seen["collapsed"] is True and seen["seen"] == told[0] and seen["steps"] == [4, 8, 12, 16, 20]
+    assert seen["groups"][-1] < watch.FEWEST and all(1 <= value <= 8 for value in seen["clusters"])
+    assert run.observed["collapsed"] is True and run.observed["codes"]["groups"] == seen["groups"][-1]
+
+
+class Grid:
+    """Features (count, 5, side, side) of which each channel says the image's number and the cell's."""
+
+    def __init__(self, count: int, side: int = 8):
+        self.count, self.side = count, side
+
+    def __len__(self):
+        return self.count
+
+    def rows(self, index):
+        cells = torch.arange(self.side**2).view(self.side, self.side)
+        return (100 * index.view(-1, 1, 1, 1) + cells).expand(-1, 5, -1, -1).float()
+
+
+@pytest.mark.parametrize(("count", "side", "looked"), [(100, 8, (32, 16)), (33, 8, (32, 16)), (7, 3, (7, 9))])
+def test_places_all_over_the_set_are_looked_at_once_each(tmp_path, scenes_root, backbone_file, count, side, looked):
+    found = Watch(tmp_path, Grid(count, side), experiment(scenes_root, backbone_file), 0).features[:, 0, :, 0]
+    images, cells = found[:, 0] // 100, found[0] % 100
+    assert torch.equal(found, 100 * images[:, None] + cells) and found.shape == looked
+    for numbers, total in ((images, count), (cells, side**2)):
+        steps = numbers.diff()
+        assert numbers[0] == 0 and numbers[-1] == total - 1 and steps.min() >= 1 and steps.max() - steps.min() <= 1
+
+
+@pytest.mark.parametrize(("step", "kept"), [(4, 1), (7, 1), (8, 2), (12, 3), (100, 3)])
+def test_looks_up_to_the_checkpoint_are_kept(tmp_path, scenes_root, backbone_file, step, kept):
+    known = {name: [10 * i for i in range(1, 4)] for name in watch.SEEN} | {"steps": [4, 8, 12]}
+    write_json(tmp_path / "watch.json", known | {"collapsed": True, "seen": "step 8: said"})
+    found = Watch(tmp_path, Grid(7), experiment(scenes_root, backbone_file), step).found
+    assert {name: found[name] for name in known} == {name: values[:kept] for name, values in known.items()}
+    assert found["collapsed"] is True and found["seen"] == "step 8: said"
+
+
+def test_a_run_from_before_there_was_a_watch_is_watched_from_where_it_goes_on(tmp_path, scenes_root, backbone_file):
+    assert Watch(tmp_path, Grid(7), experiment(scenes_root, backbone_file), 50).found["steps"] == []
+
+
+class Divided(Stego):
+    """A model whose codes point to the first cluster in one half of the cells, to the second in the other."""
+
+    def forward(self, features):
+        count, _, places, _ = features.shape
+        return torch.eye(2)[torch.arange(places) % 2].T.expand(count, -1, -1)[..., None]
+
+
+def test_clusters_are_those_that_the_probe_chooses(tmp_path, scenes_root, backbone_file):
+    """The third cluster points away from all codes."""
+    model = Divided(5, 2, 3)
+    model.cluster_probe.clusters.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+    found = Watch(tmp_path, Grid(6), experiment(scenes_root, backbone_file), 0)
+    found.look(model, 25)
+    assert found.found["clusters"] == [2.0] and found.found["collapsed"] is False
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_look_draws_nothing_drops_nothing_and_leaves_the_model_as_it_is(
+    tmp_path, scenes_root, backbone_file, monkeypatch, mode
+):
+    monkeypatch.setattr(watch, "EVERY", 2)
+    model, before = Stego(5, 6, 3, dropout=0.8).train(mode), torch.get_rng_state()
+    found = Watch(tmp_path, Grid(9), experiment(scenes_root, backbone_file), 0)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    for step in (2, 4, 5):
+        found.look(model, step)
+    seen = read_json(tmp_path / "watch.json")
+    assert seen["steps"] == [2, 4] and all(len(set(seen[name])) == 1 for name in watch.SEEN)
+    assert all(model.training == module.training == mode for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(
+        torch.equal(value, weights[name]) and not value.requires_grad for name, value in model.state_dict().items()
+    )
+
+
+def test_the_last_step_is_looked_at_and_probes_fitted_after_it_counted(scenes_root, backbone_file, tmp_path, quick):
+    run = train(tiny_experiment(scenes_root, backbone_file, steps=6, probes="after"), runs_dir=tmp_path)
+    seen = run.watched
+    assert seen["steps"] == [4, 6] and seen["clusters"][0] is None and 1 <= seen["clusters"][1] <= 8
+
+
+class Unlike(Stego):
+    """A model whose codes all stand at right angles, as far as its channels go."""
+
+    def forward(self, features):
+        count, _, places, _ = features.shape
+        return torch.eye(count * places).view(count, places, -1).transpose(1, 2)[..., None]
+
+
+def test_codes_without_their_like_have_scattered(tmp_path, scenes_root, backbone_file):
+    class Store(list):
+        def rows(self, index):
+            return torch.zeros(len(index), 5, 2, 3)
+
+    asked = experiment(scenes_root, backbone_file, probes="after")
+    found = Watch(tmp_path, Store(range(7)), asked, 0)
+    model = Unlike(5, 7 * 6, 3)
+    with pytest.warns(Notice, match=r"step 50: .*scattered.*lower the shifts"):
+        found.look(model, 50)
+    assert read_json(tmp_path / "watch.json") == {
+        "steps": [50], "groups": [None], "within": [None], "nearest": [0.0], "clusters": [None], "collapsed": True, "seen": found.found["seen"],
+    }, "no groups: infinity is null; the probe waits for the end"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ((8.0, 5.0, 0.8, 7.0), None),
+        ((8.0, 5.0, 0.8, None), None),
+        ((1.6, 1.6, 0.55, 1.6), None),
+        ((8.0, 5.0, 0.45, 7.0), "no like in other images (mean nearest correspondence 0.45)"),
+        ((1.2, 1.1, 0.99, 7.0), "the codes are nearly all alike (1.20"),
+        ((8.0, 1.3, 0.9, 7.0), "of each image are nearly all alike (1.30"),
+        ((8.0, 5.0, 0.8, 1.1), "one cluster"),
+    ],
+)
+@pytest.mark.parametrize("shifts", ["auto", (0.1, 0.1, 0.1)], ids=str)
+def test_each_fault_has_its_words_and_says_what_to_change(
+    tmp_path, scenes_root, backbone_file, values, expected, shifts
+):
+    one = Watch.__new__(Watch)
+    one.experiment = experiment(scenes_root, backbone_file, shifts=shifts)
+    text = one._wrong(*values)
+    move = "ower the shifts" if values[2] < 0.5 else "aise the shifts"
+    assert (text is None) if expected is None else (expected in text and move in text)
+    assert text is None or ("shifts='auto'" in text) == (shifts != "auto")
+
+
+def test_a_calibrated_run_is_silent(scenes_root, tmp_path, quick):
+    """The embedded backbone: the tiny one's weights are random, and its features hold nothing to tell apart."""
+    healthy = tiny_experiment(
+        scenes_root, "scenes_vit_tiny8", steps=12, lr_head=2e-3, shifts="auto", code_dim=16, points=5
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        run = train(healthy, runs_dir=tmp_path)
+    assert run.watched["collapsed"] is False and run.watched["seen"] is None
+    assert run.watched["groups"][-1] > 2
+
+
+def test_watching_changes_nothing(scenes_root, backbone_file, tmp_path, quick, monkeypatch):
+    one = train(experiment(scenes_root, backbone_file), runs_dir=tmp_path)
+    monkeypatch.setattr(training.Watch, "look", lambda self, model, step: None)
+    other = train(experiment(scenes_root, backbone_file), runs_dir=tmp_path)
+    assert all(torch.equal(value, other.model.state_dict()[name]) for name, value in one.model.state_dict().items())
+    assert other.observed.keys() == {"calibration"}
+
+
+def test_a_resumed_run_has_seen_the_same(scenes_root, backbone_file, tmp_path, quick, monkeypatch):
+    asked = experiment(scenes_root, backbone_file, shifts=(-1, -1, -1))
+    with pytest.warns(Notice, match="collapsed"):
+        whole = train(asked, runs_dir=tmp_path / "whole")
+    monkeypatch.setattr(training, "SAVE_EVERY", 10)
+    look, looked = Watch.look, []
+
+    def stop(self, model, step):
+        look(self, model, step)
+        looked.append(step)
+        if len(looked) == 13:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Watch, "look", stop)
+    with pytest.raises(KeyboardInterrupt), pytest.warns(Notice, match="collapsed"):
+        train(asked, runs_dir=tmp_path / "broken")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)  # what was said is not said again
+        resumed = train(asked, runs_dir=tmp_path / "broken", resume=True)
+    assert resumed.watched == whole.watched and load_run(resumed.folder).watched == whole.watched

@@ -1,0 +1,183 @@
+"""The benchmarks: the baseline computes what the library computes, and every row runs."""
+
+import ast
+import json
+import warnings
+
+import pytest
+import torch
+from common import ROOT, tiny_experiment
+from torch.testing import assert_close
+
+from benchmarks import children, gpu, limits, measuring, scale_rows
+from benchmarks.__main__ import ROWS, main
+from benchmarks.published_order import Published, crf, nearest
+from stego_lib import Backbone
+from stego_lib.batches import Batch
+from stego_lib.crf import available, dense_crf
+from stego_lib.loss import published_permutation, random_coords
+from stego_lib.model import Stego, build_model, mean_code
+from stego_lib.neighbors import nearest_neighbors
+from stego_lib.probes import probe_maps
+from stego_lib.runtime.notices import Notice
+from stego_lib.training import make_optimizer, train_step
+
+
+@pytest.fixture(scope="module")
+def backbone(backbone_file) -> Backbone:
+    return Backbone(str(backbone_file), device="cpu", precision="float32")
+
+
+@pytest.fixture
+def model() -> Stego:
+    torch.manual_seed(0)
+    return Stego(32, 8, 5, dropout=0.0, extra_clusters=2)
+
+
+def baseline(backbone: Backbone, model: Stego, centering: bool = True) -> Published:
+    return Published(backbone, model, (0.67, 0.25, 0.63), (0.08, 0.02, 0.3), centering=centering)
+
+
+@pytest.mark.parametrize("centering", [True, False])
+def test_the_baseline_trains_to_the_same_losses_and_weights(backbone, backbone_file, tmp_path, centering):
+    experiment = tiny_experiment(
+        tmp_path, backbone_file, dropout=0.0, centering=centering, weights=(0.67, 0.25, 0.63), shifts=(0.08, 0.02, 0.3)
+    )
+    ours = build_model(experiment, 32, 5)
+    theirs, optimizer = baseline(backbone, ours, centering), make_optimizer(ours, experiment)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        images = torch.randint(0, 256, (8, 3, 64, 64), generator=generator, dtype=torch.uint8)
+        label = torch.randint(-1, 6, (4, 64, 64), generator=generator)
+        coords = [random_coords(4, 3, generator) for _ in range(2)]
+        permutations = torch.stack([published_permutation(4, generator) for _ in range(2)])
+        feats, feats_knn = (features.clone() for features in backbone(images).chunk(2))
+        found = train_step(
+            ours, optimizer, Batch(feats, feats_knn, *coords, permutations, label), experiment, (0.08, 0.02, 0.3)
+        )
+        expected = theirs.step(*images.chunk(2), label, *coords, permutations)
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    for name, weight in ours.state_dict().items():
+        assert_close(weight, theirs.model.state_dict()[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@torch.inference_mode()
+def test_the_baseline_evaluates_to_the_same_maps(backbone, model):
+    images = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    theirs = baseline(backbone, model)
+    code = mean_code(model.eval(), backbone(images), backbone(images.flip(-1)))
+    assert_close(theirs.code(images), code, rtol=0, atol=1e-4)
+    for name, expected in theirs.maps(code, (64, 96)).items():
+        found = probe_maps(model, code, (64, 96))[name][0]
+        assert_close(found, expected, rtol=0, atol=1e-5)
+        if available():
+            labels = dense_crf(images[0].permute(1, 2, 0).contiguous().numpy(), found).argmax(0)
+            assert (labels.numpy() == crf(images[0], expected)).mean() > 0.999
+
+
+def test_the_baseline_finds_the_same_neighbors():
+    features = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(nearest(features, 8)[:, 1:], nearest_neighbors(features, 7))
+
+
+def test_the_library_knows_nothing_of_the_benchmarks():
+    for path in (ROOT / "stego_lib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "benchmarks" for name in names), path
+
+
+# ---------------------------------------------------------------------------------------------- the rows
+
+
+def here(module: str, name: str, *arguments: object) -> dict:
+    """What a process of its own would give, in this one, as the start of one takes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Backbone, "forward", Backbone.forward)  # put back afterwards
+        found = children.PARTS[name](*map(str, arguments))
+    return found | {"peak_bytes": 2e8}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> dict:
+    """The result of a tiny run of every row."""
+    folder, threads = tmp_path_factory.mktemp("results"), torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # labels drawn at random leave classes out
+        patch.setattr(scale_rows, "in_child", here)
+        path = main(["--tiny", "--repeats", "1", "--threads", "1", "--out", str(folder)])
+    torch.set_num_threads(threads)
+    return json.loads(path.read_text())
+
+
+def test_the_peak_of_a_process_is_its_own(tmp_path):
+    (tmp_path / "told.json").write_text('{"a": 1}')
+    found = measuring.in_child("json.tool", "--compact", tmp_path / "told.json")
+    assert found["a"] == 1 and 1e6 < found["peak_bytes"] < 1e8
+    with pytest.raises(SystemExit, match="ended with"):
+        measuring.in_child("json.tool", tmp_path / "nothing.json")
+
+
+def test_every_row_is_measured_beside_the_baseline(measured):
+    rows = measured["rows"]
+    assert set(rows) == set(ROWS) and measured["settings"]["tiny"]
+    for name in ("rest", "step", "extraction", "neighbors", "probes"):
+        for way, times in rows[name]["ways"].items():
+            assert 0 < times["min_s"] <= times["median_s"] <= times["max_s"] and times["n"] >= 1, (name, way)
+    online = {"online float32", "online bfloat16"}
+    assert {"published", "store"} | online <= set(rows["step"]["ways"])
+    assert rows["extraction"]["bfloat16_cosine"]["min"] > 0.99
+    assert len(rows["evaluation"]["kinds"]) == 2
+    for found in rows["evaluation"]["kinds"].values():
+        assert {"published, no CRF", "ours, no CRF"} <= set(found["ways"])
+    assert rows["memory"]["store_bytes"] > 12 * 2 * 32 * 4 * 4
+    assert rows["neighbors"]["many"]["bytes_before"] > 1e8 and rows["neighbors"]["extrapolated"]["bytes"] < 8e9
+    assert rows["recipe"]["extrapolated"] and rows["recipe"]["total_s"] > 0
+    machine = measured["machine"]
+    assert machine["cpu"] and machine["amx"] in (True, False) and machine["threads"] == "1" and machine["torch"]
+
+
+def test_the_work_of_a_vit_is_its_products():
+    """Counted by hand: patches, per block query, key, value, two products of attention, projection and MLP."""
+    tokens, dim, depth = 28 * 28 + 1, 384, 12
+    per_block = 12 * tokens * dim**2 + 2 * tokens**2 * dim
+    by_hand = 2 * (28 * 28 * 3 * 8 * 8 * dim + depth * per_block)
+    assert limits.flops("vit_small_patch8_224", 224) == pytest.approx(by_hand, rel=1e-3)
+
+
+def test_rows_of_one_day_are_kept_together_and_a_trial_apart(tmp_path):
+    machine = {"cpu": "A (R) CPU", "gpu": None}
+    for load, (rows, tiny) in enumerate((({"a": 1, "b": 1}, False), ({"b": 2}, False), ({"b": 3}, True))):
+        record = {"machine": machine | {"load": load}, "settings": {"tiny": tiny}, "rows": rows}
+        path = measuring.save(record, tmp_path)
+    kept = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert kept.pop(path.name)["rows"] == {"b": 3}
+    (whole,) = kept.values()
+    assert whole["rows"] == {"a": 1, "b": 2}
+    assert whole["machine"]["load"] == 0 and whole["again"] == {"b": {"load": 1}}, "of the run that the rest is of"
+
+
+def test_ways_take_turns_and_slow_ones_are_not_repeated_for_ever(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        measuring, "seconds_of", lambda way: calls.append(way()) or {"slow": 10.0, "quick": 1.0}[calls[-1]]
+    )
+    ways = {"slow": lambda: "slow", "quick": lambda: "quick"}
+    found = measuring.interleaved(ways, 3, 1e9)
+    assert calls == ["slow", "quick", "slow", "quick", "slow", "quick", "quick"]
+    assert {name: times["n"] for name, times in found.items()} == {"slow": 3, "quick": 3}
+    assert {name: times["n"] for name, times in measuring.interleaved(ways, 3, 0).items()} == {"slow": 1, "quick": 1}
+
+
+def test_the_whole_recipe_for_a_gpu_runs_tiny_on_a_cpu(tmp_path):
+    row = json.loads(gpu.main(["--tiny", "--out", str(tmp_path)]).read_text())["rows"]["full_recipe"]
+    assert row["images"] == 12 and row["steps"] == 4 and row["total_s"] > row["training_s"] > 0
+    assert row["share_of_matmul"] > 0  # of a work too small to say more
+
+
+def test_an_unknown_row_is_an_error(capsys):
+    with pytest.raises(SystemExit):
+        main(["steps"])
+    assert "unknown rows steps; rows: limits, rest, step" in capsys.readouterr().err

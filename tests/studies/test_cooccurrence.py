@@ -1,0 +1,159 @@
+"""Label co-occurrence predicted by correspondences, against loops over single pairs."""
+
+import numpy as np
+import pytest
+import torch
+
+from stego_lib import StegoError, crf
+from stego_lib.studies import cooccurrence
+from stego_lib.studies.cooccurrence import (
+    Pairs,
+    cell_labels,
+    draw_pairs,
+    frequent_labels,
+    pair_correspondence,
+    pair_kernel,
+    precision_recall,
+    query_points,
+)
+
+GENERATOR = torch.Generator().manual_seed(0)
+LABELS = torch.randint(-1, 3, (5, 4, 6), generator=GENERATOR)
+CELLS = 4 * 6
+
+
+def naive_average_precision(score: list[float], same: list[bool]) -> float:
+    """Mean, over the pairs that are the same, of the precision among the pairs with at least their score."""
+    precisions = []
+    for value, positive in zip(score, same, strict=True):
+        if positive:
+            above = [other for s, other in zip(score, same, strict=True) if s >= value]
+            precisions.append(sum(above) / len(above))
+    return sum(precisions) / len(precisions)
+
+
+def test_a_cells_label_is_that_of_its_middle_pixel():
+    labels = torch.arange(2 * 16 * 24).view(2, 16, 24)
+    found = cell_labels(labels, (2, 3))
+    assert found.shape == (2, 2, 3)
+    for row in range(2):
+        for column in range(3):
+            assert (found[:, row, column] == labels[:, row * 8 + 4, column * 8 + 4]).all()
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_pairs_are_labeled_and_of_one_image_or_of_two(across):
+    pairs = draw_pairs(LABELS, 3000, across=across, seed=1)
+    flat = LABELS.flatten()
+    assert len(pairs) == len(pairs.left) == len(pairs.right) == 3000
+    assert (flat[pairs.left] >= 0).all() and (flat[pairs.right] >= 0).all()
+    assert ((pairs.left // CELLS != pairs.right // CELLS) == across).all()
+    assert (pairs.left != pairs.right).all()
+    assert pairs.same.tolist() == [
+        flat[a].item() == flat[b].item() for a, b in zip(pairs.left, pairs.right, strict=True)
+    ]
+    assert set(pairs.left.tolist()) == set(torch.nonzero(flat >= 0).flatten().tolist()), "every labeled cell is drawn"
+    again, other = draw_pairs(LABELS, 3000, across=across, seed=1), draw_pairs(LABELS, 3000, across=across, seed=2)
+    assert torch.equal(pairs.left, again.left) and not torch.equal(pairs.left, other.left)
+
+
+def test_pairs_that_do_not_exist_are_an_error():
+    with pytest.raises(StegoError, match="in one image"):
+        draw_pairs(torch.full((3, 2, 2), -1), 5, across=False)
+    with pytest.raises(StegoError, match="in different images"):
+        draw_pairs(torch.zeros(1, 2, 2, dtype=torch.int64), 5, across=True)
+
+
+def test_correspondence_of_pairs_is_the_cosine_of_their_cells():
+    maps = torch.randn(5, 7, 4, 6, generator=GENERATOR)
+    pairs = draw_pairs(LABELS, 50, across=True)
+    for found, left, right in zip(pair_correspondence(maps, pairs, chunk=8), pairs.left, pairs.right, strict=True):
+        one, other = (maps[c // CELLS, :, c % CELLS // 6, c % 6] for c in (left, right))
+        assert found.item() == pytest.approx(torch.cosine_similarity(one, other, dim=0).item(), abs=1e-5)
+
+
+def test_the_kernel_is_that_of_the_dense_crf():
+    images = torch.randint(100, 106, (5, 3, 8, 12), generator=GENERATOR, dtype=torch.uint8)
+    pairs = draw_pairs(LABELS, 60, across=False)
+    for found, left, right in zip(
+        pair_kernel(images, (4, 6), pairs), pairs.left.tolist(), pairs.right.tolist(), strict=True
+    ):
+        places, colors = [], []
+        for cell in (left, right):
+            row, column = cell % CELLS // 6, cell % 6
+            places.append(np.array([2 * row, 2 * column], float))
+            patch = images[cell // CELLS, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            colors.append(patch.double().mean((1, 2)).numpy())
+        distance, contrast = (((a - b) ** 2).sum() for a, b in (places, colors))
+        smooth = crf.SMOOTHNESS["compat"] * np.exp(-distance / 2 / crf.SMOOTHNESS["sxy"] ** 2)
+        appearance = crf.APPEARANCE["compat"] * np.exp(
+            -distance / 2 / crf.APPEARANCE["sxy"] ** 2 - contrast / 2 / crf.APPEARANCE["srgb"] ** 2
+        )
+        assert found.item() == pytest.approx(np.log(smooth + appearance), rel=1e-9)
+
+
+def test_the_kernel_keeps_the_order_of_pairs_far_apart_in_color():
+    images = torch.zeros(1, 3, 1, 4, dtype=torch.uint8)
+    images[0, :, 0] = torch.tensor([0, 150, 200, 255])
+    pairs = Pairs(torch.tensor([0, 0]), torch.tensor([2, 3]), torch.tensor([True, False]))
+    nearer, farther = pair_kernel(images.repeat_interleave(64, 2).repeat_interleave(64, 3), (1, 4), pairs)
+    assert -np.inf < farther < nearer < -745, "both would be zero as floats"
+
+
+def test_average_precision_by_hand():
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        score = torch.randint(0, 8, (40,), generator=generator).double()  # with ties
+        same = torch.rand(40, generator=generator) < 0.4
+        curve = precision_recall(score, same)
+        assert curve.average_precision == pytest.approx(naive_average_precision(score.tolist(), same.tolist()))
+        squashed = precision_recall(torch.tanh(score / 4), same)
+        assert squashed.average_precision == pytest.approx(curve.average_precision), "only the order counts"
+        assert (np.diff(curve.recall) >= 0).all() and curve.recall[0] == 0 and curve.recall[-1] == 1
+        for recall, precision in zip(curve.recall[1:], curve.precision[1:], strict=True):
+            claims = [
+                (score >= t)
+                for t in score.unique()
+                if (same & (score >= t)).sum() / same.sum() == pytest.approx(recall)
+            ]
+            assert any(same[claim].double().mean().item() == pytest.approx(precision) for claim in claims)
+
+
+def test_a_perfect_score_has_precision_one_and_a_random_one_the_share_of_same_pairs():
+    same = torch.rand(4000, generator=GENERATOR) < 0.3
+    assert precision_recall(same.float(), same).average_precision == 1
+    chance = precision_recall(torch.rand(4000, generator=GENERATOR), same).average_precision
+    assert chance == pytest.approx(same.double().mean().item(), abs=0.05)
+
+
+def test_no_same_pair_is_an_error():
+    with pytest.raises(StegoError, match="recall is not defined"):
+        precision_recall(torch.rand(3), torch.zeros(3, dtype=torch.bool))
+
+
+def test_query_points_lie_deepest_in_the_most_frequent_labels():
+    labels = torch.full((9, 12), 4)
+    labels[2:7, 1:6] = 7  # 25 cells around (4, 3)
+    labels[0, 6:9] = -1
+    labels[8, 11] = 2
+    assert frequent_labels(labels) == [4, 7, 2] and frequent_labels(labels, 2) == [4, 7]
+    (row, column), second, third = query_points(labels, 3)
+    assert labels[row, column] == 4 and 7 <= column <= 10 and second == (4, 3) and third == (8, 11)
+
+
+def test_curves_on_disk_are_the_curves_at_evenly_spread_recalls(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    same = torch.rand(3000, generator=generator) < 0.3
+    score = torch.randn(3000, generator=generator) + same.float()
+    curve = cooccurrence.precision_recall(score, same)
+    cooccurrence.write_curves(tmp_path / "c.json", {"within": {"noise": curve}}, {"within": 0.3}, "made up", points=11)
+    curves, chance, about = cooccurrence.read_curves(tmp_path / "c.json")
+    found = curves["within"]["noise"]
+    assert (chance, about) == ({"within": 0.3}, "made up")
+    assert found.average_precision == curve.average_precision
+    np.testing.assert_allclose(found.recall, np.linspace(0, 1, 11), atol=1e-4)
+    order, total = score.argsort(descending=True), same.sum()
+    hits = same[order].cumsum(0)
+    for recall, precision in list(zip(found.recall, found.precision, strict=True))[1:]:
+        first = int((hits >= recall * total - 1e-6).nonzero()[0, 0])  # the strictest threshold that finds so many
+        assert precision == pytest.approx((hits[first] / (first + 1)).item(), abs=2e-4)

@@ -1,0 +1,113 @@
+"""The goals' table and the cost model, from results made up here."""
+
+import json
+
+import pytest
+
+from stego_lib import StegoError
+from stego_lib.studies import speed
+
+
+def ways(**seconds: float) -> dict:
+    return {
+        name.replace("_", " "): {"median_s": value, "min_s": value, "max_s": value, "n": 3}
+        for name, value in seconds.items()
+    }
+
+
+def made_up() -> dict:
+    """Rows of a result."""
+    evaluated = {"published, no CRF": 2.0, "ours, no CRF": 0.5, "published, its CRFs": 1.0, "ours, with CRF": 1.0}
+    least = {
+        name: {speed.NETWORK: s, "ViT-S/8, 320 px": 2 * s} for name, s in {"float32": 0.1, "bfloat16": 0.5}.items()
+    }
+    return {
+        "limits": {
+            "gflop_per_s": {"float32": 100.0, "bfloat16": 20.0}, "flop_per_image": dict.fromkeys(least["float32"], 10000000000.0),
+            "least_s_per_image": least, "cores": 2,
+        },
+        "rest": {"batch": 4, "ways": ways(published=0.2, ours=0.1)},
+        "step": {"batch": 16, "ways": ways(published=10, store=0.25, online_float32=5)},
+        "extraction": {"batch": 4, "ways": ways(published=1.2, float32=0.6, bfloat16=2.4), "bfloat16_cosine": {"mean": 0.9999}},
+        "evaluation": {"kinds": {"smooth": {"ways": ways(**evaluated)}}},
+        "neighbors": {
+            "ways": ways(published=0.2, ours=0.1), "many": {"images": 1000, "seconds": 2.0},
+            "extrapolated": {"images": 600_000, "hours": 200.0, "bytes": 3e9},
+        },
+        "memory": {"peak_bytes": 2_500_000_000, "store_bytes": 10_000_000_000},
+        "recipe": {"total_s": 7200, "measured": {"step": {"median_s": 0.5}}},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def rows() -> dict:
+    return made_up()
+
+
+def test_goals_are_compared_with_what_was_measured_and_with_what_can_be(rows):
+    table = speed.goals(rows)
+    found = {work: tuple(line) for work, line in table.iterrows()}
+    assert found["training step from the store, batch 16"] == ("25 x", "40.0 x", "", "yes")
+    # 32 images of 0.5 s at least: 16 s, more than the baseline's 10
+    assert found["training step online, bfloat16, batch 16"] == ("4 x", "not measured", "0.62 x", "impossible here")
+    assert found["training step online, float32, batch 16"] == ("", "2.00 x", "3.12 x", "")
+    assert found["extraction, float32"] == ("1.7 x", "2.00 x", "3.00 x", "yes")
+    assert found["extraction, bfloat16"] == ("6 x", "0.50 x", "0.60 x", "impossible here")
+    # two passes of 0.2 s at least, and half of a second of CRF
+    assert found["evaluation, no CRF, smooth"] == ("5 x", "4.00 x", "5.00 x", "no")
+    assert found["evaluation, with CRF, smooth"] == ("4 x", "3.00 x", "3.33 x", "impossible here")
+    assert found["Cityscapes-sized recipe, ViT-S/8 (extrapolated)"][1:] == ("120", "not below 25 min", "no"), (
+        "14,875 x 0.1 s"
+    )
+    assert found["Cityscapes-sized recipe, ViT-B/8, one GPU"][1:] == ("not measured", "", "")
+    assert found["peak memory of training, store of 10.0 GB"][1:] == ("2.50", "", "yes")
+
+
+def test_a_recipe_whose_features_alone_take_an_hour_is_impossible(rows):
+    for least in rows["limits"]["least_s_per_image"].values():
+        least[speed.NETWORK] += 0.15
+    line = speed.goals(rows).loc["Cityscapes-sized recipe, ViT-S/8 (extrapolated)"]
+    assert tuple(line)[1:] == ("120", "not below 62 min", "impossible here")
+
+
+def test_what_was_not_measured_is_said(rows):
+    table = speed.goals({"rest": rows["rest"]})
+    assert (table["measured"] == "not measured").sum() == len(table) - 1
+    assert table.loc["head, loss and probes, batch 4", "reached"] == "yes"
+    without = speed.goals({name: row for name, row in rows.items() if name != "limits"})
+    line = without.loc["evaluation, no CRF, smooth"]
+    assert tuple(line) == ("5 x", "4.00 x", "", "no"), "what can be is not known then"
+
+
+def test_costs_add_up(rows):
+    model = speed.costs(rows)
+    assert model.store(1000) == pytest.approx(1000 * 0.15 + 2 + speed.STEPS * 0.5)
+    assert model.store(1000, 5) == pytest.approx(1000 * 0.03 + 2 + speed.STEPS * 0.5)
+    assert model.online(1000) == pytest.approx(model.store(1000) + speed.STEPS * 64 * 0.15)
+    assert model.published(1000) == pytest.approx(300 + 2 + speed.STEPS * (64 * 0.3 + 32 * 0.05))
+    assert model.shared_from() == pytest.approx(speed.STEPS * 0.5 / 0.15)
+    assert model.neighbors_from() == pytest.approx(0.15 / 2e-6)
+    table = speed.plan(model, [1000, 10_000_000])
+    assert list(table.index) == ["1,000", "10,000,000"] and list(table["store takes"]) == ["804.4 MB", "8.0 TB"]
+    with pytest.raises(StegoError, match="rows rest, recipe"):
+        speed.costs({name: rows[name] for name in ("extraction", "neighbors")})
+
+
+def test_the_newest_whole_result_counts_and_trials_do_not(tmp_path):
+    def write(name: str, date: str, rows: list[str], tiny: bool = False, gpu: str | None = None) -> None:
+        result = {
+            "machine": {"date": date, "gpu": gpu},
+            "settings": {"tiny": tiny},
+            "rows": {row: {"of": name} for row in rows},
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+
+    with pytest.raises(StegoError, match="make bench"):
+        speed.newest_results(tmp_path)
+    write("old", "2026-01-01", ["a", "b"])
+    write("new", "2026-01-02", ["a", "b"])
+    write("part", "2026-01-03", ["a"])
+    write("trial", "2026-01-04", ["a", "b", "full_recipe"], tiny=True, gpu="G")
+    assert speed.newest_results(tmp_path)[0].name == "new.json" and speed.on_a_gpu(tmp_path) == {}
+    write("gpu", "2026-01-01", ["full_recipe"], gpu="G")
+    assert speed.on_a_gpu(tmp_path) == {"full_recipe": {"of": "gpu", "gpu": "G"}}
