@@ -16,8 +16,9 @@ ARGS ?=
 ROW ?=
 DATA ?=
 
-# What `make check` tests: the rules of the code, in seconds.
-QUICK = tests/project/test_layers.py tests/project/test_build.py tests/project/test_reports.py
+# What `make check` tests: the published code's numbers, the layout of the code, the pages.
+QUICK = tests/golden tests/method/test_loss.py tests/method/test_metrics.py tests/method/test_experiment.py \
+	tests/project/test_layers.py tests/project/test_build.py tests/project/test_reports.py tests/book/test_book.py
 # What `make links` reads.
 PAGES = README.md CONTRIBUTING.md data/README.md book/*.md book/references.bib notebooks/*.ipynb
 
@@ -63,7 +64,7 @@ photos: $(READY)  ## make the backbone for photographs anew: make photos DATA=FO
 
 check: $(READY)  ## seconds: the hooks of .pre-commit-config.yaml on every file, and the quick tests
 	@VENV=$(VENV) $(PY) -m pre_commit run --all-files
-	@$(PY) -m pytest --durations=0 $(QUICK) $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --durations=0 --durations-min=5 $(QUICK) $(ARGS)
 
 test: $(READY)  ## minutes: ruff, mypy, all tests
 	@$(PY) -m ruff check .

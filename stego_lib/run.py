@@ -18,7 +18,7 @@ from .datasets import Classes, SegmentationDataset
 from .datasets.folder import muted_colors, read_classes, told_apart, write_classes
 from .datasets.images import Rules, as_rgb, open_image
 from .datasets.transforms import resize_image
-from .experiment import MACHINE, EVALUATION, Experiment, split_backbone
+from .experiment import EVALUATION, MACHINE, Experiment, split_backbone
 from .features.extraction import content_id
 from .model import Stego, build_model, mean_code
 from .probes import most_similar

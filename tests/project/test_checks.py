@@ -28,7 +28,7 @@ WORKFLOW = "on: push\njobs:\n  a:\n    runs-on: ubuntu-latest\n    steps:\n     
 CASES = {
     "ruff": ("a.py", "import os\n", "print(1)\n"),
     "notebooks": ("a.ipynb", PRINTED, NOTEBOOK % CELL % ("null", "[]")),
-    "spelling": ("a.md", "The col" + "our of a cat.\n", "The color of a cat.\n"),
+    "spelling": ("a.md", "A picture of a cat.\n", "An image of a cat.\n"),  # codespell:ignore picture
     "links": ("a.md", "[there](nowhere.md)\n", "[here](a.md)\n"),
     "workflows": (".github/workflows/a.yml", WORKFLOW.replace("runs-on", "run-on"), WORKFLOW),
     "yaml": ("a.yml", "a: [1\n", "a: [1]\n"),
@@ -49,7 +49,7 @@ def git(*words: str, folder: Path) -> None:
 def test_a_hook_refuses_what_it_is_for(hook, tmp_path):
     pytest.importorskip("pre_commit", reason="pre-commit is not installed (extra `dev`)")
     name, faulty, good = CASES[hook]
-    for file in (CONFIG, ROOT / "pyproject.toml", ROOT / ".ci" / "tool"):
+    for file in (CONFIG, ROOT / "pyproject.toml", ROOT / ".ci" / "tool", ROOT / "book" / "words.txt"):
         target = tmp_path / file.relative_to(ROOT)
         target.parent.mkdir(exist_ok=True)
         shutil.copy(file, target)
