@@ -36,11 +36,11 @@ print(json.dumps(dict(
     shape=label_map.shape, rows=list(paper_rows()),
 )))
 """
-"""What somebody does who installed the package; it ends with a line of JSON."""
+"""What a user of the installed package does; its last line is JSON."""
 
 
 def stand_in(path: Path, does: str) -> Path:
-    """A program that is a shell script."""
+    """Writes a program that is a shell script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{does}\n")
     path.chmod(0o755)
@@ -48,38 +48,38 @@ def stand_in(path: Path, does: str) -> Path:
 
 
 def python(folder: Path, fails: str = "nothing") -> Path:
-    """A Python that writes what it is asked to `told`, makes environments of itself, and fails if asked for `fails`."""
+    """A Python that logs its arguments to `asked`, makes environments of itself, and fails on arguments with `fails`."""
     return stand_in(
         folder / "python",
-        f"""echo "$*" >>{folder}/told
+        f"""echo "$*" >>{folder}/asked
         case "$*" in
             *"{fails}"*) echo "the reason of pip"; exit 1;;
             "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python";;
-            "-m pip install"*) echo "WARNING: much that is of no use";;
+            "-m pip install"*) echo "WARNING: of no use";;
         esac""",
     )
 
 
 def set_up(program: Path, folder: Path, *words: str) -> tuple[int, str]:
     """Exit status of `make setup` with that Python, and what it printed."""
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not of a make above
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not those of a make above
     command = ["make", "--no-print-directory", "setup", f"PYTHON={program}", f"VENV={folder / 'venv'}", *words]
-    done = subprocess.run(command, cwd=ROOT, env=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.returncode, done.stdout
 
 
 def test_set_up_installs_all_then_the_crf_and_says_one_line(tmp_path):
     status, printed = set_up(python(tmp_path), tmp_path)
     assert status == 0 and printed.splitlines() == [printed.strip()] and printed.startswith("setting up")
-    told = (tmp_path / "told").read_text()
-    assert 0 < told.index(ALL) < told.index(CRF) and told.count("--constraint constraints.txt") == 2
+    asked = (tmp_path / "asked").read_text()
+    assert 0 < asked.index(ALL) < asked.index(CRF) and asked.count("--constraint constraints.txt") == 2
     assert set_up(python(tmp_path), tmp_path) == (0, "make: Nothing to be done for 'setup'.\n"), "once"
 
 
 def test_without_constraints_the_newest_dependencies_are_installed(tmp_path):
     assert set_up(python(tmp_path), tmp_path, "CONSTRAINTS=")[0] == 0
-    told = (tmp_path / "told").read_text()
-    assert ALL in told and CRF in told and "--constraint" not in told
+    asked = (tmp_path / "asked").read_text()
+    assert ALL in asked and CRF in asked and "--constraint" not in asked
 
 
 def test_without_a_compiler_it_goes_on_without_the_crf_and_says_so_in_one_line(tmp_path):
@@ -139,9 +139,9 @@ def test_the_wheel_trains_the_embedded_default_outside_the_checkout(wheel, tmp_p
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     done = subprocess.run([sys.executable, "try.py"], cwd=work, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert Path(told["library"]).is_relative_to(installed) and Path(told["run"]).is_relative_to(work / "runs")
-    assert told["backbone"] == "scenes_vit_tiny8" and told["shape"] == [64, 64] and "cityscapes-vitb8" in told["rows"]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert Path(result["library"]).is_relative_to(installed) and Path(result["run"]).is_relative_to(work / "runs")
+    assert result["backbone"] == "scenes_vit_tiny8" and result["shape"] == [64, 64] and "cityscapes-vitb8" in result["rows"]
 
 
 def test_the_newest_python_of_each_minor_version_is_found(tmp_path):
@@ -172,7 +172,7 @@ def test_a_python_that_fails_is_reported_and_its_logs_are_kept(tmp_path, monkeyp
 
 
 def test_what_is_promised_was_tried():
-    """If this fails, a Python came or went: `make pythons`, then mend classifiers, README.md and environment.yml."""
+    """If this fails, a Python came or went: `make pythons`, then update the classifiers, README.md and environment.yml."""
     rows = read_json(pythons.REPORT)["pythons"]
     assert all(row["trained"] and row["crf"] and row["torch"] for row in rows)
     minors = [row["python"].rpartition(".")[0] for row in rows]
@@ -192,7 +192,7 @@ def test_what_is_promised_was_tried():
 
 
 def test_a_python_that_trains_has_its_row(tmp_path):
-    """The whole way of `try_python`, with a stand-in that writes the record which the notebook would."""
+    """`try_python` with a stand-in that writes the record the notebook would write."""
     record = '{"environment": {"python": "3.99.0", "torch": "9.1"}, "scores": {"cluster_crf": {}}}'
     program = stand_in(
         tmp_path / "python",
