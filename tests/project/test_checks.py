@@ -140,7 +140,7 @@ def test_ci_runs_the_checks_the_tests_and_the_book_and_ends_with_what_was_skippe
     status, printed, done = machine.run()
     assert status == 0 and [line for line in done if not line.startswith("id ")] == ORDER
     assert printed[-3:] == ["book is done", "skipped, with the reason:", "SKIPPED [1] tests/a.py:3: no GPU is here"]
-    machine.put("make", "echo all passed")
+    machine.put("make", "echo 3 passed in 1s")
     assert machine.run()[1][-1] == "no test was skipped"
 
 
@@ -156,7 +156,7 @@ def test_ci_installs_a_browser_without_a_word(machine, user):
     machine.put("apt-get", f'echo much; [[ "$*" != *install* ]] || {{ {browser}; }}')
     machine.put("id", f"echo {user}")
     machine.put("sudo", '[ "$1" = -n ] && "${@:2}"')
-    machine.put("env", '"${@:2}"')
+    machine.put("env", '"${@:2}"')  # without the variable that it sets
     status, printed, done = machine.run()
     assert status == 0 and printed == []
     assert any(line.startswith("apt-get") and "install chromium chromium-driver" in line for line in done)
