@@ -1,10 +1,12 @@
-# Everything runs in a virtual environment of the project's own. `make help` lists the targets.
+# Everything runs in a virtual environment in $(VENV). `make help` lists the targets.
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 READY = $(VENV)/.ready
-PIP = $(PY) -m pip install --quiet --constraint constraints.txt
-# pip says much that is of no use: it goes to a file, which is shown if pip fails.
+# The tested versions; `make setup CONSTRAINTS=` installs the newest ones.
+CONSTRAINTS ?= constraints.txt
+PIP = $(PY) -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+# What pip prints goes to a log, which is shown if pip fails.
 SETUP_LOG = $(VENV)/setup.log
 CRF_LOG = $(VENV)/crf.log
 NOTEBOOK = $(PY) -m stego_lib.notebooks
@@ -14,13 +16,19 @@ ARGS ?=
 ROW ?=
 DATA ?=
 
+# What `make check` tests: the published code's numbers, the layout of the code, the pages.
+QUICK = tests/golden tests/method/test_loss.py tests/method/test_metrics.py tests/method/test_experiment.py \
+	tests/project/test_layers.py tests/project/test_build.py tests/project/test_reports.py tests/book/test_book.py
+# What `make links` reads.
+PAGES = README.md CONTRIBUTING.md data/README.md book/*.md book/references.bib notebooks/*.ipynb
+
 .DEFAULT_GOAL := help
-.PHONY: help setup train seeds ablations tuning reproduce pretrain photos test coverage pythons torture bench lab book serve clean
+.PHONY: help setup train seeds ablations tuning reproduce pretrain photos check test coverage pythons torture bench lab book links serve clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-10s %s\n", $$1, $$2}'
 
-setup: $(READY)  ## make the environment and install everything into it
+setup: $(READY)  ## make the environment and install everything into it (CONSTRAINTS=: the newest dependencies)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -38,38 +46,42 @@ train: $(READY)  ## train and evaluate STEGO by notebooks/train.ipynb (the embed
 seeds: $(READY)  ## the same with five seeds: mean and spread (notebooks/seeds.ipynb)
 	@$(NOTEBOOK) notebooks/seeds.ipynb runs/seeds.ipynb $(ARGS)
 
-ablations: $(READY)  ## train and score what the chapters on baselines and ablations have no run record of (66 trainings in all, about 90 s each on one core)
+ablations: $(READY)  ## train the runs of the Baselines and Ablations chapters that have no record yet (66 in all, about 90 s each on one core)
 	@$(NOTEBOOK) notebooks/baselines.ipynb runs/baselines.ipynb -p limit -1 $(ARGS)
 	@$(NOTEBOOK) notebooks/ablations.ipynb runs/ablations.ipynb -p limit -1 $(ARGS)
 
-tuning: $(READY)  ## train and score what the chapter on choosing l and b has no run record of (ARGS="-p camvid_root FOLDER -p camvid_backbone FILE" for CamVid too)
+tuning: $(READY)  ## train the runs of the chapter on choosing l and b that have no record yet (ARGS="-p camvid_root FOLDER -p camvid_backbone FILE" for CamVid too)
 	@$(NOTEBOOK) notebooks/choosing.ipynb runs/choosing.ipynb -p limit -1 $(ARGS)
 
 reproduce: $(READY)  ## one row of the paper: make reproduce ROW=cityscapes-vitb8 DATA=FOLDER (notebooks/reproduce.ipynb)
 	@$(NOTEBOOK) notebooks/reproduce.ipynb "runs/reproduce-$(ROW).ipynb" -p row "$(ROW)" $(if $(DATA),-p data_root "$(DATA)") $(ARGS)
 
-pretrain: $(READY)  ## make the backbone for scenes anew (notebooks/pretrain_scenes.ipynb; an hour on two cores)
+pretrain: $(READY)  ## train the backbone for scenes again (notebooks/pretrain_scenes.ipynb; an hour on two cores)
 	@$(NOTEBOOK) notebooks/pretrain_scenes.ipynb runs/pretrain_scenes.ipynb $(ARGS)
 
-photos: $(READY)  ## make the backbone for photographs anew: make photos DATA=FOLDER that holds photos/ and camvid/ (notebooks/pretrain_photos.ipynb)
+photos: $(READY)  ## train the backbone for photographs again: make photos DATA=FOLDER, which holds photos/ and camvid/ (notebooks/pretrain_photos.ipynb)
 	@$(NOTEBOOK) notebooks/pretrain_photos.ipynb runs/pretrain_photos.ipynb $(if $(DATA),-p data_root "$(DATA)") $(ARGS)
 
-test: $(READY)  ## run all tests
+check: $(READY)  ## seconds: the hooks of .pre-commit-config.yaml on every file, and the quick tests
+	@VENV=$(VENV) $(PY) -m pre_commit run --all-files
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --durations=0 --durations-min=5 $(QUICK) $(ARGS)
+
+test: $(READY)  ## minutes: ruff, mypy, all tests
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-coverage: $(READY)  ## run all tests and show the lines that none reaches; writes tests/reports/coverage.json
+coverage: $(READY)  ## run all tests and show the lines that no test reaches; writes tests/reports/coverage.json
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-report= $(ARGS)
 	@$(PY) tests/reached.py
 
-pythons: $(READY)  ## set up and train with each Python found on the machine (minutes and 6 GB each, removed afterwards); writes tests/reports/pythons.json
+pythons: $(READY)  ## set up and train with each Python on the machine (minutes and 6 GB each, removed afterwards); writes tests/reports/pythons.json
 	@$(PY) tests/pythons.py
 
 torture: $(READY)  ## 200 kills, every bad input and attack, 5,000 steps; writes tests/reports (ARGS=kills: that part)
 	@$(PY) tests/torture.py $(ARGS)
 
-bench: $(READY)  ## time and memory beside a plain baseline, a quarter of an hour; writes benchmarks/results (ARGS="step evaluation": those rows)
+bench: $(READY)  ## a quarter of an hour: time each part against a plain re-implementation; writes benchmarks/results (ARGS="step evaluation": those rows)
 	@$(PY) -m benchmarks $(ARGS)
 
 lab: $(READY)  ## open JupyterLab on the notebooks
@@ -77,6 +89,9 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 
 book: $(READY)  ## run the chapters, render book/_build/html and check it (ARGS=--no-run: render alone)
 	@$(PY) book/build.py $(ARGS)
+
+links: $(READY)  ## check outside links of the pages and the bibliography (needs the network)
+	@$(VENV)/bin/lychee --include-fragments --no-progress $(PAGES) $(ARGS)
 
 serve: $(READY)  ## show the rendered book at http://localhost:8000
 	@test -f book/_build/html/index.html || { echo "there is no book yet: make book"; exit 1; }

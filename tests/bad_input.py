@@ -300,9 +300,9 @@ def a_parameter_that_is_no_number(world):
     world.train(lr_head=math.nan)
 
 
-@case("unknown backbone 'vit_smal_patch16_224'", "did you mean 'vit_small_patch16_224", r"\.safetensors")
+@case("unknown backbone 'vit_smal_patch16_224'", "did you mean 'vit_small_patch16_224", r"\.safetensors")  # codespell:ignore smal
 def a_misspelled_backbone(world):
-    world.train(backbone="vit_smal_patch16_224")
+    world.train(backbone="vit_smal_patch16_224")  # codespell:ignore smal
 
 
 @case(r"backbone file .*/nowhere\.safetensors does not exist", "embedded backbones: photos_vit_tiny8, scenes_vit_tiny8")

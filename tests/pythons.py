@@ -1,7 +1,7 @@
 """Sets the project up with each Python found on the machine, as `make setup` does, and trains a few steps.
 
 `make pythons` writes tests/reports/pythons.json and shows it as a table. Of each minor version the newest is taken. An
-environment that did well is removed; one that did not stays, with what was printed in its setup.log and train.log.
+environment in which training succeeds is removed; one in which it fails stays, with setup.log and train.log.
 """
 
 import os
@@ -27,22 +27,22 @@ ABOUT = "import platform, sys; print(*sys.version_info[:3], platform.python_vers
 COLUMNS = {"python": "Python", "torch": "torch", "crf": "CRF", "trained": "trained", "seconds": "seconds"}
 
 
-def folders() -> list[Path]:
+def search_path() -> list[Path]:
     """Where Pythons may be: the folders of PATH, and each version of pyenv."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     return [Path(part) for part in os.environ["PATH"].split(os.pathsep)] + sorted(pyenv.glob("versions/*/bin"))
 
 
-def find(places: Iterable[Path]) -> dict[str, str]:
+def find(folders: Iterable[Path]) -> dict[str, str]:
     """Version -> program of the newest Python of each minor version from the oldest supported on, oldest first."""
     newest: dict[tuple[int, ...], tuple[tuple[int, ...], str, str]] = {}
-    for program in [path for place in places for path in sorted(place.glob("python3.*"))]:
+    for program in [path for folder in folders for path in sorted(folder.glob("python3.*"))]:
         if not re.fullmatch(r"python3\.\d+", program.name):
             continue  # python3.12-config
-        told = subprocess.run([program, "-c", ABOUT], capture_output=True, text=True)
-        if told.returncode:
+        answer = subprocess.run([program, "-c", ABOUT], capture_output=True, text=True)
+        if answer.returncode:
             continue  # a shim of pyenv whose version is not chosen
-        *numbers, name, path = told.stdout.strip().split(" ", 4)
+        *numbers, name, path = answer.stdout.strip().split(" ", 4)
         version = tuple(map(int, numbers))
         if version[:2] >= OLDEST and (version[:2] not in newest or version > newest[version[:2]][0]):
             newest[version[:2]] = version, name, path
@@ -50,14 +50,14 @@ def find(places: Iterable[Path]) -> dict[str, str]:
 
 
 def run(command: list[str | Path], log: Path) -> bool:
-    """Runs a command in the project's folder as a shell of one's own would; what it prints goes to `log`."""
-    alone = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "PYTHON"))}
+    """Runs a command in the project's folder, without the variables of a make above; its output goes to `log`."""
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "PYTHON"))}
     with log.open("w", encoding="utf-8") as file:
-        return subprocess.run(command, cwd=ROOT, env=alone, stdout=file, stderr=subprocess.STDOUT).returncode == 0
+        return subprocess.run(command, cwd=ROOT, env=environ, stdout=file, stderr=subprocess.STDOUT).returncode == 0
 
 
 def try_python(version: str, program: str, folder: Path) -> dict[str, Any]:
-    """Sets up an environment in `folder` and trains in it; what came out, as a row of the report."""
+    """Sets up an environment in `folder` and trains in it; returns the row of the report."""
     began, python, runs = time.monotonic(), folder / "venv" / "bin" / "python", folder / "runs"
     row: dict[str, Any] = {"python": version, "torch": None, "crf": False, "trained": False}
     if run(["make", "setup", f"PYTHON={program}", f"VENV={folder / 'venv'}"], folder / "setup.log"):
@@ -89,7 +89,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     """The command line; returns the exit status, 1 unless every Python trained with the CRF."""
     rows, failed = [], []
-    for version, program in find(folders()).items():
+    for version, program in find(search_path()).items():
         print(f"Python {version}: setting up and training ...", flush=True)
         folder = Path(tempfile.mkdtemp(prefix=f"python-{version}-"))
         rows.append(try_python(version, program, folder))

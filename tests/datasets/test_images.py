@@ -395,7 +395,7 @@ def test_class_names_tell_the_classes_apart(tmp_path, names, said):
 
 def test_a_misspelled_key_of_classes_json_is_told_and_a_remark_is_not(tmp_path):
     path = tmp_path / "classes.json"
-    for key, meant in (("colours", "colors"), ("Range", "range"), ("name", "names")):
+    for key, meant in (("colours", "colors"), ("Range", "range"), ("name", "names")):  # codespell:ignore colours
         path.write_text(json.dumps({"names": ["cat"], key: []}))
         with pytest.raises(StegoError, match=rf"unknown key '{key}' \(did you mean '{meant}'\?\)"):
             read_classes(path)

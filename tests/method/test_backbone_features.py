@@ -128,7 +128,7 @@ def test_an_unknown_name_is_an_error_that_suggests_one():
     with pytest.raises(StegoError, match=r"unknown backbone 'dino_vit8' \(did you mean 'dino_vit"):
         Backbone("dino_vit8")
     with pytest.raises(StegoError, match=r"did you mean 'vit_small_patch16_224"):
-        Backbone("vit_smal_patch16_224")
+        Backbone("vit_smal_patch16_224")  # codespell:ignore smal
 
 
 def test_a_missing_file_is_named(tmp_path):

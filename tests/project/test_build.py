@@ -1,4 +1,4 @@
-"""What the book's builder does with its notebooks, and with what the renderer and the checks say, without running either."""
+"""The book's builder: which notebooks it runs, and what it makes of the renderer's warnings. Neither is run here."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def project(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def ran(monkeypatch) -> list[list[str]]:
-    """What was asked of the runner: the words of each command. It answers as the runner does, and writes the executed copy."""
+    """The arguments of each call of the runner. The stand-in writes the executed copy as the runner does."""
     commands = []
 
     def run(command: list[str]) -> int:

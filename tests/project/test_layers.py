@@ -91,5 +91,5 @@ def test_what_is_public_is_there_and_found_by_completion():
     """Names are imported when they are asked for, so Python does not see them by itself."""
     assert set(stego_lib.__all__) <= set(dir(stego_lib))
     assert all(getattr(stego_lib, name) is not None for name in stego_lib.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        stego_lib.trian  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'trainn'"):
+        stego_lib.trainn  # noqa: B018

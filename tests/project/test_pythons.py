@@ -1,5 +1,6 @@
 """Setting up: what `make setup` says, what the wheel holds, which Pythons were tried; with stand-ins for Python."""
 
+import json
 import os
 import re
 import shutil
@@ -17,11 +18,29 @@ from common import ROOT
 from stego_lib.runtime.files import read_json
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PIP = [sys.executable, "-m", "pip"]
 ALL, CRF = "--editable .[all]", "--no-build-isolation --editable .[crf]"
 
 
+TRY = """
+import json
+from pathlib import Path
+import stego_lib
+from stego_lib import Experiment, train
+from stego_lib.studies.results import paper_rows
+
+run = train(Experiment.preset("scenes", data_root={root!r}, steps=2, batch_size=4, train_size=64, eval_size=64))
+label_map = run.predict(next(Path({root!r}).glob("scenes/imgs/val/*.png")))
+print(json.dumps(dict(
+    library=stego_lib.__file__, run=str(Path(run.folder).resolve()), backbone=run.experiment.backbone,
+    shape=label_map.shape, rows=list(paper_rows()),
+)))
+"""
+"""What a user of the installed package does; its last line is JSON."""
+
+
 def stand_in(path: Path, does: str) -> Path:
-    """A program that is a shell script."""
+    """Writes a program that is a shell script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{does}\n")
     path.chmod(0o755)
@@ -29,32 +48,38 @@ def stand_in(path: Path, does: str) -> Path:
 
 
 def python(folder: Path, fails: str = "nothing") -> Path:
-    """A Python that writes what it is asked to `told`, makes environments of itself, and fails if asked for `fails`."""
+    """A Python that logs its arguments to `asked`, makes environments of itself, and fails on arguments with `fails`."""
     return stand_in(
         folder / "python",
-        f"""echo "$*" >>{folder}/told
+        f"""echo "$*" >>{folder}/asked
         case "$*" in
             *"{fails}"*) echo "the reason of pip"; exit 1;;
             "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python";;
-            "-m pip install"*) echo "WARNING: much that is of no use";;
+            "-m pip install"*) echo "WARNING: of no use";;
         esac""",
     )
 
 
-def set_up(program: Path, folder: Path) -> tuple[int, str]:
+def set_up(program: Path, folder: Path, *words: str) -> tuple[int, str]:
     """Exit status of `make setup` with that Python, and what it printed."""
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not of a make above
-    command = ["make", "--no-print-directory", "setup", f"PYTHON={program}", f"VENV={folder / 'venv'}"]
-    done = subprocess.run(command, cwd=ROOT, env=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not those of a make above
+    command = ["make", "--no-print-directory", "setup", f"PYTHON={program}", f"VENV={folder / 'venv'}", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.returncode, done.stdout
 
 
 def test_set_up_installs_all_then_the_crf_and_says_one_line(tmp_path):
     status, printed = set_up(python(tmp_path), tmp_path)
     assert status == 0 and printed.splitlines() == [printed.strip()] and printed.startswith("setting up")
-    told = (tmp_path / "told").read_text()
-    assert 0 < told.index(ALL) < told.index(CRF) and told.count("--constraint constraints.txt") == 2
+    asked = (tmp_path / "asked").read_text()
+    assert 0 < asked.index(ALL) < asked.index(CRF) and asked.count("--constraint constraints.txt") == 2
     assert set_up(python(tmp_path), tmp_path) == (0, "make: Nothing to be done for 'setup'.\n"), "once"
+
+
+def test_without_constraints_the_newest_dependencies_are_installed(tmp_path):
+    assert set_up(python(tmp_path), tmp_path, "CONSTRAINTS=")[0] == 0
+    asked = (tmp_path / "asked").read_text()
+    assert ALL in asked and CRF in asked and "--constraint" not in asked
 
 
 def test_without_a_compiler_it_goes_on_without_the_crf_and_says_so_in_one_line(tmp_path):
@@ -83,27 +108,40 @@ def test_an_old_python_is_one_line_that_names_the_way_out(tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
-def test_the_wheel_holds_every_file_of_the_library_and_is_built_without_a_warning(tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy of the library."""
     pytest.importorskip("setuptools", minversion="77", reason="setuptools is not installed (extra `build`)")
+    folder = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "stego_lib", tmp_path / "stego_lib", ignore=shutil.ignore_patterns("__pycache__"))
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--verbose",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        ".",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "stego_lib", folder / "stego_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    build = [*PIP, "wheel", "--verbose", "--no-deps", "--no-index", "--no-build-isolation", "."]
+    done = subprocess.run(build, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0 and "Warning" not in done.stdout + done.stderr, done.stdout + done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    library = {str(p.relative_to(tmp_path)) for p in (tmp_path / "stego_lib").rglob("*") if p.is_file()}
-    assert any(name.endswith(".safetensors") for name in library) and library <= set(zipfile.ZipFile(wheel).namelist())
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_every_file_of_the_library_and_is_built_without_a_warning(wheel):
+    held = set(zipfile.ZipFile(wheel).namelist())
+    library = {str(p.relative_to(wheel.parent)) for p in (wheel.parent / "stego_lib").rglob("*") if p.is_file()}
+    assert {Path(name).suffix for name in library} >= {".csv", ".html", ".json", ".md", ".safetensors"}
+    assert library <= held
+
+
+def test_the_wheel_trains_the_embedded_default_outside_the_checkout(wheel, tmp_path, scenes_root):
+    """It finds its weights and the table of published results, and puts the run below the working folder."""
+    installed, work = tmp_path / "installed", tmp_path / "work"
+    install = [*PIP, "install", "--quiet", "--no-deps", "--no-index", "--target", installed, wheel]
+    subprocess.run(install, check=True)
+    work.mkdir()
+    (work / "try.py").write_text(TRY.format(root=str(scenes_root)))
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run([sys.executable, "try.py"], cwd=work, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert Path(result["library"]).is_relative_to(installed) and Path(result["run"]).is_relative_to(work / "runs")
+    assert result["backbone"] == "scenes_vit_tiny8" and result["shape"] == [64, 64] and "cityscapes-vitb8" in result["rows"]
 
 
 def test_the_newest_python_of_each_minor_version_is_found(tmp_path):
@@ -134,7 +172,7 @@ def test_a_python_that_fails_is_reported_and_its_logs_are_kept(tmp_path, monkeyp
 
 
 def test_what_is_promised_was_tried():
-    """If this fails, a Python came or went: `make pythons`, then mend classifiers, README.md and environment.yml."""
+    """If this fails, a Python came or went: `make pythons`, then update the classifiers, README.md and environment.yml."""
     rows = read_json(pythons.REPORT)["pythons"]
     assert all(row["trained"] and row["crf"] and row["torch"] for row in rows)
     minors = [row["python"].rpartition(".")[0] for row in rows]
@@ -154,7 +192,7 @@ def test_what_is_promised_was_tried():
 
 
 def test_a_python_that_trains_has_its_row(tmp_path):
-    """The whole way of `try_python`, with a stand-in that writes the record which the notebook would."""
+    """`try_python` with a stand-in that writes the record the notebook would write."""
     record = '{"environment": {"python": "3.99.0", "torch": "9.1"}, "scores": {"cluster_crf": {}}}'
     program = stand_in(
         tmp_path / "python",

@@ -2,10 +2,7 @@
 
 import copy
 import math
-import os
 import runpy
-import shutil
-import subprocess
 import sys
 from itertools import combinations
 
@@ -172,26 +169,6 @@ def test_the_table_of_published_results_is_the_reference(shared):
 def test_what_is_no_row_of_the_paper_is_refused(row):
     with pytest.raises(StegoError, match=r"no row .*its rows: cocostuff27-vits8, .*potsdam3-vits8"):
         published_figures(row)
-
-
-def test_the_wheel_holds_the_table_of_published_results(tmp_path):
-    """Read from the wheel's files, outside a checkout."""
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
-    copied = tmp_path / "source"
-    for name in ("stego_lib", "pyproject.toml", "README.md", "LICENSE"):
-        where = copied / name
-        where.parent.mkdir(exist_ok=True)
-        kept = shutil.ignore_patterns("__pycache__", "*.safetensors")
-        shutil.copytree(ROOT / name, where, ignore=kept) if (ROOT / name).is_dir() else shutil.copy(ROOT / name, where)
-    built = subprocess.run([*build[:-1], str(copied)], capture_output=True, text=True, timeout=300)
-    assert built.returncode == 0, built.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
-    code = "from stego_lib.studies.results import *; import stego_lib; print(stego_lib.__file__, len(published_results()), paper_rows())"
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert str(tmp_path / "installed") in done.stdout and "cityscapes-vitb8" in done.stdout
 
 
 def test_published_figures_stand_beside_the_measured_ones():
