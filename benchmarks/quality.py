@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stego_lib import Experiment
 from stego_lib.features import online
-from stego_lib.features.extraction import Source
+from stego_lib.features.source import Source
 from stego_lib.runtime.devices import ALONE, Processes
 from stego_lib.runtime.paths import project_root, runs_root
 from stego_lib.studies import quality

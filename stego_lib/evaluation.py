@@ -18,8 +18,8 @@ from .datasets.findings import tell
 from .datasets.folder import nameless
 from .datasets.transforms import Size
 from .experiment import MACHINE, Experiment
-from .features.extraction import content_id
 from .features.online import open_features
+from .features.source import content_id
 from .features.store import Features
 from .loss import upsample
 from .metrics import confusion, identity, match, published_map, scores

@@ -14,8 +14,9 @@ from .calibration import calibrate
 from .datasets import open_training_set
 from .datasets.findings import tell
 from .experiment import Experiment
-from .features.online import open_features
+from .features.online import choose_store, open_features
 from .features.shared import shared
+from .features.source import Source
 from .features.store import Features
 from .loss import stego_loss
 from .model import Stego
@@ -87,12 +88,13 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     optimizer = make_optimizer(model, experiment)
     if devices.first():
         tell(dataset, runs_dir / "features")
+    root, source = runs_dir / "features", Source(dataset, backbone, experiment.train_size, False, experiment.published)
     data = devices.once(lambda: data_ids(dataset, runs_dir))
     found = devices.once(lambda: find_run(runs_dir, experiment, backbone, data) if resume else None)
+    store = devices.once(lambda: _feature_store(experiment, found, source, root))
     features = open_features(
-        dataset, backbone, experiment.train_size, runs_dir / "features", _feature_store(experiment, found),
-        published=experiment.published,
-    )  # fmt: skip
+        dataset, backbone, experiment.train_size, root, store, published=experiment.published
+    )
     features.keep_on(backbone.device)
     features = shared(features)
     if experiment.subtract_mean and experiment.start_from is None:
@@ -245,12 +247,12 @@ def start_from(model: Stego, source: Run) -> None:
     model.load_state_dict(fitting, strict=False)
 
 
-def _feature_store(experiment: Experiment, found: Path | None) -> str:
-    """The feature store that is asked for; for 'auto', that of the run that is resumed."""
+def _feature_store(experiment: Experiment, found: Path | None, source: Source, root: Path) -> str:
+    """The feature store that is asked for; for 'auto', that of the run that is resumed, or by the free disk."""
     asked = experiment.feature_store
     before = read_checkpoint(found).get("feature_store", asked) if found is not None else asked
     if asked == "auto":
-        return before
+        return choose_store(source, root) if before == "auto" else before
     if before not in (asked, "auto"):
         notice(f"{found} goes on with feature_store={asked!r}; up to here it was {before!r}")
     return asked

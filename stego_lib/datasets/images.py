@@ -6,14 +6,17 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
+import torch
 from PIL import Image
 from PIL.ExifTags import Base
 from PIL.Image import Transpose
+from torch import Tensor
 
 from ..runtime.errors import StegoError
+from ..runtime.paths import user_path
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)  # twice as many pixels are an error
 Image.init()
@@ -354,3 +357,40 @@ def is_flat(image: Image.Image) -> Literal["", "gray", "color"]:
 def _packed(pixels: np.ndarray) -> np.ndarray:
     """One number a pixel, (H, W)."""
     return pixels if pixels.ndim == 2 else pixels.astype(np.int64) @ (1 << 8 * np.arange(pixels.shape[2]))
+
+
+ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
+"""A path, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W)."""
+
+
+def as_tensor(image: ImageLike, rules: Rules) -> tuple[Tensor, np.ndarray | None]:
+    """An image of any kind as uint8 (3, H, W), and where it is transparent, bool (H, W) or None.
+
+    Files and PIL images are read by `rules`; arrays and tensors are taken as they are. Raises StegoError for a file that
+    cannot be read, and for an array that is no image.
+    """
+    transparent = None
+    if isinstance(image, str | Path):
+        image, transparent = open_image(user_path(image), rules)
+    elif isinstance(image, Image.Image):
+        image, transparent = as_rgb(image, rules)
+    if isinstance(image, Image.Image):
+        image = _as_array(image)
+    if isinstance(image, np.ndarray) and image.ndim == 3 and image.dtype == np.uint8:
+        usable = image.flags.c_contiguous and image.flags.writeable  # torch takes neither views nor read-only arrays
+        image = torch.from_numpy(image if usable else np.array(image, order="C")).movedim(-1, 0)
+    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or not image.numel():
+        array = isinstance(image, Tensor | np.ndarray)
+        what = f"{image.dtype} of shape {tuple(image.shape)}" if array else type(image).__name__
+        raise StegoError(f"an image must be uint8 with three channels and a pixel at least, not {what}")
+    return image, transparent
+
+
+def _as_array(image: Image.Image) -> np.ndarray:
+    """uint8 (H, W, 3) of an RGB image, in strips: NumPy's own way needs the memory of two more."""
+    width, height = image.size
+    found = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, 256):
+        bottom = min(top + 256, height)
+        found[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return found

@@ -12,12 +12,12 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..datasets import SegmentationDataset
 from ..datasets.transforms import Size
-from ..runtime.devices import ALONE, Processes
 from ..runtime.files import explained
 from ..runtime.notices import notice
 from ..runtime.paths import user_path
-from .extraction import Source, needed_bytes, taken_bytes, unfinished, usual_batch
+from .extraction import needed_bytes, taken_bytes, unfinished, usual_batch
 from .prefetch import ReadAhead
+from .source import Source
 from .store import Features, ensure, open_store, store_folder
 
 DISK_SHARE = 0.8
@@ -31,13 +31,13 @@ class OnlineFeatures(Features):
     differ. An image asked for twice in one call goes through the backbone once.
     """
 
-    def __init__(self, source: Source, root: str | Path, processes: Processes = ALONE):
+    def __init__(self, source: Source, root: str | Path):
         shapes = source.shapes
         _, self.shape = shapes["features"]  # type: ignore[assignment]  # of four
         self.image_size = shapes["images"][1][2:]  # type: ignore[assignment]  # of two
         self.name, self.has_labels = str(source), "labels" in shapes
         self.n_classes = len(source.dataset.classes)
-        self._source, self._root, self._processes = source, Path(root), processes
+        self._source, self._root = source, Path(root)
         self._images = ReadAhead(source.image, source.dataset.images)
         self._labels = ReadAhead(source.label, source.dataset.images)
         self._batch = usual_batch(source.backbone)
@@ -48,7 +48,7 @@ class OnlineFeatures(Features):
         source = self._source
         name = f"{source.dataset.name}-{source.dataset.split}-mean-{source.fingerprint(self._root, 'pooled')}"
         shapes = {"pooled": source.shapes["pooled"]}
-        return torch.from_numpy(np.load(ensure(source, self._root / name, shapes, self._processes) / "pooled.npy"))
+        return torch.from_numpy(np.load(ensure(source, self._root / name, shapes) / "pooled.npy"))
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
         wanted, place = index.unique(return_inverse=True)
@@ -65,7 +65,7 @@ class OnlineFeatures(Features):
         return torch.stack(self._images.take(index.tolist()))
 
     def prefetch(self, index: Tensor) -> None:
-        self._images.expect(index.unique().tolist())
+        self._images.prefetch(index.unique().tolist())
 
 
 def open_features(
@@ -77,7 +77,6 @@ def open_features(
     *,
     mirror: bool = False,
     published: bool = False,
-    processes: Processes = ALONE,
 ) -> Features:
     """Features of `dataset` at `size`: from a store below `root`, or computed when asked for.
 
@@ -86,13 +85,13 @@ def open_features(
     """
     source = Source(dataset, backbone, size, mirror, published)
     if feature_store == "auto":
-        feature_store = processes.broadcast(choose_way(source, root) if processes.first else feature_store)
+        feature_store = choose_store(source, root)
     if feature_store == "online":
-        return OnlineFeatures(source, root, processes)
-    return open_store(dataset, backbone, size, root, mirror=mirror, published=published, processes=processes)
+        return OnlineFeatures(source, root)
+    return open_store(dataset, backbone, size, root, mirror=mirror, published=published)
 
 
-def choose_way(source: Source, root: str | Path) -> Literal["store", "online"]:
+def choose_store(source: Source, root: str | Path) -> Literal["store", "online"]:
     """'store' if there is one or room for one, else 'online', with a notice."""
     root, folder = user_path(root), store_folder(source, root)
     needed = needed_bytes(source.shapes) - taken_bytes(unfinished(folder))

@@ -22,7 +22,7 @@ class ReadAhead(Generic[Item]):
         self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, "reading")
         self._coming: dict[int, tuple[Future[list[Item]], int]] = {}
 
-    def expect(self, rows: Sequence[int]) -> None:
+    def prefetch(self, rows: Sequence[int]) -> None:
         """Begins to read these, but for those that are being read already."""
         fresh = [row for row in dict.fromkeys(rows) if row not in self._coming]
         for _, group in groupby(fresh, key=lambda row: self._sources[row]):
@@ -32,7 +32,7 @@ class ReadAhead(Generic[Item]):
 
     def take(self, rows: Sequence[int]) -> list[Item]:
         """The items of these numbers; waits for them. Whatever reading one of them raised is raised here."""
-        self.expect(rows)
+        self.prefetch(rows)
         try:
             return [(found := self._coming[row])[0].result()[found[1]] for row in rows]
         finally:

@@ -2,7 +2,6 @@
 
 import shutil
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +13,13 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..datasets import SegmentationDataset
 from ..datasets.transforms import Size
-from ..runtime.devices import ALONE, Processes
 from ..runtime.errors import brief
 from ..runtime.files import checksum, explained, locked, read_json
 from ..runtime.notices import notice
 from ..runtime.paths import user_path
 from .arrays import ArrayFile
-from .extraction import NO_LABEL, Shapes, Source, build
+from .extraction import build
+from .source import NO_LABEL, Shapes, Source
 
 GPU_SHARE = 0.6
 """Part of a GPU's free memory that features may take; the rest is for training."""
@@ -158,52 +157,53 @@ def open_store(
     mirror: bool = False,
     published: bool = False,
     batch: int | None = None,
-    processes: Processes = ALONE,
 ) -> FeatureStore:
-    """The store of `dataset` at `size` below `root`; computed now if it is not there yet, or damaged.
+    """The store of `dataset` at `size` below `root`; computed now if it is missing or damaged, see `extraction.build`.
 
-    `mirror` gives the features of the mirrored images (labels and images are stored as they are). `published` brings
-    images to their size as the published code does, see `resize_image`. The folder's name is a fingerprint of files,
-    size, resampling, backbone weights and precision, so a stale store is never taken for a fresh one; checksums tell a
-    damaged one. Of two runs that ask for the same store, one computes and the other waits; `processes` of one run compute
-    a part each. What was broken off goes on where it was.
-    Raises StegoError, before computing, when the disk is too small and for images and label maps that cannot be used.
+    Parameters
+    ----------
+    dataset, backbone, size
+        Images, network, and size in pixels.
+    root
+        Folder of stores. A store's name is a fingerprint of files, size, resampling, weights and precision, so a stale store
+        is never used; checksums reveal a damaged one.
+    mirror
+        Features of the horizontally flipped images; labels and images are stored as they are.
+    published
+        Resize images as the published code does, see `resize_image`.
+    batch
+        Images that go through the backbone at once.
+
+    Raises
+    ------
+    StegoError
+        Before computing, if the disk is too small, and for images and label maps that cannot be used.
     """
     source = Source(dataset, backbone, size, mirror, published)
-    return FeatureStore(ensure(source, store_folder(source, root), source.shapes, processes, batch))
+    return FeatureStore(ensure(source, store_folder(source, root), source.shapes, batch))
 
 
 def store_folder(source: Source, root: str | Path) -> Path:
-    """Where the store of `source` lies below `root`, whether it is there or not."""
+    """Where the store of `source` lies below `root`, whether it exists or not."""
     return user_path(root) / f"{source.dataset.name}-{source.dataset.split}-{source.fingerprint(root)}"
 
 
-def ensure(
-    source: Source, folder: Path, shapes: Shapes, processes: Processes = ALONE, batch: int | None = None
-) -> Path:
-    """`folder`, in which the arrays named by `shapes` are whole: computed now if they are not."""
-    if processes.broadcast(_damage_seen_by(processes, folder, shapes)):
-        with explained(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        busy = f"another process computes the features of {source}; waiting for them"
-        lock = locked(folder.with_name(f".{folder.name}.lock"), busy, wait=True)
-        with lock if processes.first else nullcontext():
-            reason = _damage_seen_by(processes, folder, shapes)
-            if processes.broadcast(reason):  # else: the other process has computed them
-                if reason and folder.exists():
-                    notice(f"{folder} is damaged ({reason}); its features are computed anew")
-                    shutil.rmtree(folder)
-                build(source, folder, shapes, processes, batch)
+def ensure(source: Source, folder: Path, shapes: Shapes, batch: int | None = None) -> Path:
+    """`folder` with the arrays named by `shapes`, computed now unless they are there and intact."""
+    if damage(folder, shapes) is None:
+        return folder
+    with explained(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_name(f".{folder.name}.lock"), f"another process checks {folder}; waiting for it", wait=True):
+            if folder.exists() and (reason := damage(folder, shapes)):
+                notice(f"{folder} is damaged ({reason}); its features are computed anew")
+                shutil.rmtree(folder)
+        build(source, folder, shapes, batch)
     return folder
 
 
-def _damage_seen_by(processes: Processes, folder: Path, shapes: Shapes) -> str | None:
-    """`damage`, which one process looks for, as it reads the store from end to end."""
-    return damage(folder, shapes) if processes.first else None
-
-
 def damage(folder: Path, shapes: Shapes) -> str | None:
-    """What is wrong with the store in `folder`, None if nothing: files missing or of other shapes, other checksums."""
+    """Why the store in `folder` cannot be used, or None: missing files, other shapes, other checksums."""
     try:
         sums = read_json(folder / "about.json")["sha256"]
         for name, (dtype, shape) in shapes.items():

@@ -103,19 +103,3 @@ def wait() -> None:
     """Returns when all processes have come here."""
     if _fabric is not None:
         _fabric.barrier()
-
-
-class Processes:  # TEMPORARY until the feature store is computed cooperatively
-    first, rank, count = True, 0, 1
-
-    def share(self, items: Any) -> Any:
-        return items
-
-    def broadcast(self, value: Any) -> Any:
-        return value
-
-    def wait(self) -> None:
-        pass
-
-
-ALONE = Processes()

@@ -20,6 +20,11 @@ from .errors import StegoError, brief
 from .notices import notice
 from .paths import user_path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 UNFINISHED = ".unfinished."
 """How the names of files begin that are being written; a process that is killed leaves them behind, see `sweep`."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -93,6 +98,44 @@ def locked(path: Path, busy: str, *, wait: bool) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+class Claims:
+    """Numbers of which each belongs to one process at most; the system releases those of a process that ends.
+
+    On systems without POSIX locks every claim succeeds.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        with explained(path):
+            self._file = open(path, "a+b")
+        if fcntl:
+            fcntl.lockf(self._file, fcntl.LOCK_SH, 1, 0)  # byte 0 says that this process is here; number n is byte n + 1
+
+    def take(self, number: int) -> bool:
+        """Whether the number now belongs to this process."""
+        return fcntl is None or self._lock(number + 1)
+
+    def release(self, number: int) -> None:
+        """Leaves the number to others."""
+        if fcntl:
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number + 1)
+
+    def alone(self) -> bool:
+        """Whether no other process has this file open, as far as can be known."""
+        return fcntl is not None and self._lock(0)
+
+    def close(self) -> None:
+        """Releases all."""
+        self._file.close()
+
+    def _lock(self, byte: int) -> bool:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        except OSError:
+            return False
+        return True
 
 
 def write_json(path: str | Path, value: Any) -> None:

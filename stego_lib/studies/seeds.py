@@ -59,7 +59,7 @@ def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) 
     dataset = open_training_set(experiment)
     backbone = Backbone.of(experiment)
     experiment = fit_sizes(fit_to_data(experiment, dataset), backbone.geometry, tell=False)
-    folder = find_run(where, experiment, backbone, data_ids(dataset, where), tell=False)  # training tells
+    folder = find_run(where, experiment, backbone, data_ids(dataset, where), quiet=True)  # training shows the notices
     if folder is None or not (folder / "metrics.json").exists():
         return None
     record = read_record(folder / "metrics.json")

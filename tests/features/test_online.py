@@ -14,9 +14,9 @@ from torch.testing import assert_close
 from stego_lib import StegoError, evaluate, open_dataset, train, training
 from stego_lib.backbone import Backbone
 from stego_lib.datasets import open_training_set
-from stego_lib.features.extraction import Source
 from stego_lib.features.online import OnlineFeatures, open_features
 from stego_lib.features.prefetch import ReadAhead
+from stego_lib.features.source import Source
 from stego_lib.features.store import FeatureStore, open_store
 from stego_lib.run import read_checkpoint
 from stego_lib.runtime.notices import Notice
@@ -88,7 +88,7 @@ def test_a_image_goes_through_the_backbone_once_a_batch(experiment, backbone, tm
     online, seen, forward = both(experiment, backbone, tmp_path)[1], [], Backbone.forward
     monkeypatch.setattr(Backbone, "forward", lambda self, p: (seen.append(len(p)), forward(self, p))[1])
     rows = torch.tensor([3, 1, 3, 1, 7])
-    online.expect(rows)
+    online.prefetch(rows)
     found = online.rows(rows)
     assert seen == [3] and torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
 
@@ -232,7 +232,7 @@ def test_what_cannot_be_read_is_told_when_it_is_asked_for(tmp_path):
         return 10 * row
 
     ahead = ReadAhead(read, [tmp_path / str(row) for row in range(4)], threads=2)
-    ahead.expect([0, 1, 2, 3])
+    ahead.prefetch([0, 1, 2, 3])
     assert ahead.take([3, 0]) == [30, 0]
     with pytest.raises(StegoError, match="image 2"):
         ahead.take([1, 2])

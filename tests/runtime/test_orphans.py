@@ -27,20 +27,6 @@ for done, _ in enumerate(parallel.in_processes(time.sleep, jobs, 9, "sleeping"))
     Path({told!r}).write_text(str(done))
 """
 """Writes the number of the last job that is done; after number 1 both workers sleep."""
-TWO = """
-import time
-from pathlib import Path
-from stego_lib.runtime.devices import spawn
-
-def rest(processes):
-    processes.wait()
-    Path({told!r}).write_text("1")
-    time.sleep(600)
-
-if __name__ == "__main__":
-    spawn(rest, 2, "cpu")
-"""
-"""Two processes that train together, but for the training."""
 
 
 def descendants(command: list[str], told: Path) -> tuple[subprocess.Popen, list[psutil.Process]]:
@@ -73,16 +59,10 @@ def ended(process: subprocess.Popen, found: list[psutil.Process]) -> int:
                 one.kill()
 
 
-@pytest.mark.parametrize(
-    "source, number",
-    [(JOBS, signal.SIGTERM), (JOBS, signal.SIGKILL), (TWO, signal.SIGKILL)],
-    ids=["pool, TERM", "pool, KILL", "training together, KILL"],
-)
-def test_the_processes_of_a_script_end_with_it(tmp_path, source, number):
-    if source is TWO:
-        pytest.importorskip("lightning_fabric", reason="lightning-fabric is not installed (extra `parallel`)")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_processes_of_a_script_end_with_it(tmp_path, number):
     told = tmp_path / "told"
-    (tmp_path / "script.py").write_text(source.format(told=str(told)))
+    (tmp_path / "script.py").write_text(JOBS.format(told=str(told)))
     process, found = descendants([sys.executable, str(tmp_path / "script.py")], told)
     process.send_signal(number)
     assert ended(process, found) == -number
