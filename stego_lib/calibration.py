@@ -1,8 +1,9 @@
-"""Shifts from the measured correspondences, without labels."""
+"""The shifts of a run, from the correspondences measured on its training features, without labels."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,20 +13,20 @@ from .loss import center, correspondence, negative_permutation, published_permut
 from .runtime.progress import progress
 
 IMAGES = 256
-"""Images that are measured; their correspondences number IMAGES x points^4 of each kind."""
+"""Images that are measured: IMAGES x points^4 correspondences of each kind."""
 AUTO = ("p75", "p75", "p97")
 """What shifts="auto" stands for: a quarter of the self and kNN pairs attract, and three in a hundred random ones. The chapter
-on choosing l and b has the trials that it was picked by."""
+on choosing l and b shows the trials behind it."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The three shifts of a run and why they are what they are. In each triple: self, kNN, random pairs."""
+    """The three shifts of a run and the reason for them; every triple is self, kNN, random."""
 
     shifts: tuple[float, float, float]
     """b, as the loss uses them."""
     rule: tuple[float | str, ...]
-    """What was asked for: a number, or a percentile of the measured correspondences such as 'p75'."""
+    """What was asked for: numbers, or percentiles of the measured correspondences such as 'p75'."""
     attracting: tuple[float, float, float]
     """Share of the measured pairs above their shift, in [0, 1]: those that attract."""
     images: int
@@ -36,80 +37,86 @@ class Calibration:
     """Densities of the measured correspondences, see `histograms`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Keys and values that JSON can hold: the histograms' keys beside the others."""
+        """Keys and values for JSON, the histograms' keys among the others."""
         values = asdict(self)
         return values.pop("histograms") | values
 
 
-def calibrate(store: Features, neighbors: Tensor, mean: Tensor, experiment: Experiment) -> Calibration:
-    """Measures the correspondences of up to `IMAGES` training images, without labels, and sets the three shifts.
+def calibrate(features: Features, neighbors: Tensor, mean: Tensor, experiment: Experiment) -> Calibration:
+    """Measures correspondences on up to `IMAGES` training images, and sets the three shifts.
 
-    Arguments as of `measure_correspondences`. Shifts that the experiment gives as numbers stay, percentiles are looked up,
-    and "auto" is `AUTO`.
+    Shifts that are numbers stay, percentiles are looked up, and "auto" is `AUTO`. Parameters: as in
+    `measure_correspondences`.
     """
-    measured = measure_correspondences(store, neighbors, mean, experiment)
+    measured = measure_correspondences(features, neighbors, mean, experiment)
     rule, shifts = shift_rule(experiment), resolve_shifts(experiment, measured)
     own, knn, rand = ((values > b).double().mean().item() for values, b in zip(measured.values(), shifts, strict=True))
-    images = min(len(store), IMAGES)
-    return Calibration(
-        shifts,
-        rule,
-        (own, knn, rand),
-        images,
-        _reason(experiment, rule, (own, knn, rand), images),
-        histograms(measured),
-    )
+    images, attracting = min(len(features), IMAGES), (own, knn, rand)
+    reason = _reason(experiment, rule, attracting, images)
+    return Calibration(shifts, rule, attracting, images, reason, histograms(measured))
 
 
 def shift_rule(experiment: Experiment) -> tuple[float | str, ...]:
-    """The experiment's shifts, self, kNN and random, with "auto" spelled out: numbers or percentiles such as 'p75'."""
+    """The experiment's shifts as numbers or percentiles, with `AUTO` in place of "auto"."""
     return AUTO if experiment.shifts == "auto" else experiment.shifts
 
 
 def _reason(experiment: Experiment, rule: tuple, attracting: tuple[float, ...], images: int) -> str:
-    how = [
-        "spatially centered" if experiment.centering else "not centered",
-        *["of features less the dataset's mean"] * experiment.subtract_mean,
-    ]
+    how = "spatially centered" if experiment.centering else "not centered"
+    how += ", of features minus the dataset's mean" if experiment.subtract_mean else ""
     origin = "by the rule 'auto'" if experiment.shifts == "auto" else "as the experiment asks"
     shares = ", ".join(
-        f"{name} {'at ' + str(asked) if isinstance(asked, str) else 'given'}: {100 * share:.1f} % of the pairs attract"
+        f"{name} {'at ' + asked if isinstance(asked, str) else 'given'}: {100 * share:.1f} % of the pairs attract"
         for name, asked, share in zip(("self", "kNN", "random"), rule, attracting, strict=True)
     )
-    return f"set {origin} on correspondences of {images} training images, {', '.join(how)}; {shares}"
+    return f"set {origin} on correspondences of {images} training images, {how}; {shares}"
 
 
 def measure_correspondences(
-    store: Features, neighbors: Tensor, mean: Tensor, experiment: Experiment
+    features: Features, neighbors: Tensor, mean: Tensor, experiment: Experiment
 ) -> dict[str, Tensor]:
-    """Feature correspondences as the loss will see them: of self, kNN and random pairs, centered if the experiment says so.
+    """Feature correspondences as the loss sees them, centered if the experiment says so.
 
-    neighbors: int64 (N, k). mean: (1, C, 1, 1), taken off the features. Returns {"self", "knn", "rand"}: float32 (M,).
+    Parameters
+    ----------
+    features
+        Of the training images.
+    neighbors
+        Nearest neighbors of each image, int64 (N, k).
+    mean
+        Subtracted from the features, (1, C, 1, 1).
+    experiment
+        Gives points, batch size, seed and centering.
+
+    Returns
+    -------
+    dict
+        "self", "knn", "rand": float32 (M,).
     """
     generator = torch.Generator().manual_seed(experiment.seed)
     partner_of = published_permutation if experiment.published else negative_permutation
-    order = torch.randperm(len(store), generator=generator)[:IMAGES]
+    order = torch.randperm(len(features), generator=generator)[:IMAGES]
     found: dict[str, list[Tensor]] = {"self": [], "knn": [], "rand": []}
     for rows in progress(order.split(experiment.batch_size), "measuring correspondences"):
         if len(rows) < 2:
-            continue  # an image alone has no random partner
+            continue  # a single image has no random partner
         partners = neighbors[rows, torch.randint(neighbors.shape[1], (len(rows),), generator=generator)]
-        feats, feats_knn = store.rows(rows) - mean, store.rows(partners) - mean
+        feats, feats_knn = features.rows(rows) - mean, features.rows(partners) - mean
         coords1, coords2 = (random_coords(len(rows), experiment.points, generator) for _ in range(2))
         f = sample(feats, coords1)
-        others = dict(
-            self=f,
-            knn=sample(feats_knn, coords2),
-            rand=sample(feats[partner_of(len(rows), generator)], coords2),
-        )
-        for kind, other in others.items():
+        pairs = {
+            "self": f,
+            "knn": sample(feats_knn, coords2),
+            "rand": sample(feats[partner_of(len(rows), generator)], coords2),
+        }
+        for kind, other in pairs.items():
             values = correspondence(f, other)
             found[kind].append((center(values) if experiment.centering else values).flatten())
     return {kind: torch.cat(values) for kind, values in found.items()}
 
 
 def resolve_shifts(experiment: Experiment, measured: dict[str, Tensor]) -> tuple[float, float, float]:
-    """The three shifts as numbers: 'p70' becomes the 70th percentile of the measured correspondences of its kind, "auto" `AUTO`."""
+    """The three shifts as numbers: 'p70' becomes the 70th percentile of the measured correspondences of its kind."""
     own, knn, rand = (
         shift if isinstance(shift, float) else percentile(values, float(shift[1:]))
         for shift, values in zip(shift_rule(experiment), measured.values(), strict=True)
@@ -120,11 +127,15 @@ def resolve_shifts(experiment: Experiment, measured: dict[str, Tensor]) -> tuple
 def balance(
     measured: dict[str, Tensor], shifts: tuple[float, float, float], weights: tuple[float, float, float]
 ) -> dict[str, dict[str, float]]:
-    """What each kind of pairs asks of the codes at these shifts, before any training and without labels.
+    """How hard each kind of pairs pulls codes together and pushes them apart at these shifts, before any training.
 
-    The loss's slope against S is -(F - b) wherever S > 0, so F - b is a force: it pulls codes together above the shift and
-    pushes them apart below. Returns for self, knn and rand: "attracting", the share of pairs with F > b in [0, 1]; "pull" and
-    "push", weight times the mean force of either sign; "net", pull - push, which is weight * (mean F - b).
+    The slope of the loss against S is -(F - b) wherever S > 0, so F - b acts as a force.
+
+    Returns
+    -------
+    dict
+        For self, knn and rand: "shift"; "attracting", the share of pairs with F > b; "pull" and "push", weight times the mean
+        force of either sign; "net", pull - push, which equals weight * (mean F - b).
     """
     found = {}
     for (kind, values), shift, weight in zip(measured.items(), shifts, weights, strict=True):
@@ -136,7 +147,7 @@ def balance(
 
 
 def histograms(measured: dict[str, Tensor], bins: int = 100) -> dict[str, list[float]]:
-    """Densities of the measured correspondences over [-1, 1], by kind, and the bins' edges: what a run keeps of them."""
+    """Densities of the measured correspondences over [-1, 1] by kind, and "edges", the borders of the bins."""
     edges = torch.linspace(-1, 1, bins + 1)
     counts = {kind: torch.histc(values, bins, -1, 1) for kind, values in measured.items()}
     return {"edges": edges.tolist()} | {
@@ -145,6 +156,5 @@ def histograms(measured: dict[str, Tensor], bins: int = 100) -> dict[str, list[f
 
 
 def percentile(values: Tensor, percent: float) -> float:
-    """The value, one of `values` (M,), that `percent` (0 to 100) per cent of them lie below; of any number of values."""
-    rank = 1 + round((len(values) - 1) * percent / 100)  # torch.quantile refuses more than 16 million values
-    return values.kthvalue(rank).values.item()
+    """The value, one of `values` (M,), that `percent` (0 to 100) per cent of them lie below."""
+    return float(np.percentile(values.numpy(), percent, method="nearest"))

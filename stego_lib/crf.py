@@ -19,11 +19,11 @@ SMOOTHNESS = dict(sxy=1, compat=3)
 APPEARANCE = dict(sxy=67, srgb=3, compat=4)
 """Bilateral kernel: standard deviations in pixels and in gray levels, weight."""
 INSTALL = "pip install 'cython>=3' setuptools, then pip install --no-build-isolation pydensecrf2, with a C++ compiler"
-"""How to install pydensecrf: its own build requirement is an old Cython, with which Python 3.13 and later cannot build it."""
+"""How to install pydensecrf. It asks for an old Cython, which cannot build it on Python 3.13 and later."""
 
 
 def available() -> bool:
-    """Whether pydensecrf can be imported: not where it was built for another Python, or its bare sources lie in the way."""
+    """Whether pydensecrf can be imported."""
     try:
         import pydensecrf.densecrf  # noqa: F401
     except ImportError:
@@ -34,9 +34,9 @@ def available() -> bool:
 def refine(image: np.ndarray, maps: Sequence[np.ndarray], iterations: int = ITERATIONS) -> list[np.ndarray]:
     """Class probabilities after mean-field inference, float32 (n, H, W), for each of several maps of one image.
 
-    image: uint8 (H, W, 3), RGB. maps: float32 (n, H, W), probabilities of each class before. Consecutive maps with the same
-    number of classes share the kernels' lattice, which depends on the image alone. The channels are handed over as BGR,
-    as in the published code (the filter is not symmetric in them). Needs pydensecrf.
+    image: uint8 (H, W, 3), RGB. maps: class probabilities, float32 (n, H, W). Consecutive maps with as many classes share the
+    kernels' lattice, which depends on the image alone. Channels are passed as BGR, as in the published code (the filter is not
+    symmetric in them).
     """
     from pydensecrf.densecrf import DenseCRF2D
     from pydensecrf.utils import unary_from_softmax
@@ -62,8 +62,24 @@ def refined_labels(image: np.ndarray, maps: Sequence[np.ndarray]) -> list[np.nda
 def dense_crf(image: np.ndarray, log_probabilities: "Tensor", iterations: int = ITERATIONS) -> "Tensor":
     """Class probabilities of each pixel after mean-field inference.
 
-    image: uint8 (H, W, 3), RGB. log_probabilities: (n, h, w), up to a constant at each pixel; brought to (H, W)
-    bilinearly if smaller. Returns float32 (n, H, W). Raises StegoError without pydensecrf.
+    Parameters
+    ----------
+    image
+        uint8 (H, W, 3), RGB.
+    log_probabilities
+        (n, h, w), up to a constant at each pixel; upsampled bilinearly to (H, W).
+    iterations
+        Of mean-field inference.
+
+    Returns
+    -------
+    Tensor
+        float32 (n, H, W).
+
+    Raises
+    ------
+    StegoError
+        Without pydensecrf.
     """
     import torch
     import torch.nn.functional as F

@@ -11,11 +11,27 @@ Counts: TypeAlias = Tensor | np.ndarray
 
 
 def confusion(pred: Counts, label: Counts, n_pred: int, n_classes: int, *, published: bool = False) -> Tensor:
-    """Counts pixels: int64 (n_pred, n_classes), [p, c] = pixels of class c that were given cluster p.
+    """Confusion matrix, int64 (n_pred, n_classes): [p, c] counts the pixels of class c with prediction p.
 
-    pred, label: integers of the same shape. Pixels whose label is not in [0, n_classes) are ignored.
-    A prediction outside [0, n_pred) raises ValueError at a pixel that counts. `published=True` repeats a defect of the
-    published code instead: pixels given one of the extra clusters (>= n_classes) are dropped.
+    Parameters
+    ----------
+    pred, label
+        Integers of one shape. Pixels whose label is not in [0, n_classes) are ignored.
+    n_pred, n_classes
+        Numbers of clusters and classes.
+    published
+        Repeat a defect of the published code: pixels in extra clusters (>= n_classes) are dropped.
+
+    Raises
+    ------
+    ValueError
+        For a counted prediction outside [0, n_pred), and for other shapes.
+
+    Examples
+    --------
+    >>> confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, -1]), 2, 2)
+    tensor([[1, 0],
+            [1, 0]])
     """
     pred, label = torch.as_tensor(pred).long().reshape(-1), torch.as_tensor(label).long().reshape(-1)
     if pred.shape != label.shape:
@@ -30,9 +46,9 @@ def confusion(pred: Counts, label: Counts, n_pred: int, n_classes: int, *, publi
 
 
 def match(confusion: Counts) -> Tensor:
-    """Matches clusters to classes one to one so that the most pixels agree (Hungarian method; paper, section 4).
+    """Hungarian matching of clusters to classes that maximizes accuracy (paper, section 4).
 
-    confusion: (n_pred, n_classes). Returns int64 (n_pred,): the class of each cluster, -1 for a cluster without one.
+    confusion: (n_pred, n_classes). Returns the class of each cluster, int64 (n_pred,), -1 for a cluster without one.
     """
     counts = np.asarray(confusion)
     clusters, classes = linear_sum_assignment(counts, maximize=True)
@@ -42,19 +58,19 @@ def match(confusion: Counts) -> Tensor:
 
 
 def majority(confusion: Counts) -> Tensor:
-    """Gives each cluster the class that most of its pixels have, however many clusters get the same one: int64 (n_pred,).
+    """The most frequent class of each cluster, int64 (n_pred,), -1 for an empty one. confusion: (n_pred, n_classes).
 
-    The score of this matching rises with the number of clusters, whatever they hold (a cluster a pixel scores 100), so it
-    serves to show that and nothing else here. confusion: (n_pred, n_classes); an empty cluster gets -1.
+    Its score rises with the number of clusters, whatever they hold (one cluster per pixel scores 100); the chapter on
+    evaluation uses it to show that.
     """
     counts = torch.as_tensor(confusion)
     return torch.where(counts.sum(1) > 0, counts.argmax(1), -1)
 
 
 def published_map(matching: Counts) -> Tensor:
-    """The published code's `map_clusters`, which is `match`'s result but for a defect: int64 (n_pred,).
+    """The published code's `map_clusters`, int64 (n_pred,): the result of `match` with a defect.
 
-    Each cluster without a class gets its -1 one place too late, unless it comes last, and pushes the others off their places.
+    The -1 of a cluster without a class is inserted one position too late, unless it comes last, and shifts all that follow.
     """
     matching = torch.as_tensor(matching)
     found = matching[matching >= 0].tolist()
@@ -64,15 +80,12 @@ def published_map(matching: Counts) -> Tensor:
 
 
 def identity(n_classes: int) -> Tensor:
-    """The matching of a probe that was trained with labels: prediction c is class c."""
+    """The matching of a probe trained with labels: prediction c is class c."""
     return torch.arange(n_classes)
 
 
 def assigned(confusion: Counts, matching: Counts) -> Tensor:
-    """The confusion matrix with clusters gathered by class: int64 (n_classes + 1, n_classes).
-
-    Row c holds what was given class c, the last row what was given a cluster without a class.
-    """
+    """The confusion matrix after matching, int64 (n_classes + 1, n_classes); the last row holds clusters without a class."""
     counts, matching = torch.as_tensor(confusion).long(), torch.as_tensor(matching).long()
     n_classes = counts.shape[1]
     gathered = torch.zeros(n_classes + 1, n_classes, dtype=torch.int64)
@@ -82,17 +95,32 @@ def assigned(confusion: Counts, matching: Counts) -> Tensor:
 def scores(confusion: Counts, matching: Counts, *, published: bool = False) -> dict[str, Any]:
     """Accuracy, mean IoU and IoU of each class, in percent.
 
-    confusion: (n_pred, n_classes); matching: (n_pred,) class of each cluster or -1. Pixels in clusters without a class
-    count as errors. A class that is neither in the labels nor predicted has IoU NaN and is left out of the mean;
-    with no labeled pixel at all every score is NaN. `published=True` repeats a defect of the published code: with
-    extra clusters, "no class" joins the mean as one more class of IoU 0 as soon as it has a pixel.
-    Returns {"accuracy": float, "miou": float, "iou": [float, one a class]}.
+    Parameters
+    ----------
+    confusion
+        (n_pred, n_classes).
+    matching
+        Class of each cluster or -1, (n_pred,). Pixels in clusters without a class count as errors.
+    published
+        Repeat a defect of the published code: with extra clusters, "no class" joins the mean as a class of IoU 0 as soon as
+        it has a pixel.
+
+    Returns
+    -------
+    dict
+        "accuracy", "miou" and "iou" (a list). A class that is neither labeled nor predicted has IoU NaN and is left out of
+        the mean; without labeled pixels every score is NaN.
+
+    Examples
+    --------
+    >>> table = confusion(pred, label, n_pred=27, n_classes=27)
+    >>> scores(table, match(table))["miou"]
     """
     gathered = assigned(confusion, matching).double()
-    hit, given, there = gathered.diagonal(), gathered.sum(1), gathered.sum(0)
-    iou = 100 * hit / (given[:-1] + there - hit)
+    hit, predicted, labeled = gathered.diagonal(), gathered.sum(1), gathered.sum(0)
+    iou = 100 * hit / (predicted[:-1] + labeled - hit)
     counted = iou
-    if published and len(torch.as_tensor(matching)) > len(there) and given[-1] > 0:
+    if published and len(torch.as_tensor(matching)) > len(labeled) and predicted[-1] > 0:
         counted = torch.cat([iou, iou.new_zeros(1)])
     return {
         "accuracy": float(100 * hit.sum() / gathered.sum()),

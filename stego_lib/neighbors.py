@@ -1,4 +1,4 @@
-"""Nearest neighbors of whole images (paper, section 3.3: the kNN partner)."""
+"""Nearest neighbors of images (paper, section 3.3: the kNN partner)."""
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +9,35 @@ from .runtime.progress import progress
 
 
 def nearest_neighbors(global_features: Tensor, k: int, chunk: int = 4096) -> Tensor:
-    """The `k` images most like each image by cosine, the most like first, the image itself left out.
+    """The `k` nearest neighbors of each image by cosine, nearest first, without the image itself.
 
-    global_features: (N, C), one row an image (its features averaged over positions), on any device. Returns int64
-    (N, k) on that device. Exact: every pair is compared, a square of `chunk` x `chunk` images at a time, and each row
-    keeps its best `k` so far. Beside the features and the result, memory holds one float32 copy of the features and
-    about two such squares: 4 N C + 8 chunk (chunk + 4 k) bytes, 1.1 GB for 600,000 images of 384 channels. The time
-    grows with N squared. Raises StegoError when there are fewer than k + 1 images.
+    Exact: every pair is compared, in blocks of `chunk` x `chunk` images. Beside features and result, memory holds one float32
+    copy of the features and about two blocks: 4 N C + 8 chunk (chunk + 4 k) bytes, 1.1 GB for 600,000 images of 384
+    channels. Time grows with N squared.
+
+    Parameters
+    ----------
+    global_features
+        (N, C), features of each image averaged over positions, on any device.
+    k
+        Neighbors of each image.
+    chunk
+        Images per block.
+
+    Returns
+    -------
+    Tensor
+        int64 (N, k), on the same device.
+
+    Raises
+    ------
+    StegoError
+        For fewer than k + 1 images.
+
+    Examples
+    --------
+    >>> nearest_neighbors(torch.rand(100, 384), 7).shape
+    torch.Size([100, 7])
     """
     count = len(global_features)
     if k < 1 or k >= count:
@@ -27,7 +49,7 @@ def nearest_neighbors(global_features: Tensor, k: int, chunk: int = 4096) -> Ten
 
 
 def _nearest(unit: Tensor, start: int, k: int, chunk: int) -> Tensor:
-    """The neighbors of the rows from `start` to `start + chunk`: int64 (at most chunk, k)."""
+    """Neighbors of the rows from `start` to `start + chunk`, int64 (at most chunk, k)."""
     rows = unit[start : start + chunk]
     best, index = rows.new_empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.int64, device=rows.device)
     for first in range(0, len(unit), chunk):
@@ -42,9 +64,9 @@ def _nearest(unit: Tensor, start: int, k: int, chunk: int) -> Tensor:
 
 
 def shared_content(shares: Tensor, partners: Tensor) -> Tensor:
-    """How much of what each image shows its partners show too, in [0, 1]: float32 (N, k). It needs labels.
+    """Content that each image shares with its partners, in [0, 1]: float32 (N, k). Needs labels.
 
-    shares: (N, n_classes), the part of each image's pixels in each class; partners: int64 (N, k). The value is
-    the sum over classes of the smaller of both parts: 1 for the same shares, 0 for no class in common.
+    The sum over classes of the smaller of both shares of pixels: 1 for equal shares, 0 for no class in common.
+    shares: (N, n_classes). partners: int64 (N, k).
     """
     return torch.minimum(shares[:, None], shares[partners]).sum(2)

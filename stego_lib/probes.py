@@ -1,4 +1,7 @@
-"""Probes fitted after the head, on its codes: their gradients never reach it, so nothing is lost by waiting."""
+"""Probes fitted to the trained codes, and what they predict at every pixel.
+
+Their gradients never reach the head, so nothing is lost by fitting them after training.
+"""
 
 from collections.abc import Callable
 
@@ -18,15 +21,17 @@ from .runtime.progress import progress, stage
 SAMPLES = 40_000
 """Points that clusters are fitted on."""
 RESTARTS = 10
-"""Starts of k-means; the one with the smallest distortion is kept (its own objective, no labels)."""
+"""Starts of k-means; the one with the smallest inertia, its own objective, is kept."""
+BLOCK = 256
+"""Pixels per side of the blocks in which `most_similar` works."""
 
 
 @torch.no_grad()
 def fit_probes(model: Stego, store: Features, seed: int) -> None:
-    """Fits the cluster probe, and the linear probe where the store has labels, to codes of random grid cells.
+    """Fits the cluster probe, and with labels the linear probe, to codes of random grid cells.
 
-    The cluster probe gets the centers of k-means on L2-normalized codes, without labels; the linear probe, which only
-    measures, multinomial regression on the labels at the cells' centers.
+    The cluster probe gets the centers of k-means on L2-normalized codes, without labels; the linear probe gets multinomial
+    regression on the labels at the centers of the cells.
     """
     codes, labels = sample_codes(model, store, seed)
     _set_clusters(model, codes, seed)
@@ -40,7 +45,7 @@ def fit_probes(model: Stego, store: Features, seed: int) -> None:
 
 @torch.no_grad()
 def fit_cluster_probe(model: Stego, store: Features, seed: int) -> None:
-    """The cluster probe alone."""
+    """Fits the cluster probe alone, see `fit_probes`."""
     _set_clusters(model, sample_codes(model, store, seed)[0], seed)
 
 
@@ -52,7 +57,7 @@ def _set_clusters(model: Stego, codes: Tensor, seed: int) -> None:
 
 @torch.no_grad()
 def sample_codes(model: Stego, store: Features, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Codes of random grid cells, float32 (M, K), and the labels at the cells' centers, see `sample_cells`."""
+    """Codes of random grid cells, float32 (M, K), and the labels at their centers, see `sample_cells`."""
     model.eval()
     device = model.feature_mean.device
     return sample_cells(store, seed, lambda rows: model(store.rows(rows, device)), model.head.code_dim, SAMPLES)
@@ -61,17 +66,33 @@ def sample_codes(model: Stego, store: Features, seed: int) -> tuple[Tensor, Tens
 def sample_cells(
     store: Features, seed: int, maps: Callable[[Tensor], Tensor], channels: int, count: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Looks maps up at random grid cells of each image: the same cells for the same seed, whatever the maps hold.
+    """Samples maps at random grid cells of each image; the cells depend on the seed alone.
 
-    So probes and baselines see the same points of the same images. maps: rows of the store, int64 (B,), -> (B, channels, h, w).
-    count: how many cells about, from all images if they are fewer than that. Returns float32 (M, channels) and the labels at
-    the cells' centers, int64 (M,), -1 = ignored, or None where the store has no labels.
+    So probes and baselines see the same cells of the same images.
+
+    Parameters
+    ----------
+    store
+        Gives the number of images, the grid and the labels.
+    seed
+        Seed of the cells.
+    maps
+        Rows of the store, int64 (B,) -> maps (B, channels, h, w).
+    channels
+        Channels of the maps.
+    count
+        Cells in all, about; from `count` images if there are more.
+
+    Returns
+    -------
+    tuple
+        float32 (M, channels), and the labels at the centers of the cells, int64 (M,) with -1 = ignored, or None without labels.
     """
     images, _, height, width = store.shape
     generator = torch.Generator().manual_seed(seed)
     cells = max(1, min(height * width, count // images))
     asked = torch.randperm(images, generator=generator)[:count]
-    # Room is taken once: small pieces that stay between large ones that go would make the process grow with every batch.
+    # Allocated once: small tensors that stay between large ones that go would fragment the memory.
     found = torch.empty(len(asked), cells, channels)
     labels = torch.empty(len(asked), cells, dtype=torch.int64) if store.has_labels else None
     for positions in progress(torch.arange(len(asked)).split(32), "sampling grid cells"):
@@ -85,7 +106,7 @@ def sample_cells(
 
 
 def labels_at(labels: Tensor, cells: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The labels at the centers of grid cells: labels (B, H, W), cells int64 (n,), or (B, n), counted row by row -> (B, n)."""
+    """Labels (B, H, W) at the centers of grid cells, int64 (n,) or (B, n) in row-major order -> (B, n)."""
     (height, width), (rows, columns) = labels.shape[1:], grid
     y = cells // columns * height // rows + height // rows // 2
     x = cells % columns * width // columns + width // columns // 2
@@ -95,10 +116,9 @@ def labels_at(labels: Tensor, cells: Tensor, grid: tuple[int, int]) -> Tensor:
 def multinomial_regression(points: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
     """Weight (n_classes, C) and bias (n_classes,) of multinomial logistic regression on points (M, C) and labels (M,).
 
-    Labels below zero are left out; a class that does not occur is never chosen. Each channel is brought to mean 0 and standard
-    deviation 1 for the fit, without which it takes several times as many iterations, and ends where the mean loss has
-    no slope above 1e-4: broken off earlier, the probe tells of the optimizer and not of the points (at 1e-2 it is 8 mIoU
-    lower on CamVid's features).
+    Labels below zero are left out; a class that does not occur is never predicted. Channels are standardized for the fit,
+    which otherwise takes several times as many iterations. It stops at a gradient of 1e-4: at 1e-2 the probe measures the
+    optimizer rather than the points (8 mIoU lower on CamVid's features).
     """
     known = labels >= 0
     points, labels = points[known].numpy(), labels[known].numpy()
@@ -111,7 +131,7 @@ def multinomial_regression(points: Tensor, labels: Tensor, n_classes: int) -> tu
     coefficients = fitted.coef_ / scaler.scale_
     offsets = fitted.intercept_ - coefficients @ scaler.mean_
     if len(fitted.classes_) == 2:  # scikit-learn keeps one row for two classes
-        # The two-class model is a sigmoid of one logit: softmax gives it from two logits that differ by as much.
+        # A sigmoid of one logit is the softmax of two logits with that difference.
         coefficients, offsets = (np.concatenate([-one / 2, one / 2]) for one in (coefficients, offsets))
     weight[fitted.classes_] = torch.from_numpy(coefficients).float()
     bias[fitted.classes_] = torch.from_numpy(offsets).float()
@@ -121,17 +141,17 @@ def multinomial_regression(points: Tensor, labels: Tensor, n_classes: int) -> tu
 
 
 def kmeans(points: Tensor, n_clusters: int, seed: int) -> Tensor:
-    """Cluster centers (n_clusters, C), float32, of points (M, C)."""
+    """k-means on points (M, C): cluster centers, float32 (n_clusters, C)."""
     fitted = KMeans(n_clusters, n_init=RESTARTS, random_state=seed).fit(points.cpu().numpy())
     return torch.from_numpy(fitted.cluster_centers_).float()
 
 
 def probe_scores(model: Stego, code: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Scores (B, n, H, W) of "cluster" and "linear", from codes (B, K, h, w): the highest is a pixel's cluster or class.
+    """Scores (B, n, H, W) of "cluster" and "linear" from codes (B, K, h, w); the largest is a pixel's cluster or class.
 
-    The published code upsamples the code and probes then. Both scores are linear in the code, and upsampling is too, so they
-    are formed on the grid and upsampled instead: the same values, with n channels in place of K to bring to full size.
-    The cluster scores are cosines times the length of the upsampled code.
+    The published code upsamples the code before it probes. Scores and upsampling are linear, so here scores on the grid are
+    upsampled: the same values, with n channels in place of K. Cluster scores are cosines times the length of the upsampled
+    code.
     """
     return {
         "cluster": upsample(model.cluster_probe.similarity(code), size),
@@ -140,44 +160,39 @@ def probe_scores(model: Stego, code: Tensor, size: tuple[int, int]) -> dict[str,
 
 
 def probe_maps(model: Stego, code: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Log-probabilities (B, n, H, W) of both probes, as if codes (B, K, h, w) had been upsampled first and probed then."""
+    """Log-probabilities (B, n, H, W) of both probes on upsampled codes, from codes (B, K, h, w)."""
     return {name: logits.log_softmax(1) for name, logits in crf_logits(model, code, size).items()}
 
 
 def crf_logits(model: Stego, code: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-    """The log-probabilities of `probe_maps` up to a constant at each pixel, which is all that the CRF needs."""
+    """The log-probabilities of `probe_maps` up to a constant at each pixel, for the CRF."""
     scores = probe_scores(model, code, size)
     return {"cluster": ALPHA * scores["cluster"] / upsampled_length(code, size), "linear": scores["linear"]}
 
 
 def upsampled_length(code: Tensor, size: tuple[int, int]) -> Tensor:
-    """Length of the upsampled code at every pixel, (B, 1, H, W), at most a small part of it being upsampled.
+    """Length of the upsampled code at every pixel, (B, 1, H, W), without upsampling it in both directions.
 
-    Between two codes a and b, at the fraction t, `|(1 - t) a + t b|^2 = (1 - t) |a|^2 + t |b|^2 - t (1 - t) |a - b|^2`.
-    So the codes are widened alone, and the lengths of their rows and of the steps between rows give the rest.
+    Between codes a and b, at the fraction t, `|(1 - t) a + t b|^2 = (1 - t) |a|^2 + t |b|^2 - t (1 - t) |a - b|^2`: the codes
+    are upsampled along their rows, and the lengths of rows and of steps between rows give the rest.
     """
     height, width = size
     wide = upsample(code, (code.shape[2], width))
     squares = wide.square().sum(1, keepdim=True)
     steps = F.pad((wide[:, :, 1:] - wide[:, :, :-1]).square().sum(1, keepdim=True), (0, 0, 0, 1))
     rows = torch.arange(height, dtype=code.dtype, device=code.device)
-    place = ((rows + 0.5) * code.shape[2] / height - 0.5).clamp(min=0)  # as `upsample` places them
-    first = place.long().clamp(max=code.shape[2] - 1)
-    t = (place - first).clamp(max=1)[:, None]
+    position = ((rows + 0.5) * code.shape[2] / height - 0.5).clamp(min=0)  # as in `upsample`
+    first = position.long().clamp(max=code.shape[2] - 1)
+    t = (position - first).clamp(max=1)[:, None]
     squared = upsample(squares, size) - t * (1 - t) * steps[:, :, first]
     return squared.clamp(min=0).sqrt().clamp(min=1e-12)
 
 
-BLOCK = 256
-"""Pixels a side of the blocks in which `most_similar` works."""
-
-
 def most_similar(maps: Tensor, size: tuple[int, int], ids: np.ndarray) -> np.ndarray:
-    """Labels every pixel by the map that is largest there, once the maps are brought to full size.
+    """The map that is largest at each pixel after upsampling: `ids[upsample(maps[None], size)[0].argmax(0)]`.
 
-    The same as `ids[upsample(maps[None], size)[0].argmax(0)]`, block by block, so that beside the result a few megabytes are
-    enough for an image of any size. Upsampling mixes a block's own cells, so a map that nowhere in them reaches
-    what another has everywhere is left out; where cells are large, few are in question.
+    Computed block by block, so a few megabytes are enough for an image of any size. A map whose largest value among the cells
+    of a block is below another's smallest cannot win there, and is skipped.
 
     Parameters
     ----------
@@ -186,7 +201,7 @@ def most_similar(maps: Tensor, size: tuple[int, int], ids: np.ndarray) -> np.nda
     size
         Height and width of the image in pixels.
     ids
-        What each map is called, uint8 (n,).
+        The id of each map, uint8 (n,).
 
     Returns
     -------
@@ -208,7 +223,7 @@ def most_similar(maps: Tensor, size: tuple[int, int], ids: np.ndarray) -> np.nda
 
 
 def _used(weights: Tensor) -> tuple[Tensor, slice]:
-    """Of some pixels' weights of all cells, (pixels, cells), those that are not zero, and which cells these are."""
+    """Of the weights of all cells in some pixels, (pixels, cells), those of cells with a weight, and which cells these are."""
     cells = torch.nonzero(weights.any(0)).flatten()
     used = slice(int(cells[0]), int(cells[-1]) + 1)
     return weights[:, used], used

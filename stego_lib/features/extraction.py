@@ -25,6 +25,8 @@ KEEP_EVERY = 30.0
 """Seconds after which the rows computed so far are synced to the disk: a kill loses at most so much work."""
 AHEAD = 1
 """Batches that are read while the backbone works on another."""
+CLAIMS = ".claims"
+"""File whose locks say which batches are being computed."""
 LOOK_EVERY = 0.2
 """Seconds between two looks at whether other processes have finished."""
 
@@ -61,7 +63,7 @@ def build(source: Source, folder: Path, shapes: Shapes, batch: int | None = None
         if folder.exists():
             return
         _prepare(source, folder, part, shapes)
-        claims = Claims(part.with_suffix(".claims"))
+        claims = Claims(part / CLAIMS)
     try:
         while not folder.exists():
             _fill(source, folder, part, shapes, size, claims, own)
@@ -69,13 +71,12 @@ def build(source: Source, folder: Path, shapes: Shapes, batch: int | None = None
                 if not folder.exists() and _verified(part, shapes, size, own):
                     _describe(source, part, shapes)
                     part.rename(folder)
+                    (folder / CLAIMS).unlink()
                     shutil.rmtree(folder / "chunks")  # last: an unfinished store without them starts again
-                    claims.path.unlink(missing_ok=True)
     finally:
         with _store_lock(source, folder):
             if part.exists() and claims.alone() and not list((part / "chunks").glob("*.json")):
                 shutil.rmtree(part)  # nothing is recorded: the disk is given back
-                claims.path.unlink(missing_ok=True)
             claims.close()
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from ..backbone import IMAGENET
+from ..networks.loading import IMAGENET
 from ..runtime.files import atomic
 from .recipe import PretrainRecipe
 from .structure import structure

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from ..baselines import FIXED_HEADS
 from ..calibration import shift_rule
 from ..experiment import Experiment
+from .fixed_heads import FIXED_HEADS
 from .study import Study, Variant
 
 LADDER = "ingredients"

@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 from torch import Tensor
 
 from .. import crf
+from ..probes import labels_at
 from ..runtime.errors import StegoError
 from ..runtime.files import read_json, write_json
 
@@ -43,11 +44,8 @@ class Curve:
 
 
 def cell_labels(labels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Label at the middle of each grid cell: int64 (N, H, W) -> (N, h, w)."""
-    height, width = labels.shape[1:]
-    rows = (torch.arange(grid[0]) * height + height // 2) // grid[0]
-    columns = (torch.arange(grid[1]) * width + width // 2) // grid[1]
-    return labels[:, rows[:, None], columns]
+    """Label at the center of each grid cell: int64 (N, H, W) -> (N, h, w)."""
+    return labels_at(labels, torch.arange(grid[0] * grid[1]), grid).unflatten(1, grid)
 
 
 def draw_pairs(labels: Tensor, count: int, *, across: bool, seed: int = 0) -> Pairs:

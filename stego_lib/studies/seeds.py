@@ -58,7 +58,7 @@ def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) 
     where = user_path(runs_dir, runs_root())
     dataset = open_training_set(experiment)
     backbone = Backbone.of(experiment)
-    experiment = fit_sizes(fit_to_data(experiment, dataset), backbone.geometry, tell=False)
+    experiment = fit_sizes(fit_to_data(experiment, dataset), backbone.geometry, quiet=True)
     folder = find_run(where, experiment, backbone, data_ids(dataset, where), quiet=True)  # training shows the notices
     if folder is None or not (folder / "metrics.json").exists():
         return None

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from ..backbone import EMBEDDED, Backbone, fit_sizes
-from ..baselines import fixed_head
 from ..calibration import AUTO
 from ..datasets import open_dataset, open_split, open_training_set
 from ..evaluation import cluster_confusion, evaluate
@@ -24,6 +23,7 @@ from ..runtime.files import fingerprint, write_json
 from ..runtime.paths import runs_root, user_path
 from ..runtime.progress import progress
 from ..training import train
+from .fixed_heads import fixed_head
 from .results import mean_and_spread, read_record
 
 NOT_RUN = "not run"
@@ -46,7 +46,7 @@ class Variant:
     experiment: Experiment
     """Its seed is replaced by each of the study's."""
     fixed: str | None = None
-    """A head of `baselines.FIXED_HEADS` in place of a trained one."""
+    """A head of `FIXED_HEADS` in place of a trained one."""
     crf: bool = False
     """Whether the row reads the scores after the CRF."""
 
@@ -162,7 +162,7 @@ def run_variant(variant: Variant, seed: int, runs_dir: str | Path | None = None)
 
 
 def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None = None) -> dict[str, Any]:
-    """A run record of a fixed head (`baselines.fixed_head`): step 0, and the scores of the cluster probe alone."""
+    """A run record of a fixed head (`fixed_heads.fixed_head`): step 0, and the scores of the cluster probe alone."""
     root = user_path(runs_dir, runs_root()) / "features"
     backbone = Backbone.of(experiment)
     experiment = fit_sizes(experiment, backbone.geometry)

@@ -390,9 +390,9 @@ def test_on_a_cpu_images_pass_in_pieces_and_give_the_same(backbone_file, monkeyp
     seen = []
     backbone.vit.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     whole = backbone(batch)
-    monkeypatch.setattr(backbone_module, "AT_ONCE", 2 * 4 * 32 * 16 * 4)
+    monkeypatch.setattr(backbone_module, "CPU_BYTES", 2 * 4 * 32 * 16 * 4)
     assert_close(backbone(batch), whole, rtol=0, atol=1e-5)
-    monkeypatch.setattr(backbone_module, "AT_ONCE", 1)
+    monkeypatch.setattr(backbone_module, "CPU_BYTES", 1)
     assert_close(backbone(batch), whole, rtol=0, atol=1e-5)
     assert seen == [5] + [2, 2, 1] + [1] * 5, "never less than one"
 

@@ -103,7 +103,7 @@ def test_the_rule_does_not_see_the_features_length_or_a_rotation(measuring):
     less = experiment.but(subtract_mean=True)
     expected = calibrate(store, neighbors, mean, less)
     assert calibrate(moved, neighbors, moved_mean, less).shifts == pytest.approx(expected.shifts, abs=1e-5)
-    assert "less the dataset's mean" in expected.reason and expected.shifts != pytest.approx(found, abs=0.01)
+    assert "minus the dataset's mean" in expected.reason and expected.shifts != pytest.approx(found, abs=0.01)
 
 
 def test_what_is_asked_for_is_kept(measuring):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from stego_lib import probes
-from stego_lib.baselines import _sampled_features
+from stego_lib.baselines import sample_features
 from stego_lib.model import Stego
 from stego_lib.probes import fit_cluster_probe, fit_probes, kmeans, multinomial_regression, sample_codes
 
@@ -102,7 +102,7 @@ def test_of_many_images_cells_are_drawn(model, monkeypatch, samples, images, eac
 
 @pytest.mark.parametrize(
     "sample",
-    [lambda model, store: sample_codes(model, store, 0), lambda _, store: _sampled_features(store, 0)],
+    [lambda model, store: sample_codes(model, store, 0), lambda _, store: sample_features(store, 0)],
     ids=["codes", "features"],
 )
 @pytest.mark.parametrize("has_labels", [True, False])

@@ -198,7 +198,7 @@ def test_codes_without_their_like_have_scattered(tmp_path, scenes_root, backbone
         ((8.0, 5.0, 0.8, 7.0), None),
         ((8.0, 5.0, 0.8, None), None),
         ((1.6, 1.6, 0.55, 1.6), None),
-        ((8.0, 5.0, 0.45, 7.0), "no like in other images (mean nearest correspondence 0.45)"),
+        ((8.0, 5.0, 0.45, 7.0), "codes resemble none in other images (mean nearest correspondence 0.45)"),
         ((1.2, 1.1, 0.99, 7.0), "the codes are nearly all alike (1.20"),
         ((8.0, 1.3, 0.9, 7.0), "of each image are nearly all alike (1.30"),
         ((8.0, 5.0, 0.8, 1.1), "one cluster"),

@@ -392,7 +392,7 @@ def test_a_network_of_one_size_gets_it(scenes_root, tmp_path):
     with pytest.warns(Notice, match="train_size 32 x 32 in place of 64.*it takes no other size"):
         run = train(tiny_experiment(scenes_root, file, steps=1), runs_dir=tmp_path)
     assert run.experiment.train_size == run.experiment.eval_size == (32, 32)
-    with pytest.raises(StegoError, match="takes images of 32 x 32 pixels alone, not of 32 x 48"):
+    with pytest.raises(StegoError, match="takes images of 32 x 32 pixels only, not of 32 x 48"):
         run.backbone(images(32, 48))
 
 

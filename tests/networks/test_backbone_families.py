@@ -158,7 +158,7 @@ def test_a_block_that_is_not_there_is_an_error(block):
 def test_a_network_without_keys_says_so(monkeypatch):
     vit = open_family("MAE").vit
     vit.blocks[2].attn = torch.nn.Identity()
-    monkeypatch.setattr("stego_lib.backbone._load", lambda *_: (vit, dict(mean=(0, 0, 0), std=(1, 1, 1))))
+    monkeypatch.setattr("stego_lib.backbone.load_network", lambda *_: (vit, dict(mean=(0, 0, 0), std=(1, 1, 1))))
     with pytest.raises(StegoError, match="no keys to read; use features='feat'"):
         open_family("MAE", features="KK")
 

@@ -24,7 +24,7 @@ from stego_lib import (
 from stego_lib import run as running
 from stego_lib.backbone import Backbone
 from stego_lib.datasets import open_split, open_training_set
-from stego_lib.features import extraction
+from stego_lib.features import source
 from stego_lib.features.store import open_store
 from stego_lib.loss import negative_permutation, published_permutation
 from stego_lib.metrics import published_map
@@ -157,7 +157,7 @@ def test_images_are_resized_as_published_in_training_evaluation_and_prediction(e
     monkeypatch.setattr(baselines, "SAMPLES", 500)
     monkeypatch.setattr(probes, "RESTARTS", 1)
     asked = []
-    for module in (extraction, running):
+    for module in (source, running):
         resize = module.resize_image
         monkeypatch.setattr(
             module, "resize_image", lambda *a, resize=resize: (asked.append(bool(a[2:] and a[2])), resize(*a))[1]

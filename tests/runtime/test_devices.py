@@ -163,7 +163,7 @@ def test_torchrun_starts_a_script(experiment, tmp_path):
 from stego_lib import Experiment, evaluate, train
 run = train(Experiment.from_dict({experiment.but(steps=2).to_dict()!r}), runs_dir={str(tmp_path / "runs")!r})
 record = evaluate(run, baselines=False)
-print(run.folder.name, record["scores"]["cluster"]["miou"])
+print(run.folder.name + " " + str(record["scores"]["cluster"]["miou"]))
 """
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]

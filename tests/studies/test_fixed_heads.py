@@ -9,9 +9,9 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
 from stego_lib import Backbone, StegoError, baselines, open_dataset
-from stego_lib.baselines import FIXED_HEADS, fixed_head
 from stego_lib.evaluation import cluster_confusion, evaluate
 from stego_lib.features.store import open_store
+from stego_lib.studies.fixed_heads import FIXED_HEADS, fixed_head
 from stego_lib.training import train
 
 
@@ -46,7 +46,7 @@ def test_pca_codes_are_the_principal_components(experiment, store, cells):
 
 
 def test_k_means_on_components_is_that_of_scikit_learn_on_the_projected_features(store):
-    unit = F.normalize(baselines._sampled_features(store, 0)[0], dim=1).numpy()
+    unit = F.normalize(baselines.sample_features(store, 0)[0], dim=1).numpy()
     projected = PCA(5, svd_solver="full").fit_transform(unit)
     expected = KMeans(7, n_init=10, random_state=0).fit_predict(projected)
     scorer = baselines.kmeans_on_components(store, 5, 7, 0)
