@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stego_lib import Backbone, Experiment
-from stego_lib.datasets.base import list_images, load_rgb
+from stego_lib.datasets.images import read_image
+from stego_lib.datasets.layout import list_images
 from stego_lib.datasets.painter import paint_scene
 from stego_lib.datasets.transforms import resize_image
 from stego_lib.runtime.files import write_json
@@ -109,5 +110,5 @@ def smooth(size: int) -> list[np.ndarray]:
 def photographs(folder: Path, size: int, count: int = 8) -> list[np.ndarray]:
     """The first photographs of a folder, the middle of each at `size` pixels."""
     found: Iterator[Path] = islice(list_images(folder), count)
-    tensors = [torch.from_numpy(np.array(load_rgb(path))).movedim(-1, 0) for path in found]
+    tensors = [torch.from_numpy(np.array(read_image(path).rgb)).movedim(-1, 0) for path in found]
     return [resize_image(tensor, size).permute(1, 2, 0).contiguous().numpy() for tensor in tensors]

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .datasets.base import list_images
 from .datasets.findings import tell
 from .datasets.folder import nameless, read_classes, told_apart
 from .datasets.images import read_image
+from .datasets.layout import list_images
 from .run import NOTHING, Run
 from .runtime.errors import StegoError
 from .runtime.files import atomic

@@ -7,9 +7,10 @@ from pathlib import Path
 from ..experiment import Experiment
 from ..runtime.errors import StegoError, did_you_mean
 from ..runtime.paths import user_path
-from .base import IGNORED, Classes, SegmentationDataset
+from .base import IGNORED, SegmentationDataset
 from .camvid import open_camvid
 from .cityscapes import open_cityscapes
+from .classes import Classes
 from .cocostuff import open_cocostuff
 from .crops import FiveCrop, RandomCrop, write_crops
 from .folder import open_folder

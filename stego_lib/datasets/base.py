@@ -1,8 +1,7 @@
 """What a dataset is: images, label maps where there are any, and what the labels mean."""
 
 import os
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -14,24 +13,12 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from torch import Tensor
 
-from ..runtime.errors import DataNotFound, StegoError
+from ..runtime.errors import StegoError
 from ..runtime.files import checksum
-from ..runtime.paths import user_path
 from ..runtime.progress import progress
-from .images import (
-    BROKEN,
-    DEFAULT,
-    FORMATS,
-    SUFFIXES,
-    Rules,
-    StoredImage,
-    open_image,
-    read_image,
-    stored_numbers,
-    transparent_part,
-)
-
-__all__ = ["Classes", "SegmentationDataset", "list_images", "load_rgb", "open_image", "pair_by_stem"]
+from .classes import Classes, listed
+from .formats import BROKEN, FORMATS, Rules, stored_numbers
+from .images import StoredImage, read_image, transparent_part
 
 IGNORED = -1
 """Label of pixels that are left out of scores and of the linear probe."""
@@ -39,8 +26,6 @@ VOID = 255
 """How label maps of one's own store it."""
 READING = 2
 """To be raised whenever the same file gives other pixels or labels than before."""
-RESERVED = ("no class",)
-"""Names that tables and figures use themselves."""
 
 
 @dataclass(frozen=True)
@@ -50,36 +35,6 @@ class Finding:
     text: str
     misleads: bool = False
     """Whether training or scores would mean something else than they seem to."""
-
-
-@dataclass(frozen=True)
-class Classes:
-    """Names of the classes and their colors in figures; position = label id."""
-
-    names: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...]
-    """(R, G, B) of each class, 0 to 255."""
-    rules: Rules = DEFAULT
-    """How images of the folder that the names come from are read."""
-
-    def __post_init__(self) -> None:
-        if len(self.names) != len(self.colors) or not self.names:
-            raise StegoError(
-                f"{len(self.names)} class names and {len(self.colors)} colors: there must be as many, and one at least"
-            )
-        seen: set[str] = set()
-        for name in self.names:
-            visible = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
-            plain = " ".join(visible.split()).casefold()
-            broken = any(unicodedata.category(c) == "Cc" for c in name)
-            if broken or not plain or plain in seen or plain in RESERVED:
-                fault = "empty" if not plain else "twice" if plain in seen else "the name of what belongs to no class"
-                fault = "broken by a control character, such as the end of a line" if broken else fault
-                raise StegoError(f"class name {name!r} is {fault}; every class needs a name of its own")
-            seen.add(plain)
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 class SegmentationDataset(Sequence):
@@ -231,22 +186,6 @@ class SegmentationDataset(Sequence):
         return [path for path in [*self.images, *(self.labels if labels else ())] if path is not None]
 
 
-def listed(ids: Iterable[int]) -> str:
-    """Ids in a message: "3, 4, 5", at most the first ten."""
-    ids = list(ids)
-    return ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
-
-
-def refuse_ids(stored: np.ndarray, known: np.ndarray, release: str, others: dict[int, str]) -> None:
-    """StegoError if any of the `stored` ids is not `known` (bool of the same shape).
-
-    release: what the ids should be. others: id -> what a label map with it probably is instead; -1 stands for any id.
-    """
-    if wrong := np.unique(stored[~known]).tolist():
-        likely = next((text for id_, text in others.items() if id_ in wrong), others.get(-1, ""))
-        raise StegoError(f"holds id {listed(wrong)}; {release}{'. ' if likely else ''}{likely}")
-
-
 def _checksum(path: Path) -> str:
     state = _state(path)
     try:
@@ -268,62 +207,3 @@ def _state(path: Path) -> os.stat_result:
         raise StegoError(f"{path} cannot be read ({error.strerror}); replace or remove it") from error
 
 
-def load_rgb(path: Path, rules: Rules = DEFAULT) -> Image.Image:
-    """The first part of `open_image`: any readable image as upright RGB."""
-    return open_image(path, rules)[0]
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Images directly in `folder`, sorted by name. StegoError for a folder that cannot be read."""
-    try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        raise StegoError(f"folder {folder} cannot be read ({error.strerror})") from error
-    return [path for path in paths if path.suffix.lower() in SUFFIXES and visible(path)]
-
-
-def visible(path: Path) -> bool:
-    """False for hidden files and folders, and what macOS writes beside each file of an archive (._NAME, __MACOSX)."""
-    return not path.name.startswith(".") and path.name != "__MACOSX"
-
-
-def pair_by_stem(images: list[Path], labels: Path, suffix: str = ".png") -> list[Path | None]:
-    """The label map `labels`/STEM`suffix` of each image; StegoError lists images that have none."""
-    found = [labels / f"{path.stem}{suffix}" for path in images]
-    missing = [path.name for path in found if not path.exists()]
-    if missing:
-        stem = next(path.stem for path, label in zip(images, found, strict=True) if not label.exists())
-        try:
-            like = min(path.name for path in labels.iterdir() if visible(path) and path.name.startswith(stem))
-            hint = f", but it holds {like}: call label maps like their images, and save them as {suffix[1:].upper()}"
-        except (OSError, ValueError):
-            hint = ""
-        raise StegoError(
-            f"{len(missing)} of {len(images)} label maps are missing in {labels}, the first is {missing[0]}{hint}"
-        )
-    return list(found)
-
-
-def find_folder(
-    root: str | Path, names: tuple[str, ...], needs: str | tuple[str, ...], layout: str, source: str
-) -> Path:
-    """The dataset's folder: the first of root/NAME, or root itself, in which `needs` (or one of several) exists.
-
-    Raises DataNotFound that says where it looked, which files belong there (`layout`) and where they come from (`source`).
-    """
-    root = user_path(root)
-    candidates = [*(root / name for name in names), root]
-    for folder in candidates:
-        if any((folder / need).exists() for need in ((needs,) if isinstance(needs, str) else needs)):
-            return folder
-    raise DataNotFound(
-        f"{names[0]} was not found in {candidates[0].resolve()}\n"
-        f"  belongs there: {layout}\n  where to get it: {source}\n"
-        f"  elsewhere already? name the folder above it: data_root=FOLDER (papermill: -p data_root FOLDER)"
-    )
-
-
-def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "val")) -> None:
-    """Raises StegoError for a split that the dataset does not have."""
-    if split not in known:
-        raise StegoError(f"{name} has no split {split!r}; it has {', '.join(known)}")

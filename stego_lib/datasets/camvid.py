@@ -4,18 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .base import (
-    IGNORED,
-    Classes,
-    Finding,
-    SegmentationDataset,
-    check_split,
-    find_folder,
-    list_images,
-    pair_by_stem,
-    refuse_ids,
-)
-from .images import Rules
+from .base import IGNORED, Finding, SegmentationDataset
+from .classes import Classes, refuse_ids
+from .formats import Rules
+from .layout import check_split, find_folder, list_images, pair_by_stem
 
 CLASSES = Classes(
     ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from ..runtime.errors import StegoError
-from .base import IGNORED, Classes, Finding, SegmentationDataset, check_split, find_folder, refuse_ids, visible
-from .images import Rules
+from .base import IGNORED, Finding, SegmentationDataset
+from .classes import Classes, refuse_ids
+from .formats import Rules
+from .layout import check_split, find_folder, visible
 
 FIRST_ID = 7
 """Cityscapes id of class 0; ids below it are ignored, and so is -1 (license plate)."""

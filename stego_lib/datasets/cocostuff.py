@@ -9,19 +9,11 @@ import numpy as np
 from ..runtime.errors import StegoError
 from ..runtime.files import read_json, read_text
 from ..runtime.notices import notice
-from .base import (
-    IGNORED,
-    Classes,
-    Finding,
-    SegmentationDataset,
-    check_split,
-    find_folder,
-    listed,
-    pair_by_stem,
-    refuse_ids,
-)
+from .base import IGNORED, Finding, SegmentationDataset
+from .classes import Classes, listed, refuse_ids
 from .folder import distinct_colors
-from .images import Rules
+from .formats import Rules
+from .layout import check_split, find_folder, pair_by_stem
 
 TABLE = read_json(Path(__file__).with_name("cocostuff27.json"))
 """Names of the 27 coarse classes ("food" and "furniture" occur as things and as stuff), and the class of each stored id."""

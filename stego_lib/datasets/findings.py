@@ -12,9 +12,12 @@ from PIL import Image
 from ..runtime.errors import StegoError
 from ..runtime.files import fingerprint, read_json, write_json
 from ..runtime.notices import notice
-from .base import Finding, SegmentationDataset, list_images, listed, visible
-from .images import BROKEN, DEFAULT, SUFFIXES, Rules, depth_of, formats_of, read_image, several
+from .base import Finding, SegmentationDataset
+from .classes import listed
+from .formats import BROKEN, DEFAULT, SUFFIXES, Rules, depth_of, formats_of, several
+from .images import read_image
 from .intact import Survey, survey
+from .layout import list_images, visible
 
 COMPANIONS = {
     ".txt", ".md", ".rst", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".toml", ".html", ".ini", ".db", ".py",

@@ -14,9 +14,11 @@ from ..runtime.errors import DataNotFound, StegoError, did_you_mean
 from ..runtime.files import read_json, write_json
 from ..runtime.notices import notice
 from ..runtime.paths import user_path
-from .base import Classes, SegmentationDataset, check_split, find_folder, list_images, pair_by_stem
+from .base import SegmentationDataset
+from .classes import Classes
 from .findings import left_out
-from .images import Rules
+from .formats import Rules
+from .layout import check_split, find_folder, list_images, pair_by_stem
 
 LAYOUT = (
     "imgs/train/*.jpg and imgs/val/*.jpg (or .png, ...), or just the images, if you have no labels; for scores also "

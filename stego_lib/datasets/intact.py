@@ -10,7 +10,7 @@ import numpy as np
 from ..runtime.errors import StegoError
 from ..runtime.progress import progress
 from .base import SegmentationDataset
-from .images import REMEDY, fills, label_palette, value_range
+from .formats import REMEDY, fills, label_palette, value_range
 
 TOLD = 5
 """Files that are named; of more, the number is told."""

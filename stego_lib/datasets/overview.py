@@ -5,7 +5,7 @@ from typing import Any
 
 from ..runtime.errors import StegoError
 from . import camvid, cityscapes, cocostuff, open_dataset, painter, potsdam
-from .base import Classes
+from .classes import Classes
 from .scenes import COLORS
 
 LABEL_SPACES: dict[str, Classes] = {

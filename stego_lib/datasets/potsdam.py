@@ -8,18 +8,11 @@ from PIL import Image
 
 from ..runtime.errors import StegoError
 from ..runtime.files import read_text
-from .base import (
-    IGNORED,
-    Classes,
-    Finding,
-    SegmentationDataset,
-    check_split,
-    find_folder,
-    list_images,
-    pair_by_stem,
-    refuse_ids,
-)
-from .images import Rules, StoredImage
+from .base import IGNORED, Finding, SegmentationDataset
+from .classes import Classes, refuse_ids
+from .formats import Rules
+from .images import StoredImage
+from .layout import check_split, find_folder, list_images, pair_by_stem
 from .potsdam_tiles import RAW_IMAGES, TILES, cut_tiles, tile_doubts
 
 CLASSES = Classes(

@@ -11,8 +11,9 @@ from PIL import Image
 from ..runtime.errors import StegoError
 from ..runtime.files import read_json, write_json
 from ..runtime.progress import progress
-from .base import Finding, load_rgb
-from .images import Rules
+from .base import Finding
+from .formats import Rules
+from .images import read_image
 
 RAW_IMAGES, RAW_LABELS, PATCHES = "2_Ortho_RGB", "5_Labels_all", "patches"
 """Folders of the raw images, the raw label maps, and what is made of them."""
@@ -125,13 +126,13 @@ def _image_name(tile: str) -> str:
 def _cut_tile(folder: Path, tile: str) -> None:
     source, labels = _sources(folder, tile)
     about: dict[str, Any] = {"files": _state(folder, tile)}  # before they are read: what changes meanwhile is cut anew
-    image = load_rgb(source, AS_STORED)
+    image = read_image(source, AS_STORED).rgb
     if image.width % (SHRINK * SIDE) or image.height % (SHRINK * SIDE):
         raise StegoError(f"{source} is {image.width} x {image.height}; a tile is 6000 x 6000 pixels")
     # The published patches were made alike: the mean of each 2 x 2 pixels, and of its labels the top left one.
     layers = {"imgs": np.asarray(image.reduce(SHRINK))}
     if labels.exists():
-        colored = np.asarray(load_rgb(labels, AS_STORED))
+        colored = np.asarray(read_image(labels, AS_STORED).rgb)
         if colored.shape[:2] != (image.height, image.width):
             raise StegoError(f"{labels} and {source} differ in size; download them again")
         colored = colored[::SHRINK, ::SHRINK]

@@ -59,12 +59,13 @@ def build(source: Source, folder: Path, shapes: Shapes, batch: int | None = None
     kill, extraction resumes behind the last record. A batch always has the same rows, so stores are equal to the bit.
     """
     part, size, own = unfinished(folder), batch or usual_batch(source.backbone), set[Path]()
-    with _store_lock(source, folder):
-        if folder.exists():
-            return
-        _prepare(source, folder, part, shapes)
-        claims = Claims(part / CLAIMS)
+    claims = None
     try:
+        with _store_lock(source, folder):
+            if folder.exists():
+                return
+            _prepare(source, folder, part, shapes)
+            claims = Claims(part / CLAIMS)
         while not folder.exists():
             _fill(source, folder, part, shapes, size, claims, own)
             with _store_lock(source, folder):
@@ -75,9 +76,12 @@ def build(source: Source, folder: Path, shapes: Shapes, batch: int | None = None
                     shutil.rmtree(folder / "chunks")  # last: an unfinished store without them starts again
     finally:
         with _store_lock(source, folder):
-            if part.exists() and claims.alone() and not list((part / "chunks").glob("*.json")):
-                shutil.rmtree(part)  # nothing is recorded: the disk is given back
-            claims.close()
+            if part.exists() and not list((part / "chunks").glob("*.json")):
+                claims = claims or Claims(part / CLAIMS)
+                if claims.alone():
+                    shutil.rmtree(part)  # nothing is recorded: the disk is given back
+            if claims:
+                claims.close()
 
 
 @contextmanager

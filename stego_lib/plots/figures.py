@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..datasets import Classes, SegmentationDataset
-from ..datasets.base import list_images
 from ..datasets.folder import told_apart
+from ..datasets.layout import list_images
 from ..run import Run
 from ..runtime.notices import notice
 from ..runtime.paths import user_path

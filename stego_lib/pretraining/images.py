@@ -9,7 +9,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..datasets import painter
-from ..datasets.base import SegmentationDataset, list_images, load_rgb
+from ..datasets.base import SegmentationDataset
+from ..datasets.images import read_image
+from ..datasets.layout import list_images
 from ..datasets.transforms import resize_image, resize_label
 from ..runtime.errors import StegoError
 from ..runtime.paths import user_path
@@ -37,7 +39,7 @@ def read_photographs(folder: str | Path, size: tuple[int, int] = SIZE) -> Tensor
         raise StegoError(f"there is no image in {folder}; name a folder that holds photographs")
     images = torch.empty(len(paths), 3, *size, dtype=torch.uint8)
     for row, path in enumerate(progress(paths, f"reading {Path(folder).name}")):
-        fitted = ImageOps.fit(load_rgb(path), (size[1], size[0]), Image.Resampling.LANCZOS)
+        fitted = ImageOps.fit(read_image(path).rgb, (size[1], size[0]), Image.Resampling.LANCZOS)
         images[row] = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
     return images
 

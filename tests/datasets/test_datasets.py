@@ -11,8 +11,8 @@ from PIL import Image
 
 from stego_lib import DataNotFound, StegoError, open_dataset
 from stego_lib.datasets import Classes, FiveCrop, painter, scenes
-from stego_lib.datasets.base import list_images
 from stego_lib.datasets.crops import five_boxes
+from stego_lib.datasets.layout import list_images
 from stego_lib.datasets.transforms import resize_image, resize_label
 
 # ---------------------------------------------------------------------------------------------- the painter and `scenes`

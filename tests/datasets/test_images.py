@@ -17,9 +17,10 @@ from PIL import Image, ImageOps
 from test_hostile import calls, sources
 
 from stego_lib import StegoError, open_dataset
-from stego_lib.datasets.base import list_images, load_rgb, open_image
 from stego_lib.datasets.folder import read_classes, write_classes
-from stego_lib.datasets.images import Rules
+from stego_lib.datasets.formats import Rules
+from stego_lib.datasets.images import read_image
+from stego_lib.datasets.layout import list_images
 from stego_lib.runtime.files import read_json, read_text
 
 GRAY = np.array([[0, 255, 256, 3000], [4095, 32767, 40000, 65535]], np.uint16)
@@ -77,9 +78,10 @@ def tiff(path: Path, values: np.ndarray, kind: int = 1, order: str = "<", bits: 
 
 @pytest.mark.parametrize("write", [png16, tiff, lambda path, values: tiff(path, values, order=">")])
 def test_sixteen_bits_that_fill_their_range_lose_the_lower_eight(tmp_path, write):
-    image, transparent = open_image(write(tmp_path / "a.png", GRAY))
+    read = read_image(write(tmp_path / "a.png", GRAY))
+    image, transparent = read.rgb, read.transparent
     assert np.asarray(image)[..., 0].tolist() == [[0, 0, 1, 11], [15, 127, 156, 255]] and transparent is None
-    color = load_rgb(write(tmp_path / "b.png", np.stack([GRAY, GRAY // 2, GRAY * 0], -1)))
+    color = read_image(write(tmp_path / "b.png", np.stack([GRAY, GRAY // 2, GRAY * 0], -1))).rgb
     assert np.asarray(color)[1].tolist() == [[15, 7, 0], [127, 63, 0], [156, 78, 0], [255, 127, 0]]
 
 
@@ -104,7 +106,7 @@ def test_values_of_no_known_range_are_refused_with_their_range_and_a_remedy(tmp_
     write, said = NARROW[name]
     write(tmp_path / "a.tif")
     with pytest.raises(StegoError, match=r"a\.tif holds ") as caught:
-        open_image(tmp_path / "a.tif")
+        read_image(tmp_path / "a.tif")
     assert said in str(caught.value) and '"range": [LOW, HIGH]' in str(caught.value)
 
 
@@ -144,19 +146,19 @@ def test_wrong_rules_are_explained(tmp_path, rules, said):
 
 def test_white_is_zero_at_sixteen_bits_too(tmp_path):
     """Radiographs are stored so. Pillow turns 8 bits round, and no others."""
-    found = load_rgb(tiff(tmp_path / "a.tif", GRAY, photometric=0))
+    found = read_image(tiff(tmp_path / "a.tif", GRAY, photometric=0)).rgb
     assert np.asarray(found)[..., 0].tolist() == [[255, 255, 254, 244], [240, 128, 99, 0]]
 
 
 def test_twelve_bits_that_a_file_declares_are_its_range(tmp_path):
-    found = load_rgb(tiff(tmp_path / "a.tif", TWELVE, bits=12))
+    found = read_image(tiff(tmp_path / "a.tif", TWELVE, bits=12)).rgb
     assert np.asarray(found)[..., 0].tolist() == [[0, 0, 127, 128], [250, 255, 255, 0]]
 
 
 def test_an_unreadable_tiff_says_what_is_not_read(tmp_path):
     tiff(tmp_path / "a.tif", np.zeros((4, 4, 5), np.uint16))
     with pytest.raises(StegoError, match=r"a\.tif cannot be read.*more than 4 channels"):
-        open_image(tmp_path / "a.tif")
+        read_image(tmp_path / "a.tif")
 
 
 # ---------------------------------------------------------------------------------------------- transparency
@@ -172,7 +174,8 @@ def test_what_is_transparent_is_white_and_told(tmp_path, kind):
         pytest.skip(f"this Pillow has no {kind}")
     path = tmp_path / f"a.{'tga' if kind == 'TGA' else 'x'}"
     Image.fromarray(LAYERED).save(path, kind, **({"lossless": True} if kind == "WEBP" else {}))
-    image, transparent = open_image(path)
+    read = read_image(path)
+    image, transparent = read.rgb, read.transparent
     assert transparent.tolist() == HIDDEN and image.mode == "RGB"
     found = np.asarray(image).astype(int)
     assert np.abs(found[:2] - (200, 30, 10)).max() < 8 and (found[2:] == 255).all()
@@ -180,7 +183,8 @@ def test_what_is_transparent_is_white_and_told(tmp_path, kind):
 
 def test_half_transparent_pixels_are_mixed_with_white(tmp_path):
     Image.new("RGBA", (2, 2), (200, 0, 0, 204)).save(tmp_path / "a.png")
-    image, transparent = open_image(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
+    image, transparent = read.rgb, read.transparent
     assert transparent is None and np.abs(np.asarray(image).astype(int) - (211, 51, 51)).max() <= 1
 
 
@@ -204,7 +208,8 @@ def transparent_files(folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("name", ["png-L", "png-LA", "png-P", "png-RGB", "gif-P", "tif-nodata", "tif-nodata-RGB", "tif-nan"])
 def test_every_way_to_be_transparent(tmp_path, name):
     """Alpha channels, transparent colors, GDAL's nodata and NaN."""
-    image, transparent = open_image(transparent_files(tmp_path)[name], Rules(range=(0, 255)))
+    read = read_image(transparent_files(tmp_path)[name], Rules(range=(0, 255)))
+    image, transparent = read.rgb, read.transparent
     assert transparent.tolist() == [[True, False]] and np.asarray(image)[0].tolist() == [[255] * 3, [90] * 3]
 
 
@@ -221,7 +226,8 @@ def test_a_mask_that_gdal_keeps_in_a_tiff_is_transparency(tmp_path):
     mask = Image.fromarray(np.array([[0, 255]], np.uint8))
     mask.encoderinfo = {"tiffinfo": {254: 4}}
     Image.new("RGB", (2, 1), (90, 90, 90)).save(tmp_path / "a.tif", save_all=True, append_images=[mask])
-    image, transparent = open_image(tmp_path / "a.tif")
+    read = read_image(tmp_path / "a.tif")
+    image, transparent = read.rgb, read.transparent
     assert transparent.tolist() == [[True, False]] and np.asarray(image)[0].tolist() == [[255] * 3, [90] * 3]
     standins.save(tmp_path / "imgs/train/b.png", np.zeros((1, 2, 3), np.uint8)).unlink()
     (tmp_path / "a.tif").rename(tmp_path / "imgs/train/a.tif")
@@ -270,9 +276,9 @@ def test_exif_turns_images_or_is_ignored(tmp_path, kind, orientation):
     path = oriented(tmp_path / "a.x", orientation, kind)
     with Image.open(path) as file:
         upright = ImageOps.exif_transpose(file).convert("RGB")
-    found = [load_rgb(path, rules) for rules in (Rules(), Rules(exif="apply"), Rules(exif="ignore"))]
+    found = [read_image(path, rules).rgb for rules in (Rules(), Rules(exif="apply"), Rules(exif="ignore"))]
     assert [image.size for image in found] == [upright.size, upright.size, (32, 16)]
-    for image, expected in zip(found, (upright, upright, load_rgb(oriented(tmp_path / "b.x", 1, kind))), strict=True):
+    for image, expected in zip(found, (upright, upright, read_image(oriented(tmp_path / "b.x", 1, kind)).rgb), strict=True):
         assert np.abs(np.asarray(image).astype(int) - np.asarray(expected)).max() < 30
 
 
@@ -331,7 +337,7 @@ def test_formats_that_pillow_reads_are_read(tmp_path, name):
         pytest.skip(f"this Pillow has no {kind}")
     Image.new("RGB", (16, 16), (90, 90, 90)).save(tmp_path / name, kind)
     (path,) = list_images(tmp_path)
-    assert np.abs(np.asarray(load_rgb(path)).astype(int) - 90).max() < 4
+    assert np.abs(np.asarray(read_image(path).rgb).astype(int) - 90).max() < 4
 
 
 def test_a_broken_file_is_not_taken_for_a_format_without_a_mark(tmp_path):
@@ -339,7 +345,7 @@ def test_a_broken_file_is_not_taken_for_a_format_without_a_mark(tmp_path):
     Image.new("RGB", (16, 16)).save(tmp_path / "a.tga")
     (tmp_path / "a.tga").rename(tmp_path / "a.jpg")
     with pytest.raises(StegoError, match=r"a\.jpg cannot be read"):
-        load_rgb(tmp_path / "a.jpg")
+        read_image(tmp_path / "a.jpg")
 
 
 def test_hidden_files_are_skipped_in_every_dataset(tmp_path):
