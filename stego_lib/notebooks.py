@@ -33,6 +33,8 @@ EXPECTED = {"str": "text", "int": "a whole number", "float": "a number", "bool":
 """Types that a parameter can declare -> what an error says is expected."""
 SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 """Spellings of True and False on the command line, in any case."""
+RENAMED = {"pictures": "images"}
+"""Old names of parameters -> their names."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,10 @@ def refuse_unknown(names: Any, known: list[str], where: str) -> None:
     """Raises StegoError that lists the names which are not known, with a guess at what was meant."""
     unknown = [name for name in names if name not in known]
     if unknown:
-        guesses = ", ".join(f"{name!r}{did_you_mean(name, known)}" for name in unknown)
+        guesses = ", ".join(
+            f"{name!r} (renamed to {RENAMED[name]!r})" if RENAMED.get(name) in known else f"{name!r}{did_you_mean(name, known)}"
+            for name in unknown
+        )
         raise StegoError(f"{where} has no parameter {guesses}; it has: {', '.join(known)}")
 
 
