@@ -94,8 +94,6 @@ def test_the_runner_refuses_a_misspelled_parameter_before_it_runs_anything(tmp_p
         run_notebook(TRAIN, tmp_path / "out.ipynb", {"stesp": 3})
     assert main([str(TRAIN), str(tmp_path / "out.ipynb"), "-p", "stesp", "3"]) == 2
     assert "did you mean 'steps'" in capsys.readouterr().err
-    with pytest.raises(StegoError, match=r"'pictures' \(renamed to 'images'\)"):
-        run_notebook(ROOT / "notebooks" / "segment_your_images.ipynb", tmp_path / "out.ipynb", {"pictures": "a"})
     assert not (tmp_path / "out.ipynb").exists()
 
 
