@@ -39,7 +39,7 @@ class ArrayFile:
         return found
 
     def write(self, rows: Iterable[int], values: np.ndarray) -> None:
-        """Writes `values` (one a row number) in the array's type."""
+        """Writes `values` (one per row number) in the array's type."""
         for row, value in zip(rows, np.ascontiguousarray(values, self.dtype), strict=True):
             self._file.seek(self._start + row * self._bytes)
             self._file.write(_bytes(value))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..datasets.intact import refuse_broken
+from ..datasets.intact import check_files
 from ..runtime.errors import StegoError, brief
 from ..runtime.files import Claims, checksum, explained, locked, read_json, write_json
 from ..runtime.notices import notice
@@ -141,7 +141,7 @@ def _prepare(source: Source, folder: Path, part: Path, shapes: Shapes) -> None:
             return
     except (OSError, ValueError, EOFError):
         pass
-    refuse_broken(source.dataset)
+    check_files(source.dataset)
     if "features" in shapes:
         say(f"features of {source}: {needed_bytes(shapes) / 1e9:.2f} GB, to be kept in {folder}")
     shutil.rmtree(part, ignore_errors=True)
