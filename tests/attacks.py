@@ -29,7 +29,7 @@ from test_published import Call, tensors, write_ckpt
 from stego_lib import StegoError, load_run
 from stego_lib.backbone import Backbone
 from stego_lib.datasets.unpack import unpack
-from stego_lib.features.store import damage
+from stego_lib.features.store import problem
 from stego_lib.networks.dino import DinoViT
 from stego_lib.runtime.files import checksum, read_json, write_json
 
@@ -198,7 +198,7 @@ def sealed(lair: Lair, name: str) -> tuple[Path, Callable[[], Any]]:
     write_json(lair.store / "about.json", about)
 
     def use() -> None:
-        if reason := damage(lair.store, expected):
+        if reason := problem(lair.store, expected):
             raise StegoError(f"{name}.npy: {reason}")
 
     return Path(f"{name}.npy"), use

@@ -164,7 +164,7 @@ def child(job: dict[str, Any]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     quicken()
     if "keep_every" in job:  # of a store as well, in which each batch of four images is then a chunk of its own
-        extraction.KEEP_EVERY, extraction.usual_batch = job["keep_every"], lambda backbone: 4
+        extraction.CHECKPOINT_EVERY, extraction.usual_batch = job["keep_every"], lambda backbone: 4
     if limit := job.get("largest_file"):
         import resource
 

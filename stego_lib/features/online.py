@@ -15,7 +15,7 @@ from ..datasets.transforms import Size
 from ..runtime.files import explained
 from ..runtime.notices import notice
 from ..runtime.paths import user_path
-from .extraction import needed_bytes, taken_bytes, unfinished, usual_batch
+from .extraction import missing_bytes, usual_batch
 from .prefetch import ReadAhead
 from .source import Source
 from .store import Features, ensure, open_store, store_folder
@@ -94,7 +94,7 @@ def open_features(
 def choose_store(source: Source, root: str | Path) -> Literal["store", "online"]:
     """'store' if there is one or room for one, else 'online', with a notice."""
     root, folder = user_path(root), store_folder(source, root)
-    needed = needed_bytes(source.shapes) - taken_bytes(unfinished(folder))
+    needed = missing_bytes(folder, source.shapes)
     with explained(root):
         root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free

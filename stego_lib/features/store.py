@@ -17,7 +17,7 @@ from ..runtime.errors import brief
 from ..runtime.files import checksum, explained, locked, read_json
 from ..runtime.notices import notice
 from ..runtime.paths import user_path
-from .arrays import ArrayFile
+from .arrays import read_rows
 from .extraction import build
 from .source import NO_LABEL, Shapes, Source
 
@@ -96,9 +96,7 @@ class FeatureStore(Features):
         self.folder, self.name, self.kind = folder, folder.name, "store"
         self.about = read_json(folder / "about.json")
         self.has_labels, self.n_classes = self.about["labels"], self.about["n_classes"]
-        names = ("features", "images", "labels") if self.has_labels else ("features", "images")
-        self._files = {name: ArrayFile(folder / f"{name}.npy") for name in names}
-        self.shape, self.image_size = self._files["features"].shape, self._files["images"].shape[2:]
+        self.shape, self.image_size = self.features.shape, self.images.shape[2:]
         self.pooled = torch.from_numpy(np.load(folder / "pooled.npy"))
         self._resident: Tensor | None = None
 
@@ -132,11 +130,10 @@ class FeatureStore(Features):
         """
         if free is None:
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-        file = self._files["features"]
-        if np.prod(file.shape, dtype=np.int64) * file.dtype.itemsize > GPU_SHARE * free:
+        if self.features.nbytes > GPU_SHARE * free:
             return False
         try:
-            resident = torch.empty(file.shape, dtype=torch.float16, device=device)
+            resident = torch.empty(self.shape, dtype=torch.float16, device=device)
             for rows in torch.arange(len(self)).split(64):
                 resident[rows[0] : rows[-1] + 1] = self._read("features", rows).to(device)
         except torch.OutOfMemoryError:  # others use the GPU too
@@ -145,7 +142,7 @@ class FeatureStore(Features):
         return True
 
     def _read(self, name: str, index: Tensor) -> Tensor:
-        return torch.from_numpy(self._files[name].read(index.tolist()))
+        return torch.from_numpy(read_rows(self.folder / f"{name}.npy", index.tolist()))
 
 
 def open_store(
@@ -190,19 +187,19 @@ def store_folder(source: Source, root: str | Path) -> Path:
 
 def ensure(source: Source, folder: Path, shapes: Shapes, batch: int | None = None) -> Path:
     """`folder` with the arrays named by `shapes`, computed now unless they are there and intact."""
-    if damage(folder, shapes) is None:
+    if problem(folder, shapes) is None:
         return folder
     with explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(f".{folder.name}.lock"), f"another process checks {folder}; waiting for it", wait=True):
-            if folder.exists() and (reason := damage(folder, shapes)):
+            if folder.exists() and (reason := problem(folder, shapes)):
                 notice(f"{folder} is damaged ({reason}); its features are computed anew")
                 shutil.rmtree(folder)
         build(source, folder, shapes, batch)
     return folder
 
 
-def damage(folder: Path, shapes: Shapes) -> str | None:
+def problem(folder: Path, shapes: Shapes) -> str | None:
     """Why the store in `folder` cannot be used, or None: missing files, other shapes, other checksums."""
     try:
         sums = read_json(folder / "about.json")["sha256"]

@@ -86,7 +86,7 @@ def test_a_bit_that_rots_on_the_disk_is_noticed_by_the_next_process(whole, scene
     flip(folder / "features.npy", 0.4, keep_time=True)
     code = (
         "import sys, numpy as np; from stego_lib.features import store as features;"
-        "print(features.damage(__import__('pathlib').Path(sys.argv[1]),"
+        "print(features.problem(__import__('pathlib').Path(sys.argv[1]),"
         f"{{'features': (np.float16, {whole.features.shape})}}))"
     )
     found = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)

@@ -149,6 +149,20 @@ def test_two_runs_at_once_share_the_work_of_one_store(runner, experiment, tmp_pa
     assert len(list((tmp_path / "features").glob("[!.]*"))) == 1
 
 
+def test_the_batches_of_a_process_that_dies_are_computed_by_the_other(runner, experiment, tmp_path):
+    """What it had recorded stays; what it had claimed is free again without a time limit."""
+    job = dict(slow=0.3, keep_every=0.0, experiment=experiment.to_dict(), runs_dir=str(tmp_path), copies=2)
+    pids = runner.start("extract", **job)
+    wait_for(lambda: list(tmp_path.glob("features/.*.part/chunks/*.json")))
+    os.kill(pids[0], signal.SIGKILL)
+    assert runner.answers_within(120) and runner.wait() == [-signal.SIGKILL, 0]
+    (survivor,) = runner.results()
+    assert survivor["images"] in (4, 8, 12)
+    alone = runner.do("extract", **(job | dict(slow=0, copies=1, runs_dir=str(tmp_path / "alone"))))
+    for path in Path(alone["folder"]).iterdir():
+        assert path.read_bytes() == (Path(survivor["folder"]) / path.name).read_bytes()
+
+
 def test_two_runs_in_one_folder_do_not_mix(runner, experiment, reference, tmp_path):
     """Both begin at the same second in the same results folder: each gets a folder of its own, or says that one is taken."""
     runner.start("train", experiment=experiment.to_dict(), runs_dir=str(tmp_path), copies=2)
