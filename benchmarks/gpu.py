@@ -17,7 +17,7 @@ import torch
 from stego_lib import Backbone, open_dataset, train
 from stego_lib.batches import find_neighbors
 from stego_lib.experiment import PRESETS
-from stego_lib.features.store import open_store
+from stego_lib.features.opening import open_store
 from stego_lib.run import build_model
 
 from .limits import flops, throughput

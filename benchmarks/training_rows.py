@@ -10,8 +10,7 @@ import torch.nn.functional as F
 
 from stego_lib import Backbone, Experiment, open_dataset
 from stego_lib.batches import Batch, draw_batch, find_neighbors
-from stego_lib.features.online import open_features
-from stego_lib.features.store import open_store
+from stego_lib.features.opening import open_features, open_store
 from stego_lib.loss import published_permutation, random_coords
 from stego_lib.model import Stego
 from stego_lib.neighbors import nearest_neighbors

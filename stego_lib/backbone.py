@@ -5,11 +5,11 @@ import math
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .experiment import PRESETS, Experiment
 from .networks.geometry import Geometry, feature_map, is_vit, measure
+from .networks.keys import attention_of, project_keys
 from .networks.loading import EMBEDDED, SHORT_NAMES, HubUnreachable, geometry_of, load_network
 from .runtime.errors import StegoError, brief
 from .runtime.fields import Size
@@ -107,7 +107,7 @@ class Backbone(nn.Module):
                 "block at -1 and features at 'feat'"
             )
         if features == "KK":
-            self.key_heads = PUBLISHED_HEADS if published else _attention(self).num_heads
+            self.key_heads = PUBLISHED_HEADS if published else attention_of(self.vit, self.block, self.name).num_heads
         self.geometry = measure(self.vit.eval(), name)
         if features == "KK" and self.dim % self.key_heads:
             raise StegoError(f"published keys need channels that divide by {self.key_heads}; {name!r} has {self.dim}")
@@ -193,10 +193,10 @@ class Backbone(nn.Module):
 
     def _keys(self, images: Tensor) -> Tensor:
         """Keys of the block's attention, (B, C, h, w); channel = head * (C / heads) + channel of the head."""
-        attention, seen = _attention(self), []
+        attention, seen = attention_of(self.vit, self.block, self.name), []
         with attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
             self.vit.forward_intermediates(images, indices=[self.block], intermediates_only=True, stop_early=True)
-        keys = _project_keys(attention, seen[0])[:, self.vit.num_prefix_tokens :]
+        keys = project_keys(attention, seen[0])[:, self.vit.num_prefix_tokens :]
         batch, grid = len(images), self.grid(*images.shape[-2:])
         # The memory order is (B, heads, positions, channels of a head), in which a wrong number of heads mixes positions.
         by_head = keys.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
@@ -262,24 +262,6 @@ def _block_of(name: str, depth: int, block: int) -> int:
     if not -depth <= block < depth:
         raise StegoError(f"backbone {name!r} has {depth} blocks: block must be {-depth} to {depth - 1}, not {block}")
     return block % depth
-
-
-def _attention(backbone: Backbone) -> nn.Module:
-    """The attention whose keys are the features; Raises StegoError if the block has none of a known kind."""
-    attention = getattr(backbone.vit.blocks[backbone.block], "attn", None)
-    if not (getattr(attention, "qkv", None) or getattr(attention, "k_proj", None)) or not hasattr(attention, "num_heads"):
-        raise StegoError(f"the attention of backbone {backbone.name!r} has no keys to read; use features='feat'")
-    return attention
-
-
-def _project_keys(attention: nn.Module, tokens: Tensor) -> Tensor:
-    """Keys of the tokens, (B, N, C) -> (B, N, C), whether timm keeps query, key and value in one matrix or in three."""
-    if getattr(attention, "qkv", None) is None:
-        return attention.k_proj(tokens)
-    bias = getattr(attention, "k_bias", None)
-    if bias is None and attention.qkv.bias is not None:
-        bias = attention.qkv.bias.chunk(3)[1]
-    return F.linear(tokens, attention.qkv.weight.chunk(3)[1], bias)
 
 
 EMBEDDED_FOR_PHOTOGRAPHS = "photos_vit_tiny8"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .runtime.errors import StegoError
+from .runtime.notices import notice
 
 if TYPE_CHECKING:  # the workers that run `refine` start at once without torch
     from torch import Tensor
@@ -22,11 +23,13 @@ INSTALL = "pip install 'cython>=3' setuptools, then pip install --no-build-isola
 """How to install pydensecrf. It asks for an old Cython, which cannot build it on Python 3.13 and later."""
 
 
-def available() -> bool:
-    """Whether pydensecrf can be imported."""
+def available(quiet: bool = True) -> bool:
+    """Whether pydensecrf can be imported. quiet: show no notice if it cannot."""
     try:
         import pydensecrf.densecrf  # noqa: F401
     except ImportError:
+        if not quiet:
+            notice(f"pydensecrf is not installed: scores are reported without the CRF (to have it: {INSTALL})")
         return False
     return True
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,24 +14,22 @@ from . import crf
 from .baselines import LinearScorer, kmeans_on_colors, kmeans_on_components, kmeans_on_features, linear_on_features
 from .datasets import SegmentationDataset, open_split, open_training_set
 from .datasets.findings import tell
-from .datasets.folder import nameless
 from .datasets.transforms import Size
-from .experiment import MACHINE, Experiment
-from .features.online import open_features
+from .features.opening import open_features
 from .features.source import content_id
 from .features.store import Features
 from .loss import upsample
 from .metrics import confusion, identity, match, published_map, scores
 from .model import Stego
 from .probes import crf_logits, fit_cluster_probe, probe_scores
-from .run import Run
+from .run import Run, record_path
 from .runtime import devices
 from .runtime.environment import environment
 from .runtime.errors import StegoError
-from .runtime.files import fingerprint, write_json
+from .runtime.files import without_nan, write_json
 from .runtime.memory import enough_memory
 from .runtime.notices import notice
-from .runtime.paths import shown_path, user_path
+from .runtime.paths import shown_path
 from .runtime.pool import Job, in_processes
 from .runtime.progress import progress, say
 
@@ -86,7 +83,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
     devices.join(experiment.device)
     run.refuse_unfitted()
     dataset = open_split(experiment, split)
-    _refuse_other_classes(run, dataset)
+    run.refuse_other_classes(dataset)
     root = run.folder.parent / "features"
     if devices.first():
         tell(dataset, root)
@@ -107,9 +104,9 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
         "environment": environment(),
         "evaluation_seconds": round(time.perf_counter() - start, 1),
     }
-    record = _without_nan(record)
+    record = without_nan(record)
     if devices.first():
-        path = run.folder / _record_name(run, split, data)
+        path = record_path(run, split, data)
         write_json(path, record)
         if path.name != "metrics.json":
             say(f"run record: {shown_path(path)}")
@@ -153,50 +150,6 @@ class Scored:
         for rows in self.batches(f"scoring {what}"):
             self.count(table, score_maps(rows).argmax(1).cpu(), self.plain.label_rows(rows))
         return devices.total(table)
-
-
-def _refuse_other_classes(run: Run, dataset: SegmentationDataset) -> None:
-    """StegoError for a dataset whose classes are not those of the run."""
-    ours, theirs = run.classes, dataset.classes
-    if len(theirs) != len(ours):
-        raise StegoError(
-            f"{dataset.name} has {len(theirs)} classes, this run was trained for {len(ours)}; evaluate it on its own dataset"
-        )
-    if theirs.names != ours.names and not nameless(ours) and not nameless(theirs):
-        raise StegoError(
-            f"{dataset.name} has the classes {', '.join(theirs.names[:3])} ..., this run was trained for "
-            f"{', '.join(ours.names[:3])} ...; evaluate it on its own dataset"
-        )
-
-
-def _record_name(run: Run, split: str, data: str) -> str:
-    """Name of the record of this evaluation, see `evaluate`. `data`: fingerprint of the split's images."""
-    experiment, asked = run.experiment, run.folder / "experiment.json"
-    others: list[Any] = []
-    if asked.exists():
-        trained = Experiment.read(asked)
-        others = [(key, getattr(experiment, key)) for key in experiment.differing(trained, (*MACHINE, "data_root", "backbone"))]
-        if not _own_data(run, trained):
-            others.append(data)
-    elif (run.folder / "metrics.json").exists() and run.metrics.get("data", data) != data:
-        others.append(data)  # a released checkpoint knows no data of its own: those that it was scored on first
-    if split == "val" and not others:
-        return "metrics.json"
-    return f"metrics-{split}{f'-{fingerprint(others)[:8]}' if others else ''}.json"
-
-
-def _own_data(run: Run, trained: Experiment) -> bool:
-    """Whether the run was trained on the training split that its experiment names now, wherever that lies."""
-    if run.experiment.dataset != trained.dataset:
-        return False
-    same_place = user_path(run.experiment.data_root).resolve() == user_path(trained.data_root).resolve()
-    if run.data is None:  # a checkpoint of version 0.1.0 does not tell
-        return same_place
-    try:
-        training = open_training_set(run.experiment)
-    except StegoError:  # the validation split may be all that is left, or all that was moved
-        return same_place
-    return content_id(training, run.folder.parent / "features", labels=False) == run.data["images"]
 
 
 def _unscored(dataset: SegmentationDataset, why: str = "has no labels") -> dict[str, Any]:
@@ -287,7 +240,7 @@ def _stego_tables(run: Run, dataset: SegmentationDataset, scored: Scored) -> dic
     """Confusion matrices of both probes, with and without CRF."""
     model, n_classes, plain = run.model.eval(), len(run.classes), scored.plain
     sizes = {"cluster": model.n_clusters} | ({"linear": n_classes} if model.linear_probe.trained else {})
-    refine = run.experiment.crf and _can_refine()
+    refine = run.experiment.crf and crf.available(quiet=False)
     names = [*sizes, *(f"{name}_crf" for name in sizes if refine)]
     tables = {name: torch.zeros(sizes[name.removesuffix("_crf")], n_classes, dtype=torch.int64) for name in names}
     own = [row for rows in devices.share(torch.arange(len(plain)).split(BATCH)) for row in rows.tolist()]
@@ -310,12 +263,6 @@ def _stego_tables(run: Run, dataset: SegmentationDataset, scored: Scored) -> dic
         for name, predicted in zip(sizes, labels, strict=True):
             scored.count(tables[f"{name}_crf"], torch.from_numpy(predicted), plain.label_rows(torch.tensor([row]))[0])
     return {name: devices.total(table) for name, table in tables.items()}
-
-
-def _can_refine() -> bool:
-    if not crf.available():
-        notice(f"pydensecrf is not installed: scores are reported without the CRF (to have it: {crf.INSTALL})")
-    return crf.available()
 
 
 def _baseline_tables(run: Run, scored: Scored) -> dict[str, Tensor]:
@@ -349,12 +296,3 @@ def _baseline_tables(run: Run, scored: Scored) -> dict[str, Tensor]:
 def _scores(method: str, table: Tensor, published: bool) -> dict[str, Any]:
     with_labels = method.startswith("linear")
     return scores(table, identity(table.shape[1]) if with_labels else match(table), published=published)
-
-
-def _without_nan(value: Any) -> Any:
-    """Not-a-number (a class that does not occur) becomes null, which JSON has."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and np.isnan(value) else value

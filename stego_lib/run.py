@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .backbone import Backbone
-from .datasets import Classes, SegmentationDataset
-from .datasets.folder import muted_colors, read_classes, told_apart, write_classes
+from .datasets import Classes, SegmentationDataset, open_training_set
+from .datasets.folder import muted_colors, nameless, read_classes, told_apart, write_classes
 from .datasets.images import ImageLike, as_tensor
 from .datasets.transforms import resize_image
 from .experiment import EVALUATION, MACHINE, Experiment
@@ -176,6 +176,19 @@ class Run:
             )
         self._notice(f"{shown_path(self.folder)} stopped at step {done} of {steps}; to finish it: {RESUME}")
 
+    def refuse_other_classes(self, dataset: SegmentationDataset) -> None:
+        """StegoError for a dataset whose classes are not those of the run."""
+        ours, theirs = self.classes, dataset.classes
+        if len(theirs) != len(ours):
+            raise StegoError(
+                f"{dataset.name} has {len(theirs)} classes, this run was trained for {len(ours)}; evaluate it on its own dataset"
+            )
+        if theirs.names != ours.names and not nameless(ours) and not nameless(theirs):
+            raise StegoError(
+                f"{dataset.name} has the classes {', '.join(theirs.names[:3])} ..., this run was trained for "
+                f"{', '.join(ours.names[:3])} ...; evaluate it on its own dataset"
+            )
+
     def _notice(self, text: str) -> None:
         """A notice, once per run."""
         if text not in self._shown:
@@ -312,6 +325,27 @@ def build_model(experiment: Experiment, in_dim: int, n_classes: int) -> Stego:
             head=experiment.head, dropout=experiment.dropout, extra_clusters=experiment.extra_clusters,
             decoder=experiment.rec_weight > 0,
         )  # fmt: skip
+
+
+def copy_weights(source: Run, model: Stego) -> None:
+    """Copies head, feature mean and probes of a run into `model`; probes for other numbers of classes or clusters start anew.
+
+    Raises StegoError where the head does not fit.
+    """
+    theirs, ours = source.model.state_dict(), model.state_dict()
+    fitting = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
+    wrong = [name for name in ours if name.startswith(("head.", "feature_mean")) and name not in fitting]
+    if wrong or source.model.head.kind != model.head.kind:
+        raise StegoError(
+            f"start_from {source!r}: its head is of another kind or size than this experiment's; take backbone, features, head "
+            "and code_dim from its experiment"
+        )
+    if source.step < source.experiment.steps and (source.folder / "experiment.json").exists():
+        notice(f"start_from: {source.folder} stopped at step {source.step} of {source.experiment.steps}")
+    anew = [name for name in ours if "probe" in name and name not in fitting]
+    if anew:
+        notice(f"start_from: {', '.join(anew)} begin anew, for another number of classes or clusters")
+    model.load_state_dict(fitting, strict=False)
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -528,3 +562,37 @@ def newest_run(runs_dir: str | Path | None = None) -> Path:
     if not found:
         raise StegoError(f"{runs_dir} holds no run; train one first (make train), or name a run folder")
     return found[-1].parent
+
+
+def record_path(run: Run, split: str, data: str) -> Path:
+    """The file of the run record of a split: metrics.json for the validation split of the run's own data, scored as it says.
+
+    data: fingerprint of the split's images.
+    """
+    experiment, asked = run.experiment, run.folder / "experiment.json"
+    others: list[Any] = []
+    if asked.exists():
+        trained = Experiment.read(asked)
+        fields = experiment.differing(trained, (*MACHINE, "data_root", "backbone"))
+        others = [(key, getattr(experiment, key)) for key in fields]
+        if not _own_data(run, trained):
+            others.append(data)
+    elif (run.folder / "metrics.json").exists() and run.metrics.get("data", data) != data:
+        others.append(data)  # the own data of a released checkpoint are those that it was scored on first
+    if split == "val" and not others:
+        return run.folder / "metrics.json"
+    return run.folder / f"metrics-{split}{f'-{fingerprint(others)[:8]}' if others else ''}.json"
+
+
+def _own_data(run: Run, trained: Experiment) -> bool:
+    """Whether the run was trained on the training split that its experiment names now, wherever that lies."""
+    if run.experiment.dataset != trained.dataset:
+        return False
+    same_folder = user_path(run.experiment.data_root).resolve() == user_path(trained.data_root).resolve()
+    if run.data is None:  # a checkpoint of version 0.1.0
+        return same_folder
+    try:
+        training = open_training_set(run.experiment)
+    except StegoError:  # the training split may be missing here
+        return same_folder
+    return content_id(training, run.folder.parent / "features", labels=False) == run.data["images"]

@@ -14,7 +14,7 @@ from .calibration import calibrate
 from .datasets import open_training_set
 from .datasets.findings import tell
 from .experiment import Experiment
-from .features.online import choose_store, open_features
+from .features.opening import choose_store, open_features
 from .features.shared import shared
 from .features.source import Source
 from .features.store import Features
@@ -22,7 +22,7 @@ from .loss import stego_loss
 from .model import Stego
 from .optional.terms import optional_losses, optional_weights
 from .probes import fit_probes
-from .run import Run, build_model, data_ids, find_run, load_run, new_folder, read_checkpoint
+from .run import Run, build_model, copy_weights, data_ids, find_run, load_run, new_folder, read_checkpoint
 from .runtime import devices
 from .runtime.errors import StegoError
 from .runtime.files import explained, locked, sweep, write_json
@@ -84,7 +84,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
         if not dataset.has_labels:
             model.linear_probe.forget()
         if experiment.start_from is not None:
-            start_from(model, load_run(experiment.start_from))
+            copy_weights(load_run(experiment.start_from), model)
     optimizer = make_optimizer(model, experiment)
     if devices.first():
         tell(dataset, runs_dir / "features")
@@ -224,27 +224,6 @@ def resume_run(run: Run, optimizer: torch.optim.Optimizer) -> None:
         for folder in (run.folder, run.folder / "kept"):
             sweep(folder)
         write_json(run.folder / "experiment.json", run.experiment.to_dict())  # MACHINE and EVALUATION fields may differ
-
-
-def start_from(model: Stego, source: Run) -> None:
-    """Copies head, feature mean and probes of a run into `model`; probes for other numbers of classes or clusters start anew.
-
-    Raises StegoError where the head does not fit.
-    """
-    theirs, ours = source.model.state_dict(), model.state_dict()
-    fitting = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
-    wrong = [name for name in ours if name.startswith(("head.", "feature_mean")) and name not in fitting]
-    if wrong or source.model.head.kind != model.head.kind:
-        raise StegoError(
-            f"start_from {source!r}: its head is of another kind or size than this experiment's; take backbone, features, head "
-            "and code_dim from its experiment"
-        )
-    if source.step < source.experiment.steps and (source.folder / "experiment.json").exists():
-        notice(f"start_from: {source.folder} stopped at step {source.step} of {source.experiment.steps}")
-    anew = [name for name in ours if "probe" in name and name not in fitting]
-    if anew:
-        notice(f"start_from: {', '.join(anew)} begin anew, for another number of classes or clusters")
-    model.load_state_dict(fitting, strict=False)
 
 
 def _feature_store(experiment: Experiment, found: Path | None, source: Source, root: Path) -> str:

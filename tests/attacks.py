@@ -29,7 +29,7 @@ from test_published import Call, tensors, write_ckpt
 from stego_lib import StegoError, load_run
 from stego_lib.backbone import Backbone
 from stego_lib.datasets.unpack import unpack
-from stego_lib.features.store import problem
+from stego_lib.features.extraction import problem
 from stego_lib.networks.dino import DinoViT
 from stego_lib.runtime.files import checksum, read_json, write_json
 

@@ -25,7 +25,7 @@ import torch
 from stego_lib import Experiment, baselines, evaluate, load_run, open_dataset, probes, train, training
 from stego_lib.backbone import Backbone
 from stego_lib.features import extraction
-from stego_lib.features.store import open_store
+from stego_lib.features.opening import open_store
 from stego_lib.run import read_checkpoint
 from stego_lib.runtime.files import UNFINISHED, read_json, write_json
 

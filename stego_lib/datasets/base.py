@@ -1,10 +1,7 @@
 """What a dataset is: images, label maps where there are any, and what the labels mean."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..runtime.errors import StegoError
-from ..runtime.files import checksum
 from ..runtime.progress import progress
-from .classes import Classes, listed
+from .classes import Classes, Finding, listed
 from .formats import BROKEN, FORMATS, Rules, stored_numbers
 from .images import StoredImage, read_image, transparent_part
+from .layout import checksum_of, state_of
 
 IGNORED = -1
 """Label of pixels that are left out of scores and of the linear probe."""
@@ -26,15 +23,6 @@ VOID = 255
 """How label maps of one's own store it."""
 READING = 2
 """To be raised whenever the same file gives other pixels or labels than before."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something about a dataset that a person should know before training on it."""
-
-    text: str
-    misleads: bool = False
-    """Whether training or scores would mean something else than they seem to."""
 
 
 class SegmentationDataset(Sequence):
@@ -169,12 +157,12 @@ class SegmentationDataset(Sequence):
         """
         files = self._files(labels)
         with ThreadPoolExecutor() as pool:  # hashing runs outside Python's lock
-            sums = list(progress(pool.map(_checksum, files), f"checksums of {self.name} {self.split}", total=len(files)))
+            sums = list(progress(pool.map(checksum_of, files), f"checksums of {self.name} {self.split}", total=len(files)))
         return [*self._about(labels), [(path.name, sum_) for path, sum_ in zip(files, sums, strict=True)]]
 
     def state(self, *, labels: bool = True) -> list:
         """What `identity` was computed for: place, size and time of change of every file, found without reading any."""
-        return [*self._about(labels), [(str(p), (s := _state(p)).st_size, s.st_mtime_ns) for p in self._files(labels)]]
+        return [*self._about(labels), [(str(p), (s := state_of(p)).st_size, s.st_mtime_ns) for p in self._files(labels)]]
 
     def _about(self, labels: bool) -> list:
         """Name and split, how images are read, and what decides beside the files which ids are ignored."""
@@ -184,26 +172,3 @@ class SegmentationDataset(Sequence):
 
     def _files(self, labels: bool) -> list[Path]:
         return [path for path in [*self.images, *(self.labels if labels else ())] if path is not None]
-
-
-def _checksum(path: Path) -> str:
-    state = _state(path)
-    try:
-        return _checksum_of(path, state.st_ino, state.st_size, state.st_mtime_ns)
-    except OSError as error:
-        raise StegoError(f"{path} cannot be read ({error.strerror}); replace or remove it") from error
-
-
-@cache
-def _checksum_of(path: Path, *_state: int) -> str:
-    """Computed once a process and state of the file."""
-    return checksum(path)
-
-
-def _state(path: Path) -> os.stat_result:
-    try:
-        return path.stat()
-    except OSError as error:
-        raise StegoError(f"{path} cannot be read ({error.strerror}); replace or remove it") from error
-
-

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from ..runtime.errors import StegoError
-from .base import IGNORED, Finding, SegmentationDataset
-from .classes import Classes, refuse_ids
+from .base import IGNORED, SegmentationDataset
+from .classes import Classes, Finding, refuse_ids
 from .formats import Rules
 from .layout import check_split, find_folder, visible
 

@@ -1,4 +1,4 @@
-"""The classes of a dataset: names, colors, and ids that are none."""
+"""The classes of a dataset: names, colors, ids that are none, and what is doubtful about them."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -11,6 +11,15 @@ from .formats import DEFAULT, Rules
 
 RESERVED = ("no class",)
 """Names that tables and figures use themselves."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a dataset that a person should know before training on it."""
+
+    text: str
+    misleads: bool = False
+    """Whether training or scores would mean something else than they seem to."""
 
 
 @dataclass(frozen=True)

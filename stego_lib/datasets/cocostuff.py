@@ -9,8 +9,8 @@ import numpy as np
 from ..runtime.errors import StegoError
 from ..runtime.files import read_json, read_text
 from ..runtime.notices import notice
-from .base import IGNORED, Finding, SegmentationDataset
-from .classes import Classes, listed, refuse_ids
+from .base import IGNORED, SegmentationDataset
+from .classes import Classes, Finding, listed, refuse_ids
 from .folder import distinct_colors
 from .formats import Rules
 from .layout import check_split, find_folder, pair_by_stem

@@ -12,8 +12,8 @@ from PIL import Image
 from ..runtime.errors import StegoError
 from ..runtime.files import fingerprint, read_json, write_json
 from ..runtime.notices import notice
-from .base import Finding, SegmentationDataset
-from .classes import listed
+from .base import SegmentationDataset
+from .classes import Finding, listed
 from .formats import BROKEN, DEFAULT, SUFFIXES, Rules, depth_of, formats_of, several
 from .images import read_image
 from .intact import Survey, survey

@@ -1,8 +1,11 @@
 """Where the files of a dataset lie, and which label map belongs to which image."""
 
+import os
+from functools import cache
 from pathlib import Path
 
 from ..runtime.errors import DataNotFound, StegoError
+from ..runtime.files import checksum
 from ..runtime.paths import user_path
 from .formats import SUFFIXES
 
@@ -61,3 +64,25 @@ def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "val")
     """Raises StegoError for a split that the dataset does not have."""
     if split not in known:
         raise StegoError(f"{name} has no split {split!r}; it has {', '.join(known)}")
+
+
+def checksum_of(path: Path) -> str:
+    """SHA-256 of a file, computed once per process and state of the file."""
+    state = state_of(path)
+    try:
+        return _cached_checksum(path, state.st_ino, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        raise StegoError(f"{path} cannot be read ({error.strerror}); replace or remove it") from error
+
+
+@cache
+def _cached_checksum(path: Path, *_state: int) -> str:
+    return checksum(path)
+
+
+def state_of(path: Path) -> os.stat_result:
+    """`path.stat()`; StegoError for a file that cannot be read."""
+    try:
+        return path.stat()
+    except OSError as error:
+        raise StegoError(f"{path} cannot be read ({error.strerror}); replace or remove it") from error

@@ -8,8 +8,8 @@ from PIL import Image
 
 from ..runtime.errors import StegoError
 from ..runtime.files import read_text
-from .base import IGNORED, Finding, SegmentationDataset
-from .classes import Classes, refuse_ids
+from .base import IGNORED, SegmentationDataset
+from .classes import Classes, Finding, refuse_ids
 from .formats import Rules
 from .images import StoredImage
 from .layout import check_split, find_folder, list_images, pair_by_stem

@@ -11,7 +11,7 @@ from PIL import Image
 from ..runtime.errors import StegoError
 from ..runtime.files import read_json, write_json
 from ..runtime.progress import progress
-from .base import Finding
+from .classes import Finding
 from .formats import Rules
 from .images import read_image
 

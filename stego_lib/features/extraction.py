@@ -7,6 +7,7 @@ import time
 import zlib
 from collections import deque
 from contextlib import AbstractContextManager, closing
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 
 from ..backbone import Backbone
 from ..datasets.intact import refuse_broken
-from ..runtime.errors import StegoError
-from ..runtime.files import Claims, checksum, locked, read_json, write_json
+from ..runtime.errors import StegoError, brief
+from ..runtime.files import Claims, checksum, explained, locked, read_json, write_json
+from ..runtime.notices import notice
 from ..runtime.progress import progress, say
 from .arrays import create, read_rows, sync, write_rows
 from .prefetch import ReadAhead
@@ -50,6 +52,45 @@ def missing_bytes(folder: Path, shapes: Shapes) -> int:
 def partial(folder: Path) -> Path:
     """Where the store `folder` lies while it is computed."""
     return folder.with_name(f".{folder.name}.part")
+
+
+def ensure(source: Source, folder: Path, shapes: Shapes, batch: int | None = None) -> Path:
+    """`folder` with the arrays named by `shapes`, computed now unless they are there and intact."""
+    if problem(folder, shapes) is None:
+        return folder
+    with explained(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_name(f".{folder.name}.lock"), f"another process checks {folder}; waiting for it", wait=True):
+            if folder.exists() and (reason := problem(folder, shapes)):
+                notice(f"{folder} is damaged ({reason}); its features are computed anew")
+                shutil.rmtree(folder)
+        build(source, folder, shapes, batch)
+    return folder
+
+
+def problem(folder: Path, shapes: Shapes) -> str | None:
+    """Why the store in `folder` cannot be used, or None: missing files, other shapes, other checksums."""
+    try:
+        sums = read_json(folder / "about.json")["sha256"]
+        for name, (dtype, shape) in shapes.items():
+            path = folder / f"{name}.npy"
+            array = np.load(path, mmap_mode="r")
+            if (array.dtype, array.shape) != (dtype, shape):
+                return f"{path.name} holds {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}"
+            state = path.stat()
+            if _checksum(path, state.st_ino, state.st_size, state.st_mtime_ns) != sums[name]:
+                return f"{path.name} is not what was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except Exception as error:  # numpy's reader raises whatever it stumbles over
+        return brief(error)
+    return None
+
+
+@cache
+def _checksum(path: Path, *_state: int) -> str:
+    """Computed once a process and state of the file: a store is read from end to end for it."""
+    return checksum(path)
 
 
 def build(source: Source, folder: Path, shapes: Shapes, batch: int | None = None) -> None:

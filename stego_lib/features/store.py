@@ -1,8 +1,7 @@
-"""Frozen features of a dataset: what everything asks for them by, and the store that keeps them on disk."""
+"""Frozen features of a dataset: the interface, and the store on disk."""
 
-import shutil
 from abc import ABC, abstractmethod
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,29 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backbone import Backbone
-from ..datasets import SegmentationDataset
-from ..datasets.transforms import Size
-from ..runtime.errors import brief
-from ..runtime.files import checksum, explained, locked, read_json
-from ..runtime.notices import notice
-from ..runtime.paths import user_path
+from ..runtime.files import read_json
 from .arrays import read_rows
-from .extraction import build
-from .source import NO_LABEL, Shapes, Source
+from .source import NO_LABEL
 
 GPU_SHARE = 0.6
 """Part of a GPU's free memory that features may take; the rest is for training."""
 
 
 class Features(ABC):
-    """Features, label maps and images of one dataset at one size, asked for by row; a row is an image.
+    """Features, label maps and images of one dataset at one size, read by row; a row is an image.
 
-    Kept on disk (`FeatureStore`) or computed when asked for (`online.OnlineFeatures`): the same numbers.
+    Kept on disk (`FeatureStore`) or computed on demand (`online.OnlineFeatures`), with the same numbers.
     """
 
     name: str
-    """What messages call them."""
+    """How messages call them."""
     shape: tuple[int, int, int, int]
     """(N, C, h, w) of the features."""
     image_size: tuple[int, int]
@@ -70,7 +62,7 @@ class Features(ABC):
         return stored.long().masked_fill(stored == NO_LABEL, -1)
 
     def labels_there(self) -> list[int]:
-        """The classes that any pixel of any image is labeled with, in rising order."""
+        """The classes that occur in the labels, in rising order."""
         seen = torch.zeros(256, dtype=torch.bool)
         for rows in torch.arange(len(self)).split(16) if self.has_labels else ():
             seen |= torch.bincount(self.stored_labels(rows).flatten(), minlength=256) > 0
@@ -86,10 +78,10 @@ class Features(ABC):
 
 
 class FeatureStore(Features):
-    """Features, label maps and images on disk. Rows are read without loading the rest. Made by `open_store`.
+    """Features, label maps and images on disk; rows are read without loading the rest. Made by `opening.open_store`.
 
-    features: float16 (N, C, h, w). labels: uint8 (N, H, W), 255 = ignored, or None. images: uint8 (N, 3, H, W); all three
-    memory-mapped, for a look; `rows`, `label_rows` and `image_rows` read the files.
+    features: float16 (N, C, h, w); labels: uint8 (N, H, W), 255 = ignored, or None; images: uint8 (N, 3, H, W). These three
+    are memory-mapped; `rows`, `label_rows` and `image_rows` read the files.
     """
 
     def __init__(self, folder: Path):
@@ -124,9 +116,9 @@ class FeatureStore(Features):
         return self._read("images", index)
 
     def keep_on(self, device: torch.device, free: int | None = None) -> bool:
-        """Copies the features to `device` if it is a GPU with room for them; says whether it did.
+        """Copies the features to a GPU with room for them; says whether it did.
 
-        free: bytes that the device has free; None asks a GPU, and leaves the CPU as it is.
+        free: free bytes of the device; None asks the GPU, and is 0 for a CPU.
         """
         if free is None:
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
@@ -143,82 +135,3 @@ class FeatureStore(Features):
 
     def _read(self, name: str, index: Tensor) -> Tensor:
         return torch.from_numpy(read_rows(self.folder / f"{name}.npy", index.tolist()))
-
-
-def open_store(
-    dataset: SegmentationDataset,
-    backbone: Backbone,
-    size: Size,
-    root: str | Path,
-    *,
-    mirror: bool = False,
-    published: bool = False,
-    batch: int | None = None,
-) -> FeatureStore:
-    """The store of `dataset` at `size` below `root`; computed now if it is missing or damaged, see `extraction.build`.
-
-    Parameters
-    ----------
-    dataset, backbone, size
-        Images, network, and size in pixels.
-    root
-        Folder of stores. A store's name is a fingerprint of files, size, resampling, weights and precision, so a stale store
-        is never used; checksums reveal a damaged one.
-    mirror
-        Features of the horizontally flipped images; labels and images are stored as they are.
-    published
-        Resize images as the published code does, see `resize_image`.
-    batch
-        Images that go through the backbone at once.
-
-    Raises
-    ------
-    StegoError
-        Before computing, if the disk is too small, and for images and label maps that cannot be used.
-    """
-    source = Source(dataset, backbone, size, mirror, published)
-    return FeatureStore(ensure(source, store_folder(source, root), source.shapes, batch))
-
-
-def store_folder(source: Source, root: str | Path) -> Path:
-    """Where the store of `source` lies below `root`, whether it exists or not."""
-    return user_path(root) / f"{source.dataset.name}-{source.dataset.split}-{source.fingerprint(root)}"
-
-
-def ensure(source: Source, folder: Path, shapes: Shapes, batch: int | None = None) -> Path:
-    """`folder` with the arrays named by `shapes`, computed now unless they are there and intact."""
-    if problem(folder, shapes) is None:
-        return folder
-    with explained(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f".{folder.name}.lock"), f"another process checks {folder}; waiting for it", wait=True):
-            if folder.exists() and (reason := problem(folder, shapes)):
-                notice(f"{folder} is damaged ({reason}); its features are computed anew")
-                shutil.rmtree(folder)
-        build(source, folder, shapes, batch)
-    return folder
-
-
-def problem(folder: Path, shapes: Shapes) -> str | None:
-    """Why the store in `folder` cannot be used, or None: missing files, other shapes, other checksums."""
-    try:
-        sums = read_json(folder / "about.json")["sha256"]
-        for name, (dtype, shape) in shapes.items():
-            path = folder / f"{name}.npy"
-            array = np.load(path, mmap_mode="r")
-            if (array.dtype, array.shape) != (dtype, shape):
-                return f"{path.name} holds {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}"
-            state = path.stat()
-            if _checksum(path, state.st_ino, state.st_size, state.st_mtime_ns) != sums[name]:
-                return f"{path.name} is not what was written"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except Exception as error:  # numpy's reader raises whatever it stumbles over
-        return brief(error)
-    return None
-
-
-@cache
-def _checksum(path: Path, *_state: int) -> str:
-    """Computed once a process and state of the file: a store is read from end to end for it."""
-    return checksum(path)

@@ -15,7 +15,7 @@ from ..calibration import AUTO
 from ..datasets import open_dataset, open_split, open_training_set
 from ..evaluation import cluster_confusion, evaluate
 from ..experiment import MACHINE, Experiment
-from ..features.online import open_features
+from ..features.opening import open_features
 from ..metrics import match, scores
 from ..runtime.environment import environment
 from ..runtime.errors import StegoError

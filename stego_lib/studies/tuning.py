@@ -17,7 +17,7 @@ from ..datasets import open_split, open_training_set
 from ..datasets.scenes import draw_scenes
 from ..evaluation import cluster_confusion
 from ..experiment import Experiment
-from ..features.store import open_store
+from ..features.opening import open_store
 from ..metrics import match, scores
 from ..probes import sample_codes
 from ..run import Run

@@ -1,6 +1,7 @@
 """What the book can be held to without building it; `make book` holds it to the rest."""
 
 import ast
+import pydoc
 import re
 import sys
 from functools import cache
@@ -14,6 +15,7 @@ from common import ROOT, few_samples, tiny_experiment
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 
+import stego_lib
 from stego_lib import Experiment
 from stego_lib.runtime import paths
 from stego_lib.studies.results import fill_tables
@@ -66,6 +68,7 @@ def figure_of(cell) -> dict:
 def test_the_table_of_contents_names_every_page_once_and_only_what_is_there():
     assert len(set(PAGES)) == len(PAGES) and PAGES[0] == "book/index"
     there = {f"book/{path.stem}" for path in (ROOT / "book").glob("*.md")}
+    there |= {f"book/api/{path.stem}" for path in (ROOT / "book" / "api").glob("*.md")}
     there |= {f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*.ipynb") if path.stem not in OUTSIDE}
     assert set(PAGES) == there
 
@@ -146,12 +149,23 @@ def test_equation_labels_are_unique():
     assert len(found) == len(set(found)) >= 8
 
 
-def test_the_api_page_has_every_module():
-    page = (ROOT / "book" / "api.md").read_text()
-    listed = re.findall(r"^\.\. automodule:: (\S+)$", page, re.MULTILINE)
+def test_the_reference_has_every_module_once():
+    text = "".join(path.read_text() for path in sorted((ROOT / "book" / "api").glob("*.md")))
+    listed = re.findall(r"^\.\. automodule:: (\S+)$", text, re.MULTILINE)
     files = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "stego_lib").rglob("*.py")]
     modules = {".".join(path.parts).removesuffix(".__init__") for path in files if path.stem != "__main__"}
     assert set(listed) == modules - {"stego_lib"} and len(listed) == len(set(listed))
+
+
+def test_the_reference_begins_with_what_users_call():
+    """Every name is there, and has a docstring; what users call has an example."""
+    names = re.findall(r"^   ~(stego_lib\.\S+)$", (ROOT / "book" / "api.md").read_text(), re.MULTILINE)
+    assert len(names) >= 25
+    for name in names:
+        found = pydoc.locate(name)
+        assert found is not None and found.__doc__, name
+    public = {name for name in stego_lib.__all__ if name not in ("PRESETS", "DataNotFound", "StegoError")}
+    assert public <= {name.rpartition(".")[2] for name in names}
 
 
 def test_the_tables_of_the_welcome_page_are_those_of_the_records():

@@ -12,7 +12,7 @@ from stego_lib import StegoError, open_dataset
 from stego_lib.backbone import Backbone
 from stego_lib.features import extraction
 from stego_lib.features.arrays import create, read_rows, write_rows
-from stego_lib.features.store import open_store
+from stego_lib.features.opening import open_store
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ from torch.testing import assert_close
 from stego_lib import StegoError, evaluate, open_dataset, train, training
 from stego_lib.backbone import Backbone
 from stego_lib.datasets import open_training_set
-from stego_lib.features.online import OnlineFeatures, open_features
+from stego_lib.features.online import OnlineFeatures
+from stego_lib.features.opening import open_features, open_store
 from stego_lib.features.prefetch import ReadAhead
 from stego_lib.features.source import Source
-from stego_lib.features.store import FeatureStore, open_store
+from stego_lib.features.store import FeatureStore
 from stego_lib.run import read_checkpoint
 from stego_lib.runtime.notices import Notice
 

@@ -13,7 +13,7 @@ from common import write_backbone
 
 from stego_lib import StegoError, open_dataset
 from stego_lib.backbone import Backbone
-from stego_lib.features.store import open_store
+from stego_lib.features.opening import open_store
 from stego_lib.runtime.notices import Notice
 
 EXACT = dict(device="cpu", precision="float32")
@@ -85,8 +85,8 @@ def test_a_bit_that_rots_on_the_disk_is_noticed_by_the_next_process(whole, scene
     folder = shutil.copytree(whole.folder, tmp_path / whole.folder.name)
     flip(folder / "features.npy", 0.4, keep_time=True)
     code = (
-        "import sys, numpy as np; from stego_lib.features import store as features;"
-        "print(features.problem(__import__('pathlib').Path(sys.argv[1]),"
+        "import sys, numpy as np; from stego_lib.features import extraction;"
+        "print(extraction.problem(__import__('pathlib').Path(sys.argv[1]),"
         f"{{'features': (np.float16, {whole.features.shape})}}))"
     )
     found = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +30,8 @@ from stego_lib.baselines import LinearScorer, kmeans_on_colors, kmeans_on_featur
 from stego_lib.batches import draw_batch
 from stego_lib.calibration import measure_correspondences, resolve_shifts
 from stego_lib.datasets import RandomCrop, open_training_set
-from stego_lib.features.store import FeatureStore, open_store
+from stego_lib.features.opening import open_store
+from stego_lib.features.store import FeatureStore
 from stego_lib.loss import upsample
 from stego_lib.metrics import confusion, match, scores
 from stego_lib.neighbors import nearest_neighbors
@@ -448,7 +450,7 @@ def test_with_crf_both_probes_are_scored_twice(experiment, runs_dir, monkeypatch
 def test_without_pydensecrf_a_notice_says_so_and_the_rest_is_scored(experiment, runs_dir, monkeypatch):
     few_samples(monkeypatch)
     run = train(experiment.but(steps=2, crf=True), runs_dir=runs_dir)
-    monkeypatch.setattr(crf, "available", lambda: False)
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     with pytest.warns(Notice, match="pydensecrf is not installed"):
         record = evaluate(run)
     assert set(record["scores"]) == {"cluster", "linear", *BASELINES}

@@ -25,7 +25,7 @@ from stego_lib import run as running
 from stego_lib.backbone import Backbone
 from stego_lib.datasets import open_split, open_training_set
 from stego_lib.features import source
-from stego_lib.features.store import open_store
+from stego_lib.features.opening import open_store
 from stego_lib.loss import negative_permutation, published_permutation
 from stego_lib.metrics import published_map
 from stego_lib.model import Stego

@@ -18,12 +18,13 @@ from common import SHARED, tiny_experiment
 from torch._utils import _rebuild_tensor_v2
 from torch.testing import assert_close
 
-from stego_lib import Run, StegoError, baselines, crf, evaluate, load_run, open_dataset, probes, train, training
+from stego_lib import Run, StegoError, baselines, crf, evaluate, load_run, open_dataset, probes, train
 from stego_lib.model import Stego
 from stego_lib.networks.dino import DinoViT
 from stego_lib.networks.pickles import Placeholder, Unpickler, load_inert, plain
 from stego_lib.probes import probe_maps
 from stego_lib.published.checkpoint import read_published
+from stego_lib.run import copy_weights
 from stego_lib.runtime.notices import Notice
 
 FOREIGN = {
@@ -507,7 +508,7 @@ def test_probes_for_other_classes_begin_anew_and_a_head_that_does_not_fit_is_ref
 def test_a_head_on_features_of_another_width_is_refused_even_if_it_is_none():
     source, model = (SimpleNamespace(model=Stego(width, width, 3, head="none")) for width in (7, 5))
     with pytest.raises(StegoError, match="its head is of another kind or size"):
-        training.start_from(model.model, source)
+        copy_weights(source, model.model)
 
 
 def test_a_file_that_holds_no_dictionary_is_named(tmp_path):

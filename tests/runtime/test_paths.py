@@ -8,7 +8,7 @@ from test_results import record
 
 from stego_lib import StegoError, evaluate, load_run, open_dataset, train
 from stego_lib.backbone import Backbone
-from stego_lib.features.store import open_store
+from stego_lib.features.opening import open_store
 from stego_lib.notebooks import parameters_of
 from stego_lib.plots import figures as plots
 from stego_lib.run import newest_run

@@ -9,7 +9,8 @@ from benchmarks.quality import Float32Features, unrounded
 from stego_lib import Backbone, Experiment, train
 from stego_lib.datasets import open_training_set
 from stego_lib.experiment import MACHINE
-from stego_lib.features.online import OnlineFeatures, open_features
+from stego_lib.features.online import OnlineFeatures
+from stego_lib.features.opening import open_features
 from stego_lib.features.source import Source
 from stego_lib.runtime.files import write_json
 from stego_lib.studies import quality
