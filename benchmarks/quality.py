@@ -14,25 +14,23 @@ import torch
 from torch import Tensor
 
 from stego_lib import Experiment
-from stego_lib.features import online
+from stego_lib.features import online, opening
 from stego_lib.features.source import Source
-from stego_lib.runtime.devices import ALONE, Processes
 from stego_lib.runtime.paths import project_root, runs_root
 from stego_lib.studies import quality
 
 
 class Float32Features(online.OnlineFeatures):
-    """What float32 features computed anew at every step are, without the wait: never rounded, and kept in memory.
+    """Online features that are never rounded, and kept in memory: backbone and images are fixed, so they never change.
 
-    Backbone and images are fixed, so computing them again gives them again. The library's own online features are rounded
-    to float16, as stored ones are.
+    The library's own online features are rounded to float16, like stored ones.
     """
 
     kept: ClassVar[dict[str, dict[int, Tensor]]] = {}
-    """Of each set of features, by its fingerprint, what was computed: image -> float32 (C, h, w)."""
+    """Fingerprint of a set of features -> image -> float32 (C, h, w)."""
 
-    def __init__(self, source: Source, root: str | Path, processes: Processes = ALONE):
-        super().__init__(source, root, processes)
+    def __init__(self, source: Source, root: str | Path):
+        super().__init__(source, root)
         self._kept = self.kept.setdefault(source.fingerprint(root, "features"), {})
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -47,12 +45,12 @@ class Float32Features(online.OnlineFeatures):
 @contextmanager
 def unrounded() -> Iterator[None]:
     """Within it, experiments with feature_store="online" train and are scored on `Float32Features`."""
-    usual = online.OnlineFeatures
-    online.OnlineFeatures = Float32Features  # type: ignore[misc]
+    usual = opening.OnlineFeatures
+    opening.OnlineFeatures = Float32Features  # type: ignore[misc]
     try:
         yield
     finally:
-        online.OnlineFeatures = usual  # type: ignore[misc]
+        opening.OnlineFeatures = usual  # type: ignore[misc]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -178,7 +178,7 @@ def _steps(experiment: Experiment, features: Any, neighbors: torch.Tensor, backb
     optimizer, numbers = make_optimizer(model, experiment), count()
 
     def once() -> None:
-        batch = draw_batch(features, neighbors, model, experiment, next(numbers))
+        batch = draw_batch(features, neighbors, model, experiment, next(numbers), backbone)
         train_step(model, optimizer, batch, experiment, SHIFTS)
 
     return once

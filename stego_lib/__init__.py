@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .runtime.errors import DataNotFound, StegoError
     from .training import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "PRESETS",
     "Backbone",

@@ -31,6 +31,8 @@ SUMMARY = "summary"
 """Tag of the cell whose text is printed when a notebook has run."""
 EXPECTED = {"str": "text", "int": "a whole number", "float": "a number", "bool": "True or False"}
 """Types that a parameter can declare -> what an error says is expected."""
+RENAMED = {"pictures": "images"}
+"""Former names of parameters."""
 SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 """Spellings of True and False on the command line, in any case."""
 
@@ -119,12 +121,33 @@ def parameters_of(notebook: str | Path) -> dict[str, Parameter]:
 
 
 def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str, Any] | None = None) -> str:
-    """Executes `notebook` with `parameters` and writes the executed copy to `output`.
+    """Executes a notebook with parameters, and writes the executed copy.
 
-    Its progress bars are shown on the error stream and left out of the copy. Returns the text printed by the cell tagged "summary" ("" if there
-    is none). Raises StegoError, before running anything, for a parameter that the notebook does not have or that is of
-    another type, for a file that is no notebook and for an output that cannot be written; and papermill's
-    PapermillExecutionError when a cell fails. The kernel ends with this process, also when it is ended by a signal.
+    Progress bars go to the error stream and not into the copy. The kernel ends with this process, also at a signal.
+
+    Parameters
+    ----------
+    notebook, output
+        The notebook, and the file of the executed copy.
+    parameters
+        Values by name.
+
+    Returns
+    -------
+    str
+        What the cell tagged "summary" printed.
+
+    Raises
+    ------
+    StegoError
+        Before anything runs: for an unknown parameter or one of another type, a file that is no notebook, and an output that
+        cannot be written.
+    PapermillExecutionError
+        When a cell fails.
+
+    Examples
+    --------
+    >>> run_notebook("notebooks/train.ipynb", "out.ipynb", {"seed": 1})
     """
     try:
         import nbformat
@@ -198,12 +221,12 @@ def refuse_output(output: Path, notebook: Path) -> None:
 
 
 class Ended(KeyboardInterrupt):
-    """This process was told by a signal to end."""
+    """A signal asked this process to end."""
 
 
 @contextmanager
 def _ended_in_order() -> Iterator[None]:
-    """SIGTERM and a closed terminal are answered as Ctrl-C is: by an exception, on whose way the kernel is shut down."""
+    """Answers SIGTERM and SIGHUP like Ctrl-C, by an exception, so that the kernel is shut down."""
 
     def end(number: int, _: Any) -> None:
         for other in numbers:  # a second one must not break the shutting down
@@ -225,7 +248,7 @@ def _ended_in_order() -> Iterator[None]:
 
 @contextmanager
 def _bars(wanted: bool) -> Iterator[None]:
-    """Tells the kernel, by its environment, whether somebody looks at the error stream."""
+    """Tells the kernel, by its environment, whether to draw progress bars."""
     before = os.environ.pop(BARS, None)
     if wanted:
         os.environ[BARS] = "1"
@@ -238,18 +261,17 @@ def _bars(wanted: bool) -> Iterator[None]:
 
 
 def without_progress(notebook: Any) -> None:
-    """Takes progress bars out of a notebook's outputs: what was drawn over itself is of no use to a reader."""
+    """Removes progress bars from a notebook's outputs."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and "\r" in o.text)]
 
 
 def check_parameters() -> None:
-    """Called in a notebook after its parameters: StegoError if papermill injected a name that is not among them, or a value of another type.
+    """Called in a notebook after its parameters: StegoError for an unknown name or a value of another type.
 
-    The parameters are the names that cells so far assign with a type (`name: type = default`); what papermill injects
-    stands in a cell that begins with "# Parameters". Values typed into the parameters' own cell are looked at too. Outside
-    a notebook it does nothing.
+    Parameters are the names that cells so far assign with a type (`name: type = default`), also if edited by hand; papermill
+    injects values in a cell that starts with "# Parameters". Outside a notebook it does nothing.
     """
     try:
         from IPython import get_ipython
@@ -281,10 +303,13 @@ def check_parameters() -> None:
 
 
 def refuse_unknown(names: Any, known: list[str], where: str) -> None:
-    """Raises StegoError that lists the names which are not known, with a guess at what was meant."""
+    """StegoError that lists the unknown names, with a guess at what was meant."""
     unknown = [name for name in names if name not in known]
     if unknown:
-        guesses = ", ".join(f"{name!r}{did_you_mean(name, known)}" for name in unknown)
+        guesses = ", ".join(
+            f"{name!r} (it is called {RENAMED[name]!r} now)" if RENAMED.get(name) in known else f"{name!r}{did_you_mean(name, known)}"
+            for name in unknown
+        )
         raise StegoError(f"{where} has no parameter {guesses}; it has: {', '.join(known)}")
 
 
@@ -322,13 +347,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"interrupted; the notebook up to there: {given.output}", file=sys.stderr)
         return 130
     except Exception as error:
-        return _told(error, given.notebook, given.output)
+        return _report(error, given.notebook, given.output)
     print(f"{text}executed notebook: {given.output}")
     return 0
 
 
-def _told(error: Exception, notebook: str, output: str) -> int:
-    """Says why a notebook stopped halfway; what nobody expects is raised again."""
+def _report(error: Exception, notebook: str, output: str) -> int:
+    """Prints why a notebook stopped halfway; raises unexpected errors again."""
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 

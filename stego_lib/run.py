@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .datasets import Classes, SegmentationDataset, open_training_set
-from .datasets.folder import muted_colors, nameless, read_classes, told_apart, write_classes
+from .datasets.folder import distinct_names, muted_colors, read_classes, without_names, write_classes
 from .datasets.images import ImageLike, as_tensor
 from .datasets.transforms import resize_image
 from .experiment import EVALUATION, MACHINE, Experiment
@@ -183,7 +183,7 @@ class Run:
             raise StegoError(
                 f"{dataset.name} has {len(theirs)} classes, this run was trained for {len(ours)}; evaluate it on its own dataset"
             )
-        if theirs.names != ours.names and not nameless(ours) and not nameless(theirs):
+        if theirs.names != ours.names and not without_names(ours) and not without_names(theirs):
             raise StegoError(
                 f"{dataset.name} has the classes {', '.join(theirs.names[:3])} ..., this run was trained for "
                 f"{', '.join(ours.names[:3])} ...; evaluate it on its own dataset"
@@ -265,7 +265,7 @@ class Run:
         else:
             own, others = None, list(range(count))
         names = [*(own.names if own else ()), *(f"cluster {cluster}" for cluster in others)]
-        return Classes(tuple(told_apart(names)), (*(own.colors if own else ()), *muted_colors(len(others))))
+        return Classes(tuple(distinct_names(names)), (*(own.colors if own else ()), *muted_colors(len(others))))
 
     @property
     def _matching(self) -> list[int] | None:

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .datasets.findings import tell
-from .datasets.folder import nameless, read_classes, told_apart
+from .datasets.findings import show_findings
+from .datasets.folder import distinct_names, read_classes, without_names
 from .datasets.images import read_image
 from .datasets.layout import list_images
 from .run import NOTHING, Run
@@ -66,7 +66,7 @@ def segment_folder(run: Run, images: str | Path, output: str | Path, opacity: fl
     run.refuse_unfitted()
     _refuse_other_labels(output, paths)
     segments = run.segments
-    if not run.matched and not nameless(run.classes):
+    if not run.matched and not without_names(run.classes):
         notice(
             f"{shown_path(run.folder)} was not scored with labels, so its segments are clusters without names; "
             "evaluate(run) matches them to classes"
@@ -74,7 +74,7 @@ def segment_folder(run: Run, images: str | Path, output: str | Path, opacity: fl
     palette = np.full((256, 3), 255, np.uint8)
     palette[: len(segments)] = segments.colors
     rules = read_classes(folder / "classes.json", run.classes).rules  # of these images, else of the training images
-    tell(folder, rules=rules)
+    show_findings(folder, rules=rules)
     rows, rotated, broken = {}, 0, []
     for path in progress(paths, "segmenting"):
         try:
@@ -97,7 +97,7 @@ def segment_folder(run: Run, images: str | Path, output: str | Path, opacity: fl
             f"{rotated} of {len(paths)} images are turned upright as their EXIF data say, and so are their label maps; to leave "
             f'them as stored, write {{"exif": "ignore"}} into {shown_path(folder / "classes.json")}'
         )
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=told_apart(segments.names, [INDEX])).rename_axis(INDEX)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=distinct_names(segments.names, [INDEX])).rename_axis(INDEX)
     with atomic(output / "areas.csv") as temporary:
         table.to_csv(temporary, float_format="%.2f", encoding="utf-8", errors="surrogateescape")  # names may be no text
     return table

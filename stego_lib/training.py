@@ -12,7 +12,7 @@ from .backbone import Backbone, fit_sizes
 from .batches import Batch, Draw, draw_batch, find_neighbors, fit_to_data
 from .calibration import calibrate
 from .datasets import open_training_set
-from .datasets.findings import tell
+from .datasets.findings import show_findings
 from .experiment import Experiment
 from .features.opening import choose_store, open_features
 from .features.shared import shared
@@ -87,7 +87,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
             copy_weights(load_run(experiment.start_from), model)
     optimizer = make_optimizer(model, experiment)
     if devices.first():
-        tell(dataset, runs_dir / "features")
+        show_findings(dataset, runs_dir / "features")
     root, source = runs_dir / "features", Source(dataset, backbone, experiment.train_size, False, experiment.published)
     data = devices.once(lambda: data_ids(dataset, runs_dir))
     found = devices.once(lambda: find_run(runs_dir, experiment, backbone, data) if resume else None)
@@ -233,7 +233,7 @@ def _feature_store(experiment: Experiment, found: Path | None, source: Source, r
     if asked == "auto":
         return choose_store(source, root) if before == "auto" else before
     if before not in (asked, "auto"):
-        notice(f"{found} goes on with feature_store={asked!r}; up to here it was {before!r}")
+        notice(f"{found} resumes with feature_store={asked!r}; up to here it was {before!r}")
     return asked
 
 

@@ -154,8 +154,8 @@ def spoil_label(name: str, array: np.ndarray | Callable[[Path], object], *said: 
 
 spoil_label("of another size", np.zeros((SIDE, SIDE + 1), np.uint8), r"imgs/train/2\.png is \(32, 32\)", "must agree")
 spoil_label("turned on its side", np.zeros((2 * SIDE, SIDE), np.uint8), r"\(64, 32\)", "must agree")
-spoil_label("in colors", noise(SIDE, SIDE, 3), "has shape", "one class id a pixel")
-spoil_label("with transparency", noise(SIDE, SIDE, 4), "has shape", "one class id a pixel")
+spoil_label("in colors", noise(SIDE, SIDE, 3), "has shape", "one class id per pixel")
+spoil_label("with transparency", noise(SIDE, SIDE, 4), "has shape", "one class id per pixel")
 spoil_label(
     "with an id that is no class",
     np.full((SIDE, SIDE), 3, np.uint8),

@@ -35,7 +35,7 @@ def dino_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def scenes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root whose scenes are few and small: 12 to train on, 6 to score, 64 pixels a side. Not to be changed."""
+    """A data root whose scenes are few and small: 12 to train on, 6 to score, 64 pixels per side. Not to be changed."""
     root = tmp_path_factory.mktemp("data")
     draw_scenes(root / "scenes", train=12, val=6, size=64)
     return root

@@ -34,7 +34,7 @@ class SegmentationDataset(Sequence):
 
     published = False
     """Decode labels as the published code does, where that differs (see `open_dataset`)."""
-    looked_at = False
+    files_checked = False
     """Whether every file was read and found good, see `intact`."""
 
     def doubts(self, ids: np.ndarray) -> list[Finding]:
@@ -83,7 +83,7 @@ class SegmentationDataset(Sequence):
         stored = self.read_label(path)
         if stored.ndim != 2:
             raise StegoError(
-                f"label map {path} has shape {stored.shape}; it must hold one class id a pixel (8-bit gray or palette PNG)"
+                f"label map {path} has shape {stored.shape}; it must hold one class id per pixel (8-bit gray or palette PNG)"
             )
         if stored.dtype.kind not in "biu":
             raise StegoError(

@@ -9,7 +9,7 @@ from ..runtime.errors import StegoError
 from ..runtime.notices import Notice
 from ..runtime.paths import user_path
 from . import SegmentationDataset, open_dataset
-from .findings import look, turned
+from .findings import look, rotation_note
 from .intact import Survey, survey
 
 COUNTS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -70,7 +70,7 @@ def _print_images(found: Survey, dataset: SegmentationDataset) -> None:
     """What is not said by a finding, because nothing is doubtful about it."""
     if found.orientations and (dataset.rules.exif or not dataset.has_labels):
         ignored = "; they are left as stored" if dataset.rules.exif == "ignore" else ""
-        print(f"    EXIF: {turned(found, found.looked)}{ignored}")
+        print(f"    EXIF: {rotation_note(found, found.looked)}{ignored}")
     if found.depths and dataset.rules.range:
         black, white = dataset.rules.range
         print(f"    depth: {', '.join(sorted(found.depths))}, of which {black:,g} to {white:,g} become 8 bits")

@@ -105,7 +105,7 @@ def read_ids(folder: Path, names: tuple[str, ...]) -> list[str]:
         if (folder / name).exists():
             ids = read_text(folder / name).split()
             if not ids:
-                raise StegoError(f"{folder / name} is empty; it lists one image id a line")
+                raise StegoError(f"{folder / name} is empty; it lists one image id per line")
             if (twice := len(ids) - len(set(ids))) > 0:
                 notice(f"{folder / name} lists {twice} ids again, so these images count more than once")
             return ids

@@ -31,7 +31,7 @@ def fetch(url: str, path: Path, sha256: str | None = None) -> str:
 
     sha256: the checksum that the file must have, None where none is published: then the length that the server announces
     is checked, and the checksum is stored, so that the next call verifies the file. What a broken download got is kept as
-    PATH.part, and the next call goes on from there. Raises StegoError for no network, an address that is gone, a wrong
+    PATH.part, and the next call resumes there. Raises StegoError for no network, an address that is gone, a wrong
     checksum, a full disk and a folder that cannot be written.
     """
     if path.exists():
@@ -49,7 +49,7 @@ def fetch(url: str, path: Path, sha256: str | None = None) -> str:
             raise StegoError(f"{url} was downloaded, but is not the expected file: {error} Nothing was kept") from error
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                raise StegoError(f"the disk of {path.parent} is full; make room and start again, it goes on") from error
+                raise StegoError(f"the disk of {path.parent} is full; make room and start again, it resumes") from error
             raise
         return verify(path, sha256)
 
@@ -86,7 +86,7 @@ class Resuming:
                 if failures >= TRIES or _unreachable(error):
                     raise StegoError(
                         f"{url} broke off or cannot be reached ({type(error).__name__}); check the network and start again: "
-                        f"{self._have():,} bytes are kept, and it goes on from there\n  or download it otherwise to {self.path}"
+                        f"{self._have():,} bytes are kept, and it resumes there\n  or download it otherwise to {self.path}"
                     ) from error
                 time.sleep(WAIT * failures)
         os.replace(self.part, output_file)

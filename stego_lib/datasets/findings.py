@@ -58,7 +58,7 @@ def look(
     """
     if isinstance(source, Path):
         paths = list_images(source)
-        return [*left_out(source), *_masks(paths, _flat(paths), "segmented"), *_headers(paths, rules)]
+        return [*skipped_files(source), *_masks(paths, _flat(paths), "segmented"), *_headers(paths, rules)]
     whole: SegmentationDataset = getattr(source, "whole", source)
     kept = keep / f".findings-{fingerprint(KEPT_VERSION, whole.state(), whole.published)}.json" if keep else None
     if kept is not None:
@@ -66,7 +66,7 @@ def look(
     return [*_beside(whole), *from_survey(whole, found or survey(whole))]
 
 
-def tell(source: SegmentationDataset | Path, keep: Path | None = None, rules: Rules = DEFAULT) -> None:
+def show_findings(source: SegmentationDataset | Path, keep: Path | None = None, rules: Rules = DEFAULT) -> None:
     """Shows each finding of `look` as a notice: once a process, though training and evaluation may both find it."""
 
     def once(text: str) -> None:
@@ -82,7 +82,7 @@ def _kept(dataset: SegmentationDataset, path: Path) -> list[Finding]:
         return [Finding(**one) for one in read_json(path)]
     except (FileNotFoundError, StegoError, TypeError):
         found = from_survey(dataset, survey(dataset))
-    dataset.looked_at = True
+    dataset.files_checked = True
     write_json(path, [asdict(one) for one in found])
     return found
 
@@ -91,7 +91,7 @@ def _beside(dataset: SegmentationDataset) -> list[Finding]:
     """What lies beside the images of a folder of one's own."""
     if dataset.name != "folder":
         return []
-    return [*left_out(dataset.images[0].parent), *([] if dataset.has_labels else _unread_labels(dataset))]
+    return [*skipped_files(dataset.images[0].parent), *([] if dataset.has_labels else _unread_labels(dataset))]
 
 
 def _unread_labels(dataset: SegmentationDataset) -> list[Finding]:
@@ -125,7 +125,7 @@ def _images(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
         yield from _masks(dataset.images, [] if len(found.flat) == count > found.flat_gray else found.flat, "trained on")
     if found.orientations and dataset.has_labels and rules.exif is None:
         yield Finding(
-            f"{what}: {turned(found, count)}, and label maps are taken to be drawn on the turned images. If they are drawn on the "
+            f"{what}: {rotation_note(found, count)}, and label maps are taken to be drawn on the turned images. If they are drawn on the "
             'stored pixels, write "exif": "ignore" into classes.json; "exif": "apply" there says that they are not'
         )
     if found.depths and rules.range is None:
@@ -143,7 +143,7 @@ def _images(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
         )
 
 
-def turned(found: Survey, count: int) -> str:
+def rotation_note(found: Survey, count: int) -> str:
     """How many images EXIF data turn, and how."""
     how = ", ".join(f"orientation {way}: {number}" for way, number in sorted(found.orientations.items()))
     return f"{sum(found.orientations.values())} of {count} images are turned upright as their EXIF data say ({how})"
@@ -258,7 +258,7 @@ def _headers(paths: list[Path], rules: Rules) -> Iterator[Finding]:
         yield Finding(f"{transparent} of {len(paths)} images have transparent pixels, which belong to no segment")
 
 
-def left_out(folder: Path) -> list[Finding]:
+def skipped_files(folder: Path) -> list[Finding]:
     """Files of a folder that are not read, by their endings, and images in its subfolders."""
     suffixes, nested, inner = Counter[str](), 0, []
     for path in sorted(folder.iterdir()):

@@ -16,7 +16,7 @@ from ..runtime.notices import notice
 from ..runtime.paths import user_path
 from .base import SegmentationDataset
 from .classes import Classes
-from .findings import left_out
+from .findings import skipped_files
 from .formats import Rules
 from .layout import check_split, find_folder, list_images, pair_by_stem
 
@@ -34,7 +34,7 @@ def open_folder(
     """Opens root/NAME, or root itself, in the layout above.
 
     classes.json: {"names": [...], "colors": [[r, g, b], ...]}, see `read_classes`; colors are optional. It is needed where
-    there are labels; without either, the classes are `n_classes` (None: `N_CLASSES`) nameless ones, "cluster 0" and so on. A folder that holds
+    there are labels; without either, the classes are `n_classes` (None: `N_CLASSES`) without_names ones, "cluster 0" and so on. A folder that holds
     images and no imgs/train serves unlabeled: both splits are all of its images, and opening "val" says so. Raises
     DataNotFound, or StegoError where files contradict each other: an image without its label map among labeled ones, two
     images of one name.
@@ -45,12 +45,12 @@ def open_folder(
         folder = plain or find_folder(root, (name,), f"imgs/{split}", LAYOUT, "your own images, in that layout")
     except DataNotFound as error:
         there = [folder for folder in (user_path(root) / name, user_path(root)) if folder.is_dir()]
-        beside = [f"  but: {finding.text}" for folder in there for finding in left_out(folder)]
+        beside = [f"  but: {finding.text}" for folder in there for finding in skipped_files(folder)]
         raise DataNotFound("\n".join([str(error), *beside])) from None
     source = plain or folder / "imgs" / split
     images = list_images(source)
     if not images:
-        also = "".join(f". {finding.text}" for finding in left_out(source))
+        also = "".join(f". {finding.text}" for finding in skipped_files(source))
         raise StegoError(f"{source} holds no image; put .jpg or .png files there{also}")
     twins = [path.name for path, next_ in pairwise(sorted(images, key=lambda p: p.stem)) if path.stem == next_.stem]
     if twins:
@@ -85,7 +85,7 @@ def cluster_classes(count: int) -> Classes:
     return Classes(tuple(f"cluster {i}" for i in range(count)), tuple(distinct_colors(count)))
 
 
-def nameless(classes: Classes) -> bool:
+def without_names(classes: Classes) -> bool:
     """Whether the classes are mere numbers: of images without labels, or of a checkpoint that names none."""
     return all(re.fullmatch(r"(cluster|class) \d+", name) for name in classes.names)
 
@@ -168,11 +168,11 @@ def distinct_colors(count: int) -> list[tuple[int, int, int]]:
     return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in strong]
 
 
-def told_apart(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+def distinct_names(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
     """The names, each once: one that occurs again or is in `taken` gets its id behind it, as in "food (id 11)"."""
     counts = Counter(name.casefold() for name in (*taken, *names))
     found = [name if counts[name.casefold()] == 1 else f"{name} (id {i})" for i, name in enumerate(names)]
-    return found if found == list(names) else told_apart(found, taken)
+    return found if found == list(names) else distinct_names(found, taken)
 
 
 def muted_colors(count: int) -> list[tuple[int, int, int]]:

@@ -29,7 +29,7 @@ BROKEN = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.Decomp
 NODATA = 42113
 """TIFF tag in which GDAL writes the value of pixels without data."""
 CLOSE = 1024
-"""Pixels a side of the part of an image that is looked at closely."""
+"""Pixels per side of the part of an image that is looked at closely."""
 FILLED = 1 / 4
 """A 16-bit image whose largest value is above this part of the range is taken to fill it."""
 REMEDY = (
@@ -240,7 +240,7 @@ def is_flat(image: Image.Image) -> Literal["", "gray", "color"]:
 
 
 def _packed(pixels: np.ndarray) -> np.ndarray:
-    """One number a pixel, (H, W)."""
+    """One number per pixel, (H, W)."""
     return pixels if pixels.ndim == 2 else pixels.astype(np.int64) @ (1 << 8 * np.arange(pixels.shape[2]))
 
 

@@ -43,7 +43,7 @@ class StoredImage:
     orientation: int
     """EXIF orientation of the file, 1 to 8."""
     depth: str | None
-    """What it holds instead of 8 bits a channel, such as "16-bit grayscale"."""
+    """What it holds instead of 8 bits per channel, such as "16-bit grayscale"."""
     flat: Literal["", "gray", "color"]
     """Whether it looks like a label map, see `is_flat`, and of one channel or of several."""
     paged: bool

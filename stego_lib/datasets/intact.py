@@ -15,7 +15,7 @@ from .formats import REMEDY, fills, label_palette, value_range
 TOLD = 5
 """Files that are named; of more, the number is told."""
 DEEP = {".png", ".apng", ".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c", ".pgm", ".ppm", ".pnm"}
-"""Endings of files that may hold more than 8 bits a channel."""
+"""Endings of files that may hold more than 8 bits per channel."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Survey:
     orientations: Counter[int] = field(default_factory=Counter)
     """Images of each EXIF orientation but 1."""
     depths: Counter[str] = field(default_factory=Counter)
-    """Images of each depth but 8 bits a channel."""
+    """Images of each depth but 8 bits per channel."""
     transparent: int = 0
     """Images with transparent pixels."""
     clear: list[str] = field(default_factory=list)
@@ -143,7 +143,7 @@ def survey(dataset: SegmentationDataset, rows: Sequence[int] | None = None) -> S
 
 
 def refuse_depths(dataset: SegmentationDataset) -> None:
-    """StegoError if images of more than 8 bits a channel do not fill their range, with the range of all of them."""
+    """StegoError if images of more than 8 bits per channel do not fill their range, with the range of all of them."""
     if dataset.rules.range is not None:
         return
     paths = [path for path in dataset.images if path.suffix.lower() in DEEP]
@@ -160,9 +160,9 @@ def refuse_depths(dataset: SegmentationDataset) -> None:
         )
 
 
-def refuse_broken(dataset: SegmentationDataset) -> None:
+def check_files(dataset: SegmentationDataset) -> None:
     """StegoError that lists the files of a dataset which cannot be used; not looked for twice in one dataset."""
     whole = getattr(dataset, "whole", dataset)
-    if not whole.looked_at:
+    if not whole.files_checked:
         survey(whole)
-        whole.looked_at = True
+        whole.files_checked = True

@@ -33,7 +33,7 @@ SOURCES = {
 
 
 def overview(root: str | Path) -> list[dict[str, Any]]:
-    """One row a dataset: name, classes, and how many images each split has below `root`, or that it is not there."""
+    """One row per dataset: name, classes, and how many images each split has below `root`, or that it is not there."""
     rows = []
     for name, source in SOURCES.items():
         row: dict[str, Any] = {

@@ -129,7 +129,7 @@ def prepare(name: str, root: str | Path, mirror: str | None = None) -> None:
 
     mirror: an address to fetch from instead (default: the environment variable STEGO_DATA_MIRROR, if set). Raises
     DataNotFound that lists the archives which a person must get, and StegoError for all that can go wrong underway. In
-    both cases a second call goes on where the first ended.
+    both cases a second call resumes where the first ended.
     """
     if name not in RECIPES:
         _prepare_own(name, user_path(root))

@@ -21,7 +21,7 @@ def unpack(archive: Path, folder: Path, place: Callable[[str], str | None]) -> i
     place: member's name -> path below `folder`, or None for a member to be left out. All names are looked at first: an
     archive with an absolute path, "..", a link or a device in it is refused as a whole (StegoError), whether or not that
     member is wanted. Each file appears when it is whole; files of the right content that are there are kept, so unpacking
-    that broke off goes on. Hidden files and what macOS adds (__MACOSX) are left out. The archive's own checksums are verified. Raises StegoError for a damaged archive and a disk
+    that was interrupted resumes. Hidden files and what macOS adds (__MACOSX) are left out. The archive's own checksums are verified. Raises StegoError for a damaged archive and a disk
     that is too small.
     """
     try:

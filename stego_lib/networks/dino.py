@@ -91,7 +91,7 @@ def dino_vit(weights: dict[str, Tensor], source: str, heads: int | None = None) 
 def load_pth(path: Path) -> dict[str, Tensor]:
     """Weights in one of DINO's own .pth files: the plain backbone, or the teacher's in a full checkpoint of its training.
 
-    Prefixes that the training leaves ('module.', 'backbone.') are taken off and DINO's projection head is left out.
+    Prefixes that the training leaves ('module.', 'backbone.') are removed and DINO's projection head is left out.
     Runs no code from the file. Raises StegoError for a file that is missing, broken or of another kind.
     """
     if not path.is_file():

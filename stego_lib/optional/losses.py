@@ -12,7 +12,7 @@ from torch import Tensor
 from ..loss import sample
 
 CRF_SIDE = 56
-"""Pixels a side at which the CRF-inspired loss compares colors and codes."""
+"""Pixels per side at which the CRF-inspired loss compares colors and codes."""
 CRF_POINTS = 1000
 """Points of each image between which it is formed."""
 

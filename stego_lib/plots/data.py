@@ -84,7 +84,7 @@ def nearest_images(dataset: SegmentationDataset, neighbors: Tensor, queries: Seq
 
 
 def shared_content(values: dict[str, Tensor]) -> Figure:
-    """Histograms of `neighbors.shared_content`, one a kind of partner, each with its mean."""
+    """Histograms of `neighbors.shared_content`, one per kind of partner, each with its mean."""
     figure, axis = plt.subplots(figsize=(7, 3))
     bins = np.linspace(0, 1, 26)
     for color, (name, found) in zip(sns.color_palette(), values.items(), strict=False):

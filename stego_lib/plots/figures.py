@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..datasets import Classes, SegmentationDataset
-from ..datasets.folder import told_apart
+from ..datasets.folder import distinct_names
 from ..datasets.layout import list_images
 from ..run import Run
 from ..runtime.notices import notice
@@ -31,7 +31,7 @@ KINDS = {"self": "self", "knn": "nearest neighbor", "rand": "random"}
 UNMATCHED = (255, 255, 255)
 """Color of ignored pixels."""
 SHOWN = 1024
-"""Pixels a side of the largest image in a figure; of a larger one every second pixel is shown, or every third ..."""
+"""Pixels per side of the largest image in a figure; of a larger one every second pixel is shown, or every third ..."""
 
 
 def use_style() -> None:
@@ -179,7 +179,7 @@ def class_iou(*records: dict[str, Any], methods: Sequence[str] = ("cluster", "km
         for record in records
         for method in methods
         if method in scored(record)["scores"]
-        for name, value in zip(told_apart(record["classes"]), record["scores"][method]["iou"], strict=True)
+        for name, value in zip(distinct_names(record["classes"]), record["scores"][method]["iou"], strict=True)
     ]
     figure, axis = plt.subplots(figsize=(max(6.5, 0.75 * len(records[0]["classes"])), 3.4))
     errors = dict(errorbar="sd", err_kws={"linewidth": 1}) if len(records) > 1 else dict(errorbar=None)

@@ -25,7 +25,7 @@ def equal_time(
     """Trains by each recipe for about `seconds` (of processor time on a CPU): name -> its log.
 
     The number of steps is replaced by as many as fit; warm-up and last phase are shortened with it. A watch looks four
-    times. State is kept below `folder`; called again it goes on, with the number of steps found at first. options: for
+    times. State is kept below `folder`; called again it resumes, with the number of steps found at first. options: for
     `pretrain`.
     """
     logs: dict[str, list[dict[str, float]]] = {}

@@ -1,7 +1,7 @@
 """What DINO and iBOT share: a student that learns what its own moving average, the teacher, says of another view.
 
 Without a label and without negatives nothing would keep all answers from becoming one. Two things do: the teacher's
-distributions are sharp (a low temperature), and centered (what it says on average is taken off). Caron et al. 2021.
+distributions are sharp (a low temperature), and centered (what it says on average is subtracted). Caron et al. 2021.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""The loop: steps, schedule, state that a broken-off run goes on from."""
+"""The loop: steps, schedule, state that a run is resumed from."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def pretrain(
     It begins with the weights `start` (a state dict of an earlier stage) or with random ones. chances: (N,), how likely
     each image is to be drawn; None is all alike. The images are kept, cut and colored on `device`. precision: what
     the network computes in there; weights, losses and the optimizer stay float32. State is kept in `folder` every
-    `save_every` steps; called again it goes on from there with the same result on a CPU. `watch(vit, step)` may return
+    `save_every` steps; called again it resumes there with the same result on a CPU. `watch(vit, step)` may return
     numbers to add to the log every `watch_every` steps (None: whenever state is kept); it must not change the network.
     Raises ValueError for a folder that holds the state of another recipe.
     """

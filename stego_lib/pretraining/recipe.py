@@ -39,7 +39,7 @@ class PretrainRecipe:
     steps: int = 2000
     """Training steps; the last `full_size_steps` of them see crops of `full_crop` pixels."""
     batch_size: int = 64
-    """Images a step, two crops each."""
+    """Images per step, two crops each."""
     crop: int = 64
     """Side of a crop in pixels. Small crops are cheap: attention and tokens grow with the area."""
     full_size_steps: int = 200

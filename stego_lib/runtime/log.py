@@ -1,4 +1,4 @@
-"""log.csv: one line a step, none twice and none missing, also after a run was killed."""
+"""log.csv: one line per step, none twice and none missing, also after a run was killed."""
 
 import csv
 import os

@@ -40,7 +40,7 @@ def run_seeds(
     """Trains and evaluates `experiment` with each seed; returns the run records, a copy of each in the folder `records`.
 
     The features are computed for the first seed and read back for the others. With `resume`, a seed whose newest run of
-    an equal experiment below `runs_dir` is finished and scored is not run again, and one that was broken off goes on.
+    an equal experiment below `runs_dir` is finished and scored is not run again, and an interrupted one is resumed.
     """
     found = []
     for one in [experiment.but(seed=seed) for seed in seeds]:  # a seed out of range is told before any work

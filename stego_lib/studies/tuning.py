@@ -209,7 +209,7 @@ def collapses(study: Study) -> pd.DataFrame:
 def goals(recipes: dict[str, list[dict[str, Any]]], chosen: dict[str, Study], drawn: pd.DataFrame) -> pd.DataFrame:
     """One line for each goal: what was asked for, what the records say, and "met", "missed" or "not measured".
 
-    recipes: dataset -> run records of its recipe as it stands, one a seed. chosen: dataset -> study of `recipe_by_labels`.
+    recipes: dataset -> run records of its recipe as it stands, one per seed. chosen: dataset -> study of `recipe_by_labels`.
     drawn: of `collapses`.
     """
     rows = []
@@ -249,7 +249,7 @@ def _verdict(reached: bool) -> str:
 def clusterings(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
     """A record of every way to cluster (`clusterers.WAYS`), with each seed, on the codes of a trained run.
 
-    "ways": for each of them "accuracy" and "miou" (percent, on `val`, one a seed; labels serve for these alone) and
+    "ways": for each of them "accuracy" and "miou" (percent, on `val`, one per seed; labels serve for these alone) and
     "agreement", the mean adjusted Rand index of the clusters of two seeds on the codes of `val`, without labels. A seed also
     draws the codes that are clustered.
     """
@@ -279,7 +279,7 @@ def clusterings(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def clustering_table(folder: str | Path) -> pd.DataFrame:
-    """The records of `clusterings` in a folder, one row a dataset and way; empty if there is none.
+    """The records of `clusterings` in a folder, one row per dataset and way; empty if there is none.
 
     heads: runs whose codes were clustered. mIoU: mean over heads and seeds. of seeds, of heads: standard deviations, of one
     head's seeds (root mean square over heads) and of the heads' means. agreement: mean over heads.

@@ -208,3 +208,9 @@ def test_a_kernel_that_dies_is_told_in_one_line(notebook, tmp_path, capsys):
     nbformat.write(content, notebook)
     assert main([str(notebook), str(tmp_path / "out.ipynb")]) == 1
     assert "the kernel of" in (said := capsys.readouterr().err) and "died" in said and "Traceback" not in said
+
+
+def test_a_former_name_of_a_parameter_names_the_present_one(tmp_path):
+    notebook = ROOT / "notebooks" / "segment_your_images.ipynb"
+    with pytest.raises(StegoError, match=r"no parameter 'pictures' \(it is called 'images' now\)"):
+        run_notebook(notebook, tmp_path / "out.ipynb", {"pictures": "x"})

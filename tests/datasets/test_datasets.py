@@ -407,7 +407,7 @@ def test_a_broken_label_map_is_named(tmp_path):
 def test_a_label_map_in_colors_is_explained(tmp_path):
     folder = own_folder(tmp_path)
     save(folder / "labels" / "train" / "a.png", noise(6, 8))
-    with pytest.raises(StegoError, match=r"labels/train/a\.png.*one class id a pixel"):
+    with pytest.raises(StegoError, match=r"labels/train/a\.png.*one class id per pixel"):
         open_dataset("folder", tmp_path, "train").label(0)
 
 

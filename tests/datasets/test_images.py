@@ -28,7 +28,7 @@ TWELVE = np.array([[0, 1, 2047, 2048], [4000, 4094, 4095, 0]], np.uint16)
 
 
 def png16(path: Path, values: np.ndarray) -> Path:
-    """A PNG of 16 bits a channel, of one channel or three."""
+    """A PNG of 16 bits per channel, of one channel or three."""
     height, width = values.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     header = struct.pack(">IIBBBBB", width, height, 16, 0 if values.ndim == 2 else 2, 0, 0, 0)

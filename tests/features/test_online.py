@@ -183,7 +183,7 @@ def test_a_run_does_not_change_its_way(experiment, tmp_path, monkeypatch):
 
 def test_a_run_that_is_told_to_change_its_way_says_so(experiment, run, tmp_path):
     shutil.copytree(run.folder, tmp_path / run.folder.name)
-    with pytest.warns(Notice, match="goes on with feature_store='store'; up to here it was 'online'"):
+    with pytest.warns(Notice, match="resumes with feature_store='store'; up to here it was 'online'"):
         again = train(experiment.but(feature_store="store"), runs_dir=tmp_path, resume=True)
     assert again.folder == tmp_path / run.folder.name
 

@@ -91,7 +91,7 @@ def test_auto_is_its_percentiles_by_brute_force(measuring):
 
 
 def test_the_rule_does_not_see_the_features_length_or_a_rotation(measuring):
-    """Correspondences are cosines; with the mean taken off, a constant added to all features is not seen either."""
+    """Correspondences are cosines; with the mean subtracted, a constant added to all features is not seen either."""
     store, *others = measuring
     found = calibrate(*measuring).shifts
     rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]

@@ -231,7 +231,7 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_a_large_image_takes_the_memory_of_its_pixels_and_no_more(run, tmp_path):
-    """Four bytes a pixel in Pillow, three as an array, one of the label map; in place of four for each cluster."""
+    """Four bytes per pixel in Pillow, three as an array, one of the label map; in place of four for each cluster."""
     for name, size in (("small", (80, 60)), ("large", (3000, 3000))):
         (tmp_path / name).mkdir()
         Image.radial_gradient("L").resize(size).convert("RGB").save(tmp_path / name / "a.jpg")

@@ -94,7 +94,7 @@ def test_a_full_disk_is_said_and_what_was_good_is_kept(runner, experiment, refer
 
 
 def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(experiment, tmp_path, monkeypatch):
-    """Training goes on from there once there is room."""
+    """Training resumes there once there is room."""
     monkeypatch.setattr(training, "SAVE_EVERY", 3)
     write, calls = Path.write_bytes, []
 
@@ -200,7 +200,7 @@ def test_memory_and_open_files_stay_flat(runner, experiment, tmp_path):
 
 
 def test_flat_tells_a_leak():
-    """512 bytes a step would be 200 kB here; this test leaks 1 MB every 20 steps, which must be seen."""
+    """512 bytes per step would be 200 kB here; this test leaks 1 MB every 20 steps, which must be seen."""
     assert flat([100.0] * 20, 8) and flat([50.0, 90.0, *[100.0] * 18], 8)
     assert not flat([100.0 + i for i in range(20)], 8) and not flat([7.0] * 19 + [8.0], 0)
 
