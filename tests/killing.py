@@ -27,7 +27,7 @@ from stego_lib.backbone import Backbone
 from stego_lib.features import extraction
 from stego_lib.features.opening import open_store
 from stego_lib.run import read_checkpoint
-from stego_lib.runtime.files import UNFINISHED, read_json, write_json
+from stego_lib.runtime.files import TEMPORARY, read_json, write_json
 
 SAVE_EVERY = 3
 TRACED = {
@@ -357,7 +357,7 @@ def survive(runner: Runner, experiment: Experiment, folder: Path, kills: int, se
             elif way == "from outside":
                 seconds *= 1.1
             assert finished or status == -signal.SIGKILL, f"seed {seed}, round {rounds}: {runner.results()}"
-            half_written |= set(runs_dir.rglob(f"{UNFINISHED}*"))
+            half_written |= set(runs_dir.rglob(f"{TEMPORARY}*"))
             refuse_half_files(runs_dir)
         done = [path for path in runs_in(runs_dir) if (path / "metrics.json").exists()]
         assert len(done) == 1, f"seed {seed}, round {rounds}: {done}"

@@ -1,7 +1,6 @@
 """Extraction: the arrays of a feature store, filled by any number of processes at once."""
 
 import math
-import os
 import shutil
 import time
 import zlib
@@ -14,9 +13,9 @@ import numpy as np
 import torch
 
 from ..backbone import Backbone
-from ..datasets.intact import refuse_broken
+from ..datasets.intact import check_files
 from ..runtime.errors import StegoError, brief
-from ..runtime.files import Claims, checksum, explained, locked, read_json, write_json
+from ..runtime.files import Claims, checksum, disk_errors, locked, read_json, write_json
 from ..runtime.notices import notice
 from ..runtime.progress import progress, say
 from .arrays import create, read_rows, sync, write_rows
@@ -58,9 +57,9 @@ def ensure(source: Source, folder: Path, shapes: Shapes, batch: int | None = Non
     """`folder` with the arrays named by `shapes`, computed now unless they are there and intact."""
     if problem(folder, shapes) is None:
         return folder
-    with explained(folder):
+    with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f".{folder.name}.lock"), f"another process checks {folder}; waiting for it", wait=True):
+        with _store_lock(folder):
             if folder.exists() and (reason := problem(folder, shapes)):
                 notice(f"{folder} is damaged ({reason}); its features are computed anew")
                 shutil.rmtree(folder)
@@ -87,6 +86,10 @@ def problem(folder: Path, shapes: Shapes) -> str | None:
     return None
 
 
+def _store_lock(folder: Path) -> AbstractContextManager[None]:
+    return locked(folder.with_name(f".{folder.name}.lock"), f"another process checks {folder}; waiting for it", wait=True)
+
+
 @cache
 def _checksum(path: Path, *_state: int) -> str:
     """Computed once a process and state of the file: a store is read from end to end for it."""
@@ -96,23 +99,24 @@ def _checksum(path: Path, *_state: int) -> str:
 def build(source: Source, folder: Path, shapes: Shapes, batch: int | None = None) -> None:
     """Computes the arrays named by `shapes`; `folder` appears when all are complete.
 
-    Any number of processes may call this at once, of one run or of several: each takes batches that no other has, and returns
-    when the store is complete. Rows are written to a folder beside it, and recorded when they are synced to the disk; after a
-    kill, extraction resumes behind the last record. A batch always has the same rows, so stores are equal to the bit.
+    Any number of processes, of one run or of several, may call this at once. Each takes batches that no other has, and
+    returns when the store is complete. Rows are written to a folder beside it, and recorded when they are synced to the
+    disk; after a kill, extraction resumes behind the last record. A batch always has the same rows, so stores are
+    identical to the bit.
     """
     work = _Extraction(source, folder, shapes, batch or usual_batch(source.backbone))
     try:
-        with work.lock():
+        with _store_lock(folder):
             if folder.exists():
                 return
             work.prepare()
         while not folder.exists():
             work.compute()
-            with work.lock():
+            with _store_lock(folder):
                 if not folder.exists() and work.verify():
                     work.finish()
     finally:
-        with work.lock():
+        with _store_lock(folder):
             work.leave()
 
 
@@ -129,12 +133,8 @@ class _Extraction:
         self.own: set[Path] = set()
         self._start_chunk()
 
-    def lock(self) -> AbstractContextManager[None]:
-        busy = f"another process checks the features of {self.source}; waiting for it"
-        return locked(self.folder.with_name(f".{self.folder.name}.lock"), busy, wait=True)
-
     def prepare(self) -> None:
-        """Makes the files of a partial store, unless there are fitting ones; raises StegoError for what would fail later."""
+        """Makes the files of a partial store unless it exists; raises StegoError for what would fail later."""
         self._check_space()
         try:
             arrays = {name: np.load(path, mmap_mode="r") for name, path in self.paths.items()}
@@ -142,7 +142,7 @@ class _Extraction:
         except (OSError, ValueError, EOFError):
             fitting = False
         if not fitting:
-            refuse_broken(self.source.dataset)
+            check_files(self.source.dataset)
             if "features" in self.shapes:
                 say(f"features of {self.source}: {needed_bytes(self.shapes) / 1e9:.2f} GB, to be kept in {self.folder}")
             shutil.rmtree(self.part, ignore_errors=True)
@@ -160,8 +160,8 @@ class _Extraction:
             others = [path for path in root.glob(".*.part") if path != self.part]
             left = f"; {others[0]} is unfinished and may be removed" if others else ""
             raise StegoError(
-                f"the features of {self.source} take {needed / 1e9:.1f} GB, {root.parent} has {free / 1e9:.1f} GB free{left}; "
-                "name a larger disk with runs_dir, or keep no features: feature_store='online'"
+                f"the features of {self.source} take {needed / 1e9:.1f} GB, {root.parent} has {free / 1e9:.1f} GB free"
+                f"{left}; name a larger disk with runs_dir, or keep no features: feature_store='online'"
             )
 
     def compute(self) -> None:
@@ -261,11 +261,12 @@ class _Extraction:
         self._start_chunk()
 
     def verify(self) -> bool:
-        """Whether all batches are recorded and intact. Records of other processes, which may have died, are checked by CRC."""
+        """Whether all batches are recorded and intact; those of other processes, which may have died, are checked by CRC."""
         intact = self._finished().issuperset(range(self.total))
         for path in self.records.keys() - self.own:
             try:
-                good = all(self._crc(name, self.records[path]["batches"]) == self.records[path]["crc"][name] for name in self.shapes)
+                batches, crc = self.records[path]["batches"], self.records[path]["crc"]
+                good = all(self._crc(name, batches) == crc[name] for name in self.shapes)
             except (KeyError, TypeError):
                 good = False
             if not good:
@@ -276,7 +277,7 @@ class _Extraction:
     def _crc(self, name: str, batches: list[int]) -> int:
         found = 0
         for number in batches:
-            found = zlib.crc32(read_rows(self.paths[name], self._rows(number)), found)
+            found = zlib.crc32(read_rows(self.paths[name], self._rows(number)).data, found)
         return found
 
     def finish(self) -> None:

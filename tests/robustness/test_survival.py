@@ -15,7 +15,7 @@ from killing import flat, refuse_half_files, runs_in, same, survive, wait_for
 from stego_lib import Experiment, StegoError, load_run, train, training
 from stego_lib.backbone import Backbone
 from stego_lib.run import read_checkpoint
-from stego_lib.runtime.files import UNFINISHED
+from stego_lib.runtime.files import TEMPORARY
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 KILLS = 20
@@ -333,11 +333,11 @@ def test_a_log_that_lacks_steps_is_refused(experiment, tmp_path, monkeypatch):
 
 def test_what_a_killed_write_left_is_removed(experiment, tmp_path, monkeypatch):
     folder = broken_off(experiment, tmp_path, monkeypatch)
-    for half in (folder / f"{UNFINISHED}checkpoint.1.pt", folder / "kept" / f"{UNFINISHED}0000004.1.pt"):
+    for half in (folder / f"{TEMPORARY}checkpoint.1.pt", folder / "kept" / f"{TEMPORARY}0000004.1.pt"):
         assert half.parent.is_dir()
         half.write_bytes(b"half")
     train(experiment, runs_dir=tmp_path, resume=True)
-    assert not list(folder.rglob(f"{UNFINISHED}*"))
+    assert not list(folder.rglob(f"{TEMPORARY}*"))
 
 
 def test_a_run_can_be_resumed_from_its_first_step_on(experiment, tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def test_an_unattended_notebook_gets_few_lines_and_none_for_short_work(monkeypat
 
 def test_a_part_without_steps_is_named_when_it_begins(monkeypatch, clock, capsys):
     kernel(monkeypatch, asks=False)
-    clock[0] += module.APART
+    clock[0] += module.LINE_EVERY
     with stage("fitting probes"):
         assert capsys.readouterr().err == "fitting probes\n"
     with stage("another at once"):
