@@ -12,7 +12,7 @@ import pandas as pd
 from ..datasets.check import COUNTS
 from ..experiment import PRESETS, Experiment
 from ..runtime.errors import StegoError, did_you_mean
-from ..runtime.files import read_json, read_text
+from ..runtime.files import atomic, read_json, read_text
 from ..runtime.paths import user_path
 
 METHODS = {
@@ -56,6 +56,42 @@ def read_records(folder: str | Path) -> list[dict[str, Any]]:
     if not found:
         raise StegoError(f"{folder.resolve()} holds no run record (*.json)")
     return [read_record(path) for path in found]
+
+
+def results_table(root: str | Path) -> pd.DataFrame:
+    """All run records below `root`, one row per record and method: what was run, its scores in percent, hardware and versions.
+
+    Columns: study (folder below root), record (file), dataset, split, images, backbone, weights (fingerprint), precision, seed,
+    step, method, accuracy, miou, machine, python, torch, timm, date. `book/records/results.csv` holds it.
+
+    Examples
+    --------
+    >>> table = pd.read_csv("book/records/results.csv")
+    >>> table[table.method == "cluster"].groupby("study").miou.agg(["mean", "std", "count"])
+    """
+    root, rows = user_path(root), []
+    for path in sorted(root.rglob("*.json")):
+        record = read_json(path)
+        if not isinstance(record, dict) or not {"experiment", "scores", "step"} <= set(record):
+            continue  # curves, maps and other data of figures
+        values, environment = record["experiment"], record.get("environment", {})
+        about = {
+            "study": path.parent.relative_to(root).as_posix(),
+            "record": path.stem,
+            "dataset": values["dataset"],
+            "split": record.get("split", "val"),
+            "images": record.get("images"),
+            "backbone": values["backbone"],
+            "weights": record.get("backbone_weights"),
+            "precision": values.get("precision"),
+            "seed": values["seed"],
+            "step": record["step"],
+        }
+        machine = {key: environment.get(key) for key in ("machine", "python", "torch", "timm", "date")}
+        for method, found in record["scores"].items():
+            scores = {key: round(found[key], 3) for key in ("accuracy", "miou")}
+            rows.append(about | {"method": method} | scores | machine)
+    return pd.DataFrame(rows)
 
 
 def scored(record: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +255,7 @@ def departures(record: dict[str, Any], row: str) -> list[str]:
 
 
 def fill_tables(text: str, root: str | Path) -> str:
-    """`text` with each table between `<!-- table: FOLDER -->` and `<!-- end -->` made anew from the records in root/FOLDER."""
+    """`text` with each table between `<!-- table: FOLDER -->` and `<!-- end -->` made from the records in root/FOLDER."""
 
     def table(found: re.Match) -> str:
         return f"{found[1]}\n{markdown_table(read_records(Path(root) / found[2]))}\n{found[3]}"
@@ -227,6 +263,15 @@ def fill_tables(text: str, root: str | Path) -> str:
     return re.sub(r"(<!-- table: (\S+) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)
 
 
-if __name__ == "__main__":  # python -m stego_lib.studies.results README.md: makes the tables of a page anew
-    for page in map(Path, sys.argv[1:]):
-        page.write_text(fill_tables(read_text(page), page.resolve().parent), encoding="utf-8")
+def main(paths: Sequence[str]) -> None:
+    """python -m stego_lib.studies.results PAGE.md ... book/records/results.csv: makes tables from the run records again."""
+    for path in map(Path, paths):
+        if path.suffix == ".csv":
+            with atomic(path) as temporary:
+                results_table(path.parent).to_csv(temporary, index=False)
+        else:
+            path.write_text(fill_tables(read_text(path), path.resolve().parent), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -4,9 +4,11 @@ import copy
 import math
 import runpy
 import sys
+from io import StringIO
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 from common import ROOT
 
@@ -24,6 +26,7 @@ from stego_lib.studies.results import (
     published_figures,
     read_record,
     read_records,
+    results_table,
     score_table,
     summary,
 )
@@ -258,3 +261,15 @@ def test_the_tables_of_the_readme_are_those_of_the_records():
     text = (ROOT / "README.md").read_text()
     assert text.count("<!-- table: ") == 3
     assert fill_tables(text, ROOT) == text
+
+
+def test_the_table_of_all_results_is_that_of_the_records():
+    """If this fails: python -m stego_lib.studies.results book/records/results.csv."""
+    root = ROOT / "book" / "records"
+    table = pd.read_csv(root / "results.csv", dtype=str, keep_default_na=False)
+    made = pd.read_csv(StringIO(results_table(root).to_csv(index=False)), dtype=str, keep_default_na=False)
+    pd.testing.assert_frame_equal(table, made)
+    of_seeds = table[(table.study == "scenes") & (table.method == "cluster")].miou.astype(float)
+    mean = float(summary(read_records(root / "scenes")).loc["cluster", ("miou", "mean")])
+    assert len(of_seeds) == 5 and of_seeds.mean() == pytest.approx(mean, abs=1e-3)
+    assert not (table[["dataset", "backbone", "seed", "miou", "torch", "machine"]] == "").any(axis=None)
