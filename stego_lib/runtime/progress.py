@@ -24,7 +24,7 @@ def progress(items: Iterable[Item], what: str, **options: Any) -> "tqdm[Item]":
     A notebook that runs unattended (papermill, nbconvert) would keep each redrawing as an output. It gets a line at each tenth,
     at most every `LINE_EVERY` seconds. Of several processes on a machine only the first shows anything.
     """
-    kind = _Lines if _unattended() else tqdm
+    kind = Lines if _unattended() else tqdm
     options.setdefault("disable", os.environ.get("LOCAL_RANK", "0") != "0")
     return kind(items, desc=what, mininterval=0.5, leave=False, dynamic_ncols=True, **options)
 
@@ -49,7 +49,7 @@ def _unattended() -> bool:
     return kernel is not None and not getattr(kernel, "_allow_stdin", True)
 
 
-class _Lines(tqdm):
+class Lines(tqdm):
     """Lines in place of a bar; none for what takes less than `LINE_EVERY` seconds."""
 
     last = time.monotonic()
@@ -61,8 +61,8 @@ class _Lines(tqdm):
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         now, tenth = time.monotonic(), 10 * self.n // self.total if self.total else 0
-        if msg == "" or now - _Lines.last < LINE_EVERY or (self.total and tenth == self.tenth):
+        if msg == "" or now - Lines.last < LINE_EVERY or (self.total and tenth == self.tenth):
             return
-        self.tenth, _Lines.last = tenth, now
+        self.tenth, Lines.last = tenth, now
         what = self.desc.removesuffix(": ")
         print(f"{what}: {self.n:,} of {self.total:,}" if self.total else what, file=sys.stderr)

@@ -14,7 +14,7 @@ def clock(monkeypatch) -> list[float]:
     """The time, in seconds, that lines are spaced by."""
     now = [1000.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(module._Lines, "last", 1000.0)
+    monkeypatch.setattr(module.Lines, "last", 1000.0)
     return now
 
 
