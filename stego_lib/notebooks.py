@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .runtime.errors import StegoError, brief, did_you_mean
-from .runtime.files import atomic, explained
+from .runtime.files import atomic, disk_errors
 from .runtime.paths import user_path
 from .runtime.progress import BARS
 
@@ -209,7 +209,7 @@ def refuse_output(output: Path, notebook: Path) -> None:
     if output.exists() and output.samefile(notebook):
         raise StegoError(f"the executed copy would replace the notebook {notebook}; name another file for it")
     try:
-        with explained(output):
+        with disk_errors(output):
             output.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=output.parent).close()
             if output.exists():

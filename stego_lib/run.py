@@ -24,7 +24,7 @@ from .probes import most_similar
 from .published.checkpoint import read_published
 from .runtime.errors import StegoError
 from .runtime.fields import split_backbone
-from .runtime.files import explained, fingerprint, load_state, read_json, save_state, write_json
+from .runtime.files import disk_errors, fingerprint, load_state, read_json, save_state, write_json
 from .runtime.notices import notice
 from .runtime.paths import runs_root, shown_path, user_path
 
@@ -467,7 +467,7 @@ def new_folder(runs_dir: Path, experiment: Experiment) -> Path:
     while True:
         folder = runs_dir / (stem if number == 1 else f"{stem}-{number}")
         try:
-            with explained(folder.parent):
+            with disk_errors(folder.parent):
                 folder.parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir()
             return folder

@@ -25,8 +25,8 @@ from .probes import fit_probes
 from .run import Run, build_model, copy_weights, data_ids, find_run, load_run, new_folder, read_checkpoint
 from .runtime import devices
 from .runtime.errors import StegoError
-from .runtime.files import explained, locked, sweep, write_json
-from .runtime.log import open_log
+from .runtime.files import disk_errors, locked, remove_temporary, write_json
+from .runtime.log import TrainingLog
 from .runtime.memory import enough_memory
 from .runtime.notices import notice
 from .runtime.paths import runs_root, user_path
@@ -127,8 +127,8 @@ def train_steps(run: Run, features: Features, neighbors: Tensor, optimizer: torc
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),  # dropout uses the caller's generators
         enough_memory(f"a training step on {features.name}", "choose a smaller batch_size, code_dim or train_size, or device='cpu'"),
-        explained(path),
-        open_log(path, run.step, terms) if devices.first() else nullcontext() as log,
+        disk_errors(path),
+        TrainingLog(path, run.step, terms) if devices.first() else nullcontext() as log,
     ):  # fmt: skip
         bar = progress(range(run.step, experiment.steps), "training", initial=run.step, total=experiment.steps)
         for step in bar:
@@ -222,7 +222,7 @@ def resume_run(run: Run, optimizer: torch.optim.Optimizer) -> None:
         )
     if devices.first():
         for folder in (run.folder, run.folder / "kept"):
-            sweep(folder)
+            remove_temporary(folder)
         write_json(run.folder / "experiment.json", run.experiment.to_dict())  # MACHINE and EVALUATION fields may differ
 
 

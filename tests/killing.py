@@ -27,7 +27,7 @@ from stego_lib.backbone import Backbone
 from stego_lib.features import extraction
 from stego_lib.features.opening import open_store
 from stego_lib.run import read_checkpoint
-from stego_lib.runtime.files import UNFINISHED, read_json, write_json
+from stego_lib.runtime.files import TEMPORARY, read_json, write_json
 
 SAVE_EVERY = 3
 TRACED = {
@@ -164,7 +164,7 @@ def child(job: dict[str, Any]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     quicken()
     if "keep_every" in job:  # of a store as well, in which each batch of four images is then a chunk of its own
-        extraction.KEEP_EVERY, extraction.usual_batch = job["keep_every"], lambda backbone: 4
+        extraction.CHECKPOINT_EVERY, extraction.usual_batch = job["keep_every"], lambda backbone: 4
     if limit := job.get("largest_file"):
         import resource
 
@@ -357,7 +357,7 @@ def survive(runner: Runner, experiment: Experiment, folder: Path, kills: int, se
             elif way == "from outside":
                 seconds *= 1.1
             assert finished or status == -signal.SIGKILL, f"seed {seed}, round {rounds}: {runner.results()}"
-            half_written |= set(runs_dir.rglob(f"{UNFINISHED}*"))
+            half_written |= set(runs_dir.rglob(f"{TEMPORARY}*"))
             refuse_half_files(runs_dir)
         done = [path for path in runs_in(runs_dir) if (path / "metrics.json").exists()]
         assert len(done) == 1, f"seed {seed}, round {rounds}: {done}"

@@ -11,7 +11,7 @@ import pooch
 import requests
 
 from ..runtime.errors import StegoError
-from ..runtime.files import explained, read_text
+from ..runtime.files import disk_errors, read_text
 from ..runtime.progress import progress
 
 TIMEOUT = 30
@@ -36,7 +36,7 @@ def fetch(url: str, path: Path, sha256: str | None = None) -> str:
     """
     if path.exists():
         return verify(path, sha256)
-    with explained(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         pooch.get_logger().setLevel("WARNING")  # what it says of every download is meant for programmers
         try:

@@ -1,1 +1,1 @@
-"""Frozen features: extracted once, kept on disk, or computed on demand."""
+"""Frozen features: extracted once and kept on disk, or computed on demand."""

@@ -3,33 +3,32 @@
 import math
 import shutil
 import time
+import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..backbone import Backbone
 from ..datasets.intact import check_files
 from ..runtime.errors import StegoError, brief
-from ..runtime.files import Claims, checksum, explained, locked, read_json, write_json
+from ..runtime.files import Claims, checksum, disk_errors, locked, read_json, write_json
 from ..runtime.notices import notice
 from ..runtime.progress import progress, say
-from .arrays import ArrayFile, crc, create
+from .arrays import create, read_rows, sync, write_rows
 from .prefetch import ReadAhead
 from .source import NO_LABEL, Shapes, Source
 
-KEEP_EVERY = 30.0
+CHECKPOINT_EVERY = 30.0
 """Seconds after which the rows computed so far are synced to the disk: a kill loses at most so much work."""
-AHEAD = 1
+PREFETCH = 1
 """Batches that are read while the backbone works on another."""
 CLAIMS = ".claims"
 """File whose locks say which batches are being computed."""
-LOOK_EVERY = 0.2
+POLL_EVERY = 0.2
 """Seconds between two looks at whether other processes have finished."""
 
 
@@ -43,12 +42,13 @@ def needed_bytes(shapes: Shapes) -> int:
     return sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in shapes.values())
 
 
-def taken_bytes(folder: Path) -> int:
-    """Bytes that an unfinished store occupies on the disk."""
-    return sum(path.stat().st_blocks * 512 for path in folder.glob("*.npy")) if folder.is_dir() else 0
+def missing_bytes(folder: Path, shapes: Shapes) -> int:
+    """Bytes that the store `folder` still needs on the disk; a partial store has taken its own already."""
+    taken = sum(path.stat().st_blocks * 512 for path in partial(folder).glob("*.npy"))
+    return needed_bytes(shapes) - taken
 
 
-def unfinished(folder: Path) -> Path:
+def partial(folder: Path) -> Path:
     """Where the store `folder` lies while it is computed."""
     return folder.with_name(f".{folder.name}.part")
 
@@ -57,9 +57,9 @@ def ensure(source: Source, folder: Path, shapes: Shapes, batch: int | None = Non
     """`folder` with the arrays named by `shapes`, computed now unless they are there and intact."""
     if problem(folder, shapes) is None:
         return folder
-    with explained(folder):
+    with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f".{folder.name}.lock"), f"another process checks {folder}; waiting for it", wait=True):
+        with _store_lock(folder):
             if folder.exists() and (reason := problem(folder, shapes)):
                 notice(f"{folder} is damaged ({reason}); its features are computed anew")
                 shutil.rmtree(folder)
@@ -86,6 +86,10 @@ def problem(folder: Path, shapes: Shapes) -> str | None:
     return None
 
 
+def _store_lock(folder: Path) -> AbstractContextManager[None]:
+    return locked(folder.with_name(f".{folder.name}.lock"), f"another process checks {folder}; waiting for it", wait=True)
+
+
 @cache
 def _checksum(path: Path, *_state: int) -> str:
     """Computed once a process and state of the file: a store is read from end to end for it."""
@@ -95,232 +99,210 @@ def _checksum(path: Path, *_state: int) -> str:
 def build(source: Source, folder: Path, shapes: Shapes, batch: int | None = None) -> None:
     """Computes the arrays named by `shapes`; `folder` appears when all are complete.
 
-    Any number of processes may call this at once, of one run or of several: each takes batches that no other has, and returns
-    when the store is complete. Rows are written to a folder beside it, and recorded when they are synced to the disk; after a
-    kill, extraction resumes behind the last record. A batch always has the same rows, so stores are equal to the bit.
+    Any number of processes, of one run or of several, may call this at once. Each takes batches that no other has, and
+    returns when the store is complete. Rows are written to a folder beside it, and recorded when they are synced to the
+    disk; after a kill, extraction resumes behind the last record. A batch always has the same rows, so stores are
+    identical to the bit.
     """
-    part, size, own = unfinished(folder), batch or usual_batch(source.backbone), set[Path]()
-    claims = None
+    work = _Extraction(source, folder, shapes, batch or usual_batch(source.backbone))
     try:
-        with _store_lock(source, folder):
+        with _store_lock(folder):
             if folder.exists():
                 return
-            _prepare(source, folder, part, shapes)
-            claims = Claims(part / CLAIMS)
+            work.prepare()
         while not folder.exists():
-            _fill(source, folder, part, shapes, size, claims, own)
-            with _store_lock(source, folder):
-                if not folder.exists() and _verified(part, shapes, size, own):
-                    _describe(source, part, shapes)
-                    part.rename(folder)
-                    (folder / CLAIMS).unlink()
-                    shutil.rmtree(folder / "chunks")  # last: an unfinished store without them starts again
+            work.compute()
+            with _store_lock(folder):
+                if not folder.exists() and work.verify():
+                    work.finish()
     finally:
-        with _store_lock(source, folder):
-            if part.exists() and not list((part / "chunks").glob("*.json")):
-                claims = claims or Claims(part / CLAIMS)
-                if claims.alone():
-                    shutil.rmtree(part)  # nothing is recorded: the disk is given back
-            if claims:
-                claims.close()
+        with _store_lock(folder):
+            work.leave()
 
 
-@contextmanager
-def _store_lock(source: Source, folder: Path) -> Iterator[None]:
-    busy = f"another process checks the features of {source}; waiting for it"
-    with locked(folder.with_name(f".{folder.name}.lock"), busy, wait=True):
-        yield
+class _Extraction:
+    """What one process does for a store that is not complete."""
 
-
-def _prepare(source: Source, folder: Path, part: Path, shapes: Shapes) -> None:
-    """Makes the files of an unfinished store, unless there are fitting ones; raises StegoError for what would fail later."""
-    _check_space(folder, source, shapes)
-    try:
-        arrays = {name: ArrayFile(part / f"{name}.npy") for name in shapes}
-        if all((arrays[name].dtype, arrays[name].shape) == known for name, known in shapes.items()):
-            return
-    except (OSError, ValueError, EOFError):
-        pass
-    check_files(source.dataset)
-    if "features" in shapes:
-        say(f"features of {source}: {needed_bytes(shapes) / 1e9:.2f} GB, to be kept in {folder}")
-    shutil.rmtree(part, ignore_errors=True)
-    (part / "chunks").mkdir(parents=True)
-    for name, known in shapes.items():
-        create(part / f"{name}.npy", *known)
-
-
-def _check_space(folder: Path, source: Source, shapes: Shapes) -> None:
-    dataset, root = source.dataset, folder.parent
-    if "labels" in shapes and len(dataset.classes) > NO_LABEL:
-        raise StegoError(f"{dataset.name} has {len(dataset.classes)} classes; {NO_LABEL} at most can be stored")
-    needed = needed_bytes(shapes) - taken_bytes(unfinished(folder))
-    free = shutil.disk_usage(root).free
-    if needed > 0.95 * free:
-        others = [path for path in root.glob(".*.part") if path != unfinished(folder)]
-        left = f"; {others[0]} is unfinished and may be removed" if others else ""
-        raise StegoError(
-            f"the features of {source} take {needed / 1e9:.1f} GB, {root.parent} has {free / 1e9:.1f} GB free{left}; "
-            "name a larger disk with runs_dir, or keep no features: feature_store='online'"
-        )
-
-
-def _rows(number: int, batch: int, count: int) -> range:
-    return range(number * batch, min((number + 1) * batch, count))
-
-
-def _count(shapes: Shapes) -> int:
-    return next(iter(shapes.values()))[1][0]
-
-
-class _Finished:
-    """The batches that records count as finished, by whichever process."""
-
-    def __init__(self, part: Path, batch: int):
-        self._folder, self._batch = part / "chunks", batch
+    def __init__(self, source: Source, folder: Path, shapes: Shapes, batch: int):
+        self.source, self.folder, self.part, self.shapes, self.batch = source, folder, partial(folder), shapes, batch
+        self.paths = {name: self.part / f"{name}.npy" for name in shapes}
+        self.count = next(iter(shapes.values()))[1][0]
+        self.total = math.ceil(self.count / batch)
+        self.claims: Claims | None = None
         self.records: dict[Path, dict] = {}
-        self.numbers: set[int] = set()
-        self.update()
+        self.own: set[Path] = set()
+        self._start_chunk()
 
-    def update(self) -> None:
-        """Reads new records; removes broken ones, and those of another batch size."""
-        for path in self._folder.glob("[!.]*"):
-            if path in self.records:
-                continue
-            try:
-                record = read_json(path)
-                if record["batch"] != self._batch:
-                    raise KeyError("batch")
-                self.numbers |= set(record["batches"])
-                self.records[path] = record
-            except FileNotFoundError:  # another process has completed the store
-                return
-            except (StegoError, KeyError, TypeError):
-                path.unlink(missing_ok=True)
+    def prepare(self) -> None:
+        """Makes the files of a partial store unless it exists; raises StegoError for what would fail later."""
+        self._check_space()
+        try:
+            arrays = {name: np.load(path, mmap_mode="r") for name, path in self.paths.items()}
+            fitting = all((arrays[name].dtype, arrays[name].shape) == known for name, known in self.shapes.items())
+        except (OSError, ValueError, EOFError):
+            fitting = False
+        if not fitting:
+            check_files(self.source.dataset)
+            if "features" in self.shapes:
+                say(f"features of {self.source}: {needed_bytes(self.shapes) / 1e9:.2f} GB, to be kept in {self.folder}")
+            shutil.rmtree(self.part, ignore_errors=True)
+            (self.part / "chunks").mkdir(parents=True)
+            for name, known in self.shapes.items():
+                create(self.paths[name], *known)
+        self.claims = Claims(self.part / CLAIMS)
 
+    def _check_space(self) -> None:
+        dataset, root = self.source.dataset, self.folder.parent
+        if "labels" in self.shapes and len(dataset.classes) > NO_LABEL:
+            raise StegoError(f"{dataset.name} has {len(dataset.classes)} classes; {NO_LABEL} at most can be stored")
+        needed, free = missing_bytes(self.folder, self.shapes), shutil.disk_usage(root).free
+        if needed > 0.95 * free:
+            others = [path for path in root.glob(".*.part") if path != self.part]
+            left = f"; {others[0]} is unfinished and may be removed" if others else ""
+            raise StegoError(
+                f"the features of {self.source} take {needed / 1e9:.1f} GB, {root.parent} has {free / 1e9:.1f} GB free"
+                f"{left}; name a larger disk with runs_dir, or keep no features: feature_store='online'"
+            )
 
-def _fill(
-    source: Source, folder: Path, part: Path, shapes: Shapes, batch: int, claims: Claims, own: set[Path]
-) -> None:
-    """Computes batches that no other process has, until all are finished. `own` collects the records written here."""
-    count, labeled = _count(shapes), "labels" in shapes
-    total, finished = math.ceil(count / batch), _Finished(part, batch)
-    chunk = _Chunk(part / "chunks", batch, {name: ArrayFile(part / f"{name}.npy", write=True) for name in shapes}, claims, own)
-    reader = ReadAhead(source.sample if labeled else source.image, source.dataset.images)
-    todo, claimed, others = deque(range(total)), deque[int](), deque[int]()
-    try:
-        with progress((), f"features of {source}", total=total, initial=len(finished.numbers)) as bar:
-            while not folder.exists():
-                while todo and len(claimed) <= AHEAD:
+    def compute(self) -> None:
+        """Computes batches that no other process has, until all are finished."""
+        try:
+            self._compute()
+        except FileNotFoundError:  # where no claims are possible, another process may complete the store meanwhile
+            if not self.folder.exists():
+                raise
+
+    def _compute(self) -> None:
+        assert self.claims
+        source, finished = self.source, self._finished()
+        reader = ReadAhead(source.sample if "labels" in self.shapes else source.image, source.dataset.images)
+        todo, claimed, others = deque(range(self.total)), deque[int](), deque[int]()
+        bar = progress((), f"features of {source}", total=self.total, initial=len(finished))
+        with closing(reader), bar:
+            while not self.folder.exists():
+                while todo and len(claimed) <= PREFETCH:
                     number = todo.popleft()
-                    if number in finished.numbers:
+                    if number in finished:
                         continue
-                    if not claims.take(number):
+                    if not self.claims.take(number):
                         others.append(number)
                         continue
-                    finished.update()
-                    if number in finished.numbers:  # between the last look and the claim
-                        claims.release(number)
+                    finished = self._finished()
+                    if number in finished:  # between the last look and the claim
+                        self.claims.release(number)
                         continue
-                    reader.prefetch(_rows(number, batch, count))
+                    reader.prefetch(self._rows(number))
                     claimed.append(number)
                 if claimed:
-                    rows = _rows(claimed[0], batch, count)
-                    read = reader.take(rows)
-                    images, labels = zip(*read, strict=True) if labeled else (read, ())
-                    chunk.add(claimed.popleft(), rows, _computed(source, rows, torch.stack(list(images)), labels))
+                    self._write(claimed[0], reader.take(self._rows(claimed[0])))
+                    claimed.popleft()
                 else:
-                    chunk.keep()
-                    finished.update()
-                    if len(finished.numbers) == total:
+                    self._checkpoint()
+                    finished = self._finished()
+                    if finished.issuperset(range(self.total)):
                         return
-                    todo, others = others, deque()  # one of them may have died
-                    time.sleep(LOOK_EVERY)
-                bar.update(len(finished.numbers | set(chunk.batches)) - bar.n)
-    finally:
-        reader.close()
+                    todo, others = others, deque()  # one of the processes that have them may have died
+                    time.sleep(POLL_EVERY)
+                bar.update(len(finished | set(self.chunk)) - bar.n)
 
+    def _rows(self, number: int) -> range:
+        return range(number * self.batch, min((number + 1) * self.batch, self.count))
 
-def _computed(source: Source, rows: range, images: Tensor, labels: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """The values of every array of a store at these rows."""
-    found = source.features(images, rows)
-    values = {"images": images, "features": found.half(), "pooled": found.mean((2, 3))}
-    if labels:
-        values["labels"] = torch.stack(list(labels))
-    return {name: value.cpu().numpy() for name, value in values.items()}
+    def _finished(self) -> set[int]:
+        """The batches that records count as finished, by whichever process.
 
+        Removes records that are broken, and those of another batch size.
+        """
+        known, self.records, found = self.records, {}, set[int]()
+        for path in (self.part / "chunks").glob("[!.]*"):
+            try:
+                record = known.get(path) or read_json(path)
+                if record["batch"] != self.batch:
+                    raise KeyError("batch")
+                found |= set(record["batches"])
+                self.records[path] = record
+            except FileNotFoundError:  # another process has removed it or completed the store
+                continue
+            except (StegoError, KeyError, TypeError):
+                path.unlink(missing_ok=True)
+        return found
 
-class _Chunk:
-    """Batches that are written and not yet recorded."""
+    def _write(self, number: int, read: list) -> None:
+        """Computes a batch from its images (and labels), and writes it."""
+        rows, labeled = self._rows(number), "labels" in self.shapes
+        images = torch.stack([image for image, _ in read] if labeled else read)
+        features = self.source.features(images, rows)
+        values = {"images": images, "features": features.half(), "pooled": features.mean((2, 3))}
+        if labeled:
+            values["labels"] = torch.stack([label for _, label in read])
+        for name, path in self.paths.items():
+            array = values[name].cpu().contiguous().numpy()
+            write_rows(path, rows.start, array)
+            self.crc[name] = zlib.crc32(array, self.crc[name])
+        self.chunk.append(number)
+        if time.monotonic() - self.started > CHECKPOINT_EVERY:
+            self._checkpoint()
 
-    def __init__(
-        self, folder: Path, batch: int, arrays: dict[str, ArrayFile], claims: Claims, own: set[Path]
-    ):
-        self._folder, self._batch, self._arrays, self._claims, self._own = folder, batch, arrays, claims, own
-        self._clear()
+    def _start_chunk(self) -> None:
+        self.chunk: list[int] = []
+        self.crc, self.started = dict.fromkeys(self.shapes, 0), time.monotonic()
 
-    def _clear(self) -> None:
-        self.batches: list[int] = []
-        self._crc = dict.fromkeys(self._arrays, 0)
-        self._start = time.monotonic()
+    def _checkpoint(self) -> None:
+        """Syncs the batches of this chunk to the disk, records them, and releases their claims."""
+        assert self.claims
+        if self.chunk:
+            for path in self.paths.values():
+                sync(path)
+            record = self.part / "chunks" / f"{self.chunk[0]:08d}.json"
+            write_json(record, {"batch": self.batch, "batches": self.chunk, "crc": self.crc})
+            self.own.add(record)
+            for number in self.chunk:
+                self.claims.release(number)
+        self._start_chunk()
 
-    def add(self, number: int, rows: range, values: dict[str, np.ndarray]) -> None:
-        """Writes a batch."""
-        for name, array in self._arrays.items():
-            array.write(rows, values[name])
-            self._crc[name] = crc(values[name], self._crc[name])
-        self.batches.append(number)
-        if time.monotonic() - self._start > KEEP_EVERY:
-            self.keep()
+    def verify(self) -> bool:
+        """Whether all batches are recorded and intact; those of other processes, which may have died, are checked by CRC."""
+        intact = self._finished().issuperset(range(self.total))
+        for path in self.records.keys() - self.own:
+            try:
+                batches, crc = self.records[path]["batches"], self.records[path]["crc"]
+                good = all(self._crc(name, batches) == crc[name] for name in self.shapes)
+            except (KeyError, TypeError):
+                good = False
+            if not good:
+                path.unlink()
+                intact = False
+        return intact
 
-    def keep(self) -> None:
-        """Syncs the batches to the disk, records them, and releases their claims."""
-        if self.batches:
-            for array in self._arrays.values():
-                array.sync()
-            path = self._folder / f"{self.batches[0]:08d}.json"
-            write_json(path, {"batch": self._batch, "batches": self.batches, "crc": self._crc})
-            self._own.add(path)
-            for number in self.batches:
-                self._claims.release(number)
-        self._clear()
+    def _crc(self, name: str, batches: list[int]) -> int:
+        found = 0
+        for number in batches:
+            found = zlib.crc32(read_rows(self.paths[name], self._rows(number)).data, found)
+        return found
 
+    def finish(self) -> None:
+        """Writes about.json, without which no folder is a store, and renames the folder."""
+        dataset, backbone = self.source.dataset, self.source.backbone
+        about = {
+            "dataset": dataset.name,
+            "split": dataset.split,
+            "backbone": backbone.name,
+            "precision": str(backbone.precision),
+            "mirror": self.source.mirror,
+            "labels": dataset.has_labels,
+            "n_classes": len(dataset.classes),
+            "sha256": {name: checksum(path) for name, path in self.paths.items()},
+        }
+        write_json(self.part / "about.json", about)
+        self.part.rename(self.folder)
+        (self.folder / CLAIMS).unlink()
+        shutil.rmtree(self.folder / "chunks")
 
-def _verified(part: Path, shapes: Shapes, batch: int, own: set[Path]) -> bool:
-    """Whether all batches are recorded and intact. Records of other processes, which may have died, are checked by CRC."""
-    count, finished = _count(shapes), _Finished(part, batch)
-    arrays = {name: ArrayFile(part / f"{name}.npy") for name in shapes}
-    intact = len(finished.numbers) == math.ceil(count / batch)
-    for path in finished.records.keys() - own:
-        record = finished.records[path]
-        try:
-            rows = [row for number in record["batches"] for row in _rows(number, batch, count)]
-            good = all(_crc(arrays[name], rows) == record["crc"][name] for name in shapes)
-        except (KeyError, TypeError, IndexError):
-            good = False
-        if not good:
-            path.unlink()
-            intact = False
-    return intact
-
-
-def _crc(array: ArrayFile, rows: list[int]) -> int:
-    found = 0
-    for row in rows:
-        found = crc(array.read([row]), found)
-    return found
-
-
-def _describe(source: Source, part: Path, shapes: Shapes) -> None:
-    """Writes about.json, without which no folder is a store."""
-    about = {
-        "dataset": source.dataset.name,
-        "split": source.dataset.split,
-        "backbone": source.backbone.name,
-        "precision": str(source.backbone.precision),
-        "mirror": source.mirror,
-        "labels": source.dataset.has_labels,
-        "n_classes": len(source.dataset.classes),
-        "sha256": {name: checksum(part / f"{name}.npy") for name in shapes},
-    }
-    write_json(part / "about.json", about)
+    def leave(self) -> None:
+        """Releases the claims; gives the disk back where nothing is recorded and nobody else works."""
+        if self.part.exists() and not any((self.part / "chunks").glob("*.json")):
+            self.claims = self.claims or Claims(self.part / CLAIMS)
+            if self.claims.alone():
+                shutil.rmtree(self.part)
+        if self.claims:
+            self.claims.close()

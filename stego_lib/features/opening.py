@@ -7,10 +7,10 @@ from typing import Literal
 from ..backbone import Backbone
 from ..datasets import SegmentationDataset
 from ..datasets.transforms import Size
-from ..runtime.files import explained
+from ..runtime.files import disk_errors
 from ..runtime.notices import notice
 from ..runtime.paths import user_path
-from .extraction import ensure, needed_bytes, taken_bytes, unfinished
+from .extraction import ensure, missing_bytes
 from .online import OnlineFeatures
 from .source import Source
 from .store import Features, FeatureStore
@@ -45,8 +45,8 @@ def open_features(
 def choose_store(source: Source, root: str | Path) -> Literal["store", "online"]:
     """'store' if there is one or room for one, else 'online', with a notice."""
     root, folder = user_path(root), store_folder(source, root)
-    needed = needed_bytes(source.shapes) - taken_bytes(unfinished(folder))
-    with explained(root):
+    needed = missing_bytes(folder, source.shapes)
+    with disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free
     if folder.exists() or needed <= DISK_SHARE * free:

@@ -1,4 +1,4 @@
-"""Reads images in threads before they are asked for."""
+"""Prefetching of images in threads."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ Item = TypeVar("Item")
 
 
 class ReadAhead(Generic[Item]):
-    """Reads items by their numbers in threads (Pillow decodes outside Python's lock); what it gives does not depend on them.
+    """Reads items by number in threads: Pillow decodes outside Python's lock, and no process is started for each dataset.
 
     read: number -> item. sources: the file of each number; consecutive numbers of one file (its crops) are read by one
-    thread one after the other, so that the file needs decoding once.
+    thread, so that the file is decoded once.
     """
 
     def __init__(self, read: Callable[[int], Item], sources: Sequence[Path], threads: int | None = None):
@@ -23,15 +23,15 @@ class ReadAhead(Generic[Item]):
         self._coming: dict[int, tuple[Future[list[Item]], int]] = {}
 
     def prefetch(self, rows: Sequence[int]) -> None:
-        """Begins to read these, but for those that are being read already."""
+        """Begins to read the items that are not being read already."""
         fresh = [row for row in dict.fromkeys(rows) if row not in self._coming]
         for _, group in groupby(fresh, key=lambda row: self._sources[row]):
             numbers = list(group)
             task = self._pool.submit(self._read_all, numbers)
-            self._coming |= {row: (task, place) for place, row in enumerate(numbers)}
+            self._coming |= {row: (task, i) for i, row in enumerate(numbers)}
 
     def take(self, rows: Sequence[int]) -> list[Item]:
-        """The items of these numbers; waits for them. Whatever reading one of them raised is raised here."""
+        """Waits for the items of these numbers. An error from reading one of them is raised here."""
         self.prefetch(rows)
         try:
             return [(found := self._coming[row])[0].result()[found[1]] for row in rows]
@@ -43,6 +43,6 @@ class ReadAhead(Generic[Item]):
         return [self._read(row) for row in rows]
 
     def close(self) -> None:
-        """Drops what was expected and not taken, and ends the threads."""
+        """Drops items that were not taken, and ends the threads."""
         self._coming.clear()
         self._pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""What a row of features is made of: an image of a dataset at one size, and the backbone."""
+"""Source of one row of features: an image of a dataset at one size, and the backbone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from ..runtime.memory import enough_memory
 Shapes = dict[str, tuple[type, tuple[int, ...]]]
 """Name -> type and shape of an array."""
 VERSION = 5
-"""To be raised whenever what is stored changes, so that old stores are not used."""
+"""Version of the stored content; a store of another version is not used."""
 NO_LABEL = 255
-"""How ignored pixels are stored."""
+"""Value of ignored pixels in a store."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +82,8 @@ class Source:
 
         Raises StegoError for a lack of memory, and for features that float16 cannot hold; `rows` name the image.
         """
-        knobs = "choose a smaller train_size or eval_size, precision='bfloat16' or device='cpu'"
-        with enough_memory(f"features of {self}", knobs):
+        options = "choose a smaller train_size or eval_size, precision='bfloat16' or device='cpu'"
+        with enough_memory(f"features of {self}", options):
             found = self.backbone(images.flip(-1) if self.mirror else images)
         bad = ~found.half().isfinite().flatten(1).all(1)
         if bad.any():
@@ -96,7 +96,7 @@ class Source:
 
 
 def content_id(dataset: SegmentationDataset, root: str | Path, *, labels: bool = True) -> str:
-    """Fingerprint of what the files of a split hold, wherever they lie; without `labels`, of its images alone.
+    """Fingerprint of the content of a split's files, wherever they lie; without `labels`, of its images alone.
 
     The files are read once; root/.contents caches the result by their paths, sizes and times of change.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..runtime.files import read_json
-from .arrays import ArrayFile
+from .arrays import read_rows
 from .source import NO_LABEL
 
 GPU_SHARE = 0.6
@@ -88,9 +88,7 @@ class FeatureStore(Features):
         self.folder, self.name, self.kind = folder, folder.name, "store"
         self.about = read_json(folder / "about.json")
         self.has_labels, self.n_classes = self.about["labels"], self.about["n_classes"]
-        names = ("features", "images", "labels") if self.has_labels else ("features", "images")
-        self._files = {name: ArrayFile(folder / f"{name}.npy") for name in names}
-        self.shape, self.image_size = self._files["features"].shape, self._files["images"].shape[2:]
+        self.shape, self.image_size = self.features.shape, self.images.shape[2:]
         self.pooled = torch.from_numpy(np.load(folder / "pooled.npy"))
         self._resident: Tensor | None = None
 
@@ -124,11 +122,10 @@ class FeatureStore(Features):
         """
         if free is None:
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-        file = self._files["features"]
-        if np.prod(file.shape, dtype=np.int64) * file.dtype.itemsize > GPU_SHARE * free:
+        if self.features.nbytes > GPU_SHARE * free:
             return False
         try:
-            resident = torch.empty(file.shape, dtype=torch.float16, device=device)
+            resident = torch.empty(self.shape, dtype=torch.float16, device=device)
             for rows in torch.arange(len(self)).split(64):
                 resident[rows[0] : rows[-1] + 1] = self._read("features", rows).to(device)
         except torch.OutOfMemoryError:  # others use the GPU too
@@ -137,4 +134,4 @@ class FeatureStore(Features):
         return True
 
     def _read(self, name: str, index: Tensor) -> Tensor:
-        return torch.from_numpy(self._files[name].read(index.tolist()))
+        return torch.from_numpy(read_rows(self.folder / f"{name}.npy", index.tolist()))

@@ -1,13 +1,11 @@
 """Several processes that work on one run: started by torchrun or SLURM, joined by Lightning Fabric.
 
-What they share is the frozen backbone: each computes the features of a part of the images. The head, which sees the whole
-batch, takes the same steps in each of them. Only the first process writes files. In a process alone, every function returns
-what it is given.
+They share the work of the frozen backbone; the head, which sees the whole batch, takes the same steps in each. The first process
+alone writes files. In a process alone, every function returns what it is given.
 """
 
 import logging
 import os
-import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -27,7 +25,7 @@ _fabric: Any = None
 
 
 def join(device: str) -> None:
-    """Joins the processes that torchrun or SLURM has started for this program; does nothing in a process alone.
+    """Joins the processes that torchrun or SLURM has started for this program, if there are several.
 
     Raises StegoError without Lightning Fabric, for a device with a number ('cuda:1') and for fewer GPUs than processes.
     """
@@ -46,9 +44,8 @@ def join(device: str) -> None:
     if kind.type == "cuda" and torch.cuda.device_count() < here:
         raise StegoError(f"{here} processes need a GPU each, this machine has {torch.cuda.device_count()}")
     strategy = lightning_fabric.strategies.DDPStrategy(timeout=PATIENCE)
-    fabric = lightning_fabric.Fabric(accelerator=kind.type, devices=here, num_nodes=machines, strategy=strategy)
-    fabric.launch()
-    _fabric = fabric
+    _fabric = lightning_fabric.Fabric(accelerator=kind.type, devices=here, num_nodes=machines, strategy=strategy)
+    _fabric.launch()
 
 
 def _started() -> tuple[int, int]:
@@ -61,7 +58,7 @@ def _started() -> tuple[int, int]:
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return 1 if _fabric is None else _fabric.world_size
 
 
@@ -82,10 +79,7 @@ def gather(rows: Tensor) -> Tensor:
     if _fabric is None:
         return rows
     lengths = _fabric.all_gather(torch.tensor(len(rows), device=rows.device)).tolist()
-    padded = F.pad(rows, [0, 0] * (rows.ndim - 1) + [0, max(lengths) - len(rows)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        found = _fabric.all_gather(padded)
+    found = _fabric.all_gather(F.pad(rows, [0, 0] * (rows.ndim - 1) + [0, max(lengths) - len(rows)]))
     return torch.cat([part[:length] for part, length in zip(found, lengths, strict=True)])
 
 

@@ -1,4 +1,4 @@
-"""Where and with what a result was made."""
+"""Versions and hardware for run records."""
 
 import platform
 from datetime import UTC, datetime
@@ -8,7 +8,7 @@ import torch
 
 
 def environment() -> dict[str, str]:
-    """Where and with what a result was made: versions, processor, threads, date (UTC)."""
+    """Versions, processor, threads and date (UTC) of a result."""
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "timm", "scikit-learn", "numpy")},

@@ -1,4 +1,4 @@
-"""The error that a person can mend."""
+"""Errors that a user can fix."""
 
 import difflib
 
@@ -6,7 +6,7 @@ import difflib
 class StegoError(ValueError):
     """Something outside the code is wrong: a parameter, a file, a missing package.
 
-    The message says what is wrong, where, and what to do. In a notebook it is shown without the stack of calls.
+    The message says what is wrong, where, and what to do. A notebook shows it without the traceback.
     """
 
     def _render_traceback_(self) -> list[str]:
@@ -14,11 +14,11 @@ class StegoError(ValueError):
 
 
 class DataNotFound(StegoError, FileNotFoundError):
-    """A dataset is not where it was looked for."""
+    """A dataset was not found."""
 
 
 def brief(error: Exception) -> str:
-    """Kind and first line of an error, for a message that tells of it: 'OSError: no route to host'."""
+    """Type and first line of an error, for another message: 'OSError: no route to host'."""
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes, locks, tensors without pickles from strangers, fingerprints."""
+"""Files: atomic writes, locks, JSON, tensors read without running code, fingerprints."""
 
 import codecs
 import errno
@@ -26,15 +26,15 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-UNFINISHED = ".unfinished."
-"""How the names of files begin that are being written; a process that is killed leaves them behind, see `sweep`."""
+TEMPORARY = ".unfinished."
+"""Prefix of files that are being written. A killed process leaves them behind, see `remove_temporary`."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
 
 
 @contextmanager
-def explained(path: str | Path) -> Iterator[None]:
-    """Turns what the disk says to a write below `path` into a StegoError: no room, no permission, not a folder."""
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """Turns an OSError of a write below `path` into a StegoError: disk full, no permission, not a folder."""
     try:
         yield
     except OSError as error:
@@ -52,14 +52,14 @@ def explained(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; when the block ends well it replaces `path` in one step, else it is removed.
+    """Gives a temporary path beside `path`, which replaces `path` in one step if the block succeeds, else is removed.
 
-    A reader sees the old file or the new one, never half of one. StegoError where the disk refuses.
+    A reader sees the old file or the new one, never a part. Raises StegoError where the disk refuses.
     """
     path = user_path(path)
-    with explained(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{UNFINISHED}{path.stem[:40]}.", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{TEMPORARY}{path.stem[:40]}.", suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -74,19 +74,19 @@ def atomic(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Removes what processes left in `folder` that were killed while they wrote. Only for who holds its lock."""
-    for path in folder.glob(f"{UNFINISHED}*"):
+def remove_temporary(folder: Path) -> None:
+    """Removes temporary files of killed processes. The caller must hold the lock of `folder`."""
+    for path in folder.glob(f"{TEMPORARY}*"):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(path: Path, busy: str, *, wait: bool) -> Iterator[None]:
-    """Holds the lock file `path`, which one process can at a time; the system lets go of it however that process ends.
+    """Holds the lock file `path`; the system releases it however the process ends.
 
-    If another holds it: with `wait` says `busy` and waits, else raises StegoError(busy).
+    If another process holds it: gives the notice `busy` and waits, or without `wait` raises StegoError(busy).
     """
-    with explained(path):
+    with disk_errors(path):
         lock = FileLock(path)
         try:
             lock.acquire(timeout=0)
@@ -102,33 +102,33 @@ def locked(path: Path, busy: str, *, wait: bool) -> Iterator[None]:
 
 
 class Claims:
-    """Numbers of which each belongs to one process at most; the system releases those of a process that ends.
+    """Numbers that each belong to at most one process; the system releases those of a process that ends.
 
     On systems without POSIX locks every claim succeeds.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        with explained(path):
+        with disk_errors(path):
             self._file = open(path, "a+b")
         if fcntl:
-            fcntl.lockf(self._file, fcntl.LOCK_SH, 1, 0)  # byte 0 says that this process is here; number n is byte n + 1
+            fcntl.lockf(self._file, fcntl.LOCK_SH, 1, 0)  # byte 0: this process is here; byte n + 1: number n
 
     def take(self, number: int) -> bool:
-        """Whether the number now belongs to this process."""
+        """Claims the number; returns whether it now belongs to this process."""
         return fcntl is None or self._lock(number + 1)
 
     def release(self, number: int) -> None:
-        """Leaves the number to others."""
+        """Releases the number."""
         if fcntl:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number + 1)
 
     def alone(self) -> bool:
-        """Whether no other process has this file open, as far as can be known."""
+        """Whether certainly no other process has this file open."""
         return fcntl is not None and self._lock(0)
 
     def close(self) -> None:
-        """Releases all."""
+        """Releases all numbers."""
         self._file.close()
 
     def _lock(self, byte: int) -> bool:
@@ -156,7 +156,7 @@ def without_nan(value: Any) -> Any:
 
 
 def read_text(path: str | Path) -> str:
-    """Reads a text file as UTF-8, with or without byte order mark, whatever the machine's own encoding is.
+    """Reads a text file as UTF-8, with or without byte order mark, independent of the locale.
 
     Raises StegoError for a file in another encoding, and OSError as `open` does.
     """
@@ -171,7 +171,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads a JSON file; StegoError names one that is broken."""
+    """Reads a JSON file; raises StegoError for a broken one."""
     try:
         return json.loads(read_text(path))
     except (FileNotFoundError, StegoError):
@@ -183,17 +183,17 @@ def read_json(path: str | Path) -> Any:
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Writes a dictionary of tensors, numbers and strings (nested as you like), atomically."""
-    buffer = io.BytesIO()  # torch's own writer tells neither which file nor why when the disk is full
+    """Writes a nested dictionary of tensors, numbers and strings, atomically."""
+    buffer = io.BytesIO()  # torch's own writer names neither the file nor the reason when the disk is full
     torch.save(state, buffer)
     with atomic(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Reads what `save_state` wrote, on the CPU, running no code from the file.
+    """Reads what `save_state` wrote, onto the CPU, without running code from the file.
 
-    StegoError for a file that is cut short or holds anything but tensors, numbers and strings.
+    Raises StegoError for a file that is truncated or holds anything but tensors, numbers and strings.
     """
     state = load_tensors(Path(path))
     if not isinstance(state, dict):
@@ -202,10 +202,10 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
 
 def load_tensors(path: Path, allowed: tuple[type, ...] = ()) -> Any:
-    """Whatever torch.save wrote of tensors, plain values, containers and `allowed` classes, on the CPU.
+    """Reads a torch.save file of tensors, plain values, containers and `allowed` classes onto the CPU.
 
-    Runs no code from the file, and takes no more memory than it is large: see `refuse_bomb` and `refuse_swollen`.
-    StegoError for a file that is broken or holds something else, FileNotFoundError if there is none.
+    Runs no code from the file, and takes about as much memory as the file is large, see `refuse_bomb` and `refuse_swollen`.
+    Raises StegoError for a file that is broken or holds something else, FileNotFoundError if there is none.
     """
     try:
         refuse_bomb(path)
@@ -225,7 +225,7 @@ def load_tensors(path: Path, allowed: tuple[type, ...] = ()) -> Any:
 def refuse_bomb(path: Path) -> None:
     """ValueError for a zip file that is a TorchScript program, or whose members claim more bytes than it has.
 
-    PyTorch stores tensors as they are, and hands programs on to what runs them.
+    PyTorch stores tensors uncompressed, and would run a program.
     """
     if not zipfile.is_zipfile(path):
         return

@@ -1,4 +1,4 @@
-"""log.csv: one line per step, none twice and none missing, also after a run was killed."""
+"""log.csv: exactly one line per step, also after a run was killed."""
 
 import csv
 import os
@@ -10,22 +10,13 @@ from .errors import StegoError, brief
 from .files import atomic
 
 
-class open_log:
-    """Opens log.csv to add lines after those of the steps before `first`; what later steps left is dropped.
+class TrainingLog:
+    """Opens log.csv at step `first`: keeps the lines of the steps before it, drops later ones.
 
-    optional: columns beyond those of every run. Raises StegoError where lines of steps before `first` are missing.
+    optional: columns beyond those of every run. Raises StegoError if a line before `first` is missing.
     """
 
-    FIELDS = (
-        "step",
-        "loss",
-        "loss_self",
-        "loss_knn",
-        "loss_rand",
-        "code_self",
-        "code_knn",
-        "code_rand",
-    )
+    FIELDS = ("step", "loss", "loss_self", "loss_knn", "loss_rand", "code_self", "code_knn", "code_rand")
 
     def __init__(self, path: Path, first: int, optional: Iterable[str] = ()):
         names = [*self.FIELDS, *optional]
@@ -46,7 +37,7 @@ class open_log:
         self.file.flush()
         os.fsync(self.file.fileno())
 
-    def __enter__(self) -> "open_log":
+    def __enter__(self) -> "TrainingLog":
         return self
 
     def __exit__(self, *error: object) -> None:

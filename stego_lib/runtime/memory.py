@@ -1,4 +1,4 @@
-"""Running out of memory, explained."""
+"""Errors for a lack of memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +9,12 @@ from .errors import StegoError, brief
 
 
 @contextmanager
-def enough_memory(what: str, knobs: str) -> Iterator[None]:
-    """Turns a lack of memory, of the GPU or the machine, into a StegoError: `what` needs it, `knobs` would take less."""
+def enough_memory(what: str, options: str) -> Iterator[None]:
+    """Turns a lack of GPU or CPU memory into a StegoError that names `what` needs it and the `options` that need less."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         lacking = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
         if not lacking:
             raise
-        raise StegoError(f"{what} needs more memory than there is ({brief(error)}); {knobs}") from error
+        raise StegoError(f"{what} needs more memory than there is ({brief(error)}); {options}") from error

@@ -1,10 +1,10 @@
-"""Says what is done otherwise than asked."""
+"""Notices of what differs from what was asked."""
 
 import warnings
 
 
 class Notice(UserWarning):
-    """Something works, but not as one might expect."""
+    """Something works, but differently than one might expect."""
 
 
 def notice(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Where things are: paths as people write them, and defaults where nobody says."""
+"""Paths as users write them, and default folders."""
 
 import os
 from pathlib import Path
@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def user_path(path: str | os.PathLike[str] | None, default: str | os.PathLike[str] = "") -> Path:
-    """A path that a person gave, as a `Path` with `~` and variables such as `$HOME` expanded; `default` where it is None.
+    """A path from a user, with `~` and variables such as `$HOME` expanded; `default` for None.
 
-    Raises StegoError for an empty one, which would silently be the working folder, and for the home of somebody unknown.
+    Raises StegoError for an empty path, which would silently be the working folder, and for the home of an unknown user.
     """
     text = os.fspath(default if path is None else path)
     if not text.strip():
@@ -23,12 +23,12 @@ def user_path(path: str | os.PathLike[str] | None, default: str | os.PathLike[st
 
 
 def project_root() -> Path:
-    """The checkout that this package is imported from; the working folder if it was installed elsewhere."""
+    """The checkout that this package is imported from, or the working folder if it was installed elsewhere."""
     return PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
 
 
 def shown_path(path: str | Path) -> str:
-    """A path as it is shown to people: from the project or the working folder on, if it is in one of them."""
+    """A path for messages: relative to the project or the working folder, if it is in one of them."""
     for start in (project_root(), Path.cwd()):
         if Path(path).resolve().is_relative_to(start.resolve()):
             return str(Path(path).resolve().relative_to(start.resolve()))

@@ -1,4 +1,4 @@
-"""Work on many images in several processes. Without torch, as the processes import it."""
+"""Worker processes for work on many images. Without torch, because the workers import this module."""
 
 import os
 import signal
@@ -19,44 +19,58 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from .errors import StegoError, brief
 
 WORTH = 5.0
-"""Seconds of work for one process below which no others are started."""
+"""Seconds of work below which no workers are started."""
 FLYING = 2
-"""Jobs handed out at a time for each process: one in work, one waiting."""
+"""Jobs in flight for each worker: one running, one waiting."""
 BEAT = 0.5
-"""Seconds between two looks of a process at whether the one that started it is still there."""
+"""Seconds between two checks of a worker that its parent is alive."""
 
 Job = tuple[str, tuple[Any, ...]]
 
 
 def end_with(parent: int) -> None:
-    """Ends this process soon after process `parent`, which started it, has gone, whatever ended that one.
+    """Ends this process soon after its parent process has ended, also by SIGKILL.
 
-    A thread looks at the number of the parent, which changes then; nothing else tells of a parent that was killed.
+    A thread watches the parent's process id, which changes then.
     """
 
-    def look() -> None:
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(BEAT)
         os._exit(1)
 
-    Thread(target=look, daemon=True).start()
+    Thread(target=watch, daemon=True).start()
 
 
 def _begin(parent: int) -> None:
-    """What a process of the pool does first."""
+    """Initializes a worker."""
     end_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts the workers too, but their parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the workers too, but the parent decides
 
 
 def in_processes(function: Callable, jobs: Iterable[Job], total: int, what: str) -> Iterator[Any]:
-    """Yields `function(*arguments)` for each (name, arguments) of `jobs`, in their order, computed in fresh processes.
+    """Yields `function(*arguments)` for each (name, arguments) of `jobs`, in their order, computed by workers.
 
-    The first job is done here and timed; only if the other `total` - 1 promise work for more than `WORTH` seconds, and
-    this process may use several cores, are there processes: one a core, each with one thread. No more than `FLYING` jobs
-    for each of them are in memory at a time. The processes end with this generator, also when it is interrupted or thrown
-    away. They need no guarded main module: they import `function`, by its module, and nothing of the caller's.
-    Raises StegoError that names the job when `function` raises, and the jobs in question when a process dies. `what`, such
-    as "the dense CRF", says in the message what was being done.
+    The first job runs here and is timed; workers start only if the others promise more than `WORTH` seconds of work and there
+    are several cores: one worker per core, with one thread each. At most `FLYING` jobs per worker are in memory. Workers end
+    with this generator, also when it is interrupted or dropped; they import the module of `function` alone, so scripts
+    need no main guard.
+
+    Parameters
+    ----------
+    function
+        A function of a module.
+    jobs
+        Name, for messages, and arguments of each call.
+    total
+        Number of jobs.
+    what
+        Names the work in messages, such as "the dense CRF".
+
+    Raises
+    ------
+    StegoError
+        Names the job in which `function` raised, or the jobs that were running when a worker died.
     """
     jobs = iter(jobs)
     for name, arguments in islice(jobs, 1):
@@ -72,8 +86,11 @@ def in_processes(function: Callable, jobs: Iterable[Job], total: int, what: str)
 
 
 def _spread(function: Callable, jobs: Iterator[Job], processes: int, what: str) -> Iterator[Any]:
-    """The pool is driven by a thread of its own. An interrupt comes to the main thread, between any two steps; in the pool's
-    code that could be where a lock is held and not yet known to be, and everything would wait for it for ever."""
+    """Spreads jobs over workers.
+
+    A thread drives the pool, because an interrupt hits the main thread anywhere: inside the pool's code it could leave a lock
+    held for ever.
+    """
     todo: SimpleQueue[tuple[tuple[Any, ...], SimpleQueue[Future]] | None] = SimpleQueue()
     ended: SimpleQueue[None] = SimpleQueue()
     flying: deque[tuple[str, SimpleQueue[Future]]] = deque()
@@ -105,7 +122,7 @@ def _spread(function: Callable, jobs: Iterator[Job], processes: int, what: str) 
 
 
 def _drive(pool: ProcessPoolExecutor, function: Callable, todo: SimpleQueue, ended: SimpleQueue) -> None:
-    """Hands each (arguments, answer) of `todo` to the pool, until None comes: then every process is killed, whatever it does."""
+    """Submits each (arguments, answer) of `todo` to the pool; at None, kills all workers."""
     submitted: deque[Future] = deque(maxlen=64)
     try:
         for arguments, answer in iter(todo.get, None):
@@ -117,7 +134,7 @@ def _drive(pool: ProcessPoolExecutor, function: Callable, todo: SimpleQueue, end
                 job.set_exception(error)
             job.add_done_callback(answer.put)
     finally:
-        begun = time.monotonic()  # a job that is on its way to the workers when they are killed makes the pool's thread fail
+        begun = time.monotonic()  # killing workers while a job is on its way to them would break the pool's thread
         while any(not (job.running() or job.done()) for job in submitted) and time.monotonic() - begun < 1:
             time.sleep(0.001)
         pool.shutdown(wait=True, kill_workers=True)

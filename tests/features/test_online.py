@@ -84,7 +84,7 @@ def test_without_labels_there_are_none_online_either(experiment, backbone, scene
     assert not online.has_labels and online.labels_there() == []
 
 
-def test_a_image_goes_through_the_backbone_once_a_batch(experiment, backbone, tmp_path, monkeypatch):
+def test_an_image_goes_through_the_backbone_once_a_batch(experiment, backbone, tmp_path, monkeypatch):
     """Also when it is both an image and a neighbor, and read in the threads beforehand."""
     online, seen, forward = both(experiment, backbone, tmp_path)[1], [], Backbone.forward
     monkeypatch.setattr(Backbone, "forward", lambda self, p: (seen.append(len(p)), forward(self, p))[1])
@@ -157,7 +157,7 @@ def test_a_store_that_was_asked_for_and_has_no_room_is_an_error(experiment, back
         open_features(open_training_set(experiment), backbone, 64, tmp_path, "store")
 
 
-def test_a_run_does_not_change_its_way(experiment, tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_its_feature_store(experiment, tmp_path, monkeypatch):
     """What began online for want of room goes on online when there is room: to the same weights, bit for bit."""
     auto = experiment.but(feature_store="auto")
     with monkeypatch.context() as patch:
@@ -181,7 +181,7 @@ def test_a_run_does_not_change_its_way(experiment, tmp_path, monkeypatch):
     assert resumed.feature_store == "online" and len(list((tmp_path / "broken").glob("*/experiment.json"))) == 1
 
 
-def test_a_run_that_is_told_to_change_its_way_says_so(experiment, run, tmp_path):
+def test_another_feature_store_on_resuming_is_a_notice(experiment, run, tmp_path):
     shutil.copytree(run.folder, tmp_path / run.folder.name)
     with pytest.warns(Notice, match="resumes with feature_store='store'; up to here it was 'online'"):
         again = train(experiment.but(feature_store="store"), runs_dir=tmp_path, resume=True)
@@ -205,7 +205,7 @@ def test_whatever_changes_features_changes_the_fingerprint(experiment, scenes_ro
         key(train_size=32), key(published=True),
     ]  # fmt: skip
     os.utime(first, ns=(1, 1))
-    assert key(data_root=str(copied)) == keys[0], "neither the place nor the time of a copy matters"
+    assert key(data_root=str(copied)) == keys[0], "neither path nor time of a copy matters"
     Image.open(first).transpose(Image.Transpose.ROTATE_180).save(first)
     keys.append(key(data_root=str(copied)))
     assert len(set(keys)) == len(keys)
@@ -215,7 +215,7 @@ def test_whatever_changes_features_changes_the_fingerprint(experiment, scenes_ro
 # ---------------------------------------------------------------------------------------------- reading, the GPU
 
 
-def test_the_crops_of_a_image_are_cut_from_one_reading(experiment, backbone, tmp_path, monkeypatch):
+def test_the_crops_of_an_image_are_cut_from_one_reading(experiment, backbone, tmp_path, monkeypatch):
     crops, read = open_training_set(experiment.but(crop="five")), []
     image = type(crops.whole).image
     monkeypatch.setattr(type(crops.whole), "image", lambda self, row: (read.append(row), image(self, row))[1])
@@ -252,5 +252,5 @@ def test_features_that_fit_live_on_the_device(experiment, backbone, tmp_path, mo
         )
         assert not store.keep_on(cpu, free=10**9)
     assert store.keep_on(cpu, free=2 * store.features.nbytes)
-    monkeypatch.setattr(FeatureStore, "_read", lambda *_: pytest.fail("it was read from the disk"))
+    (store.folder / "features.npy").unlink()
     assert torch.equal(store.rows(rows, cpu), expected)

@@ -321,7 +321,7 @@ def test_an_extraction_that_breaks_off_leaves_nothing(own_images, backbone, tmp_
 
 def test_an_extraction_that_breaks_off_keeps_its_chunks_and_goes_on(own_images, backbone, tmp_path, monkeypatch):
     """Ctrl-C, an error: what is safe on the disk is not computed again."""
-    monkeypatch.setattr(extraction, "KEEP_EVERY", 0.0)
+    monkeypatch.setattr(extraction, "CHECKPOINT_EVERY", 0.0)
     expected = open_store(train_split(own_images), backbone, 32, tmp_path / "whole", batch=2)
     forward, calls = Backbone.forward, []
 

@@ -36,7 +36,7 @@ from stego_lib.loss import upsample
 from stego_lib.metrics import confusion, match, scores
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.probes import labels_at, probe_maps
-from stego_lib.runtime.files import UNFINISHED, load_state, save_state, write_json
+from stego_lib.runtime.files import TEMPORARY, load_state, save_state, write_json
 from stego_lib.runtime.notices import Notice
 
 VALUES = {
@@ -479,7 +479,7 @@ def test_kept_weights_come_in_the_order_of_their_steps(run, tmp_path):
         again.step = step
         again.model.feature_mean.fill_(step)
         again.keep_weights()
-    (again.folder / "kept" / f"{UNFINISHED}0000011.x.pt").write_bytes(b"half")
+    (again.folder / "kept" / f"{TEMPORARY}0000011.x.pt").write_bytes(b"half")
     found = [(step, state["feature_mean"].unique().tolist()) for step, state in again.kept_weights()]
     assert found == [(step, [step]) for step in (9, 10, 1000, 12_345_678)]
 

@@ -15,7 +15,7 @@ from killing import flat, refuse_half_files, runs_in, same, survive, wait_for
 from stego_lib import Experiment, StegoError, load_run, train, training
 from stego_lib.backbone import Backbone
 from stego_lib.run import read_checkpoint
-from stego_lib.runtime.files import UNFINISHED
+from stego_lib.runtime.files import TEMPORARY
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 KILLS = 20
@@ -147,6 +147,20 @@ def test_two_runs_at_once_share_the_work_of_one_store(runner, experiment, tmp_pa
     assert sorted(found["images"] for found in runner.results()) == [4, 8], "each batch is computed once"
     assert len({found["folder"] for found in runner.results()}) == 1
     assert len(list((tmp_path / "features").glob("[!.]*"))) == 1
+
+
+def test_the_batches_of_a_process_that_dies_are_computed_by_the_other(runner, experiment, tmp_path):
+    """What it had recorded stays; what it had claimed is free again without a time limit."""
+    job = dict(slow=0.3, keep_every=0.0, experiment=experiment.to_dict(), runs_dir=str(tmp_path), copies=2)
+    pids = runner.start("extract", **job)
+    wait_for(lambda: list(tmp_path.glob("features/.*.part/chunks/*.json")))
+    os.kill(pids[0], signal.SIGKILL)
+    assert runner.answers_within(120) and runner.wait() == [-signal.SIGKILL, 0]
+    (survivor,) = runner.results()
+    assert survivor["images"] in (4, 8, 12)
+    alone = runner.do("extract", **(job | dict(slow=0, copies=1, runs_dir=str(tmp_path / "alone"))))
+    for path in Path(alone["folder"]).iterdir():
+        assert path.read_bytes() == (Path(survivor["folder"]) / path.name).read_bytes()
 
 
 def test_two_runs_in_one_folder_do_not_mix(runner, experiment, reference, tmp_path):
@@ -319,11 +333,11 @@ def test_a_log_that_lacks_steps_is_refused(experiment, tmp_path, monkeypatch):
 
 def test_what_a_killed_write_left_is_removed(experiment, tmp_path, monkeypatch):
     folder = broken_off(experiment, tmp_path, monkeypatch)
-    for half in (folder / f"{UNFINISHED}checkpoint.1.pt", folder / "kept" / f"{UNFINISHED}0000004.1.pt"):
+    for half in (folder / f"{TEMPORARY}checkpoint.1.pt", folder / "kept" / f"{TEMPORARY}0000004.1.pt"):
         assert half.parent.is_dir()
         half.write_bytes(b"half")
     train(experiment, runs_dir=tmp_path, resume=True)
-    assert not list(folder.rglob(f"{UNFINISHED}*"))
+    assert not list(folder.rglob(f"{TEMPORARY}*"))
 
 
 def test_a_run_can_be_resumed_from_its_first_step_on(experiment, tmp_path, monkeypatch):

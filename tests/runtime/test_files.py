@@ -17,13 +17,13 @@ from stego_lib import StegoError
 from stego_lib.runtime import files
 from stego_lib.runtime.files import (
     atomic,
-    explained,
+    disk_errors,
     fingerprint,
     load_state,
     locked,
     read_json,
+    remove_temporary,
     save_state,
-    sweep,
     write_json,
 )
 
@@ -61,7 +61,7 @@ def test_what_a_killed_write_leaves_is_swept_up_and_nothing_else(tmp_path, monke
         with pytest.raises(KeyboardInterrupt), atomic(tmp_path / "a.txt"):
             raise KeyboardInterrupt
     assert len(list(tmp_path.iterdir())) == 4
-    sweep(tmp_path)
+    remove_temporary(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "a.txt", "unfinished.txt"]
 
 
@@ -151,7 +151,7 @@ def test_a_tensors_fingerprint_is_that_of_its_values():
 
 def test_what_no_user_can_mend_stays_as_it_is(tmp_path):
     """A fault of the disk itself, say."""
-    with pytest.raises(OSError) as caught, explained(tmp_path):
+    with pytest.raises(OSError) as caught, disk_errors(tmp_path):
         raise OSError(errno.EIO, "Input/output error")
     assert caught.value.errno == errno.EIO and not isinstance(caught.value, StegoError)
 
@@ -166,7 +166,7 @@ NO_ENTRY = ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST", "ELOOP")
 def test_what_the_disk_refuses_is_an_error_that_names_the_path(tmp_path, name):
     number = getattr(errno, name)
     expected = "the disk is full or a limit is reached" if name in NO_ROOM else "name a folder that can"
-    with pytest.raises(StegoError, match=expected) as caught, explained(tmp_path / "asked"):
+    with pytest.raises(StegoError, match=expected) as caught, disk_errors(tmp_path / "asked"):
         raise OSError(number, "as the system says it")
     assert str(tmp_path / "asked") in str(caught.value) and "as the system says it" in str(caught.value)
 

@@ -5,15 +5,15 @@ import os
 import pytest
 
 from stego_lib import StegoError
-from stego_lib.runtime.log import open_log
+from stego_lib.runtime.log import TrainingLog
 
 
 def values(step: int) -> dict[str, float]:
-    return {name: step + i / 10 for i, name in enumerate(open_log.FIELDS[1:])}
+    return {name: step + i / 10 for i, name in enumerate(TrainingLog.FIELDS[1:])}
 
 
 def written(path, steps: range, first: int = 0) -> list[str]:
-    with open_log(path, first) as log:
+    with TrainingLog(path, first) as log:
         for step in steps:
             log.add(step, values(step))
     return path.read_text().splitlines()
@@ -28,16 +28,16 @@ def test_lines_before_the_first_step_stay_and_later_ones_go(tmp_path):
 
 
 def test_columns_beyond_the_usual_come_last(tmp_path):
-    with open_log(tmp_path / "log.csv", 0, ["loss_crf"]) as log:
+    with TrainingLog(tmp_path / "log.csv", 0, ["loss_crf"]) as log:
         log.add(0, values(0) | {"loss_crf": 7.5})
     head, line = (tmp_path / "log.csv").read_text().splitlines()
-    assert head.split(",") == [*open_log.FIELDS, "loss_crf"] and line.endswith(",7.5")
+    assert head.split(",") == [*TrainingLog.FIELDS, "loss_crf"] and line.endswith(",7.5")
 
 
 def test_lines_are_on_the_disk_before_it_is_said_so(tmp_path, monkeypatch):
     """A checkpoint counts them; neither a kill nor a power cut may take them afterwards."""
     seen = []
-    with open_log(tmp_path / "log.csv", 0) as log:
+    with TrainingLog(tmp_path / "log.csv", 0) as log:
         log.add(0, values(0))
         monkeypatch.setattr(os, "fsync", lambda handle: seen.append((tmp_path / "log.csv").read_text()))
         log.sync()
@@ -58,5 +58,5 @@ def test_a_log_that_cannot_be_gone_on_with_is_refused_and_stays(tmp_path, conten
     if content is not None:
         (tmp_path / "log.csv").write_bytes(content)
     with pytest.raises(StegoError, match=rf"log\.csv {said}.*train without resume"):
-        open_log(tmp_path / "log.csv", 2)
+        TrainingLog(tmp_path / "log.csv", 2)
     assert content is None or (tmp_path / "log.csv").read_bytes() == content

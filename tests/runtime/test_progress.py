@@ -14,7 +14,7 @@ def clock(monkeypatch) -> list[float]:
     """The time, in seconds, that lines are spaced by."""
     now = [1000.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(module._Lines, "last", 1000.0)
+    monkeypatch.setattr(module.Lines, "last", 1000.0)
     return now
 
 
@@ -46,7 +46,7 @@ def test_an_unattended_notebook_gets_few_lines_and_none_for_short_work(monkeypat
 
 def test_a_part_without_steps_is_named_when_it_begins(monkeypatch, clock, capsys):
     kernel(monkeypatch, asks=False)
-    clock[0] += module.APART
+    clock[0] += module.LINE_EVERY
     with stage("fitting probes"):
         assert capsys.readouterr().err == "fitting probes\n"
     with stage("another at once"):
