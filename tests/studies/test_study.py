@@ -14,7 +14,7 @@ from stego_lib.calibration import AUTO
 from stego_lib.runtime.files import read_json, write_json
 from stego_lib.studies import study
 from stego_lib.studies.ablations import LADDER, ablations, dimensions, ladder, paper_layout, sweeps
-from stego_lib.studies.study import NOT_RUN, Study, Variant
+from stego_lib.studies.study import Study, Variant
 
 BASE = Experiment.preset("scenes")
 TWO = [Variant("K", "8", BASE.but(code_dim=8)), Variant("K", "16", BASE.but(code_dim=16))]
@@ -23,7 +23,7 @@ TWO = [Variant("K", "8", BASE.but(code_dim=8)), Variant("K", "16", BASE.but(code
 @pytest.fixture
 def weights(monkeypatch):
     """Makes today's embedded weights be called "now"."""
-    monkeypatch.setattr(study.Study, "_current_weights", lambda self, backbone: "now")
+    monkeypatch.setattr(study, "current_weights", lambda backbone: "now")
     return "now"
 
 
@@ -43,8 +43,8 @@ def test_a_record_of_other_weights_does_not_count(tmp_path, weights):
 
 
 def test_the_embedded_weights_are_those_that_a_record_names():
-    assert Study([], [], "x")._current_weights("scenes_vit_tiny8") == study.Backbone("scenes_vit_tiny8").weights_id
-    assert Study([], [], "x")._current_weights("dino_vits8") is None
+    assert study.current_weights("scenes_vit_tiny8") == study.Backbone("scenes_vit_tiny8").weights_id
+    assert study.current_weights("dino_vits8") is None
 
 
 def test_a_record_without_a_newer_key_has_its_default(tmp_path, weights):
@@ -69,7 +69,7 @@ def test_the_table_has_mean_and_spread_and_says_what_was_not_run(tmp_path, weigh
     m, s = np.mean(list(values.values())), np.std(list(values.values()), ddof=1)
     assert table.loc["8", "cluster mIoU"] == f"{m:.1f} ± {s:.1f}"
     assert table.loc["8", "cluster accuracy"] == f"{m + 10:.1f} ± {s:.1f}"
-    assert list(table["seeds"]) == [3, 0] and set(table.loc["16"].iloc[1:]) == {NOT_RUN}
+    assert list(table["seeds"]) == [3, 0] and set(table.loc["16"].iloc[1:]) == {"not run"}
     assert found.seconds().tolist() == [2.0] * 3
     after = Study([replace(TWO[0], crf=True)], [0, 1, 2], tmp_path)
     assert after.table("K").loc["8", "cluster mIoU"] == f"{m + 1:.1f} ± {s:.1f}", "read after the CRF"
