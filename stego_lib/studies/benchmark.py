@@ -16,18 +16,10 @@ COLUMNS = ["dataset", "method", "backbone", "protocol", "accuracy", "mIoU", "sou
 
 def published_rows() -> pd.DataFrame:
     """The published results, one row each in `COLUMNS`; what was not published is an empty cell."""
-    found = published_results()
-    shown = {
-        score: found[score].map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
-        for score in ("accuracy", "miou")
-    }
-    return pd.DataFrame(
-        {
-            "dataset": found["dataset"], "method": found["method"], "backbone": found["backbone"],
-            "protocol": found["protocol"], "accuracy": shown["accuracy"], "mIoU": shown["miou"],
-            "source": found["source"], "verified": found["verified"],
-        }
-    )[COLUMNS]  # fmt: skip
+    found = published_results().rename(columns={"miou": "mIoU"})
+    for score in ("accuracy", "mIoU"):
+        found[score] = found[score].map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
+    return found[COLUMNS]
 
 
 def own_rows(folders: Sequence[str | Path]) -> pd.DataFrame:

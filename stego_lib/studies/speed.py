@@ -56,12 +56,12 @@ def goals(rows: dict[str, Any]) -> pd.DataFrame:
     table = []
     for work, goal, factor, precision in lines:
         most = None if precision is None else _most(rows, work, precision)
-        table.append([work, f"{goal} x" if goal else "", _times(factor), _at_most(most), _verdict(factor, goal, most)])
+        table.append([work, f"{goal} x" if goal else "", _times(factor), _times(most, ""), _verdict(factor, goal, most)])
     for kind, found in rows.get("evaluation", {}).get("kinds", {}).items():
         for crf, goal in (("no CRF", 5), ("with CRF", 4)):
             factor, most = _evaluation(found["ways"], crf), _evaluation_most(rows, found["ways"], crf)
             work = f"evaluation, {crf}, {kind}"
-            table.append([work, f"{goal} x", _times(factor), _at_most(most), _verdict(factor, goal, most)])
+            table.append([work, f"{goal} x", _times(factor), _times(most, ""), _verdict(factor, goal, most)])
     table += _absolute(rows)
     return pd.DataFrame(table, columns=["work", "goal", "measured", "at most here", "reached"]).set_index("work")
 
@@ -88,23 +88,15 @@ def _absolute(rows: dict[str, Any]) -> list[list[str]]:
     table = []
     for work, goal, value, bound, form, good in lines:
         shown = "not measured" if value is None else format(value, form)
-        reached = "" if value is None else _yes(good(value))
+        reached = "" if value is None else "yes" if good(value) else "no"
         if reached == "no" and bound is not None and not good(bound):
             reached = "impossible here"
         table.append([work, goal, shown, "" if bound is None else f"not below {bound:.0f} min", reached])
     return table
 
 
-def _yes(true: bool) -> str:
-    return "yes" if true else "no"
-
-
-def _times(factor: float | None) -> str:
-    return "not measured" if factor is None else f"{factor:.{1 if factor >= 10 else 2}f} x"
-
-
-def _at_most(factor: float | None) -> str:
-    return "" if factor is None else _times(factor)
+def _times(factor: float | None, missing: str = "not measured") -> str:
+    return missing if factor is None else f"{factor:.{1 if factor >= 10 else 2}f} x"
 
 
 def _verdict(factor: float | None, goal: float | None, most: float | None) -> str:
@@ -112,7 +104,7 @@ def _verdict(factor: float | None, goal: float | None, most: float | None) -> st
         return ""
     if factor is not None and factor >= goal:
         return "yes"
-    return "impossible here" if most is not None and most < goal else _yes(False) if factor is not None else ""
+    return "impossible here" if most is not None and most < goal else "no" if factor is not None else ""
 
 
 def _factor(rows: dict[str, Any], row: str, way: str) -> float | None:

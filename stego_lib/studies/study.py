@@ -19,7 +19,7 @@ from ..features.opening import open_features
 from ..metrics import match, scores
 from ..runtime.environment import environment
 from ..runtime.errors import StegoError
-from ..runtime.files import fingerprint, write_json
+from ..runtime.files import fingerprint, without_nan, write_json
 from ..runtime.paths import runs_root, user_path
 from ..runtime.progress import progress
 from ..training import train
@@ -166,8 +166,7 @@ def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None =
     mirrored = stored(held_out, size=experiment.eval_size, mirror=True) if experiment.mirror else None
     model = fixed_head(kind, stored(open_training_set(experiment), size=experiment.train_size), experiment)
     table = cluster_confusion(model, plain, mirrored)
-    found = scores(table, match(table))
-    return {
+    return without_nan({
         "experiment": experiment.to_record(),
         "fixed_head": kind,
         "backbone_weights": backbone.weights_id,
@@ -175,11 +174,11 @@ def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None =
         "split": "val",
         "images": len(held_out),
         "classes": list(held_out.classes.names),
-        "scores": {"cluster": found | {"iou": [None if value != value else value for value in found["iou"]]}},
+        "scores": {"cluster": scores(table, match(table))},
         "matching": match(table).tolist(),
         "confusion": table.tolist(),
         "environment": environment(),
-    }
+    })  # fmt: skip
 
 
 def _key_of(variant: Variant, seed: int) -> tuple[str, ...]:
