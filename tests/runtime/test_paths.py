@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from common import ROOT, few_samples, tiny_experiment
-from test_results import record
+from records import record
 
 from stego_lib import StegoError, evaluate, load_run, open_dataset, train
 from stego_lib.backbone import Backbone

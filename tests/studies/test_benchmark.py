@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 import pytest
-from test_results import record
+from records import record
 
 from stego_lib import StegoError
 from stego_lib.runtime.files import write_json

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from common import ROOT
+from records import record
 
 from stego_lib import Experiment, StegoError
 from stego_lib.runtime.files import write_json
@@ -30,23 +31,6 @@ from stego_lib.studies.results import (
     score_table,
     summary,
 )
-
-
-def record(seed: int, **experiment: object) -> dict:
-    """A run record with scores drawn from the seed."""
-    rng = np.random.default_rng(seed)
-    names = ("linear", "cluster", "kmeans_features")  # not in the order of tables
-    scores = {
-        name: {"accuracy": float(rng.uniform(30, 90)), "miou": float(rng.uniform(10, 60)), "iou": [1.0, None]}
-        for name in names
-    }
-    return {
-        "experiment": {"dataset": "scenes", "steps": 5, "seed": seed} | experiment,
-        "step": 5,
-        "split": "val",
-        "scores": scores,
-    }
-
 
 RECORDS = [record(seed) for seed in range(4)]
 

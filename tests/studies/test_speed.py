@@ -3,45 +3,15 @@
 import json
 
 import pytest
+from records import benchmark_results
 
 from stego_lib import StegoError
 from stego_lib.studies import speed
 
 
-def ways(**seconds: float) -> dict:
-    return {
-        name.replace("_", " "): {"median_s": value, "min_s": value, "max_s": value, "n": 3}
-        for name, value in seconds.items()
-    }
-
-
-def made_up() -> dict:
-    """Rows of a result."""
-    evaluated = {"published, no CRF": 2.0, "ours, no CRF": 0.5, "published, its CRFs": 1.0, "ours, with CRF": 1.0}
-    least = {
-        name: {speed.NETWORK: s, "ViT-S/8, 320 px": 2 * s} for name, s in {"float32": 0.1, "bfloat16": 0.5}.items()
-    }
-    return {
-        "limits": {
-            "gflop_per_s": {"float32": 100.0, "bfloat16": 20.0}, "flop_per_image": dict.fromkeys(least["float32"], 10000000000.0),
-            "least_s_per_image": least, "cores": 2,
-        },
-        "rest": {"batch": 4, "ways": ways(published=0.2, ours=0.1)},
-        "step": {"batch": 16, "ways": ways(published=10, store=0.25, online_float32=5)},
-        "extraction": {"batch": 4, "ways": ways(published=1.2, float32=0.6, bfloat16=2.4), "bfloat16_cosine": {"mean": 0.9999}},
-        "evaluation": {"kinds": {"smooth": {"ways": ways(**evaluated)}}},
-        "neighbors": {
-            "ways": ways(published=0.2, ours=0.1), "many": {"images": 1000, "seconds": 2.0},
-            "extrapolated": {"images": 600_000, "hours": 200.0, "bytes": 3e9},
-        },
-        "memory": {"peak_bytes": 2_500_000_000, "store_bytes": 10_000_000_000},
-        "recipe": {"total_s": 7200, "measured": {"step": {"median_s": 0.5}}},
-    }  # fmt: skip
-
-
 @pytest.fixture
 def rows() -> dict:
-    return made_up()
+    return benchmark_results()
 
 
 def test_goals_are_compared_with_what_was_measured_and_with_what_can_be(rows):

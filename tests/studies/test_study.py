@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from common import tiny_experiment
+from records import variant_record
 
 from stego_lib import Experiment
 from stego_lib.calibration import AUTO
@@ -19,15 +20,6 @@ BASE = Experiment.preset("scenes")
 TWO = [Variant("K", "8", BASE.but(code_dim=8)), Variant("K", "16", BASE.but(code_dim=16))]
 
 
-def record(variant: Variant, seed: int, miou: float, weights: str | None = None) -> dict:
-    scores = {
-        name: {"accuracy": miou + 10, "miou": miou, "iou": [miou]} for name in ("cluster", "linear", "cluster_crf")
-    }
-    scores["cluster_crf"] = {"accuracy": miou + 11, "miou": miou + 1, "iou": [miou]}
-    about = {"experiment": variant.experiment.but(seed=seed).to_record(), "step": 3, "scores": scores, "seconds": 2.0}
-    return about | ({"backbone_weights": weights} if weights else {})
-
-
 @pytest.fixture
 def weights(monkeypatch):
     """Makes today's embedded weights be called "now"."""
@@ -36,7 +28,7 @@ def weights(monkeypatch):
 
 
 def test_a_record_is_found_by_its_experiment_whatever_its_file_is_called(tmp_path, weights):
-    write_json(tmp_path / "anything.json", record(TWO[0], 1, 40.0, weights))
+    write_json(tmp_path / "anything.json", variant_record(TWO[0], 1, 40.0, weights))
     found = Study(TWO, [0, 1], tmp_path)
     assert found.record(TWO[0], 1)["scores"]["cluster"]["miou"] == 40.0
     assert found.record(TWO[0], 0) is None and found.record(TWO[1], 1) is None
@@ -46,7 +38,7 @@ def test_a_record_is_found_by_its_experiment_whatever_its_file_is_called(tmp_pat
 
 
 def test_a_record_of_other_weights_does_not_count(tmp_path, weights):
-    write_json(tmp_path / "old.json", record(TWO[0], 0, 40.0, "then"))
+    write_json(tmp_path / "old.json", variant_record(TWO[0], 0, 40.0, "then"))
     assert Study(TWO, [0], tmp_path).record(TWO[0], 0) is None
 
 
@@ -56,14 +48,14 @@ def test_the_embedded_weights_are_those_that_a_record_names():
 
 
 def test_a_record_without_a_newer_key_has_its_default(tmp_path, weights):
-    old = record(TWO[0], 0, 40.0, weights)
+    old = variant_record(TWO[0], 0, 40.0, weights)
     del old["experiment"]["rec_weight"]
     write_json(tmp_path / "old.json", old)
     assert Study(TWO, [0], tmp_path).record(TWO[0], 0) is not None
 
 
 def test_fixed_and_trained_heads_are_told_apart(tmp_path, weights):
-    write_json(tmp_path / "a.json", record(TWO[0], 0, 40.0, weights) | {"fixed_head": "pca"})
+    write_json(tmp_path / "a.json", variant_record(TWO[0], 0, 40.0, weights) | {"fixed_head": "pca"})
     assert Study(TWO, [0], tmp_path).record(TWO[0], 0) is None
     assert Study(TWO, [0], tmp_path).record(replace(TWO[0], fixed="pca"), 0) is not None
 
@@ -71,7 +63,7 @@ def test_fixed_and_trained_heads_are_told_apart(tmp_path, weights):
 def test_the_table_has_mean_and_spread_and_says_what_was_not_run(tmp_path, weights):
     values = {0: 40.0, 1: 44.0, 2: 45.0}
     for seed, miou in values.items():
-        write_json(tmp_path / f"{seed}.json", record(TWO[0], seed, miou, weights))
+        write_json(tmp_path / f"{seed}.json", variant_record(TWO[0], seed, miou, weights))
     found = Study(TWO, [0, 1, 2], tmp_path)
     table = found.table("K")
     m, s = np.mean(list(values.values())), np.std(list(values.values()), ddof=1)
@@ -167,6 +159,6 @@ def test_auto_and_its_percentiles_are_one_experiment(tmp_path, weights):
     """A record made before shifts had the word, or by the percentiles themselves, is that of "auto"."""
     spelled, auto = (Variant("b", "auto", BASE.but(shifts=shifts)) for shifts in (AUTO, "auto"))
     other = Variant("b", "other", BASE.but(shifts=("p75", "p75", "p96")))
-    write_json(tmp_path / "a.json", record(spelled, 0, 40.0, weights))
+    write_json(tmp_path / "a.json", variant_record(spelled, 0, 40.0, weights))
     found = Study([auto, other], [0], tmp_path)
     assert found.record(auto, 0) is not None and found.record(other, 0) is None
