@@ -1,4 +1,4 @@
-"""The chapters of the book from the data to the choice of shifts, each run alone, from files, with tiny parameters."""
+"""Each chapter from data to speed runs on its own, from files, with tiny parameters."""
 
 import json
 import re
@@ -26,16 +26,16 @@ CHAPTERS = ("data", "evaluation", "ablations", "benchmark", "baselines", "choosi
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Parameters that make a chapter tiny: 20 drawn scenes and a network of two blocks; features are shared."""
+    """Parameters of a tiny run: 20 scenes and a backbone of two blocks; the chapters share its features."""
     folder = tmp_path_factory.mktemp("chapters")
     draw_scenes(folder / "data" / "scenes", train=20, val=6)
     backbone = write_backbone(folder / "tiny.safetensors")
-    places = {"data_root": folder / "data", "runs_dir": folder / "runs", "backbone": backbone}
-    return {name: str(path) for name, path in places.items()} | {"device": "cpu"}
+    paths = {"data_root": folder / "data", "runs_dir": folder / "runs", "backbone": backbone}
+    return {name: str(path) for name, path in paths.items()} | {"device": "cpu"}
 
 
 def run(name: str, parameters: dict, folder: Path) -> tuple[str, nbformat.NotebookNode]:
-    """Runs a chapter; its summary, and the executed copy, in which every named figure has an image."""
+    """Runs a chapter; its summary and the executed copy, in which every named figure has an image."""
     text = run_notebook(ROOT / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", parameters)
     executed = nbformat.read(folder / f"{name}.ipynb", 4)
     for cell in executed.cells:
@@ -46,7 +46,7 @@ def run(name: str, parameters: dict, folder: Path) -> tuple[str, nbformat.Notebo
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_chapter_has_all_its_parts(name):
-    """Question, idea, equation, the library's own source, a version by hand that is compared, figure, takeaway, differences."""
+    """Question, idea, equation, library source, a version by hand with a comparison, figure, take-away, differences."""
     cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
@@ -81,7 +81,7 @@ def test_data(small, tmp_path):
         for o in cell.get("outputs", [])
         if "text/html" in o.get("data", {})
     )
-    assert "scenes" in table and "not here" in table, "what is there and what is missing"
+    assert "scenes" in table and "not here" in table, "the table lists present and missing datasets"
 
 
 def test_evaluation(small, tmp_path):
@@ -99,7 +99,7 @@ def test_evaluation(small, tmp_path):
 
 
 def test_ablations_run_what_is_missing_and_read_the_rest(small, tmp_path):
-    """One run is asked for and done; the other rung on record is read; all else says that it was not run."""
+    """With limit 1, one missing run is trained; the recorded variant is read; all others are marked as not run."""
     records = tmp_path / "records"
     parameters = small | {"steps": 4, "seeds": "0 1", "records": str(records)}
     changes = {k: parameters[k] for k in ("data_root", "backbone", "steps", "device")}
@@ -119,8 +119,8 @@ def test_ablations_run_what_is_missing_and_read_the_rest(small, tmp_path):
     assert "have no record" in text
 
 
-def test_a_chapter_without_any_record_says_so(small, tmp_path):
-    """The book can be rendered before anything was run: no number appears, and each figure says that it has none."""
+def test_a_chapter_without_records_says_so(small, tmp_path):
+    """A chapter without any record shows no number and trains nothing."""
     folder = tmp_path / "nothing"
     text, _ = run("ablations", small | {"records": str(folder)}, tmp_path)
     assert "not run" in text and not folder.exists() and not re.search(r"\d+\.\d", text)
@@ -133,7 +133,7 @@ def test_baselines(small, tmp_path):
     kept = results.read_records(records)
     assert sorted((one["fixed_head"], one["experiment"]["code_dim"]) for one in kept) == [
         ("pca", 2), ("pca", 8), ("random projection", 2),
-    ], "64 is more than the 32 channels there are"  # fmt: skip
+    ], "64 exceeds the 32 channels of the backbone"  # fmt: skip
     best = max(one["scores"]["cluster"]["miou"] for one in kept if one["fixed_head"] == "pca")
     assert f"pca: best {best:.1f} mIoU" in text
 
@@ -168,13 +168,13 @@ def test_choosing(small, tmp_path):
     text, _ = run("choosing", small | {"steps": 5, "trials": "20 80"}, tmp_path)
     percents = [float(p) for p in re.findall(r"([\d.]+) % of the pairs attract", text)]
     assert percents == pytest.approx([100 - float(shift[1:]) for shift in AUTO], abs=0.2), (
-        "a percentile parts the pairs"
+        "a percentile separates the pairs"
     )
     assert text.count("all shifts at p") == 2 and "the recipe's shifts" in text
 
 
 def test_segmenting_a_folder(small, tmp_path):
-    """Images of two sizes through the chapter: maps of their own size, and the notebook's check by hand passes."""
+    """Images of two sizes give label maps of their own size, and the notebook's comparison by hand passes."""
     run_folder = train(
         Experiment.preset("scenes", **{k: v for k, v in small.items() if k != "runs_dir"}, steps=4), runs_dir=tmp_path
     ).folder

@@ -1,4 +1,4 @@
-"""The chapters on correspondences and on the loss, and STEGO from scratch, run on tiny scenes as papermill runs them."""
+"""The chapters on correspondences, on the loss and STEGO from scratch, run by papermill on tiny scenes."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ from stego_lib.studies.cooccurrence import read_curves
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Parameters of a tiny run: 20 drawn scenes, 4 steps. Both chapters use one run."""
+    """Parameters of a tiny run: 20 scenes, 4 steps. The chapters share one run."""
     folder = tmp_path_factory.mktemp("chapters")
     draw_scenes(folder / "data" / "scenes", train=20, val=9)
     return {"data_root": str(folder / "data"), "runs_dir": str(folder / "runs"), "steps": 4, "device": "cpu"}
@@ -32,13 +32,13 @@ def correspondence(small, tmp_path_factory):
     return nbformat.read(path, 4), text
 
 
-def images(notebook) -> int:
+def count_images(notebook) -> int:
     return sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
 
 
 def test_the_chapter_on_correspondences_draws_curves_and_a_table(correspondence):
     notebook, text = correspondence
-    assert images(notebook) == 5
+    assert count_images(notebook) == 5
     (cell,) = [cell for cell in notebook.cells if "average-precision" in cell.metadata.get("tags", [])]
     rows = re.findall(r"<th>([^<]+)</th>\s*<td>([\d.]+)</td>\s*<td>([\d.]+)</td>", cell.outputs[0].data["text/html"])
     table = {name: (float(within), float(across)) for name, within, across in rows}
@@ -50,7 +50,7 @@ def test_the_chapter_on_correspondences_draws_curves_and_a_table(correspondence)
         assert f"{title}: the best is {best} (AP {table[best][number]:.3f})" in text
 
 
-def test_the_curves_are_kept_where_asked(correspondence, small):
+def test_the_curves_are_written_where_requested(correspondence, small):
     _, text = correspondence
     curves, chance, about = read_curves(small["data_root"] + "/curves.json")
     assert about == "4,000 pairs of each kind in 9 images of scenes val, scenes_vit_tiny8"
@@ -59,7 +59,7 @@ def test_the_curves_are_kept_where_asked(correspondence, small):
         assert f"AP {max(curve.average_precision for curve in found.values()):.3f}" in text, title
 
 
-def test_the_page_holds_the_explorer_with_data_of_this_run(correspondence):
+def test_the_page_contains_the_explorer_with_data_of_this_run(correspondence):
     notebook, _ = correspondence
     (html,) = [
         output.data["text/html"]
@@ -81,13 +81,13 @@ def test_the_chapter_on_the_loss_agrees_with_its_naive_loops(small, tmp_path):
     text = run_notebook(ROOT / "notebooks" / "loss.ipynb", path, small)
     assert "the naive loops agree" in text
     notebook = nbformat.read(path, 4)
-    assert images(notebook) == 5
+    assert count_images(notebook) == 5
     asserting = [cell for cell in notebook.cells if "assert_close" in cell.source]
     assert len(asserting) >= 5 and all(cell.execution_count for cell in asserting)
 
 
 def test_stego_from_scratch_gives_what_the_library_gives(small, tmp_path):
-    """Every comparison of the chapter runs and holds; its last table is that of the library's own record."""
+    """Every comparison of the chapter passes, and its last table agrees with the library's run record."""
     path = tmp_path / "out.ipynb"
     parameters = {name: value for name, value in small.items() if name != "device"}
     text = run_notebook(ROOT / "notebooks" / "stego_from_scratch.ipynb", path, parameters)
@@ -102,7 +102,7 @@ def test_stego_from_scratch_gives_what_the_library_gives(small, tmp_path):
         assert function in compared, f"not compared with {function}"
     assert compared.count("assert_close(") >= 12
     figures = [cell for cell in code if "mystnb" in cell.metadata]
-    assert images(notebook) == len(figures) == 5
+    assert count_images(notebook) == len(figures) == 5
     (record,) = Path(small["runs_dir"]).glob("from_scratch/*/metrics.json")
     expected = json.loads(record.read_text())["scores"]["cluster"]
     found = {name.strip(): float(miou) for name, miou in re.findall(r"^  (.{28}) accuracy.*mIoU +([\d.]+)$", text, re.MULTILINE)}

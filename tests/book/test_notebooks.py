@@ -1,4 +1,4 @@
-"""The notebooks as people run them: papermill and its command line, the project's runner, nbval."""
+"""The notebooks as users run them: with papermill, with the project's runner, and with nbval."""
 
 import ast
 import json
@@ -29,7 +29,7 @@ TRAIN = ROOT / "notebooks" / "train.ipynb"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Parameters that make a run tiny: 20 drawn scenes, 12 steps."""
+    """Parameters of a tiny run: 20 scenes, 12 steps."""
     folder = tmp_path_factory.mktemp("notebooks")
     draw_scenes(folder / "data" / "scenes", train=20, val=6)
     return {"data_root": str(folder / "data"), "runs_dir": str(folder / "runs"), "steps": 12, "device": "cpu"}
@@ -73,7 +73,7 @@ def test_nbval_runs_every_cell_of_the_executed_notebook_again(executed):
     path, _ = executed
     source = nbformat.read(path, 4)
     asserting = [cell for cell in source.cells if cell.cell_type == "code" and "assert " in cell.source]
-    assert len(asserting) >= 2, "nbval would check nothing but the absence of errors"
+    assert len(asserting) >= 2, "without assertions nbval only checks that there are no errors"
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", "-q", str(path)]
     done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, timeout=600)
     cells = [cell for cell in source.cells if cell.cell_type == "code"]
@@ -85,16 +85,7 @@ def test_nbval_fails_when_an_assertion_of_the_notebook_does(executed, tmp_path):
     broken = nbformat.read(executed[0], 4)
     broken.cells = [nbformat.v4.new_code_cell("x = 1"), nbformat.v4.new_code_cell("assert x == 2")]
     nbformat.write(broken, tmp_path / "broken.ipynb")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--nbval-lax",
-        "-p",
-        "no:cacheprovider",
-        "-q",
-        str(tmp_path / "broken.ipynb"),
-    ]
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", "-q", str(tmp_path / "broken.ipynb")]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300).returncode == 1
 
 
@@ -117,7 +108,8 @@ def test_the_command_line_says_how_it_ended(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"mIoU 40.0\nexecuted notebook: {tmp_path / 'out.ipynb'}\n"
     monkeypatch.setattr(notebooks, "run_notebook", fails)
     assert main(given) == 1
-    assert "train.ipynb" in (said := capsys.readouterr().err) and "ZeroDivisionError: division by zero" in said
+    error = capsys.readouterr().err
+    assert "train.ipynb" in error and "ZeroDivisionError: division by zero" in error
 
 
 def test_the_module_is_the_command_line(tmp_path):
@@ -136,11 +128,11 @@ def test_the_check_of_parameters_reads_the_cells_before_it(monkeypatch):
     check_parameters()
     cells[-1] = "# Parameters\nstesp = 4"
     monkeypatch.setitem(sys.modules, "IPython", None)
-    check_parameters()  # outside a notebook there is nothing to check
+    check_parameters()  # outside a notebook it does nothing
 
 
 def test_papermill_alone_leaves_few_outputs_in_a_notebook(small, tmp_path):
-    """A bar that is redrawn twice a second would leave an output each time."""
+    """A progress bar that is redrawn twice per second would leave an output each time."""
     startup = tmp_path / "profile_default" / "startup" / "first.py"
     startup.parent.mkdir(parents=True)
     startup.write_text("from stego_lib.runtime import progress\nprogress.APART = 0\n")
@@ -153,14 +145,14 @@ def test_papermill_alone_leaves_few_outputs_in_a_notebook(small, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     streams = [output.text for output in outputs(tmp_path / "out.ipynb") if output.output_type == "stream"]
     assert len(streams) < 30 and not any("\r" in text for text in streams)
-    told = "".join(streams)
+    printed = "".join(streams)
     for what in ("fitting the cluster probe", "fitting the linear probe", "baseline: k-means on features", "baseline: k-means on colors"):
-        assert what in told, "without a pause between lines, each part of the work without steps is named"
+        assert what in printed, "each part without a progress bar is named"
 
 
 @pytest.mark.parametrize("name", ["train", "seeds", "reproduce"])
-def test_the_summary_tells_of_a_collapse(name, capsys):
-    """The cell itself, run on the record of a run that collapsed and on that of a sound one."""
+def test_the_summary_reports_a_collapse(name, capsys):
+    """The summary cell, run on the record of a collapsed run and of a healthy run."""
     cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells
     (cell,) = [cell for cell in cells if "summary" in cell.metadata.get("tags", [])]
     seen = "step 75: the codes are nearly all alike"
@@ -177,7 +169,7 @@ def test_papermill_alone_refuses_a_misspelled_parameter_too(notebook, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="no parameter 'sede'"):
         papermill.execute_notebook(str(notebook), str(tmp_path / "out.ipynb"), {"sede": 3}, progress_bar=False)
     ran = [cell for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells if cell.get("execution_count")]
-    assert len(ran) <= 4, "nothing but parameters and the check has run (papermill adds a cell that shows the error)"
+    assert len(ran) <= 4, "only parameters and the check have run (papermill adds a cell that shows the error)"
 
 
 def test_absent_data_stop_papermill_with_one_clear_error(tmp_path):
@@ -211,10 +203,8 @@ def test_notebooks_are_stored_clean_and_define_nothing(notebook):
     assert not any(cell.outputs or cell.execution_count for cell in code)
     assert content.metadata.kernelspec.name == "python3"
     for cell in code:
-        statements = ast.walk(ast.parse(cell.source))
-        kinds = (ast.FunctionDef, ast.ClassDef, ast.Lambda)
-        defined = [node for node in statements if isinstance(node, kinds) and not isinstance(node, ast.Lambda)]
-        if notebook.stem != "stego_from_scratch":  # which writes the method out by hand, to be compared with the library
+        defined = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        if notebook.stem != "stego_from_scratch":  # which implements the method by hand to compare it with the library
             assert not defined, "definitions live in the library"
 
 
@@ -231,34 +221,24 @@ def test_seeds_gives_mean_and_spread_of_its_records(small, tmp_path):
 
 
 def test_pretraining_notebook_makes_a_backbone(tmp_path):
-    parameters = {
-        "steps": 4,
-        "second_steps": 2,
-        "images": 16,
-        "watched": 10,
-        "save_every": 2,
-        "folder": str(tmp_path / "pre"),
-        "device": "cpu",
-    }
+    parameters = dict(
+        steps=4, second_steps=2, images=16, watched=10, save_every=2, folder=str(tmp_path / "pre"), device="cpu"
+    )
     text = run_notebook(ROOT / "notebooks" / "pretrain_scenes.ipynb", tmp_path / "out.ipynb", parameters)
     assert "no labels" in text and (tmp_path / "pre" / "scenes_vit_tiny8.safetensors").exists()
     curve = json.loads((tmp_path / "pre" / "curve.json").read_text())["curve"]
-    assert [(point["stage"], point["step"]) for point in curve] == [
-        ("clear", 1),
-        ("clear", 3),
-        ("weather", 0),
-        ("weather", 1),
-    ]
+    expected = [("clear", 1), ("clear", 3), ("weather", 0), ("weather", 1)]
+    assert [(point["stage"], point["step"]) for point in curve] == expected
 
 
 def test_pretraining_on_photographs_makes_a_backbone_from_folders(tmp_path):
-    for place, count in (("camvid/train", 3), ("camvid/val", 3), ("photos", 2)):
+    for folder, count in (("camvid/train", 3), ("camvid/val", 3), ("photos", 2)):
         for number in range(count):
             flat = np.full((60, 80, 3), 40 * number + 20, np.uint8)
-            standins.save(tmp_path / "data" / place / f"{number}.png", flat)
-            if "camvid" in place:
+            standins.save(tmp_path / "data" / folder / f"{number}.png", flat)
+            if "camvid" in folder:
                 ids = standins.stripes([0, 3, 11], 60, 80)
-                standins.save(tmp_path / "data" / f"{place}annot" / f"{number}.png", ids)
+                standins.save(tmp_path / "data" / f"{folder}annot" / f"{number}.png", ids)
     parameters = dict(
         data_root=str(tmp_path / "data"), steps=2, second_steps=1, batch_size=2, watched=2, save_every=2,
         watch_every=2, folder=str(tmp_path / "pre"), device="cpu",
@@ -273,15 +253,9 @@ def test_pretraining_on_photographs_makes_a_backbone_from_folders(tmp_path):
 
 def test_objectives_are_compared_on_equal_time(tmp_path):
     parameters = dict(
-        images="scenes",
-        steps=1,
-        second_steps=1,
-        batch_size=2,
-        compare_seconds=1,
-        watched=10,
-        folder=str(tmp_path),
+        images="scenes", steps=1, second_steps=1, batch_size=2, compare_seconds=1, watched=10, folder=str(tmp_path),
         device="cpu",
-    )
+    )  # fmt: skip
     text = run_notebook(ROOT / "notebooks" / "pretrain_photos.ipynb", tmp_path / "out.ipynb", parameters)
     assert "kmeans_miou after equal time, best first: " in text
     for name in [*OBJECTIVES, "dense, random start"]:
