@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ..studies.ablations import LADDER
-from ..studies.results import expected_best
+from ..studies.results import mean_of_best
 from ..studies.study import Study
 from .figures import KINDS
 
@@ -79,7 +79,7 @@ def best_of(values: Sequence[float]) -> Figure:
     """What one reports by picking the best of n runs by its score, beside their mean."""
     figure, axis = plt.subplots(figsize=(6.5, 3))
     counts = range(1, len(values) + 1)
-    axis.plot(counts, [expected_best(values, n) for n in counts], "o-", label="expected best of n")
+    axis.plot(counts, [mean_of_best(values, n) for n in counts], "o-", label="expected best of n")
     axis.axhline(np.mean(values), color="black", linestyle="--", label="mean")
     axis.plot([0.8] * len(values), values, ".", color="0.5", label="the runs")
     axis.set(xlabel="runs to pick from, n", ylabel="mean IoU (%)", xticks=list(counts))
@@ -143,7 +143,7 @@ def code_curves(logs: dict[str, pd.DataFrame], window: int = 5) -> Figure:
 
 
 def benchmark(tables: dict[str, pd.DataFrame]) -> Figure:
-    """mIoU of each method, a panel a dataset (`benchmark.comparable`): full bars are verified at their source, open ones not."""
+    """mIoU of each method, a panel a dataset (`benchmark.rows_by_miou`): full bars are verified at their source, open ones not."""
     heights = [len(table) for table in tables.values()]
     figure, axes = plt.subplots(
         len(tables), figsize=(8.5, 0.32 * sum(heights) + 0.7 * len(heights)), gridspec_kw={"height_ratios": heights}

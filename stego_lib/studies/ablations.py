@@ -1,4 +1,4 @@
-"""What the chapters on ablations and baselines vary, as lists of variants for a `study.Study`."""
+"""Variants of the chapters on ablations and baselines for a `study.Study`."""
 
 from collections.abc import Iterator, Sequence
 

@@ -31,7 +31,7 @@ def published_rows() -> pd.DataFrame:
 
 
 def own_rows(folders: Sequence[str | Path]) -> pd.DataFrame:
-    """The run records of each folder, one row a method: mean ± standard deviation over seeds. They are verified by being ours."""
+    """The run records of each folder, one row per method: mean ± standard deviation over seeds. Verified, as they are ours."""
     rows = []
     for folder in folders:
         records = read_records(folder)
@@ -47,7 +47,7 @@ def own_rows(folders: Sequence[str | Path]) -> pd.DataFrame:
 
 
 def missing_rows(own: pd.DataFrame) -> pd.DataFrame:
-    """One row for each of the paper's recipes that no record of ours is of: what it needs, in place of a score."""
+    """One row for each of the paper's recipes without a record: what the run needs."""
     done, rows = set(zip(own["dataset"], own["backbone"], strict=True)), []
     for name, recipe in PRESETS.items():
         backbone = recipe["backbone"]
@@ -59,7 +59,7 @@ def missing_rows(own: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*COLUMNS[:-2], "not run", "the line that runs it"])
 
 
-def comparable(published: pd.DataFrame, dataset: str, protocol: str = "cluster") -> pd.DataFrame:
+def rows_by_miou(published: pd.DataFrame, dataset: str, protocol: str = "cluster") -> pd.DataFrame:
     """The rows of a dataset and protocol that have an mIoU, best first, with it as a number. StegoError if there is none."""
     rows = published[
         (published["dataset"] == dataset) & (published["protocol"] == protocol) & (published["mIoU"] != "")

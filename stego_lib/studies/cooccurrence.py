@@ -1,6 +1,6 @@
 """Do correspondences predict which positions share a label? Precision and recall (paper, section 3.1).
 
-Labels are the truth that is predicted, and serve nothing else here.
+Labels are the ground truth of the prediction and serve nothing else here.
 """
 
 from dataclasses import dataclass
@@ -80,11 +80,11 @@ def pair_correspondence(maps: Tensor, pairs: Pairs, chunk: int = 65536) -> Tenso
 
 
 def pair_kernel(images: Tensor, grid: tuple[int, int], pairs: Pairs) -> Tensor:
-    """Logarithm of the CRF's kernel for each pair: how near the two cells are in place and in color, (M,).
+    """Logarithm of the CRF's kernel for each pair: how near the two cells are in position and color, (M,).
 
     images: uint8 (N, 3, H, W); a cell's color is the mean of its pixels. The kernel is the one of `crf.dense_crf`:
     a Gaussian of position, and one of position and color, each with its weight. The logarithm keeps the order of pairs
-    whose kernel is too small for a float. Across images a position is the place within each image.
+    whose kernel is too small for a float. Across images, positions are relative to each image.
     """
     colors = F.adaptive_avg_pool2d(images.double(), grid).movedim(1, -1).flatten(0, 2)
     height, width = images.shape[2] / grid[0], images.shape[3] / grid[1]

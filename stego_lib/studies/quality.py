@@ -1,4 +1,4 @@
-"""Whether the fast ways to the same experiment cost quality: stored features beside online float32, probes after beside joint."""
+"""Whether speed costs quality: stored or online float32 features, probes fitted after training or jointly."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +8,13 @@ import pandas as pd
 from ..experiment import Experiment
 from ..runtime.paths import user_path
 from .results import mean_and_spread
-from .study import NOT_RUN, Study, Variant
+from .study import Study, Variant
 
 GROUP = "features, probes"
 FAST, PLAIN = ("store", "after"), ("online", "joint")
 """The recipes' way, and the published order of work: features anew at every step, probes beside the head."""
 WAYS = (FAST, ("store", "joint"), ("online", "after"), PLAIN)
-"""How features are had and how probes are fitted; online ones in float32."""
+"""Kind of features and fitting of probes; online features are computed in float32."""
 COMPARISONS = (
     ("stored float16 for online float32, probes after", FAST, ("online", "after")),
     ("stored float16 for online float32, probes joint", ("store", "joint"), PLAIN),
@@ -28,7 +28,7 @@ PROBES = ("cluster", "linear")
 def studies(base: Experiment, seeds: Sequence[int], records: str | Path) -> dict[tuple[str, str], Study]:
     """A study of one variant for each of `WAYS`, its records where they belong in `records` (book/records).
 
-    A record does not say how features were had, so each way has a folder. The recipe as it stands is on record already.
+    A record does not say how features were obtained, so each way has a folder. The recipe as it stands is on record already.
     """
     found = {}
     for way, probes in WAYS:
@@ -43,19 +43,19 @@ def studies(base: Experiment, seeds: Sequence[int], records: str | Path) -> dict
 
 
 def table(found: dict[tuple[str, str], Study]) -> pd.DataFrame:
-    """One row a way of `studies`: seeds on record, mIoU of both probes, mean ± standard deviation over seeds."""
+    """One row per way of `studies`: seeds on record, mIoU of both probes, mean ± standard deviation over seeds."""
     rows = {}
     for way, study in found.items():
         row: dict[str, object] = {"seeds": study.scores()["seed"].nunique()}
         for probe in PROBES:
             values = _miou(study, probe)
-            row[f"{probe} mIoU"] = mean_and_spread(values.mean(), values.std()) if len(values) else NOT_RUN
+            row[f"{probe} mIoU"] = mean_and_spread(values.mean(), values.std()) if len(values) else "not run"
         rows[way] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["features", "probes"])
 
 
 def verdicts(found: dict[tuple[str, str], Study]) -> pd.DataFrame:
-    """One row for each of `COMPARISONS`: what the fast way's mean mIoU is above or below the other's, for both probes.
+    """One row for each of `COMPARISONS`: the fast way's mean mIoU minus the other's, for both probes.
 
     "within" the spread: no further below than the standard deviation of the other way's seeds.
     """
@@ -67,7 +67,7 @@ def verdicts(found: dict[tuple[str, str], Study]) -> pd.DataFrame:
 
 def _verdict(fast: pd.Series, plain: pd.Series) -> str:
     if len(fast) == 0 or len(plain) < 2:
-        return NOT_RUN
+        return "not run"
     gap, spread = fast.mean() - plain.mean(), plain.std()
     return f"{gap:+.1f}, spread {spread:.1f}: {'within' if gap >= -spread else 'below it'}"
 

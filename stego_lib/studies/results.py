@@ -26,26 +26,30 @@ METHODS = {
     "linear_crf": "STEGO, linear probe + CRF (labels)",
     "best_by_label": "not a result: STEGO, cluster probe, step chosen by these labels",
 }
-"""Methods in a run record, in the order of tables -> how they are called. "(labels)": trained with labels."""
+"""Methods in a run record, in the order of tables -> their names in tables. "(labels)": trained with labels."""
 
 PUBLISHED = Path(__file__).with_name("published_results.csv")
 """Figures of the paper, of its released checkpoints and of other methods, each with its source."""
 NETWORKS = {"dino_vits8": "ViT-S/8", "dino_vitb8": "ViT-B/8"}
-"""Backbone of a recipe -> how the published figures call it."""
+"""Backbone of a recipe -> its name in the published figures."""
 PUBLISHED_AS = {
     "kmeans_features": ("DINO + k-means", "cluster"),
     "cluster_crf": ("STEGO", "cluster"),
     "linear_crf": ("STEGO", "linear"),
 }
 """Method in a run record -> method and protocol of the published figure (STEGO's are after the CRF)."""
-OF_NO_ROW = ("seed", "device", "precision", "published", "n_classes", "validate_every")
-"""Values of an experiment that no row of the paper prescribes."""
+NOT_COMPARED = ("seed", "device", "precision", "published", "n_classes", "validate_every")
+"""Fields of an experiment that no row of the paper prescribes."""
+
+
+def is_record(content: Any) -> bool:
+    """Whether the content of a JSON file is a run record."""
+    return isinstance(content, dict) and {"experiment", "scores", "step"} <= set(content)
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """One run record; StegoError if the file is not one."""
-    record = read_json(path)
-    if not isinstance(record, dict) or not {"experiment", "scores", "step"} <= set(record):
+    if not is_record(record := read_json(path)):
         raise StegoError(f"{path} is not a run record (metrics.json of an evaluated run)")
     return record
 
@@ -59,10 +63,16 @@ def read_records(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def results_table(root: str | Path) -> pd.DataFrame:
-    """All run records below `root`, one row per record and method: what was run, its scores in percent, hardware and versions.
+    """All run records below `root`, one row per record and method: experiment, scores in percent, hardware, versions.
 
-    Columns: study (folder below root), record (file), dataset, split, images, backbone, weights (fingerprint), precision, seed,
-    step, method, accuracy, miou, machine, python, torch, timm, date. `book/records/results.csv` holds it.
+    `book/records/results.csv` holds it. The JSON records stay beside it: a table has no room for confusion matrices, IoUs of
+    each class and the whole experiment, which figures and `Study` read; and runs at the same time each write their own file.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns: study (folder below root), record (file), dataset, split, images, backbone, weights (fingerprint), precision,
+        seed, step, method, accuracy, miou, machine, python, torch, timm, date.
 
     Examples
     --------
@@ -71,8 +81,7 @@ def results_table(root: str | Path) -> pd.DataFrame:
     """
     root, rows = user_path(root), []
     for path in sorted(root.rglob("*.json")):
-        record = read_json(path)
-        if not isinstance(record, dict) or not {"experiment", "scores", "step"} <= set(record):
+        if not is_record(record := read_json(path)):
             continue  # curves, maps and other data of figures
         values, environment = record["experiment"], record.get("environment", {})
         about = {
@@ -102,10 +111,10 @@ def scored(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def score_table(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a method and record: method, seed, accuracy, miou (percent). StegoError if a record has no scores."""
+    """One row per method and record: method, seed, accuracy, miou (percent). StegoError if a record has no scores."""
     if unscored := [record for record in records if not record["scores"]]:
-        told = "; ".join(dict.fromkeys(record.get("unscored", "no reason given") for record in unscored))
-        raise StegoError(f"{len(unscored)} of {len(records)} records have no scores: {told}")
+        reasons = "; ".join(dict.fromkeys(record.get("unscored", "no reason given") for record in unscored))
+        raise StegoError(f"{len(unscored)} of {len(records)} records have no scores: {reasons}")
     rows = [
         {
             "method": method,
@@ -121,7 +130,7 @@ def score_table(records: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def summary(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """Mean and standard deviation over seeds, one row a method: columns (accuracy | miou, mean | std), percent.
+    """Mean and standard deviation over seeds, one row per method: columns (accuracy | miou, mean | std), percent.
 
     StegoError if the records are not of one experiment that differs in nothing but seed and folders. Records with and without
     the CRF go together: it touches no row but its own, and a run that is on record both ways counts once in the others.
@@ -142,7 +151,7 @@ def summary(records: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def collapses(records: list[dict[str, Any]]) -> list[str]:
-    """One line for each record of a run whose codes collapsed or scattered: its seed, and what was seen and when."""
+    """One line for each run whose codes collapsed or scattered: its seed, the finding and its step."""
     return [
         f"seed {record['experiment']['seed']}: {record['codes']['seen']}" for record in records if record.get("collapsed")
     ]
@@ -151,7 +160,7 @@ def collapses(records: list[dict[str, Any]]) -> list[str]:
 def markdown_table(records: list[dict[str, Any]], published: pd.DataFrame | None = None) -> str:
     """The summary as a Markdown table, mean ± standard deviation over seeds.
 
-    published: figures to stand beside it, with their source (see `published_figures`); what was not measured is blank.
+    published: figures to print beside it, with their source (see `published_figures`). Methods without a measurement are blank.
     """
     titles, measured = ["method", "accuracy", "mIoU"], summary(records)
     counts = score_table(records).groupby("method").seed.nunique()
@@ -194,8 +203,8 @@ def mean_and_spread(mean: float, std: float) -> str:
     return f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}"
 
 
-def expected_best(values: Sequence[float], count: int) -> float:
-    """Mean of the best of `count` of the values, over all ways to choose them: what picking by score adds to a mean.
+def mean_of_best(values: Sequence[float], count: int) -> float:
+    """Expected maximum of `count` of the values, drawn without replacement: what picking the best seed adds to a mean.
 
     Raises ValueError unless 1 <= count <= len(values).
     """
@@ -221,7 +230,7 @@ def paper_rows() -> list[str]:
 
 
 def published_figures(row: str) -> pd.DataFrame:
-    """What is published of one row: index method (as in `METHODS`), columns accuracy, miou (percent, NaN if not given), source.
+    """The published figures of one row: index method (as in `METHODS`), columns accuracy, miou (percent, NaN if not given), source.
 
     row: a preset's name. Raises StegoError if it is no row of the paper.
     """
@@ -241,12 +250,12 @@ def _figures_of(preset: str) -> pd.DataFrame:
 
 
 def departures(record: dict[str, Any], row: str) -> list[str]:
-    """Why a record is not quite a row of the paper: what differs from its recipe, and other images than the published."""
+    """How a record departs from a row of the paper: fields that differ from the recipe, and a different number of images."""
     recipe, values = Experiment.preset(row).to_record(), record["experiment"]
     found = [
         f"{key} is {values.get(key)}, the recipe's {value}"
         for key, value in recipe.items()
-        if key not in OF_NO_ROW and values.get(key) != value
+        if key not in NOT_COMPARED and values.get(key) != value
     ]
     published = COUNTS[recipe["dataset"]]["val"][0]
     if record["images"] != published:
@@ -264,7 +273,7 @@ def fill_tables(text: str, root: str | Path) -> str:
 
 
 def main(paths: Sequence[str]) -> None:
-    """python -m stego_lib.studies.results PAGE.md ... book/records/results.csv: makes tables from the run records again."""
+    """python -m stego_lib.studies.results PAGE.md ... book/records/results.csv: updates tables from the run records."""
     for path in map(Path, paths):
         if path.suffix == ".csv":
             with atomic(path) as temporary:

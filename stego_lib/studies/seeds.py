@@ -43,7 +43,7 @@ def run_seeds(
     an equal experiment below `runs_dir` is finished and scored is not run again, and an interrupted one is resumed.
     """
     found = []
-    for one in [experiment.but(seed=seed) for seed in seeds]:  # a seed out of range is told before any work
+    for one in [experiment.but(seed=seed) for seed in seeds]:  # an invalid seed raises before any work
         record = finished_record(one, runs_dir) if resume else None
         if record is None:
             run = train(one, runs_dir=runs_dir, resume=resume)
@@ -65,5 +65,8 @@ def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) 
     record = read_record(folder / "metrics.json")
     if not record["scores"]:
         return None
-    theirs, ours = ({k: v for k, v in known.items() if k not in (*MACHINE, "backbone")} for known in (record["experiment"], experiment.to_record()))
+    theirs, ours = (
+        {key: value for key, value in values.items() if key not in (*MACHINE, "backbone")}
+        for values in (record["experiment"], experiment.to_record())
+    )
     return record if (record["step"], record["split"], theirs) == (experiment.steps, "val", ours) else None

@@ -1,4 +1,4 @@
-"""What time and room work takes: the results of `make bench`, the goals beside them, and a cost model made of them."""
+"""Time and memory: the results of `make bench`, the goals beside them, and a cost model."""
 
 import math
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def on_a_gpu(folder: Path) -> dict[str, Any]:
 
 
 def goals(rows: dict[str, Any]) -> pd.DataFrame:
-    """One line for each goal: what was asked for, what was measured, and what the machine's matrix products allow at most.
+    """One line for each goal: the target, the measurement, and the limit set by the machine's matrix products.
 
     Factors are of the baseline in the same run. "not measured" where a row or way is missing.
     """
@@ -207,12 +207,12 @@ def costs(rows: dict[str, Any]) -> Costs:
 
 
 def plan(model: Costs, images: list[int]) -> pd.DataFrame:
-    """Hours of each way and room of the store, a line for each number of images."""
+    """Hours of each way and size of the store, one row per number of images."""
     table = {
         f"{count:,}": {
             "store": _hours(model.store(count)), "store, 8 machines": _hours(model.store(count, 8)),
             "online": _hours(model.online(count)), "published order": _hours(model.published(count)),
-            "store takes": _room(count * model.bytes),
+            "store takes": _size_text(count * model.bytes),
         }
         for count in images
     }  # fmt: skip
@@ -223,6 +223,6 @@ def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.{0 if seconds > 36_000 else 1}f} h"
 
 
-def _room(size: float) -> str:
+def _size_text(size: float) -> str:
     power = min(4, max(2, math.floor(math.log10(size) / 3)))
     return f"{size / 1000**power:.1f} {('MB', 'GB', 'TB')[power - 2]}"

@@ -1,10 +1,10 @@
-"""A study: variants of an experiment, several seeds each, one run record apiece. What is on record is not run again."""
+"""A study: variants of an experiment, several seeds each, one run record per run. Recorded runs are not repeated."""
 
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,8 @@ from ..training import train
 from .fixed_heads import fixed_head
 from .results import mean_and_spread, read_record
 
-NOT_RUN = "not run"
-"""What a table says where no record is."""
-PLACE = ("data_root", "device", *MACHINE)
-"""Fields of an experiment that do not tell runs apart."""
+NOT_DISTINCTIVE = ("data_root", "device", *MACHINE)
+"""Fields of an experiment that do not change its results."""
 
 
 _DEFAULTS = Experiment.from_dict({}).to_dict()
@@ -40,9 +38,9 @@ class Variant:
     """One row of a study."""
 
     group: str
-    """What is varied."""
+    """The varied quantity."""
     name: str
-    """To what."""
+    """Its value."""
     experiment: Experiment
     """Its seed is replaced by each of the study's."""
     fixed: str | None = None
@@ -54,21 +52,20 @@ class Variant:
 class Study:
     """Variants times seeds, and the records of them in a folder.
 
-    A record belongs to a variant if its experiment is the same in everything but place and, for an embedded backbone, if
-    its weights are those of today: embedded weights are made anew now and then under the same name.
+    A record belongs to a variant if their experiments differ in `NOT_DISTINCTIVE` alone and, for an embedded backbone, if the
+    record names the current weights: embedded weights may be replaced under the same name.
     """
 
     def __init__(self, variants: Sequence[Variant], seeds: Sequence[int], folder: str | Path):
         self.variants, self.seeds, self.folder = list(variants), list(seeds), user_path(folder)
-        self._weights: dict[str, str] = {}
         self._records: dict[Any, Any] = {}
         for path in sorted(self.folder.glob("*.json")):
             self._keep(read_record(path))
 
     def record(self, variant: Variant, seed: int) -> dict[str, Any] | None:
         """The run record of a variant with a seed, or None."""
-        found = self._records.get(_key(variant.experiment.but(seed=seed).to_record(), variant.fixed))
-        current = self._current_weights(variant.experiment.backbone)
+        found = self._records.get(_key_of(variant, seed))
+        current = current_weights(variant.experiment.backbone)
         if found is None or not found["scores"] or (current and found.get("backbone_weights") != current):
             return None
         return found
@@ -79,23 +76,19 @@ class Study:
         for seed in self.seeds:
             for variant in self.variants:
                 if self.record(variant, seed) is None:
-                    key = _key(variant.experiment.but(seed=seed).to_record(), variant.fixed)
-                    found.setdefault(key, (variant, seed))
+                    found.setdefault(_key_of(variant, seed), (variant, seed))
         return list(found.values())
 
     def run(self, limit: int | None = None, runs_dir: str | Path | None = None) -> None:
-        """Trains and scores what has no record, at most `limit` runs of it (None: all), and writes a record for each."""
+        """Trains and scores the missing runs, at most `limit` (None: all), and writes a record for each."""
         for variant, seed in progress(self.missing()[:limit], "runs of the study"):
             record = run_variant(variant, seed, runs_dir)
             name = re.sub(r"[^a-z0-9.]+", "-", f"{variant.group} {variant.name}".lower()).strip("-")
-            experiment = variant.experiment.but(seed=seed).to_record()
-            write_json(
-                self.folder / f"{name}-seed{seed}-{fingerprint(*_key(experiment, variant.fixed))[:8]}.json", record
-            )
+            write_json(self.folder / f"{name}-seed{seed}-{fingerprint(*_key_of(variant, seed))[:8]}.json", record)
             self._keep(record)
 
     def scores(self) -> pd.DataFrame:
-        """One row a variant, seed and probe on record: group, name, seed, probe ("cluster", "linear"), accuracy, miou."""
+        """One row per recorded variant, seed and probe: group, name, seed, probe ("cluster", "linear"), accuracy, miou."""
         rows = []
         for variant in self.variants:
             for seed in self.seeds:
@@ -110,7 +103,7 @@ class Study:
         return pd.DataFrame(rows, columns=["group", "name", "seed", "probe", "accuracy", "miou"])
 
     def table(self, group: str) -> pd.DataFrame:
-        """One row a variant of a group: seeds on record, and accuracy and mIoU of both probes, mean ± standard deviation."""
+        """One row per variant of a group: seeds on record, and accuracy and mIoU of both probes, mean ± standard deviation."""
         found, rows = self.scores(), {}
         for variant in self.variants:
             if variant.group != group:
@@ -121,7 +114,7 @@ class Study:
                 of_probe = own[own["probe"] == probe]
                 for score, title in (("accuracy", "accuracy"), ("miou", "mIoU")):
                     values = of_probe[score]
-                    text = mean_and_spread(values.mean(), values.std()) if len(values) else NOT_RUN
+                    text = mean_and_spread(values.mean(), values.std()) if len(values) else "not run"
                     row[f"{probe} {title}"] = "" if variant.fixed and probe == "linear" else text
             rows[variant.name] = row
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis(group)
@@ -134,12 +127,11 @@ class Study:
     def _keep(self, record: dict[str, Any]) -> None:
         self._records[_key(record["experiment"], record.get("fixed_head"))] = record
 
-    def _current_weights(self, backbone: str) -> str | None:
-        if backbone not in EMBEDDED:
-            return None
-        if backbone not in self._weights:
-            self._weights[backbone] = Backbone(backbone).weights_id
-        return self._weights[backbone]
+
+@cache
+def current_weights(backbone: str) -> str | None:
+    """Fingerprint of the weights of an embedded backbone; None for any other."""
+    return Backbone(backbone).weights_id if backbone in EMBEDDED else None
 
 
 def run_variant(variant: Variant, seed: int, runs_dir: str | Path | None = None) -> dict[str, Any]:
@@ -190,11 +182,14 @@ def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None =
     }
 
 
+def _key_of(variant: Variant, seed: int) -> tuple[str, ...]:
+    return _key(variant.experiment.but(seed=seed).to_record(), variant.fixed)
+
+
 def _key(experiment: dict[str, Any], fixed: str | None) -> tuple[str, ...]:
-    """What tells runs apart: the experiment without its place, keys that an older record lacks at their defaults, and the
-    percentiles that shifts="auto" stands for."""
+    """Identifies a run: its experiment without `NOT_DISTINCTIVE`, missing keys at their defaults, shifts="auto" resolved."""
     complete = _DEFAULTS | experiment
     if complete["shifts"] == "auto":
         complete["shifts"] = list(AUTO)
-    kept = {key: value for key, value in complete.items() if key not in PLACE}
+    kept = {key: value for key, value in complete.items() if key not in NOT_DISTINCTIVE}
     return (repr(sorted(kept.items())), str(fixed))

@@ -1,4 +1,4 @@
-"""What the chapter on choosing l and b varies, as lists of variants for a `study.Study`, and what is read from their records."""
+"""Variants of the chapter on choosing l and b for a `study.Study`, and the tables made from their records."""
 
 import copy
 import itertools
@@ -48,13 +48,13 @@ STEPS = 100
 """Steps of a run of the chapter; the code correspondences have settled by then."""
 DRAWN = 10
 """Random draws of each seed."""
-TAKEN = "published"
-"""How draws call the shifts of a recipe of the paper, taken over as they stand."""
+TRANSFERRED = "published"
+"""Name of draws with the unchanged shifts of a recipe of the paper."""
 HEAD_SERIES = 3
 """Series of scenes that the head was chosen on: neither the dataset's nor the backbone's."""
 NOT_MEASURED = "not measured"
-ASKED = {"scenes": 5.0, "camvid": 3.0}
-"""Dataset -> points of mIoU above k-means on the features that were asked for."""
+TARGETS = {"scenes": 5.0, "camvid": 3.0}
+"""Dataset -> points of mIoU above k-means on the features to reach."""
 
 
 def brief(base: Experiment) -> Experiment:
@@ -91,14 +91,14 @@ def grid(base: Experiment) -> list[Variant]:
 
 
 def extras(base: Experiment) -> list[Variant]:
-    """shifts="auto" on correspondences as they are, centered, of features less their mean, and both."""
+    """shifts="auto" on correspondences as they are, centered, of features minus their mean, and both."""
     return [
         Variant(EXTRAS, name, base.but(crf=False, shifts="auto", centering=centered, subtract_mean=less))
         for name, centered, less in (
             ("as they are", False, False),
             ("centered", True, False),
-            ("less the mean", False, True),
-            ("less the mean, centered", True, True),
+            ("mean subtracted", False, True),
+            ("mean subtracted, centered", True, True),
         )
     ]
 
@@ -122,7 +122,7 @@ def one_change(base: Experiment) -> list[Variant]:
     changes: dict[str, dict[str, Any]] = {
         "the recipe": {},
         "linear head": {"head": "linear"},
-        "mean off, centered": {"subtract_mean": True, "centering": True},
+        "mean subtracted, centered": {"subtract_mean": True, "centering": True},
         "shifts at p60 p60 p90": {"shifts": ("p60", "p60", "p90")},
         "three times the steps": {"steps": 3 * base.steps},
         "30 neighbors for 7": {"neighbors": 30},
@@ -171,7 +171,7 @@ def draws(bases: Sequence[Experiment], backbones: dict[str, int], seed: int, cou
             backbone=backbone, block=dice.randrange(backbones[backbone]), features=dice.choice(("feat", "KK"))
         )
         recipe = dice.choice(sorted(PUBLISHED))
-        found.append(Variant(DRAWS, f"{number} {TAKEN}", published_shifts(drawn, PUBLISHED[recipe])))
+        found.append(Variant(DRAWS, f"{number} {TRANSFERRED}", published_shifts(drawn, PUBLISHED[recipe])))
         found.append(Variant(DRAWS, f"{number} {AUTO}", drawn.but(shifts="auto")))
     return found
 
@@ -189,7 +189,7 @@ def short(base: Experiment) -> Experiment:
 
 
 def collapses(study: Study) -> pd.DataFrame:
-    """One row a draw on record and kind of shifts: seed, number, shifts (`TAKEN` or `AUTO`), collapsed, groups, within, seen, miou, dataset."""
+    """One row per recorded draw and kind of shifts: seed, number, shifts (`TRANSFERRED` or `AUTO`), collapsed, groups, within, seen, miou, dataset."""
     rows = []
     for variant in study.variants:
         for seed in study.seeds:
@@ -207,7 +207,7 @@ def collapses(study: Study) -> pd.DataFrame:
 
 
 def goals(recipes: dict[str, list[dict[str, Any]]], chosen: dict[str, Study], drawn: pd.DataFrame) -> pd.DataFrame:
-    """One line for each goal: what was asked for, what the records say, and "met", "missed" or "not measured".
+    """One line for each goal: the target, the measured value, and "met", "missed" or "not measured".
 
     recipes: dataset -> run records of its recipe as it stands, one per seed. chosen: dataset -> study of `recipe_by_labels`.
     drawn: of `collapses`.
@@ -216,7 +216,7 @@ def goals(recipes: dict[str, list[dict[str, Any]]], chosen: dict[str, Study], dr
     for name, records in recipes.items():
         scored = {method: own["miou"] for method, own in score_table(records).groupby("method")} if records else {}
         ours, plain = (scored.get(method, pd.Series(dtype=float)) for method in ("cluster", "kmeans_features"))
-        asked, seeds = ASKED[name], f"{len(ours)} seeds"
+        asked, seeds = TARGETS[name], f"{len(ours)} seeds"
         rows.append(
             _goal(f"{name}: standard deviation over seeds", "at most 1.0", ours.std(), "{:.2f}", 1.0, -1, seeds)
         )
@@ -227,11 +227,11 @@ def goals(recipes: dict[str, list[dict[str, Any]]], chosen: dict[str, Study], dr
         best = chosen[name].scores().query("probe == 'cluster'")["miou"]
         behind, seeds = best.mean() - ours.mean(), f"{len(best)} and {len(ours)} seeds"
         rows.append(_goal(f"{name}: behind shifts chosen by labels", "at most 1.0", behind, "{:.2f}", 1.0, -1, seeds))
-    for kind, wanted in ((AUTO, "none of 50"), (TAKEN, "counted beside it")):
+    for kind, wanted in ((AUTO, "none of 50"), (TRANSFERRED, "counted beside it")):
         found = drawn.loc[drawn["shifts"] == kind, "collapsed"]
-        verdict = NOT_MEASURED if len(found) < 50 else "" if kind == TAKEN else _verdict(not found.any())
+        verdict = NOT_MEASURED if len(found) < 50 else "" if kind == TRANSFERRED else _verdict(not found.any())
         rows.append([f"collapses, shifts {kind}", wanted, f"{found.sum()} of {len(found)}", verdict])
-    return pd.DataFrame(rows, columns=["goal", "asked for", "measured", "reached"]).set_index("goal")
+    return pd.DataFrame(rows, columns=["goal", "target", "measured", "reached"]).set_index("goal")
 
 
 def _goal(name: str, asked: str, value: float, form: str, limit: float, sign: int, seeds: str) -> list[str]:

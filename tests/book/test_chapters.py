@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from common import ROOT, write_backbone
 from PIL import Image
-from records import benchmark_results, record
+from records import record, speed_rows
 from standins import save
 
 from stego_lib import Experiment, train
@@ -139,7 +139,7 @@ def test_baselines(small, tmp_path):
 
 def test_speed(tmp_path):
     machine = dict(cpu="a CPU", amx=False, gpu=None, torch="2", date="2026-01-01 00:00", load=0.1)
-    result = {"machine": machine, "settings": {"tiny": False, "threads": 2}, "rows": benchmark_results()}
+    result = {"machine": machine, "settings": {"tiny": False, "threads": 2}, "rows": speed_rows()}
     write_json(tmp_path / "results" / "a-cpu.json", result)
     text, executed = run("speed", {"results": str(tmp_path / "results")}, tmp_path)
     assert "a-cpu.json: 8 rows" in text and "40.0 x" in text and "impossible here" in text

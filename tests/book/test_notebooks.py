@@ -15,7 +15,7 @@ import papermill
 import pytest
 import standins
 from common import BASELINES, ROOT
-from records import record as run_record
+from records import record as made_up_record
 
 from stego_lib import StegoError, notebooks
 from stego_lib.datasets.scenes import draw_scenes
@@ -157,7 +157,7 @@ def test_the_summary_reports_a_collapse(name, capsys):
     (cell,) = [cell for cell in cells if "summary" in cell.metadata.get("tags", [])]
     seen = "step 75: the codes are nearly all alike"
     for collapsed in (True, False):
-        record = run_record(3) | {"collapsed": collapsed, "codes": {"seen": seen if collapsed else None}, "images": 6}
+        record = made_up_record(3) | {"collapsed": collapsed, "codes": {"seen": seen if collapsed else None}, "images": 6}
         run = SimpleNamespace(step=100, folder="runs/a", watched={"seen": seen}, experiment=SimpleNamespace(name="a"))
         values = dict(record=record, kept=[record], run=run, experiment=SimpleNamespace(name="a"), results=results, seeds=[3], records="r")
         exec(cell.source, values | dict(row="cityscapes-vitb8", published=True, figures=None, departures=[]))

@@ -8,7 +8,7 @@ from records import record
 
 from stego_lib import StegoError
 from stego_lib.runtime.files import write_json
-from stego_lib.studies.benchmark import COLUMNS, comparable, missing_rows, own_rows, published_rows
+from stego_lib.studies.benchmark import COLUMNS, missing_rows, own_rows, published_rows, rows_by_miou
 from stego_lib.studies.results import METHODS, PUBLISHED, paper_rows, published_results
 
 
@@ -59,7 +59,7 @@ def test_recipes_without_a_record_say_what_they_need(tmp_path):
 
 
 def test_comparable_rows_are_of_one_protocol_the_best_first():
-    rows = comparable(published_rows(), "potsdam3", "linear")
+    rows = rows_by_miou(published_rows(), "potsdam3", "linear")
     assert set(rows["protocol"]) == {"linear"} and rows["miou"].is_monotonic_decreasing and len(rows) >= 1
     with pytest.raises(StegoError, match="scenes"):
-        comparable(published_rows(), "scenes")
+        rows_by_miou(published_rows(), "scenes")

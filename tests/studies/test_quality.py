@@ -3,7 +3,7 @@
 import pytest
 import torch
 from common import tiny_experiment
-from records import variant_record
+from records import study_record
 
 from benchmarks.quality import Float32Features, unrounded
 from stego_lib import Backbone, Experiment, train
@@ -21,7 +21,7 @@ BASE = Experiment.preset("scenes", backbone="a_file.safetensors")
 def keep(study, values):
     (variant,) = study.variants
     for seed, miou in enumerate(values):
-        write_json(study.folder / f"{variant.name}-{seed}.json", variant_record(variant, seed, miou))
+        write_json(study.folder / f"{variant.name}-{seed}.json", study_record(variant, seed, miou))
 
 
 def test_ways_differ_in_features_and_probes_alone_and_the_recipe_is_on_record_as_it_stands(tmp_path):

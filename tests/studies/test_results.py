@@ -20,9 +20,9 @@ from stego_lib.studies.results import (
     PUBLISHED,
     collapses,
     departures,
-    expected_best,
     fill_tables,
     markdown_table,
+    mean_of_best,
     paper_rows,
     published_figures,
     read_record,
@@ -89,13 +89,13 @@ def test_records_of_other_backbone_weights_are_refused():
 def test_the_expected_best_is_the_mean_over_all_choices(count):
     values = [3.0, 9.0, 1.0, 4.0, 4.0]
     choices = [max(choice) for choice in combinations(values, count)]
-    assert expected_best(values, count) == pytest.approx(np.mean(choices))
+    assert mean_of_best(values, count) == pytest.approx(np.mean(choices))
 
 
 @pytest.mark.parametrize("count", [0, 4])
 def test_the_best_of_more_than_there_are_is_refused(count):
     with pytest.raises(ValueError, match=f"best of {count} of 3"):
-        expected_best([1.0, 2.0, 3.0], count)
+        mean_of_best([1.0, 2.0, 3.0], count)
 
 
 def test_a_key_that_only_one_record_has_is_a_difference():

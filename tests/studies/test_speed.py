@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from records import benchmark_results
+from records import speed_rows
 
 from stego_lib import StegoError
 from stego_lib.studies import speed
@@ -11,7 +11,7 @@ from stego_lib.studies import speed
 
 @pytest.fixture
 def rows() -> dict:
-    return benchmark_results()
+    return speed_rows()
 
 
 def test_goals_are_compared_with_what_was_measured_and_with_what_can_be(rows):

@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from common import tiny_experiment
-from records import variant_record
+from records import study_record
 
 from stego_lib import Experiment
 from stego_lib.calibration import AUTO
 from stego_lib.runtime.files import read_json, write_json
 from stego_lib.studies import study
 from stego_lib.studies.ablations import LADDER, ablations, dimensions, ladder, paper_layout, sweeps
-from stego_lib.studies.study import NOT_RUN, Study, Variant
+from stego_lib.studies.study import Study, Variant
 
 BASE = Experiment.preset("scenes")
 TWO = [Variant("K", "8", BASE.but(code_dim=8)), Variant("K", "16", BASE.but(code_dim=16))]
@@ -23,12 +23,12 @@ TWO = [Variant("K", "8", BASE.but(code_dim=8)), Variant("K", "16", BASE.but(code
 @pytest.fixture
 def weights(monkeypatch):
     """Makes today's embedded weights be called "now"."""
-    monkeypatch.setattr(study.Study, "_current_weights", lambda self, backbone: "now")
+    monkeypatch.setattr(study, "current_weights", lambda backbone: "now")
     return "now"
 
 
 def test_a_record_is_found_by_its_experiment_whatever_its_file_is_called(tmp_path, weights):
-    write_json(tmp_path / "anything.json", variant_record(TWO[0], 1, 40.0, weights))
+    write_json(tmp_path / "anything.json", study_record(TWO[0], 1, 40.0, weights))
     found = Study(TWO, [0, 1], tmp_path)
     assert found.record(TWO[0], 1)["scores"]["cluster"]["miou"] == 40.0
     assert found.record(TWO[0], 0) is None and found.record(TWO[1], 1) is None
@@ -38,24 +38,24 @@ def test_a_record_is_found_by_its_experiment_whatever_its_file_is_called(tmp_pat
 
 
 def test_a_record_of_other_weights_does_not_count(tmp_path, weights):
-    write_json(tmp_path / "old.json", variant_record(TWO[0], 0, 40.0, "then"))
+    write_json(tmp_path / "old.json", study_record(TWO[0], 0, 40.0, "then"))
     assert Study(TWO, [0], tmp_path).record(TWO[0], 0) is None
 
 
 def test_the_embedded_weights_are_those_that_a_record_names():
-    assert Study([], [], "x")._current_weights("scenes_vit_tiny8") == study.Backbone("scenes_vit_tiny8").weights_id
-    assert Study([], [], "x")._current_weights("dino_vits8") is None
+    assert study.current_weights("scenes_vit_tiny8") == study.Backbone("scenes_vit_tiny8").weights_id
+    assert study.current_weights("dino_vits8") is None
 
 
 def test_a_record_without_a_newer_key_has_its_default(tmp_path, weights):
-    old = variant_record(TWO[0], 0, 40.0, weights)
+    old = study_record(TWO[0], 0, 40.0, weights)
     del old["experiment"]["rec_weight"]
     write_json(tmp_path / "old.json", old)
     assert Study(TWO, [0], tmp_path).record(TWO[0], 0) is not None
 
 
 def test_fixed_and_trained_heads_are_told_apart(tmp_path, weights):
-    write_json(tmp_path / "a.json", variant_record(TWO[0], 0, 40.0, weights) | {"fixed_head": "pca"})
+    write_json(tmp_path / "a.json", study_record(TWO[0], 0, 40.0, weights) | {"fixed_head": "pca"})
     assert Study(TWO, [0], tmp_path).record(TWO[0], 0) is None
     assert Study(TWO, [0], tmp_path).record(replace(TWO[0], fixed="pca"), 0) is not None
 
@@ -63,13 +63,13 @@ def test_fixed_and_trained_heads_are_told_apart(tmp_path, weights):
 def test_the_table_has_mean_and_spread_and_says_what_was_not_run(tmp_path, weights):
     values = {0: 40.0, 1: 44.0, 2: 45.0}
     for seed, miou in values.items():
-        write_json(tmp_path / f"{seed}.json", variant_record(TWO[0], seed, miou, weights))
+        write_json(tmp_path / f"{seed}.json", study_record(TWO[0], seed, miou, weights))
     found = Study(TWO, [0, 1, 2], tmp_path)
     table = found.table("K")
     m, s = np.mean(list(values.values())), np.std(list(values.values()), ddof=1)
     assert table.loc["8", "cluster mIoU"] == f"{m:.1f} ± {s:.1f}"
     assert table.loc["8", "cluster accuracy"] == f"{m + 10:.1f} ± {s:.1f}"
-    assert list(table["seeds"]) == [3, 0] and set(table.loc["16"].iloc[1:]) == {NOT_RUN}
+    assert list(table["seeds"]) == [3, 0] and set(table.loc["16"].iloc[1:]) == {"not run"}
     assert found.seconds().tolist() == [2.0] * 3
     after = Study([replace(TWO[0], crf=True)], [0, 1, 2], tmp_path)
     assert after.table("K").loc["8", "cluster mIoU"] == f"{m + 1:.1f} ± {s:.1f}", "read after the CRF"
@@ -159,6 +159,6 @@ def test_auto_and_its_percentiles_are_one_experiment(tmp_path, weights):
     """A record made before shifts had the word, or by the percentiles themselves, is that of "auto"."""
     spelled, auto = (Variant("b", "auto", BASE.but(shifts=shifts)) for shifts in (AUTO, "auto"))
     other = Variant("b", "other", BASE.but(shifts=("p75", "p75", "p96")))
-    write_json(tmp_path / "a.json", variant_record(spelled, 0, 40.0, weights))
+    write_json(tmp_path / "a.json", study_record(spelled, 0, 40.0, weights))
     found = Study([auto, other], [0], tmp_path)
     assert found.record(auto, 0) is not None and found.record(other, 0) is None

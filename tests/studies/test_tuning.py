@@ -87,7 +87,7 @@ def test_collapses_are_counted_from_records(tmp_path):
         codes = {"groups": 1.0 + number, "within": 1.0, "nearest": 1.0, "clusters": 2.0, "seen": None}
         keep(tmp_path, variant, 3, 5.0 * number, collapsed=number == 0, codes=codes)
     found = tuning.collapses(Study(variants, [3], tmp_path))
-    assert found["shifts"].tolist() == [tuning.TAKEN, tuning.AUTO, tuning.TAKEN] and found["number"].tolist() == [
+    assert found["shifts"].tolist() == [tuning.TRANSFERRED, tuning.AUTO, tuning.TRANSFERRED] and found["number"].tolist() == [
         0,
         0,
         1,
@@ -144,7 +144,7 @@ def test_goals_are_judged_from_records(tmp_path):
         "scenes": Study([best], [0, 1], tmp_path),
         "camvid": Study(tuning.recipe_by_labels(BASE, []), [0], tmp_path),
     }
-    drawn = pd.DataFrame({"shifts": [tuning.TAKEN, tuning.AUTO] * 50, "collapsed": [True, False] * 50})
+    drawn = pd.DataFrame({"shifts": [tuning.TRANSFERRED, tuning.AUTO] * 50, "collapsed": [True, False] * 50})
     found = tuning.goals(recipes, chosen, drawn)
     assert found["measured"].to_dict() == {
         "scenes: standard deviation over seeds": "0.71 (2 seeds)",
