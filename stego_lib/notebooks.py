@@ -31,8 +31,8 @@ SUMMARY = "summary"
 """Tag of the cell whose text is printed when a notebook has run."""
 EXPECTED = {"str": "text", "int": "a whole number", "float": "a number", "bool": "True or False"}
 """Types that a parameter can declare -> what an error says is expected."""
-RENAMED = {"pictures": "images"}
-"""Former names of parameters."""
+FORMER = {"pictures": "images", "devices": "`torchrun --nproc-per-node N train.py` for several devices"}
+"""Former parameters -> their present names, or what to use instead."""
 SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 """Spellings of True and False on the command line, in any case."""
 
@@ -198,6 +198,7 @@ def _read(path: Path) -> Any:
 
 
 def _parameters(content: Any) -> dict[str, Parameter]:
+    """The parameters that the cell tagged "parameters" declares."""
     tagged = (cell for cell in content.cells if "parameters" in cell.metadata.get("tags", []))
     return declared(next((cell.source for cell in tagged if cell.cell_type == "code"), ""))
 
@@ -306,17 +307,23 @@ def refuse_unknown(names: Any, known: list[str], where: str) -> None:
     """StegoError that lists the unknown names, with a guess at what was meant."""
     unknown = [name for name in names if name not in known]
     if unknown:
-        guesses = ", ".join(
-            f"{name!r} (it is called {RENAMED[name]!r} now)" if RENAMED.get(name) in known else f"{name!r}{did_you_mean(name, known)}"
-            for name in unknown
-        )
+        guesses = ", ".join(f"{name!r}{_hint(name, known)}" for name in unknown)
         raise StegoError(f"{where} has no parameter {guesses}; it has: {', '.join(known)}")
 
 
+def _hint(name: str, known: list[str]) -> str:
+    """What an error adds to an unknown name: what replaces a former parameter, or a guess at what was meant."""
+    present = FORMER.get(name, "")
+    if present in known:
+        return f" (it is called {present!r} now)"
+    return f" (use {present})" if " " in present else did_you_mean(name, known)
+
+
 def _statements(source: str) -> list[ast.stmt]:
+    """The statements of a cell; none for a cell with magics, which holds no parameters."""
     try:
         return ast.parse(source).body
-    except SyntaxError:  # a cell with magics holds no parameters
+    except SyntaxError:
         return []
 
 

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from common import TIMM_ARGUMENTS
 from PIL import Image
+from released import Call, tensors, write_ckpt
 from safetensors.torch import load_file, save_file
 from standins import flat_png
-from test_published import Call, tensors, write_ckpt
 
 from stego_lib import StegoError, load_run
 from stego_lib.backbone import Backbone

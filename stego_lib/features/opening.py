@@ -31,15 +31,38 @@ def open_features(
 ) -> Features:
     """Features of `dataset` at `size`: from a store below `root`, or computed on demand.
 
-    feature_store: 'store' (see `open_store`), 'online', or 'auto': a store that exists or fits into `DISK_SHARE` of the free
-    disk, else online with a notice. Other parameters and errors: as in `open_store`.
+    Parameters
+    ----------
+    dataset, backbone, size
+        Images, network, and size in pixels.
+    root
+        Folder of stores. A store's name is a fingerprint of files, size, resampling, weights and precision, so a stale
+        store is never used; checksums reveal a damaged one, which is computed again.
+    feature_store
+        'store', 'online', or 'auto': a store that exists or fits into `DISK_SHARE` of the free disk, else online with a
+        notice.
+    mirror
+        Features of the horizontally flipped images; labels and images stay as they are.
+    published
+        Resize images as the published code does, see `resize_image`.
+
+    Raises
+    ------
+    StegoError
+        Before computing, if the disk is too small for a store, and for images and label maps that cannot be used.
+
+    Examples
+    --------
+    >>> scenes, backbone = open_dataset("scenes", "data", "val"), Backbone("scenes_vit_tiny8")
+    >>> open_features(scenes, backbone, 128, "runs/features").rows(torch.tensor([0, 5])).shape
+    torch.Size([2, 192, 16, 16])
     """
     source = Source(dataset, backbone, size, mirror, published)
     if feature_store == "auto":
         feature_store = choose_store(source, root)
     if feature_store == "online":
         return OnlineFeatures(source, root)
-    return open_store(dataset, backbone, size, root, mirror=mirror, published=published)
+    return _open_store(source, root)
 
 
 def choose_store(source: Source, root: str | Path) -> Literal["store", "online"]:
@@ -68,28 +91,11 @@ def open_store(
     published: bool = False,
     batch: int | None = None,
 ) -> FeatureStore:
-    """The store of `dataset` at `size` below `root`; computed now if it is missing or damaged, see `extraction.build`.
+    """`open_features(..., feature_store="store")`; `batch` images go through the backbone at once."""
+    return _open_store(Source(dataset, backbone, size, mirror, published), root, batch)
 
-    Parameters
-    ----------
-    dataset, backbone, size
-        Images, network, and size in pixels.
-    root
-        Folder of stores. A store's name is a fingerprint of files, size, resampling, weights and precision, so a stale store
-        is never used; checksums reveal a damaged one.
-    mirror
-        Features of the horizontally flipped images; labels and images are stored as they are.
-    published
-        Resize images as the published code does, see `resize_image`.
-    batch
-        Images that go through the backbone at once.
 
-    Raises
-    ------
-    StegoError
-        Before computing, if the disk is too small, and for images and label maps that cannot be used.
-    """
-    source = Source(dataset, backbone, size, mirror, published)
+def _open_store(source: Source, root: str | Path, batch: int | None = None) -> FeatureStore:
     return FeatureStore(ensure(source, store_folder(source, root), source.shapes, batch))
 
 

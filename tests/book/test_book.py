@@ -168,6 +168,54 @@ def test_the_reference_begins_with_what_users_call():
     assert public <= {name.rpartition(".")[2] for name in names}
 
 
+NAMING = [*TEXTS, *sorted((ROOT / "notebooks").glob("*.ipynb")), *sorted((ROOT / "stego_lib" / "weights").glob("*.md"))]
+NAMING += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data" / "README.md"]
+"""Pages that name modules and files."""
+TYPED = {"out.ipynb", "train.py"}
+"""Files that a reader names."""
+ROOMS = "|".join(sorted({path.stem for path in (ROOT / "stego_lib").iterdir()} - {"__init__", "__pycache__", "run"}))
+
+
+def unresolved(text: str) -> set[str]:
+    """Names of the library, and files, that are neither in the project nor written by the library."""
+    names = set(re.findall(r"\bstego_lib(?:\.[A-Za-z_]\w*)+", text))
+    names |= {f"stego_lib.{name}" for name in re.findall(rf"`((?:{ROOMS})(?:\.[A-Za-z_]\w*)+)", text) if not FILE.fullmatch(name)}
+    missing = {name for name in names if pydoc.locate(name) is None}
+    for file in set(FILE.findall(text)) - TYPED:
+        end = f"/{re.sub(r'^(../)+', '', file)}"
+        written = Path(file).name in strings_of_the_library()
+        missing |= set() if written or any(path.endswith(end) for path in project_files()) else {file}
+    return missing
+
+
+FILE = re.compile(r"[\w./-]*\w\.(?:py|ipynb|csv|json|md|toml|yml|bib|svg|html)\b")
+
+
+@cache
+def project_files() -> tuple[str, ...]:
+    folders = ("stego_lib", "tests", "benchmarks", "book", "notebooks", "data")
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*") if "_build" not in path.parts]
+    return tuple(f"/{path.relative_to(ROOT).as_posix()}" for path in (*found, *ROOT.iterdir()) if path.is_file())
+
+
+@cache
+def strings_of_the_library() -> set[str]:
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "stego_lib").rglob("*.py")]
+    return {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+@pytest.mark.parametrize("path", NAMING, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_module_and_file_that_a_page_names_is_there(path):
+    code = "" if path.suffix == ".md" else "\n".join(cell.source for cell in code_cells(path))
+    written = set(re.findall(r'write_\w+\([^"\n]*"([^"/]+)"', code))
+    assert unresolved(f"{prose(path)}\n{code}") <= written
+
+
+def test_names_that_lead_nowhere_are_found():
+    text = "`stego_lib.probe_maps`, `loss.nothing`, `loss.center`, stego_lib/run_folders.py, `run.py`, metrics.json, none.json"
+    assert unresolved(text) == {"stego_lib.probe_maps", "stego_lib.loss.nothing", "stego_lib/run_folders.py", "none.json"}
+
+
 def test_the_tables_of_the_welcome_page_are_those_of_the_records():
     """Mended by: python -m stego_lib.studies.results book/index.md"""
     text = (ROOT / "book" / "index.md").read_text()

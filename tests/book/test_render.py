@@ -3,6 +3,7 @@
 `make book` renders it with the notebooks run; that takes minutes.
 """
 
+import ast
 import base64
 import io
 import re
@@ -52,6 +53,20 @@ def html(tmp_path_factory) -> Path:
 def test_every_page_is_rendered(html):
     for page in build.pages(ROOT / "book" / "_toc.yml"):
         assert (html / f"{page}.html").exists(), page
+
+
+def test_the_reference_documents_every_public_name_on_pages_of_bounded_length(html):
+    text = {page.stem: page.read_text() for page in (html / "book" / "api").glob("*.html")}
+    ids = {name for page in text.values() for name in re.findall(r'id="(stego_lib[\w.]+)"', page)}
+    for path in (ROOT / "stego_lib").rglob("*.py"):
+        if path.stem.startswith("__"):
+            continue
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_" and ast.get_docstring(node):
+                assert f"{module}.{node.name}" in ids
+    for name, page in text.items():
+        assert len(re.sub(r"<[^>]*>", "", page)) < 60_000, name
 
 
 def test_reading_needs_no_network(html):

@@ -14,7 +14,7 @@ import pytest
 import standins
 from common import ROOT
 from PIL import Image, ImageOps
-from test_hostile import calls, sources
+from project_code import calls, sources
 
 from stego_lib import StegoError, open_dataset
 from stego_lib.datasets.folder import read_classes, write_classes

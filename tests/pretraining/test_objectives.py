@@ -7,19 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from recipes import DISTILLED, SMALL
 from torch.testing import assert_close
 
-from stego_lib.pretraining import OBJECTIVES, Distillation, PretrainRecipe, crops, large_and_small_views, pretrain
+from stego_lib.pretraining import OBJECTIVES, Distillation, crops, large_and_small_views, pretrain
 from stego_lib.pretraining.dino import across_views
 from stego_lib.pretraining.distillation import Centered, disagreement
 from stego_lib.pretraining.ibot import draw_mask, hidden_disagreement
 from stego_lib.pretraining.network import all_tokens, build_network, hidden_patches
-
-SMALL = Distillation(prototypes=7, hidden=8, bottleneck=4, small_crops=2, small_crop=8)
-TINY = PretrainRecipe(
-    steps=4, batch_size=4, crop=16, full_size_steps=1, full_crop=32, points=4, warmup=2, depth=1, img_size=32,
-    projection=8, distillation=SMALL,
-)  # fmt: skip
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -33,7 +28,7 @@ def images() -> torch.Tensor:
 
 def objective(name: str, seed: int = 0):
     torch.manual_seed(seed)
-    recipe = replace(TINY, objective=name)
+    recipe = replace(DISTILLED, objective=name)
     return OBJECTIVES[name](build_network(recipe), recipe)
 
 
@@ -103,7 +98,7 @@ def test_the_teacher_learns_by_following_alone(name, images):
 
 
 def test_what_a_hidden_patch_shows_reaches_no_token():
-    vit = build_network(TINY).eval()
+    vit = build_network(DISTILLED).eval()
     mask = torch.zeros(1, 2, 2, dtype=torch.bool)
     mask[0, 0, 1] = True
     one = torch.rand(1, 3, 16, 16, generator=generator())
@@ -141,7 +136,7 @@ def test_ibot_asks_the_student_about_views_it_does_not_see_whole(images, monkeyp
 
 
 def test_dino_without_small_views_compares_the_large_ones(images):
-    recipe = replace(TINY, objective="dino", distillation=replace(SMALL, small_crops=0))
+    recipe = replace(DISTILLED, objective="dino", distillation=replace(SMALL, small_crops=0))
     torch.manual_seed(0)
     module = OBJECTIVES["dino"](build_network(recipe), recipe)
     batch = images[:3].float() / 255
@@ -157,7 +152,7 @@ def test_small_views_show_what_the_large_ones_show(monkeypatch):
     monkeypatch.setattr(crops, "mix_colors", lambda view, *_: view)
     ramp = torch.linspace(0, 1, 80)
     image = torch.stack([ramp.expand(80, 80), ramp[:, None].expand(80, 80), torch.zeros(80, 80)])  # red x, green y
-    recipe = replace(TINY, zoom=(0.75, 1.4))
+    recipe = replace(DISTILLED, zoom=(0.75, 1.4))
     large, small = large_and_small_views(image.expand(5, -1, -1, -1), 24, 12, 3, recipe, generator())
     assert large.shape == (2, 5, 3, 24, 24) and small.shape == (3, 5, 3, 12, 12)
     for b in range(5):
@@ -170,7 +165,7 @@ def test_small_views_show_what_the_large_ones_show(monkeypatch):
 
 @pytest.mark.parametrize("name", ["dino", "ibot"])
 def test_distillation_goes_on_after_a_break_with_the_same_result(name, images, tmp_path, monkeypatch):
-    recipe = replace(TINY, objective=name)
+    recipe = replace(DISTILLED, objective=name)
     whole, log = pretrain(images, recipe, tmp_path / "whole", save_every=2)
     assert [line["step"] for line in log] == [0, 1, 2, 3] and all(math.isfinite(line["loss"]) for line in log)
     forward, calls = OBJECTIVES[name].forward, []
@@ -191,7 +186,7 @@ def test_distillation_goes_on_after_a_break_with_the_same_result(name, images, t
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_bfloat16_gives_nearly_the_same_loss(name, images, tmp_path):
-    recipe = replace(TINY, objective=name, steps=1, full_size_steps=0)
+    recipe = replace(DISTILLED, objective=name, steps=1, full_size_steps=0)
     exact, half = (
         pretrain(images, recipe, tmp_path / str(precision), precision=precision)[1][0]["loss"]
         for precision in (torch.float32, torch.bfloat16)

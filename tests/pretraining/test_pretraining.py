@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from recipes import TINY
 from torch.testing import assert_close
 
 from stego_lib import Backbone, pretraining
@@ -21,20 +22,6 @@ from stego_lib.pretraining import (
     watcher,
     watching,
 )
-
-TINY = PretrainRecipe(
-    steps=4,
-    batch_size=4,
-    crop=16,
-    full_size_steps=1,
-    full_crop=32,
-    points=4,
-    warmup=2,
-    depth=1,
-    img_size=32,
-    projection=8,
-)
-
 
 LOSSES = [4.322342, 4.600821, 2.488095, 3.326677]
 """What `pretrain` gave for `TINY` on noise before its objectives had files of their own."""

@@ -53,7 +53,7 @@ def test_a_mixture_is_drawn_by_its_shares_whatever_the_sizes():
 
 def test_images_without_a_chance_are_not_seen(tmp_path):
     """An image that is never drawn may as well be another one."""
-    from test_objectives import TINY
+    from recipes import DISTILLED
 
     images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     chances = torch.tensor([1.0, 1, 1, 0, 0, 0])
@@ -62,7 +62,7 @@ def test_images_without_a_chance_are_not_seen(tmp_path):
         other = images.clone()
         other[changed] = 255 - other[changed]
         runs = [
-            pretrain(p, TINY, tmp_path / f"{number}{i}", chances=chances)[1] for i, p in enumerate((images, other))
+            pretrain(p, DISTILLED, tmp_path / f"{number}{i}", chances=chances)[1] for i, p in enumerate((images, other))
         ]
         losses.append([[line["loss"] for line in log] for log in runs])
     assert losses[0][0] == losses[0][1] and losses[1][0] != losses[1][1]

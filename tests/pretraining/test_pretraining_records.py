@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_objectives import TINY
+from recipes import DISTILLED
 
 from stego_lib import pretraining
 from stego_lib.pretraining import comparison
@@ -16,7 +16,7 @@ def test_a_curve_keeps_means_of_the_loss_and_every_look(tmp_path):
     for i in (99, 199):
         log[i] |= {"kmeans_miou": i / 10, "linear_miou": i / 5}
     untrained = {"kmeans_miou": 1.0, "linear_miou": 2.0}
-    pretraining.write_curve(tmp_path / "a.json", log, TINY, "some words", untrained)
+    pretraining.write_curve(tmp_path / "a.json", log, DISTILLED, "some words", untrained)
     losses, measured, rest = pretraining.read_curve(tmp_path / "a.json")
     assert len(losses) == 80 and losses.index[-1] == pytest.approx(20)  # minutes
     assert losses["loss"].iloc[0] == 1.0 and losses["loss"].iloc[-1] == 198.5, "of three steps, and of two"
@@ -35,7 +35,7 @@ def test_equal_time_gives_each_objective_the_steps_that_fit(tmp_path, monkeypatc
         return None, [{"step": i, "seconds": 9 + costs[recipe.objective] * i} for i in range(recipe.steps)]
 
     monkeypatch.setattr(comparison, "pretrain", timed)
-    recipes = {name: replace(TINY, objective=name) for name in costs}
+    recipes = {name: replace(DISTILLED, objective=name) for name in costs}
     logs = pretraining.equal_time(torch.empty(0), recipes, 40, tmp_path, watch=len)
     assert {name: len(log) for name, log in logs.items()} == {"dense": 20, "dino": 10, "ibot": 20}
     assert asked == [
@@ -45,8 +45,8 @@ def test_equal_time_gives_each_objective_the_steps_that_fit(tmp_path, monkeypatc
 
 def test_a_comparison_goes_on_where_it_was_broken_off(tmp_path):
     images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    first = pretraining.equal_time(images, {"dense": TINY}, 0.3, tmp_path, watch=lambda vit, step: {"at": step})
-    again = pretraining.equal_time(images, {"dense": TINY}, 0.3, tmp_path, watch=lambda vit, step: {"at": step})
+    first = pretraining.equal_time(images, {"dense": DISTILLED}, 0.3, tmp_path, watch=lambda vit, step: {"at": step})
+    again = pretraining.equal_time(images, {"dense": DISTILLED}, 0.3, tmp_path, watch=lambda vit, step: {"at": step})
     assert again == first, "as many steps as were found at first, none of them done again"
     assert all(math.isfinite(line["loss"]) for line in first["dense"])
     assert sum("at" in line for line in first["dense"]) >= 1

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_pretraining import TINY
+from recipes import TINY
 from torch.testing import assert_close
 
 from stego_lib.pretraining import build_network

@@ -4,7 +4,6 @@ Each attack is refused with an error that names the file, runs nothing, writes n
 memory.
 """
 
-import ast
 import html
 import io
 import pickle
@@ -17,14 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import numpy as np
 import pytest
 import torch
 from attacks import ATTACKS, ROOM, Lair, dino, rezipped, with_pickle
-from common import ROOT, tiny_experiment, write_backbone
+from common import tiny_experiment, write_backbone
 from PIL import Image
-from test_published import OPTIONS, tensors, write_ckpt
+from project_code import calls, sources
+from released import OPTIONS, tensors, write_ckpt
 
 from stego_lib import StegoError, load_run, open_dataset, train
 from stego_lib.backbone import Backbone
@@ -153,29 +152,6 @@ def test_files_of_earlier_versions_are_read_and_two_in_one_are_refused(tmp_path)
 
 MAKING = {"tests/attacks.py", "tests/robustness/test_hostile.py", "tests/published/test_published.py"}
 """They make attacks, and show that they work."""
-
-
-def sources() -> dict[str, ast.Module]:
-    """The code of the project: library, tests, and the notebooks' cells."""
-    found = {
-        str(path.relative_to(ROOT)): path.read_text()
-        for part in ("stego_lib", "tests", "book")
-        for path in (ROOT / part).rglob("*.py")
-    }
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
-        for i, cell in enumerate(nbformat.read(path, 4).cells):
-            if cell.cell_type == "code":
-                found[f"{path.name} cell {i}"] = re.sub(r"^\s*[%!].*$", "", cell.source, flags=re.MULTILINE)
-    return {name: ast.parse(text) for name, text in found.items()}
-
-
-def calls(tree: ast.Module) -> list[tuple[str, dict[str, str]]]:
-    """Every call: what is called, and its named arguments, as text."""
-    return [
-        (ast.unparse(node.func), {word.arg or "**": ast.unparse(word.value) for word in node.keywords})
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-    ]
 
 
 def test_no_code_loads_pickles():
