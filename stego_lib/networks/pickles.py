@@ -1,4 +1,4 @@
-"""Reads PyTorch checkpoints of strangers: tensors and plain values come out, and nothing that the pickle asks for is run.
+"""Reads untrusted PyTorch checkpoints: tensors and plain values, without running code from the file.
 
 A pickle is a program; whatever it wants to call it must name first. Here a name is either one of the few functions that
 put tensors together or a placeholder that remembers what it was called with and does nothing. `torch.load` with

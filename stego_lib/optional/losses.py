@@ -1,8 +1,7 @@
-"""Optional terms of the published training step that the paper does not use: pure functions of tensors and numbers.
+"""Loss terms of the published code that the paper does not use: pure functions, off by default.
 
-All are off by default, there as here. Two published options have no counterpart. Salience masks confine the points to
-salient regions: they need a mask file for every image, which no recipe uses and nobody can download. Of the repulsion term
-the published options keep a weight and no code.
+Two published options have no counterpart here: salience masks, whose mask files were not released, and the repulsion
+term, of which the published code holds a weight alone.
 """
 
 import torch
@@ -14,11 +13,11 @@ from ..loss import sample
 CRF_SIDE = 56
 """Pixels per side at which the CRF-inspired loss compares colors and codes."""
 CRF_POINTS = 1000
-"""Points of each image between which it is formed."""
+"""Pixels of each image between which it is computed."""
 
 
 def reconstruction_loss(feats: Tensor, rebuilt: Tensor) -> Tensor:
-    """Minus the mean cosine of the frozen features and those rebuilt from the code, both (B, C, h, w)."""
+    """Negative mean cosine similarity of the frozen features and their reconstruction from the code, both (B, C, h, w)."""
     return -F.cosine_similarity(feats, rebuilt, dim=1, eps=1e-10).mean()
 
 
@@ -34,11 +33,11 @@ def crf_loss(
     w2: float = 3.0,
     shift: float = 0.0,
 ) -> Tensor:
-    """Minus code similarity times CRF affinity for every pair of points, not yet averaged.
+    """Negative product of code similarity and CRF affinity for every pair of points, (B, n, n).
 
     guidance: colors (B, 3, H, W); codes: (B, K, H, W) of unit length; points: int64 (2, n), rows and columns, the same
     for each image. With d the squared distance in pixels and g that in color, the affinity is
-    w1 exp(-d / 2 alpha - g / 2 beta) + w2 exp(-d / 2 gamma) - shift: the two kernels of a dense CRF. Returns (B, n, n).
+    w1 exp(-d / 2 alpha - g / 2 beta) + w2 exp(-d / 2 gamma) - shift: the two kernels of a dense CRF.
     """
     rows, columns = points
     distance = (points[:, :, None] - points[:, None]).square().sum(0)
@@ -49,7 +48,7 @@ def crf_loss(
 
 
 def image_crf_loss(images: Tensor, code: Tensor, points: Tensor) -> Tensor:
-    """The mean of `crf_loss` as the published training step takes it: both maps brought to CRF_SIDE x CRF_SIDE pixels.
+    """Mean of `crf_loss` after both maps are resized to CRF_SIDE x CRF_SIDE pixels.
 
     images: normalized colors (B, 3, H, W); code: (B, K, h, w); points: int64 (2, n) in [0, CRF_SIDE).
     """
@@ -63,7 +62,7 @@ def random_pixels(count: int, side: int, generator: torch.Generator) -> Tensor:
 
 
 def alignment_loss(code: Tensor, code_view: Tensor, coords: Tensor, *, published: bool = False) -> Tensor:
-    """Minus the mean cosine of each code of an augmented view and the image's own code at the same spot.
+    """Negative mean cosine similarity of the codes of an augmented view and the image's codes at the same positions.
 
     code, code_view: (B, K, h, w) of images and of their views; coords: (B, h, w, 2), where each cell of the view lies in
     the image, as `loss.sample` takes it. `published` repeats a defect: the lookup swaps the axes, so that a cell of the

@@ -23,7 +23,7 @@ def optional_weights(experiment: "Experiment") -> dict[str, float]:
 def optional_losses(
     model: "Stego", batch: "Batch", feats: Tensor, code: Tensor, experiment: "Experiment"
 ) -> dict[str, Tensor]:
-    """Values of the optional terms that are on. feats (B, C, h, w), code (B, K, h, w): of the batch's images."""
+    """Values of the optional terms that are on, for the images' features (B, C, h, w) and codes (B, K, h, w)."""
     found = {}
     if experiment.rec_weight:
         found["loss_rec"] = reconstruction_loss(feats, model.decoder(code))

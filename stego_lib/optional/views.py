@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision import transforms
 
 SCALE, RATIO = (0.8, 1.0), (3 / 4, 4 / 3)
-"""Area of a view as a part of the image's, and width to height."""
+"""Ranges of a view's area as a fraction of the image, and of its aspect ratio."""
 PHOTOMETRIC = transforms.Compose(
     [
         transforms.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1),
@@ -14,11 +14,11 @@ PHOTOMETRIC = transforms.Compose(
         transforms.RandomApply([transforms.GaussianBlur(5)], 0.5),
     ]
 )
-"""Changes of color and sharpness, drawn anew for each image."""
+"""Random color jitter, grayscale and blur."""
 
 
 def augmented_views(images: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """One random view of each image: mirrored or not, a crop brought back to the image's size, other colors.
+    """One random view of each image: a resized crop, perhaps flipped horizontally, with changed colors.
 
     images: uint8 (B, 3, H, W); grid: (h, w) of the codes. Returns the views, uint8 (B, 3, H, W), and where each of their
     grid cells lies in the image, (B, h, w, 2), as `view_coords` gives it. Draws from torch's global generator.
@@ -37,7 +37,7 @@ def augmented_views(images: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tens
 def view_coords(box: tuple[int, int, int, int], mirrored: bool, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """Where the centers of a view's cells lie in the image: (h, w, 2) as (x, y), -1 and 1 being the image's outer cells.
 
-    box: (top, left, height, width) of the crop in pixels; mirrored: whether the crop was mirrored afterwards; size:
+    box: (top, left, height, width) of the crop in pixels; mirrored: whether the crop was then flipped horizontally; size:
     (H, W) of the image; grid: (h, w).
     """
     axes = []
