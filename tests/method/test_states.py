@@ -22,7 +22,7 @@ from stego_lib.baselines import kmeans_on_features
 from stego_lib.calibration import measure_correspondences
 from stego_lib.model import Stego
 from stego_lib.probes import fit_cluster_probe, multinomial_regression
-from stego_lib.runtime.files import read_json, write_json
+from stego_lib.runtime.files import load_state, read_json, save_state, write_json
 from stego_lib.runtime.notices import Notice
 from stego_lib.segment import segment_folder
 
@@ -431,3 +431,31 @@ def test_a_record_names_the_images_that_were_scored_wherever_they_lie(experiment
         run = train(experiment.but(data_root=str(tmp_path / place), steps=1), runs_dir=tmp_path / "runs")
         named.append(evaluate(run, baselines=False)["data"])
     assert named[0] == named[1] != evaluate(run, "train", baselines=False)["data"]
+
+
+def test_a_run_of_version_0_1_0_opens_and_resumes(experiment, tmp_path, monkeypatch):
+    """It said "optimiser" in its checkpoint, and named `devices`. It ends with the weights of a run that was not interrupted."""
+    monkeypatch.setattr(training, "SAVE_EVERY", 2)
+    expected = train(experiment, runs_dir=tmp_path / "whole").model.state_dict()
+    step, calls = training.train_step, []
+
+    def breaks(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "train_step", breaks)
+        train(experiment, runs_dir=tmp_path / "old")
+    (path,) = (tmp_path / "old").glob("*/checkpoint.pt")
+    state = load_state(path)
+    state["optimiser"] = state.pop("optimizer")
+    save_state(path, state)
+    values = read_json(path.with_name("experiment.json"))
+    write_json(path.with_name("experiment.json"), values | {"devices": 1})
+    assert load_run(path.parent).step == 2
+    resumed = train(experiment, runs_dir=tmp_path / "old", resume=True)
+    assert resumed.folder == path.parent and len(calls) == 4
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
