@@ -434,28 +434,15 @@ def test_a_record_names_the_images_that_were_scored_wherever_they_lie(experiment
 
 
 def test_a_run_of_version_0_1_0_opens_and_resumes(experiment, tmp_path, monkeypatch):
-    """It said "optimiser" in its checkpoint, and named `devices`. It ends with the weights of a run that was not interrupted."""
-    monkeypatch.setattr(training, "SAVE_EVERY", 2)
-    expected = train(experiment, runs_dir=tmp_path / "whole").model.state_dict()
-    step, calls = training.train_step, []
-
-    def breaks(*arguments):
-        calls.append(arguments)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return step(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "train_step", breaks)
-        train(experiment, runs_dir=tmp_path / "old")
-    (path,) = (tmp_path / "old").glob("*/checkpoint.pt")
-    state = load_state(path)
+    """It said "optimiser" in its checkpoint, and named `devices`. It ends with the weights of an uninterrupted run."""
+    folder = break_off(experiment, tmp_path / "old", monkeypatch)
+    state = load_state(folder / "checkpoint.pt")
     state["optimiser"] = state.pop("optimizer")
-    save_state(path, state)
-    values = read_json(path.with_name("experiment.json"))
-    write_json(path.with_name("experiment.json"), values | {"devices": 1})
-    assert load_run(path.parent).step == 2
+    save_state(folder / "checkpoint.pt", state)
+    write_json(folder / "experiment.json", read_json(folder / "experiment.json") | {"devices": 1})
+    assert load_run(folder).step == state["step"]
     resumed = train(experiment, runs_dir=tmp_path / "old", resume=True)
-    assert resumed.folder == path.parent and len(calls) == 4
+    assert resumed.folder == folder and resumed.step == experiment.steps
+    expected = train(experiment, runs_dir=tmp_path / "new").model.state_dict()
     for name, value in resumed.model.state_dict().items():
         assert torch.equal(value, expected[name]), name
