@@ -31,7 +31,7 @@ SUMMARY = "summary"
 """Tag of the cell whose text is printed when a notebook has run."""
 EXPECTED = {"str": "text", "int": "a whole number", "float": "a number", "bool": "True or False"}
 """Types that a parameter can declare -> what an error says is expected."""
-FORMER = {"pictures": "images", "devices": "`torchrun --nproc-per-node N train.py` for several devices"}
+FORMER = {"pictures": "images", "devices": "`torchrun --nproc-per-node N train.py` for several devices"}  # codespell:ignore pictures
 """Former parameters -> their present names, or what to use instead."""
 SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 """Spellings of True and False on the command line, in any case."""

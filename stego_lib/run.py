@@ -352,8 +352,8 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     """What `Run.save` wrote. Raises StegoError for a file that is broken or holds something else."""
     path = folder / "checkpoint.pt"
     state = load_state(path)
-    if "optimiser" in state:  # of version 0.1.0
-        state["optimizer"] = state.pop("optimiser")
+    if "optimiser" in state:  # of version 0.1.0  # codespell:ignore optimiser
+        state["optimizer"] = state.pop("optimiser")  # codespell:ignore optimiser
     kinds = {"step": int, "model": dict, "optimizer": dict, "shifts": list}
     wrong = [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]
     wrong += [] if wrong or len(state["shifts"]) == 3 else ["shifts"]

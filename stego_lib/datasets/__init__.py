@@ -51,12 +51,31 @@ CROPS = {"five": FiveCrop, "random": RandomCrop}
 def open_dataset(
     name: str, root: str | Path, split: str, n_classes: int | None = None, published: bool = False
 ) -> SegmentationDataset:
-    """Opens split `split` ("train" or "val") of dataset `name` below the folder `root`.
+    """Opens a split of a dataset.
 
-    n_classes: how many clusters to look for in a `folder` that names no classes. published: decode labels as the
-    published code does (COCO-Stuff and Potsdam make ids that they do not know class 0). Raises StegoError for an unknown
-    name or split and for `n_classes` that are not the dataset's own, and DataNotFound (one of it) when the files are not
-    there; its message says where it looked, what belongs there and where to get it.
+    Parameters
+    ----------
+    name
+        A key of `DATASETS`.
+    root
+        Folder that holds the folders of the datasets.
+    split
+        "train", "val" or, where the dataset has it, "test".
+    n_classes
+        Clusters to look for in a `folder` that names no classes.
+    published
+        Decode labels as the published code does: COCO-Stuff and Potsdam map unknown ids to class 0.
+
+    Raises
+    ------
+    StegoError
+        For an unknown name or split, and for `n_classes` that are not the dataset's own.
+    DataNotFound
+        A StegoError for missing files: it says where it looked, what belongs there and where to get it.
+
+    Examples
+    --------
+    >>> image, label = open_dataset("scenes", "data", "val")[0]
     """
     if name not in DATASETS:
         raise StegoError(
@@ -81,6 +100,6 @@ def open_split(experiment: Experiment, split: str) -> SegmentationDataset:
 
 
 def open_training_set(experiment: Experiment) -> SegmentationDataset:
-    """The train split as the experiment sees it, cropped if it says so."""
+    """The training split of an experiment, cropped if it says so."""
     dataset = open_split(experiment, "train")
     return dataset if experiment.crop == "none" else CROPS[experiment.crop](dataset)

@@ -1,4 +1,4 @@
-"""Tells in one screen whether a dataset is there and whether its labels mean what they should."""
+"""Prints on one screen whether a dataset is complete and whether its labels mean what they should."""
 
 import warnings
 from pathlib import Path
@@ -20,9 +20,9 @@ COUNTS: dict[str, dict[str, tuple[int, ...]]] = {
     "cocostuff3": {"val": (1432,)},
     "potsdam3": {"train": (4545, 4500), "val": (855, 900)},
 }
-"""Images of each split: as published, then of the other list or layout that may stand in for it."""
+"""Images of each split: as published, then in other lists or layouts that are accepted."""
 SAMPLE = 2000
-"""Images and label maps of a split that are read at most, spread over it."""
+"""Largest number of images and label maps of a split that are read, spread over it."""
 COLUMNS = 3
 
 
@@ -67,7 +67,7 @@ def _check_split(name: str, root: str | Path, split: str) -> bool:
 
 
 def _print_images(found: Survey, dataset: SegmentationDataset) -> None:
-    """What is not said by a finding, because nothing is doubtful about it."""
+    """Facts about a split that no finding states."""
     if found.orientations and (dataset.rules.exif or not dataset.has_labels):
         ignored = "; they are left as stored" if dataset.rules.exif == "ignore" else ""
         print(f"    EXIF: {rotation_note(found, found.looked)}{ignored}")

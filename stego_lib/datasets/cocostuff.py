@@ -27,7 +27,7 @@ SISTERS = {
     182: "The ids seem to start at 1: subtract 1, with 255 where 0 stands for unlabeled; or take stuffthingmaps_trainval2017.zip",
     -1: "Take stuffthingmaps_trainval2017.zip",
 }
-"""Unknown id -> the release of the dataset that it is probably from."""
+"""Unknown id -> the release of the dataset that probably uses it."""
 FINE = "Coco164kFull_Stuff_Coarse_7.txt"
 LAYOUT = (
     "images/{train2017,val2017}/ID.jpg, annotations/{train2017,val2017}/ID.png (stuffthingmaps) and "
@@ -38,12 +38,12 @@ SOURCE = "public: python -m stego_lib.datasets prepare NAME --root FOLDER (20 GB
 
 @dataclass(frozen=True)
 class Form:
-    """What tells the three datasets apart."""
+    """How the three datasets differ."""
 
     coarse: tuple[int, ...]
     """The coarse class behind each class."""
     lists: dict[str, tuple[str, ...]]
-    """Split -> file names of its list of ids; the first that is there counts."""
+    """Split -> file names of its list of ids; the first that exists counts."""
 
 
 FORMS = {

@@ -1,4 +1,4 @@
-"""Crops: each image is replaced by five pieces of it, which become images of their own (paper, section 3.4).
+"""Crops: each image is replaced by five crops of it (paper, section 3.4).
 
 Pieces are cut when they are asked for, from an image in any format; a store of features asks once. `write_crops`
 writes them as the published code does.
@@ -21,7 +21,7 @@ from ..runtime.progress import progress
 from .base import SegmentationDataset
 
 RATIO = 0.5
-"""Height and width of a crop, as a part of the image's."""
+"""Height and width of a crop relative to the image."""
 COUNT = 5
 """Crops an image."""
 Box = tuple[int, int, int, int]
@@ -75,7 +75,7 @@ class Crops(SegmentationDataset, ABC):
 
     @abstractmethod
     def cut(self) -> list:
-        """How images are cut, as `identity` names it."""
+        """How images are cropped, for `identity`."""
 
     def identity(self, *, labels: bool = True) -> list:
         return [*self.whole.identity(labels=labels), *self.cut()]
@@ -105,10 +105,10 @@ class FiveCrop(Crops):
 
 
 class RandomCrop(Crops):
-    """Five pieces at random places, the same ones for the same seed.
+    """Five crops at random positions, the same for the same seed.
 
-    The published code (its other crop type) draws its places from Python's hash of tuples, which changed with
-    Python 3.8, so its places cannot be had again; number and size of the crops are its.
+    The published code (its other crop type) draws its positions from Python's hash of tuples, which changed with
+    Python 3.8, so its positions cannot be reproduced; number and size of the crops are its.
     """
 
     kind = "random"

@@ -1,4 +1,4 @@
-"""Downloads files: resumed where they broke off, checked, whole or not there."""
+"""Downloads files: resumable, verified, atomic."""
 
 import errno
 import os
@@ -15,13 +15,13 @@ from ..runtime.files import disk_errors, read_text
 from ..runtime.progress import progress
 
 TIMEOUT = 30
-"""Seconds without a sign of life from the server."""
+"""Timeout of the server, in seconds."""
 TRIES = 5
-"""Times that a download which broke off is taken up before giving up."""
+"""Attempts to resume an interrupted download."""
 WAIT = 1.0
-"""Seconds before a download is taken up, times the number of tries so far."""
+"""Seconds before a download is resumed, times the number of attempts so far."""
 CHUNK = 1 << 16
-"""Bytes read at a time; of a broken download, less than this is lost."""
+"""Bytes read at a time; an interruption loses less than this."""
 HEADERS = {"Accept-Encoding": "identity"}  # a compressed answer could not be resumed or measured
 BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
@@ -67,7 +67,7 @@ def verify(path: Path, sha256: str | None = None) -> str:
 
 
 class Resuming:
-    """A downloader for pooch: takes a download up where it broke off, in this process or an earlier one."""
+    """A downloader for pooch that resumes downloads, also those of earlier processes."""
 
     def __init__(self, path: Path):
         self.path, self.part = path, path.with_name(path.name + ".part")
@@ -178,5 +178,5 @@ def write_checksum(path: Path, sha256: str) -> None:
 
 
 def _unreachable(error: Exception) -> bool:
-    """Whether the server was never reached, so that trying again at once is no use."""
+    """Whether the server was never reached, so that another attempt at once is useless."""
     return "Failed to resolve" in str(error) or "Connection refused" in str(error)

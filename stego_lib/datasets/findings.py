@@ -1,4 +1,4 @@
-"""What a person should know of a dataset before training on it: what was left out, taken otherwise or looks wrong."""
+"""Findings: what a person should know of a dataset before training on it. Skipped files, doubtful labels, odd images."""
 
 import os
 import re
@@ -23,16 +23,16 @@ COMPANIONS = {
     ".txt", ".md", ".rst", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".toml", ".html", ".ini", ".db", ".py",
     ".ipynb", ".log", ".xmp", ".aae", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".ovr", ".aux", ".lnk", ".url", ".sha256", ".md5",
 }  # fmt: skip
-"""Endings of files that nobody takes for images."""
+"""Endings of files that nobody expects to be read as images."""
 LIMIT = 20_000
-"""Files in subfolders that are counted at most."""
+"""Largest number of files in subfolders that is counted."""
 WEAK = "L|P|color|matte|alpha|gt"
-"""Endings of names of label maps that photographs have as well."""
+"""Endings of label maps' names that photographs have as well."""
 MASK = rf"masks?|labels?|labelids|labeltrainids|instanceids|trainids|seg|segmentation|groundtruth|ground_truth|annotations?|annot|(?P<weak>{WEAK})"
 MASK_NAME = re.compile(rf"(?P<base>.+?)[ ._-](?:{MASK})\d*|masks?[ ._-](?P<rest>.+)", re.IGNORECASE)
-"""How a label map beside its image is called."""
+"""Name of a label map beside its image."""
 KEPT_VERSION = 1
-"""To be raised whenever the findings of the same files change."""
+"""Version of the findings: raise it when the same files give others."""
 
 
 def look(
@@ -67,7 +67,7 @@ def look(
 
 
 def show_findings(source: SegmentationDataset | Path, keep: Path | None = None, rules: Rules = DEFAULT) -> None:
-    """Shows each finding of `look` as a notice: once a process, though training and evaluation may both find it."""
+    """Shows each finding of `look` as a notice, once per process."""
 
     def once(text: str) -> None:
         notice(text)  # its place is then this function, whoever asked, and Python shows a warning of one place once
@@ -77,7 +77,7 @@ def show_findings(source: SegmentationDataset | Path, keep: Path | None = None, 
 
 
 def _kept(dataset: SegmentationDataset, path: Path) -> list[Finding]:
-    """The findings of an earlier look at the same files, or those of a look now, which are kept."""
+    """The cached findings of these files, or new ones, which are cached."""
     try:
         return [Finding(**one) for one in read_json(path)]
     except (FileNotFoundError, StegoError, TypeError):
@@ -88,14 +88,14 @@ def _kept(dataset: SegmentationDataset, path: Path) -> list[Finding]:
 
 
 def _beside(dataset: SegmentationDataset) -> list[Finding]:
-    """What lies beside the images of a folder of one's own."""
+    """Findings on the files beside the images of a folder."""
     if dataset.name != "folder":
         return []
     return [*skipped_files(dataset.images[0].parent), *([] if dataset.has_labels else _unread_labels(dataset))]
 
 
 def _unread_labels(dataset: SegmentationDataset) -> list[Finding]:
-    """Whatever lies where label maps would be looked for by a person, beside imgs/, and is not read as such."""
+    """Findings on files beside imgs/ that look like label maps and are not read."""
     images = dataset.images[0].parent
     if images.parent.name != "imgs":
         return []
@@ -115,7 +115,7 @@ def _unread_labels(dataset: SegmentationDataset) -> list[Finding]:
 
 
 def from_survey(dataset: SegmentationDataset, found: Survey) -> list[Finding]:
-    """What the files of a split say."""
+    """Findings on the content of the files of a split."""
     return [*_images(dataset, found), *_labels(dataset, found)]
 
 
@@ -144,7 +144,7 @@ def _images(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
 
 
 def rotation_note(found: Survey, count: int) -> str:
-    """How many images EXIF data turn, and how."""
+    """How many images are rotated by their EXIF data."""
     how = ", ".join(f"orientation {way}: {number}" for way, number in sorted(found.orientations.items()))
     return f"{sum(found.orientations.values())} of {count} images are turned upright as their EXIF data say ({how})"
 
@@ -203,7 +203,7 @@ def _named(names: Sequence[str]) -> str:
 
 
 def _masks(paths: list[Path], flat: list[str], used: str) -> Iterator[Finding]:
-    """Images that are called, or look, like the label maps of others."""
+    """Findings on images that are named, or look, like label maps of others."""
     stems, found = {path.stem for path in paths}, set(flat)
     for path in paths:
         match = MASK_NAME.fullmatch(path.stem)
@@ -239,7 +239,7 @@ def _flat(paths: list[Path]) -> list[str]:
 
 
 def _headers(paths: list[Path], rules: Rules) -> Iterator[Finding]:
-    """Depth, pages and transparency of the images of a folder."""
+    """Findings on bit depth, pages and transparency of the images of a folder."""
     depths, transparent, paged = Counter[str](), 0, []
     for path in paths:
         try:
@@ -259,7 +259,7 @@ def _headers(paths: list[Path], rules: Rules) -> Iterator[Finding]:
 
 
 def skipped_files(folder: Path) -> list[Finding]:
-    """Files of a folder that are not read, by their endings, and images in its subfolders."""
+    """Findings on files of a folder that are not read, and on images in its subfolders."""
     suffixes, nested, inner = Counter[str](), 0, []
     for path in sorted(folder.iterdir()):
         if not visible(path):

@@ -25,7 +25,7 @@ LAYOUT = (
     "labels/train/*.png and labels/val/*.png (8-bit class ids, 255 = ignore) and classes.json (names of the classes)"
 )
 N_CLASSES = 27
-"""Clusters to look for where neither labels, nor classes.json, nor the caller say how many."""
+"""Default number of clusters, without labels, classes.json or `n_classes`."""
 
 
 def open_folder(
@@ -70,7 +70,7 @@ def open_folder(
 
 
 def _plain_folder(root: Path, name: str) -> Path | None:
-    """The first of root/NAME and root that holds images as they are, if neither has the splits."""
+    """The first of root/NAME and root that holds images itself, if neither has the splits."""
     candidates = (root / name, root)
     if any((folder / "imgs" / split).exists() for folder in candidates for split in ("train", "val")):
         return None
@@ -81,17 +81,17 @@ def _plain_folder(root: Path, name: str) -> Path | None:
 
 
 def cluster_classes(count: int) -> Classes:
-    """`count` classes without a meaning, for images that nobody has labeled."""
+    """`count` classes without names, for images without labels."""
     return Classes(tuple(f"cluster {i}" for i in range(count)), tuple(distinct_colors(count)))
 
 
 def without_names(classes: Classes) -> bool:
-    """Whether the classes are mere numbers: of images without labels, or of a checkpoint that names none."""
+    """Whether the classes are numbers without names."""
     return all(re.fullmatch(r"(cluster|class) \d+", name) for name in classes.names)
 
 
 KEYS = frozenset({"names", "colors", "range", "exif"})
-"""What classes.json may hold; keys that are not spelled like one of these are taken for remarks."""
+"""Keys of classes.json; other keys count as remarks, unless they resemble one of these."""
 
 
 def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
@@ -169,7 +169,7 @@ def distinct_colors(count: int) -> list[tuple[int, int, int]]:
 
 
 def distinct_names(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
-    """The names, each once: one that occurs again or is in `taken` gets its id behind it, as in "food (id 11)"."""
+    """Unique names: a name that repeats, or is in `taken`, is followed by its id, as in "food (id 11)"."""
     counts = Counter(name.casefold() for name in (*taken, *names))
     found = [name if counts[name.casefold()] == 1 else f"{name} (id {i})" for i, name in enumerate(names)]
     return found if found == list(names) else distinct_names(found, taken)

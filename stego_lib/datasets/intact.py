@@ -1,4 +1,4 @@
-"""Looks at every image and label map before long work begins."""
+"""Checks every image and label map before long work begins."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .base import SegmentationDataset
 from .formats import REMEDY, fills, label_palette, value_range
 
 TOLD = 5
-"""Files that are named; of more, the number is told."""
+"""Files that a message names; of further ones it states the number."""
 DEEP = {".png", ".apng", ".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c", ".pgm", ".ppm", ".pnm"}
 """Endings of files that may hold more than 8 bits per channel."""
 
@@ -23,7 +23,7 @@ class Survey:
     """What the files of a split hold, as counts."""
 
     looked: int
-    """Images that were looked at."""
+    """Images that were read."""
     size: int
     """Images of the split."""
     classes: np.ndarray
@@ -53,7 +53,7 @@ class Survey:
 
     @property
     def maps(self) -> str:
-        """How many label maps were looked at, for a message."""
+        """How many label maps were read, for a message."""
         maps = f"{self.looked:,} label map{'s' * (self.looked > 1)}"
         return maps if self.looked == self.size else f"a sample of {maps}"
 
@@ -161,7 +161,7 @@ def refuse_depths(dataset: SegmentationDataset) -> None:
 
 
 def check_files(dataset: SegmentationDataset) -> None:
-    """StegoError that lists the files of a dataset which cannot be used; not looked for twice in one dataset."""
+    """StegoError that lists the unusable files of a dataset. A dataset is checked once."""
     whole = getattr(dataset, "whole", dataset)
     if not whole.files_checked:
         survey(whole)

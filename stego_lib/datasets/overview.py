@@ -1,4 +1,4 @@
-"""The datasets at a glance: what their labels mean, where they come from, and which of them are here."""
+"""The datasets at a glance: classes, sources, and which splits are available."""
 
 from pathlib import Path
 from typing import Any

@@ -16,7 +16,7 @@ CLASSES = ("sky", "water", "meadow", "wall", "tree", "house", "ball", "zebra")
 """Class names; the position is the label id."""
 STUFF, THINGS = CLASSES[:4], CLASSES[4:]
 VERSION = 2
-"""To be raised whenever the images change, so that old drawings are not taken for new ones."""
+"""Version of the drawings: raise it when the images change."""
 SIZE = 128
 """Height and width of a scene in pixels."""
 
@@ -58,7 +58,7 @@ def paint_scene(seed: int, index: int, size: int = SIZE, weather: bool = True) -
 
 
 def _bands(rng: np.random.Generator, x: Grid, y: Grid) -> list[tuple[str, Grid]]:
-    """Two or three kinds of stuff from top to bottom; where there is sky it is on top, as out of doors."""
+    """Two or three kinds of stuff from top to bottom; sky is always on top."""
     size = len(x)
     names = list(rng.permutation(STUFF)[: rng.integers(2, 4)])
     names.sort(key=lambda name: name != "sky")
@@ -91,7 +91,7 @@ def _fog(rng: np.random.Generator, image: Grid) -> Grid:
 
 
 def _dusk(rng: np.random.Generator, image: Grid) -> Grid:
-    """Every second image is taken when it gets dark."""
+    """Every second image is at dusk."""
     return image ** rng.choice([1.0, rng.uniform(1.5, 2.5)])
 
 

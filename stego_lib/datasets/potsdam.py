@@ -43,7 +43,7 @@ class Potsdam(SegmentationDataset):
 
     @property
     def has_labels(self) -> bool:
-        """Whether there is a label map at all."""
+        """Whether the label map exists."""
         return any(path is not None for path in self.labels)
 
     def stored(self, index: int) -> np.ndarray | None:

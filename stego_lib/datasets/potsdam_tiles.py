@@ -19,7 +19,7 @@ RAW_IMAGES, RAW_LABELS, PATCHES = "2_Ortho_RGB", "5_Labels_all", "patches"
 """Folders of the raw images, the raw label maps, and what is made of them."""
 AS_STORED = Rules(exif="ignore")
 SHRINK, SIDE = 2, 200
-"""A tile is made smaller by this factor, then cut into squares of this many pixels."""
+"""Downsampling factor of a tile, and pixels per side of the patches it is cut into."""
 COLORS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
 """Color of road, building, low vegetation, tree, car, clutter in the raw label maps; position = fine id."""
 UNKNOWN = 255
@@ -27,7 +27,7 @@ UNKNOWN = 255
 BLACK = (0, 0, 0)
 """Color of the ignored boundaries in the benchmark's label maps without boundaries."""
 FEW, SOME, MOST = 0.01, 0.2, 0.5
-"""Shares of a label tile: of unknown colors that are told, of black that is told, of either that misleads."""
+"""Shares of a label tile: unknown colors that are reported, black that is reported, either that misleads."""
 ABOUT = "about.json"
 
 _LABELED = (

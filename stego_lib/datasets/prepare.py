@@ -1,4 +1,4 @@
-"""Gets a dataset ready: fetches what is public, says where to get the rest, verifies and unpacks archives."""
+"""Prepares a dataset: fetches public files, says where to get the others, verifies and unpacks archives."""
 
 import os
 import re
@@ -24,10 +24,10 @@ PICIE = "https://raw.githubusercontent.com/janghyuncho/PiCIE/9a3aea0d388529eeaa6
 
 @dataclass(frozen=True)
 class Source:
-    """A file to be fetched, or an archive that a person puts in place."""
+    """A file to fetch, or an archive that the user downloads by hand."""
 
     path: str
-    """Where it belongs in the dataset's folder."""
+    """Its path in the dataset's folder."""
     url: str | None = None
     """None: after registration only, by hand."""
     sha256: str | None = None
@@ -35,20 +35,20 @@ class Source:
     place: Callable[[str], str | None] | None = None
     """For an archive: where its members belong in the dataset's folder, see `unpack`."""
     gives: tuple[str, ...] = ()
-    """For an archive: the folders that come of it. If they are there without it, nothing is to be done."""
+    """For an archive: the folders that it unpacks to. If they exist without it, there is nothing to do."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a dataset is made ready."""
+    """How a dataset is prepared."""
 
     folder: str
     """Name of its folder below the root."""
     sources: tuple[Source, ...]
     note: str = ""
-    """What a person has to do."""
+    """What the user has to do."""
     instead: tuple[Source, ...] = ()
-    """An archive that serves as well as all of `sources`, if it is there."""
+    """An archive that replaces all of `sources`, if it exists."""
 
 
 def _by_pattern(pattern: str, replacement: str) -> Callable[[str], str | None]:
@@ -177,7 +177,7 @@ def _open_both(name: str, root: str | Path) -> None:
 
 
 def _get(source: Source, target: Path, mirror: str | None) -> None:
-    """Fetches, verifies and unpacks, as far as that is not done."""
+    """Fetches, verifies and unpacks what is missing."""
     path = target / source.path
     found = fetch(_address(source.url, mirror), path, source.sha256) if source.url else verify(path)
     against = "as published" if source.sha256 else "none is published; kept beside it and compared from now on"
@@ -194,7 +194,7 @@ def _get(source: Source, target: Path, mirror: str | None) -> None:
 
 
 def _given(target: Path, source: Source) -> bool:
-    """Whether what an archive gives is there without the archive: it was removed, or a person unpacked it elsewhere."""
+    """Whether the content of an archive exists without the archive."""
     path = target / source.path
     begun = path.exists() or path.with_name(path.name + ".part").exists()
     return source.place is not None and not begun and _parts_there(target, source)
@@ -209,7 +209,7 @@ def _marker(archive: Path) -> Path:
 
 
 def _check_disk(target: Path, todo: list[Source], mirror: str | None) -> None:
-    """Before the first byte is fetched: whether everything is there to be fetched, and the disk has room for it."""
+    """Checks, before fetching, that all sources are available and fit on the disk."""
     sizes = {
         source: remote_size(_address(source.url, mirror))
         for source in todo

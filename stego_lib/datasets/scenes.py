@@ -19,12 +19,12 @@ TRAIN, VAL = 300, 60
 SEED = 0
 """Series that the dataset is drawn from."""
 PRETRAINING_SEED = 1
-"""Series that the embedded backbone has seen: none of its images is in the dataset."""
+"""Series that the embedded backbone was trained on; the dataset has none of its images."""
 COLORS = {
     "sky": (86, 180, 233), "water": (0, 114, 178), "meadow": (170, 200, 60), "wall": (150, 150, 150),
     "tree": (0, 140, 100), "house": (213, 94, 0), "ball": (204, 121, 167), "zebra": (40, 40, 40),
 }  # fmt: skip
-"""Figure colors of the classes, told apart also by the color-blind (after Okabe and Ito)."""
+"""Figure colors of the classes, distinct for color-blind readers (after Okabe and Ito)."""
 
 
 def open_scenes(root: str | Path, split: str) -> SegmentationDataset:

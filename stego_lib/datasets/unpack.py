@@ -12,7 +12,7 @@ from ..runtime.progress import progress
 from .fetch import check_space
 
 MOST, MUCH = 300, 2**30
-"""Times its size that an archive may unpack to, if it comes to so many bytes; images and label maps are packed already."""
+"""Largest ratio of unpacked to packed size, above a minimum of bytes; images and label maps are compressed already."""
 
 
 def unpack(archive: Path, folder: Path, place: Callable[[str], str | None]) -> int:
@@ -52,7 +52,7 @@ def unpack(archive: Path, folder: Path, place: Callable[[str], str | None]) -> i
 
 
 def _harmless(archive: Path, member: zipfile.ZipInfo) -> bool:
-    """True; raises StegoError for a member that could be written outside the folder."""
+    """True, or StegoError for a member that would be written outside the folder."""
     path, mode = PurePosixPath(member.filename), member.external_attr >> 16
     special = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
     # orig_filename: Python replaces the separators of other systems in filename.
@@ -68,7 +68,7 @@ def _harmless(archive: Path, member: zipfile.ZipInfo) -> bool:
 
 
 def _whole(path: Path, member: zipfile.ZipInfo) -> bool:
-    """Whether a file is there with the member's content: another release of an archive may differ in that alone."""
+    """Whether a file exists with the content of the member."""
     if not path.exists() or path.stat().st_size != member.file_size:
         return False
     found = 0

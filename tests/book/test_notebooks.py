@@ -135,7 +135,7 @@ def test_papermill_alone_leaves_few_outputs_in_a_notebook(small, tmp_path):
     """A progress bar that is redrawn twice per second would leave an output each time."""
     startup = tmp_path / "profile_default" / "startup" / "first.py"
     startup.parent.mkdir(parents=True)
-    startup.write_text("from stego_lib.runtime import progress\nprogress.APART = 0\n")
+    startup.write_text("from stego_lib.runtime import progress\nprogress.LINE_EVERY = 0\n")
     environment = os.environ | {"IPYTHONDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     environment.pop("STEGO_BARS", None)
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(TRAIN), str(tmp_path / "out.ipynb")]

@@ -212,9 +212,9 @@ def test_a_kernel_that_dies_is_told_in_one_line(notebook, tmp_path, capsys):
 
 def test_a_former_name_of_a_parameter_names_the_present_one(tmp_path):
     notebook = ROOT / "notebooks" / "segment_your_images.ipynb"
-    with pytest.raises(StegoError, match=r"no parameter 'pictures' \(it is called 'images' now\)"):
-        run_notebook(notebook, tmp_path / "out.ipynb", {"pictures": "x"})
+    with pytest.raises(StegoError, match=r"no parameter 'pictures' \(it is called 'images' now\)"):  # codespell:ignore pictures
+        run_notebook(notebook, tmp_path / "out.ipynb", {"pictures": "x"})  # codespell:ignore pictures
     with pytest.raises(StegoError, match=r"no parameter 'devices' \(use `torchrun --nproc-per-node N train\.py` for several devices\)"):
         run_notebook(ROOT / "notebooks" / "train.ipynb", tmp_path / "out.ipynb", {"devices": 2})
-    with pytest.raises(StegoError, match=r"no parameter 'pictures'(?! \(it is called)"):
-        run_notebook(ROOT / "notebooks" / "train.ipynb", tmp_path / "out.ipynb", {"pictures": "x"})
+    with pytest.raises(StegoError, match=r"no parameter 'pictures'(?! \(it is called)"):  # codespell:ignore pictures
+        run_notebook(ROOT / "notebooks" / "train.ipynb", tmp_path / "out.ipynb", {"pictures": "x"})  # codespell:ignore pictures

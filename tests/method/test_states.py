@@ -434,10 +434,10 @@ def test_a_record_names_the_images_that_were_scored_wherever_they_lie(experiment
 
 
 def test_a_run_of_version_0_1_0_opens_and_resumes(experiment, tmp_path, monkeypatch):
-    """It said "optimiser" in its checkpoint, and named `devices`. It ends with the weights of an uninterrupted run."""
+    """It said "optimiser" in its checkpoint, and named `devices`. It ends with the weights of an uninterrupted run."""  # codespell:ignore optimiser
     folder = break_off(experiment, tmp_path / "old", monkeypatch)
     state = load_state(folder / "checkpoint.pt")
-    state["optimiser"] = state.pop("optimizer")
+    state["optimiser"] = state.pop("optimizer")  # codespell:ignore optimiser
     save_state(folder / "checkpoint.pt", state)
     write_json(folder / "experiment.json", read_json(folder / "experiment.json") | {"devices": 1})
     assert load_run(folder).step == state["step"]

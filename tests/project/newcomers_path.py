@@ -89,10 +89,10 @@ def tables() -> str:
     ]
     total = f"| {len(files)} files | | {sum(map(lines, files))} | {sum(map(code_lines, files))} |"
     head = ["| file | what happens to the image | lines | of them code |", "|---|---|---|---|"]
-    found = ["", *head, *rows, total, "", "| import of | loads files | lines |", "|---|---|---|"]
+    found = ["", *head, *rows, total, "", "| import of | loads files | lines, about |", "|---|---|---|"]
     for name in ("loss", "model", "backbone", "training", "evaluation"):
         reached = closure(name)
-        found.append(f"| `stego_lib.{name}` | {len(reached)} | {sum(map(lines, reached)):,} |")
+        found.append(f"| `stego_lib.{name}` | {len(reached)} | {round(sum(map(lines, reached)), -2):,} |")
     return "\n".join([*found, ""])
 
 
