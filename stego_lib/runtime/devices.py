@@ -1,26 +1,25 @@
 """Several processes that work on one run: started by torchrun or SLURM, joined by Lightning Fabric.
 
-They share the work of the frozen backbone; the head, which sees the whole batch, takes the same steps in each. The first process
-alone writes files. In a process alone, every function returns what it is given.
+They share the work of the frozen backbone; the head, which sees the whole batch, takes the same steps in each. The first alone
+writes files and shows notices. In a process alone, every function returns what it is given.
 """
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import StegoError
+from .notices import Notice
 
 Value = TypeVar("Value")
 Items = TypeVar("Items", list, tuple, Tensor)
 
-PATIENCE = timedelta(days=2)
-"""How long a process waits for another. A process that dies ends the others at once."""
 _fabric: Any = None
 
 
@@ -43,9 +42,11 @@ def join(device: str) -> None:
         raise StegoError(f"device = {device!r} is one; several processes need device 'auto', 'cuda' or 'cpu'")
     if kind.type == "cuda" and torch.cuda.device_count() < here:
         raise StegoError(f"{here} processes need a GPU each, this machine has {torch.cuda.device_count()}")
-    strategy = lightning_fabric.strategies.DDPStrategy(timeout=PATIENCE)
+    strategy = lightning_fabric.strategies.DDPStrategy(timeout=timedelta(days=2))  # one may extract features for hours
     _fabric = lightning_fabric.Fabric(accelerator=kind.type, devices=here, num_nodes=machines, strategy=strategy)
     _fabric.launch()
+    if not first():
+        warnings.simplefilter("ignore", Notice)
 
 
 def _started() -> tuple[int, int]:
@@ -70,8 +71,7 @@ def first() -> bool:
 def share(items: Items) -> Items:
     """This process's part of `items` (a list, or rows of a tensor): neighboring ones, in their order."""
     rank = 0 if _fabric is None else _fabric.global_rank
-    start, end = (len(items) * number // count() for number in (rank, rank + 1))
-    return items[start:end]
+    return items[len(items) * rank // count() : len(items) * (rank + 1) // count()]
 
 
 def gather(rows: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def gather(rows: Tensor) -> Tensor:
     if _fabric is None:
         return rows
     lengths = _fabric.all_gather(torch.tensor(len(rows), device=rows.device)).tolist()
-    found = _fabric.all_gather(F.pad(rows, [0, 0] * (rows.ndim - 1) + [0, max(lengths) - len(rows)]))
+    found = _fabric.all_gather(torch.nn.functional.pad(rows, [0, 0] * (rows.ndim - 1) + [0, max(lengths) - len(rows)]))
     return torch.cat([part[:length] for part, length in zip(found, lengths, strict=True)])
 
 

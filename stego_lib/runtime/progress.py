@@ -25,7 +25,8 @@ def progress(items: Iterable[Item], what: str, **options: Any) -> "tqdm[Item]":
     at most every `LINE_EVERY` seconds. Of several processes on a machine only the first shows anything.
     """
     kind = Lines if _unattended() else tqdm
-    options.setdefault("disable", os.environ.get("LOCAL_RANK", "0") != "0")
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))  # torchrun's, else SLURM's
+    options.setdefault("disable", rank != "0")
     return kind(items, desc=what, mininterval=0.5, leave=False, dynamic_ncols=True, **options)
 
 

@@ -156,12 +156,12 @@ def test_the_baselines_are_those_of_one_process(runner, experiment, tmp_path):
 
 
 def test_torchrun_starts_a_script(experiment, tmp_path):
-    """The line of the book, with the real torchrun: one run, which both processes return."""
+    """The line of the book, with the real torchrun: one run, which both processes return, and one notice."""
     script = tmp_path / "train.py"
     script.write_text(
         f"""
 from stego_lib import Experiment, evaluate, train
-run = train(Experiment.from_dict({experiment.but(steps=2).to_dict()!r}), runs_dir={str(tmp_path / "runs")!r})
+run = train(Experiment.from_dict({experiment.but(steps=2, batch_size=20).to_dict()!r}), runs_dir={str(tmp_path / "runs")!r})
 record = evaluate(run, baselines=False)
 print(run.folder.name + " " + str(record["scores"]["cluster"]["miou"]))
 """
@@ -172,6 +172,7 @@ print(run.folder.name + " " + str(record["scores"]["cluster"]["miou"]))
     (folder,) = runs_in(tmp_path / "runs")
     miou = read_json(folder / "metrics.json")["scores"]["cluster"]["miou"]
     assert ended.stdout.count(f"{folder.name} {miou}") == 2
+    assert ended.stderr.count("has 12 training images, so batch_size is 12") == 1
 
 
 def test_a_device_with_a_number_is_refused(runner, experiment, tmp_path):
@@ -233,6 +234,8 @@ def test_processes_have_a_gpu_each_where_there_are_any(monkeypatch, asked, gpus,
     made = []
 
     class Asked:
+        global_rank, world_size = 0, 2
+
         def __init__(self, **options):
             made.append(options)
 

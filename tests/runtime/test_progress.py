@@ -66,9 +66,10 @@ def test_people_in_jupyterlab_and_at_a_terminal_get_bars(monkeypatch, capsys, as
     assert "\rtraining: " in said and "fitting probes ..." in said
 
 
-def test_of_several_processes_the_first_one_alone_shows_bars(monkeypatch, capsys):
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "SLURM_LOCALID"])
+def test_of_several_processes_the_first_one_alone_shows_bars(monkeypatch, capsys, variable):
     for rank in ("1", "0"):
-        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv(variable, rank)
         assert list(progress(range(3), "training")) == [0, 1, 2]
         with stage("fitting probes"):
             pass
