@@ -56,9 +56,10 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
     Returns
     -------
     dict
-        The record. Its "scores" hold, for each method, accuracy, miou and iou in percent: "cluster" and "linear" (STEGO),
-        each also as "..._crf" with pydensecrf, and the baselines "kmeans_features", "kmeans_pca", "kmeans_colors" and
-        "linear_features". Linear probes need training labels. With `experiment.validate_every`, "best_by_label" holds the
+        The record. Its "scores" hold, for each method, accuracy, miou and iou in percent, and for clusters their matching (the
+        class of each, -1 for none): "cluster" and "linear" (STEGO),
+        and the baselines "kmeans_features", "kmeans_pca", "kmeans_colors" and "linear_features"; with pydensecrf, "cluster",
+        "linear" and "kmeans_features" also as "..._crf". Linear probes need training labels. With `experiment.validate_every`, "best_by_label" holds the
         scores of the step that the labels favor, as the published code reports them; it is no result. "scores" is empty, and
         "unscored" says why, for a split without labels or with a single class.
 
@@ -161,8 +162,9 @@ def _unscored(dataset: SegmentationDataset, why: str = "has no labels") -> dict[
 
 def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str, Any]:
     """The part of the record that needs labels: scores, matching, confusion matrix, best step by labels."""
-    experiment, published = run.experiment, run.experiment.published
-    plain = _features(run, dataset, experiment.eval_size)
+    published = run.experiment.published
+    scored = open_scored(run, dataset)
+    plain = scored.plain
     present = plain.labels_there()
     if not present:
         raise StegoError(
@@ -171,18 +173,25 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
         )
     if len(present) == 1:  # any segmentation could score 100
         return _unscored(dataset, f"has no label but {dataset.classes.names[present[0]]!r} (id {present[0]})")
-    flipped = _features(run, dataset, experiment.eval_size, mirror=True) if experiment.mirror else None
-    scored = Scored(plain, flipped, published)
-    tables = _stego_tables(run, dataset, scored)
+    kmeans = fit_kmeans(run) if baselines else None
+    tables = _refined_tables(run, dataset, scored, kmeans)
     if baselines:
         tables |= _baseline_tables(run, scored)
-    matching = match(tables["cluster"])
+    found = {name: _scores(name, table, published) for name, table in tables.items()}
     return {
-        "scores": {name: _scores(name, table, published) for name, table in tables.items()},
+        "scores": found,
         **_best_by_label(run, plain),
-        "matching": (published_map(matching) if published else matching).tolist(),
+        "matching": found["cluster"]["matching"],
         "confusion": tables["cluster"].tolist(),
     }
+
+
+def open_scored(run: Run, dataset: SegmentationDataset) -> Scored:
+    """The features of a split as the run's experiment scores it."""
+    experiment = run.experiment
+    plain = _features(run, dataset, experiment.eval_size)
+    flipped = _features(run, dataset, experiment.eval_size, mirror=True) if experiment.mirror else None
+    return Scored(plain, flipped, experiment.published)
 
 
 def _features(
@@ -213,49 +222,91 @@ def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
         model.load_state_dict(state)
         if run.experiment.probes == "after":
             fit_cluster_probe(model, _training_features(run), run.experiment.seed)
-        found[step] = _scores("cluster", cluster_confusion(model, plain, published=published), published)
+        found[step] = _scores("cluster", probe_confusion(model, plain, published=published), published)
     best = max(found, key=lambda step: found[step]["miou"])
     curve = {"steps": list(found), "miou_by_step": [scored["miou"] for scored in found.values()]}
     return {"best_by_label": {"step": best, **found[best], **curve}}
 
 
 @torch.inference_mode()
-def cluster_confusion(
-    model: Stego, plain: Features, flipped: Features | None = None, *, published: bool = False
+def probe_confusion(
+    model: Stego, plain: Features, flipped: Features | None = None, *, probe: str = "cluster", published: bool = False
 ) -> Tensor:
-    """Confusion matrix of the cluster probe, int64 (n_clusters, n_classes), extra clusters included.
+    """Confusion matrix of the "cluster" or the "linear" probe, int64 (n_pred, n_classes), extra clusters included.
 
-    The table that `evaluate` computes under "cluster". plain, flipped, published: as in `Scored`.
+    The table that `evaluate` computes under that name. plain, flipped, published: as in `Scored`.
     """
     model.eval()
     scored = Scored(plain, flipped, published)
+    score = model.cluster_probe.similarity if probe == "cluster" else model.linear_probe
 
     def score_maps(rows: Tensor) -> Tensor:
-        return upsample(model.cluster_probe.similarity(scored.codes(model, rows)), plain.image_size)
+        return upsample(score(scored.codes(model, rows)), plain.image_size)
 
-    return scored.confusion(score_maps, model.n_clusters, "the cluster probe")
+    return scored.confusion(score_maps, model.n_clusters if probe == "cluster" else plain.n_classes, f"the {probe} probe")
 
 
-def _stego_tables(run: Run, dataset: SegmentationDataset, scored: Scored) -> dict[str, Tensor]:
-    """Confusion matrices of both probes, with and without CRF."""
+def fit_kmeans(run: Run) -> LinearScorer:
+    """k-means on the raw features of the training split, with the run's seed and number of clusters: the baseline of STEGO."""
+    training = _training_features(run)
+    # One process fits, as others might differ in the last bit.
+    return devices.once(lambda: kmeans_on_features(training, run.model.n_clusters, run.experiment.seed))
+
+
+def refined_scores(
+    run: Run, scored: Scored, rows: Tensor, kmeans: LinearScorer | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What both probes, and k-means on raw features, say of every pixel of some images.
+
+    Parameters
+    ----------
+    run
+        Its model is in evaluation mode.
+    scored
+        Features of the split.
+    rows
+        Images, int64 (B,).
+    kmeans
+        From `fit_kmeans`; None leaves it out.
+
+    Returns
+    -------
+    tuple
+        Scores (B, n, h, w) at the size of the images by method, the largest is a pixel's cluster or class; and what the CRF
+        takes: logits of the same shape.
+    """
+    model, size = run.model, scored.plain.image_size
+    codes = scored.codes(model, rows)
+    found, logits = probe_scores(model, codes, size), crf_logits(model, codes, size)
+    if not model.linear_probe.trained:
+        del found["linear"], logits["linear"]
+    if kmeans is not None:
+        # 2 f.c - |c|^2: the inner product by `ALPHA`, as for the cluster probe, so both get the same CRF.
+        found["kmeans_features"] = logits["kmeans_features"] = upsample(kmeans(scored.unit_features(rows)), size)
+    return found, logits
+
+
+def _refined_tables(
+    run: Run, dataset: SegmentationDataset, scored: Scored, kmeans: LinearScorer | None
+) -> dict[str, Tensor]:
+    """Confusion matrices of both probes and of k-means on raw features, with and without CRF."""
     model, n_classes, plain = run.model.eval(), len(run.classes), scored.plain
     sizes = {"cluster": model.n_clusters} | ({"linear": n_classes} if model.linear_probe.trained else {})
+    sizes |= {"kmeans_features": len(kmeans.bias)} if kmeans is not None else {}
     refine = run.experiment.crf and crf.available(quiet=False)
     names = [*sizes, *(f"{name}_crf" for name in sizes if refine)]
     tables = {name: torch.zeros(sizes[name.removesuffix("_crf")], n_classes, dtype=torch.int64) for name in names}
     own = [row for rows in devices.share(torch.arange(len(plain)).split(BATCH)) for row in rows.tolist()]
 
     def crf_jobs() -> Iterator[Job]:
-        """Counts what the probes predict, and yields the CRF's input of each image if the CRF is on."""
+        """Counts what the methods predict, and yields the CRF's input of each image if the CRF is on."""
         for rows in scored.batches("evaluating"):
-            label, codes = plain.label_rows(rows), scored.codes(model, rows)
-            found = probe_scores(model, codes, label.shape[1:])
+            label, (found, logits) = plain.label_rows(rows), refined_scores(run, scored, rows, kmeans)
             for name in sizes:
                 scored.count(tables[name], found[name].argmax(1).cpu(), label)
             if refine:
-                for row, image, code in zip(rows.tolist(), plain.image_rows(rows), codes, strict=True):
-                    logits = crf_logits(model, code[None], image.shape[1:])
-                    maps = [logits[name][0].softmax(0).cpu().numpy() for name in sizes]
+                for row, image, *ours in zip(rows.tolist(), plain.image_rows(rows), *logits.values(), strict=True):
+                    maps = [one.softmax(0).cpu().numpy() for one in ours]
                     yield str(dataset.images[row]), (image.permute(1, 2, 0).contiguous().numpy(), maps)
 
     refined = in_processes(crf.refined_labels, crf_jobs(), len(own), "the dense CRF")
@@ -266,7 +317,7 @@ def _stego_tables(run: Run, dataset: SegmentationDataset, scored: Scored) -> dic
 
 
 def _baseline_tables(run: Run, scored: Scored) -> dict[str, Tensor]:
-    """Confusion matrices of the baselines, fitted on the training images."""
+    """Confusion matrices of the other baselines, fitted on the training images."""
     training, n_clusters, seed = _training_features(run), run.model.n_clusters, run.experiment.seed
     plain = scored.plain
 
@@ -278,12 +329,9 @@ def _baseline_tables(run: Run, scored: Scored) -> dict[str, Tensor]:
     def on_colors(scorer: LinearScorer, what: str) -> Tensor:
         return scored.confusion(lambda rows: scorer(plain.image_rows(rows).float() / 255), len(scorer.bias), what)
 
-    # One process fits, as others might differ in the last bit.
-    kmeans = devices.once(lambda: kmeans_on_features(training, n_clusters, seed))
     components = devices.once(lambda: kmeans_on_components(training, run.experiment.code_dim, n_clusters, seed))
     colors = devices.once(lambda: kmeans_on_colors(training, n_clusters, seed))
     tables = {
-        "kmeans_features": on_features(kmeans, "k-means on features"),
         "kmeans_pca": on_features(components, "k-means on principal components"),
         "kmeans_colors": on_colors(colors, "k-means on colors"),
     }
@@ -294,5 +342,9 @@ def _baseline_tables(run: Run, scored: Scored) -> dict[str, Tensor]:
 
 
 def _scores(method: str, table: Tensor, published: bool) -> dict[str, Any]:
-    with_labels = method.startswith("linear")
-    return scores(table, identity(table.shape[1]) if with_labels else match(table), published=published)
+    """Scores of a confusion matrix, and for clusters the class of each."""
+    if method.startswith("linear"):
+        return scores(table, identity(table.shape[1]), published=published)
+    matching = match(table)
+    named = (published_map(matching) if published else matching).tolist()
+    return scores(table, matching, published=published) | {"matching": named}

@@ -1,5 +1,6 @@
 """Watches a training run for collapse, without labels: how many groups the codes of a few fixed positions form."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,43 @@ LOOSEST = 0.5
 
 SEEN = ("groups", "within", "nearest", "clusters")
 """What is measured."""
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """What a run reports, and how to mend it."""
+
+    measured: str
+    """Which of `SEEN`."""
+    below: float
+    """The value below which it is reported."""
+    finding: str
+    """What the notice says, with a place for the value."""
+    cause: str
+    """Why it happens."""
+    move: str
+    """Where the shifts should go: "raise" or "lower"."""
+
+
+SYMPTOMS = (
+    Symptom(
+        "groups", FEWEST, "the codes are nearly all alike ({:.2f} groups): they have collapsed",
+        "the shifts lie below most correspondences, so nearly all pairs attract, random ones too", "raise",
+    ),
+    Symptom(
+        "within", FEWEST, "the codes of each image are nearly all alike ({:.2f} groups): they have collapsed",
+        "the shift of self pairs lies below most correspondences within an image, so every image gets one code", "raise",
+    ),
+    Symptom(
+        "nearest", LOOSEST, "codes resemble none in other images (mean nearest correspondence {:.2f}): they have scattered",
+        "the shifts of kNN and self pairs lie above nearly all correspondences, so even similar positions repel", "lower",
+    ),
+    Symptom(
+        "clusters", FEWEST, "nearly all codes are in one cluster ({:.2f} in use): they have collapsed",
+        "the cluster probe follows codes that have collapsed, or one kind of region fills the images", "raise",
+    ),
+)  # fmt: skip
+"""What is looked for, the first that applies is reported."""
 
 
 def effective_groups(codes: Tensor) -> tuple[float, float]:
@@ -105,19 +143,13 @@ class Watch:
             notice(self.found["seen"])
         write_json(self.path, self.found)
 
-    def _wrong(self, groups: float, within: float, nearest: float, clusters: float | None) -> str | None:
-        """What is wrong, and what to change, or None."""
-        if groups < FEWEST:
-            return f"the codes are nearly all alike ({groups:.2f} groups): they have collapsed. {self._advice('raise')}"
-        if within < FEWEST:
-            return f"the codes of each image are nearly all alike ({within:.2f} groups): they have collapsed. {self._advice('raise')}"
-        if nearest < LOOSEST:
-            return (
-                f"codes resemble none in other images (mean nearest correspondence {nearest:.2f}): they have scattered. "
-                f"{self._advice('lower')}"
-            )
-        if clusters is not None and clusters < FEWEST:
-            return f"nearly all codes are in one cluster ({clusters:.2f} in use): they have collapsed. {self._advice('raise')}"
+    def _wrong(self, *seen: float | None) -> str | None:
+        """What is wrong, and what to change, or None. seen: values in the order of `SEEN`."""
+        values = dict(zip(SEEN, seen, strict=True))
+        for symptom in SYMPTOMS:
+            value = values[symptom.measured]
+            if value is not None and value < symptom.below:
+                return f"{symptom.finding.format(value)}. {self._advice(symptom.move)}"
         return None
 
     def _advice(self, move: str) -> str:

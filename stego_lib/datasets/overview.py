@@ -31,6 +31,27 @@ SOURCES = {
 }
 """Where the files of each dataset come from."""
 
+KINDS = {
+    "scenes": "synthetic scenes, drawn by code",
+    "camvid": "real street images, filmed from a car",
+    "cityscapes": "real street images",
+    **dict.fromkeys(cocostuff.FORMS, "real photographs"),
+    "potsdam3": "real aerial images",
+    "folder": "your own images",
+}
+"""What the images of each dataset are."""
+
+
+def introduction(name: str, root: str | Path, backbone: str, split: str = "val") -> str:
+    """One line for the top of a page: which images it shows, how many there are, and the backbone.
+
+    Raises DataNotFound where the dataset is missing.
+    """
+    counts = [f"{len(open_dataset(name, root, one)):,} {word}" for one, word in (("train", "for training"), (split, f"in {split}"))]
+    other = "" if name != "scenes" else " With CamVid at hand, `-p dataset camvid -p data_root FOLDER` shows real streets."
+    weights = Path(backbone).stem if Path(backbone).suffix else backbone
+    return f"**This page shows `{name}`**: {KINDS[name]}, {' and '.join(counts)}. Backbone: `{weights}`.{other}"
+
 
 def overview(root: str | Path) -> list[dict[str, Any]]:
     """One row per dataset: name, classes, and how many images each split has below `root`, or that it is not there."""

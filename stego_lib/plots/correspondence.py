@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..loss import correspondence
 from ..studies.cooccurrence import Curve
-from .figures import find_fonts
+from .grids import image_grid
 
 HEAT = "inferno"
 """Colors of heat maps; brightness rises all the way."""
@@ -53,15 +54,19 @@ def heat_maps(images: Tensor, maps: Tensor, queries: Sequence[tuple[int, int, in
     return figure
 
 
-def image_strip(images: Tensor, names: Sequence[str]) -> Figure:
-    """Images side by side."""
-    figure, axes = plt.subplots(1, len(images), figsize=(1.75 * len(images), 2.1), squeeze=False)
-    for axis, image, name in zip(axes[0], images, names, strict=True):
-        axis.imshow(image.permute(1, 2, 0).numpy())
-        axis.set(xticks=[], yticks=[])
-        axis.set_title(name, fontsize=10, parse_math=False, fontfamily=find_fonts(name))
-        axis.grid(visible=False)
-    figure.tight_layout()
+def step_points(rows: dict[str, Tensor], coords: dict[str, Tensor]) -> Figure:
+    """Images of one training step with the points that are sampled in them.
+
+    rows: name of a kind -> images, uint8 (N, 3, H, W); coords: the same names -> points in [-1, 1], (N, S, S, 2), as
+    `loss.sample` takes them.
+    """
+    figure = image_grid({name: list(images) for name, images in rows.items()})
+    axes = iter(figure.axes)
+    for color, (name, images) in zip(sns.color_palette(), rows.items(), strict=False):
+        height, width = images.shape[2:]
+        for axis, points in zip(axes, coords[name], strict=False):
+            x, y = ((points.flatten(0, 1) + 1) / 2 * torch.tensor([width - 1, height - 1])).T
+            axis.scatter(x, y, s=7, color=color, edgecolor="white", linewidth=0.4)
     return figure
 
 

@@ -1,20 +1,16 @@
-"""Figures of images and labels: crops, neighbors, palettes, label maps from stage to stage."""
+"""Figures of datasets: crops, content that images share, palettes."""
 
 import textwrap
-from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
 from torch import Tensor
 
 from ..datasets import Classes, FiveCrop, SegmentationDataset
-from ..runtime.errors import StegoError
-from .figures import add_legend, find_fonts, paint, show_image
+from .style import find_fonts, show_image
 
 
 def five_crop(dataset: SegmentationDataset, index: int) -> Figure:
@@ -34,51 +30,6 @@ def five_crop(dataset: SegmentationDataset, index: int) -> Figure:
         show_image(axis, crops.image(5 * index + number).permute(1, 2, 0).numpy(), f"crop {number}")
         for spine in axis.spines.values():
             spine.set(edgecolor=color, linewidth=3)
-    figure.tight_layout()
-    return figure
-
-
-def label_files(files: Sequence[Path], classes: Classes, dataset: SegmentationDataset | None = None) -> Figure:
-    """One column a label map that `segment_folder` wrote; with their dataset, below each image and its own label map.
-
-    Raises StegoError for a file that is called like no image of the dataset.
-    """
-    rows = ["image", "label", "segments"] if dataset else ["segments"]
-    figure, axes = plt.subplots(len(rows), len(files), figsize=(2.6 * len(files), 2.0 * len(rows)), squeeze=False)
-    for column, file in zip(axes.T, files, strict=True):
-        if dataset:
-            if file.stem not in dataset.names:
-                raise StegoError(
-                    f"{file} is called like no image of {dataset.name} {dataset.split}; name its dataset"
-                )
-            image, label = dataset[dataset.names.index(file.stem)]
-            show_image(column[0], image.permute(1, 2, 0).numpy())
-            if label is not None:
-                show_image(column[1], paint(label, classes))
-        with Image.open(file) as stored:
-            show_image(column[-1], paint(np.asarray(stored).astype(int), classes))
-        column[-1].set_xlabel(file.stem, fontsize=9, parse_math=False, fontfamily=find_fonts(file.stem))
-    for axis, text in zip(axes[:, 0], rows, strict=True):
-        axis.set_ylabel(text, fontsize=12)
-    add_legend(figure, classes)
-    return figure
-
-
-def nearest_images(dataset: SegmentationDataset, neighbors: Tensor, queries: Sequence[int], count: int = 5) -> Figure:
-    """One row an image: itself, then its nearest neighbors, the nearest first. neighbors: int64 (N, k)."""
-    count = min(count, neighbors.shape[1])
-    figure, axes = plt.subplots(
-        len(queries), count + 1, figsize=(1.75 * (count + 1), 1.85 * len(queries)), squeeze=False
-    )
-    for row, query in zip(axes, queries, strict=True):
-        for axis, index in zip(row, [query, *neighbors[query, :count].tolist()], strict=True):
-            show_image(axis, dataset.image(index).permute(1, 2, 0).numpy())
-        for spine in row[0].spines.values():
-            spine.set(edgecolor="black", linewidth=2.5)
-        name = dataset.names[query]
-        row[0].set_ylabel(name, fontsize=11, parse_math=False, fontfamily=find_fonts(name))
-    for axis, title in zip(axes[0], ["image", *(f"neighbor {i + 1}" for i in range(count))], strict=True):
-        axis.set_title(title, fontsize=11)
     figure.tight_layout()
     return figure
 
@@ -116,19 +67,4 @@ def palettes(spaces: dict[str, Classes], columns: int = 9) -> Figure:
         axis.grid(visible=False)
         sns.despine(ax=axis, left=True, bottom=True)
     figure.tight_layout()
-    return figure
-
-
-def stages(images: Sequence[np.ndarray], maps: dict[str, Sequence[np.ndarray]], classes: Classes) -> Figure:
-    """One column an image, uint8 (H, W, 3), and below it its label maps, one row a stage, in the colors of the classes."""
-    rows = len(maps) + 1
-    figure, axes = plt.subplots(rows, len(images), figsize=(2.1 * len(images), 2.15 * rows), squeeze=False)
-    for axis, image in zip(axes[0], images, strict=True):
-        show_image(axis, image)
-    for line, label_maps in zip(axes[1:], maps.values(), strict=True):
-        for axis, label in zip(line, label_maps, strict=True):
-            show_image(axis, paint(label, classes))
-    for axis, name in zip(axes[:, 0], ["image", *maps], strict=True):
-        axis.set_ylabel(name, fontsize=12)
-    add_legend(figure, classes)
     return figure

@@ -128,11 +128,11 @@ def percentile_grid(grids: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def code_curves(logs: dict[str, pd.DataFrame], window: int = 5) -> Figure:
-    """Mean code correspondences by step, a panel for each run; the names of the runs are the titles."""
+def code_curves(logs: dict[str, pd.DataFrame], span: int = 5) -> Figure:
+    """Mean code correspondences by step, as exponential moving averages; a panel for each run, its name as title."""
     figure, axes = plt.subplots(1, len(logs), figsize=(3.3 * len(logs), 2.9), sharey=True, squeeze=False)
     for axis, (title, log) in zip(axes[0], logs.items(), strict=True):
-        smooth = log.rolling(window, min_periods=1).mean()
+        smooth = log.ewm(span=span).mean()
         for color, (kind, name) in zip(sns.color_palette(), KINDS.items(), strict=False):
             axis.plot(smooth[f"code_{kind}"], color=color, label=name)
         axis.set(title=title, xlabel="step", ylim=(-0.1, 1.02))

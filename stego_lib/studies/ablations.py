@@ -69,6 +69,22 @@ def dimensions(base: Experiment, dims: Sequence[int]) -> list[Variant]:
     return found + [Variant("trained head", str(dim), base.but(code_dim=dim)) for dim in trained]
 
 
+def widths(base: Experiment, channels: int) -> list[Variant]:
+    """What tells the width of the code, the head and the loss apart: fixed heads of the recipe's width, and trained heads.
+
+    channels: C of the backbone; one trained head is as wide.
+    """
+    base = base.but(crf=False)
+    found = [
+        Variant("features", str(channels), base.but(head="none"), fixed="features"),
+        *(
+            Variant(kind, str(base.code_dim), base.but(head=FIXED_HEADS[kind]), fixed=kind)
+            for kind in ("pca", "random projection", "untrained head")
+        ),
+    ]
+    return found + [Variant("trained head", str(dim), base.but(code_dim=dim)) for dim in (base.code_dim, channels)]
+
+
 def paper_layout(study: Study) -> pd.DataFrame:
     """The ladder as the paper prints it: a tick for each ingredient, then accuracy and mIoU of both probes."""
     ticks = {}

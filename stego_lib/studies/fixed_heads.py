@@ -8,7 +8,7 @@ from ..baselines import sample_features
 from ..experiment import Experiment
 from ..features.store import Features
 from ..model import Stego
-from ..probes import fit_cluster_probe
+from ..probes import fit_probes
 from ..run import build_model
 from ..runtime.errors import StegoError
 
@@ -23,7 +23,7 @@ FIXED_HEADS = {
 
 @torch.no_grad()
 def fixed_head(kind: str, store: Features, experiment: Experiment) -> Stego:
-    """A model with a fixed head and clusters fitted to its codes by k-means; all but the head is as for a trained one.
+    """A model with a fixed head and probes fitted to its codes; all but the head is as for a trained one.
 
     Parameters
     ----------
@@ -60,5 +60,7 @@ def fixed_head(kind: str, store: Features, experiment: Experiment) -> Stego:
             fitted = GaussianRandomProjection(dim, random_state=experiment.seed).fit(features[:1])
         model.head.linear.weight.copy_(torch.from_numpy(fitted.components_)[:, :, None, None])
         model.head.linear.bias.zero_()
-    fit_cluster_probe(model, store, experiment.seed)
+    if not store.has_labels:
+        model.linear_probe.forget()
+    fit_probes(model, store, experiment.seed)
     return model

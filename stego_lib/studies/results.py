@@ -18,6 +18,7 @@ from ..runtime.paths import user_path
 METHODS = {
     "kmeans_colors": "k-means on colors",
     "kmeans_features": "k-means on backbone features",
+    "kmeans_features_crf": "k-means on backbone features + CRF",
     "kmeans_pca": "k-means on their principal components",
     "cluster": "STEGO, cluster probe",
     "cluster_crf": "STEGO, cluster probe + CRF",

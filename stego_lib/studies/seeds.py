@@ -34,39 +34,43 @@ def run_seeds(
     seeds: list[int],
     records: str | Path,
     *,
+    split: str = "val",
     runs_dir: str | Path | None = None,
     resume: bool = False,
 ) -> list[dict[str, Any]]:
-    """Trains and evaluates `experiment` with each seed; returns the run records, a copy of each in the folder `records`.
+    """Trains `experiment` with each seed and scores it on `split`; returns the run records, a copy of each in `records`.
 
     The features are computed for the first seed and read back for the others. With `resume`, a seed whose newest run of
     an equal experiment below `runs_dir` is finished and scored is not run again, and an interrupted one is resumed.
     """
     found = []
     for one in [experiment.but(seed=seed) for seed in seeds]:  # an invalid seed raises before any work
-        record = finished_record(one, runs_dir) if resume else None
+        record = finished_record(one, runs_dir, split) if resume else None
         if record is None:
             run = train(one, runs_dir=runs_dir, resume=resume)
-            record = evaluate(run)
+            record = evaluate(run, split)
         write_json(user_path(records) / f"{one.name}.json", record)
         found.append(record)
     return found
 
 
-def finished_record(experiment: Experiment, runs_dir: str | Path | None = None) -> dict[str, Any] | None:
-    """The run record on `val` of the newest run of exactly this experiment, or None if it is not trained and scored."""
+def finished_record(
+    experiment: Experiment, runs_dir: str | Path | None = None, split: str = "val"
+) -> dict[str, Any] | None:
+    """The run record on `split` of the newest run of exactly this experiment, or None if it is not trained and scored."""
     where = user_path(runs_dir, runs_root())
     dataset = open_training_set(experiment)
     backbone = Backbone.of(experiment)
     experiment = fit_sizes(fit_to_data(experiment, dataset), backbone.geometry, quiet=True)
     folder = find_run(where, experiment, backbone, data_ids(dataset, where), quiet=True)  # training shows the notices
-    if folder is None or not (folder / "metrics.json").exists():
+    path = folder and folder / ("metrics.json" if split == "val" else f"metrics-{split}.json")
+    if path is None or not path.exists():
         return None
-    record = read_record(folder / "metrics.json")
+    record = read_record(path)
     if not record["scores"]:
         return None
     theirs, ours = (
         {key: value for key, value in values.items() if key not in (*MACHINE, "backbone")}
         for values in (record["experiment"], experiment.to_record())
     )
-    return record if (record["step"], record["split"], theirs) == (experiment.steps, "val", ours) else None
+    return record if (record["step"], record["split"], theirs) == (experiment.steps, split, ours) else None

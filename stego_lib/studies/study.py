@@ -13,10 +13,10 @@ import pandas as pd
 from ..backbone import EMBEDDED, Backbone, fit_sizes
 from ..calibration import AUTO
 from ..datasets import open_dataset, open_split, open_training_set
-from ..evaluation import cluster_confusion, evaluate
+from ..evaluation import evaluate, probe_confusion
 from ..experiment import MACHINE, Experiment
 from ..features.opening import open_features
-from ..metrics import match, scores
+from ..metrics import identity, match, scores
 from ..runtime.environment import environment
 from ..runtime.errors import StegoError
 from ..runtime.files import fingerprint, without_nan, write_json
@@ -114,8 +114,7 @@ class Study:
                 of_probe = own[own["probe"] == probe]
                 for score, title in (("accuracy", "accuracy"), ("miou", "mIoU")):
                     values = of_probe[score]
-                    text = mean_and_spread(values.mean(), values.std()) if len(values) else "not run"
-                    row[f"{probe} {title}"] = "" if variant.fixed and probe == "linear" else text
+                    row[f"{probe} {title}"] = mean_and_spread(values.mean(), values.std()) if len(values) else "not run"
             rows[variant.name] = row
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis(group)
 
@@ -154,7 +153,7 @@ def run_variant(variant: Variant, seed: int, runs_dir: str | Path | None = None)
 
 
 def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None = None) -> dict[str, Any]:
-    """A run record of a fixed head (`fixed_heads.fixed_head`): step 0, and the scores of the cluster probe alone."""
+    """A run record of a fixed head (`fixed_heads.fixed_head`): step 0, and the scores of both probes."""
     root = user_path(runs_dir, runs_root()) / "features"
     backbone = Backbone.of(experiment)
     experiment = fit_sizes(experiment, backbone.geometry)
@@ -165,7 +164,10 @@ def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None =
     plain = stored(held_out, size=experiment.eval_size)
     mirrored = stored(held_out, size=experiment.eval_size, mirror=True) if experiment.mirror else None
     model = fixed_head(kind, stored(open_training_set(experiment), size=experiment.train_size), experiment)
-    table = cluster_confusion(model, plain, mirrored)
+    table = probe_confusion(model, plain, mirrored)
+    found = {"cluster": scores(table, match(table))}
+    if model.linear_probe.trained:
+        found["linear"] = scores(linear := probe_confusion(model, plain, mirrored, probe="linear"), identity(len(linear)))
     return without_nan({
         "experiment": experiment.to_record(),
         "fixed_head": kind,
@@ -174,7 +176,7 @@ def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None =
         "split": "val",
         "images": len(held_out),
         "classes": list(held_out.classes.names),
-        "scores": {"cluster": scores(table, match(table))},
+        "scores": found,
         "matching": match(table).tolist(),
         "confusion": table.tolist(),
         "environment": environment(),

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ..calibration import shift_rule
 from ..datasets import open_split, open_training_set
 from ..datasets.scenes import draw_scenes
-from ..evaluation import cluster_confusion
+from ..evaluation import probe_confusion
 from ..experiment import Experiment
 from ..features.opening import open_store
 from ..metrics import match, scores
@@ -269,7 +269,7 @@ def clusterings(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
         for seed, codes in samples.items():
             found.append(cluster(codes, len(clusters), seed, way))
             clusters.copy_(found[-1])
-            table = cluster_confusion(model, plain, mirrored)
+            table = probe_confusion(model, plain, mirrored)
             judgments.append(scores(table, match(table)))
         pairs = [agreement(judged, one, other) for one, other in itertools.combinations(found, 2)]
         ways[way] = {key: [judgment[key] for judgment in judgments] for key in ("accuracy", "miou")}

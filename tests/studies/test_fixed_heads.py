@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
 from stego_lib import Backbone, StegoError, baselines, open_dataset
-from stego_lib.evaluation import cluster_confusion, evaluate
+from stego_lib.evaluation import probe_confusion, evaluate
 from stego_lib.features.opening import open_store
 from stego_lib.studies.fixed_heads import FIXED_HEADS, fixed_head
 from stego_lib.training import train
@@ -111,13 +111,13 @@ def test_more_components_than_channels_are_refused(experiment, store):
 
 
 def test_the_short_way_to_the_confusion_matrix_is_the_long_one(experiment, tmp_path):
-    """`evaluate` upsamples codes and then compares; `cluster_confusion` compares and then upsamples."""
+    """`evaluate` upsamples codes and then compares; `probe_confusion` compares and then upsamples."""
     run = train(experiment.but(mirror=True), runs_dir=tmp_path)
     record = evaluate(run, baselines=False)
     dataset = open_dataset("scenes", experiment.data_root, "val")
     plain = open_store(dataset, run.backbone, 64, tmp_path / "features")
     mirrored = open_store(dataset, run.backbone, 64, tmp_path / "features", mirror=True)
-    table = cluster_confusion(run.model, plain, mirrored)
+    table = probe_confusion(run.model, plain, mirrored)
     assert table.sum() == 6 * 64 * 64
     assert np.abs(table.numpy() - np.array(record["confusion"])).sum() <= 6, "equal but for ties within rounding"
-    assert not torch.equal(table, cluster_confusion(run.model, plain)), "the mirror image counts"
+    assert not torch.equal(table, probe_confusion(run.model, plain)), "the mirror image counts"
