@@ -60,13 +60,13 @@ def step_points(rows: dict[str, Tensor], coords: dict[str, Tensor]) -> Figure:
     rows: name of a kind -> images, uint8 (N, 3, H, W); coords: the same names -> points in [-1, 1], (N, S, S, 2), as
     `loss.sample` takes them.
     """
-    figure = image_grid({name: list(images) for name, images in rows.items()})
+    figure = image_grid({name: list(images) for name, images in rows.items()}, brighten=False)
     axes = iter(figure.axes)
     for color, (name, images) in zip(sns.color_palette(), rows.items(), strict=False):
         height, width = images.shape[2:]
         for axis, points in zip(axes, coords[name], strict=False):
             x, y = ((points.flatten(0, 1) + 1) / 2 * torch.tensor([width - 1, height - 1])).T
-            axis.scatter(x, y, s=7, color=color, edgecolor="white", linewidth=0.4)
+            axis.scatter(x, y, s=14, color=color, edgecolor="white", linewidth=0.5)
     return figure
 
 

@@ -1,6 +1,6 @@
 """Figures of runs and records. Each function takes data and returns a matplotlib Figure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -131,6 +131,11 @@ def class_iou(*records: dict[str, Any], methods: Sequence[str] = tuple(METHODS))
         METHODS[method]: np.array([record["scores"][method]["iou"] for record in records], float).mean(0)
         for method in shown
     }
+    return class_table(values, names)
+
+
+def class_table(values: Mapping[str, Sequence[float] | np.ndarray], names: Sequence[str]) -> Figure:
+    """IoU of each class as a table in colors: one row an entry of `values`, one column a class, and their mean in front."""
     table = pd.DataFrame(values, index=names).T
     table.insert(0, "mean", table.mean(axis=1))
     figure, axis = plt.subplots(figsize=(3.2 + 0.62 * len(table.columns), 0.9 + 0.36 * len(table)))

@@ -27,7 +27,11 @@ Cell = np.ndarray | Tensor | None
 
 
 def image_grid(
-    rows: Mapping[str, Sequence[Cell]], classes: Sequence[Classes] = (), titles: Sequence[str] = ()
+    rows: Mapping[str, Sequence[Cell]],
+    classes: Sequence[Classes] = (),
+    titles: Sequence[str] = (),
+    *,
+    brighten: bool = True,
 ) -> Figure:
     """Rows of images and label maps, without gaps whatever their aspect ratio.
 
@@ -35,15 +39,16 @@ def image_grid(
     ----------
     rows
         Name of a row -> its cells: an image, uint8 (H, W, 3) or a tensor (3, H, W); a label map (H, W) of ids; None for an
-        empty cell. A row called "image" with an image whose mean is below `DARK` is followed by a row of the dark ones,
-        brightened.
+        empty cell.
     classes
         Names and colors of the ids in label maps: those of the longest are painted, all are in the legend. With ignored pixels
         in a label map the legend explains their color.
     titles
         Titles of the columns.
+    brighten
+        Follow a row called "image" that has images with a mean below `DARK` by a row of these, brightened.
     """
-    table = {name: [_array(cell) for cell in cells] for name, cells in _with_brightened(rows).items()}
+    table = {name: [_array(cell) for cell in cells] for name, cells in (_with_brightened(rows) if brighten else rows).items()}
     columns = len(next(iter(table.values())))
     width = min(2.4, (WIDTH - 0.3) / columns)
     heights = [width * min(1.5, max(cell.shape[0] / cell.shape[1] for cell in cells if cell is not None)) for cells in table.values()]

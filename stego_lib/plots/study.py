@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ..studies.ablations import LADDER
-from ..studies.results import mean_of_best
+from ..studies.results import METHODS, OVERVIEW, mean_of_best
 from ..studies.study import Study
 from .figures import KINDS
 
@@ -21,7 +21,7 @@ def ingredients(study: Study) -> Figure:
     names = [variant.name for variant in study.variants if variant.group == LADDER]
     found = _cluster_scores(study, LADDER)
     if found.empty:
-        return _nothing(study)
+        return nothing(study)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3), sharey=True)
     for axis, (score, title) in zip(axes, MEASURES.items(), strict=True):
         options = dict(x=score, y="name", order=names, ax=axis)
@@ -35,7 +35,7 @@ def ingredients(study: Study) -> Figure:
 def sweeps(study: Study, groups: Sequence[str], columns: int = 3) -> Figure:
     """A panel for each thing varied: mIoU of the cluster probe, one dot a seed, a line through the means."""
     if study.scores().empty:
-        return _nothing(study)
+        return nothing(study)
     lines = -(-len(groups) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 2.4 * lines), sharey=True, squeeze=False)
     for axis in axes.flat[len(groups) :]:
@@ -56,7 +56,7 @@ def dimensions(study: Study) -> Figure:
     """mIoU by number of dimensions for every head; mean over seeds and, as a band, their standard deviation."""
     found = study.scores().query("probe == 'cluster'")
     if found.empty:
-        return _nothing(study)
+        return nothing(study)
     figure, axis = plt.subplots(figsize=(7.5, 4))
     whole, swept = found[found["name"] == "all"], found[found["name"] != "all"]
     for color, (group, rows) in zip(sns.color_palette(), swept.groupby("group", sort=False), strict=False):
@@ -118,7 +118,7 @@ def balance(found: dict[str, dict[str, float]]) -> Figure:
 def percentile_grid(grids: dict[str, pd.DataFrame]) -> Figure:
     """mIoU by percentiles, a panel a dataset: rows the percentile of self and kNN pairs, columns that of random pairs."""
     if not grids:
-        return _nothing("make tuning")
+        return nothing("make tuning")
     figure, axes = plt.subplots(1, len(grids), figsize=(0.5 + 3.9 * len(grids), 2.6), squeeze=False)
     for axis, (title, table) in zip(axes[0], grids.items(), strict=True):
         sns.heatmap(table, annot=True, fmt=".1f", cmap="viridis", ax=axis, cbar_kws={"label": "mean IoU (%)"})
@@ -142,24 +142,50 @@ def code_curves(logs: dict[str, pd.DataFrame], span: int = 5) -> Figure:
     return figure
 
 
-def benchmark(tables: dict[str, pd.DataFrame]) -> Figure:
+def benchmark(tables: dict[str, pd.DataFrame], columns: int = 2) -> Figure:
     """mIoU of each method, a panel a dataset (`benchmark.rows_by_miou`): full bars are verified at their source, open ones not."""
-    heights = [len(table) for table in tables.values()]
+    columns = min(columns, len(tables))
+    lines = -(-len(tables) // columns)
+    panels = list(tables.items())
+    heights = [max(len(table) for _, table in panels[line * columns : (line + 1) * columns]) for line in range(lines)]
     figure, axes = plt.subplots(
-        len(tables), figsize=(8.5, 0.32 * sum(heights) + 0.7 * len(heights)), gridspec_kw={"height_ratios": heights}
-    )
-    for axis, (title, table) in zip(np.atleast_1d(axes), tables.items(), strict=True):
+        lines, columns, figsize=(6.2 * columns, 0.3 * sum(heights) + 0.8 * lines), squeeze=False,
+        gridspec_kw={"height_ratios": heights},
+    )  # fmt: skip
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (title, table) in zip(axes.flat, panels, strict=False):
         names = [f"{method}, {backbone}" for method, backbone in zip(table["method"], table["backbone"], strict=True)]
         for name, value, verified, method in zip(names, table["miou"], table["verified"], table["method"], strict=True):
             color = sns.color_palette()[0 if method.startswith("STEGO") else 7]
             full = verified == "yes"
             axis.barh(name, value, facecolor=color if full else "white", edgecolor=color, hatch=None if full else "///")
             axis.text(value + 0.4, name, f"{value:.1f}", va="center", fontsize=8)
-        axis.set(title=title, xlim=(0, 1.12 * max(tables[key]["miou"].max() for key in tables)))
+        axis.set(title=title, xlim=(0, 1.12 * max(tables[key]["miou"].max() for key in tables)), xlabel="mean IoU (%)")
         axis.tick_params(axis="y", labelsize=8)
         axis.grid(axis="y", visible=False)
         axis.invert_yaxis()
-    np.atleast_1d(axes)[-1].set_xlabel("mean IoU (%)")
+    figure.tight_layout()
+    return figure
+
+
+def backbones(scores: pd.DataFrame) -> Figure:
+    """mIoU of k-means, STEGO and the linear bound on each data and backbone; mean and, as a line, standard deviation.
+
+    scores: from `results.main_scores`.
+    """
+    shown = scores[scores["method"].isin(OVERVIEW)]
+    group = shown["data"] + "\n" + shown["backbone"]
+    colors = dict(zip(OVERVIEW, [*sns.light_palette("0.35", 4)[1:3], *sns.color_palette("Blues", 4)[1:4:2], (0.87, 0.56, 0.02)], strict=True))
+    figure, axis = plt.subplots(figsize=(10, 3.4))
+    sns.barplot(
+        shown.assign(group=group, method=shown["method"].map(METHODS)), x="group", y="miou", hue="method", ax=axis,
+        hue_order=[METHODS[method] for method in OVERVIEW], palette=[colors[method] for method in OVERVIEW], errorbar="sd",
+        err_kws={"linewidth": 1},
+    )  # fmt: skip
+    axis.set(xlabel="", ylabel="mean IoU (%)")
+    axis.tick_params(axis="x", labelsize=9)
+    axis.legend(title=None, fontsize=9, loc="upper right")
     figure.tight_layout()
     return figure
 
@@ -169,7 +195,7 @@ def _cluster_scores(study: Study, group: str) -> pd.DataFrame:
     return found[(found["group"] == group) & (found["probe"] == "cluster")]
 
 
-def _nothing(study: Study | str) -> Figure:
+def nothing(study: Study | str) -> Figure:
     """What stands in a figure's place while there is no run record to draw it from; `study`: it, or the command that runs it."""
     figure, axis = plt.subplots(figsize=(7, 1))
     command = study if isinstance(study, str) else f"{len(study.missing())} runs to do: make ablations"

@@ -176,7 +176,52 @@ def markdown_table(records: list[dict[str, Any]], published: pd.DataFrame | None
         lines.append([label, *_measured_cells(measured, method)])
         if published is not None:
             lines[-1] += _published_cells(published, method)
+    return _markdown(titles, lines)
+
+
+def _markdown(titles: list[str], lines: list[list[str]]) -> str:
     return "\n".join([_line(titles), "|" + "---|" * len(titles), *map(_line, lines)])
+
+
+TEST = "camvid_test.csv"
+"""Scores on CamVid's test split, which no choice of this project has seen: one row per method, backbone and seed."""
+OVERVIEW = ("kmeans_features", "kmeans_features_crf", "cluster", "cluster_crf", "linear_features")
+"""Methods of the table and the chart on the first page."""
+MAIN = {
+    "scenes": ("scenes val", "scenes_vit_tiny8"),
+    "camvid": ("CamVid val", "streets_vit_tiny8_d6"),
+    "camvid_photos": ("CamVid val", "photos_vit_tiny8"),
+}
+"""Folder of the main run records -> what was scored, and the backbone."""
+
+
+def main_scores(root: str | Path) -> pd.DataFrame:
+    """Scores of the main runs below `root` and on CamVid's test split.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns: data ("CamVid val"), backbone, method, seed, accuracy, miou (percent); in the order of tables.
+    """
+    root, parts = user_path(root), []
+    for folder, (data, backbone) in MAIN.items():
+        parts.append(score_table(read_records(root / folder)).assign(data=data, backbone=backbone))
+    test = pd.read_csv(root / TEST)
+    parts.append(test.assign(data="CamVid test"))
+    found = pd.concat(parts, ignore_index=True)
+    return found[["data", "backbone", "method", "seed", "accuracy", "miou"]]
+
+
+def overview_table(root: str | Path) -> str:
+    """mIoU of the methods in `OVERVIEW` on each of the main data and backbones, as a Markdown table."""
+    scores = main_scores(root)
+    columns = list(dict.fromkeys(zip(scores["data"], scores["backbone"], strict=True)))
+    found = scores.groupby(["data", "backbone", "method"])["miou"].agg(["mean", "std"])
+    lines = []
+    for method in OVERVIEW:
+        keys = [(*column, method) for column in columns]
+        lines.append([METHODS[method], *(mean_and_spread(*found.loc[key]) if key in found.index else "" for key in keys)])
+    return _markdown(["mIoU (%)", *(f"{data}, `{backbone}`" for data, backbone in columns)], lines)
 
 
 def _line(cells: list[str]) -> str:
@@ -265,10 +310,15 @@ def departures(record: dict[str, Any], row: str) -> list[str]:
 
 
 def fill_tables(text: str, root: str | Path) -> str:
-    """`text` with each table between `<!-- table: FOLDER -->` and `<!-- end -->` made from the records in root/FOLDER."""
+    """`text` with each table between `<!-- table: FOLDER -->` and `<!-- end -->` made anew.
+
+    FOLDER, relative to root: run records, or the folder of all of them, for `overview_table`.
+    """
 
     def table(found: re.Match) -> str:
-        return f"{found[1]}\n{markdown_table(read_records(Path(root) / found[2]))}\n{found[3]}"
+        folder = Path(root) / found[2]
+        lines = overview_table(folder) if (folder / TEST).exists() else markdown_table(read_records(folder))
+        return f"{found[1]}\n{lines}\n{found[3]}"
 
     return re.sub(r"(<!-- table: (\S+) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)
 

@@ -1,16 +1,22 @@
 """Segments of chosen images by every method, and which images are the best and the worst of a split."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .. import crf
-from ..datasets import SegmentationDataset
+from ..datasets import Classes, SegmentationDataset
+from ..datasets.transforms import resize_image, resize_label
 from ..evaluation import BATCH, fit_kmeans, open_scored, refined_scores
 from ..probes import probe_scores
 from ..run import Run
+from ..runtime.errors import StegoError
+from ..runtime.files import atomic, read_json, write_json
+from ..runtime.paths import user_path
 from ..runtime.progress import progress
 
 ROWS = {
@@ -91,9 +97,57 @@ def image_accuracies(run: Run, dataset: SegmentationDataset, record: dict[str, A
 def best_and_worst(accuracies: torch.Tensor, count: int = 3) -> list[int]:
     """Numbers of the `count` images with the highest accuracy, best first, then of those with the lowest, worst last.
 
-    No image is in both; images without labeled pixels are in neither.
+    Of images that lie closer to each other in the split than a twentieth of its length (frames of a video show nearly the
+    same), the first to be chosen is taken. Images without labeled pixels are left out.
     """
     known = [i for i, value in enumerate(accuracies.tolist()) if value == value]
-    order = sorted(known, key=lambda i: -accuracies[i])
-    count = min(count, len(order) // 2) or len(order)
-    return [*order[:count], *order[count:][-count:]]
+    apart, chosen = len(accuracies) // 20, []
+    for order in (sorted(known, key=lambda i: -accuracies[i]), sorted(known, key=lambda i: accuracies[i])):
+        taken: list[int] = []
+        for i in order:
+            if len(taken) < count and all(abs(i - other) > apart for other in [*chosen, *taken]):
+                taken.append(i)
+        chosen += taken if not chosen else taken[::-1]
+    return chosen
+
+
+def write_maps(folder: str | Path, table: dict[str, list[np.ndarray]], names: Sequence[str], classes: Classes) -> None:
+    """Writes the methods' label maps of `segments` as palette PNGs, folder/METHOD/NAME.png, and their order, images.json.
+
+    Images and labels are left out.
+    """
+    write_json(user_path(folder) / "images.json", list(names))
+    for method, name in ROWS.items():
+        for stem, ids in zip(names, table.get(name, []), strict=False):
+            image = Image.fromarray(ids.astype(np.uint8), "P")
+            image.putpalette(np.array(classes.colors, np.uint8).flatten().tolist())
+            path = user_path(folder) / method / f"{stem}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic(path) as temporary:
+                image.save(temporary, "PNG", optimize=True)
+
+
+def read_maps(folder: str | Path, dataset: SegmentationDataset | None = None) -> tuple[dict[str, list[np.ndarray]], list[str]]:
+    """What `write_maps` wrote, and the names of the images.
+
+    dataset: the split, if it is at hand: images and labels then stand above the maps, at the size of the maps. StegoError for a
+    name that the split does not have.
+    """
+    folder = user_path(folder)
+    names, table = read_json(folder / "images.json"), {}
+    for method, row in ROWS.items():
+        for path in (folder / method / f"{name}.png" for name in names):
+            if path.exists():
+                with Image.open(path) as stored:
+                    table.setdefault(row, []).append(np.asarray(stored).astype(np.int64))
+    if dataset is None:
+        return table, names
+    if strange := [name for name in names if name not in dataset.names]:
+        raise StegoError(f"{folder}: {strange[0]} is called like no image of {dataset.name} {dataset.split}; name its dataset")
+    above: dict[str, list[np.ndarray]] = {"image": [], "label": []}
+    for name, ids in zip(names, next(iter(table.values())), strict=True):
+        image, label = dataset[dataset.names.index(name)]
+        above["image"].append(resize_image(image, ids.shape).permute(1, 2, 0).numpy())
+        if label is not None:
+            above["label"].append(resize_label(label, ids.shape).numpy())
+    return {key: cells for key, cells in (above | table).items() if cells}, names
