@@ -12,7 +12,7 @@ CRF_LOG = $(VENV)/crf.log
 NOTEBOOK = $(PY) -m stego_lib.notebooks
 # Parameters for a notebook: make train ARGS="-p dataset camvid -p data_root FOLDER"
 ARGS ?=
-# For `make reproduce`: the row of the paper. For it and `make photos`: the folder that holds the datasets (data/ if not given).
+# For `make reproduce`: the row of the paper. For it, `make photos` and `make book`: the folder that holds the datasets (data/ if not given).
 ROW ?=
 DATA ?=
 
@@ -50,8 +50,8 @@ ablations: $(READY)  ## train the runs of the Baselines and Ablations chapters t
 	@$(NOTEBOOK) notebooks/baselines.ipynb runs/baselines.ipynb -p limit -1 $(ARGS)
 	@$(NOTEBOOK) notebooks/ablations.ipynb runs/ablations.ipynb -p limit -1 $(ARGS)
 
-tuning: $(READY)  ## train the runs of the chapter on choosing l and b that have no record yet (ARGS="-p camvid_root FOLDER -p camvid_backbone FILE" for CamVid too)
-	@$(NOTEBOOK) notebooks/choosing.ipynb runs/choosing.ipynb -p limit -1 $(ARGS)
+tuning: $(READY)  ## train the runs of the appendix on the shifts that have no record yet (ARGS="-p camvid_root FOLDER -p camvid_backbone FILE" for CamVid too)
+	@$(NOTEBOOK) notebooks/choosing_evidence.ipynb runs/choosing_evidence.ipynb -p limit -1 $(ARGS)
 
 reproduce: $(READY)  ## one row of the paper: make reproduce ROW=cityscapes-vitb8 DATA=FOLDER (notebooks/reproduce.ipynb)
 	@$(NOTEBOOK) notebooks/reproduce.ipynb "runs/reproduce-$(ROW).ipynb" -p row "$(ROW)" $(if $(DATA),-p data_root "$(DATA)") $(ARGS)
@@ -87,8 +87,8 @@ bench: $(READY)  ## a quarter of an hour: time each part against a plain re-impl
 lab: $(READY)  ## open JupyterLab on the notebooks
 	@$(PY) -m jupyter lab --notebook-dir=. notebooks/train.ipynb
 
-book: $(READY)  ## run the chapters, render book/_build/html and check it (ARGS=--no-run: render alone)
-	@$(PY) book/build.py $(ARGS)
+book: $(READY)  ## run the chapters, render book/_build/html and check it (DATA=FOLDER: with FOLDER/camvid; ARGS=--no-run: render alone)
+	@$(PY) book/build.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 links: $(READY)  ## check outside links of the pages and the bibliography (needs the network)
 	@$(VENV)/bin/lychee --include-fragments --no-progress $(PAGES) $(ARGS)

@@ -2,6 +2,7 @@
 
     python book/build.py            # all of it: book/_build/html
     python book/build.py --no-run   # renders the notebooks as they were last run
+    python book/build.py --data FOLDER   # with the street images of FOLDER/camvid; without, with those of data/camvid or scenes
 
 The pages are put together in book/_build/source at the paths that they have in the checkout, an executed copy in place of
 each notebook; so a link between two pages is right here, there, and on the page of a repository.
@@ -9,6 +10,7 @@ each notebook; so a link between two pages is right here, there, and on the page
 
 import argparse
 import base64
+import io
 import os
 import re
 import shutil
@@ -20,6 +22,7 @@ from typing import Any
 
 import nbformat
 import yaml
+from PIL import Image
 
 from stego_lib.notebooks import main as run_notebook
 from stego_lib.notebooks import parameters_of
@@ -42,6 +45,8 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     ),
 }
 """Notebooks that the book runs otherwise than by their defaults: the whole pre-training takes an hour, and photographs."""
+SHOW_CAMVID = ("train", "correspondence", "loss", "data", "evaluation", "choosing")
+"""Chapters that show CamVid where it is at hand. The others read records, or work on images of their own."""
 PAGES = (
     "_config.yml",
     "CHANGELOG.md",
@@ -75,17 +80,34 @@ def notebooks(toc: Path) -> list[str]:
     return sorted(found, key=lambda name: name != FIRST)
 
 
-def run_all(names: list[str], changes: dict[str, str]) -> None:
+def images(data: str | None) -> dict[str, dict[str, Any]]:
+    """Parameters of the chapters that can show street images: CamVid in `data`, or in data/; none where it is not there.
+
+    Ends the program where `data` is given and has no CamVid.
+    """
+    root = Path(data).expanduser().resolve() if data else ROOT / "data"
+    if not any((root / name / "train").is_dir() for name in ("camvid", "CamVid")):
+        if data:
+            sys.exit(f"{root} holds no camvid/train; fetch it with: python -m stego_lib.datasets prepare camvid --root {root}")
+        print("no CamVid in data/: the chapters show synthetic scenes (street images: make book DATA=FOLDER)")
+        return {}
+    print(f"the chapters show the street images of CamVid in {root}")
+    found = {f"notebooks/{name}": {"dataset": "camvid", "data_root": str(root)} for name in SHOW_CAMVID}
+    return found | {"notebooks/benchmark": {"camvid_root": str(root)}}
+
+
+def run_all(names: list[str], changes: dict[str, str], own: dict[str, dict[str, Any]]) -> None:
     """Runs each notebook whose executed copy is older than the notebook, the library, the run records or the benchmarks' results.
 
-    changes: values of parameters as text, given to each notebook that has a parameter of that name.
+    changes: values of parameters as text, given to each notebook that has a parameter of that name. own: further parameters of
+    single notebooks, from `images`.
     """
     used = [path for folder in ("stego_lib", "book/records", "benchmarks/results") for path in (ROOT / folder).rglob("*") if path.is_file()]
     newest = max(path.stat().st_mtime for path in used if "__pycache__" not in path.parts)
     for name in names:
         notebook, executed = ROOT / f"{name}.ipynb", SOURCE / f"{name}.ipynb"
         known = parameters_of(notebook)
-        parameters = PARAMETERS.get(name, {}) | {key: known[key].parse(text) for key, text in changes.items() if key in known}
+        parameters = PARAMETERS.get(name, {}) | own.get(name, {}) | {key: known[key].parse(text) for key, text in changes.items() if key in known}
         if fresh(executed, max(newest, notebook.stat().st_mtime), parameters):
             print(f"{name}: run before, nothing has changed")
             continue
@@ -134,6 +156,16 @@ def named_figures(notebook: Path) -> dict[str, bytes]:
     return found
 
 
+def write_front() -> None:
+    """Writes the two figures of README.md, as WebP, from executed notebooks that show scenes, whose images may be committed."""
+    for notebook, figure, file in (("train", "fig-predictions", "segments"), ("benchmark", "fig-backbones", "backbones")):
+        executed = SOURCE / "notebooks" / f"{notebook}.ipynb"
+        if nbformat.read(executed, 4).metadata.papermill.parameters.get("dataset") == "camvid":
+            sys.exit("the figures of README.md are made of scenes: build the book without CamVid first")
+        image = Image.open(io.BytesIO(named_figures(executed)[figure])).convert("RGB")
+        image.save(ROOT / "book" / "_static" / f"{file}.webp", quality=85, method=6)
+
+
 def remote() -> str | None:
     """The repository's address on GitHub, as the checkout knows it, or None."""
     done = subprocess.run(["git", "remote", "get-url", "origin"], cwd=ROOT, capture_output=True, text=True)
@@ -166,6 +198,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Runs the notebooks of the book and renders it.")
     parser.add_argument("--no-run", action="store_true", help="render the notebooks as they were last run")
+    parser.add_argument("--front", action="store_true", help="write the figures of README.md from the executed chapters, and stop")
+    parser.add_argument("--data", metavar="FOLDER", help="holds camvid/; without it data/camvid is shown, or scenes")
     parser.add_argument(
         "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
         help="given to every notebook that has a parameter of this name (to try the build: -p steps 20)",
@@ -173,8 +207,10 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     toc = ROOT / "book" / "_toc.yml"
     names = notebooks(toc)
+    if given.front:
+        return write_front()
     if not given.no_run:
-        run_all(names, dict(given.parameter))
+        run_all(names, dict(given.parameter), images(given.data))
     put_together(names)
     render()
     found = problems(HTML, [SOURCE / f"{name}.ipynb" for name in names])
