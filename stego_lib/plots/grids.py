@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,7 +24,8 @@ DARK = 64
 BRIGHTENED = 110
 """Mean that such an image gets."""
 
-Cell = np.ndarray | Tensor | None
+Cell: TypeAlias = np.ndarray | Tensor | None
+"""An image, a label map, or nothing."""
 
 
 def image_grid(

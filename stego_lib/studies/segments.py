@@ -101,7 +101,8 @@ def best_and_worst(accuracies: torch.Tensor, count: int = 3) -> list[int]:
     same), the first to be chosen is taken. Images without labeled pixels are left out.
     """
     known = [i for i, value in enumerate(accuracies.tolist()) if value == value]
-    apart, chosen = len(accuracies) // 20, []
+    apart = len(accuracies) // 20
+    chosen: list[int] = []
     for order in (sorted(known, key=lambda i: -accuracies[i]), sorted(known, key=lambda i: accuracies[i])):
         taken: list[int] = []
         for i in order:
@@ -134,7 +135,8 @@ def read_maps(folder: str | Path, dataset: SegmentationDataset | None = None) ->
     name that the split does not have.
     """
     folder = user_path(folder)
-    names, table = read_json(folder / "images.json"), {}
+    names: list[str] = read_json(folder / "images.json")
+    table: dict[str, list[np.ndarray]] = {}
     for method, row in ROWS.items():
         for path in (folder / method / f"{name}.png" for name in names):
             if path.exists():
