@@ -234,6 +234,26 @@ def test_the_welcome_page_has_a_line_for_each_way_of_use():
         assert line in text
 
 
+def test_the_book_takes_camvid_where_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    assert build.images(None) == {} and "synthetic scenes" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="holds no camvid/train"):
+        build.images(str(tmp_path))
+    for given, folder in ((str(tmp_path / "elsewhere"), tmp_path / "elsewhere"), (None, tmp_path / "data")):
+        (folder / "camvid" / "train").mkdir(parents=True)
+        found = build.images(given)
+        assert found["notebooks/train"] == {"dataset": "camvid", "data_root": str(folder)}
+        for name, parameters in found.items():
+            assert set(parameters) <= set(build.parameters_of(ROOT / f"{name}.ipynb")), name
+
+
+def test_the_readme_is_short_and_its_figures_are_small():
+    text = (ROOT / "README.md").read_text()
+    figures = [ROOT / name for name in re.findall(r"!\[[^\]]{30,}\]\((\S+)\)", text)]
+    assert text.count("\n") < 120 and len(figures) == 2
+    assert sum(figure.stat().st_size for figure in figures) < 1_000_000 and {figure.suffix for figure in figures} <= {".webp", ".png"}
+
+
 def test_the_training_chapter_runs_first_and_the_others_in_order(tmp_path):
     toc = {
         "root": "book/index",

@@ -70,7 +70,7 @@ def test_labels_of_equations_and_figures_occur_once():
 
 
 def test_data(small, tmp_path):
-    text, executed = run("data", small | {"queries": "3 5"}, tmp_path)
+    text, executed = run("data", small | {"queries": "3 5", "crops_of": 4}, tmp_path)
     assert "20 training images, 100 after five-crop" in text
     found = {name: float(value) for name, value in re.findall(r"([a-z ]+) share (0\.\d+)", text)}
     assert list(found) == ["nearest neighbors", " random partners"]
@@ -172,6 +172,11 @@ def test_choosing(small, tmp_path):
     assert text.count("all shifts at p") == 2 and "the recipe's shifts" in text
 
 
+def test_the_evidence_for_the_shifts_reads_records(tmp_path):
+    text, executed = run("choosing_evidence", {}, tmp_path)
+    assert "none of 50" in text and "of these runs have no record" in text
+
+
 def test_segmenting_a_folder(small, tmp_path):
     """Images of two sizes give label maps of their own size, and the notebook's comparison by hand passes."""
     run_folder = train(
@@ -186,3 +191,41 @@ def test_segmenting_a_folder(small, tmp_path):
     assert text.startswith("2 images segmented")
     for name, size in sizes.items():
         assert np.array(Image.open(tmp_path / "out" / "labels" / f"{name}.png")).shape == size
+
+
+def test_a_folder_without_a_run_is_trained_on(small, tmp_path):
+    """As the chapter does it without parameters, on images without labels."""
+    for number in range(4):
+        noise = np.random.default_rng(number).integers(0, 255, (40, 56, 3), dtype=np.uint8)
+        save(tmp_path / "images" / f"{number}.png", noise)
+    parameters = {"images": str(tmp_path / "images"), "backbone": small["backbone"], "runs_dir": str(tmp_path / "runs"), "device": "cpu"}
+    text, executed = run("segment_your_images", parameters | {"steps": 2, "n_classes": 3}, tmp_path)
+    assert text.startswith("4 images segmented")
+    (folder,) = (tmp_path / "runs").glob("*-folder-*")
+    assert len(list((folder / "segmented" / "labels").glob("*.png"))) == 4 and "cluster 2" in (folder / "segmented" / "areas.csv").read_text()
+
+
+def test_the_photographs_that_come_with_the_project_are_small_and_can_be_read():
+    files = sorted((ROOT / "data" / "photographs").glob("*.jpg"))
+    assert len(files) == 24 and sum(file.stat().st_size for file in files) < 600_000
+    for file in files:
+        with Image.open(file) as image:
+            assert image.convert("RGB").size[0] >= 240
+    assert "public domain" in (ROOT / "data" / "photographs" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["stego_from_scratch", "train", "correspondence", "loss", *CHAPTERS])
+def test_a_chapter_says_what_it_needs_folds_its_set_up_and_ends_with_exercises(name):
+    """Every solution is folded, and runs wherever the chapter runs in these tests."""
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells
+    first = cells[0].source
+    assert "**You need**" in first and "**It takes**" in first
+    folded = {"hide-input", "hide-cell"}
+    for cell in cells:
+        tags = set(cell.metadata.get("tags", []))
+        if "parameters" in tags or "check_parameters()" in cell.source or "use_style()" in cell.source:
+            assert tags & folded or name == "stego_from_scratch", cell.source[:60]
+    at = next(number for number, cell in enumerate(cells) if "## Exercises" in cell.source)
+    tasks = re.findall(r"^\*\*\d\. ", "\n".join(cell.source for cell in cells[at:] if cell.cell_type == "markdown"), re.MULTILINE)
+    solutions = [cell for cell in cells[at:] if "hide-cell" in cell.metadata.get("tags", [])]
+    assert len(tasks) == len(solutions) >= 3

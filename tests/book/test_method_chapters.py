@@ -38,7 +38,7 @@ def count_images(notebook) -> int:
 
 def test_the_chapter_on_correspondences_draws_curves_and_a_table(correspondence):
     notebook, text = correspondence
-    assert count_images(notebook) == 5
+    assert count_images(notebook) == 6
     (cell,) = [cell for cell in notebook.cells if "average-precision" in cell.metadata.get("tags", [])]
     rows = re.findall(r"<th>([^<]+)</th>\s*<td>([\d.]+)</td>\s*<td>([\d.]+)</td>", cell.outputs[0].data["text/html"])
     table = {name: (float(within), float(across)) for name, within, across in rows}
@@ -46,7 +46,7 @@ def test_the_chapter_on_correspondences_draws_curves_and_a_table(correspondence)
     assert all(0 < value <= 1 for values in table.values() for value in values)
     assert min(table["backbone features"]) > max(table["guessing"]), "the embedded backbone has learned something"
     for number, title in enumerate(("within an image", "across images")):
-        best = max(list(table)[:-1], key=lambda name: table[name][number])
+        best = max((name for name in table if name != "guessing"), key=lambda name: table[name][number])
         assert f"{title}: the best is {best} (AP {table[best][number]:.3f})" in text
 
 
@@ -59,17 +59,25 @@ def test_the_curves_are_written_where_requested(correspondence, small):
         assert f"AP {max(curve.average_precision for curve in found.values()):.3f}" in text, title
 
 
+def test_the_page_shows_features_before_it_trains(correspondence):
+    notebook, _ = correspondence
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    trains = next(number for number, source in enumerate(code) if "train(" in source)
+    assert sum("heat_maps(" in source for source in code[:trains]) == 2 and "precision_recall(curves" in "".join(code[:trains])
+
+
 def test_the_page_contains_the_explorer_with_data_of_this_run(correspondence):
     notebook, _ = correspondence
-    (html,) = [
+    html, html_of_codes = [
         output.data["text/html"]
         for cell in notebook.cells
         for output in cell.get("outputs", [])
         if "correspondence-explorer" in output.get("data", {}).get("text/html", "")
     ]
-    data = json.loads(re.search(r"const data = (\{.*\});", html)[1])
-    assert [space["name"] for space in data["spaces"]] == ["backbone features", "STEGO's code"]
-    for space in data["spaces"]:
+    for page, name in ((html, "backbone features"), (html_of_codes, "STEGO's code")):
+        data = json.loads(re.search(r"const data = (\{.*\});", page)[1])
+        (space,) = data["spaces"]
+        assert space["name"] == name
         count = len(data["images"]) * np.prod(data["grid"]) * space["channels"]
         assert len(base64.b64decode(space["vectors"])) == count
     assert len(html) < 3e6, "small enough for a page"

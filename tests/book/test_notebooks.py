@@ -66,7 +66,7 @@ def test_train_runs_to_the_end_and_prints_scores(executed, small):
     saved = {figure.stem for figure in (Path(run) / "figures").glob("*.png")}
     assert saved == {"correspondences", "curves", "scores", "predictions", "confusion", "class_iou"}
     images = [output for output in outputs(path) if "image/png" in output.get("data", {})]
-    assert len(images) == 7, "six saved figures and the examples of the data"
+    assert len(images) == 8, "six saved figures, the examples of the data and one step"
 
 
 def test_nbval_runs_every_cell_of_the_executed_notebook_again(executed):
@@ -159,7 +159,7 @@ def test_the_summary_reports_a_collapse(name, capsys):
     for collapsed in (True, False):
         record = made_up_record(3) | {"collapsed": collapsed, "codes": {"seen": seen if collapsed else None}, "images": 6}
         run = SimpleNamespace(step=100, folder="runs/a", watched={"seen": seen}, experiment=SimpleNamespace(name="a"))
-        values = dict(record=record, kept=[record], run=run, experiment=SimpleNamespace(name="a"), results=results, seeds=[3], records="r")
+        values = dict(METHODS=results.METHODS, collapses=results.collapses, record=record, kept=[record], run=run, experiment=SimpleNamespace(name="a"), results=results, seeds=[3], records="r")
         exec(cell.source, values | dict(row="cityscapes-vitb8", published=True, figures=None, departures=[]))
         assert (f"do not trust this run: seed 3: {seen}" in capsys.readouterr().out) == collapsed
 

@@ -93,7 +93,7 @@ def test_a_record_of_something_else_is_not_taken_for_it(experiment, finished, ru
 def test_a_run_without_scores_is_scored_and_not_trained_again(experiment, trained, tmp_path, monkeypatch):
     runs_dir, records = tmp_path / "runs", tmp_path / "records"
     with monkeypatch.context() as broken:
-        broken.setattr(seeds, "evaluate", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(seeds, "evaluate", lambda run, split: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_seeds(experiment, [0], records, runs_dir=runs_dir)
     (folder,) = runs_dir.glob("*-seed0")

@@ -1,0 +1,68 @@
+"""Segments of chosen images by every method, and the choice of the best and the worst."""
+
+import numpy as np
+import pytest
+import torch
+from common import tiny_experiment
+
+from stego_lib import StegoError, crf, evaluate, open_dataset, train
+from stego_lib.metrics import confusion
+from stego_lib.studies.segments import best_and_worst, image_accuracies, read_maps, segments, write_maps
+
+
+@pytest.fixture(scope="module")
+def scored(scenes_root, backbone_file, tmp_path_factory):
+    """A run with two spare clusters, its split and its record."""
+    experiment = tiny_experiment(scenes_root, backbone_file, steps=2, extra_clusters=2, crf=crf.available())
+    run = train(experiment, runs_dir=tmp_path_factory.mktemp("runs"))
+    return run, open_dataset("scenes", scenes_root, "val"), evaluate(run)
+
+
+def test_segments_of_all_images_give_the_scores_of_the_record(scored):
+    """Counted image by image, as someone would who has nothing but the pictures."""
+    run, dataset, record = scored
+    found = segments(run, dataset, record, range(len(dataset)))
+    names = {"k-means": "kmeans_features", "STEGO": "cluster"}
+    names |= {"k-means + CRF": "kmeans_features_crf", "STEGO + CRF": "cluster_crf"} if crf.available() else {}
+    assert list(found) == ["image", "label", *[name for name in ("k-means", "k-means + CRF", "STEGO", "STEGO + CRF") if name in names]]
+    label, classes = np.stack(found["label"]), len(dataset.classes)
+    for name, method in names.items():
+        ids = np.stack(found[name])
+        accuracy = 100 * (ids == label)[label >= 0].mean()
+        assert accuracy == pytest.approx(record["scores"][method]["accuracy"], abs=1e-4), name
+        assert ids.max() < len(run.segments), "spare clusters are named too"
+        assert set(np.unique(ids)) - set(range(classes)) <= {classes, classes + 1}
+
+
+def test_accuracies_of_images_average_to_the_record(scored):
+    run, dataset, record = scored
+    found = image_accuracies(run, dataset, record)
+    table = segments(run, dataset, record, [1])
+    counted = confusion(torch.from_numpy(table["STEGO"][0]), torch.from_numpy(table["label"][0]), len(run.segments), len(dataset.classes))
+    assert found[1] == pytest.approx(100 * float(counted.diagonal().sum() / counted.sum()), abs=1e-3)
+    assert len(found) == len(dataset) and found.mean() == pytest.approx(record["scores"]["cluster"]["accuracy"], abs=0.5)
+
+
+def test_the_best_come_first_and_the_worst_last_and_neighbors_count_once():
+    assert best_and_worst(torch.tensor([5.0, 1.0, 9.0, 3.0, float("nan")]), 1) == [2, 1]
+    assert best_and_worst(torch.tensor([5.0, 1.0, 9.0, 3.0]), 2) == [2, 0, 3, 1]
+    film = torch.arange(60.0)  # no two chosen may be three or fewer apart
+    assert best_and_worst(film, 2) == [59, 55, 4, 0]
+    assert best_and_worst(torch.tensor([7.0]), 3) == [0]
+
+
+def test_maps_are_read_back_with_images_and_labels_above_them(scored, tmp_path):
+    run, dataset, record = scored
+    table = segments(run, dataset, record, [2, 0])
+    names = [dataset.names[2], dataset.names[0]]
+    write_maps(tmp_path, table, names, run.segments)
+    alone, stored = read_maps(tmp_path)
+    assert stored == names and "image" not in alone
+    again, _ = read_maps(tmp_path, dataset)
+    assert list(again) == list(table)
+    for name in again:
+        for one, other in zip(again[name], table[name], strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=name)
+    (tmp_path / "images.json").write_text('["elsewhere"]')
+    with pytest.raises(StegoError, match="called like no image of scenes val"):
+        read_maps(tmp_path, dataset)
