@@ -173,7 +173,7 @@ def test_choosing(small, tmp_path):
 
 
 def test_the_evidence_for_the_shifts_reads_records(tmp_path):
-    text, executed = run("choosing_evidence", {}, tmp_path)
+    text, _executed = run("choosing_evidence", {}, tmp_path)
     assert "none of 50" in text and "of these runs have no record" in text
 
 
@@ -199,7 +199,7 @@ def test_a_folder_without_a_run_is_trained_on(small, tmp_path):
         noise = np.random.default_rng(number).integers(0, 255, (40, 56, 3), dtype=np.uint8)
         save(tmp_path / "images" / f"{number}.png", noise)
     parameters = {"images": str(tmp_path / "images"), "backbone": small["backbone"], "runs_dir": str(tmp_path / "runs"), "device": "cpu"}
-    text, executed = run("segment_your_images", parameters | {"steps": 2, "n_classes": 3}, tmp_path)
+    text, _executed = run("segment_your_images", parameters | {"steps": 2, "n_classes": 3}, tmp_path)
     assert text.startswith("4 images segmented")
     (folder,) = (tmp_path / "runs").glob("*-folder-*")
     assert len(list((folder / "segmented" / "labels").glob("*.png"))) == 4 and "cluster 2" in (folder / "segmented" / "areas.csv").read_text()

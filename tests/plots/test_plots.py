@@ -59,10 +59,13 @@ def test_pairs_beyond_the_shift_attract():
         assert [text.get_text() for text in axis.texts] == ["repel", "attract"]
 
 
+PLAIN = Classes(("sky", "road"), ((9, 9, 200), (90, 90, 90)))
+
+
 def test_a_grid_has_no_gaps_explains_ignored_pixels_and_brightens_dark_images():
     dark, light = np.full((30, 40, 3), 20, np.uint8), np.full((30, 40, 3), 150, np.uint8)
     label = np.zeros((30, 40), np.int64)
-    figure = grids.image_grid({"image": [light, dark], "label": [label, label]}, [CHINESE], ["a", "b"])
+    figure = grids.image_grid({"image": [light, dark], "label": [label, label]}, [PLAIN], ["a", "b"])
     figure.canvas.draw()
     boxes = [axis.get_window_extent() for axis in figure.axes if axis.images]
     for box in boxes:
@@ -71,10 +74,10 @@ def test_a_grid_has_no_gaps_explains_ignored_pixels_and_brightens_dark_images():
     assert 0 < second.x0 - first.x1 < 0.06 * first.width and len(boxes) == 5, "one image is shown brightened too"
     shown = np.asarray(figure.axes[3].images[0].get_array())
     assert shown.mean() == pytest.approx(grids.BRIGHTENED, abs=2) and not figure.axes[2].images
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(CHINESE.names)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(PLAIN.names)
     label[0] = -1
-    figure = grids.image_grid({"image": [dark], "label": [label]}, [CHINESE], brighten=False)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CHINESE.names, "ignored"]
+    figure = grids.image_grid({"image": [dark], "label": [label]}, [PLAIN], brighten=False)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*PLAIN.names, "ignored"]
     assert tuple(np.asarray(figure.axes[1].images[0].get_array())[0, 0]) == style.UNMATCHED and len(figure.axes) == 2
 
 
@@ -92,7 +95,7 @@ def test_images_without_labels_stand_alone(tmp_path):
     for number in range(3):
         Image.new("RGB", (16, 8), (10 * number, 0, 0)).save(folder / f"{number}.png")
     figure = grids.examples(open_dataset("folder", tmp_path, "train", n_classes=2), [2, 0])
-    assert [int(axis.images[0].get_array()[0, 0, 0]) for axis in figure.axes] == [20, 0]
+    assert [int(axis.images[0].get_array()[0, 0, 0]) for axis in figure.axes[:2]] == [20, 0]
     assert not figure.legends, "there is nothing that the legend could name"
 
 
