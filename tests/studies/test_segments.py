@@ -19,7 +19,7 @@ def scored(scenes_root, backbone_file, tmp_path_factory):
 
 
 def test_segments_of_all_images_give_the_scores_of_the_record(scored):
-    """Counted image by image, as someone would who has nothing but the pictures."""
+    """Counted image by image, as someone would who has nothing but the images."""
     run, dataset, record = scored
     found = segments(run, dataset, record, range(len(dataset)))
     names = {"k-means": "kmeans_features", "STEGO": "cluster"}
