@@ -57,14 +57,14 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
     -------
     dict
         The record. Its "scores" hold, for each method, accuracy, miou and iou in percent, and for clusters their matching (the
-        class of each, -1 for none): "cluster" and "linear" (STEGO),
-        and the baselines "kmeans_features", "kmeans_pca", "kmeans_colors" and "linear_features"; with pydensecrf, "cluster",
-        "linear" and "kmeans_features" also as "..._crf". Linear probes need training labels. With `experiment.validate_every`, "best_by_label" holds the
-        scores of the step that the labels favor, as the published code reports them; it is no result. "scores" is empty, and
-        "unscored" says why, for a split without labels or with a single class.
+        class of each, -1 for none): "cluster" and "linear" (STEGO), and the baselines "kmeans_features", "kmeans_pca",
+        "kmeans_colors" and "linear_features"; with pydensecrf, "cluster", "linear" and "kmeans_features" also as "..._crf". Linear probes need training
+        labels. With `experiment.validate_every`, "best_by_label" holds the scores of the step that the labels favor, as the
+        published code reports them; it is no result. "scores" is empty, and "unscored" says why, for a split without labels or
+        with a single class.
 
-        The file is metrics.json for the validation split of the run's own data, scored as the run says; `Run.predict` uses
-        its matching. Another split, other data and other settings (see `load_run`) go to metrics-SPLIT....json.
+        The file is metrics.json for the validation split of the run's own data, whose matching `Run.predict` uses; another
+        split, other data and other settings (see `load_run`) go to metrics-SPLIT....json.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
     with enough_memory(f"scoring {dataset.name}", "choose a smaller eval_size, baselines=False, or device='cpu'"):
         judged = _scored(run, dataset, baselines) if dataset.has_labels else _unscored(dataset)
     data = devices.once(lambda: content_id(dataset, root, labels=False))
-    record = {
+    record = without_nan({
         "experiment": experiment.to_record(),
         "backbone_weights": run.backbone.weights_id,
         "step": run.step,
@@ -104,8 +104,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
         **judged,
         "environment": environment(),
         "evaluation_seconds": round(time.perf_counter() - start, 1),
-    }
-    record = without_nan(record)
+    })  # fmt: skip
     if devices.first():
         path = record_path(run, split, data)
         write_json(path, record)
@@ -136,10 +135,8 @@ class Scored:
 
     def unit_features(self, rows: Tensor) -> Tensor:
         """L2-normalized features, averaged as the codes are, (B, C, h, w)."""
-        features = F.normalize(self.plain.rows(rows), dim=1)
-        if self.flipped is None:
-            return features
-        return 0.5 * (features + F.normalize(self.flipped.rows(rows), dim=1).flip(-1))
+        views = [self.plain.rows(rows), *([self.flipped.rows(rows).flip(-1)] if self.flipped is not None else [])]
+        return torch.stack([F.normalize(view, dim=1) for view in views]).mean(0)
 
     def count(self, table: Tensor, predicted: Tensor, label: Tensor) -> None:
         """Adds pixels to a confusion matrix (n_pred, n_classes)."""
@@ -154,7 +151,6 @@ class Scored:
 
 
 def _unscored(dataset: SegmentationDataset, why: str = "has no labels") -> dict[str, Any]:
-    """The part of the record that says why there are no scores."""
     text = f"{dataset.name} {dataset.split} {why}, so nothing is scored; run.predict(images) segments them"
     notice(text)
     return {"scores": {}, "unscored": text}
@@ -162,8 +158,7 @@ def _unscored(dataset: SegmentationDataset, why: str = "has no labels") -> dict[
 
 def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str, Any]:
     """The part of the record that needs labels: scores, matching, confusion matrix, best step by labels."""
-    published = run.experiment.published
-    scored = open_scored(run, dataset)
+    published, scored = run.experiment.published, open_scored(run, dataset)
     plain = scored.plain
     present = plain.labels_there()
     if not present:
@@ -175,8 +170,7 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
         return _unscored(dataset, f"has no label but {dataset.classes.names[present[0]]!r} (id {present[0]})")
     kmeans = fit_kmeans(run) if baselines else None
     tables = _refined_tables(run, dataset, scored, kmeans)
-    if baselines:
-        tables |= _baseline_tables(run, scored)
+    tables |= _baseline_tables(run, scored) if baselines else {}
     found = {name: _scores(name, table, published) for name, table in tables.items()}
     return {
         "scores": found,
@@ -188,32 +182,22 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
 
 def open_scored(run: Run, dataset: SegmentationDataset) -> Scored:
     """The features of a split as the run's experiment scores it."""
-    experiment = run.experiment
-    plain = _features(run, dataset, experiment.eval_size)
-    flipped = _features(run, dataset, experiment.eval_size, mirror=True) if experiment.mirror else None
-    return Scored(plain, flipped, experiment.published)
+    size, mirror = run.experiment.eval_size, run.experiment.mirror
+    flipped = _features(run, dataset, size, mirror=True) if mirror else None
+    return Scored(_features(run, dataset, size), flipped, run.experiment.published)
 
 
-def _features(
-    run: Run, dataset: SegmentationDataset, size: Size, mirror: bool = False, feature_store: str = ""
-) -> Features:
-    experiment = run.experiment
-    return open_features(
-        dataset, run.backbone, size, run.folder.parent / "features", feature_store or experiment.feature_store,
-        mirror=mirror, published=experiment.published,
-    )  # fmt: skip
+def _features(run: Run, dataset: SegmentationDataset, size: Size, mirror: bool = False, store: str = "") -> Features:
+    root, kind = run.folder.parent / "features", store or run.experiment.feature_store
+    return open_features(dataset, run.backbone, size, root, kind, mirror=mirror, published=run.experiment.published)
 
 
 def _training_features(run: Run) -> Features:
-    dataset = open_training_set(run.experiment)
-    return _features(run, dataset, run.experiment.train_size, feature_store=run.feature_store)
+    return _features(run, open_training_set(run.experiment), run.experiment.train_size, store=run.feature_store)
 
 
 def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
-    """Scores of the cluster probe at the kept step with the highest mIoU, and the mIoU of every kept step.
-
-    As the published code validates: no flipped images, no CRF, and a new matching at each step.
-    """
+    """Scores of the cluster probe at the kept step with the highest mIoU, as the published code validates: no flip, no CRF."""
     kept = list(run.kept_weights())
     if not kept:
         return {}
@@ -232,48 +216,26 @@ def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
 def probe_confusion(
     model: Stego, plain: Features, flipped: Features | None = None, *, probe: str = "cluster", published: bool = False
 ) -> Tensor:
-    """Confusion matrix of the "cluster" or the "linear" probe, int64 (n_pred, n_classes), extra clusters included.
-
-    The table that `evaluate` computes under that name. plain, flipped, published: as in `Scored`.
-    """
+    """Confusion matrix of the "cluster" or "linear" probe, int64 (n_pred, n_classes); the features as in `Scored`."""
+    scored, cluster = Scored(plain, flipped, published), probe == "cluster"
     model.eval()
-    scored = Scored(plain, flipped, published)
-    score = model.cluster_probe.similarity if probe == "cluster" else model.linear_probe
-
-    def score_maps(rows: Tensor) -> Tensor:
-        return upsample(score(scored.codes(model, rows)), plain.image_size)
-
-    return scored.confusion(score_maps, model.n_clusters if probe == "cluster" else plain.n_classes, f"the {probe} probe")
+    score = model.cluster_probe.similarity if cluster else model.linear_probe
+    maps = lambda rows: upsample(score(scored.codes(model, rows)), plain.image_size)  # noqa: E731
+    return scored.confusion(maps, model.n_clusters if cluster else plain.n_classes, f"the {probe} probe")
 
 
 def fit_kmeans(run: Run) -> LinearScorer:
     """k-means on the raw features of the training split, with the run's seed and number of clusters: the baseline of STEGO."""
-    training = _training_features(run)
-    # One process fits, as others might differ in the last bit.
-    return devices.once(lambda: kmeans_on_features(training, run.model.n_clusters, run.experiment.seed))
+    training, count, seed = _training_features(run), run.model.n_clusters, run.experiment.seed
+    return devices.once(lambda: kmeans_on_features(training, count, seed))  # others might differ in the last bit
 
 
 def refined_scores(
     run: Run, scored: Scored, rows: Tensor, kmeans: LinearScorer | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What both probes, and k-means on raw features, say of every pixel of some images.
+    """What both probes, and k-means on raw features (`fit_kmeans`, or None), say of every pixel of some images, int64 (B,).
 
-    Parameters
-    ----------
-    run
-        Its model is in evaluation mode.
-    scored
-        Features of the split.
-    rows
-        Images, int64 (B,).
-    kmeans
-        From `fit_kmeans`; None leaves it out.
-
-    Returns
-    -------
-    tuple
-        Scores (B, n, h, w) at the size of the images by method, the largest is a pixel's cluster or class; and what the CRF
-        takes: logits of the same shape.
+    Returns scores (B, n, H, W) by method, the largest is a pixel's cluster or class, and what the CRF takes, logits of that shape.
     """
     model, size = run.model, scored.plain.image_size
     codes = scored.codes(model, rows)
@@ -322,18 +284,17 @@ def _baseline_tables(run: Run, scored: Scored) -> dict[str, Tensor]:
     plain = scored.plain
 
     def on_features(scorer: LinearScorer, what: str) -> Tensor:
-        return scored.confusion(
-            lambda rows: upsample(scorer(scored.unit_features(rows)), plain.image_size), len(scorer.bias), what
-        )
+        maps = lambda rows: upsample(scorer(scored.unit_features(rows)), plain.image_size)  # noqa: E731
+        return scored.confusion(maps, len(scorer.bias), what)
 
-    def on_colors(scorer: LinearScorer, what: str) -> Tensor:
-        return scored.confusion(lambda rows: scorer(plain.image_rows(rows).float() / 255), len(scorer.bias), what)
+    def on_colors(rows: Tensor) -> Tensor:
+        return colors(plain.image_rows(rows).float() / 255)
 
     components = devices.once(lambda: kmeans_on_components(training, run.experiment.code_dim, n_clusters, seed))
     colors = devices.once(lambda: kmeans_on_colors(training, n_clusters, seed))
     tables = {
         "kmeans_pca": on_features(components, "k-means on principal components"),
-        "kmeans_colors": on_colors(colors, "k-means on colors"),
+        "kmeans_colors": scored.confusion(on_colors, n_clusters, "k-means on colors"),
     }
     if training.has_labels:
         linear = devices.once(lambda: linear_on_features(training, seed))
@@ -345,6 +306,5 @@ def _scores(method: str, table: Tensor, published: bool) -> dict[str, Any]:
     """Scores of a confusion matrix, and for clusters the class of each."""
     if method.startswith("linear"):
         return scores(table, identity(table.shape[1]), published=published)
-    matching = match(table)
-    named = (published_map(matching) if published else matching).tolist()
-    return scores(table, matching, published=published) | {"matching": named}
+    named = published_map(match(table)) if published else match(table)
+    return scores(table, match(table), published=published) | {"matching": named.tolist()}

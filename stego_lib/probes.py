@@ -138,8 +138,6 @@ def multinomial_regression(points: Tensor, labels: Tensor, n_classes: int) -> tu
     return weight, bias
 
 
-
-
 def kmeans(points: Tensor, n_clusters: int, seed: int) -> Tensor:
     """k-means on points (M, C): cluster centers, float32 (n_clusters, C)."""
     fitted = KMeans(n_clusters, n_init=RESTARTS, random_state=seed).fit(points.cpu().numpy())
