@@ -96,7 +96,7 @@ def images(data: str | None) -> dict[str, dict[str, Any]]:
     return found | {"notebooks/benchmark": {"camvid_root": str(root)}}
 
 
-def run_all(names: list[str], changes: dict[str, str], own: dict[str, dict[str, Any]]) -> None:
+def run_all(names: list[str], changes: dict[str, str], own: dict[str, dict[str, Any]] | None = None) -> None:
     """Runs each notebook whose executed copy is older than the notebook, the library, the run records or the benchmarks' results.
 
     changes: values of parameters as text, given to each notebook that has a parameter of that name. own: further parameters of
@@ -107,7 +107,7 @@ def run_all(names: list[str], changes: dict[str, str], own: dict[str, dict[str, 
     for name in names:
         notebook, executed = ROOT / f"{name}.ipynb", SOURCE / f"{name}.ipynb"
         known = parameters_of(notebook)
-        parameters = PARAMETERS.get(name, {}) | own.get(name, {}) | {key: known[key].parse(text) for key, text in changes.items() if key in known}
+        parameters = PARAMETERS.get(name, {}) | (own or {}).get(name, {}) | {key: known[key].parse(text) for key, text in changes.items() if key in known}
         if fresh(executed, max(newest, notebook.stat().st_mtime), parameters):
             print(f"{name}: run before, nothing has changed")
             continue

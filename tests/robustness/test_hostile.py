@@ -28,7 +28,7 @@ from released import OPTIONS, tensors, write_ckpt
 from stego_lib import StegoError, load_run, open_dataset, train
 from stego_lib.backbone import Backbone
 from stego_lib.networks.pickles import load_inert
-from stego_lib.plots import figures as plots
+from stego_lib.plots import grids
 from stego_lib.runtime.notices import Notice
 from stego_lib.segment import segment_folder
 
@@ -194,8 +194,8 @@ def test_names_of_files_are_text_in_tables_and_figures(lair, good):
     shown = areas._repr_html_()
     assert "<img" not in shown and "<b>" not in shown and html.escape("<img src=x") in shown
     for figure in (
-        plots.overlays(lair.folder / "out" / "overlays", run.classes),
-        plots.predictions(run, open_folder_of(lair, folder), range(len(NAMES))),
+        grids.overlays(lair.folder / "out" / "overlays", run.classes),
+        grids.examples(open_folder_of(lair, folder), range(len(NAMES))),
     ):
         with io.BytesIO() as buffer:
             figure.savefig(buffer, format="svg")

@@ -11,6 +11,7 @@ from stego_lib.backbone import Backbone
 from stego_lib.features.opening import open_store
 from stego_lib.notebooks import parameters_of
 from stego_lib.plots import figures as plots
+from stego_lib.plots.style import save
 from stego_lib.run import newest_run
 from stego_lib.runtime.files import read_json, write_json
 from stego_lib.runtime.paths import user_path
@@ -54,7 +55,7 @@ def test_the_home_folder_at_every_door(home, monkeypatch, tmp_path):
     store = open_store(open_dataset("scenes", "~/data", "val"), Backbone.of(experiment), 64, "~/runs/features")
     assert store.folder.is_relative_to(home)
     figure = plots.curves(run.log)
-    assert plots.save(figure, "~/figures", "curves").is_relative_to(home)
+    assert save(figure, "~/figures", "curves").is_relative_to(home)
     assert "steps" in parameters_of(ROOT / "notebooks" / "train.ipynb")
     assert not list(Path.cwd().iterdir()), "no folder called ~"
 
