@@ -45,8 +45,10 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     ),
 }
 """Notebooks that the book runs otherwise than by their defaults: the whole pre-training takes an hour, and photographs."""
-SHOW_CAMVID = ("train", "correspondence", "loss", "data", "evaluation", "choosing")
-"""Chapters that show CamVid where it is at hand. The others read records, or work on images of their own."""
+BACKBONE = {"backbone": "photos_vit_tiny8"}
+SHOW_CAMVID = {"stego_from_scratch": {}} | dict.fromkeys(("train", "correspondence", "loss", "data", "evaluation", "choosing"), BACKBONE)
+"""Chapters that show CamVid where it is at hand; the others read records, or work on images of their own. The backbone is the
+embedded one, as in the records, so that a build is the same with and without a network."""
 PAGES = (
     "_config.yml",
     "CHANGELOG.md",
@@ -92,7 +94,8 @@ def images(data: str | None) -> dict[str, dict[str, Any]]:
         print("no CamVid in data/: the chapters show synthetic scenes (street images: make book DATA=FOLDER)")
         return {}
     print(f"the chapters show the street images of CamVid in {root}")
-    found = {f"notebooks/{name}": {"dataset": "camvid", "data_root": str(root)} for name in SHOW_CAMVID}
+    camvid = {"dataset": "camvid", "data_root": str(root)}
+    found = {f"notebooks/{name}": camvid | more for name, more in SHOW_CAMVID.items()}
     return found | {"notebooks/benchmark": {"camvid_root": str(root)}}
 
 

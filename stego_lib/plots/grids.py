@@ -1,19 +1,15 @@
 """Grids of images and label maps."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from ..datasets import Classes, SegmentationDataset
-from ..datasets.layout import list_images
-from ..runtime.paths import user_path
-from .style import SHOWN, add_legend, find_fonts, paint, show_image
+from .style import add_legend, find_fonts, paint, show_image
 
 WIDTH = 10.0
 """Width of a grid in inches, at most."""
@@ -128,23 +124,6 @@ def examples(dataset: SegmentationDataset, indices: Sequence[int]) -> Figure:
 def evenly(dataset: SegmentationDataset, count: int = 6) -> range:
     """Numbers of `count` images that lie evenly over a dataset; of all, where there are fewer."""
     return range(0, len(dataset), max(1, len(dataset) // count))[:count]
-
-
-def overlays(folder: str | Path, classes: Classes, count: int = 8) -> Figure:
-    """The first images of a folder of overlays, with the names of what is in them (`Run.segments`) as legend."""
-    paths, shown = list_images(user_path(folder))[:count], []
-    for path in paths:
-        with Image.open(path) as image:
-            image.draft("RGB", (SHOWN, SHOWN))  # a JPEG is read at a half, a quarter or an eighth of its size
-            shown.append(np.asarray(image.convert("RGB")))
-    columns = min(4, len(paths))
-    lines: list[Sequence[Cell]] = [shown[start : start + columns] for start in range(0, len(shown), columns)]
-    lines[-1] = [*lines[-1], *[None] * (columns - len(lines[-1]))]
-    figure = image_grid({" " * number: line for number, line in enumerate(lines)})
-    for axis, path in zip(figure.axes, paths, strict=False):
-        axis.set_xlabel(_short(path.stem), fontsize=9, labelpad=1, parse_math=False, fontfamily=find_fonts(path.stem))
-    add_legend(figure, classes)
-    return figure
 
 
 def nearest_images(dataset: SegmentationDataset, neighbors: Tensor, queries: Sequence[int], count: int = 5) -> Figure:

@@ -47,15 +47,14 @@ def paint(label: Tensor | np.ndarray, classes: Classes) -> np.ndarray:
 
 
 def show_image(axis: plt.Axes, image: np.ndarray, title: str | None = None) -> None:
-    """An image without ticks; a long title is cut at its front."""
+    """An image without ticks."""
     height, width = image.shape[:2]
     step = -(-max(height, width) // SHOWN)
     axis.imshow(image[::step, ::step], interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     axis.set(xticks=[], yticks=[])
     axis.grid(visible=False)
     if title:
-        short = title if len(title) <= 16 else f"…{title[-15:]}"
-        axis.set_title(short, fontsize=12, parse_math=False, fontfamily=find_fonts(title))
+        axis.set_title(title, fontsize=12, parse_math=False, fontfamily=find_fonts(title))
 
 
 def add_legend(figure: Figure, *classes: Classes, ignored: bool = False) -> None:

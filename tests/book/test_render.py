@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from common import ROOT
 from nbformat.v4 import new_output
@@ -22,13 +23,16 @@ from check import problems
 
 
 def with_stand_ins(notebook: Path) -> nbformat.NotebookNode:
-    """The notebook with a gray image as the output of each cell that draws a numbered figure."""
+    """The notebook with outputs larger than any screen: a gray image for each numbered figure, a table for each `DataFrame`."""
     png = io.BytesIO()
-    Image.new("RGB", (8, 8), "gray").save(png, "PNG")
+    Image.new("RGB", (1600, 1800), "gray").save(png, "PNG")
+    table = pd.DataFrame([[f"value {number}" for number in range(30)]]).to_html()
     found = nbformat.read(notebook, 4)
     for cell in found.cells:
         if cell.metadata.get("mystnb", {}).get("figure"):
             cell.outputs = [new_output("display_data", {"image/png": base64.b64encode(png.getvalue()).decode()})]
+        elif cell.cell_type == "code" and re.search(r"DataFrame|table\(", cell.source):
+            cell.outputs = [new_output("execute_result", {"text/html": table}, execution_count=1)]
     return found
 
 
@@ -86,3 +90,33 @@ def test_formulas_are_drawn_from_the_books_own_files(html, browser):
     assert formulas > 20
     scripts = browser.execute_script("return [...document.scripts].map(script => script.src).filter(Boolean)")
     assert [name for name in scripts if "/mathjax/" in name] and all(name.startswith("file:") for name in scripts)
+
+
+CUT_OFF = """
+const width = document.documentElement.clientWidth, found = [];
+if (document.documentElement.scrollWidth > width) found.push(`the page is ${document.documentElement.scrollWidth} wide`);
+function parents(node) { return node.tagName == "BODY" ? [] : [node, ...parents(node.parentElement)]; }
+for (const node of document.querySelectorAll("article :is(table, img, pre, svg, mjx-container)")) {
+    const box = node.getBoundingClientRect(), styles = parents(node).map(one => [one, getComputedStyle(one).overflowX]);
+    const scrolls = styles.some(([_, overflow]) => ["auto", "scroll"].includes(overflow));
+    const hidden = !node.matches("mjx-container") && styles.some(([one, overflow]) => overflow == "hidden" && one.scrollWidth > one.clientWidth + 1);
+    const name = `${node.tagName} ${(node.src || node.innerText || "").slice(-40)}`;
+    if (box.width && (hidden || (box.right > width + 1 && !scrolls))) found.push(`cut off: ${name}`);
+    if (node.tagName == "IMG" && box.height > innerHeight) found.push(`higher than the screen: ${name}`);
+    if (node.tagName == "IMG" && !node.alt) found.push(`no alternative text: ${name}`);
+}
+return found;
+"""
+
+
+@pytest.mark.parametrize(("width", "height"), [(1366, 768), (390, 844)], ids=["laptop", "phone"])
+def test_nothing_is_cut_off_on_a_laptop_or_a_phone(html, browser, width, height):
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+    )
+    tables = 0
+    for page in [html / "index.html", *(html / "book").glob("*.html"), *(html / "notebooks").glob("*.html")]:
+        browser.get(page.as_uri())
+        assert browser.execute_script(CUT_OFF) == [], page.stem
+        tables += browser.execute_script("return document.querySelectorAll('article table.dataframe').length")
+    assert tables > 10, "the stand-ins stand in the pages"

@@ -81,14 +81,6 @@ def test_a_grid_has_no_gaps_explains_ignored_pixels_and_brightens_dark_images():
     assert tuple(np.asarray(figure.axes[1].images[0].get_array())[0, 0]) == style.UNMATCHED and len(figure.axes) == 2
 
 
-def test_overlays_are_the_first_images_and_no_panel_is_left_with_an_empty_frame(tmp_path):
-    for number in range(9):
-        Image.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    figure = grids.overlays(tmp_path, Classes(["a", "b"], [(0, 0, 0), (9, 9, 9)]), count=5)
-    assert [int(axis.images[0].get_array()[0, 0, 0]) for axis in figure.axes if axis.images] == [0, 1, 2, 3, 4]
-    assert [axis.axison for axis in figure.axes if not axis.images] == [False] * 3
-
-
 def test_images_without_labels_stand_alone(tmp_path):
     folder = tmp_path / "folder" / "imgs" / "train"
     folder.mkdir(parents=True)
@@ -186,17 +178,14 @@ def write_font(path: Path, letters: str) -> Path:
     return path
 
 
-def figures_of(classes: Classes, folder: Path) -> list[Callable]:
+def figures_of(classes: Classes) -> list[Callable]:
     """Draws one of each kind that shows names of classes or files."""
-    Image.new("RGB", (16, 8)).save(folder / f"{classes.names[0]}.png")
     names = list(classes.names)
     record = {
         "classes": names, "scores": {"cluster": {"iou": [10.0, 20.0]}}, "confusion": [[3, 1], [0, 2]], "matching": [0, 1],
     }  # fmt: skip
     label = np.zeros((8, 16), np.uint8)
-    Image.fromarray(label).save(folder / f"{classes.names[1]}.png")
     return [
-        lambda: grids.overlays(folder, classes),
         lambda: plots.confusion(record),
         lambda: plots.class_iou(record, methods=["cluster"]),
         lambda: grids.image_grid({"image": [np.zeros((8, 16, 3), np.uint8)], "label": [label]}, [classes], [names[0]]),
@@ -208,17 +197,16 @@ def test_names_in_other_scripts_are_drawn_with_a_font_that_has_them(fonts, tmp_p
     """Each figure alone, so that none lives on what another has found."""
     file = write_font(tmp_path / "Made for this test.ttf", "天空道路")
     style.font_manager.fontManager.addfont(file)
-    (tmp_path / "images").mkdir()
     warnings.filterwarnings("error", "Glyph .* missing from font")
-    for draw in figures_of(CHINESE, tmp_path / "images"):
+    for draw in figures_of(CHINESE):
         plt.rcParams["font.family"] = ["sans-serif"]
         draw().canvas.draw()
         assert plt.rcParams["font.family"] == ["sans-serif", "Made for this test"]
 
 
-def test_letters_that_no_font_has_are_said_once(fonts, tmp_path):
+def test_letters_that_no_font_has_are_said_once(fonts):
     with pytest.warns(Notice, match=r"no font on this machine has letters of some names, CJK \(such as .\)") as told:
-        for draw in figures_of(CHINESE, tmp_path):
+        for draw in figures_of(CHINESE):
             draw().canvas.draw()
     assert len(told) == 1
     style.find_fonts("road", "straße", "дорога", "طريق", "…")
