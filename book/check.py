@@ -1,5 +1,6 @@
-"""Looks a rendered book over: dead internal links, missing or undescribed images, errors among the outputs."""
+"""Looks a rendered book over: dead internal links, missing or undescribed images, unrendered tables, errors among the outputs."""
 
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,21 +21,27 @@ class Page(HTMLParser):
         """Every href and src."""
         self.undescribed: list[str] = []
         """Images of the article without an alternative text."""
-        self._in_article = 0
+        self.unrendered: list[str] = []
+        """Tables that stand in the article as they were typed."""
+        self._inside = {"article": 0, "pre": 0, "code": 0}
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
-        if tag == "article":
-            self._in_article += 1
+        if tag in self._inside:
+            self._inside[tag] += 1
         self.targets |= {values[key] for key in ("id", "name") if values.get(key)}
         self.references += [values[key] for key in ("href", "src") if values.get(key)]
-        if tag == "img" and self._in_article and not described(values.get("alt"), values.get("src") or ""):
+        if tag == "img" and self._inside["article"] and not described(values.get("alt"), values.get("src") or ""):
             self.undescribed.append((values.get("src") or "?")[:60])
 
+    def handle_data(self, data: str) -> None:
+        if self._inside["article"] and not self._inside["pre"] + self._inside["code"] and re.search(r"\|(\s*[:—–-]+\s*\|){2}", data):
+            self.unrendered.append(data.strip()[:60])
+
     def handle_endtag(self, tag: str) -> None:
-        if tag == "article":
-            self._in_article -= 1
+        if tag in self._inside:
+            self._inside[tag] -= 1
 
 
 def described(alt: str | None, source: str) -> bool:
@@ -50,6 +57,7 @@ def problems(html: Path, notebooks: list[Path]) -> list[str]:
         where = page.path.relative_to(html)
         found += [f"{where}: leads nowhere: {reference}" for reference in dead_references(page, read)]
         found += [f"{where}: an image without an alternative text: {source}" for source in page.undescribed]
+        found += [f"{where}: a table that was not rendered: {text}" for text in page.unrendered]
     return found
 
 
