@@ -176,9 +176,7 @@ class Backbone(nn.Module):
         """uint8 or float [0, 1] images (B, 3, H, W) -> float32 features (B, C, h, w) on the backbone's device."""
         cells = math.prod(self.grid(*images.shape[-2:]))
         chunks = self.normalize(images).split(self._chunk(cells))
-        return torch.cat(
-            [self._keys(chunk) if self.features == "KK" else self._tokens(chunk) for chunk in chunks]
-        ).float()
+        return torch.cat([self.maps(chunk) for chunk in chunks]).float()
 
     def _chunk(self, cells: int) -> int:
         """Images of so many grid cells that are computed at once."""
@@ -187,9 +185,9 @@ class Backbone(nn.Module):
         widest = 4 * self.dim * cells * self.precision.itemsize  # the hidden layer of a block's MLP
         return max(1, CPU_BYTES // widest)
 
-    def _tokens(self, images: Tensor) -> Tensor:
-        """Tokens of the block after the final norm, or the last stage, (B, C, h, w)."""
-        return feature_map(self.vit, images, self.block, self.geometry.normed)
+    def maps(self, images: Tensor) -> Tensor:
+        """The same for normalized images, all at once: keys, or tokens after the final norm, or the last stage."""
+        return self._keys(images) if self.features == "KK" else feature_map(self.vit, images, self.block, self.geometry.normed)
 
     def _keys(self, images: Tensor) -> Tensor:
         """Keys of the block's attention, (B, C, h, w); channel = head * (C / heads) + channel of the head."""

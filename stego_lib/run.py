@@ -18,6 +18,7 @@ from .datasets.folder import distinct_names, muted_colors, read_classes, without
 from .datasets.images import ImageLike, as_tensor
 from .datasets.transforms import resize_image
 from .experiment import EVALUATION, MACHINE, Experiment
+from .export.onnx_file import export_onnx
 from .features.source import content_id
 from .model import Stego
 from .probes import most_similar
@@ -244,6 +245,45 @@ class Run:
         if transparent is not None:
             found[transparent] = NOTHING
         return found
+
+    def export(
+        self, path: str | Path, *, precision: str = "float32", outputs: tuple[str, ...] = ("labels", "scores")
+    ) -> dict[str, Any]:
+        """Writes the run as one ONNX file: from an RGB image of any size to a score of each segment at every pixel.
+
+        Normalization, resizing, backbone, head, cluster probe and matching are in the graph; a dense CRF is not. Its input is
+        "image", uint8 (H, W, 3). Names and colors of the ids, sizes and origin are in the file's metadata, each as JSON.
+
+        Parameters
+        ----------
+        path
+            The file, .onnx.
+        precision
+            "float32", or "int8": the weights of the matrix products in 8 bits, a quarter of the size.
+        outputs
+            What the graph returns, see `export.graph.OUTPUTS`. A large image needs 4 bytes per pixel and segment for "scores".
+
+        Returns
+        -------
+        dict
+            The metadata, and "path", "bytes", "agreement" (share of the pixels of some images, named by "compared_on", that the
+            file labels as `predict` does without CRF in float32).
+
+        Raises
+        ------
+        StegoError
+            Where onnx and onnxruntime are not installed, for an unfinished run, and for a backbone that torch cannot trace.
+
+        Notes
+        -----
+        A backbone that cannot be traced for free sizes is exported for one working size, with a notice.
+
+        Examples
+        --------
+        >>> run.export("stego.onnx", precision="int8")["agreement"]
+        """
+        self.refuse_unfitted()
+        return export_onnx(self, path, precision, outputs, self._ids.tolist(), LONGEST)
 
     @property
     def matched(self) -> bool:

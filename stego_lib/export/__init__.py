@@ -1,0 +1,1 @@
+"""Out of the project: a trained run as one ONNX file (`Run.export`)."""
