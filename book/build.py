@@ -160,8 +160,9 @@ def named_figures(notebook: Path) -> dict[str, bytes]:
 
 
 def write_front() -> None:
-    """Writes the two figures of README.md, as WebP, from executed notebooks that show scenes, whose images may be committed."""
-    for notebook, figure, file in (("train", "fig-predictions", "segments"), ("benchmark", "fig-backbones", "backbones")):
+    """Writes the figures of README.md, as WebP, from executed notebooks that show scenes, whose images may be committed."""
+    figures = {"segments": ("train", "fig-predictions"), "backbones": ("benchmark", "fig-backbones")}
+    for file, (notebook, figure) in (figures | {"photographs": ("segment_your_images", "fig-overlays")}).items():
         executed = SOURCE / "notebooks" / f"{notebook}.ipynb"
         if nbformat.read(executed, 4).metadata.papermill.parameters.get("dataset") == "camvid":
             sys.exit("the figures of README.md are made of scenes: build the book without CamVid first")

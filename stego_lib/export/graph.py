@@ -97,6 +97,7 @@ def assemble(
             io_map=[("height_width", "size"), ("similarity", "cells")], inputs=["image"],
             outputs=["scores", "labels", "features", "code", "similarity"],
         )  # fmt: skip
+    del graph.graph.value_info[:]  # the parts name unknown sizes alike, and a runtime would take them for equal
     kept = {output.name: output for output in graph.graph.output}
     del graph.graph.output[:]
     graph.graph.output.extend(kept[name] for name in outputs)
@@ -110,7 +111,7 @@ def _parsed(text: str) -> "onnx.ModelProto":
     import onnx
 
     header = f'<ir_version: 10, opset_import: ["": {OPSET}]>\n'
-    return onnx.shape_inference.infer_shapes(onnx.parser.parse_model(header + text))
+    return onnx.parser.parse_model(header + text)
 
 
 def _resizing(run: "Run", size: tuple[int, int] | None, longest: float) -> str:

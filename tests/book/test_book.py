@@ -251,7 +251,7 @@ def test_the_book_takes_camvid_where_it_is(tmp_path, monkeypatch, capsys):
 def test_the_readme_is_short_and_its_figures_are_small():
     text = (ROOT / "README.md").read_text()
     figures = [ROOT / name for name in re.findall(r"!\[[^\]]{30,}\]\((\S+)\)", text)]
-    assert text.count("\n") < 120 and len(figures) == 2
+    assert text.count("\n") < 120 and len(figures) == 3
     assert sum(figure.stat().st_size for figure in figures) < 1_000_000 and {figure.suffix for figure in figures} <= {".webp", ".png"}
 
 
