@@ -14,6 +14,9 @@ NOTEBOOK = $(PY) -m stego_lib.notebooks
 ARGS ?=
 # For `make reproduce`: the row of the paper. For it, `make photos` and `make book`: the folder that holds the datasets (data/ if not given).
 ROW ?=
+# For `make export`: the run and the file.
+RUN ?=
+FILE ?= stego.onnx
 DATA ?=
 
 # What `make check` tests: the published code's numbers, the layout of the code, the pages.
@@ -23,7 +26,7 @@ QUICK = tests/golden tests/method/test_loss.py tests/method/test_metrics.py test
 PAGES = README.md CONTRIBUTING.md data/README.md book/*.md book/references.bib notebooks/*.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train seeds ablations tuning reproduce pretrain photos check test coverage pythons torture bench lab book links serve clean
+.PHONY: help setup train seeds ablations tuning export reproduce pretrain photos check test coverage pythons torture bench lab book links serve clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -52,6 +55,9 @@ ablations: $(READY)  ## train the runs of the Baselines and Ablations chapters t
 
 tuning: $(READY)  ## train the runs of the appendix on the shifts that have no record yet (ARGS="-p camvid_root FOLDER -p camvid_backbone FILE" for CamVid too)
 	@$(NOTEBOOK) notebooks/choosing_evidence.ipynb runs/choosing_evidence.ipynb -p limit -1 $(ARGS)
+
+export: $(READY)  ## write a run as one ONNX file: make export RUN=runs/NAME (FILE=stego.onnx if not given)
+	@$(PY) -c "import sys; from stego_lib import load_run; print(load_run(sys.argv[1]).export(sys.argv[2]))" "$(RUN)" "$(FILE)"
 
 reproduce: $(READY)  ## one row of the paper: make reproduce ROW=cityscapes-vitb8 DATA=FOLDER (notebooks/reproduce.ipynb)
 	@$(NOTEBOOK) notebooks/reproduce.ipynb "runs/reproduce-$(ROW).ipynb" -p row "$(ROW)" $(if $(DATA),-p data_root "$(DATA)") $(ARGS)

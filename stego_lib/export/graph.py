@@ -65,7 +65,12 @@ def trace(run: "Run", size: tuple[int, int] | None) -> "onnx.ModelProto":
 
 
 def assemble(
-    core: "onnx.ModelProto", run: "Run", outputs: Sequence[str], size: tuple[int, int] | None, ids: Sequence[int], longest: float
+    core: "onnx.ModelProto",
+    run: "Run",
+    outputs: Sequence[str],
+    size: tuple[int, int] | None,
+    ids: Sequence[int],
+    longest: float,
 ) -> "onnx.ModelProto":
     """The whole graph of a run.
 
@@ -139,9 +144,12 @@ def _resizing(run: "Run", size: tuple[int, int] | None, longest: float) -> str:
         target_double = Mul (cells_taken, patch)
         target = Cast <to = 7> (target_double)"""
     if run.experiment.published:  # the nearest pixel, found by a running sum as Pillow does
-        resize = "\n".join(_nearest(axis) for axis in (0, 1)) + """
+        resize = (
+            "\n".join(_nearest(axis) for axis in (0, 1))
+            + """
         some_rows = Gather <axis = 2> (large, taken_0)
         resized = Gather <axis = 3> (some_rows, taken_1)"""
+        )
     else:
         resize = """
         front = Constant <value = int64[2] {1, 3}> ()
@@ -215,7 +223,9 @@ def quantized(graph: "onnx.ModelProto") -> "onnx.ModelProto":
 
     with TemporaryDirectory() as folder:
         file = Path(folder) / "small.onnx"
-        quantize_dynamic(graph, file, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"])
+        quantize_dynamic(
+            graph, file, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
+        )
         return onnx.load(file)
 
 
@@ -233,4 +243,6 @@ def needed() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise StegoError(f"exporting needs {error.name}, which is not installed: pip install 'stego_lib[export]'") from None
+        raise StegoError(
+            f"exporting needs {error.name}, which is not installed: pip install 'stego_lib[export]'"
+        ) from None

@@ -14,7 +14,7 @@ from ..datasets.painter import paint_scene
 from ..runtime.errors import DataNotFound, StegoError, brief
 from ..runtime.files import atomic
 from ..runtime.notices import notice
-from ..runtime.paths import shown_path, user_path
+from ..runtime.paths import user_path
 from .graph import OUTPUTS, assemble, describe, needed, quantized, trace
 
 if TYPE_CHECKING:

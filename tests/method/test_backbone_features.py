@@ -401,7 +401,7 @@ def test_on_a_gpu_images_pass_together(backbone, monkeypatch):
     seen = []
     monkeypatch.setattr(backbone, "normalize", lambda batch: Pieces(seen))
     monkeypatch.setattr(backbone, "device", torch.device("cuda"))
-    monkeypatch.setattr(backbone, "_tokens", lambda batch: batch)
+    monkeypatch.setattr(backbone, "maps", lambda batch: batch)
     assert backbone(torch.zeros(300, 3, 32, 32)).shape == (300, 1)
     assert len(seen) == 1 and seen[0] >= 300
 

@@ -1,0 +1,115 @@
+"""A run as one ONNX file labels pixels as the run does, for images of any shape."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from stego_lib import Experiment, StegoError
+from stego_lib.backbone import Backbone
+from stego_lib.datasets import Classes
+from stego_lib.datasets.painter import paint_scene
+from stego_lib.run import Run, build_model
+
+SHAPES = [(128, 128), (96, 200), (251, 143), (40, 300)]
+"""Square, oblong, upright, and longer than `LONGEST` allows."""
+
+
+def run_of(tmp_path, matching=None, extra_clusters=0, **changes) -> Run:
+    """A finished run with random weights; matching: class of each cluster, as `evaluate` writes it."""
+    torch.manual_seed(0)
+    values = (
+        dict(steps=1, data_root=str(tmp_path), device="cpu", precision="float32", extra_clusters=extra_clusters)
+        | changes
+    )
+    experiment = Experiment.preset("scenes", **values)
+    classes = Classes(("a", "b", "c"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+    backbone = Backbone.of(experiment)
+    run = Run(tmp_path / "run", experiment, classes, build_model(experiment, backbone.dim, 3).eval(), backbone)
+    run.step = 1
+    run.folder.mkdir()
+    if matching:
+        (run.folder / "metrics.json").write_text(json.dumps({"step": 1, "matching": matching}))
+    return run
+
+
+def images() -> list[np.ndarray]:
+    """Scenes cut and repeated to `SHAPES`."""
+    scene = np.tile(paint_scene(5, 0)[0], (3, 3, 1))
+    return [np.ascontiguousarray(scene[:height, :width]) for height, width in SHAPES]
+
+
+def outputs_of(path, image: np.ndarray) -> list[np.ndarray]:
+    return onnxruntime.InferenceSession(str(path)).run(None, {"image": image})
+
+
+@pytest.mark.filterwarnings("ignore:an image more than 4 times as long")
+@pytest.mark.parametrize(
+    "changes",
+    [dict(), dict(mirror=False, head="nonlinear"), dict(published=True), dict(eval_size=(96, 160))],
+    ids=["as by default", "no mirror", "published", "one size"],
+)
+def test_a_file_labels_as_the_run_does(tmp_path, changes):
+    run = run_of(tmp_path, **changes)
+    about = run.export(tmp_path / "a.onnx")
+    assert (
+        about["free_sizes"] and about["agreement"] >= 0.999 and about["bytes"] == (tmp_path / "a.onnx").stat().st_size
+    )
+    same = []
+    for image in images():
+        labels, scores = outputs_of(tmp_path / "a.onnx", image)
+        wanted = run.predict(image)
+        assert (
+            labels.shape == wanted.shape and scores.shape == (3, *wanted.shape) and (scores.argmax(0) == labels).all()
+        )
+        assert len(np.unique(wanted)) > 1, "one segment alone would prove nothing"
+        same.append((labels == wanted).ravel())
+        assert same[-1].mean() >= 0.998, image.shape
+    assert np.concatenate(same).mean() >= 0.999
+
+
+def test_matched_clusters_get_the_ids_of_predict_and_the_file_says_what_they_are(tmp_path):
+    run = run_of(tmp_path, matching=[2, -1, 0, -1], extra_clusters=1)
+    run.export(tmp_path / "a.onnx")
+    image = images()[0]
+    labels, scores = outputs_of(tmp_path / "a.onnx", image)
+    assert (labels == run.predict(image)).mean() >= 0.999 and scores.shape[0] == len(run.segments) == 5
+    assert (scores[1] < -1e30).all(), "class b has no cluster"
+    stored = {entry.key: json.loads(entry.value) for entry in onnx.load(tmp_path / "a.onnx").metadata_props}
+    assert stored["names"] == list(run.segments.names) and stored["colors"] == [
+        list(color) for color in run.segments.colors
+    ]
+    assert stored["mirror"] is True and stored["patch"] == 8 and stored["free_sizes"] is True
+
+
+def test_eight_bits_are_smaller_and_change_few_pixels(tmp_path):
+    run = run_of(tmp_path)
+    large, small = (run.export(tmp_path / f"{name}.onnx", precision=name) for name in ("float32", "int8"))
+    assert small["bytes"] < 0.4 * large["bytes"] and 0.95 < small["agreement"] <= 1
+
+
+def test_grid_outputs_are_the_runs_own(tmp_path):
+    run = run_of(tmp_path)
+    about = run.export(tmp_path / "a.onnx", outputs=("features", "code", "similarity"))
+    assert about["agreement"] is None, "there are no labels to compare"
+    image = images()[0]
+    features, code, similarity = outputs_of(tmp_path / "a.onnx", image)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(features), run.backbone(pixels), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(torch.from_numpy(code), run.code(pixels), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            torch.from_numpy(similarity), run.model.cluster_probe.similarity(run.code(pixels)), atol=1e-3, rtol=1e-3
+        )
+
+
+@pytest.mark.parametrize(
+    "asked", [dict(precision="int4"), dict(outputs=("label",)), dict(outputs="labels"), dict(outputs=())]
+)
+def test_what_cannot_be_asked_for_is_refused(tmp_path, asked):
+    with pytest.raises(StegoError, match=next(iter(asked))):
+        run_of(tmp_path).export(tmp_path / "a.onnx", **asked)
+    assert not (tmp_path / "a.onnx").exists()
