@@ -22,7 +22,7 @@ from ..backbone import preset_here
 from ..datasets import open_dataset, open_training_set
 from ..evaluation import open_scored
 from ..features.opening import open_features
-from ..metrics import confusion, match, scores
+from ..metrics import confusion, majority, match, scores
 from ..probes import sample_cells, sample_codes
 from ..run import Run
 from ..runtime.environment import environment
@@ -107,17 +107,19 @@ def _agreement_of_halves(codes: Tensor, half: Tensor, count: int, seed: int) -> 
 
 def scored_counts(
     codes: Tensor, held_out: Tensor, labels: Tensor, n_classes: int, counts: Sequence[int] = COUNTS, seed: int = 0
-) -> list[float]:
-    """mIoU in percent of k-means with each number of clusters, after Hungarian matching; clusters without a class are errors.
+) -> dict[str, list[float]]:
+    """mIoU in percent of k-means with each number of clusters.
 
     codes: L2-normalized, (M, K), that clusters are fitted to. held_out, labels: codes of held-out images (N, K), and their
-    labels, int64 (N,), -1 = ignored.
+    labels, int64 (N,), -1 = ignored. "miou" is that after Hungarian matching, in which clusters without a class are errors;
+    "miou_named" gives each cluster its most frequent class, as a person does who names the clusters and merges equal ones.
     """
-    found = []
+    found: dict[str, list[float]] = {"miou": [], "miou_named": []}
     for count in counts:
         centers = torch.from_numpy(KMeans(count, n_init=3, random_state=seed).fit(codes.numpy()).cluster_centers_)
         table = confusion(assign(held_out, centers), labels, count, n_classes)
-        found.append(float(scores(table, match(table))["miou"]))
+        found["miou"].append(float(scores(table, match(table))["miou"]))
+        found["miou_named"].append(float(scores(table, majority(table))["miou"]))
     return found
 
 
@@ -141,7 +143,7 @@ def study(run: Run, counts: Sequence[int] = COUNTS) -> dict[str, Any]:
     return {
         "experiment": experiment.to_record(), "backbone_weights": run.backbone.weights_id, "step": run.step,
         "classes": len(run.classes), "counts": list(counts), "criteria": criteria(codes, images, counts, experiment.seed),
-        "miou": miou, "points": len(codes), "environment": environment(),
+        **miou, "points": len(codes), "environment": environment(),
     }  # fmt: skip
 
 
@@ -151,25 +153,43 @@ def read_studies(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def chosen_counts(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """One row a record: the number of classes, the count with the best mIoU, and the count that each criterion chooses.
+    """The number of clusters that each criterion chooses, one column a record ("scenes, seed 0").
 
-    A criterion's mIoU at its choice stands in the column "NAME, mIoU"; "best mIoU" and "mIoU at the number of classes" are what it
-    is to be compared with.
+    Above them stand the number of classes and the count with the best mIoU, which need labels.
     """
-    rows = []
+    columns = {}
     for record in records:
-        counts, miou = record["counts"], record["miou"]
-        best = int(np.argmax(miou))
-        row: dict[str, Any] = {
-            "dataset": record["experiment"]["dataset"], "seed": record["experiment"]["seed"], "classes": record["classes"],
-            "best count": counts[best], "best mIoU": miou[best],
-            "mIoU at the number of classes": miou[counts.index(record["classes"])],
-        }  # fmt: skip
-        for name, way in CRITERIA.items():
-            at = int((np.argmax if way == "max" else np.argmin)(record["criteria"][name]))
-            row |= {name: counts[at], f"{name}, mIoU": miou[at]}
-        rows.append(row)
-    return pd.DataFrame(rows)
+        counts, column = record["counts"], {"classes": record["classes"]}
+        column["best mIoU"] = counts[int(np.argmax(record["miou"]))]
+        column |= {name: counts[at] for name, at in _choices(record).items()}
+        columns[f"{record['experiment']['dataset']}, seed {record['experiment']['seed']}"] = column
+    return pd.DataFrame(columns)
+
+
+def losses(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """mIoU that a choice of the number of clusters loses against the best number, one column a record, and the mean.
+
+    Rows: each criterion; the number of classes; and "always N", the same N for all records: of all N the one that loses least.
+    The last two need labels. A criterion is worth something if it loses less than they do.
+    """
+    counts = [count for count in records[0]["counts"] if all(count in record["counts"] for record in records)]
+    columns = {}
+    for record in records:
+        lost = {count: max(record["miou"]) - miou for count, miou in zip(record["counts"], record["miou"], strict=True)}
+        column = {name: lost[record["counts"][at]] for name, at in _choices(record).items()}
+        column["number of classes"] = lost[record["classes"]]
+        column |= {f"always {count}": lost[count] for count in counts}
+        columns[f"{record['experiment']['dataset']}, seed {record['experiment']['seed']}"] = column
+    table = pd.DataFrame(columns)
+    table["mean"] = table.mean(axis=1)
+    fixed = table.loc[[f"always {count}" for count in counts], "mean"]
+    return table.drop(index=[name for name in fixed.index if name != fixed.idxmin()])
+
+
+def _choices(record: dict[str, Any]) -> dict[str, int]:
+    """Position of the count that each criterion chooses."""
+    found = record["criteria"]
+    return {name: int((np.argmax if way == "max" else np.argmin)(found[name])) for name, way in CRITERIA.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -186,6 +206,8 @@ def main(arguments: list[str] | None = None) -> None:
     for seed in given.seeds:
         experiment = preset_here(given.dataset, seed=seed, **{key: value for key, value in changes.items() if value})
         record = study(train(experiment, runs_dir=given.runs, resume=True))
+        options = "".join(f" --{key} {value}" for key, value in (("data-root", given.data_root and "FOLDER"), ("backbone", given.backbone)) if value)
+        record["command"] = f"python -m stego_lib.studies.cluster_counts {given.dataset} --seeds {seed}{options}"
         path = user_path(given.output) / f"{given.dataset}-seed{seed}.json"
         write_json(path, record)
         say(f"wrote {path}")
