@@ -25,7 +25,7 @@ def georeference(path: Path) -> list[tuple[int, int, int, Any, bool]]:
         return []
     try:
         with tifffile.TiffFile(path) as file:
-            tags = file.pages[0].tags
+            tags = file.pages.first.tags
             turned = tags.valueof(ORIENTATION, 1) != 1  # the label map is upright, its georeference would not be
             found = [tag for code in GEOREFERENCE if (tag := tags.get(code)) is not None]
             placed = {tag.code for tag in found} & {TIEPOINT, TRANSFORM}

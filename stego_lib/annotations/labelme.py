@@ -24,7 +24,7 @@ class LabelMe:
 
     LabelMe's polygons have no holes. So polygons are sorted by size, the largest first: what lies in a hole is smaller than what
     is around it, and is drawn over it when LabelMe draws them in this order. Pixels of no segment are polygons called "__ignore__",
-    for they too may be holes. Regions smaller than the tolerance may vanish.
+    for they too may be holes.
     """
 
     def __init__(self, output: Path, segments: Classes):
@@ -40,7 +40,7 @@ class LabelMe:
                 filled = type(polygon)(polygon.exterior).area
                 found.append((filled, name, points))
         found.sort(key=lambda one: -one[0])
-        shapes = [
+        shapes: list[dict[str, Any]] = [
             {
                 "label": name, "points": points, "group_id": None, "description": "", "shape_type": "polygon", "flags": {},
                 "mask": None,

@@ -14,8 +14,8 @@ from ..runtime.files import fingerprint, read_json, write_json
 
 FILE = "names.json"
 """Name of the file in a run's folder."""
-DROPPED = 255
-"""Id, in label maps, of a cluster that was dropped."""
+NOTHING = 255
+"""Id, in label maps, of pixels that belong to no segment: transparent ones, and those of dropped clusters."""
 
 
 def write_names(path: Path, names: Mapping[str, str | None], known: Classes, ids: np.ndarray, step: int, centers: Tensor) -> None:
@@ -92,7 +92,7 @@ def merge(ids: np.ndarray, known: Classes, names: Mapping[int, str | None]) -> t
     Returns
     -------
     tuple
-        uint8 (n_clusters,) with `DROPPED` for dropped clusters, and the segments.
+        uint8 (n_clusters,) with `NOTHING` for dropped clusters, and the segments.
 
     Raises
     ------
@@ -110,5 +110,5 @@ def merge(ids: np.ndarray, known: Classes, names: Mapping[int, str | None]) -> t
     colors = [known.colors[min(id_ for id_ in kept if kept[id_] == name)] for name in order]
     segments = Classes(tuple(distinct_names(order)), tuple(colors))
     position = {name: number for number, name in enumerate(order)}
-    found = [DROPPED if name is None else position[name] for name in (called[c] for c in range(len(ids)))]
+    found = [NOTHING if name is None else position[name] for name in (called[c] for c in range(len(ids)))]
     return np.array(found, np.uint8), segments
