@@ -205,6 +205,11 @@ class Run:
         features, flipped = self.backbone(torch.cat([images, images.flip(-1)])).chunk(2)
         return self.model.mean_code(features, flipped)
 
+    def grid_code(self, image: Tensor) -> Tensor:
+        """Code (1, K, h, w) of one image, uint8 (3, H, W), at the size that `predict` works at."""
+        height, width = image.shape[1:]
+        return self.code(resize_image(image, self._working_size(height, width), self.experiment.published)[None])
+
     @overload
     def predict(self, images: ImageLike) -> np.ndarray: ...
     @overload
@@ -240,8 +245,7 @@ class Run:
         self.refuse_unfitted()
         pixels, transparent = as_tensor(images, self.classes.rules)
         height, width = pixels.shape[1:]
-        code = self.code(resize_image(pixels, self._working_size(height, width), self.experiment.published)[None])
-        found = most_similar(self.model.cluster_probe.similarity(code)[0], (height, width), self._ids)
+        found = most_similar(self.model.cluster_probe.similarity(self.grid_code(pixels))[0], (height, width), self._ids)
         if transparent is not None:
             found[transparent] = NOTHING
         return found
@@ -254,7 +258,7 @@ class Run:
     @property
     def segments(self) -> Classes:
         """Name and color of every id of `predict`, by position: what `name_segments` called them, else `unnamed_segments`."""
-        return naming.merge(self._unnamed_ids, self.unnamed_segments, self._names)[1]
+        return naming.merge(self.unnamed_ids, self.unnamed_segments, self.names)[1]
 
     @property
     def unnamed_segments(self) -> Classes:
@@ -299,11 +303,11 @@ class Run:
             path.unlink(missing_ok=True)
             return
         clusters = self.model.cluster_probe.clusters
-        naming.write_names(path, names, self.unnamed_segments, self._unnamed_ids, self.step, clusters)
+        naming.write_names(path, names, self.unnamed_segments, self.unnamed_ids, self.step, clusters)
 
     @property
-    def _names(self) -> dict[int, str | None]:
-        """What clusters were called; empty without names. StegoError if the file names those of another training."""
+    def names(self) -> dict[int, str | None]:
+        """Cluster -> what it was called, None if dropped; empty without names.json. StegoError for names of another training."""
         return naming.read_names(self.folder / naming.FILE, self.step, self.model.cluster_probe.clusters)
 
     @property
@@ -322,11 +326,11 @@ class Run:
     @property
     def _ids(self) -> np.ndarray:
         """The id of each cluster in label maps, uint8 (n_clusters,); 255 for one that was dropped."""
-        return naming.merge(self._unnamed_ids, self.unnamed_segments, self._names)[0]
+        return naming.merge(self.unnamed_ids, self.unnamed_segments, self.names)[0]
 
     @property
-    def _unnamed_ids(self) -> np.ndarray:
-        """The same without names: ids into `unnamed_segments`."""
+    def unnamed_ids(self) -> np.ndarray:
+        """The segment of each cluster without names, uint8 (n_clusters,): ids into `unnamed_segments`."""
         ids = np.arange(self.model.n_clusters)
         if (matching := self._matching) is not None:
             ids = np.array(matching)
