@@ -322,8 +322,11 @@ def test_only_what_was_made_of_the_same_file_by_the_same_run_is_kept(run, wide, 
     (out / "overlays" / "tall.jpg").unlink()
     assert kept(run, images, out) == 1, "a damaged label map, a missing overlay"
     assert kept(run, images, out, 0.2) == 0 and kept(wide, images, out, 0.2) == 0
-    run.name_segments({run.classes.names[0]: "other"})
+    first, second = run.classes.names[:2]
+    run.name_segments({second: first})
     try:
         assert kept(run, images, out, 0.2) == 0 and kept(run, images, out, 0.2) == 3
+        run.name_segments({second: None})
+        assert kept(run, images, out, 0.2) == 0, "the same names in the same colors, of other pixels"
     finally:
         run.name_segments(None)
