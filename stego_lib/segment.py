@@ -160,8 +160,9 @@ def _segment(run: Run, paths: list[Path], work: "_Work") -> dict[str, np.ndarray
             f"{rotated} of {len(paths)} images are turned upright as their EXIF data say, and so are their label maps; to leave "
             f'them as stored, write {{"exif": "ignore"}} into {shown_path(paths[0].parent / "classes.json")}'
         )
-    again = f"; {kept} were segmented before by this run and these settings, and are kept" if kept else ""
-    say(f"{fresh} images segmented in {seconds:.1f} s, {fresh / max(seconds, 1e-9):.1f} images per second{again}")
+    told = [f"{fresh} images segmented in {seconds:.1f} s, {fresh / max(seconds, 1e-9):.1f} images per second"] if fresh else []
+    told += [f"{kept} were segmented before by this run with these settings, and are kept"] if kept else []
+    say("; ".join(told))
     return rows
 
 
