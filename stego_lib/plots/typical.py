@@ -89,8 +89,7 @@ def patch_grid(run: Run, patches: Sequence[Sequence[Patch]], count: int = 6) -> 
     for cluster, some in enumerate(patches):
         if not some:
             continue
-        crops = [_in_context(patch, run) for patch in some[:count]]
-        crops += [None] * (count - len(crops))
+        crops = [*(_in_context(patch, run) for patch in some[:count]), *[None] * (count - len(some[:count]))]
         rows[names[of_cluster[cluster]]] = [crop and crop[0] for crop in crops]
         frames += [crop and crop[1] for crop in crops]
     figure = image_grid(rows, brighten=False)
