@@ -1,7 +1,7 @@
 """A run is one folder: `Run` reads it, `load_run` opens it, `find_run` finds it."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .annotations import names as naming
+from .annotations.names import NOTHING
 from .backbone import Backbone
 from .datasets import Classes, SegmentationDataset, open_training_set
 from .datasets.folder import distinct_names, muted_colors, read_classes, without_names, write_classes
@@ -29,8 +31,6 @@ from .runtime.files import disk_errors, fingerprint, load_state, read_json, save
 from .runtime.notices import notice
 from .runtime.paths import runs_root, shown_path, user_path
 
-NOTHING = 255
-"""Id of transparent pixels in label maps."""
 LONGEST = 4
 """Aspect ratio up to which `predict` brings the shorter side to the evaluation size."""
 RESUME = "train.ipynb with the same parameters and -p resume True, or train(run.experiment, resume=True)"
@@ -46,7 +46,8 @@ class Run:
     * log.csv: losses and mean code correspondences, one line per step;
     * correspondences.json: the shifts, why they have their values, and histograms of the correspondences;
     * watch.json: how many groups the codes fell into;
-    * metrics.json: the run record that `evaluate` writes for the validation split; metrics-SPLIT....json for others.
+    * metrics.json: the run record that `evaluate` writes for the validation split; metrics-SPLIT....json for others;
+    * names.json: what `name_segments` called the clusters.
 
     A released checkpoint has only what evaluating it leaves.
     """
@@ -205,6 +206,11 @@ class Run:
         features, flipped = self.backbone(torch.cat([images, images.flip(-1)])).chunk(2)
         return self.model.mean_code(features, flipped)
 
+    def grid_code(self, image: Tensor) -> Tensor:
+        """Code (1, K, h, w) of one image, uint8 (3, H, W), at the size that `predict` works at."""
+        height, width = image.shape[1:]
+        return self.code(resize_image(image, self._working_size(height, width), self.experiment.published)[None])
+
     @overload
     def predict(self, images: ImageLike) -> np.ndarray: ...
     @overload
@@ -224,7 +230,7 @@ class Run:
         -------
         numpy.ndarray or list
             uint8 (H, W), ids into `segments`: for an evaluated run, classes and then the clusters without a class; else
-            clusters. 255 (`NOTHING`) where a file or PIL image is transparent.
+            clusters. 255 (`NOTHING`) where a file or PIL image is transparent, and where a cluster was dropped.
 
         Raises
         ------
@@ -240,8 +246,7 @@ class Run:
         self.refuse_unfitted()
         pixels, transparent = as_tensor(images, self.classes.rules)
         height, width = pixels.shape[1:]
-        code = self.code(resize_image(pixels, self._working_size(height, width), self.experiment.published)[None])
-        found = most_similar(self.model.cluster_probe.similarity(code)[0], (height, width), self._ids)
+        found = most_similar(self.model.cluster_probe.similarity(self.grid_code(pixels))[0], (height, width), self._ids)
         if transparent is not None:
             found[transparent] = NOTHING
         return found
@@ -292,7 +297,12 @@ class Run:
 
     @property
     def segments(self) -> Classes:
-        """Name and color of every id of `predict`, by position.
+        """Name and color of every id of `predict`, by position: what `name_segments` called them, else `unnamed_segments`."""
+        return naming.merge(self.unnamed_ids, self.unnamed_segments, self.names)[1]
+
+    @property
+    def unnamed_segments(self) -> Classes:
+        """The segments without the names of `name_segments`. Evaluation, and the figures of run records, speak of these.
 
         For matched clusters: the classes, then the clusters without a class. Else: the clusters. Clusters are called
         "cluster 0" and so on, in muted colors, so that nobody takes them for classes.
@@ -306,6 +316,39 @@ class Run:
             own, others = None, list(range(count))
         names = [*(own.names if own else ()), *(f"cluster {cluster}" for cluster in others)]
         return Classes(tuple(distinct_names(names)), (*(own.colors if own else ()), *muted_colors(len(others))))
+
+    def name_segments(self, names: Mapping[str, str | None] | None) -> None:
+        """Names segments: writes names.json into the run's folder. `predict` and `segments` follow it, also after `evaluate`.
+
+        The names hold for the clusters that the run has now. After further training they are refused. Scores do not depend on them.
+
+        Parameters
+        ----------
+        names
+            Name in `unnamed_segments` -> name. Segments of one name are merged. None drops a segment: its pixels get id 255.
+            Segments that are left out keep their names. Earlier names are forgotten; None in place of a dictionary does this alone.
+
+        Raises
+        ------
+        StegoError
+            For an unknown segment, a name that is none, and if every segment is dropped.
+
+        Examples
+        --------
+        >>> run.name_segments({"cluster 0": "road", "cluster 3": "road", "cluster 5": None})
+        """
+        self.refuse_unfitted()
+        path = self.folder / naming.FILE
+        if names is None:
+            path.unlink(missing_ok=True)
+            return
+        clusters = self.model.cluster_probe.clusters
+        naming.write_names(path, names, self.unnamed_segments, self.unnamed_ids, self.step, clusters)
+
+    @property
+    def names(self) -> dict[int, str | None]:
+        """Cluster -> what it was called, None if dropped; empty without names.json. StegoError for names of another training."""
+        return naming.read_names(self.folder / naming.FILE, self.step, self.model.cluster_probe.clusters)
 
     @property
     def _matching(self) -> list[int] | None:
@@ -322,7 +365,12 @@ class Run:
 
     @property
     def _ids(self) -> np.ndarray:
-        """The id of each cluster in label maps, uint8 (n_clusters,)."""
+        """The id of each cluster in label maps, uint8 (n_clusters,); 255 for one that was dropped."""
+        return naming.merge(self.unnamed_ids, self.unnamed_segments, self.names)[0]
+
+    @property
+    def unnamed_ids(self) -> np.ndarray:
+        """The segment of each cluster without names, uint8 (n_clusters,): ids into `unnamed_segments`."""
         ids = np.arange(self.model.n_clusters)
         if (matching := self._matching) is not None:
             ids = np.array(matching)

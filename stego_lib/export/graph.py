@@ -26,8 +26,8 @@ OPSET = 18
 LARGEST = 1024
 """Grid cells per side of the largest working size that a graph with free sizes takes."""
 OUTPUTS = {
-    "labels": "uint8 (H, W), the id of each pixel",
-    "scores": "float32 (n, H, W), one map for each id, higher is more likely",
+    "labels": "uint8 (H, W), the id of each pixel, 255 for none",
+    "scores": "float32 (n, H, W), one map for each id, higher is more likely; a last one for clusters that were dropped, if any",
     "similarity": "float32 (1, clusters, h, w), codes times cluster centers on the grid",
     "code": "float32 (1, K, h, w)",
     "features": "float32 (1, C, h, w), of the backbone",
@@ -191,7 +191,8 @@ def _nearest(axis: int) -> str:
 
 def _upsampling(ids: Sequence[int], count: int) -> str:
     """Similarities (1, clusters, h, w) on the grid -> scores (n, H, W) of the ids of `Run.predict`, and labels."""
-    of_id = [[cluster for cluster, id_ in enumerate(ids) if id_ == wanted] for wanted in range(count)]
+    maps = [*range(count), *sorted({id_ for id_ in ids if id_ >= count})]  # a last one for dropped clusters, which may win too
+    of_id = [[cluster for cluster, id_ in enumerate(ids) if id_ == wanted] for wanted in maps]
     widest = max(map(len, of_id))
     nothing = len(ids)  # a map of minus infinity, for ids without a cluster
     table = [clusters + [nothing] * (widest - len(clusters)) for clusters in of_id]
@@ -208,11 +209,12 @@ def _upsampling(ids: Sequence[int], count: int) -> str:
         never = Constant <value = float[1] {{{np.finfo(np.float32).min}}}> ()
         none = Expand (never, shape_of_none)
         with_none = Concat <axis = 0> (known, none)
-        clusters_of_id = Constant <value = int64[{count}, {widest}] {{{numbers}}}> ()
+        clusters_of_id = Constant <value = int64[{len(maps)}, {widest}] {{{numbers}}}> ()
         gathered = Gather <axis = 0> (with_none, clusters_of_id)
         scores = ReduceMax <keepdims = 0> (gathered, axis_1)
         best = ArgMax <axis = 0, keepdims = 0> (scores)
-        labels = Cast <to = 2> (best)
+        id_of_map = Constant <value = uint8[{len(maps)}] {{{", ".join(map(str, maps))}}}> ()
+        labels = Gather <axis = 0> (id_of_map, best)
     }}"""
 
 

@@ -24,7 +24,7 @@ def progress(items: Iterable[Item], what: str, **options: Any) -> "tqdm[Item]":
     A notebook that runs unattended (papermill, nbconvert) would keep each redrawing as an output. It gets a line at each tenth,
     at most every `LINE_EVERY` seconds. Of several processes on a machine only the first shows anything.
     """
-    kind = Lines if _unattended() else tqdm
+    kind = Lines if unattended() else tqdm
     rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))  # torchrun's, else SLURM's
     options.setdefault("disable", rank != "0")
     return kind(items, desc=what, mininterval=0.5, leave=False, dynamic_ncols=True, **options)
@@ -42,7 +42,7 @@ def say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-def _unattended() -> bool:
+def unattended() -> bool:
     """Whether this is the kernel of a notebook that runs unattended, and bars are not asked for."""
     if BARS in os.environ or "IPython" not in sys.modules:
         return False

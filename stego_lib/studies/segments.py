@@ -50,7 +50,7 @@ def segments(
     -------
     dict
         Rows for `plots.grids.image_grid`: "image", uint8 (H, W, 3); "label", where there are labels, int64 (H, W) with -1 =
-        ignored; and the methods of `ROWS`, ids into `Run.segments`.
+        ignored; and the methods of `ROWS`, ids into `Run.unnamed_segments`.
     """
     scored, chosen = open_scored(run, dataset), torch.as_tensor(list(rows))
     matched = bool(record["scores"])

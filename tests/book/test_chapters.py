@@ -20,7 +20,7 @@ from stego_lib.notebooks import run_notebook
 from stego_lib.runtime.files import write_json
 from stego_lib.studies import results
 
-CHAPTERS = ("data", "evaluation", "ablations", "benchmark", "baselines", "choosing", "speed", "segment_your_images")
+CHAPTERS = ("data", "evaluation", "ablations", "benchmark", "baselines", "choosing", "speed", "segment_your_images", "name_your_segments")
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +203,24 @@ def test_a_folder_without_a_run_is_trained_on(small, tmp_path):
     assert text.startswith("4 images segmented")
     (folder,) = (tmp_path / "runs").glob("*-folder-*")
     assert len(list((folder / "segmented" / "labels").glob("*.png"))) == 4 and "cluster 2" in (folder / "segmented" / "areas.csv").read_text()
+
+
+def test_naming_segments(small, tmp_path):
+    """Without names the placeholders, kept beside the run; with a file its names, in every annotation."""
+    for number in range(4):
+        noise = np.random.default_rng(number).integers(0, 255, (5, 7, 3), dtype=np.uint8)
+        save(tmp_path / "images" / f"{number}.png", np.array(Image.fromarray(noise).resize((112, 80))))
+    parameters = {"images": str(tmp_path / "images"), "backbone": small["backbone"], "runs_dir": str(tmp_path / "runs"), "device": "cpu"}
+    text, _ = run("name_your_segments", parameters | {"steps": 2, "n_classes": 5}, tmp_path)
+    (folder,) = (tmp_path / "runs").glob("*-folder-*")
+    placeholders = list(json.loads((folder / "names.json").read_text())["names"].values())
+    assert text.startswith("4 images annotated with 3 names") and sorted(map(str, placeholders)) == ["None", "merged", "merged"]
+    write_json(tmp_path / "names.json", {"cluster 0": "ground", "cluster 4": "ground", "cluster 2": None})
+    given = {"images": str(tmp_path / "images"), "run": str(folder), "names": str(tmp_path / "names.json"), "device": "cpu"}
+    text, _ = run("name_your_segments", given | {"formats": "coco-panoptic"}, tmp_path)
+    assert text.startswith("4 images annotated with 3 names in coco-panoptic")
+    categories = json.loads((folder / "annotated" / "panoptic.json").read_text())["categories"]
+    assert [one["name"] for one in categories] == ["ground", "cluster 1", "cluster 3"]
 
 
 def test_the_photographs_that_come_with_the_project_are_small_and_can_be_read():

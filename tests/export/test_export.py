@@ -85,6 +85,21 @@ def test_matched_clusters_get_the_ids_of_predict_and_the_file_says_what_they_are
     assert stored["mirror"] is True and stored["patch"] == 8 and stored["free_sizes"] is True
 
 
+def test_a_file_speaks_in_the_names_of_the_run(tmp_path):
+    """Two clusters merged under one name; one dropped, whose pixels get id 255."""
+    run = run_of(tmp_path, extra_clusters=2)
+    names = run.segments.names
+    run.name_segments({names[0]: "road", names[1]: "road", names[2]: None})
+    run.export(tmp_path / "a.onnx")
+    image = images()[0]
+    labels, scores = outputs_of(tmp_path / "a.onnx", image)
+    wanted = run.predict(image)
+    assert set(np.unique(wanted)) > {0, 255} and (labels == wanted).mean() >= 0.999
+    assert len(scores) == len(run.segments) + 1, "a map for the dropped cluster"
+    stored = {entry.key: json.loads(entry.value) for entry in onnx.load(tmp_path / "a.onnx").metadata_props}
+    assert stored["names"] == list(run.segments.names) and stored["names"][0] == "road"
+
+
 def test_eight_bits_are_smaller_and_change_few_pixels(tmp_path):
     run = run_of(tmp_path)
     large, small = (run.export(tmp_path / f"{name}.onnx", precision=name) for name in ("float32", "int8"))

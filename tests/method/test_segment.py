@@ -275,3 +275,58 @@ def test_a_broken_image_is_left_out_and_the_others_are_segmented(run, images, tm
 def test_what_is_no_image_is_refused_in_words(run, image):
     with pytest.raises(StegoError, match="must be uint8 with three channels"):
         run.predict(image)
+
+
+def test_what_was_segmented_is_kept_after_a_kill_and_the_rest_is_as_in_one_go(run, images, tmp_path, monkeypatch, capsys):
+    """A kill in the middle is an exception here; files are written atomically, so both leave the same."""
+    for i in range(9):
+        Image.radial_gradient("L").resize((40 + i, 60)).convert("RGB").save(images / f"more{i}.png")
+    whole = segment_folder(run, images, tmp_path / "whole")
+    predict, calls = run.predict, []
+
+    def until_killed(image):
+        calls.append(image)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return predict(image)
+
+    monkeypatch.setattr(run, "predict", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        segment_folder(run, images, tmp_path / "out")
+    assert not (tmp_path / "out" / "areas.csv").exists()
+    done = len(list((tmp_path / "out" / "labels").glob("*.png")))
+    assert done == 5
+    calls[:] = [None] * 10
+    capsys.readouterr()
+    table = segment_folder(run, images, tmp_path / "out")
+    assert len(calls) - 10 == 12 - done, "the others are not predicted again"
+    assert re.search(r"7 images segmented in .* images per second; 5 were segmented before", capsys.readouterr().err)
+    pd.testing.assert_frame_equal(table, whole)
+    for path in (tmp_path / "whole").rglob("*.*"):
+        assert (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+
+
+def test_only_what_was_made_of_the_same_file_by_the_same_run_is_kept(run, wide, images, tmp_path, capsys):
+    def kept(*arguments):
+        capsys.readouterr()
+        segment_folder(*arguments)
+        found = re.search(r"(\d+) were segmented before", capsys.readouterr().err)
+        return int(found[1]) if found else 0
+
+    out = tmp_path / "out"
+    assert kept(run, images, out) == 0 and kept(run, images, out) == 3
+    Image.new("RGB", (40, 71), "red").save(images / "tall.png")
+    assert kept(run, images, out) == 2, "another image of the same name"
+    np.testing.assert_array_equal(stored(out / "labels" / "tall.png")[0], run.predict(images / "tall.png"))
+    (out / "labels" / "gray.png").write_bytes((out / "labels" / "gray.png").read_bytes()[:-40])
+    (out / "overlays" / "tall.jpg").unlink()
+    assert kept(run, images, out) == 1, "a damaged label map, a missing overlay"
+    assert kept(run, images, out, 0.2) == 0 and kept(wide, images, out, 0.2) == 0
+    first, second = run.classes.names[:2]
+    run.name_segments({second: first})
+    try:
+        assert kept(run, images, out, 0.2) == 0 and kept(run, images, out, 0.2) == 3
+        run.name_segments({second: None})
+        assert kept(run, images, out, 0.2) == 0, "the same names in the same colors, of other pixels"
+    finally:
+        run.name_segments(None)

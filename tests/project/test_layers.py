@@ -70,6 +70,10 @@ def test_the_machinery_imports_nothing_of_ours():
     assert ROOMS["runtime"] == set()
 
 
+def test_annotations_need_neither_runs_nor_models():
+    assert ROOMS["annotations"] <= {"datasets", "runtime"}
+
+
 def test_the_method_does_not_import_the_book():
     wrong = {name: others & BOOK for name, others in ROOMS.items() if name not in BOOK and others & BOOK}
     assert not wrong

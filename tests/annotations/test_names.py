@@ -1,0 +1,114 @@
+"""Names of segments: merged, dropped, kept beside the run, and refused for other clusters."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from common import tiny_experiment
+from PIL import Image
+
+from stego_lib import StegoError, evaluate, load_run, train
+from stego_lib.annotations.names import merge
+from stego_lib.datasets import Classes
+from stego_lib.segment import segment_folder
+
+NAMES = {"cluster 0": "road", "cluster 3": "road", "cluster 5": None, "cluster 7": "the sky"}
+
+
+@pytest.fixture
+def run(scenes_root, backbone_file, tmp_path):
+    return train(tiny_experiment(scenes_root, backbone_file, steps=2), runs_dir=tmp_path / "runs")
+
+
+@pytest.fixture
+def image(tmp_path):
+    (tmp_path / "in").mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (40, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((320, 200)).save(tmp_path / "in" / "a.png")
+    return tmp_path / "in" / "a.png"
+
+
+def test_names_merge_and_drop_clusters_everywhere(run, image, tmp_path):
+    before, known = run.predict(image), run.segments
+    assert len(np.unique(before)) > 4, "else this test shows little"
+    run.name_segments(NAMES)
+    for named in (run, load_run(run.folder)):
+        assert named.segments.names == ("road", "cluster 1", "cluster 2", "cluster 4", "cluster 6", "the sky")
+        assert named.segments.colors[0] == known.colors[0] and named.unnamed_segments == known
+        now = named.predict(image)
+        for cluster, name in enumerate(known.names):
+            expected = NAMES.get(name, name)
+            id_ = 255 if expected is None else named.segments.names.index(expected)
+            assert (now[before == cluster] == id_).all()
+    table = segment_folder(run, image.parent, tmp_path / "out", format="coco-panoptic")
+    assert list(table.columns) == list(run.segments.names) == list(pd.read_csv(tmp_path / "out" / "areas.csv", index_col=0).columns)
+    kept = before != 5
+    assert table.loc["a.png", "road"] == pytest.approx(100 * np.isin(before, (0, 3))[kept].mean())
+    categories = json.loads((tmp_path / "out" / "panoptic.json").read_text())["categories"]
+    assert [one["name"] for one in categories] == list(run.segments.names)
+    run.name_segments(None)
+    assert run.segments == known and (run.predict(image) == before).all()
+
+
+def test_names_outlast_evaluation_and_do_not_touch_scores(run, image):
+    plain = evaluate(run, baselines=False)
+    (run.folder / "metrics.json").unlink()
+    before = run.predict(image)
+    run.name_segments(NAMES)
+    assert evaluate(run, baselines=False)["scores"] == plain["scores"] and run.matched
+    now, names = run.predict(image), run.segments.names
+    assert (now[before == 5] == 255).all() and (now[np.isin(before, (0, 3))] == names.index("road")).all()
+    others = [run.classes.names[class_] for cluster, class_ in enumerate(plain["matching"]) if cluster not in (0, 3, 5, 7)]
+    assert set(names) == {"road", "the sky", *others}, "clusters that were not named have the names of their classes"
+
+
+def test_a_class_takes_a_cluster_that_is_called_like_it(run, image):
+    evaluate(run, baselines=False)
+    before, (first, second) = run.predict(image), run.classes.names[:2]
+    run.name_segments({second: first})
+    assert run.segments.names == tuple(name for name in run.classes.names if name != second)
+    assert run.segments.colors[0] == run.classes.colors[0]
+    np.testing.assert_array_equal(run.predict(image) == 0, before < 2)
+
+
+def test_names_of_another_training_are_refused(run, image, scenes_root, backbone_file, tmp_path):
+    other = train(tiny_experiment(scenes_root, backbone_file, steps=3), runs_dir=tmp_path / "others")
+    run.name_segments(NAMES)
+    (other.folder / "names.json").write_bytes((run.folder / "names.json").read_bytes())
+    for use in (lambda: other.segments, lambda: other.predict(image), lambda: segment_folder(other, image.parent, tmp_path / "out")):
+        with pytest.raises(StegoError, match=r"names\.json names the clusters of another training \(step 2; the run is at step 3\)"):
+            use()
+    other.name_segments({"cluster 1": "tree"})
+    assert other.segments.names[1] == "tree"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"cluster 9": "road"}, r"no segment 'cluster 9' \(did you mean .*\) to name; the run has cluster 0, cluster 1"),
+        ({"cluster 1": ""}, "class name '' is empty"),
+        ({"cluster 1": 7}, "7 is no name"),
+        ({"cluster 1": "Road", "cluster 2": "road"}, "but for upper and lower case"),
+        ({f"cluster {i}": None for i in range(8)}, "every segment is dropped"),
+    ],
+    ids=["unknown", "empty", "number", "case", "nothing"],
+)  # fmt: skip
+def test_what_is_no_name_is_refused_and_earlier_names_stay(run, names, message):
+    run.name_segments({"cluster 0": "sky"})
+    with pytest.raises(StegoError, match=message):
+        run.name_segments(names)
+    assert run.segments.names[0] == "sky"
+
+
+@pytest.mark.parametrize("content", ["[]", '{"names": {"99": "x"}}', '{"names": {"1": 3}}', "{"], ids=str)
+def test_a_broken_file_of_names_is_refused(run, content):
+    (run.folder / "names.json").write_text(content)
+    with pytest.raises(StegoError, match=r"names\.json"):
+        _ = run.segments
+
+
+def test_merging_gives_consecutive_ids():
+    known = Classes(("a", "b", "c", "d"), ((1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, 4)))
+    ids, segments = merge(np.array([2, 0, 3, 1], np.uint8), known, {0: None, 2: "a"})
+    assert ids.tolist() == [255, 0, 0, 1] and segments.names == ("a", "b") and segments.colors == ((1, 1, 1), (2, 2, 2))
