@@ -121,10 +121,9 @@ def _parsed(text: str) -> "onnx.ModelProto":
 
 def _resizing(run: "Run", size: tuple[int, int] | None, longest: float) -> str:
     """uint8 image (H, W, 3) -> "resized", float32 (1, 3, h, w) in 0..255, as `Run.predict` resizes it."""
-    patch, shorter = run.backbone.patch, run.experiment.eval_size
-    fixed = size or (shorter if isinstance(shorter, tuple) else None)
-    if fixed:
-        target = f"target = Constant <value = int64[2] {{{fixed[0]}, {fixed[1]}}}> ()"
+    patch, shorter = run.backbone.patch, size or run.experiment.eval_size
+    if isinstance(shorter, tuple):
+        target = f"target = Constant <value = int64[2] {{{shorter[0]}, {shorter[1]}}}> ()"
     else:
         target = f"""
         sides = Cast <to = 11> (height_width)
