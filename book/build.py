@@ -27,6 +27,7 @@ from PIL import Image
 from stego_lib.notebooks import main as run_notebook
 from stego_lib.notebooks import parameters_of
 
+import browser
 from check import problems
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +37,8 @@ HTML = BUILD / "html"
 
 FIRST = "notebooks/train"
 """Runs before the others, which then find its run."""
+TRY = "book/try"
+"""The page that segments in the browser."""
 PARAMETERS: dict[str, dict[str, Any]] = {
     "notebooks/pretrain_scenes": dict(
         steps=40, second_steps=20, images=256, watched=32, save_every=10, folder=os.path.relpath(BUILD / "pretraining")
@@ -132,10 +135,15 @@ def fresh(executed: Path, newest: float, parameters: dict[str, Any]) -> bool:
     return nbformat.read(executed, 4).metadata.papermill.parameters == parameters
 
 
-def put_together(names: list[str]) -> None:
-    """Copies the pages beside the executed notebooks, and the notebooks' named figures to book/figures, for pages to show."""
+def put_together(names: list[str], tryable: bool) -> None:
+    """Copies the pages beside the executed notebooks, and the notebooks' named figures to book/figures, for pages to show.
+
+    tryable: whether the files of the page "Try it" are there; without them the page is left out.
+    """
     for pattern in PAGES:
         for path in ROOT.glob(pattern):
+            if path.is_dir():
+                continue
             target = SOURCE / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
@@ -144,8 +152,22 @@ def put_together(names: list[str]) -> None:
             target = SOURCE / "book" / "figures" / f"{figure}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(png)
+    if not tryable:
+        toc = (SOURCE / "book" / "_toc.yml").read_text(encoding="utf-8")
+        (SOURCE / "book" / "_toc.yml").write_text(re.sub(rf"\n *- file: {TRY}\n", "\n", toc), encoding="utf-8")
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     (SOURCE / "_config.yml").write_text(yaml.safe_dump(with_repository(config, remote())), encoding="utf-8")
+
+
+def browser_files() -> bool:
+    """Writes what the page "Try it" loads; without npm it says why the page is left out, and returns False."""
+    shutil.rmtree(SOURCE / "book" / "_static" / "try", ignore_errors=True)
+    npm = BUILD / "npm"
+    if why := browser.fetch_runtime(npm):
+        print(f"the page that segments in the browser is left out: {why}")
+        return False
+    browser.write_files(browser.demonstration(), npm, SOURCE / "book" / "_static" / "try")
+    return True
 
 
 def named_figures(notebook: Path) -> dict[str, bytes]:
@@ -215,7 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
         return write_front()
     if not given.no_run:
         run_all(names, dict(given.parameter), images(given.data))
-    put_together(names)
+    put_together(names, browser_files())
     render()
     found = problems(HTML, [SOURCE / f"{name}.ipynb" for name in names])
     if found:

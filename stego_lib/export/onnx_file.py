@@ -42,7 +42,7 @@ def export_onnx(
         graph = quantized(graph)
     segments, experiment = run.segments, run.experiment
     about = {
-        "names": segments.names, "colors": segments.colors, "outputs": {name: OUTPUTS[name] for name in outputs},
+        "names": segments.names, "ids": list(ids), "colors": segments.colors, "outputs": {name: OUTPUTS[name] for name in outputs},
         "matched": run.matched, "precision": precision, "working_size": size or experiment.eval_size, "free_sizes": size is None,
         "patch": run.backbone.patch, "mirror": experiment.mirror, "dataset": experiment.dataset, "backbone": experiment.backbone,
         "run": run.folder.name, "step": run.step, "crf": False,

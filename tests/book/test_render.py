@@ -48,7 +48,12 @@ def html(tmp_path_factory) -> Path:
             path = build.SOURCE / f"{name}.ipynb"
             path.parent.mkdir(parents=True, exist_ok=True)
             nbformat.write(with_stand_ins(ROOT / f"{name}.ipynb"), path)
-        build.put_together(names)
+        for number in (1, 2, 3):
+            sample = build.SOURCE / "book" / "_static" / "try" / f"sample-{number}.jpg"
+            sample.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(sample)
+            (sample.parent / "page.js").touch()
+        build.put_together(names, True)
         build.render()  # ends the test where there is a warning
         assert problems(build.HTML, [build.SOURCE / f"{name}.ipynb" for name in names]) == []
         return build.HTML

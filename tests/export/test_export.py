@@ -7,33 +7,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from randomrun import random_run
 
-from stego_lib import Experiment, StegoError
-from stego_lib.backbone import Backbone
-from stego_lib.datasets import Classes
+from stego_lib import StegoError
 from stego_lib.datasets.painter import paint_scene
-from stego_lib.run import Run, build_model
 
 SHAPES = [(128, 128), (96, 200), (251, 143), (40, 300)]
 """Square, oblong, upright, and longer than `LONGEST` allows."""
-
-
-def run_of(tmp_path, matching=None, extra_clusters=0, **changes) -> Run:
-    """A finished run with random weights; matching: class of each cluster, as `evaluate` writes it."""
-    torch.manual_seed(0)
-    values = (
-        dict(steps=1, data_root=str(tmp_path), device="cpu", precision="float32", extra_clusters=extra_clusters)
-        | changes
-    )
-    experiment = Experiment.preset("scenes", **values)
-    classes = Classes(("a", "b", "c"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
-    backbone = Backbone.of(experiment)
-    run = Run(tmp_path / "run", experiment, classes, build_model(experiment, backbone.dim, 3).eval(), backbone)
-    run.step = 1
-    run.folder.mkdir()
-    if matching:
-        (run.folder / "metrics.json").write_text(json.dumps({"step": 1, "matching": matching}))
-    return run
 
 
 def images() -> list[np.ndarray]:
@@ -53,7 +33,7 @@ def outputs_of(path, image: np.ndarray) -> list[np.ndarray]:
     ids=["as by default", "no mirror", "published", "one size"],
 )
 def test_a_file_labels_as_the_run_does(tmp_path, changes):
-    run = run_of(tmp_path, **changes)
+    run = random_run(tmp_path, **changes)
     about = run.export(tmp_path / "a.onnx")
     assert (
         about["free_sizes"] and about["agreement"] >= 0.999 and about["bytes"] == (tmp_path / "a.onnx").stat().st_size
@@ -72,7 +52,7 @@ def test_a_file_labels_as_the_run_does(tmp_path, changes):
 
 
 def test_matched_clusters_get_the_ids_of_predict_and_the_file_says_what_they_are(tmp_path):
-    run = run_of(tmp_path, matching=[2, -1, 0, -1], extra_clusters=1)
+    run = random_run(tmp_path, matching=[2, -1, 0, -1], extra_clusters=1)
     run.export(tmp_path / "a.onnx")
     image = images()[0]
     labels, scores = outputs_of(tmp_path / "a.onnx", image)
@@ -87,7 +67,7 @@ def test_matched_clusters_get_the_ids_of_predict_and_the_file_says_what_they_are
 
 def test_a_file_speaks_in_the_names_of_the_run(tmp_path):
     """Two clusters merged under one name; one dropped, whose pixels get id 255."""
-    run = run_of(tmp_path, extra_clusters=2)
+    run = random_run(tmp_path, extra_clusters=2)
     names = run.segments.names
     run.name_segments({names[0]: "road", names[1]: "road", names[2]: None})
     run.export(tmp_path / "a.onnx")
@@ -101,13 +81,13 @@ def test_a_file_speaks_in_the_names_of_the_run(tmp_path):
 
 
 def test_eight_bits_are_smaller_and_change_few_pixels(tmp_path):
-    run = run_of(tmp_path)
+    run = random_run(tmp_path)
     large, small = (run.export(tmp_path / f"{name}.onnx", precision=name) for name in ("float32", "int8"))
     assert small["bytes"] < 0.4 * large["bytes"] and 0.95 < small["agreement"] <= 1
 
 
 def test_grid_outputs_are_the_runs_own(tmp_path):
-    run = run_of(tmp_path)
+    run = random_run(tmp_path)
     about = run.export(tmp_path / "a.onnx", outputs=("features", "code", "similarity"))
     assert about["agreement"] is None, "there are no labels to compare"
     image = images()[0]
@@ -126,5 +106,5 @@ def test_grid_outputs_are_the_runs_own(tmp_path):
 )
 def test_what_cannot_be_asked_for_is_refused(tmp_path, asked):
     with pytest.raises(StegoError, match=next(iter(asked))):
-        run_of(tmp_path).export(tmp_path / "a.onnx", **asked)
+        random_run(tmp_path).export(tmp_path / "a.onnx", **asked)
     assert not (tmp_path / "a.onnx").exists()

@@ -92,6 +92,7 @@ def test_faults_of_what_was_rendered_end_the_build(monkeypatch, capsys):
     done = []
     for step in ("run_all", "put_together", "render"):
         monkeypatch.setattr(build, step, lambda *_, step=step: done.append(step))
+    monkeypatch.setattr(build, "browser_files", lambda: True)
     monkeypatch.setattr(build, "problems", lambda *_: [])
     build.main(["--no-run"])
     assert done == ["put_together", "render"] and "index.html" in capsys.readouterr().out

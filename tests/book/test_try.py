@@ -1,0 +1,160 @@
+"""The page that segments in the browser: its pixels are Python's, and nothing that a reader does freezes it."""
+
+import functools
+import http.server
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from common import ROOT
+from PIL import Image
+from randomrun import random_run
+
+from stego_lib.datasets.painter import paint_scene
+
+sys.path.insert(0, str(ROOT / "book"))
+import browser as page_files
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """A folder as a static host would serve it: the page alone, with a run of random weights."""
+    folder = tmp_path_factory.mktemp("site")
+    if why := page_files.fetch_runtime(folder / "npm"):
+        pytest.skip(f"the page cannot be put together here: {why}")
+    page_files.write_files(random_run(folder), folder / "npm", folder / "_static" / "try")
+    text = (ROOT / "book" / "try.md").read_text(encoding="utf-8")
+    html = text.split("```{raw} html\n")[1].split("\n```")[0]
+    (folder / "book").mkdir()
+    style = '<meta charset="utf-8"><link rel="stylesheet" href="../_static/book.css"><meta name="viewport" content="width=device-width">'
+    (folder / "book" / "try.html").write_text(f"<!doctype html><html><head>{style}</head><body>{html}</body></html>")
+    (folder / "_static" / "book.css").write_bytes((ROOT / "book" / "_static" / "book.css").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(site) -> str:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/book/try.html"
+    server.shutdown()
+
+
+def message(page) -> str:
+    return page.find_element("css selector", "[data-part=message]").text
+
+
+def wait(page, wanted: str, seconds: float = 120) -> str:
+    """The page's message once it holds a text."""
+    end = time.monotonic() + seconds
+    while wanted not in (text := message(page)):
+        assert time.monotonic() < end, f"{wanted!r} did not come; the page says {text!r}"
+        time.sleep(0.1)
+    return text
+
+
+def give(page, path: Path) -> None:
+    page.find_element("css selector", "[data-part=file]").send_keys(str(path))
+
+
+@pytest.fixture
+def page(browser, address):
+    """The page, ready."""
+    browser.get(address)
+    wait(browser, "Choose a photograph")
+    return browser
+
+
+def test_the_pixels_are_those_of_python(page, site, tmp_path):
+    image = np.ascontiguousarray(np.tile(paint_scene(5, 0)[0], (2, 2, 1))[:171, :246])
+    Image.fromarray(image).save(tmp_path / "image.png")
+    give(page, tmp_path / "image.png")
+    assert "246 × 171 pixels" in wait(page, "on this machine")
+    shown = page.execute_script("const {labels, width, height} = document.getElementById('try').stego.result; return [[...labels], width, height]")
+    labels = np.array(shown[0]).reshape(shown[2], shown[1])
+    wanted = random_run(tmp_path).predict(image)
+    session = onnxruntime.InferenceSession(str(site / "_static" / "try" / "stego.onnx"))
+    similarity, features, code = session.run(["similarity", "features", "code"], {"image": image})
+    import torch
+
+    from stego_lib.loss import upsample
+
+    same_file = upsample(torch.from_numpy(similarity), wanted.shape)[0].argmax(0).numpy()
+    assert len(np.unique(wanted)) > 1
+    assert (labels == same_file).mean() >= 0.999, "the file itself, run by Python"
+    assert (labels == wanted).mean() >= 0.97, "the run, without 8-bit weights"
+    shares = page.find_element("css selector", "[data-part=legend]").text
+    for id_ in range(3):
+        if (labels == id_).any():
+            assert f"cluster {id_}: {100 * (labels == id_).mean():.1f} %" in shares
+    # The second tab: the cosine of the middle cell's feature with all others.
+    unit = features[0].reshape(features.shape[1], -1)
+    unit = unit / np.linalg.norm(unit, axis=0)
+    for space, maps in (("features", features[0]), ("codes", code[0])):
+        page.execute_script(
+            "const s = document.querySelector('[data-part=space]'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))", space
+        )
+        cell, cosines = page.execute_script("const s = document.getElementById('try').stego; return [s.cell, [...s.cosines]]")
+        unit = maps.reshape(len(maps), -1) / np.linalg.norm(maps.reshape(len(maps), -1), axis=0)
+        np.testing.assert_allclose(unit.T @ unit[:, cell[0] * maps.shape[2] + cell[1]], cosines, atol=1e-3)
+
+
+def test_the_label_map_can_be_taken_away(page, tmp_path):
+    Image.fromarray(paint_scene(5, 1)[0]).save(tmp_path / "image.png")
+    give(page, tmp_path / "image.png")
+    wait(page, "on this machine")
+    differing = page.execute_async_script("""
+        const done = arguments[0], {result} = document.getElementById("try").stego;
+        fetch(document.querySelector("[data-part=download]").href).then(answer => answer.blob()).then(createImageBitmap).then(image => {
+            const canvas = new OffscreenCanvas(image.width, image.height), context = canvas.getContext("2d");
+            context.drawImage(image, 0, 0);
+            const {data} = context.getImageData(0, 0, image.width, image.height);
+            done(result.labels.filter((id, pixel) => data[4 * pixel] != id).length);
+        });""")
+    assert differing == 0
+
+
+def test_a_broken_file_gives_a_sentence_and_the_next_one_works(page, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no image")
+    give(page, tmp_path / "broken.jpg")
+    assert "no photograph that the browser can read" in wait(page, "Take a JPEG")
+    page.find_element("css selector", "[data-sample='sample-1.jpg']").click()
+    wait(page, "on this machine")
+
+
+def test_twenty_megapixels_do_not_freeze_the_page(page, tmp_path):
+    Image.fromarray(paint_scene(5, 2)[0]).resize((5000, 4000)).save(tmp_path / "large.jpg")
+    page.execute_script("""
+        window.longest = 0; let before = performance.now();
+        setInterval(() => { const now = performance.now(); window.longest = Math.max(window.longest, now - before); before = now; }, 20);""")
+    give(page, tmp_path / "large.jpg")
+    assert "5000 × 4000 pixels" in wait(page, "on this machine", 300)
+    assert page.execute_script("return window.longest") < 2000, "milliseconds in which the page did nothing else"
+
+
+def test_it_keeps_to_a_phones_width(page, tmp_path):
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=390, height=844, deviceScaleFactor=1, mobile=True))
+    Image.fromarray(paint_scene(5, 2)[0]).resize((1500, 900)).save(tmp_path / "image.png")
+    give(page, tmp_path / "image.png")
+    wait(page, "on this machine")
+    assert page.execute_script("return document.documentElement.scrollWidth") <= 390
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_browser_without_webassembly_is_told(browser, address):
+    browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": "delete window.WebAssembly"})
+    browser.get(address)
+    assert "lacks WebAssembly" in wait(browser, "A newer one can")
+
+
+def test_without_npm_the_page_is_left_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert page_files.fetch_runtime(tmp_path) == "npm is not installed"

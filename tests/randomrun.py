@@ -1,0 +1,26 @@
+"""A finished run with random weights, for tests of what is done with a run."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from stego_lib import Experiment
+from stego_lib.backbone import Backbone
+from stego_lib.datasets import Classes
+from stego_lib.run import Run, build_model
+
+
+def random_run(root: Path, matching: list[int] | None = None, **changes: object) -> Run:
+    """Three classes; matching: class of each cluster, as `evaluate` writes it; changes: of the experiment."""
+    torch.manual_seed(0)
+    values = dict(steps=1, data_root=str(root), device="cpu", precision="float32") | changes
+    experiment = Experiment.preset("scenes", **values)
+    classes = Classes(("a", "b", "c"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+    backbone = Backbone.of(experiment)
+    run = Run(root / "run", experiment, classes, build_model(experiment, backbone.dim, 3).eval(), backbone)
+    run.step = 1
+    run.folder.mkdir()
+    if matching:
+        (run.folder / "metrics.json").write_text(json.dumps({"step": 1, "matching": matching}))
+    return run
