@@ -89,7 +89,7 @@ def test_the_pixels_are_those_of_python(page, site, tmp_path):
 
     same_file = upsample(torch.from_numpy(similarity), wanted.shape)[0].argmax(0).numpy()
     assert len(np.unique(wanted)) > 1
-    assert (labels == same_file).mean() >= 0.999, "the file itself, run by Python"
+    assert (labels == same_file).mean() >= 0.995, "the file itself, run by Python; 8-bit activations round otherwise on another processor"
     assert (labels == wanted).mean() >= 0.97, "the run, without 8-bit weights"
     shares = page.find_element("css selector", "[data-part=legend]").text
     for id_ in range(3):
