@@ -39,7 +39,7 @@
   async function segments(result) {
     state.result = result;
     state.unit = null;
-    state.photograph = await createImageBitmap(state.file, { resizeWidth: Math.min(result.width, 1200), resizeQuality: "high" });
+    state.photograph = await createImageBitmap(state.file, { resizeWidth: Math.min(Math.max(result.width, 640), 1200), resizeQuality: "high" });
     busy(false);
     const notice = result.smaller ? ` It was made smaller, from ${result.asked.join(" × ")}.` : "";
     say(`${result.width} × ${result.height} pixels in ${result.seconds.toFixed(1)} seconds, on this machine.${notice}`);
