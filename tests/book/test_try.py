@@ -104,7 +104,7 @@ def test_the_pixels_are_those_of_python(page, site, tmp_path):
         )
         cell, cosines = page.execute_script("const s = document.getElementById('try').stego; return [s.cell, [...s.cosines]]")
         unit = maps.reshape(len(maps), -1) / np.linalg.norm(maps.reshape(len(maps), -1), axis=0)
-        np.testing.assert_allclose(unit.T @ unit[:, cell[0] * maps.shape[2] + cell[1]], cosines, atol=1e-3)
+        np.testing.assert_allclose(unit.T @ unit[:, cell[0] * maps.shape[2] + cell[1]], cosines, atol=1e-2)
 
 
 def test_the_label_map_can_be_taken_away(page, tmp_path):
