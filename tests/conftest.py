@@ -11,6 +11,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported: no test, and nothing that it starts, asks timm's hub
 
 from common import SHARED, write_backbone, write_dino
+from families import small_families  # noqa: F401
 from killing import Runner, serving
 from sources import Server
 

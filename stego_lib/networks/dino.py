@@ -35,12 +35,30 @@ def resample_positions(positions: Tensor, height: int, width: int) -> Tensor:
     """
     positions = positions.float()
     side = round((positions.shape[1] - 1) ** 0.5)
+    if torch.compiler.is_exporting():  # a graph whose sizes are free cannot ask which they are
+        untouched = (torch.scalar_tensor(height) == side) & (torch.scalar_tensor(width) == side)
+        rows, columns = (_bicubic(cells, side, untouched) for cells in (height, width))
+        grid = torch.einsum("hi,ijc,wj->hwc", rows, positions[0, 1:].unflatten(0, (side, side)), columns)
+        return torch.cat([positions[:, :1], grid.flatten(0, 1)[None]], dim=1)
     if (height, width) == (side, side):
         return positions
     grid = positions[:, 1:].unflatten(1, (side, side)).movedim(-1, 1)
     scale = ((height + 0.1) / side, (width + 0.1) / side)
     grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False, recompute_scale_factor=False)
     return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _bicubic(cells: int, side: int, untouched: Tensor) -> Tensor:
+    """The same resampling along one axis as weights, (cells, side); where `untouched`, each cell takes its own position."""
+    numbers = torch.arange(cells)
+    at = (numbers + 0.5) * side / (cells + 0.1) - 0.5
+    weights = torch.zeros(side)
+    for tap in range(-1, 3):
+        x = (at - at.floor() - tap).abs()  # Keys' kernel with a = -0.75, as in torch
+        near, far = (1.25 * x - 2.25) * x * x + 1, -0.75 * (((x - 5) * x + 8) * x - 4)
+        taken = (at.floor() + tap).clamp(0, side - 1)
+        weights = weights + torch.where(x <= 1, near, far)[:, None] * (taken[:, None] == torch.arange(side))
+    return torch.where(untouched, (numbers[:, None] == torch.arange(side)).float(), weights)
 
 
 def dino_vit(weights: dict[str, Tensor], source: str, heads: int | None = None) -> DinoViT:

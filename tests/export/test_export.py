@@ -7,10 +7,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from families import FAMILIES
 from randomrun import random_run
 
 from stego_lib import StegoError
 from stego_lib.datasets.painter import paint_scene
+from stego_lib.runtime.notices import Notice
 
 SHAPES = [(128, 128), (96, 200), (251, 143), (40, 300)]
 """Square, oblong, upright, and longer than `LONGEST` allows."""
@@ -49,6 +51,32 @@ def test_a_file_labels_as_the_run_does(tmp_path, changes):
         same.append((labels == wanted).ravel())
         assert same[-1].mean() >= 0.998, image.shape
     assert np.concatenate(same).mean() >= 0.999
+
+
+@pytest.mark.parametrize(
+    ("family", "features"),
+    [("DINO", "feat"), ("DINO", "KK"), ("DINOv2 with registers", "feat"), ("MAE", "feat"), ("EVA-02", "feat")],
+)
+def test_positions_of_every_kind_take_free_sizes(tmp_path, small_families, family, features):
+    """Learned (DINO, DINOv2), sinusoidal (MAE) and rotary (EVA-02) positions; tokens and keys."""
+    patch = 14 if family in ("DINOv2 with registers", "EVA-02") else 8 if family == "DINO" else 16
+    run = random_run(
+        tmp_path, backbone=FAMILIES[family][0], features=features, train_size=8 * patch, eval_size=8 * patch
+    )
+    about = run.export(tmp_path / "a.onnx")
+    assert about["free_sizes"] and about["agreement"] >= 0.999
+
+
+def test_a_network_that_freezes_its_sizes_is_found_out(tmp_path, small_families):
+    """Traced, DINOv3 keeps the rotary positions of one size: right in shape, wrong in value. The comparison sees it."""
+    run = random_run(tmp_path, backbone=FAMILIES["DINOv3"][0], train_size=128, eval_size=128)
+    with pytest.warns(
+        Notice, match=r"cannot be exported with free sizes \(its graph agrees .* resizes every image to 128 x 128"
+    ):
+        about = run.export(tmp_path / "a.onnx")
+    assert not about["free_sizes"] and about["working_size"] == (128, 128)
+    image = images()[0]
+    assert (outputs_of(tmp_path / "a.onnx", image)[0] == run.predict(image)).mean() >= 0.999
 
 
 def test_matched_clusters_get_the_ids_of_predict_and_the_file_says_what_they_are(tmp_path):
