@@ -57,7 +57,7 @@ tuning: $(READY)  ## train the runs of the appendix on the shifts that have no r
 	@$(NOTEBOOK) notebooks/choosing_evidence.ipynb runs/choosing_evidence.ipynb -p limit -1 $(ARGS)
 
 export: $(READY)  ## write a run as one ONNX file: make export RUN=runs/NAME (FILE=stego.onnx if not given)
-	@$(PY) -c "import sys; from stego_lib import load_run; print(load_run(sys.argv[1]).export(sys.argv[2]))" "$(RUN)" "$(FILE)"
+	@$(PY) -c "import sys; from stego_lib import load_run; load_run(sys.argv[1]).export(sys.argv[2])" "$(RUN)" "$(FILE)"
 
 reproduce: $(READY)  ## one row of the paper: make reproduce ROW=cityscapes-vitb8 DATA=FOLDER (notebooks/reproduce.ipynb)
 	@$(NOTEBOOK) notebooks/reproduce.ipynb "runs/reproduce-$(ROW).ipynb" -p row "$(ROW)" $(if $(DATA),-p data_root "$(DATA)") $(ARGS)

@@ -271,8 +271,8 @@ class Run:
         Returns
         -------
         dict
-            The metadata, and "path", "bytes", "agreement" (share of the pixels of some images, named by "compared_on", that the
-            file labels as `predict` does without CRF in float32).
+            The metadata, and "path", "bytes", "agreement": the share of the pixels of some images, named by "compared_on", that
+            such a graph labels as `predict` does in float32. A line says it too.
 
         Raises
         ------

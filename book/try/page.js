@@ -17,7 +17,7 @@
   const worker = new Worker(new URL("worker.js", base));
   worker.onerror = () => say("The network could not be loaded. Is the folder of this page complete?", true);
   worker.onmessage = ({ data }) => ({ ready, progress: (one) => say(one.text), segments, error: (one) => { busy(false); say(one.text, true); } })[data.kind](data);
-  say("loading the network (21 MB, once) …");
+  say("loading the network (about 20 MB, once) …");
   worker.postMessage({});
 
   function busy(on) { root.setAttribute("aria-busy", on); for (const input of root.querySelectorAll("[data-input]")) input.disabled = on; }

@@ -40,7 +40,7 @@ function between(cells, pixels) {
   return { first, second, share };
 }
 
-// The id of the largest upsampled similarity at every pixel. `lines`: one function that tells how far it is.
+// The id of the largest upsampled similarity at every pixel. `tell`: takes the finished share.
 function labelsOf(maps, clusters, h, w, height, width, tell) {
   const rows = between(h, height), columns = between(w, width), labels = new Uint8Array(height * width);
   const line = new Float32Array(clusters * w);

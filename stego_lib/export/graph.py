@@ -5,6 +5,7 @@ Resizing and upsampling are written in ONNX's own text format; the network in th
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -238,12 +239,7 @@ def describe(graph: "onnx.ModelProto", about: dict[str, Any]) -> None:
 
 
 def needed() -> None:
-    """StegoError where onnx or onnxruntime is not installed."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise StegoError(
-            f"exporting needs {error.name}, which is not installed: pip install 'stego_lib[export]'"
-        ) from None
+    """StegoError where a package of the extra `export` is not installed."""
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise StegoError(f"exporting needs {', '.join(missing)}, not installed here: pip install 'stego_lib[export]'")

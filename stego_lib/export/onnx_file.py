@@ -14,7 +14,8 @@ from ..datasets.painter import paint_scene
 from ..runtime.errors import DataNotFound, StegoError, brief
 from ..runtime.files import atomic
 from ..runtime.notices import notice
-from ..runtime.paths import user_path
+from ..runtime.paths import shown_path, user_path
+from ..runtime.progress import say
 from .graph import OUTPUTS, assemble, describe, needed, quantized, trace
 
 if TYPE_CHECKING:
@@ -35,11 +36,13 @@ def export_onnx(
     """See `Run.export`. ids, longest: as in `graph.assemble`."""
     needed()
     _refuse(precision, outputs)
-    run = _in_float32(run)
+    path, run = user_path(path), _in_float32(run)
     images, source = _images(run)
-    graph, size = _graph(run, outputs, ids, longest, images)
+    core, size, agreeing = _traced(run, ids, longest, images)
+    graph = assemble(core, run, outputs, size, ids, longest)
     if precision == "int8":
         graph = quantized(graph)
+        agreeing = agreement(run, quantized(assemble(core, run, ("labels",), size, ids, longest)), images)
     segments, experiment = run.segments, run.experiment
     about = {
         "names": segments.names, "ids": list(ids), "colors": segments.colors, "outputs": {name: OUTPUTS[name] for name in outputs},
@@ -48,13 +51,14 @@ def export_onnx(
         "run": run.folder.name, "step": run.step, "crf": False,
     }  # fmt: skip
     describe(graph, about)
-    path = user_path(path)
     with atomic(path) as temporary:
         temporary.write_bytes(graph.SerializeToString())
-    agreeing = None
-    if {"labels", "scores"} & set(outputs):
-        agreeing = agreement(run, path.read_bytes(), images)
-    return about | {"path": path, "bytes": path.stat().st_size, "agreement": agreeing, "compared_on": source}
+    found = about | {"path": path, "bytes": path.stat().st_size, "agreement": agreeing, "compared_on": source}
+    say(
+        f"{shown_path(path)}: {found['bytes'] / 1e6:.1f} MB, {precision}; labels {100 * agreeing:.2f} % of the pixels of {source} as "
+        f"predict does{'; the CRF of the evaluation is not in it' if experiment.crf else ''}"
+    )
+    return found
 
 
 def _refuse(precision: str, outputs: Sequence[str]) -> None:
@@ -90,17 +94,24 @@ def _images(run: "Run") -> tuple[list[np.ndarray], str]:
     return [image[:, : image.shape[1] // 2] if number % 2 else image for number, image in enumerate(found)], source
 
 
-def _graph(
-    run: "Run", outputs: Sequence[str], ids: Sequence[int], longest: float, images: list[np.ndarray]
-) -> tuple["onnx.ModelProto", tuple[int, int] | None]:
-    """The graph with free sizes if the backbone can be exported so, else with one working size, which is returned too."""
+def _traced(
+    run: "Run", ids: Sequence[int], longest: float, images: list[np.ndarray]
+) -> tuple["onnx.ModelProto", tuple[int, int] | None, float]:
+    """The traced network, the one working size that it needs (None for free sizes), and its `agreement` on `images`.
+
+    Raises StegoError for a backbone that cannot be traced at all.
+    """
     shape = run.experiment.eval_size
     only = (shape, shape) if isinstance(shape, int) else shape
+
+    def attempt(size: tuple[int, int] | None) -> tuple["onnx.ModelProto", float]:
+        core = trace(run, size)
+        return core, agreement(run, assemble(core, run, ("labels",), size, ids, longest), images)
+
     try:
-        core = trace(run, None)
-        share = agreement(run, assemble(core, run, ("labels",), None, ids, longest).SerializeToString(), images)
+        core, share = attempt(None)
         if share >= ENOUGH:
-            return assemble(core, run, outputs, None, ids, longest), None
+            return core, None, share
         why = f"its graph agrees with the run on {100 * share:.2f} % of the pixels"
     except Exception as error:  # torch and onnx fail in many ways at networks that they do not know
         why = brief(error)
@@ -109,22 +120,19 @@ def _graph(
         f"{only[0]} x {only[1]} pixels, whatever its aspect ratio"
     )
     try:
-        return assemble(trace(run, only), run, outputs, only, ids, longest), only
+        core, share = attempt(only)
     except Exception as error:
         raise StegoError(f"backbone {run.experiment.backbone!r} cannot be exported: {brief(error)}") from error
+    return core, only, share
 
 
-def agreement(run: "Run", graph: bytes, images: Sequence[np.ndarray]) -> float:
-    """Share of the pixels of images, uint8 (H, W, 3), that a graph labels as `Run.predict` does."""
+def agreement(run: "Run", graph: "onnx.ModelProto", images: Sequence[np.ndarray]) -> float:
+    """Share of the pixels of images, uint8 (H, W, 3), that a graph with the output "labels" labels as `Run.predict` does."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    name = next(output.name for output in session.get_outputs() if output.name in ("labels", "scores"))
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     same = total = 0
     for image in images:
-        (found,) = session.run([name], {"image": np.ascontiguousarray(image)})
-        wanted = run.predict(image)
-        if name == "scores":  # a dropped cluster is the last map there
-            found, wanted = found.argmax(0), np.minimum(wanted, len(found) - 1)
-        same, total = same + int((found == wanted).sum()), total + found.size
+        (found,) = session.run(["labels"], {"image": np.ascontiguousarray(image)})
+        same, total = same + int((found == run.predict(image)).sum()), total + found.size
     return same / total

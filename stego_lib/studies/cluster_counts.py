@@ -135,8 +135,9 @@ def study(run: Run, counts: Sequence[int] = COUNTS) -> dict[str, Any]:
     chosen = torch.randperm(len(codes), generator=torch.Generator().manual_seed(experiment.seed))[:POINTS]
     codes, images = F.normalize(codes[chosen], dim=1), images[chosen]
     scored = open_scored(run, held_out)
-    of_rows = lambda rows: scored.codes(model, rows)  # noqa: E731
-    val_codes, val_labels = sample_cells(scored.plain, experiment.seed, of_rows, model.head.code_dim, 4 * POINTS)
+    val_codes, val_labels = sample_cells(
+        scored.plain, experiment.seed, lambda rows: scored.codes(model, rows), model.head.code_dim, 4 * POINTS
+    )
     if val_labels is None:
         raise StegoError(f"{held_out.name} {held_out.split} has no labels, so no number of clusters can be scored")
     miou = scored_counts(codes, F.normalize(val_codes, dim=1), val_labels, len(run.classes), counts, experiment.seed)

@@ -98,11 +98,11 @@ def test_two_processes_give_what_one_gives(runner, experiment, tmp_path, program
 
 def test_features_are_shared_out_and_the_store_is_the_same(runner, experiment, tmp_path):
     """Three batches of four training images, five to score, and those again flipped: each is computed once, by either process."""
-    job = dict(experiment=experiment.but(steps=1).to_dict(), keep_every=0.0, slow=0.05)
+    job = dict(experiment=experiment.but(steps=1).to_dict(), keep_every=0.0, slow=0.2)
     two = in_two(runner, "torchrun", runs_dir=str(tmp_path / "two"), **job)
     one = runner.do("train", runs_dir=str(tmp_path / "one"), **job)
     assert one["images"] == 12 + 2 * 20 == sum(found["images"] for found in two)
-    assert all(found["images"] >= 12 for found in two)
+    assert all(found["images"] >= 4 for found in two), "each takes the next batch when it is free"
     for path in (tmp_path / "one" / "features").glob("*/*"):
         other = tmp_path / "two" / path.relative_to(tmp_path / "one")
         assert other.read_bytes() == path.read_bytes(), path.name
@@ -114,10 +114,10 @@ def test_a_run_that_is_opened_is_scored_together(runner, experiment, tmp_path):
     alone = evaluate(run, baselines=False)
     for store in tmp_path.glob("features/[!.]*-val-*"):
         shutil.rmtree(store)
-    runner.start("evaluate", folder=str(run.folder), copies=2, join=started_by("torchrun"), keep_every=0.0, slow=0.05)
+    runner.start("evaluate", folder=str(run.folder), copies=2, join=started_by("torchrun"), keep_every=0.0, slow=0.2)
     assert runner.wait() == [0, 0], runner.results()
     found = runner.results()
-    assert sum(one["images"] for one in found) == 2 * 20 and all(one["images"] >= 12 for one in found)
+    assert sum(one["images"] for one in found) == 2 * 20 and all(one["images"] >= 4 for one in found)
     for one in found:
         assert one["confusion"] == alone["confusion"] and one["miou"] == miou_of(alone)
 
