@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .evaluation_rows import evaluation
+from .export_rows import exports
 from .limits import limits
 from .material import Settings
 from .measuring import RESULTS, machine, save
@@ -22,7 +23,7 @@ from .scale_rows import memory, neighbors
 from .training_rows import extraction, probes, recipe, rest, step
 
 ROWS: dict[str, Callable[[Settings], dict[str, Any]]] = {
-    row.__name__: row for row in (limits, rest, step, extraction, evaluation, neighbors, probes, memory, recipe)
+    row.__name__: row for row in (limits, rest, step, extraction, evaluation, neighbors, probes, memory, exports, recipe)
 }
 
 

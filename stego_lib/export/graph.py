@@ -4,6 +4,7 @@ Resizing and upsampling are written in ONNX's own text format; the network in th
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -223,12 +224,16 @@ def quantized(graph: "onnx.ModelProto") -> "onnx.ModelProto":
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "small.onnx"
-        quantize_dynamic(
-            graph, file, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
-        )
-        return onnx.load(file)
+    logging.disable(logging.WARNING)  # its advice to prepare the graph is for graphs without inferred shapes
+    try:
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "small.onnx"
+            quantize_dynamic(
+                graph, file, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
+            )
+            return onnx.load(file)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def describe(graph: "onnx.ModelProto", about: dict[str, Any]) -> None:

@@ -40,6 +40,29 @@ def on_a_gpu(folder: Path) -> dict[str, Any]:
     return {"full_recipe": newest["rows"]["full_recipe"] | {"gpu": newest["machine"]["gpu"]}}
 
 
+def exports(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """One row for each file of `make bench ARGS=exports`: megabytes, agreement with `Run.predict` in percent of pixels, seconds
+    per image; and the machine that measured it.
+
+    Raises StegoError where no result holds them.
+    """
+    results = [read_json(path) for path in folder.glob("*.json")]
+    found = [result for result in results if "exports" in result["rows"] and not result["settings"]["tiny"]]
+    if not found:
+        raise StegoError(f"{folder} holds no exports; make bench ARGS=exports measures them (minutes)")
+    newest = max(found, key=lambda result: result["machine"]["date"])
+    lines = {}
+    for kind, row in newest["rows"]["exports"]["kinds"].items():
+        seconds = {way: times["median_s"] for way, times in row["ways"].items()}
+        images = f"{kind}, {row['image'][0]} x {row['image'][1]}"
+        lines[images, "Run.predict"] = [None, None, seconds["predict"]]
+        for precision, file in row["files"].items():
+            lines[images, precision] = [file["bytes"] / 1e6, 100 * file["agreement"], seconds[f"onnxruntime, {precision}"]]
+    table = pd.DataFrame.from_dict(lines, orient="index", columns=["MB", "agreement (%)", "seconds per image"])
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["images", "file"])
+    return table, newest["machine"]
+
+
 def goals(rows: dict[str, Any]) -> pd.DataFrame:
     """One line for each goal: the target, the measurement, and the limit set by the machine's matrix products.
 

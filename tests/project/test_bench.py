@@ -135,6 +135,9 @@ def test_every_row_is_measured_beside_the_baseline(measured):
         assert {"published, no CRF", "ours, no CRF"} <= set(found["ways"])
     assert rows["memory"]["store_bytes"] > 12 * 2 * 32 * 4 * 4
     assert rows["neighbors"]["many"]["bytes_before"] > 1e8 and rows["neighbors"]["extrapolated"]["bytes"] < 8e9
+    exported = rows["exports"]["kinds"]["scenes"]
+    assert exported["files"]["int8"]["bytes"] < 0.5 * exported["files"]["float32"]["bytes"]
+    assert exported["files"]["float32"]["agreement"] >= 0.999 and len(exported["ways"]) == 3
     assert rows["recipe"]["extrapolated"] and rows["recipe"]["total_s"] > 0
     machine = measured["machine"]
     assert machine["cpu"] and machine["amx"] in (True, False) and machine["threads"] == "1" and machine["torch"]

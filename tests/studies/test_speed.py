@@ -81,3 +81,27 @@ def test_the_newest_whole_result_counts_and_trials_do_not(tmp_path):
     assert speed.newest_results(tmp_path)[0].name == "new.json" and speed.on_a_gpu(tmp_path) == {}
     write("gpu", "2026-01-01", ["full_recipe"], gpu="G")
     assert speed.on_a_gpu(tmp_path) == {"full_recipe": {"of": "gpu", "gpu": "G"}}
+
+
+def test_exports_are_read_from_the_newest_result_that_measured_them(tmp_path):
+    def write(name: str, date: str, rows: dict, tiny: bool = False) -> None:
+        result = {"machine": {"date": date, "gpu": None}, "settings": {"tiny": tiny}, "rows": rows}
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+
+    def row(seconds: float) -> dict:
+        times = {"predict": 1.0, "onnxruntime, float32": seconds, "onnxruntime, int8": 0.25}
+        files = {"float32": {"bytes": 8_000_000, "agreement": 1.0}, "int8": {"bytes": 2_500_000, "agreement": 0.9973}}
+        kind = {"ways": {way: {"median_s": taken} for way, taken in times.items()}, "files": files, "image": [96, 128]}
+        return {"exports": {"kinds": {"scenes": kind}}}
+
+    with pytest.raises(StegoError, match="make bench ARGS=exports"):
+        speed.exports(tmp_path)
+    write("old", "2026-01-01", row(0.9))
+    write("new", "2026-01-02", row(0.5))
+    write("whole", "2026-01-03", {"step": {}, "limits": {}})
+    write("trial", "2026-01-04", row(0.1), tiny=True)
+    table, machine = speed.exports(tmp_path)
+    assert machine["date"] == "2026-01-02" and len(table) == 3
+    assert table.loc[("scenes, 96 x 128", "float32")].tolist() == [8.0, 100.0, 0.5]
+    assert table.loc[("scenes, 96 x 128", "int8")].tolist() == pytest.approx([2.5, 99.73, 0.25])
+    assert table.loc[("scenes, 96 x 128", "Run.predict"), "seconds per image"] == 1.0

@@ -1,0 +1,42 @@
+"""Exports: a run as an ONNX file, beside `Run.predict`."""
+
+from functools import partial
+from typing import Any
+
+import onnxruntime
+
+from stego_lib import Experiment, train
+from stego_lib.datasets import open_training_set
+from stego_lib.datasets.scenes import draw_scenes
+from stego_lib.runtime.paths import data_root
+
+from .material import Settings
+from .measuring import timed
+
+
+def exports(settings: Settings) -> dict[str, Any]:
+    """One image from pixels to labels, and the files: bytes, and the share of pixels labeled as `predict` does.
+
+    Runs of the embedded backbones: scenes of 128 px, and the photographs of data/photographs. The file is run by onnxruntime on the
+    CPU; `predict` is the same with torch, without CRF, and reads no file either.
+    """
+    images = settings.folder / "data"
+    draw_scenes(images / "scenes", train=settings.choose(200, 16), val=2)
+    made = {"scenes": Experiment.preset("scenes", data_root=str(images), steps=settings.choose(300, 2), crf=False)}
+    photographs = dict(data_root=str(data_root() / "photographs"), backbone="photos_vit_tiny8", n_classes=6, steps=100)
+    if not settings.tiny:
+        made["photographs"] = Experiment.preset("folder", **photographs, crf=False)
+    return {"kinds": {kind: _kind(settings, experiment) for kind, experiment in made.items()}}
+
+
+def _kind(settings: Settings, experiment: Experiment) -> dict[str, Any]:
+    """Seconds an image of each way, and what each file is."""
+    run = train(experiment.but(seed=settings.seed), runs_dir=settings.folder / "runs")
+    image = open_training_set(run.experiment).image(0).permute(1, 2, 0).contiguous().numpy()
+    ways, files = {"predict": partial(run.predict, image)}, {}
+    for precision in ("float32", "int8"):
+        about = run.export(settings.folder / f"{precision}.onnx", precision=precision, outputs=("labels",))
+        session = onnxruntime.InferenceSession(about["path"], providers=["CPUExecutionProvider"])
+        ways[f"onnxruntime, {precision}"] = partial(session.run, ["labels"], {"image": image})
+        files[precision] = {"bytes": about["bytes"], "agreement": about["agreement"], "compared_on": about["compared_on"]}  # fmt: skip
+    return {"ways": timed(ways, settings), "files": files, "image": list(image.shape[:2])}
