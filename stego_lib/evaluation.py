@@ -204,7 +204,7 @@ def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
     model, published, found = copy.deepcopy(run.model), run.experiment.published, {}
     for step, state in progress(kept, "evaluating kept steps"):
         model.load_state_dict(state)
-        if run.experiment.probes == "after":
+        if run.experiment.probes == "after" and not run.experiment.own_prototypes:
             fit_cluster_probe(model, _training_features(run), run.experiment.seed)
         found[step] = _scores("cluster", probe_confusion(model, plain, published=published), published)
     best = max(found, key=lambda step: found[step]["miou"])

@@ -44,6 +44,8 @@ class Method:
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything random."""
 
+    method: Literal["stego", "smooseg", "primaps", "hp", "cause", "depthg"] = "stego"
+    """'stego', or one of its successors in `stego_lib.family`. `Experiment.preset` takes the settings of `SUCCESSORS` with it."""
     n_classes: int | None = Field(None, ge=1, le=255)
     """Clusters to look for in a `folder` that names no classes, 27 by default; other datasets have their own number."""
     extra_clusters: int = Field(0, ge=0)
@@ -51,8 +53,9 @@ class Method:
     crop: Literal["none", "five", "random"] = "none"
     """'five' cuts each training image into its four corners and center, half as high and wide (paper, section 3.4); 'random'
     cuts five pieces of that size at random positions, the same for every seed."""
-    head: Literal["nonlinear", "linear", "none"] = "nonlinear"
-    """Segmentation head: linear plus two-layer branch (the paper's), the linear branch alone, or the features themselves."""
+    head: Literal["nonlinear", "silu", "linear", "none"] = "nonlinear"
+    """Segmentation head: linear plus two-layer branch (the paper's), the same with SiLU for ReLU, the linear branch alone, or
+    the features themselves."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Channel dropout at the input of each branch of the head."""
     lr_head: float = Field(5e-4, gt=0, allow_inf_nan=False)
@@ -150,7 +153,7 @@ class Experiment(Machine, Evaluation, PublishedSwitches, Method):
             raise StegoError(
                 f"unknown preset {name!r}{did_you_mean(name, [*PRESETS, *USUAL_PRESET])}; presets: {', '.join(PRESETS)}"
             )
-        return cls.from_dict(PRESETS[known] | changes)
+        return cls.from_dict(PRESETS[known] | SUCCESSORS.get(changes.get("method", "stego"), {}) | changes)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Experiment":
@@ -187,6 +190,11 @@ class Experiment(Machine, Evaluation, PublishedSwitches, Method):
     def differing(self, other: "Experiment", ignored: tuple[str, ...]) -> list[str]:
         """Names of the fields, apart from `ignored`, in which both differ."""
         return [f.name for f in fields(self) if f.name not in ignored and getattr(self, f.name) != getattr(other, f.name)]
+
+    @property
+    def own_prototypes(self) -> bool:
+        """Whether the method has clusters of its own, so that none are fitted to its codes."""
+        return self.method in ("smooseg", "primaps", "cause")
 
     @property
     def name(self) -> str:
@@ -292,6 +300,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 """The recipes, as changes of the defaults. 'scenes', 'camvid' and 'folder' are this project's, the others the paper's."""
+
+SUCCESSORS: dict[str, dict[str, Any]] = {
+    "smooseg": dict(head="silu", dropout=0.2, code_dim=64, lr_head=1e-4, lr_probes=5e-4, centering=True),
+    "primaps": dict(head="none", dropout=0.0),
+    "hp": dict(code_dim=512),
+    "cause": dict(code_dim=90),
+    "depthg": dict(weights=(0.58, 0.36, 0.7)),
+}
+"""Settings that `Experiment.preset` takes with a `method`, as their papers publish them; shifts and steps are the recipe's."""
 
 USUAL_PRESET = {
     "cityscapes": "cityscapes-vitb8",

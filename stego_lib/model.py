@@ -8,6 +8,8 @@ from .loss import upsample
 
 ALPHA = 2.0
 """Scale of the cosines in the cluster probe's softmax. It matters only through the CRF."""
+ACTIVATIONS = {"nonlinear": nn.ReLU, "silu": nn.SiLU}
+"""Activation of the two-layer branch, by kind of the head."""
 
 
 class SegmentationHead(nn.Module):
@@ -20,8 +22,8 @@ class SegmentationHead(nn.Module):
     in_dim, code_dim
         C and K.
     kind
-        'nonlinear': a linear branch plus a two-layer ReLU branch, as in the paper; 'linear': the first alone; 'none': the
-        features are the code (K = C).
+        'nonlinear': a linear branch plus a two-layer ReLU branch, as in the paper; 'silu': SiLU for ReLU, as SmooSeg has it;
+        'linear': the first alone; 'none': the features are the code (K = C).
     dropout
         Probability that a channel is dropped.
 
@@ -38,28 +40,34 @@ class SegmentationHead(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         if kind != "none":
             self.linear = nn.Conv2d(in_dim, code_dim, 1)
-        if kind == "nonlinear":
-            self.nonlinear = nn.Sequential(nn.Conv2d(in_dim, in_dim, 1), nn.ReLU(), nn.Conv2d(in_dim, code_dim, 1))
+        if kind in ACTIVATIONS:
+            self.nonlinear = nn.Sequential(
+                nn.Conv2d(in_dim, in_dim, 1), ACTIVATIONS[kind](), nn.Conv2d(in_dim, code_dim, 1)
+            )
 
     def forward(self, features: Tensor) -> Tensor:
         """Codes (B, K, h, w), not normalized."""
         if self.kind == "none":
             return features
         code = self.linear(self.dropout(features))
-        if self.kind == "nonlinear":
+        if self.kind in ACTIVATIONS:
             code = code + self.nonlinear(self.dropout(features))
         return code
 
 
 class ClusterProbe(nn.Module):
-    """Cosine k-means by gradient descent: one direction per cluster (paper, section 3.4)."""
+    """Cosine k-means by gradient descent: one direction per cluster (paper, section 3.4).
 
-    def __init__(self, code_dim: int, n_clusters: int):
+    `lengths`: clusters have lengths as well, which scale their cosines (PriMaPs).
+    """
+
+    def __init__(self, code_dim: int, n_clusters: int, lengths: bool = False):
         super().__init__()
+        self.lengths = lengths
         self.clusters = nn.Parameter(torch.randn(n_clusters, code_dim))
 
     def forward(self, code: Tensor) -> Tensor:
-        """Cosine of each code with each cluster: (B, K, h, w) -> (B, n, h, w), in [-1, 1]."""
+        """Cosine of each code with each cluster: (B, K, h, w) -> (B, n, h, w), in [-1, 1] but for lengths."""
         return self.similarity(F.normalize(code, dim=1))
 
     def similarity(self, code: Tensor) -> Tensor:
@@ -68,7 +76,7 @@ class ClusterProbe(nn.Module):
         It is linear in the code, so n similarities can be upsampled instead of K code channels; the nearest cluster is the
         same.
         """
-        return torch.einsum("bkhw,nk->bnhw", code, F.normalize(self.clusters, dim=1))
+        return torch.einsum("bkhw,nk->bnhw", code, self.clusters if self.lengths else F.normalize(self.clusters, dim=1))
 
     def loss(self, code: Tensor, alpha: float | None = None) -> Tensor:
         """Minus the mean cosine of a code with its nearest cluster; with `alpha`, with all, by softmax(alpha * cosine)."""
@@ -125,7 +133,8 @@ class LinearProbe(nn.Module):
 class Stego(nn.Module):
     """Head and probes, with the mean that is subtracted from the features (zeros by default).
 
-    `decoder`: add a 1 x 1 convolution from codes to features, for the optional reconstruction loss.
+    `decoder`: add a 1 x 1 convolution from codes to features, for the optional reconstruction loss. `lengths`: see
+    `ClusterProbe`.
     """
 
     def __init__(
@@ -138,10 +147,11 @@ class Stego(nn.Module):
         dropout: float = 0.1,
         extra_clusters: int = 0,
         decoder: bool = False,
+        lengths: bool = False,
     ):
         super().__init__()
         self.head = SegmentationHead(in_dim, code_dim, head, dropout)
-        self.cluster_probe = ClusterProbe(self.head.code_dim, n_classes + extra_clusters)
+        self.cluster_probe = ClusterProbe(self.head.code_dim, n_classes + extra_clusters, lengths)
         self.linear_probe = LinearProbe(self.head.code_dim, n_classes)
         if decoder:
             self.decoder = nn.Conv2d(self.head.code_dim, in_dim, 1)

@@ -35,6 +35,16 @@ def fit_probes(model: Stego, store: Features, seed: int) -> None:
     """
     codes, labels = sample_codes(model, store, seed)
     _set_clusters(model, codes, seed)
+    _set_classifier(model, codes, labels)
+
+
+@torch.no_grad()
+def fit_linear_probe(model: Stego, store: Features, seed: int) -> None:
+    """Fits the linear probe alone, see `fit_probes`."""
+    _set_classifier(model, *sample_codes(model, store, seed))
+
+
+def _set_classifier(model: Stego, codes: Tensor, labels: Tensor | None) -> None:
     if labels is not None:
         classifier = model.linear_probe.classifier
         with stage("fitting the linear probe (multinomial regression)"):

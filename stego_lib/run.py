@@ -130,14 +130,14 @@ class Run:
 
     # ------------------------------------------------------------------------------------------ checkpoints
 
-    def save(self, optimizer: torch.optim.Optimizer) -> None:
-        """Writes checkpoint.pt atomically."""
+    def save(self, optimizer: torch.optim.Optimizer, beside: dict[str, Any]) -> None:
+        """Writes checkpoint.pt atomically. beside: `training.Trainer.state`."""
         save_state(
             self.folder / "checkpoint.pt",
             {
                 "step": self.step, "model": self.model.state_dict(), "optimizer": optimizer.state_dict(),
                 "shifts": list(self.shifts), "backbone_weights": self.backbone.weights_id,
-                "feature_store": self.feature_store, "data": self.data, "precision": str(self.backbone.precision),
+                "feature_store": self.feature_store, "data": self.data, "precision": str(self.backbone.precision), "beside": beside,
             },
         )  # fmt: skip
 
@@ -411,7 +411,7 @@ def build_model(experiment: Experiment, in_dim: int, n_classes: int) -> Stego:
         return Stego(
             in_dim, experiment.code_dim, n_classes,
             head=experiment.head, dropout=experiment.dropout, extra_clusters=experiment.extra_clusters,
-            decoder=experiment.rec_weight > 0,
+            decoder=experiment.rec_weight > 0, lengths=experiment.method == "primaps",
         )  # fmt: skip
 
 

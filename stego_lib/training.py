@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,6 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
             model.linear_probe.forget()
         if experiment.start_from is not None:
             copy_weights(load_run(experiment.start_from), model)
-    optimizer = make_optimizer(model, experiment)
     if devices.first():
         show_findings(dataset, runs_dir / "features")
     root, source = runs_dir / "features", Source(dataset, backbone, experiment.train_size, False, experiment.published)
@@ -105,41 +105,99 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
         found or devices.once(lambda: new_folder(runs_dir, experiment)), experiment, dataset.classes, model, backbone
     )
     run.feature_store, run.data = features.kind, data
+    trainer = trainer_of(experiment)(run, features, neighbors)
     busy = f"{run.folder} is being trained by another process; wait for it, or train without resume"
     with locked(run.folder / ".lock", busy, wait=False) if devices.first() else nullcontext():
         if found:
-            resume_run(run, optimizer)
+            resume_run(trainer)
         else:
-            start_run(run, features, neighbors, optimizer)
-        train_steps(run, features, neighbors, optimizer)
+            start_run(trainer)
+        train_steps(trainer)
         devices.wait()
     model.load_state_dict(read_checkpoint(run.folder)["model"])
     model.eval()
     return run
 
 
-def train_steps(run: Run, features: Features, neighbors: Tensor, optimizer: torch.optim.Optimizer) -> None:
+class Trainer:
+    """What a method trains, and how one step of it works: STEGO's way.
+
+    Each successor of STEGO has a subclass in `stego_lib.family`, which `Experiment.method` names.
+
+    Parameters
+    ----------
+    run
+        Its model is trained; its step counts.
+    features
+        Of the training images.
+    neighbors
+        Nearest neighbors of each image, int64 (N, k).
+    """
+
+    def __init__(self, run: Run, features: Features, neighbors: Tensor):
+        self.run, self.features, self.neighbors = run, features, neighbors
+        self.experiment, self.model = run.experiment, run.model
+        self.optimizer: torch.optim.Optimizer = make_optimizer(self.model, self.experiment)
+
+    @property
+    def columns(self) -> list[str]:
+        """What `step` returns, in this order."""
+        joint = ["loss_cluster", "loss_linear"] if self.experiment.probes == "joint" else []
+        parts = [f"{what}_{kind}" for what in ("loss", "code") for kind in ("self", "knn", "rand")]
+        return ["loss", *parts, *joint, *optional_weights(self.experiment)]
+
+    def begin(self) -> dict[str, Any]:
+        """Before the first step of a run: sets its shifts. Returns what correspondences.json holds."""
+        found = calibrate(self.features, self.neighbors, self.model.feature_mean.cpu(), self.experiment)
+        self.run.shifts = found.shifts
+        return found.to_dict()
+
+    def step(self, number: int) -> dict[str, float]:
+        """Step number `number`, which draws all random choices from the seed and the number. Returns the values of `columns`."""
+        batch = draw_batch(self.features, self.neighbors, self.model, self.experiment, number, self.run.backbone)
+        if number + 1 < self.experiment.steps:
+            self.features.prefetch(Draw(self.neighbors, self.experiment, number + 1).needed)
+        return train_step(self.model, self.optimizer, batch, self.experiment, self.run.shifts)
+
+    def finish(self) -> None:
+        """After the last step: fits the probes that were not trained beside the head."""
+        if self.experiment.probes == "after":
+            fit_probes(self.model, self.features, self.experiment.seed)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors beside model and optimizer that the checkpoint keeps, so that a run can be resumed."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes what `state` returned."""
+
+
+def trainer_of(experiment: Experiment) -> type[Trainer]:
+    """STEGO's `Trainer`, or that of the successor that `experiment.method` names."""
+    if experiment.method == "stego":
+        return Trainer
+    return import_module(f"{__package__}.family.{experiment.method}").Trainer
+
+
+def train_steps(trainer: Trainer) -> None:
     """Trains from the run's step to the last: a line in the log for each step, and a checkpoint every `SAVE_EVERY` steps."""
+    run, features = trainer.run, trainer.features
     experiment, model, saved = run.experiment, run.model, run.step
     device, path = model.feature_mean.device, run.folder / "log.csv"
     watch = Watch(run.folder, features, experiment, run.step)
-    terms = [*(["loss_cluster", "loss_linear"] if experiment.probes == "joint" else []), *optional_weights(experiment)]
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),  # dropout uses the caller's generators
         enough_memory(f"a training step on {features.name}", "choose a smaller batch_size, code_dim or train_size, or device='cpu'"),
         disk_errors(path),
-        TrainingLog(path, run.step, terms) if devices.first() else nullcontext() as log,
+        TrainingLog(path, run.step, trainer.columns) if devices.first() else nullcontext() as log,
     ):  # fmt: skip
         bar = progress(range(run.step, experiment.steps), "training", initial=run.step, total=experiment.steps)
         for step in bar:
-            batch = draw_batch(features, neighbors, model, experiment, step, run.backbone)
-            if step + 1 < experiment.steps:
-                features.prefetch(Draw(neighbors, experiment, step + 1).needed)
-            values = train_step(model, optimizer, batch, experiment, run.shifts)
+            values = trainer.step(step)
             refuse_nonfinite(run, values, saved)
             run.step = step + 1
-            if run.step == experiment.steps and experiment.probes == "after":
-                fit_probes(model, features, experiment.seed)
+            if run.step == experiment.steps:
+                trainer.finish()
             if log is None:
                 continue
             log.add(step, values)
@@ -150,7 +208,7 @@ def train_steps(run: Run, features: Features, neighbors: Tensor, optimizer: torc
             if run.step % SAVE_EVERY == 0 or run.step == experiment.steps:
                 refuse_nonfinite(run, {f"weight {name}": value for name, value in model.state_dict().items()}, saved)
                 log.sync()  # before the checkpoint: every step that it counts has its line
-                run.save(optimizer)
+                run.save(trainer.optimizer, trainer.state())
                 saved = run.step
 
 
@@ -199,21 +257,22 @@ def make_optimizer(model: Stego, experiment: Experiment) -> torch.optim.Adam:
     return torch.optim.Adam([group for group in groups if group["params"]])
 
 
-def start_run(run: Run, features: Features, neighbors: Tensor, optimizer: torch.optim.Optimizer) -> None:
+def start_run(trainer: Trainer) -> None:
     """Sets the shifts, and writes a new run's files with a checkpoint of step 0, from which it can be resumed."""
-    found = calibrate(features, neighbors, run.model.feature_mean.cpu(), run.experiment)
-    run.shifts = found.shifts
+    run, found = trainer.run, trainer.begin()
     if devices.first():
-        write_json(run.folder / "correspondences.json", found.to_dict())
-        run.save(optimizer)
+        write_json(run.folder / "correspondences.json", found)
+        run.save(trainer.optimizer, trainer.state())
         run.save_experiment()
     devices.wait()
 
 
-def resume_run(run: Run, optimizer: torch.optim.Optimizer) -> None:
+def resume_run(trainer: Trainer) -> None:
     """Loads the last checkpoint into the run, and removes files that were being written when it was killed."""
+    run = trainer.run
     state = run.load_checkpoint()
-    optimizer.load_state_dict(state["optimizer"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.restore(state.get("beside", {}))
     before, now = state.get("precision"), str(run.backbone.precision)
     if before not in (None, now):
         notice(

@@ -53,12 +53,12 @@ def export_onnx(
     describe(graph, about)
     with atomic(path) as temporary:
         temporary.write_bytes(graph.SerializeToString())
-    found = about | {"path": path, "bytes": path.stat().st_size, "agreement": agreeing, "compared_on": source}
+    size_of_file = path.stat().st_size
     say(
-        f"{shown_path(path)}: {found['bytes'] / 1e6:.1f} MB, {precision}; labels {100 * agreeing:.2f} % of the pixels of {source} as "
+        f"{shown_path(path)}: {size_of_file / 1e6:.1f} MB, {precision}; labels {100 * agreeing:.2f} % of the pixels of {source} as "
         f"predict does{'; the CRF of the evaluation is not in it' if experiment.crf else ''}"
     )
-    return found
+    return about | {"path": path, "bytes": size_of_file, "agreement": agreeing, "compared_on": source}
 
 
 def _refuse(precision: str, outputs: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..datasets.folder import distinct_names
 from ..run import Run
-from ..studies.results import METHODS, score_table, scored
+from ..studies.results import METHODS, method_names, score_table, scored
 from .style import as_they_are, find_fonts
 
 KINDS = {"self": "self", "knn": "nearest neighbor", "rand": "random"}
@@ -43,8 +43,11 @@ def correspondences(run: Run) -> Figure:
 def curves(log: pd.DataFrame, span: int = 20) -> Figure:
     """Losses of the three kinds of pairs, their mean code correspondences, and joint probes' losses, by step.
 
-    Faint: every step. Strong: exponential moving average over about `span` steps, which has all steps from the first in it.
+    Of a successor of STEGO, the parts of its own loss. Faint: every step. Strong: exponential moving average over about `span`
+    steps, which has all steps from the first in it.
     """
+    if "loss_self" not in log:
+        return _own_curves(log, span)
     probes = [name for name in ("cluster", "linear") if f"loss_{name}" in log and log[f"loss_{name}"].notna().any()]
     titles = ["correspondence loss", "mean code correspondence", *["loss of the probes"][: len(probes)]]
     figure, axes = plt.subplots(1, len(titles), figsize=(0.5 + 3.5 * len(titles), 3.1))
@@ -64,6 +67,17 @@ def curves(log: pd.DataFrame, span: int = 20) -> Figure:
     return figure
 
 
+def _own_curves(log: pd.DataFrame, span: int) -> Figure:
+    """One axis for each column of the log."""
+    figure, axes = plt.subplots(1, len(log.columns), figsize=(0.5 + 3 * len(log.columns), 3.1), squeeze=False)
+    for axis, (name, values) in zip(axes[0], log.items(), strict=True):
+        axis.plot(values, color=sns.color_palette()[0], alpha=0.25, linewidth=0.8)
+        axis.plot(values.ewm(span=span).mean(), color=sns.color_palette()[0])
+        axis.set(title=str(name).replace("_", " "), xlabel="step")
+    figure.tight_layout()
+    return figure
+
+
 def score_bars(record: dict[str, Any]) -> Figure:
     """Accuracy and mIoU of every method in a run record; StegoError for one without scores."""
     methods = [method for method in METHODS if method in scored(record)["scores"]]
@@ -74,7 +88,7 @@ def score_bars(record: dict[str, Any]) -> Figure:
             sns.color_palette()[0 if method.startswith(("cluster", "linear")) and method != "linear_features" else 7]
             for method in methods
         ]
-        bars = axis.barh([METHODS[method] for method in methods], values, color=colors)
+        bars = axis.barh([method_names(record)[method] for method in methods], values, color=colors)
         axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
         axis.set(title=title, xlim=(0, 100))
         axis.grid(axis="y", visible=False)
@@ -86,8 +100,9 @@ def score_bars(record: dict[str, Any]) -> Figure:
 def spread(records: list[dict[str, Any]]) -> Figure:
     """mIoU of every method: one dot a seed, the mean as a bar."""
     table = score_table(records)
-    table["method"] = table["method"].map(METHODS)
-    order = [name for name in METHODS.values() if name in set(table["method"])]
+    names = method_names(records[0])
+    table["method"] = table["method"].map(names)
+    order = [name for name in names.values() if name in set(table["method"])]
     figure, axis = plt.subplots(figsize=(8, 0.45 * len(order) + 1.2))
     options = dict(x="miou", y="method", order=order, ax=axis)
     sns.barplot(table, errorbar=None, color=sns.color_palette("pastel")[0], **options)
@@ -128,7 +143,7 @@ def class_iou(*records: dict[str, Any], methods: Sequence[str] = tuple(METHODS))
     find_fonts(*names)
     shown = [method for method in methods if all(method in scored(record)["scores"] for record in records)]
     values = {
-        METHODS[method]: np.array([record["scores"][method]["iou"] for record in records], float).mean(0)
+        method_names(records[0])[method]: np.array([record["scores"][method]["iou"] for record in records], float).mean(0)
         for method in shown
     }
     return class_table(values, names)

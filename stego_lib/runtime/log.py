@@ -13,13 +13,11 @@ from .files import atomic
 class TrainingLog:
     """Opens log.csv at step `first`: keeps the lines of the steps before it, drops later ones.
 
-    optional: columns beyond those of every run. Raises StegoError if a line before `first` is missing.
+    columns: those beyond "step". Raises StegoError if a line before `first` is missing.
     """
 
-    FIELDS = ("step", "loss", "loss_self", "loss_knn", "loss_rand", "code_self", "code_knn", "code_rand")
-
-    def __init__(self, path: Path, first: int, optional: Iterable[str] = ()):
-        names = [*self.FIELDS, *optional]
+    def __init__(self, path: Path, first: int, columns: Iterable[str]):
+        names = ["step", *columns]
         kept = _rows(path, first)
         with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as new:
             writer = csv.DictWriter(new, names)

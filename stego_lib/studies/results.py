@@ -42,6 +42,19 @@ PUBLISHED_AS = {
 NOT_COMPARED = ("seed", "device", "precision", "published", "n_classes", "validate_every")
 """Fields of an experiment that no row of the paper prescribes."""
 
+ADDED = {"method": "stego"}
+"""Fields of an experiment that records of version 0.2.0 and before lack, and what they meant there."""
+NAMES = {
+    "stego": "STEGO", "smooseg": "SmooSeg", "primaps": "PriMaPs-EM", "hp": "HP", "cause": "CAUSE-MLP", "depthg": "DepthG",
+}  # fmt: skip
+"""`Experiment.method` -> its name in tables and figures."""
+
+
+def method_names(record: dict[str, Any]) -> dict[str, str]:
+    """`METHODS` with the name of the record's own method in place of STEGO's."""
+    own = NAMES[record.get("experiment", ADDED).get("method", "stego")]
+    return {key: title.replace("STEGO", own) for key, title in METHODS.items()}
+
 
 def is_record(content: Any) -> bool:
     """Whether the content of a JSON file is a run record."""
@@ -49,10 +62,10 @@ def is_record(content: Any) -> bool:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """One run record; StegoError if the file is not one."""
+    """One run record; StegoError if the file is not one. Fields of `ADDED` that it lacks get their value."""
     if not is_record(record := read_json(path)):
         raise StegoError(f"{path} is not a run record (metrics.json of an evaluated run)")
-    return record
+    return record | {"experiment": ADDED | record["experiment"]}
 
 
 def read_records(folder: str | Path) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from ..runtime.errors import StegoError
 from ..runtime.files import atomic, read_json, write_json
 from ..runtime.paths import user_path
 from ..runtime.progress import progress
+from .results import NAMES
 
 ROWS = {
     "kmeans_features": "k-means",
@@ -74,7 +75,7 @@ def segments(
         ids = np.array(record["scores"][method]["matching"] if matched else range(run.model.n_clusters))
         spare = ids < 0
         ids[spare] = len(run.classes) + np.arange(spare.sum())
-        table[name] = [ids[one] for one in clusters]
+        table[name.replace("STEGO", NAMES[run.experiment.method])] = [ids[one] for one in clusters]
     return table
 
 

@@ -159,7 +159,7 @@ def test_the_summary_reports_a_collapse(name, capsys):
     for collapsed in (True, False):
         record = made_up_record(3) | {"collapsed": collapsed, "codes": {"seen": seen if collapsed else None}, "images": 6}
         run = SimpleNamespace(step=100, folder="runs/a", watched={"seen": seen}, experiment=SimpleNamespace(name="a"))
-        values = dict(METHODS=results.METHODS, collapses=results.collapses, record=record, kept=[record], run=run, experiment=SimpleNamespace(name="a"), results=results, seeds=[3], records="r")
+        values = dict(method_names=results.method_names, METHODS=results.METHODS, collapses=results.collapses, record=record, kept=[record], run=run, experiment=SimpleNamespace(name="a"), results=results, seeds=[3], records="r")
         exec(cell.source, values | dict(row="cityscapes-vitb8", published=True, figures=None, departures=[]))
         assert (f"do not trust this run: seed 3: {seen}" in capsys.readouterr().out) == collapsed
 

@@ -213,10 +213,10 @@ def test_a_checkpoint_counts_no_step_whose_line_is_not_in_the_log(experiment, tm
     monkeypatch.setattr(training, "SAVE_EVERY", 2)
     save, seen = Run.save, []
 
-    def saving(self, optimizer):
+    def saving(self, optimizer, beside):
         path = self.folder / "log.csv"
         seen.append((self.step, path.read_text().splitlines()[1:] if path.exists() else []))
-        save(self, optimizer)
+        save(self, optimizer, beside)
 
     monkeypatch.setattr(Run, "save", saving)
     train(experiment, runs_dir=tmp_path)
