@@ -7,6 +7,7 @@ so does the weather: fog, dusk, a soft lens and grain change a whole image and s
 """
 
 import colorsys
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -29,10 +30,20 @@ def paint_scene(seed: int, index: int, size: int = SIZE, weather: bool = True) -
     Returns the image, uint8 (H, W, 3), and its label map, uint8 (H, W) with ids into `CLASSES`. The same
     arguments give the same image, and clear or not the labels are the same; every pixel is labeled.
     """
+    image, label, _ = paint_with_distance(seed, index, size, weather)
+    return image, label
+
+
+def paint_with_distance(
+    seed: int, index: int, size: int = SIZE, weather: bool = True
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`paint_scene`, and how far away each pixel is, uint8 (H, W): 255 for the first layer of paint, 0 for the last."""
     rng = np.random.default_rng([seed, index])
     y, x = np.mgrid[:size, :size].astype(np.float32)
     image = np.zeros((size, size, 3), np.float32)
     label = np.zeros((size, size), np.uint8)
+    layer = np.zeros((size, size), np.int64)
+    painted = itertools.count()
 
     def lay(name: str, mask: Grid, shade: Grid | float = 1.0) -> None:
         dark, bright = _color_pair(rng)
@@ -43,6 +54,7 @@ def paint_scene(seed: int, index: int, size: int = SIZE, weather: bool = True) -
         alpha = mask[..., None]
         image[:] = image * (1 - alpha) + color * alpha
         label[mask > 0.5] = CLASSES.index(name)
+        layer[mask > 0.5] = next(painted)
 
     for name, mask in _bands(rng, x, y):
         lay(name, mask)
@@ -54,7 +66,8 @@ def paint_scene(seed: int, index: int, size: int = SIZE, weather: bool = True) -
         light = 1 + 0.3 * ((x - center[0]) * rng.choice([-1, 1]) - (y - center[1])) / radius
         image *= 1 - 0.35 * _shift(mask, int(rng.integers(2, 6)))[..., None]  # the shadow it casts
         lay(name, mask, np.clip(light, 0.6, 1.3))
-    return _photograph(rng, image, x, y, weather), label
+    distance = np.round(255 * (1 - layer / max(1, layer.max()))).astype(np.uint8)
+    return _photograph(rng, image, x, y, weather), label, distance
 
 
 def _bands(rng: np.random.Generator, x: Grid, y: Grid) -> list[tuple[str, Grid]]:

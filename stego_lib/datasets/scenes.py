@@ -43,14 +43,15 @@ def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = pa
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".scenes.") as temporary:
         unfinished = Path(temporary) / "scenes"
-        for kind in ("imgs", "labels"):
+        for kind in ("imgs", "labels", "depth"):
             for split in ("train", "val"):
                 (unfinished / kind / split).mkdir(parents=True)
         for index in progress(range(train + val), "drawing scenes"):
             split = "train" if index < train else "val"
-            image, label = painter.paint_scene(series, index, size)
+            image, label, distance = painter.paint_with_distance(series, index, size)
             Image.fromarray(image).save(unfinished / "imgs" / split / f"{index:04d}.png")
             Image.fromarray(label).save(unfinished / "labels" / split / f"{index:04d}.png")
+            Image.fromarray(distance).save(unfinished / "depth" / split / f"{index:04d}.png")
         names = painter.CLASSES
         write_json(unfinished / "classes.json", {"names": names, "colors": [COLORS[name] for name in names]})
         about = {"about": "synthetic images, drawn by code", "painter": painter.VERSION, "seed": series, "size": size}
