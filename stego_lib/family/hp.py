@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime.errors import StegoError
-from torch.utils.checkpoint import checkpoint
 
 SETTINGS = {
     "cocostuff27": dict(tau=0.8, warmup=1000, rho=0.02),

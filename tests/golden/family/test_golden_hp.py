@@ -8,7 +8,6 @@ both gradients; loss_consistency; lam05.loss_total and lam05.grad_total.*.
 
 import pytest
 import torch
-import torch.nn.functional as F
 from common import golden_tensors
 from torch import Tensor
 from torch.testing import assert_close
