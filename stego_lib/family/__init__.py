@@ -1,0 +1,1 @@
+"""STEGO's successors, on the same features: one file a method."""

@@ -1,0 +1,281 @@
+"""CAUSE-MLP (Kim et al., 2023, "Causal Unsupervised Semantic Segmentation"): pure functions.
+
+A codebook of concepts splits frozen features so that similar patches share entries (modularity of a graph). A head and a
+projection then pull together the patches whose concepts are alike, against a moving average of both and a bank of its
+vectors. A cluster probe with the same modularity loss ends it.
+
+Shapes: maps (B, C, h, w); patches of one image (P, C) in the order row, column, M = B h w those of a batch, image by image;
+concepts int64 (M,), numbers of codebook entries. The formulas are those of the released code (`segment_module.py`, commit
+ee0aa84), which the project's golden numbers replay. Not repeated is its last stage, which trains the evaluated head with
+labels, see `probes_loss`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..model import ClusterProbe, LinearProbe
+from ..runtime.errors import StegoError
+from .hp import unit_patches, without_self
+
+CODEBOOK, CODE_DIM, PROJECTION = 2048, 90, 2048
+"""Entries of the codebook, channels of the head and of its projection (released code)."""
+BANK, DECAY = 100, 0.99
+"""Vectors that the bank keeps of a concept, and decay of the averaged head, as `hp.update_ema` takes it (released code)."""
+ATTRACT, REPEL = 0.3, 0.1
+"""Concepts with a larger cosine attract, with a smaller one repel; between them is neither (released code)."""
+SHARPNESS, TAU = 0.1, 0.07
+"""Temperature of the shared assignment and of the contrastive loss (released code)."""
+BLOCK = 4
+"""Side of the blocks that `sample_blocks` thins out (released code)."""
+CHUNK = 1 << 20
+"""Numbers in memory at once. Few are faster on a CPU, since they stay in its cache."""
+
+
+def random_order(blocks: int, block: int, generator: torch.Generator) -> Tensor:
+    """A random patch of each block of block x block patches, int64 (blocks,)."""
+    return torch.randint(block**2, (blocks,), generator=generator)
+
+
+def sample_blocks(maps: Tensor, order: Tensor, block: int = BLOCK) -> Tensor:
+    """Keeps one patch of each block of block x block patches.
+
+    Parameters
+    ----------
+    maps
+        (B, C, h, w).
+    order
+        Which patch of its block is kept, row by row in [0, block * block): int64 (B h w / block ** 2,), the blocks by image,
+        row, column. See `random_order`.
+    block
+        A divisor of h and w.
+
+    Returns
+    -------
+    Tensor
+        (B, C, h / block, w / block).
+
+    Raises
+    ------
+    StegoError
+        If the blocks do not fill the grid.
+    """
+    count, channels, height, width = maps.shape
+    if height % block or width % block:
+        raise StegoError(
+            f"blocks of {block} x {block} patches do not fill a grid of {height} x {width}; give a divisor of both"
+        )
+    blocks = maps.unfold(2, block, block).unfold(3, block, block).flatten(4)
+    return blocks.gather(4, order.view(count, 1, *blocks.shape[2:4], 1).expand(-1, channels, -1, -1, -1)).squeeze(4)
+
+
+def modularity(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """The graph of one image's patches: A - d d^T / e, (P, P), and e.
+
+    A holds the cosines above 0 without the diagonal, d its row sums, e its sum.
+    """
+    unit = F.normalize(patches, dim=1)
+    adjacency = (unit @ unit.T).clamp(min=0).fill_diagonal_(0)
+    degree = adjacency.sum(1)
+    edges = degree.sum()
+    return adjacency - torch.outer(degree, degree) / edges.clamp(min=torch.finfo(edges.dtype).tiny), edges
+
+
+def assignment(patches: Tensor, codebook: Tensor) -> Tensor:
+    """Cosines of patches (P, C) and codebook entries (K, C), 0 where negative: (P, K)."""
+    return (F.normalize(patches, dim=1) @ F.normalize(codebook, dim=1).T).clamp(min=0)
+
+
+def shared_assignment(assigned: Tensor) -> Tensor:
+    """max over k of tanh(C_pk C_qk / 0.1): whether two patches share an entry, (P, K) -> (P, P).
+
+    The maximum is looked up without a gradient, some rows at a time, so that no (P, K, P) array is made.
+    """
+    rows = max(1, CHUNK // assigned.numel())
+    with torch.no_grad():
+        best = torch.cat([(some[:, None] * assigned).argmax(2) for some in assigned.split(rows)])
+    return (assigned.gather(1, best) * assigned.gather(1, best.T).T / SHARPNESS).tanh()
+
+
+def modularity_loss(feats: Tensor, codebook: Tensor) -> Tensor:
+    """Negative modularity of the codebook as a soft clustering, mean over images; trains a codebook or a cluster probe.
+
+    Parameters
+    ----------
+    feats
+        (B, C, h, w); no gradient flows into them.
+    codebook
+        Entries, or the cluster probe's centroids, (K, C).
+
+    Returns
+    -------
+    Tensor
+        A number in [-1, 1]; an image without two similar patches gives 0.
+
+    Examples
+    --------
+    >>> feats = sample_blocks(torch.rand(2, 384, 28, 28), random_order(2 * 49, BLOCK, torch.Generator()))
+    >>> modularity_loss(feats, torch.rand(2048, 384)).shape
+    torch.Size([])
+    """
+    losses = []
+    for patches in feats.detach().flatten(2).mT:
+        graph, edges = modularity(patches)
+        shared = shared_assignment(assignment(patches, codebook))
+        losses.append(-(graph * shared).sum() / edges.clamp(min=torch.finfo(edges.dtype).tiny))
+    return torch.stack(losses).mean()
+
+
+def nearest_concepts(feats: Tensor, codebook: Tensor) -> Tensor:
+    """The entry with the largest cosine, of every patch of the batch: (B, C, h, w), (K, C) -> int64 (B h w,)."""
+    return (unit_patches(feats) @ F.normalize(codebook, dim=1).T).argmax(1)
+
+
+def concept_pairs(codebook: Tensor, anchors: Tensor, partners: Tensor) -> tuple[Tensor, Tensor]:
+    """Positive and negative pairs: the cosine of their concepts is above `ATTRACT`, below `REPEL`.
+
+    Parameters
+    ----------
+    codebook
+        (K, C).
+    anchors, partners
+        Concepts, int64 (A,) and (Q,).
+
+    Returns
+    -------
+    tuple of Tensor
+        bool (A, Q). An anchor that is among the partners is a positive of itself here.
+    """
+    unit = F.normalize(codebook, dim=1)
+    alike = unit[anchors] @ unit.T
+    return (alike > ATTRACT).index_select(1, partners), (alike < REPEL).index_select(1, partners)
+
+
+def pair_losses(student: Tensor, partners: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    """InfoNCE of each anchor p, (A,): sum over its positives q of log sum_k exp l_pk - l_pq, k over both kinds of pairs of p.
+
+    student, partners: unit vectors (A, D) and (Q, D), l their cosines / 0.07; masks bool (A, Q). 0 without a positive.
+    """
+    logits = student / TAU @ partners.T
+    # Cosines are small enough for a bare exponential. The smallest number keeps rows without a pair finite.
+    spread = (logits.exp() * (positives | negatives)).sum(1).clamp(min=torch.finfo(logits.dtype).tiny).log()
+    return positives.sum(1) * spread - (logits * positives).sum(1)
+
+
+def contrastive_loss(
+    student: Tensor, teacher: Tensor, concepts: Tensor, codebook: Tensor, bank: tuple[Tensor, Tensor]
+) -> Tensor:
+    """`pair_losses` against the teacher's patches of the batch and against the bank.
+
+    A term is the mean over the positive pairs of one image's anchors, all alike, 0 without any; the loss is the mean over
+    images, or over both terms of each image once the bank holds something. Time grows with M squared.
+
+    Parameters
+    ----------
+    student
+        Projections of the head, (B, D, h, w).
+    teacher
+        Those of the averaged head and projection, (B, D, h, w), without gradient.
+    concepts, codebook
+        `nearest_concepts` (M,), and the frozen codebook (K, C).
+    bank
+        Vectors (V, D) and their concepts, int64 (V,), see `update_bank`.
+
+    Returns
+    -------
+    Tensor
+        A number.
+
+    Examples
+    --------
+    >>> feats, codebook = torch.rand(2, 384, 8, 8), torch.rand(30, 384)
+    >>> student, teacher = torch.rand(2, 64, 8, 8), torch.rand(2, 64, 8, 8)
+    >>> empty = torch.empty(0, 64), torch.empty(0, dtype=torch.long)
+    >>> contrastive_loss(student, teacher, nearest_concepts(feats, codebook), codebook, empty).shape
+    torch.Size([])
+    """
+    z = unit_patches(student)
+    vectors, of_bank = bank
+    partners = [(unit_patches(teacher).detach(), concepts)]
+    partners += [(F.normalize(vectors, dim=1), of_bank)] if len(vectors) else []
+    # The (A, M) arrays of a batch would fill the memory, so each chunk of anchors gives its gradient at once.
+    leaf, gradient, value = z.detach().requires_grad_(), torch.zeros_like(z), z.new_zeros(())
+    for patches in torch.arange(len(z), device=z.device).chunk(len(student)):
+        for units, theirs in partners:
+            pairs, loss, slope = z.new_zeros(()), z.new_zeros(()), torch.zeros_like(z)
+            for anchors in patches.split(max(1, CHUNK // len(units))):
+                positives, negatives = concept_pairs(codebook, concepts[anchors], theirs)
+                if theirs is concepts:
+                    positives = without_self(positives, anchors)
+                with torch.enable_grad():
+                    chunk = pair_losses(leaf[anchors], units, positives, negatives).sum()
+                    slope += torch.autograd.grad(chunk, leaf)[0]
+                loss += chunk.detach()
+                pairs += positives.sum()
+            share = 1 / (pairs.clamp(min=1) * len(student) * len(partners))
+            value, gradient = value + loss * share, gradient + slope * share
+    handle = (z * gradient).sum()  # has the gradient; its value is subtracted
+    return value + (handle - handle.detach())
+
+
+def update_bank(
+    bank: tuple[Tensor, Tensor], teacher: Tensor, concepts: Tensor, order: Tensor, keep: int = BANK
+) -> tuple[Tensor, Tensor]:
+    """Appends a random half of the teacher's vectors of each concept to the bank, which keeps the last ones of each.
+
+    Parameters
+    ----------
+    bank
+        Vectors (V, D) and their concepts, int64 (V,), which ascend.
+    teacher
+        Projections of the averaged head, (B, D, h, w).
+    concepts
+        Of each patch, int64 (M,).
+    order
+        A random permutation of the M patches. Of a concept with n patches the first n // 2 in it are appended, in this order.
+    keep
+        Vectors that are kept of a concept, the newest.
+
+    Returns
+    -------
+    tuple of Tensor
+        The new bank.
+    """
+    order = order[concepts[order].argsort(stable=True)]
+    rank, count = ranks(concepts[order])
+    new = order[rank < count // 2]
+    vectors = torch.cat([bank[0], teacher.detach().movedim(1, -1).flatten(0, 2)[new]])
+    labels = torch.cat([bank[1], concepts[new]])
+    labels, order = labels.sort(stable=True)
+    rank, count = ranks(labels)
+    kept = rank >= count - keep
+    return vectors[order[kept]], labels[kept]
+
+
+def ranks(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Number of each entry among those of the same label, from 0, and how many these are; labels: int64 (n,), ascending."""
+    counts = labels.bincount()
+    return torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels], counts[labels]
+
+
+def probes_loss(code: Tensor, cluster_probe: ClusterProbe, linear_probe: LinearProbe, label: Tensor) -> Tensor:
+    """The last stage: modularity loss of the cluster probe plus cross-entropy of the linear probe.
+
+    No gradient flows into the code. In the released code that of the cross-entropy does, so that labels train the head whose
+    clusters are evaluated; this is not repeated.
+
+    Parameters
+    ----------
+    code
+        Of the averaged head, (B, K, h, w).
+    cluster_probe, linear_probe
+        Both are trained. Predictions are `cluster_probe(code).argmax(1)`, for the CRF `cluster_probe.log_probabilities`.
+    label
+        int64 (B, H, W).
+
+    Returns
+    -------
+    Tensor
+        A number.
+    """
+    return modularity_loss(code, cluster_probe.clusters) + linear_probe.loss(code.detach(), label)
