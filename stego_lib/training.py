@@ -139,7 +139,6 @@ class Trainer:
         self.experiment, self.model = run.experiment, run.model
         self.optimizer: torch.optim.Optimizer = make_optimizer(self.model, self.experiment)
 
-    @property
     def columns(self) -> list[str]:
         """What `step` returns, in this order."""
         joint = ["loss_cluster", "loss_linear"] if self.experiment.probes == "joint" else []
@@ -153,7 +152,7 @@ class Trainer:
         return found.to_dict()
 
     def step(self, number: int) -> dict[str, float]:
-        """Step number `number`, which draws all random choices from the seed and the number. Returns the values of `columns`."""
+        """Step number `number`, which draws all random choices from the seed and the number. Returns the values of `columns()`."""
         batch = draw_batch(self.features, self.neighbors, self.model, self.experiment, number, self.run.backbone)
         if number + 1 < self.experiment.steps:
             self.features.prefetch(Draw(self.neighbors, self.experiment, number + 1).needed)
@@ -189,7 +188,7 @@ def train_steps(trainer: Trainer) -> None:
         torch.random.fork_rng([device] if device.type == "cuda" else []),  # dropout uses the caller's generators
         enough_memory(f"a training step on {features.name}", "choose a smaller batch_size, code_dim or train_size, or device='cpu'"),
         disk_errors(path),
-        TrainingLog(path, run.step, trainer.columns) if devices.first() else nullcontext() as log,
+        TrainingLog(path, run.step, trainer.columns()) if devices.first() else nullcontext() as log,
     ):  # fmt: skip
         bar = progress(range(run.step, experiment.steps), "training", initial=run.step, total=experiment.steps)
         for step in bar:

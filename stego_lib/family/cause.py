@@ -10,13 +10,22 @@ ee0aa84), which the project's golden numbers replay. Not repeated is its last st
 labels, see `probes_loss`.
 """
 
+import copy
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..batches import seeded
+from ..features.store import Features
 from ..model import ClusterProbe, LinearProbe
+from ..probes import fit_linear_probe
+from ..run import Run
 from ..runtime.errors import StegoError
-from .hp import unit_patches, without_self
+from ..runtime.progress import progress
+from .base import Successor, random_positions, states
+from .hp import projected, unit_patches, update_ema, without_self
 
 CODEBOOK, CODE_DIM, PROJECTION = 2048, 90, 2048
 """Entries of the codebook, channels of the head and of its projection (released code)."""
@@ -279,3 +288,97 @@ def probes_loss(code: Tensor, cluster_probe: ClusterProbe, linear_probe: LinearP
         A number.
     """
     return modularity_loss(code, cluster_probe.clusters) + linear_probe.loss(code.detach(), label)
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+POSITIONS = 121
+"""Random positions of an image that a contrastive step sees; the released code takes all, whose pairs take minutes on a CPU."""
+FITTING = 100
+"""Steps in which the codebook, and at the end the cluster probe, are fitted, each with the learning rate of the probes."""
+
+
+class Trainer(Successor):
+    """Trains codebook, head and cluster probe, one after the other; labels train the linear probe alone.
+
+    The averaged head becomes the head of the run.
+    """
+
+    def __init__(self, run: Run, features: Features, neighbors: Tensor):
+        super().__init__(run, features, neighbors)
+        if self.experiment.validate_every:
+            raise StegoError("method='cause' fits its clusters after the last step, so no earlier one can be scored: validate_every=0")
+        head, codes = self.model.head, self.model.head.code_dim
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(self.experiment.seed)
+            self.codebook = torch.randn(CODEBOOK, features.shape[1]).to(self.device)
+            self.project = nn.Linear(codes, PROJECTION).to(self.device)
+        self.average, self.average_project = (copy.deepcopy(one).eval().requires_grad_(False) for one in (head, self.project))
+        self.optimizer = torch.optim.Adam([*head.parameters(), *self.project.parameters()], self.experiment.lr_head)
+        self.bank = torch.empty(0, PROJECTION), torch.empty(0, dtype=torch.long)
+
+    def columns(self) -> list[str]:
+        return ["loss", "positives", "negatives", "bank"]
+
+    def begin(self) -> dict[str, Any]:
+        found = super().begin()
+        self.codebook = self._fitted(self.codebook, lambda feats: feats, "fitting the codebook")
+        return found
+
+    def step(self, number: int) -> dict[str, float]:
+        _, feats, generator = self.draw(number)
+        student = self.model.head(feats)
+        with torch.no_grad():
+            teacher = self.average(feats)
+        feats, student, teacher = random_positions([feats, student, teacher], POSITIONS, generator)
+        with torch.no_grad():
+            teacher, concepts = projected(self.average_project, teacher), nearest_concepts(feats, self.codebook)
+            positives, negatives = (pairs.float().mean() for pairs in concept_pairs(self.codebook, concepts, concepts))
+        loss = contrastive_loss(projected(self.project, student), teacher, concepts, self.codebook, self.bank)
+        self.bank = update_bank(self.bank, teacher, concepts, torch.randperm(len(concepts), generator=generator).to(self.device))
+        values = self.update(loss, {"positives": positives, "negatives": negatives, "bank": torch.tensor(len(self.bank[1]))})
+        for average, own in ((self.average, self.model.head), (self.average_project, self.project)):
+            update_ema(average, own, DECAY)
+        return values
+
+    def finish(self) -> None:
+        self.model.head.load_state_dict(self.average.state_dict())
+        self.model.eval()
+        clusters = self.model.cluster_probe.clusters
+        clusters.data = self._fitted(clusters.detach(), self.model.head, "fitting the cluster probe (modularity)")
+        fit_linear_probe(self.model, self.features, self.experiment.seed)
+
+    def _fitted(self, entries: Tensor, codes: nn.Module | Any, what: str) -> Tensor:
+        """Entries (K, C) after `FITTING` steps of `modularity_loss` on codes(features)."""
+        entries = entries.clone().requires_grad_()
+        optimizer, size = torch.optim.Adam([entries], self.experiment.lr_probes), self.experiment.batch_size
+        for number in progress(range(FITTING), what):
+            generator = seeded(self.experiment.seed, what, number)
+            rows = torch.randperm(len(self.features), generator=generator)[:size]
+            with torch.no_grad():
+                maps = _whole_blocks(codes(self.model.centered(self.features.rows(rows, self.device))), generator)
+                order = random_order(maps[:, 0].numel() // BLOCK**2, BLOCK, generator).to(self.device)
+                maps = sample_blocks(maps, order)
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                modularity_loss(maps, entries).backward()
+            optimizer.step()
+        return entries.detach()
+
+    def state(self) -> dict[str, Any]:
+        modules = states(average=self.average, project=self.project, average_project=self.average_project)
+        return modules | {"codebook": self.codebook, "bank": list(self.bank)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for name in ("average", "project", "average_project"):
+            getattr(self, name).load_state_dict(state[name])
+        self.codebook = state["codebook"].to(self.device)
+        vectors, concepts = (part.to(self.device) for part in state["bank"])
+        self.bank = vectors, concepts
+
+
+def _whole_blocks(maps: Tensor, generator: torch.Generator) -> Tensor:
+    """A random part of the maps (B, C, h, w) whose sides are multiples of `BLOCK`."""
+    sides = [side // BLOCK * BLOCK for side in maps.shape[2:]]
+    tops = [int(torch.randint(side - used + 1, (), generator=generator)) for side, used in zip(maps.shape[2:], sides, strict=True)]
+    return maps[:, :, tops[0] : tops[0] + sides[0], tops[1] : tops[1] + sides[1]]

@@ -8,11 +8,27 @@ A patches of one image whose loss is computed, int64 (A,), numbers below M. The 
 (`loss.py`, `DinoFeaturizer.py` and `run.py`, commit 8913644), which the project's golden numbers replay.
 """
 
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..backbone import Backbone
+from ..batches import seeded
+from ..datasets import open_training_set
+from ..features.source import Source
+from ..features.store import Features
+from ..run import Run
+from ..runtime import devices
 from ..runtime.errors import StegoError
+from ..runtime.files import atomic
+from ..runtime.notices import notice
+from ..runtime.progress import progress
+from .base import Successor, random_positions, states
 
 SETTINGS = {
     "cocostuff27": dict(tau=0.8, warmup=1000, rho=0.02),
@@ -319,3 +335,128 @@ def update_ema(average: nn.Module, student: nn.Module, decay: float = DECAY) -> 
 def ema_weight(step: int, steps: int, warmup: int) -> float:
     """Weight lambda of the averaged head's positives: 0 up to step `warmup`, then linear to 1 at `steps` (released code)."""
     return 0.0 if step <= warmup else (step - warmup) / (steps - warmup)
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+POSITIONS = 121
+"""Random positions of an image that a step sees, as many as STEGO's; the released code takes all, minutes a step on a CPU."""
+WARMUP = 0.43
+"""Share of the steps without EMA positives: 1000 of about 2326 (released code, CocoStuff)."""
+WEIGHT_DECAY, CLIP = 0.1, 10.0
+"""AdamW's weight decay, and the norm to which gradients are clipped (released code)."""
+
+
+class Trainer(Successor):
+    """Trains the head by hidden positives, on stored features and so without the consistency term.
+
+    Temperature and random negatives are those of `SETTINGS` for the dataset, of CocoStuff for others. The attention of the
+    training images is computed once and kept beside the features.
+    """
+
+    def __init__(self, run: Run, features: Features, neighbors: Tensor):
+        super().__init__(run, features, neighbors)
+        head, width = self.model.head, self.model.head.code_dim
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(self.experiment.seed)
+            self.project = nn.Linear(width, width).to(self.device)
+        self.average = copy.deepcopy(head).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            [*head.parameters(), *self.project.parameters()], self.experiment.lr_head, weight_decay=WEIGHT_DECAY
+        )
+        self.settings = SETTINGS.get(self.experiment.dataset, SETTINGS["cocostuff27"])
+        self.pools: tuple[Tensor, Tensor] | None = None
+        self.neighborhood = np.load(devices.once(self._neighborhood), mmap_mode="r")
+
+    def columns(self) -> list[str]:
+        return ["loss", "loss_global", "loss_local", "lambda"]
+
+    def step(self, number: int) -> dict[str, float]:
+        rows, feats, generator = self.draw(number)
+        if number % RENEWAL == 0 or self.pools is None:
+            self.pools = self._pools(number)
+        with torch.no_grad():
+            code_ema = self.average(feats)
+        code = self.model.head(feats)
+        update_ema(self.average, self.model.head)
+        mixed = local_mix(code, torch.from_numpy(self.neighborhood[rows.numpy()]).float().to(self.device))
+        feats, code_ema, code, mixed = random_positions([feats, code_ema, code, mixed], POSITIONS, generator)
+        z, z_local = (unit_patches(projected(self.project, one)) for one in (code, mixed))
+        negatives = random_negatives(len(z) // len(feats), len(z), self.settings["rho"], generator).to(self.device)
+        lam = ema_weight(number, self.experiment.steps, round(WARMUP * self.experiment.steps))
+        loss, parts = hp_loss(feats, code_ema, z, z_local, self.pools, negatives, lam, self.settings["tau"])
+        values = {name: part.mean() for name, part in parts.items()} | {"lambda": torch.tensor(lam)}
+        return self.update(loss, values, CLIP)
+
+    def _pools(self, number: int) -> tuple[Tensor, Tensor]:
+        """`reference_pools` of `POOL_SIZE` random images; of fewer images, with several patches of each."""
+        generator = seeded(self.experiment.seed, "pool", number)
+        images = torch.randperm(len(self.features), generator=generator).repeat(POOL_SIZE // len(self.features) + 1)
+        parts = [
+            reference_pools(self.model.centered(self.features.rows(rows, self.device)), self.average, generator)
+            for rows in images[:POOL_SIZE].split(64)
+        ]
+        of_feats, of_codes = zip(*parts, strict=True)
+        return torch.cat(of_feats), torch.cat(of_codes)
+
+    def _neighborhood(self) -> Path:
+        """The file of `attention_weights` of every training image, float16 (N, 9, h, w), beside the features."""
+        root, experiment = self.run.folder.parent / "features", self.experiment
+        dataset = open_training_set(experiment)
+        source = Source(dataset, self.run.backbone, experiment.train_size, False, experiment.published)
+        path = root / f"attention-{source.fingerprint(root, 'attention')}.npy"
+        if not path.exists():
+            weights = _stored_weights(self.run.backbone, self.features)
+            with atomic(path) as temporary, open(temporary, "wb") as file:
+                np.save(file, weights)
+        return path
+
+    def state(self) -> dict[str, Any]:
+        pools = {} if self.pools is None else {"pools": list(self.pools)}
+        return states(average=self.average, project=self.project) | pools
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.average.load_state_dict(state["average"])
+        self.project.load_state_dict(state["project"])
+        if "pools" in state:
+            of_feats, of_codes = (pool.to(self.device) for pool in state["pools"])
+            self.pools = of_feats, of_codes
+
+
+def projected(project: nn.Linear, code: Tensor) -> Tensor:
+    """A linear layer on every position: (B, K, h, w) -> (B, D, h, w)."""
+    return project(code.movedim(1, -1)).movedim(-1, 1)
+
+
+@torch.inference_mode()
+def block_attention(backbone: Backbone, images: Tensor) -> Tensor:
+    """Softmax attention of the block that the features come from, (B, heads, tokens, tokens), of uint8 images (B, 3, H, W).
+
+    Raises StegoError for a network whose attention cannot be read.
+    """
+    blocks = getattr(backbone.vit, "blocks", None)
+    attention: Any = getattr(blocks[backbone.block], "attn", None) if blocks is not None else None
+    if not hasattr(attention, "attn_drop") or not hasattr(attention, "fused_attn"):
+        raise StegoError(f"the attention of backbone {backbone.name!r} cannot be read")
+    seen: list[Tensor] = []
+    fused, attention.fused_attn = attention.fused_attn, False  # the fused product never has the attention in memory
+    try:
+        with attention.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+            backbone.maps(backbone.normalize(images))
+    finally:
+        attention.fused_attn = fused
+    return seen[0]
+
+
+def _stored_weights(backbone: Backbone, features: Features) -> np.ndarray:
+    """Weights of the 3 x 3 neighbors of every image: by attention, or by similarity where the network shows none."""
+    count, _, height, width = features.shape
+    found = torch.empty(count, 9, height, width, dtype=torch.float16)
+    try:
+        for rows in progress(torch.arange(count).split(4), "attention of the training images"):
+            found[rows] = attention_weights(block_attention(backbone, features.image_rows(rows)), (height, width)).half().cpu()
+    except StegoError as error:
+        notice(f"{error}; HP mixes neighbors by the similarity of their features instead")
+        for rows in torch.arange(count).split(64):
+            found[rows] = similarity_weights(features.rows(rows)).half()
+    return found.numpy()

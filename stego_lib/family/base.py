@@ -1,0 +1,66 @@
+"""What the trainers of the successors share."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..batches import Draw
+from ..features.store import Features
+from ..optional.terms import optional_weights
+from ..run import Run
+from ..runtime.errors import StegoError
+from ..training import Trainer
+
+
+class Successor(Trainer):
+    """A `Trainer` that sees images without partners, and updates by one loss.
+
+    Raises StegoError for probes that are trained beside the head, and for optional terms, which successors do not have.
+    """
+
+    def __init__(self, run: Run, features: Features, neighbors: Tensor):
+        super().__init__(run, features, neighbors)
+        method = self.experiment.method
+        if self.experiment.probes != "after":
+            raise StegoError(f"method={method!r} fits its probes after training: probes='after'")
+        if optional := optional_weights(self.experiment):
+            raise StegoError(f"{', '.join(optional)}: terms of STEGO's loss, which method={method!r} does not have")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.feature_mean.device
+
+    def draw(self, number: int) -> tuple[Tensor, Tensor, torch.Generator]:
+        """Images of a step, int64 (B,), their centered features (B, C, h, w), and the generator of its other random choices."""
+        draw = Draw(self.neighbors, self.experiment, number)
+        torch.manual_seed(draw.seed)  # dropout uses the global generator
+        if number + 1 < self.experiment.steps:
+            self.features.prefetch(Draw(self.neighbors, self.experiment, number + 1).rows)
+        self.model.train()
+        return draw.rows, self.model.centered(self.features.rows(draw.rows, self.device)), draw.generator
+
+    def update(self, loss: Tensor, parts: dict[str, Tensor], most: float | None = None) -> dict[str, float]:
+        """One step of the optimizer. Returns the loss and its parts. most: the gradient's norm is clipped to it."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        if most is not None:
+            torch.nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], most)
+        self.optimizer.step()
+        return {name: float(value) for name, value in {"loss": loss.detach(), **parts}.items()}
+
+
+def random_positions(maps: list[Tensor], count: int, generator: torch.Generator) -> list[Tensor]:
+    """The same `count` random positions of each image in maps of one grid: (B, C, h, w) -> (B, C, count, 1); all if there are fewer."""
+    images, _, height, width = maps[0].shape
+    if count >= height * width:
+        return maps
+    chosen = torch.stack([torch.randperm(height * width, generator=generator)[:count] for _ in range(images)])
+    chosen = chosen[:, None].to(maps[0].device)
+    return [one.flatten(2).gather(2, chosen.expand(-1, one.shape[1], -1))[..., None] for one in maps]
+
+
+def states(**modules: Any) -> dict[str, Any]:
+    """State of each module, by name, as a checkpoint keeps it."""
+    return {name: module.state_dict() for name, module in modules.items()}
