@@ -9,11 +9,17 @@ positions (B, h, w, i, j). The formulas are those of the released code (`modules
 1eecdec), which the project's golden numbers replay.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..loss import center, correspondence
+from ..features.store import Features
+from ..loss import center, correspondence, negative_permutation
+from ..probes import fit_linear_probe
+from ..run import Run
+from .base import Successor
 
 TEMPERATURE, DECAY = 0.1, 0.998
 """Temperature of the teacher's probabilities, and decay of its moving average (released code)."""
@@ -46,7 +52,9 @@ def distance(probs1: Tensor, probs2: Tensor) -> Tensor:
     return 1 - correspondence(probs1, probs2)
 
 
-def pair_smoothness(feats1: Tensor, feats2: Tensor, distances: Tensor, shift: float, *, centering: bool = True) -> Tensor:
+def pair_smoothness(
+    feats1: Tensor, feats2: Tensor, distances: Tensor, shift: float, *, centering: bool = True
+) -> Tensor:
     """(R - shift) * distance of every pair of positions (paper, section 3.2), not yet averaged.
 
     Its memory grows with (h w) squared; `smoothness_loss` is its mean without these pairs.
@@ -192,3 +200,56 @@ def smooseg_loss(
     data = data_loss(logits(code.detach(), student), of_teacher)
     parts = dict(loss_self=own, loss_rand=rand, loss_data=data, distance_self=distance_own, distance_rand=distance_rand)
     return own + rand + data, {name: part.detach() for name, part in parts.items()}
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+class Trainer(Successor):
+    """Trains head and prototypes; the cluster probe holds the teacher's, so its clusters are the prediction.
+
+    Of the run's three shifts it uses the first, within images, and the last, between them.
+    """
+
+    def __init__(self, run: Run, features: Features, neighbors: Tensor):
+        super().__init__(run, features, neighbors)
+        self.teacher = self.model.cluster_probe.clusters.requires_grad_(False)
+        self.teacher.copy_(initial_prototypes(self.teacher))
+        self.student = nn.Parameter(self.teacher.clone())
+        self.optimizer = torch.optim.Adam(
+            [
+                dict(params=self.model.head.parameters(), lr=self.experiment.lr_head),
+                dict(params=[self.student], lr=self.experiment.lr_probes),
+            ]
+        )
+
+    def columns(self) -> list[str]:
+        return ["loss", "loss_self", "loss_rand", "loss_data"]
+
+    def step(self, number: int) -> dict[str, float]:
+        rows, feats, generator = self.draw(number)
+        code = self.model.head(feats)
+        own, _, rand = self.run.shifts
+        loss, parts = smooseg_loss(
+            self.model.head.dropout(
+                feats
+            ),  # the released code drops channels of the correspondences too, by a third mask
+            code,
+            self.teacher,
+            self.student,
+            negative_permutation(len(rows), generator).to(self.device),
+            (own, rand),
+            centering=self.experiment.centering,
+        )
+        update_teacher(self.teacher, self.student)
+        return self.update(loss, {name: parts[name] for name in self.columns()[1:]})
+
+    def finish(self) -> None:
+        fit_linear_probe(self.model, self.features, self.experiment.seed)
+
+    def state(self) -> dict[str, Any]:
+        return {"student": self.student.detach()}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        self.student.copy_(state["student"])

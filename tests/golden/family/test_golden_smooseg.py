@@ -26,7 +26,17 @@ LOSSES = ("intra", "inter", "smooth", "data", "total")
 HEAD = [f"head.{layer}.{part}" for layer in LAYERS for part in PARTS]
 
 NAMES = {
-    *("feats", "code", "student", "teacher", "perm", "shift_intra_f64", "shift_inter_f64", "temperature_f64", "alpha_f64"),
+    *(
+        "feats",
+        "code",
+        "student",
+        "teacher",
+        "perm",
+        "shift_intra_f64",
+        "shift_inter_f64",
+        "temperature_f64",
+        "alpha_f64",
+    ),
     *("logits_student", "logits_teacher", "probs", "target", "init_prototypes", "teacher_after_1", "teacher_after_3"),
     *("dist_intra", "dist_inter", "dist_intra_mean", "dist_inter_mean", "pw1.loss_intra_full", "pw1.loss_inter_full"),
     *(f"{case}.loss_{name}" for case in CENTERING for name in LOSSES),
@@ -149,7 +159,9 @@ def test_training():
     optimizer = torch.optim.Adam([dict(params=net.parameters(), lr=rates[0]), dict(params=[student], lr=rates[1])])
     log = []
     for number, partners in enumerate(G["traj.perms"]):
-        loss, parts = smooseg.smooseg_loss(G["feats"], net(G["feats"]), teacher, student, partners, SHIFTS, temperature=TEMPERATURE)
+        loss, parts = smooseg.smooseg_loss(
+            G["feats"], net(G["feats"]), teacher, student, partners, SHIFTS, temperature=TEMPERATURE
+        )
         smooseg.update_teacher(teacher, student, G["traj.alpha_f64"].item())
         optimizer.zero_grad()
         loss.backward()
@@ -167,7 +179,11 @@ def test_training():
 
 
 def assert_weights(when: str, net: SegmentationHead, teacher: Tensor, student: Tensor) -> None:
-    expected = {**head(f"traj.{when}.").state_dict(), "teacher": G[f"traj.{when}.teacher"], "student": G[f"traj.{when}.student"]}
+    expected = {
+        **head(f"traj.{when}.").state_dict(),
+        "teacher": G[f"traj.{when}.teacher"],
+        "student": G[f"traj.{when}.student"],
+    }
     found = {**net.state_dict(), "teacher": teacher, "student": student.detach()}
     for name, value in expected.items():
         assert_close(found[name], value, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{when} {name}: {text}")
