@@ -1,0 +1,255 @@
+"""SmooSeg (Lan et al., NeurIPS 2023, "SmooSeg: Smoothness Prior for Unsupervised Semantic Segmentation"): pure functions.
+
+Positions with similar features should get similar labels. A teacher's prototypes turn codes into probabilities, whose
+distances the smoothness loss weighs by feature correspondences; it trains the head. The student's prototypes learn the
+labels that the teacher gives, and the teacher is their moving average.
+
+Shapes: features (B, C, h, w), codes (B, K, h, w), prototypes (n, K), logits and probabilities (B, n, h, w), pairs of
+positions (B, h, w, i, j). The formulas are those of the released code (`modules.py` and `train_segmentation.py`, commit
+1eecdec), which the project's golden numbers replay.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..features.store import Features
+from ..loss import center, correspondence, negative_permutation
+from ..probes import fit_linear_probe
+from ..run import Run
+from .base import Successor
+
+TEMPERATURE, DECAY = 0.1, 0.998
+"""Temperature of the teacher's probabilities, and decay of its moving average (released code)."""
+
+
+def initial_prototypes(prototypes: Tensor) -> Tensor:
+    """What both student and teacher start from, of random rows (n, K): the same of unit length."""
+    return F.normalize(prototypes, dim=1)
+
+
+def logits(code: Tensor, prototypes: Tensor) -> Tensor:
+    """Cosine of each code with each prototype: (B, K, h, w), (n, K) -> (B, n, h, w), in [-1, 1].
+
+    The nearest prototype of the teacher is the prediction, after codes were upsampled; `model.ClusterProbe` gives the same
+    numbers.
+    """
+    return torch.einsum("bkhw,nk->bnhw", F.normalize(code, dim=1), F.normalize(prototypes, dim=1))
+
+
+def probabilities(teacher_logits: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """softmax(logits / temperature) over prototypes, (B, n, h, w) (paper, section 3.3)."""
+    return (teacher_logits / temperature).softmax(1)
+
+
+def distance(probs1: Tensor, probs2: Tensor) -> Tensor:
+    """1 - cosine of the probabilities at every position of two maps (paper, section 3.2).
+
+    (B, n, h, w), (B, n, i, j) -> (B, h, w, i, j), in [0, 1].
+    """
+    return 1 - correspondence(probs1, probs2)
+
+
+def pair_smoothness(
+    feats1: Tensor, feats2: Tensor, distances: Tensor, shift: float, *, centering: bool = True
+) -> Tensor:
+    """(R - shift) * distance of every pair of positions (paper, section 3.2), not yet averaged.
+
+    Its memory grows with (h w) squared; `smoothness_loss` is its mean without these pairs.
+
+    Parameters
+    ----------
+    feats1, feats2
+        (B, C, h, w) and (B, C, i, j); no gradient flows into them.
+    distances
+        (B, h, w, i, j), see `distance`.
+    shift
+        b: pairs whose correspondence R is above it attract, others repel.
+    centering
+        Center R spatially, see `loss.center`.
+
+    Returns
+    -------
+    Tensor
+        (B, h, w, i, j).
+    """
+    with torch.no_grad():
+        force = correspondence(feats1, feats2)
+        force = (center(force) if centering else force) - shift
+    return force * distances
+
+
+def smoothness_loss(
+    feats1: Tensor, feats2: Tensor, probs1: Tensor, probs2: Tensor, shift: float, *, centering: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Mean of `pair_smoothness` over all pairs of positions, in time and memory that grow with h w alone.
+
+    R and the cosine of two probabilities are both inner products, and so is the mean over pairs of their product:
+    mean_pq (f_p . f_q)(P_p . P_q) = <mean_p f_p P_p^T, mean_q f_q P_q^T>, two C x n matrices an image. Centering
+    subtracts from f_q its mean over q, and adds back the mean correspondence of the batch.
+
+    Parameters
+    ----------
+    feats1, feats2
+        Features of the images and of their partners, (B, C, h, w) and (B, C, i, j): the images themselves (intra), or other
+        ones of the batch (inter). No gradient flows into them.
+    probs1, probs2
+        `probabilities` at the same positions, (B, n, h, w) and (B, n, i, j).
+    shift, centering
+        As in `pair_smoothness`.
+
+    Returns
+    -------
+    tuple of Tensor
+        The loss, a number, and the mean distance in [0, 1], without gradient.
+
+    Examples
+    --------
+    >>> feats, probs = torch.rand(2, 384, 28, 28), torch.rand(2, 27, 28, 28).softmax(1)
+    >>> loss, mean_distance = smoothness_loss(feats, feats, probs, probs, -0.02)
+    >>> loss.shape
+    torch.Size([])
+    """
+    p, q = (F.normalize(probs.flatten(2), dim=1, eps=1e-10) for probs in (probs1, probs2))
+    mean_distance = 1 - _mean_product(p, q)
+    with torch.no_grad():
+        f, g = (F.normalize(feats.flatten(2), dim=1, eps=1e-10) for feats in (feats1, feats2))
+        offset = -shift
+        if centering:
+            offset = _mean_product(f, g) - shift
+            g = g - g.mean(2, keepdim=True)
+    # The mean over pairs of (f_p . g_q + offset) (1 - P_p . P_q), multiplied out.
+    shared = (f @ p.mT * (g @ q.mT)).sum((1, 2)).mean() / (f.shape[2] * g.shape[2])
+    return _mean_product(f, g) - shared + offset * mean_distance, mean_distance.detach()
+
+
+def _mean_product(a: Tensor, b: Tensor) -> Tensor:
+    """Mean inner product of every position of `a` with every position of `b`, over the batch: (B, C, P), (B, C, Q) -> ()."""
+    return (a.mean(2) * b.mean(2)).sum(1).mean()
+
+
+def data_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Cross-entropy of the student's logits, at temperature 1, against the teacher's labels (paper, section 3.3).
+
+    Both (B, n, h, w); mean over all positions. No gradient flows into the teacher's logits.
+    """
+    return F.cross_entropy(student_logits, teacher_logits.argmax(1))
+
+
+@torch.no_grad()
+def update_teacher(teacher: Tensor, student: Tensor, decay: float = DECAY) -> None:
+    """t <- decay t + (1 - decay) s of prototypes (n, K), in place and without normalization.
+
+    As in the released code, a step does this after its losses and before the student's update.
+    """
+    teacher.lerp_(student, 1 - decay)
+
+
+def smooseg_loss(
+    feats: Tensor,
+    code: Tensor,
+    teacher: Tensor,
+    student: Tensor,
+    partners: Tensor,
+    shifts: tuple[float, float],
+    *,
+    temperature: float = TEMPERATURE,
+    centering: bool = True,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Smoothness within and between images plus data loss, each of weight 1 (paper, section 3).
+
+    The smoothness trains the head through the code, the data loss the student, and nothing the teacher.
+
+    Parameters
+    ----------
+    feats, code
+        Frozen features (B, C, h, w) and codes (B, K, h, w) of the same positions.
+    teacher, student
+        Prototypes (n, K).
+    partners
+        Another image of the batch for each, int64 (B,), see `loss.negative_permutation`.
+    shifts
+        b within images and between them; published (-0.02, 0.5) for Cityscapes, (-0.02, 0.48) for CocoStuff.
+    temperature
+        As in `probabilities`.
+    centering
+        As in `pair_smoothness`.
+
+    Returns
+    -------
+    tuple
+        The loss, and without gradient "loss_self", "loss_rand", "loss_data" and the mean distances "distance_self" and
+        "distance_rand".
+
+    Examples
+    --------
+    >>> feats, code = torch.rand(2, 384, 28, 28), torch.rand(2, 64, 28, 28)
+    >>> teacher, student = torch.rand(2, 27, 64)
+    >>> loss, parts = smooseg_loss(feats, code, teacher, student, torch.tensor([1, 0]), (-0.02, 0.5))
+    >>> list(parts)
+    ['loss_self', 'loss_rand', 'loss_data', 'distance_self', 'distance_rand']
+    """
+    of_teacher = logits(code, teacher.detach())
+    probs = probabilities(of_teacher, temperature)
+    own, distance_own = smoothness_loss(feats, feats, probs, probs, shifts[0], centering=centering)
+    rand, distance_rand = smoothness_loss(
+        feats, feats[partners], probs, probs[partners], shifts[1], centering=centering
+    )
+    data = data_loss(logits(code.detach(), student), of_teacher)
+    parts = dict(loss_self=own, loss_rand=rand, loss_data=data, distance_self=distance_own, distance_rand=distance_rand)
+    return own + rand + data, {name: part.detach() for name, part in parts.items()}
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+class Trainer(Successor):
+    """Trains head and prototypes; the cluster probe holds the teacher's, so its clusters are the prediction.
+
+    Of the run's three shifts it uses the first, within images, and the last, between them.
+    """
+
+    def __init__(self, run: Run, features: Features, neighbors: Tensor):
+        super().__init__(run, features, neighbors)
+        self.teacher = self.model.cluster_probe.clusters.requires_grad_(False)
+        self.teacher.copy_(initial_prototypes(self.teacher))
+        self.student = nn.Parameter(self.teacher.clone())
+        self.optimizer = torch.optim.Adam(
+            [
+                dict(params=self.model.head.parameters(), lr=self.experiment.lr_head),
+                dict(params=[self.student], lr=self.experiment.lr_probes),
+            ]
+        )
+
+    def columns(self) -> list[str]:
+        return ["loss", "loss_self", "loss_rand", "loss_data"]
+
+    def step(self, number: int) -> dict[str, float]:
+        rows, feats, generator = self.draw(number)
+        code = self.model.head(feats)
+        own, _, rand = self.run.shifts
+        loss, parts = smooseg_loss(
+            self.model.head.dropout(
+                feats
+            ),  # the released code drops channels of the correspondences too, by a third mask
+            code,
+            self.teacher,
+            self.student,
+            negative_permutation(len(rows), generator).to(self.device),
+            (own, rand),
+            centering=self.experiment.centering,
+        )
+        update_teacher(self.teacher, self.student)
+        return self.update(loss, {name: parts[name] for name in self.columns()[1:]})
+
+    def finish(self) -> None:
+        fit_linear_probe(self.model, self.features, self.experiment.seed)
+
+    def state(self) -> dict[str, Any]:
+        return {"student": self.student.detach()}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        self.student.copy_(state["student"])
