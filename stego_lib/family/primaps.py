@@ -10,14 +10,30 @@ released code (`primaps.py`, `clustering.py`, `ema.py` and `train.py`, commit 7c
 replay.
 """
 
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import crf
+from ..datasets import open_training_set
+from ..features.source import Source
+from ..features.store import Features
 from ..loss import upsample
+from ..probes import fit_linear_probe, sample_codes
+from ..run import Run, load_run
+from ..runtime import devices
 from ..runtime.errors import StegoError
+from ..runtime.files import atomic
+from ..runtime.notices import notice
+from ..runtime.pool import Job, in_processes
+from ..runtime.progress import progress
+from .base import Successor, states
 
 THRESHOLD = 0.4
 """Share of the largest similarity to the seed that a patch needs to join its mask (released code)."""
@@ -114,7 +130,12 @@ def mask_log_probabilities(similarities: Tensor) -> Tensor:
 
 
 def mask_proposals(
-    feats: Tensor, size: tuple[int, int], image: np.ndarray | None = None, threshold: float = THRESHOLD, *, published: bool = False
+    feats: Tensor,
+    size: tuple[int, int],
+    image: np.ndarray | None = None,
+    threshold: float = THRESHOLD,
+    *,
+    published: bool = False,
 ) -> Tensor:
     """Masks of one image at its resolution: the most probable of `mask_log_probabilities`, upsampled, after a CRF.
 
@@ -270,3 +291,128 @@ def update_teacher(teacher: Prototypes, student: Prototypes, update: int) -> Non
     """Moves directions and lengths of the teacher towards the student's, by `ema_decay` of its update number, in place."""
     for e, s in zip(teacher.parameters(), student.parameters(), strict=True):
         e.lerp_(s, 1 - ema_decay(update))
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+FIRST_STAGE = 2 / 52
+"""Share of the steps that fit the prototypes by `Prototypes.clustering_loss`: 2 of 52 epochs (released code)."""
+
+
+class Trainer(Successor):
+    """Fits prototypes to the codes of a frozen head: raw features (head='none'), or those of the run that `start_from` names.
+
+    They begin with principal directions and the first stage; on a run with as many clusters with its clusters instead, as in
+    the released code. The teacher's are the clusters of the run. The masks of the training images are computed once and kept
+    beside the features; pixels of the image vote for them and are learned, as in the released code, without its color
+    augmentation of the student's images. Where pydensecrf is missing, masks go without the CRF, and a notice says so.
+
+    Raises StegoError for a head without a run to take it from.
+    """
+
+    def __init__(self, run: Run, features: Features, neighbors: Tensor):
+        super().__init__(run, features, neighbors)
+        experiment, start = self.experiment, self.experiment.start_from
+        if experiment.head != "none" and start is None:
+            raise StegoError(
+                f"method='primaps' leaves the head as it is, and head={experiment.head!r} has random weights; "
+                "take head='none', or start_from=RUN with the head and code_dim of that run"
+            )
+        self.model.head.requires_grad_(False)
+        self.begun = start is not None and load_run(start).model.n_clusters == self.model.n_clusters
+        self.first = 0 if self.begun else round(FIRST_STAGE * experiment.steps)
+        self.student = Prototypes(self.model.cluster_probe.clusters.detach())
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self.student.parameters(), experiment.lr_probes)
+        self.masks = np.load(devices.once(self._masks), mmap_mode="r")
+
+    def columns(self) -> list[str]:
+        return ["loss", "confidence", "clusters"]
+
+    def begin(self) -> dict[str, Any]:
+        found = super().begin()
+        if not self.begun:
+            codes, _ = sample_codes(self.model, self.features, self.experiment.seed)
+            self.student.directions.data.copy_(principal_prototypes(codes, self.model.n_clusters))
+        return found
+
+    def step(self, number: int) -> dict[str, float]:
+        rows, feats, _ = self.draw(number)
+        self.model.eval()  # nothing drops out of a frozen head
+        if number == self.first:
+            self.teacher.load_state_dict(self.student.state_dict())
+            self.optimizer.state.clear()
+        with torch.no_grad():
+            code = self.model.head(feats)
+        logits = self.student(code, self.features.image_size)
+        if number < self.first:
+            classes, loss = logits.argmax(1), self.student.clustering_loss(code)
+        else:
+            with torch.no_grad():
+                classes = self.teacher(code, self.features.image_size).argmax(1)
+            masks = torch.from_numpy(self.masks[rows.numpy()]).long().to(self.device)
+            pseudo = pseudo_labels(masks, classes, self.model.n_clusters)
+            loss = focal_loss(logits, pseudo, published=self.experiment.published)
+        confidence = logits.detach().softmax(1).amax(1).mean()
+        values = self.update(loss, {"confidence": confidence, "clusters": torch.tensor(len(classes.unique()))})
+        update, rest = divmod(number - self.first, EMA_EVERY)
+        if update > 0 and rest == 0:
+            update_teacher(self.teacher, self.student, update)
+        with torch.no_grad():
+            self.model.cluster_probe.clusters.copy_((self.student if number < self.first else self.teacher).vectors)
+        return values
+
+    def finish(self) -> None:
+        fit_linear_probe(self.model, self.features, self.experiment.seed)
+
+    def _masks(self) -> Path:
+        """The file of `mask_proposals` of every training image, int16 (N, H, W), beside the features."""
+        root, experiment = self.run.folder.parent / "features", self.experiment
+        dataset, refine = open_training_set(experiment), crf.available()
+        if not refine:
+            notice(
+                f"pydensecrf is not installed: the masks of PriMaPs follow no edges of the image (to have it: {crf.INSTALL})"
+            )
+        source = Source(dataset, self.run.backbone, experiment.train_size, False, experiment.published)
+        head = (experiment.head, *self.model.head.state_dict().values(), self.model.feature_mean)
+        path = root / f"masks-{source.fingerprint(root, 'masks', THRESHOLD, COVERED, refine, *head)}.npy"
+        if not path.exists():
+            with atomic(path) as temporary, open(temporary, "wb") as file:
+                np.save(file, self._proposals([str(image) for image in dataset.images], refine))
+        return path
+
+    def _proposals(self, names: list[str], refine: bool) -> np.ndarray:
+        """`mask_proposals` of every training image. The CRF runs in worker processes, which know no torch."""
+        count, size = len(self.features), self.features.image_size
+
+        def maps() -> Iterator[Job]:
+            self.model.eval()
+            for rows in torch.arange(count).split(32):
+                with torch.no_grad():
+                    codes = self.model(self._rows(rows)).cpu()
+                for row, code, image in zip(rows.tolist(), codes, self.features.image_rows(rows), strict=True):
+                    found = mask_log_probabilities(similarity_masks(code, published=self.experiment.published))
+                    found = upsample(found[None], size)[0].softmax(0).numpy()
+                    yield names[row], (image.permute(1, 2, 0).contiguous().numpy(), [found])
+
+        masks = np.empty((count, *size), np.int16)
+        if refine:
+            labels = (found for (found,) in in_processes(crf.refined_labels, maps(), count, "the dense CRF"))
+        else:
+            labels = (found.argmax(0) for _, (_, (found,)) in maps())
+        for row, found in enumerate(progress(labels, "mask proposals", total=count)):
+            masks[row] = found - 1
+        return masks
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        """Features, computed here where they are not stored: those that several processes compute together would wait for all."""
+        if self.features.kind == "store":
+            return self.features.rows(rows, self.device)
+        return self.run.backbone(self.features.image_rows(rows)).half().float()
+
+    def state(self) -> dict[str, Any]:
+        return states(student=self.student, teacher=self.teacher)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.student.load_state_dict(state["student"])
+        self.teacher.load_state_dict(state["teacher"])

@@ -26,12 +26,34 @@ STEPS = len({name.split(".")[1] for name in G if name.startswith("em.step")})
 THRESHOLD = G["threshold_f64"].item()
 GRID, SIZE = tuple(G["feats"].shape[2:]), tuple(G["images_rgb_uint8"].shape[1:3])
 NETS = [f"{net}_{part}" for net in ("student", "teacher") for part in "vg"]
-ROUNDS = ("n_masks", "direction", "singular_values", "projection", "seed_rc", "seed_is_used", "sim", "mask_lowres", "unused_before")
+ROUNDS = (
+    "n_masks",
+    "direction",
+    "singular_values",
+    "projection",
+    "seed_rc",
+    "seed_is_used",
+    "sim",
+    "mask_lowres",
+    "unused_before",
+)
 PROPOSALS = ("unused_after", "median", "logprobs", "argmax_lowres", "argmax_nocrf", "pseudo_nocrf")
 NAMES = {
-    *("feats", "threshold_f64", "images_rgb_uint8", "im0.argmax_crf", "prior.classes", "prior.pseudo", "em.masks", "em.pseudo"),
+    *(
+        "feats",
+        "threshold_f64",
+        "images_rgb_uint8",
+        "im0.argmax_crf",
+        "prior.classes",
+        "prior.pseudo",
+        "em.masks",
+        "em.pseudo",
+    ),
     *(f"im{image}.{name}" for image in IMAGES for name in (*ROUNDS, *PROPOSALS)),
-    *(f"em.{name}" for name in ("teacher_argmax", "student_logits_img0", "mean_confidence", "class_weight", "loss", "grad_v")),
+    *(
+        f"em.{name}"
+        for name in ("teacher_argmax", "student_logits_img0", "mean_confidence", "class_weight", "loss", "grad_v")
+    ),
     *("em.grad_g", "em.log.loss", "em.log.pseudo", "ema.student", "ema.teacher"),
     *(f"em.{when}.{net}" for when in ("init", *(f"step{step}" for step in range(1, STEPS + 1))) for net in NETS),
     *(f"init.{name}" for name in ("v", "logits", "loss", "grad_v")),
@@ -74,7 +96,9 @@ def test_rounds(image, stored_signs):
         )
         unused, seed = unused.bool().flatten(), int(row * GRID[1] + column)
         spread = patches[unused] - patches[unused].mean(0)
-        assert_close(torch.linalg.matrix_norm(spread, 2), singular[0], rtol=1e-3, atol=1e-6)  # of a random decomposition
+        assert_close(
+            torch.linalg.matrix_norm(spread, 2), singular[0], rtol=1e-3, atol=1e-6
+        )  # of a random decomposition
         stored_signs.append(direction)
         found = primaps.projections(patches, unused)
         assert_close(found.view(GRID), projection, **VALUES)
