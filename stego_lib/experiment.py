@@ -306,7 +306,7 @@ SUCCESSORS: dict[str, dict[str, Any]] = {
     "primaps": dict(head="none", dropout=0.0, probes="after"),
     "hp": dict(head="nonlinear", code_dim=512, probes="after"),
     "cause": dict(head="nonlinear", code_dim=90, probes="after"),
-    "depthg": dict(weights=(0.58, 0.36, 0.7)),
+    "depthg": dict(weights=(0.58, 0.36, 0.7), probes="after"),
 }
 """Settings that `Experiment.preset` takes with a `method`, as their papers publish them; shifts and steps are the recipe's."""
 

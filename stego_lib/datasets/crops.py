@@ -53,14 +53,14 @@ class Crops(SegmentationDataset, ABC):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]  # no slices
         image, label = self._whole("both", index // COUNT)
-        return self._cut(image, index), None if label is None else self._cut(label, index)
+        return self.cut_like(image, index), None if label is None else self.cut_like(label, index)
 
     def image(self, index: int) -> Tensor:
-        return self._cut(self._whole("image", index // COUNT), index)
+        return self.cut_like(self._whole("image", index // COUNT), index)
 
     def label(self, index: int) -> Tensor | None:
         label = self._whole("label", index // COUNT)
-        return None if label is None else self._cut(label, index)
+        return None if label is None else self.cut_like(label, index)
 
     def _whole(self, what: str, number: int) -> Any:
         """Image `number` of the whole dataset, its label map, or both; each thread keeps the last for its other crops."""
@@ -83,7 +83,8 @@ class Crops(SegmentationDataset, ABC):
     def state(self, *, labels: bool = True) -> list:
         return [*self.whole.state(labels=labels), *self.cut()]
 
-    def _cut(self, image: Tensor, index: int) -> Tensor:
+    def cut_like(self, image: Tensor, index: int) -> Tensor:
+        """The piece that crop `index` is, of a map (..., H, W) of the whole image."""
         whole, which = divmod(index, COUNT)
         top, left, height, width = self.boxes(whole, *image.shape[-2:])[which]
         if not height or not width:

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from common import GOLDEN, golden
 
-FILES = sorted(path.name for path in GOLDEN.glob("*.npz"))
+FILES = sorted(path.relative_to(GOLDEN).as_posix() for path in GOLDEN.rglob("*.npz"))
 
 
 def test_all_files_are_there():
     assert {"correlation_loss", "probes", "metrics", "knn", "trajectory", "crf", "crf_loss", "head", "transforms"} <= {
         name.removesuffix(".npz") for name in FILES
     }
+    family = {f"family/{name}" for name in ("smooseg", "primaps", "hp", "cause", "depthg")}
+    assert family <= {name.removesuffix(".npz") for name in FILES}
 
 
 @pytest.mark.parametrize("name", FILES)
