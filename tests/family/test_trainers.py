@@ -91,19 +91,24 @@ def test_a_run_goes_on_after_a_break(experiment, tmp_path, method, monkeypatch, 
     assert resumed.log.equals(straight.log)
 
 
-def test_joint_probes_and_optional_terms_are_refused(experiment, tmp_path, method):
+def test_joint_probes_and_optional_terms_are_refused_before_any_work(experiment, tmp_path, method):
     with pytest.raises(StegoError, match=f"method='{method}' fits its probes after training: probes='after'"):
         train(experiment.but(probes="joint"), runs_dir=tmp_path)
     with pytest.raises(StegoError, match=rf"crf\w*: terms of STEGO's loss, which method='{method}' does not have"):
         train(experiment.but(crf_weight=0.5), runs_dir=tmp_path)
-    assert not list(tmp_path.glob("*/checkpoint.pt"))
+    if method == "cause":
+        with pytest.raises(StegoError, match=r"fits its clusters after the last step.*validate_every=0"):
+            train(experiment.but(validate_every=2), runs_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_labels_shape_neither_head_nor_clusters(scenes_root, backbone_file, tmp_path, method):
     """Of a run with labels, of one with those of other images, and of one without; the linear probe alone differs."""
     found = {}
     for kind in ("own", "others", "none"):
-        folder = shutil.copytree(scenes_root / "scenes", tmp_path / kind / "folder", ignore=shutil.ignore_patterns("depth"))
+        folder = shutil.copytree(
+            scenes_root / "scenes", tmp_path / kind / "folder", ignore=shutil.ignore_patterns("depth")
+        )
         labels = sorted((folder / "labels" / "train").glob("*.png"))
         if kind == "others":
             contents = [path.read_bytes() for path in labels]

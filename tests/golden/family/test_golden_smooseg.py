@@ -7,7 +7,6 @@ with its masks of dropout; and traj.*, five steps of training with Adam.
 
 import pytest
 import torch
-import torch.nn.functional as F
 from common import golden_tensors
 from torch import Tensor
 from torch.testing import assert_close
