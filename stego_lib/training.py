@@ -62,7 +62,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     Raises
     ------
     StegoError
-        Before long work: missing data, a broken image, an unknown backbone, a run that another process is training.
+        Before long work: missing data, a broken image, an unknown backbone, a run that another process is training, settings
+        that the method does not have.
         Later: a loss that is not finite, a full disk; the last checkpoint is then intact.
 
     Notes
@@ -74,6 +75,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     --------
     >>> run = train(Experiment.preset("scenes", steps=20))
     """
+    method = trainer_of(experiment)
+    method.refuse(experiment)
     runs_dir = user_path(runs_dir, runs_root())
     devices.join(experiment.device)
     dataset = open_training_set(experiment)
@@ -105,7 +108,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
         found or devices.once(lambda: new_folder(runs_dir, experiment)), experiment, dataset.classes, model, backbone
     )
     run.feature_store, run.data = features.kind, data
-    trainer = trainer_of(experiment)(run, features, neighbors)
+    trainer = method(run, features, neighbors)
     busy = f"{run.folder} is being trained by another process; wait for it, or train without resume"
     with locked(run.folder / ".lock", busy, wait=False) if devices.first() else nullcontext():
         if found:
@@ -138,6 +141,10 @@ class Trainer:
         self.run, self.features, self.neighbors = run, features, neighbors
         self.experiment, self.model = run.experiment, run.model
         self.optimizer: torch.optim.Optimizer = make_optimizer(self.model, self.experiment)
+
+    @classmethod
+    def refuse(cls, experiment: Experiment) -> None:
+        """StegoError for an experiment that the method cannot train; called before any work."""
 
     def columns(self) -> list[str]:
         """What `step` returns, in this order."""

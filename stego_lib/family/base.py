@@ -6,26 +6,24 @@ import torch
 from torch import Tensor
 
 from ..batches import Draw
-from ..features.store import Features
+from ..experiment import Experiment
 from ..optional.terms import optional_weights
-from ..run import Run
 from ..runtime.errors import StegoError
 from ..training import Trainer
 
 
 class Successor(Trainer):
-    """A `Trainer` that sees images without partners, and updates by one loss.
+    """A `Trainer` that sees images without partners, and updates by one loss."""
 
-    Raises StegoError for probes that are trained beside the head, and for optional terms, which successors do not have.
-    """
-
-    def __init__(self, run: Run, features: Features, neighbors: Tensor):
-        super().__init__(run, features, neighbors)
-        method = self.experiment.method
-        if self.experiment.probes != "after":
-            raise StegoError(f"method={method!r} fits its probes after training: probes='after'")
-        if optional := optional_weights(self.experiment):
-            raise StegoError(f"{', '.join(optional)}: terms of STEGO's loss, which method={method!r} does not have")
+    @classmethod
+    def refuse(cls, experiment: Experiment) -> None:
+        """StegoError for probes that are trained beside the head, and for optional terms, which successors do not have."""
+        if experiment.probes != "after":
+            raise StegoError(f"method={experiment.method!r} fits its probes after training: probes='after'")
+        if optional := optional_weights(experiment):
+            raise StegoError(
+                f"{', '.join(optional)}: terms of STEGO's loss, which method={experiment.method!r} does not have"
+            )
 
     @property
     def device(self) -> torch.device:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batches import seeded
+from ..experiment import Experiment
 from ..features.store import Features
 from ..model import ClusterProbe, LinearProbe
 from ..probes import fit_linear_probe
@@ -304,16 +305,24 @@ class Trainer(Successor):
     The averaged head becomes the head of the run.
     """
 
+    @classmethod
+    def refuse(cls, experiment: Experiment) -> None:
+        super().refuse(experiment)
+        if experiment.validate_every:
+            raise StegoError(
+                "method='cause' fits its clusters after the last step, so no earlier one can be scored: validate_every=0"
+            )
+
     def __init__(self, run: Run, features: Features, neighbors: Tensor):
         super().__init__(run, features, neighbors)
-        if self.experiment.validate_every:
-            raise StegoError("method='cause' fits its clusters after the last step, so no earlier one can be scored: validate_every=0")
         head, codes = self.model.head, self.model.head.code_dim
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(self.experiment.seed)
             self.codebook = torch.randn(CODEBOOK, features.shape[1]).to(self.device)
             self.project = nn.Linear(codes, PROJECTION).to(self.device)
-        self.average, self.average_project = (copy.deepcopy(one).eval().requires_grad_(False) for one in (head, self.project))
+        self.average, self.average_project = (
+            copy.deepcopy(one).eval().requires_grad_(False) for one in (head, self.project)
+        )
         self.optimizer = torch.optim.Adam([*head.parameters(), *self.project.parameters()], self.experiment.lr_head)
         self.bank = torch.empty(0, PROJECTION), torch.empty(0, dtype=torch.long)
 
@@ -335,8 +344,12 @@ class Trainer(Successor):
             teacher, concepts = projected(self.average_project, teacher), nearest_concepts(feats, self.codebook)
             positives, negatives = (pairs.float().mean() for pairs in concept_pairs(self.codebook, concepts, concepts))
         loss = contrastive_loss(projected(self.project, student), teacher, concepts, self.codebook, self.bank)
-        self.bank = update_bank(self.bank, teacher, concepts, torch.randperm(len(concepts), generator=generator).to(self.device))
-        values = self.update(loss, {"positives": positives, "negatives": negatives, "bank": torch.tensor(len(self.bank[1]))})
+        self.bank = update_bank(
+            self.bank, teacher, concepts, torch.randperm(len(concepts), generator=generator).to(self.device)
+        )
+        values = self.update(
+            loss, {"positives": positives, "negatives": negatives, "bank": torch.tensor(len(self.bank[1]))}
+        )
         for average, own in ((self.average, self.model.head), (self.average_project, self.project)):
             update_ema(average, own, DECAY)
         return values
@@ -380,5 +393,8 @@ class Trainer(Successor):
 def _whole_blocks(maps: Tensor, generator: torch.Generator) -> Tensor:
     """A random part of the maps (B, C, h, w) whose sides are multiples of `BLOCK`."""
     sides = [side // BLOCK * BLOCK for side in maps.shape[2:]]
-    tops = [int(torch.randint(side - used + 1, (), generator=generator)) for side, used in zip(maps.shape[2:], sides, strict=True)]
+    tops = [
+        int(torch.randint(side - used + 1, (), generator=generator))
+        for side, used in zip(maps.shape[2:], sides, strict=True)
+    ]
     return maps[:, :, tops[0] : tops[0] + sides[0], tops[1] : tops[1] + sides[1]]

@@ -454,7 +454,9 @@ def _stored_weights(backbone: Backbone, features: Features) -> np.ndarray:
     found = torch.empty(count, 9, height, width, dtype=torch.float16)
     try:
         for rows in progress(torch.arange(count).split(4), "attention of the training images"):
-            found[rows] = attention_weights(block_attention(backbone, features.image_rows(rows)), (height, width)).half().cpu()
+            found[rows] = (
+                attention_weights(block_attention(backbone, features.image_rows(rows)), (height, width)).half().cpu()
+            )
     except StegoError as error:
         notice(f"{error}; HP mixes neighbors by the similarity of their features instead")
         for rows in torch.arange(count).split(64):
