@@ -18,6 +18,7 @@ METHODS = {
     "smooseg": ["loss", "loss_self", "loss_rand", "loss_data"],
     "hp": ["loss", "loss_global", "loss_local", "lambda"],
     "cause": ["loss", "positives", "negatives", "bank"],
+    "depthg": ["loss", "loss_self", "loss_knn", "loss_rand", "code_self", "code_knn", "code_rand", "loss_depth"],
 }
 """Successors and the columns of their logs."""
 pytestmark = pytest.mark.parametrize("method", METHODS)
@@ -106,9 +107,7 @@ def test_labels_shape_neither_head_nor_clusters(scenes_root, backbone_file, tmp_
     """Of a run with labels, of one with those of other images, and of one without; the linear probe alone differs."""
     found = {}
     for kind in ("own", "others", "none"):
-        folder = shutil.copytree(
-            scenes_root / "scenes", tmp_path / kind / "folder", ignore=shutil.ignore_patterns("depth")
-        )
+        folder = shutil.copytree(scenes_root / "scenes", tmp_path / kind / "folder")
         labels = sorted((folder / "labels" / "train").glob("*.png"))
         if kind == "others":
             contents = [path.read_bytes() for path in labels]
