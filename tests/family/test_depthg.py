@@ -1,0 +1,142 @@
+"""DepthG: its points and its depth term by brute force, the defects of the released code on small numbers, depth maps on disk."""
+
+import numpy as np
+import pytest
+import torch
+from common import tiny_experiment
+from PIL import Image
+
+from stego_lib import StegoError, open_dataset
+from stego_lib.datasets.crops import FiveCrop
+from stego_lib.datasets.scenes import draw_scenes
+from stego_lib.experiment import SUCCESSORS
+from stego_lib.family import depthg
+from stego_lib.loss import sample
+from stego_lib.training import train
+
+GENERATOR = torch.Generator().manual_seed(0)
+DEPTH = torch.rand(2, 1, 12, 16, generator=GENERATOR)
+CODE = torch.randn(2, 5, 6, 8, generator=GENERATOR)
+
+
+def test_farthest_points_are_those_of_a_naive_loop():
+    points = torch.rand(3, 40, 3, generator=GENERATOR)
+    found = depthg.farthest_points(points, 12)
+    for cloud, chosen in zip(points.double().numpy(), found.tolist(), strict=True):
+        expected = [0]
+        while len(expected) < 12:
+            distances = [min(np.linalg.norm(point - cloud[i]) for i in expected) for point in cloud]
+            expected.append(int(np.argmax(distances)))
+        assert chosen == expected
+
+
+def test_more_points_than_patches_are_refused():
+    with pytest.raises(StegoError, match="13 different points"):
+        depthg.farthest_points(torch.rand(1, 12, 3), 13)
+
+
+def test_points_follow_the_depth_and_lie_on_patches():
+    """Half of the image is at one depth and holds one patch in eight of its own; the rest varies, and draws the points."""
+    depth = torch.full((1, 1, 8, 8), 0.5)
+    depth[..., 4:] = torch.rand(8, 4, generator=GENERATOR)
+    coords = depthg.depth_coords(depth, (8, 8), 4)
+    index = torch.arange(64.0).view(1, 1, 8, 8)
+    read = sample(index, coords)
+    assert torch.allclose(read, read.round(), atol=1e-4), "each point is the center of a patch as `sample` reads it"
+    assert ((read.round() % 8) >= 4).float().mean() > 0.5 and len(read.round().unique()) == 16
+
+
+def test_released_points_are_transposed():
+    """Structure in the lower left draws the points there; the released code then reads the mirrored corner, upper right."""
+    depth = torch.full((1, 1, 8, 8), 0.5)
+    depth[..., 4:, :4] = torch.rand(4, 4, generator=GENERATOR)
+    rows = torch.arange(8.0).repeat_interleave(8).view(1, 1, 8, 8)
+    columns = torch.arange(8.0).repeat(8).view(1, 1, 8, 8)
+
+    def lower_left(published: bool) -> float:
+        coords = depthg.depth_coords(depth, (8, 8), 4, published=published)
+        return ((sample(rows, coords) > 3.5) & (sample(columns, coords) < 3.5)).float().mean().item()
+
+    def upper_right() -> float:
+        coords = depthg.depth_coords(depth, (8, 8), 4, published=True)
+        return ((sample(rows, coords) < 3.5) & (sample(columns, coords) > 3.0)).float().mean().item()
+
+    assert lower_left(False) > 0.4 and upper_right() > 0.4 and lower_left(True) < 0.3
+
+
+def test_the_depth_term_is_a_naive_loop():
+    coords = depthg.depth_coords(DEPTH, (6, 8), 3)
+    found = depthg.depth_loss(DEPTH, CODE, coords, 0.7)
+    pooled = torch.nn.functional.adaptive_avg_pool2d(DEPTH, (6, 8))
+    depths, codes = sample(pooled, coords), torch.nn.functional.normalize(sample(CODE, coords), dim=1)
+    for b in range(2):
+        for p in range(9):
+            for q in range(9):
+                (i, j), (k, m) = divmod(p, 3), divmod(q, 3)
+                closeness = 1 - abs(depths[b, 0, i, j] - depths[b, 0, k, m])
+                cosine = codes[b, :, i, j] @ codes[b, :, k, m]
+                expected = -(closeness - 0.7) * cosine.clamp(min=0)
+                assert found[b, i, j, k, m] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_the_released_term_is_the_same_for_any_depth_and_ours_is_not():
+    coords = depthg.depth_coords(DEPTH, (6, 8), 3)
+    other = 0.1 + 0.9 * torch.rand(2, 1, 12, 16, generator=GENERATOR)
+    values = {
+        published: [depthg.depth_loss(depth, CODE, coords, 0.03, published=published).mean() for depth in (DEPTH + 0.01, other)]
+        for published in (True, False)
+    }
+    assert values[True][0] == values[True][1], "no zero in either depth, so the correspondence is 1 everywhere"
+    assert abs(values[False][0] - values[False][1]) > 1e-3
+
+
+# ---------------------------------------------------------------------------------------------- depth maps
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    draw_scenes(tmp_path / "scenes", train=4, val=1, size=64)
+    return tmp_path
+
+
+def test_depth_of_scenes_is_read_whole_and_cut(scenes):
+    dataset = open_dataset("scenes", scenes, "train")
+    stored = np.asarray(Image.open(scenes / "scenes" / "depth" / "train" / f"{dataset.names[2]}.png"))
+    assert stored.min() == 0 and stored.max() == 255
+    assert np.array_equal(depthg.read_depth(dataset, 2)[0].numpy(), stored)
+    crops = FiveCrop(dataset)
+    assert np.array_equal(
+        depthg.read_depth(crops, 12)[0].numpy(), stored[32:, :32]
+    )
+
+
+def test_sixteen_bits_are_scaled_by_their_own_range(scenes):
+    dataset = open_dataset("scenes", scenes, "train")
+    path = scenes / "scenes" / "depth" / "train" / f"{dataset.names[0]}.png"
+    Image.fromarray(np.linspace(1000, 5000, 64 * 64).reshape(64, 64).astype(np.uint16)).save(path)
+    found = depthg.read_depth(dataset, 0)
+    assert found.shape == (1, 64, 64) and found[0, 0, 0] == 0 and found[0, -1, -1] == 255 and 126 <= found[0, 32, 0] <= 129
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.unlink(), r"0001.png has no depth/train/0001.png.*drawn anew"),
+        (lambda path: Image.new("RGB", (64, 64)).save(path), r"0001.png has shape \(64, 64, 3\).*one gray value"),
+        (lambda path: Image.new("L", (32, 64)).save(path), r"0001.png is \(64, 32\), its image .* is \(64, 64\)"),
+    ],
+)
+def test_a_depth_map_that_cannot_be_used_is_named(scenes, damage, said):
+    damage(scenes / "scenes" / "depth" / "train" / "0001.png")
+    with pytest.raises(StegoError, match=said):
+        depthg.read_depth(open_dataset("scenes", scenes, "train"), 1)
+
+
+def test_training_depends_on_depth(scenes, backbone_file, tmp_path):
+    asked = tiny_experiment(scenes, backbone_file, method="depthg", **(SUCCESSORS["depthg"] | {"code_dim": 8}), steps=2)
+    first = train(asked, runs_dir=tmp_path / "a")
+    for path in (scenes / "scenes" / "depth" / "train").glob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path))[:, ::-1].copy()).save(path)
+    second = train(asked, runs_dir=tmp_path / "b")
+    assert not torch.equal(first.model.head.linear.weight, second.model.head.linear.weight)
+    assert first.correspondences["depth_shift"] == pytest.approx(second.correspondences["depth_shift"], abs=0.2)
