@@ -26,7 +26,7 @@ DECAY = 0.99
 """Decay of the moving average of the head (released code)."""
 CONSISTENCY_WEIGHT = 0.05
 """Weight of `consistency_loss` in the total (released code)."""
-CHUNK = 1 << 21
+CHUNK = 1 << 22
 """Pairs of patches that are in memory at once. Few are faster on a CPU, since they stay in its cache."""
 
 
