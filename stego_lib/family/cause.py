@@ -184,18 +184,17 @@ def contrastive_loss(
     partners = [(units, concepts), (F.normalize(bank[0], dim=1), bank[1])]
     partners = partners[: 1 + bool(len(bank[0]))]
     for others, theirs in partners:
-        itself = theirs is concepts
         # Positives depend on concepts alone: their number, and the sum of their vectors, of each concept.
         number = attract @ theirs.bincount(minlength=len(attract)).to(z.dtype)
         pulling = attract @ torch.zeros(len(attract), z.shape[1], device=z.device).index_add_(0, theirs, others)
         for patches in torch.arange(len(z), device=z.device).chunk(len(student)):
-            loss, slope = z.new_zeros(()), torch.zeros_like(z)
+            loss, slope, positives = z.new_zeros(()), torch.zeros_like(z), z.new_zeros(())
             # The (M, A) arrays of a batch would fill the memory, so each chunk of anchors gives its gradient at once.
             for anchors in patches.split(max(1, CHUNK // len(others))):
                 of_anchors = concepts[anchors]
                 inside = allowed[:, of_anchors].index_select(0, theirs)
                 count, pull = number[of_anchors], pulling[of_anchors]
-                if itself:
+                if theirs is concepts:  # the batch, where an anchor meets itself
                     inside.scatter_(0, anchors[None], 0.0)
                     count, pull = count - 1, pull - others[anchors]
                 with torch.enable_grad():
@@ -205,7 +204,8 @@ def contrastive_loss(
                     chunk = (count * spread - (near * pull).sum(1)).sum()
                     slope += torch.autograd.grad(chunk, leaf)[0]
                 loss += chunk.detach()
-            share = 1 / ((number[concepts[patches]] - itself).sum().clamp(min=1) * len(student) * len(partners))
+                positives += count.sum()
+            share = 1 / (positives.clamp(min=1) * len(student) * len(partners))
             value, gradient = value + loss * share, gradient + slope * share
     handle = (z * gradient).sum()  # has the gradient; its value is subtracted
     return value + (handle - handle.detach())
