@@ -24,7 +24,7 @@ def inputs(seed: int = 0) -> dict:
     """Arguments of `hp_loss` for two small images."""
     generator = random_numbers(seed)
     feats, code_ema, z, z_local = (torch.randn(COUNT, 5, *GRID, generator=generator) for _ in range(4))
-    pools = tuple(F.normalize(torch.randn(5, 5, generator=generator), dim=1) for _ in range(2))
+    pools = tuple(F.normalize(torch.randn(size, 5, generator=generator), dim=1) for size in (30, 4))
     negatives = hp.random_negatives(CELLS, COUNT * CELLS, 0.2, generator)
     z, z_local = hp.unit_patches(z), hp.unit_patches(z_local)
     return dict(
@@ -36,7 +36,7 @@ def one_by_one(
     feats: Tensor, code_ema: Tensor, z: Tensor, pools: tuple, negatives: Tensor, lam: float, tau: float, reweight: bool
 ) -> Tensor:
     """The loss of each image with one kind of code, pair by pair."""
-    total, losses = COUNT * CELLS, []
+    total, losses, left_out = COUNT * CELLS, [], 0
 
     def positive(maps: Tensor, pool: Tensor, i: int, j: int) -> bool:
         a, b = (F.normalize(maps[n // CELLS, :, n % CELLS // GRID[1], n % GRID[1]], dim=0) for n in (i, j))
@@ -48,6 +48,7 @@ def one_by_one(
             alike = [j for j in range(total) if positive(feats, pools[0], i, j)]
             alike_ema = [j for j in range(total) if positive(code_ema, pools[1], i, j)]
             if not alike:
+                left_out += bool(alike_ema)
                 continue
             softmax = set(alike) | {j for j in range(total) if negatives[i % CELLS, j] and j != i}
             log_sum = torch.stack([(z[i] @ z[k] / tau).exp() for k in softmax]).sum().log()
@@ -57,6 +58,7 @@ def one_by_one(
             counts.append(sum(weights.values()) if reweight else 1)
         mean = sum(counts) / len(counts)
         losses.append(tau / 0.07 * sum(c / mean * t for c, t in zip(counts, terms, strict=True)) / len(terms))
+    assert left_out, "some anchors are meant to have positives of the averaged head alone"
     return torch.stack(losses)
 
 
