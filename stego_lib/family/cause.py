@@ -26,7 +26,7 @@ from ..run import Run
 from ..runtime.errors import StegoError
 from ..runtime.progress import progress
 from .base import Successor, random_positions, states
-from .hp import projected, unit_patches, update_ema, without_self
+from .hp import projected, unit_patches, update_ema
 
 CODEBOOK, CODE_DIM, PROJECTION = 2048, 90, 2048
 """Entries of the codebook, channels of the head and of its projection (released code)."""
@@ -38,7 +38,7 @@ SHARPNESS, TAU = 0.1, 0.07
 """Temperature of the shared assignment and of the contrastive loss (released code)."""
 BLOCK = 4
 """Side of the blocks that `sample_blocks` thins out (released code)."""
-CHUNK = 1 << 20
+CHUNK = 1 << 22
 """Numbers in memory at once. Few are faster on a CPU, since they stay in its cache."""
 
 
@@ -141,44 +141,26 @@ def nearest_concepts(feats: Tensor, codebook: Tensor) -> Tensor:
     return (unit_patches(feats) @ F.normalize(codebook, dim=1).T).argmax(1)
 
 
-def concept_pairs(codebook: Tensor, anchors: Tensor, partners: Tensor) -> tuple[Tensor, Tensor]:
-    """Positive and negative pairs: the cosine of their concepts is above `ATTRACT`, below `REPEL`.
+def concept_pairs(codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Concepts that attract and concepts that repel: their cosine is above `ATTRACT`, below `REPEL`.
 
-    Parameters
-    ----------
-    codebook
-        (K, C).
-    anchors, partners
-        Concepts, int64 (A,) and (Q,).
-
-    Returns
-    -------
-    tuple of Tensor
-        bool (A, Q). An anchor that is among the partners is a positive of itself here.
+    codebook: (K, C). Both bool (K, K); patches p and q are a positive pair where the first holds at their concepts, a negative
+    one where the second does. The codebook is frozen, so once is enough.
     """
     unit = F.normalize(codebook, dim=1)
-    alike = unit[anchors] @ unit.T
-    return (alike > ATTRACT).index_select(1, partners), (alike < REPEL).index_select(1, partners)
-
-
-def pair_losses(student: Tensor, partners: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
-    """InfoNCE of each anchor p, (A,): sum over its positives q of log sum_k exp l_pk - l_pq, k over both kinds of pairs of p.
-
-    student, partners: unit vectors (A, D) and (Q, D), l their cosines / 0.07; masks bool (A, Q). 0 without a positive.
-    """
-    logits = student / TAU @ partners.T
-    # Cosines are small enough for a bare exponential. The smallest number keeps rows without a pair finite.
-    spread = (logits.exp() * (positives | negatives)).sum(1).clamp(min=torch.finfo(logits.dtype).tiny).log()
-    return positives.sum(1) * spread - (logits * positives).sum(1)
+    cosines = unit @ unit.T
+    return cosines > ATTRACT, cosines < REPEL
 
 
 def contrastive_loss(
-    student: Tensor, teacher: Tensor, concepts: Tensor, codebook: Tensor, bank: tuple[Tensor, Tensor]
+    student: Tensor, teacher: Tensor, concepts: Tensor, pairs: tuple[Tensor, Tensor], bank: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """`pair_losses` against the teacher's patches of the batch and against the bank.
+    """InfoNCE against the teacher's patches of the batch and against the bank.
 
-    A term is the mean over the positive pairs of one image's anchors, all alike, 0 without any; the loss is the mean over
-    images, or over both terms of each image once the bank holds something. Time grows with M squared.
+    With l_pq the cosine of p and q divided by `TAU`, a term is the mean over all positive pairs (p, q) of one image's anchors p
+    of log sum_k exp(l_pk) - l_pq, where k runs over the positive and negative pairs of p; 0 without a positive pair. A patch
+    makes no pair with itself in the batch. The loss is the mean over images, or over both terms of each image once the bank
+    holds something. Time grows with M squared.
 
     Parameters
     ----------
@@ -186,10 +168,12 @@ def contrastive_loss(
         Projections of the head, (B, D, h, w).
     teacher
         Those of the averaged head and projection, (B, D, h, w), without gradient.
-    concepts, codebook
-        `nearest_concepts` (M,), and the frozen codebook (K, C).
+    concepts
+        `nearest_concepts`, int64 (M,).
+    pairs
+        `concept_pairs` of the codebook.
     bank
-        Vectors (V, D) and their concepts, int64 (V,), see `update_bank`.
+        Vectors (V, D) and their concepts, int64 (V,), see `update_bank`; both empty at first.
 
     Returns
     -------
@@ -201,28 +185,37 @@ def contrastive_loss(
     >>> feats, codebook = torch.rand(2, 384, 8, 8), torch.rand(30, 384)
     >>> student, teacher = torch.rand(2, 64, 8, 8), torch.rand(2, 64, 8, 8)
     >>> empty = torch.empty(0, 64), torch.empty(0, dtype=torch.long)
-    >>> contrastive_loss(student, teacher, nearest_concepts(feats, codebook), codebook, empty).shape
+    >>> contrastive_loss(student, teacher, nearest_concepts(feats, codebook), concept_pairs(codebook), empty).shape
     torch.Size([])
     """
-    z = unit_patches(student)
-    vectors, of_bank = bank
-    partners = [(unit_patches(teacher).detach(), concepts)]
-    partners += [(F.normalize(vectors, dim=1), of_bank)] if len(vectors) else []
-    # The (A, M) arrays of a batch would fill the memory, so each chunk of anchors gives its gradient at once.
+    z, units, tiny = unit_patches(student), unit_patches(teacher).detach(), torch.finfo(student.dtype).tiny
+    attract, allowed = pairs[0].to(z.dtype), (pairs[0] | pairs[1]).to(z.dtype)
     leaf, gradient, value = z.detach().requires_grad_(), torch.zeros_like(z), z.new_zeros(())
-    for patches in torch.arange(len(z), device=z.device).chunk(len(student)):
-        for units, theirs in partners:
-            pairs, loss, slope = z.new_zeros(()), z.new_zeros(()), torch.zeros_like(z)
-            for anchors in patches.split(max(1, CHUNK // len(units))):
-                positives, negatives = concept_pairs(codebook, concepts[anchors], theirs)
-                if theirs is concepts:
-                    positives = without_self(positives, anchors)
+    partners = [(units, concepts), (F.normalize(bank[0], dim=1), bank[1])]
+    partners = partners[: 1 + bool(len(bank[0]))]
+    for others, theirs in partners:
+        # Positives depend on concepts alone: their number, and the sum of their vectors, of each concept.
+        number = attract @ theirs.bincount(minlength=len(attract)).to(z.dtype)
+        pulling = attract @ torch.zeros(len(attract), z.shape[1], device=z.device).index_add_(0, theirs, others)
+        for patches in torch.arange(len(z), device=z.device).chunk(len(student)):
+            loss, slope, positives = z.new_zeros(()), torch.zeros_like(z), z.new_zeros(())
+            # The (M, A) arrays of a batch would fill the memory, so each chunk of anchors gives its gradient at once.
+            for anchors in patches.split(max(1, CHUNK // len(others))):
+                of_anchors = concepts[anchors]
+                inside = allowed[:, of_anchors].index_select(0, theirs)
+                count, pull = number[of_anchors], pulling[of_anchors]
+                if theirs is concepts:  # the batch, where an anchor meets itself
+                    inside.scatter_(0, anchors[None], 0.0)
+                    count, pull = count - 1, pull - others[anchors]
                 with torch.enable_grad():
-                    chunk = pair_losses(leaf[anchors], units, positives, negatives).sum()
+                    near = leaf[anchors] / TAU
+                    # Cosines / TAU are small enough for a bare exponential; `tiny` keeps anchors without a pair finite.
+                    spread = ((others @ near.T).exp() * inside).sum(0).clamp(min=tiny).log()
+                    chunk = (count * spread - (near * pull).sum(1)).sum()
                     slope += torch.autograd.grad(chunk, leaf)[0]
                 loss += chunk.detach()
-                pairs += positives.sum()
-            share = 1 / (pairs.clamp(min=1) * len(student) * len(partners))
+                positives += count.sum()
+            share = 1 / (positives.clamp(min=1) * len(student) * len(partners))
             value, gradient = value + loss * share, gradient + slope * share
     handle = (z * gradient).sum()  # has the gradient; its value is subtracted
     return value + (handle - handle.detach())

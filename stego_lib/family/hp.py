@@ -42,7 +42,7 @@ DECAY = 0.99
 """Decay of the moving average of the head (released code)."""
 CONSISTENCY_WEIGHT = 0.05
 """Weight of `consistency_loss` in the total (released code)."""
-CHUNK = 1 << 21
+CHUNK = 1 << 22
 """Pairs of patches that are in memory at once. Few are faster on a CPU, since they stay in its cache."""
 
 
@@ -155,10 +155,10 @@ def anchor_losses(z: Tensor, anchors: Tensor, weights: Tensor, allowed: Tensor, 
     Tensor
         0 for an anchor without a weight. It can be below 0, for a positive of the averaged head need not be allowed.
     """
-    tiny = torch.finfo(z.dtype).tiny  # keeps rows without a pair finite
+    tiny = torch.finfo(z.dtype).tiny  # keeps the logarithm of a row without a pair finite
     logits, total = z[anchors] / tau @ z.T, weights.sum(1)
     spread = (logits.exp() * allowed).sum(1).clamp(min=tiny).log()  # cosines are small enough for a bare exponential
-    return (total * spread - (weights * logits).sum(1)) / total.clamp(min=tiny)
+    return (total * spread - (weights * logits).sum(1)) / total.clamp(min=1)
 
 
 def anchor_weights(weights: Tensor, *, reweight: bool = True) -> Tensor:
@@ -240,7 +240,7 @@ def hp_loss(
                     loss = (counts * anchor_losses(leaf, anchors, weights, allowed, tau)).sum()
                     slope += torch.autograd.grad(loss, leaf)[0]
                 part[image] += loss.detach()
-        scale = tau / 0.07 / counted.clamp(min=torch.finfo(z.dtype).tiny)
+        scale = tau / 0.07 / counted.clamp(min=1)  # an anchor that counts, counts 1 or more
         parts[:, image] *= scale
         for gradient, slope in zip(gradients, slopes, strict=True):
             gradient += slope * scale / (2 * count)

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from stego_lib.family import cause
-from stego_lib.family.hp import without_self
 from stego_lib.model import ClusterProbe
 
 G = golden_tensors("family/cause")
@@ -104,27 +103,19 @@ def test_cluster_prediction():
 
 def test_concepts_and_their_cosines():
     assert torch.equal(cause.nearest_concepts(maps(G["feat"]), CODEBOOK), CONCEPTS)
-    every = torch.arange(len(CODEBOOK))
     cosines = G["con.codebook_cosine"]
     assert_close(F.cosine_similarity(CODEBOOK[:, None], CODEBOOK, dim=2), cosines, **VALUES)
-    attract, repel = cause.concept_pairs(CODEBOOK, every, every)
+    attract, repel = cause.concept_pairs(CODEBOOK)
     assert torch.equal(attract, cosines > 0.3) and torch.equal(repel, cosines < 0.1)
 
 
 def test_pairs_of_the_batch_and_of_the_bank():
-    found = {name: [] for name in ("positives", "negatives", "bank_positives", "bank_negatives")}
-    for anchors in torch.arange(COUNT * CELLS).split(CELLS):
-        positives, negatives = cause.concept_pairs(CODEBOOK, CONCEPTS[anchors], CONCEPTS)
-        found["positives"].append(without_self(positives, anchors))
-        found["negatives"].append(negatives)
-        for name, pairs in zip(
-            ("bank_positives", "bank_negatives"),
-            cause.concept_pairs(CODEBOOK, CONCEPTS[anchors], stored_bank(1)[1]),
-            strict=True,
-        ):
-            found[name].append(pairs)
-    for name, pairs in found.items():
-        assert torch.equal(torch.stack(pairs), G[f"con.{name}"].bool()), name
+    another = ~torch.eye(COUNT * CELLS, dtype=torch.bool)
+    for pairs, name in zip(cause.concept_pairs(CODEBOOK), ("positives", "negatives"), strict=True):
+        batch = pairs[CONCEPTS][:, CONCEPTS] & another
+        assert torch.equal(batch.unflatten(0, (COUNT, CELLS)), G[f"con.{name}"].bool())
+        of_bank = pairs[CONCEPTS][:, stored_bank(1)[1]]
+        assert torch.equal(of_bank.unflatten(0, (COUNT, CELLS)), G[f"con.bank_{name}"].bool())
 
 
 def stored_bank(it: int) -> tuple[Tensor, Tensor]:
@@ -144,7 +135,7 @@ def empty_bank() -> tuple[Tensor, Tensor]:
 def test_contrastive_loss(name, bank, chunk, monkeypatch):
     monkeypatch.setattr(cause, "CHUNK", chunk)
     student = G["con.student"].clone().requires_grad_()
-    loss = cause.contrastive_loss(maps(student), maps(G["con.teacher"]), CONCEPTS, CODEBOOK, bank)
+    loss = cause.contrastive_loss(maps(student), maps(G["con.teacher"]), CONCEPTS, cause.concept_pairs(CODEBOOK), bank)
     loss.backward()
     assert_close(loss.detach(), G[f"{name}.loss"], **VALUES)
     assert_gradient(student.grad, G[f"{name}.grad_student"])
