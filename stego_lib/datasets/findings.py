@@ -102,7 +102,7 @@ def _unread_labels(dataset: SegmentationDataset) -> list[Finding]:
     root = images.parent.parent
     if any((root / "labels" / split).is_dir() for split in ("train", "val")):
         return []  # one split alone may have labels
-    beside = [path for path in sorted(root.iterdir()) if visible(path) and path.name != "imgs"]
+    beside = [path for path in sorted(root.iterdir()) if visible(path) and path.name not in ("imgs", "depth")]
     names = [path.name for path in beside if (path.is_dir() and _images_below(path)) or path.name == "labels"]
     if not names:
         return []

@@ -325,6 +325,7 @@ class Trainer(Successor):
     def begin(self) -> dict[str, Any]:
         found = super().begin()
         self.codebook = self._fitted(self.codebook, lambda feats: feats, "fitting the codebook")
+        self.pairs = concept_pairs(self.codebook)
         return found
 
     def step(self, number: int) -> dict[str, float]:
@@ -335,8 +336,8 @@ class Trainer(Successor):
         feats, student, teacher = random_positions([feats, student, teacher], POSITIONS, generator)
         with torch.no_grad():
             teacher, concepts = projected(self.average_project, teacher), nearest_concepts(feats, self.codebook)
-            positives, negatives = (pairs.float().mean() for pairs in concept_pairs(self.codebook, concepts, concepts))
-        loss = contrastive_loss(projected(self.project, student), teacher, concepts, self.codebook, self.bank)
+            positives, negatives = (found[concepts][:, concepts].float().mean() for found in self.pairs)
+        loss = contrastive_loss(projected(self.project, student), teacher, concepts, self.pairs, self.bank)
         self.bank = update_bank(
             self.bank, teacher, concepts, torch.randperm(len(concepts), generator=generator).to(self.device)
         )
@@ -379,6 +380,7 @@ class Trainer(Successor):
         for name in ("average", "project", "average_project"):
             getattr(self, name).load_state_dict(state[name])
         self.codebook = state["codebook"].to(self.device)
+        self.pairs = concept_pairs(self.codebook)
         vectors, concepts = (part.to(self.device) for part in state["bank"])
         self.bank = vectors, concepts
 

@@ -10,7 +10,6 @@ factor (0.6 to 1) every 200 to 400 steps.
 """
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from ..calibration import percentile
 from ..datasets import SegmentationDataset, open_training_set
 from ..datasets.crops import COUNT, Crops
 from ..datasets.transforms import resize_image
+from ..experiment import Experiment
 from ..features.store import Features
 from ..loss import correspondence, pair_loss, sample, stego_loss
 from ..run import Run
@@ -271,6 +271,13 @@ class Trainer(Successor):
     too, or a percentile of the depth correspondences where the run's shifts are "auto".
     """
 
+    @classmethod
+    def refuse(cls, experiment: Experiment) -> None:
+        super().refuse(experiment)
+        dataset = open_training_set(experiment)
+        for index in range(len(dataset)):
+            _depth_file(dataset, index)
+
     def __init__(self, run: Run, features: Features, neighbors: Tensor):
         super().__init__(run, features, neighbors)
         dataset, size = open_training_set(self.experiment), features.shape[2:]
@@ -324,16 +331,8 @@ def read_depth(dataset: SegmentationDataset, index: int) -> Tensor:
 
     Raises StegoError for a map that is missing, is no gray image, or is of another size than its image.
     """
-    whole, number = (dataset.whole, index // COUNT) if isinstance(dataset, Crops) else (dataset, index)
-    image = whole.images[number]
-    file = next((found for found in _depth_files(image, whole.split) if found.is_file()), None)
-    if file is None:
-        first = next(_depth_files(image, whole.split))
-        drawn = "; scenes drawn by an earlier version lack them: remove the folder, and it is drawn anew" if whole.name == "scenes" else ""
-        raise StegoError(
-            f"method='depthg' needs a depth map of each training image: {image.name} has no {Path('depth', whole.split, first.name)} "
-            f"in the folder of {whole.name}{drawn}"
-        )
+    whole, number = _whole(dataset, index)
+    image, file = whole.images[number], _depth_file(dataset, index)
     with Image.open(file) as stored:
         values = np.asarray(stored)
     if values.ndim != 2 or values.dtype.kind not in "buif":
@@ -347,7 +346,21 @@ def read_depth(dataset: SegmentationDataset, index: int) -> Tensor:
     return dataset.cut_like(depth, index) if isinstance(dataset, Crops) else depth
 
 
-def _depth_files(image: Path, split: str) -> Iterator[Path]:
-    """Where the depth map of an image may lie: `depth` beside any folder that the image is in."""
-    for folder in image.parents[:4]:
-        yield folder / "depth" / split / f"{image.stem}.png"
+def _whole(dataset: SegmentationDataset, index: int) -> tuple[SegmentationDataset, int]:
+    """The dataset of whole images, and the number of the image that image `index` is or was cut from."""
+    return (dataset.whole, index // COUNT) if isinstance(dataset, Crops) else (dataset, index)
+
+
+def _depth_file(dataset: SegmentationDataset, index: int) -> Path:
+    """The depth map's file: in `depth` beside any of the folders that the image is in. StegoError where there is none."""
+    whole, number = _whole(dataset, index)
+    image = whole.images[number]
+    name = Path("depth", whole.split, f"{image.stem}.png")
+    found = next((file for folder in image.parents[:4] if (file := folder / name).is_file()), None)
+    if found is None:
+        drawn = "; scenes drawn by an earlier version lack them: remove the folder, and it is drawn anew"
+        raise StegoError(
+            f"method='depthg' needs a depth map of each training image: {image} has no {name} in the folder of {whole.name}"
+            f"{drawn if whole.name == 'scenes' else ''}"
+        )
+    return found
