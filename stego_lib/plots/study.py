@@ -75,6 +75,20 @@ def dimensions(study: Study) -> Figure:
     return figure
 
 
+def methods(study: Study, group: str) -> Figure:
+    """mIoU of the cluster probe of each variant of a group: one dot a seed, the mean as a bar."""
+    found = _cluster_scores(study, group)
+    if found.empty:
+        return nothing(study)
+    figure, axis = plt.subplots(figsize=(8, 0.5 * found["name"].nunique() + 1.2))
+    options = dict(x="miou", y="name", ax=axis)
+    sns.barplot(found, errorbar=None, color=sns.color_palette("pastel")[0], **options)
+    sns.stripplot(found, color="black", size=4, jitter=0.12, **options)
+    axis.set(xlabel="mean IoU (%)", ylabel="")
+    figure.tight_layout()
+    return figure
+
+
 def best_of(values: Sequence[float]) -> Figure:
     """What one reports by picking the best of n runs by its score, beside their mean."""
     figure, axis = plt.subplots(figsize=(6.5, 3))

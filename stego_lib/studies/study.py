@@ -134,7 +134,9 @@ def current_weights(backbone: str) -> str | None:
 
 
 def run_variant(variant: Variant, seed: int, runs_dir: str | Path | None = None) -> dict[str, Any]:
-    """Trains (or, for a fixed head, fits) a variant with a seed and scores it; returns its run record, and "seconds".
+    """Trains (or, for a fixed head, fits) a variant with a seed and scores it.
+
+    Returns its run record, and "seconds"; for a trained one also "training_seconds", features included where they were missing.
 
     StegoError for data without labels, before any work.
     """
@@ -145,8 +147,9 @@ def run_variant(variant: Variant, seed: int, runs_dir: str | Path | None = None)
         )
     if variant.fixed is None:
         run = train(experiment, runs_dir=runs_dir)
+        trained = time.perf_counter() - started
         evaluate(run, baselines=False)
-        record = run.metrics
+        record = run.metrics | {"training_seconds": round(trained, 1)}
     else:
         record = score_fixed(variant.fixed, experiment, runs_dir)
     return record | {"seconds": round(time.perf_counter() - started, 1)}
