@@ -4,9 +4,12 @@ import itertools
 
 import pytest
 import torch
+from common import few_samples, tiny_experiment
 from torch import Tensor
 from torch.testing import assert_close
 
+from stego_lib import train
+from stego_lib.experiment import SUCCESSORS
 from stego_lib.family import smooseg
 from stego_lib.model import ClusterProbe
 
@@ -169,3 +172,29 @@ def test_no_pairs_are_kept_in_memory():
         loss, _ = smooseg.smooseg_loss(feats, code, prototypes, prototypes.clone(), partners, (-0.02, 0.5))
     loss.backward()
     assert max(sizes) <= feats.numel() and code.grad.isfinite().all()
+
+
+def test_steps_of_the_trainer(scenes_root, backbone_file, tmp_path, monkeypatch):
+    """What its loss sees, and when the teacher moves: from the student as it is before its update."""
+    few_samples(monkeypatch)
+    loss, seen = smooseg.smooseg_loss, []
+
+    def watched(feats, code, teacher, student, partners, shifts, **switches):
+        seen.append((feats, teacher.clone(), student.detach().clone(), partners, shifts, switches))
+        return loss(feats, code, teacher, student, partners, shifts, **switches)
+
+    monkeypatch.setattr(smooseg, "smooseg_loss", watched)
+    changes = SUCCESSORS["smooseg"] | dict(method="smooseg", code_dim=8, steps=3, shifts=(0.1, 0.2, 0.3))
+    run = train(tiny_experiment(scenes_root, backbone_file, **changes), runs_dir=tmp_path)
+    feats, teachers, students, partners, shifts, switches = zip(*seen, strict=True)
+    assert shifts == ((0.1, 0.3),) * 3 and switches == (dict(centering=True),) * 3
+    assert all(sorted(one.tolist()) == [0, 1, 2, 3] and not (one == torch.arange(4)).any() for one in partners)
+    dropped = torch.cat([(one == 0).all(3).all(2) for one in feats])
+    assert 0.1 < dropped.double().mean() < 0.3, "channels of the correspondences drop out"
+    assert_close(students[0].norm(dim=1), torch.ones(run.model.n_clusters))
+    assert torch.equal(students[0], teachers[0]) and torch.equal(teachers[1], teachers[0])
+    assert_close((students[1] - students[0]).abs().amax(), torch.tensor(run.experiment.lr_probes))
+    expected = teachers[1] + 0.002 * (students[1] - teachers[1])
+    assert_close(teachers[2], expected, rtol=0, atol=1e-7)
+    assert_close(run.model.cluster_probe.clusters, expected + 0.002 * (students[2] - expected), rtol=0, atol=1e-7)
+    assert (teachers[2] - teachers[1]).abs().max() > 1e-6
