@@ -245,9 +245,7 @@ class Trainer(Successor):
         code = self.model.head(feats)
         own, _, rand = self.run.shifts
         loss, parts = smooseg_loss(
-            self.model.head.dropout(
-                feats
-            ),  # the released code drops channels of the correspondences too, by a third mask
+            self.model.head.dropout(feats),  # by a third mask, as in the released code
             code,
             self.teacher,
             self.student,
