@@ -81,22 +81,43 @@ def pair_smoothness(
     return force * distances
 
 
-def smoothness_loss(
-    feats1: Tensor, feats2: Tensor, probs1: Tensor, probs2: Tensor, shift: float, *, centering: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Mean of `pair_smoothness` over all pairs of positions, in time and memory that grow with h w alone.
-
-    R and the cosine of two probabilities are both inner products, and so is the mean over pairs of their product:
-    mean_pq (f_p . f_q)(P_p . P_q) = <mean_p f_p P_p^T, mean_q f_q P_q^T>, two C x n matrices an image. Centering
-    subtracts from f_q its mean over q, and adds back the mean correspondence of the batch.
+def moments(feats: Tensor, probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All that `smoothness_loss` needs of an image: means over its positions, so that no pair of them is formed.
 
     Parameters
     ----------
-    feats1, feats2
-        Features of the images and of their partners, (B, C, h, w) and (B, C, i, j): the images themselves (intra), or other
-        ones of the batch (inter). No gradient flows into them.
-    probs1, probs2
-        `probabilities` at the same positions, (B, n, h, w) and (B, n, i, j).
+    feats
+        (B, C, h, w); no gradient flows into them.
+    probs
+        `probabilities` at the same positions, (B, n, h, w).
+
+    Returns
+    -------
+    tuple of Tensor
+        The mean unit feature f (B, C), the mean unit vector P of probabilities (B, n), and the mean of f P^T (B, C, n).
+    """
+    with torch.no_grad():
+        f = F.normalize(feats.flatten(2), dim=1, eps=1e-10)
+    p = F.normalize(probs.flatten(2), dim=1, eps=1e-10)
+    return f.mean(2), p.mean(2), f @ p.mT / f.shape[2]
+
+
+def smoothness_loss(
+    images: tuple[Tensor, Tensor, Tensor],
+    partners: tuple[Tensor, Tensor, Tensor],
+    shift: float,
+    *,
+    centering: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Mean of `pair_smoothness` over all pairs of positions, in time and memory that grow with h w alone.
+
+    Correspondences and cosines of probabilities are inner products, so the mean of their products over all pairs is an
+    inner product too: mean_pq (f_p . f_q)(P_p . P_q) = <mean_p f_p P_p^T, mean_q f_q P_q^T>.
+
+    Parameters
+    ----------
+    images, partners
+        `moments` of the images, and of their partners: of the same images (intra), or of others (inter).
     shift, centering
         As in `pair_smoothness`.
 
@@ -107,27 +128,19 @@ def smoothness_loss(
 
     Examples
     --------
-    >>> feats, probs = torch.rand(2, 384, 28, 28), torch.rand(2, 27, 28, 28).softmax(1)
-    >>> loss, mean_distance = smoothness_loss(feats, feats, probs, probs, -0.02)
+    >>> own = moments(torch.rand(2, 384, 28, 28), torch.rand(2, 27, 28, 28).softmax(1))
+    >>> loss, mean_distance = smoothness_loss(own, own, -0.02)
     >>> loss.shape
     torch.Size([])
     """
-    p, q = (F.normalize(probs.flatten(2), dim=1, eps=1e-10) for probs in (probs1, probs2))
-    mean_distance = 1 - _mean_product(p, q)
-    with torch.no_grad():
-        f, g = (F.normalize(feats.flatten(2), dim=1, eps=1e-10) for feats in (feats1, feats2))
-        offset = -shift
-        if centering:
-            offset = _mean_product(f, g) - shift
-            g = g - g.mean(2, keepdim=True)
-    # The mean over pairs of (f_p . g_q + offset) (1 - P_p . P_q), multiplied out.
-    shared = (f @ p.mT * (g @ q.mT)).sum((1, 2)).mean() / (f.shape[2] * g.shape[2])
-    return _mean_product(f, g) - shared + offset * mean_distance, mean_distance.detach()
-
-
-def _mean_product(a: Tensor, b: Tensor) -> Tensor:
-    """Mean inner product of every position of `a` with every position of `b`, over the batch: (B, C, P), (B, C, Q) -> ()."""
-    return (a.mean(2) * b.mean(2)).sum(1).mean()
+    (f, p, both), (f2, p2, both2) = images, partners
+    similar, distances = (f * f2).sum(1).mean(), 1 - (p * p2).sum(1).mean()
+    if centering:  # features of the partner minus their mean: the mean correspondence becomes 0, and is added back
+        both2 = both2 - f2[:, :, None] * p2[:, None]
+        loss = (similar - shift) * distances - (both * both2).sum((1, 2)).mean()
+    else:
+        loss = similar - shift * distances - (both * both2).sum((1, 2)).mean()
+    return loss, distances.detach()
 
 
 def data_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -192,14 +205,15 @@ def smooseg_loss(
     ['loss_self', 'loss_rand', 'loss_data', 'distance_self', 'distance_rand']
     """
     of_teacher = logits(code, teacher.detach())
-    probs = probabilities(of_teacher, temperature)
-    own, distance_own = smoothness_loss(feats, feats, probs, probs, shifts[0], centering=centering)
-    rand, distance_rand = smoothness_loss(
-        feats, feats[partners], probs, probs[partners], shifts[1], centering=centering
-    )
+    mean_f, mean_p, both = moments(feats, probabilities(of_teacher, temperature))
+    own, other = (mean_f, mean_p, both), (mean_f[partners], mean_p[partners], both[partners])
+    smooth, distance_own = smoothness_loss(own, own, shifts[0], centering=centering)
+    rand, distance_rand = smoothness_loss(own, other, shifts[1], centering=centering)
     data = data_loss(logits(code.detach(), student), of_teacher)
-    parts = dict(loss_self=own, loss_rand=rand, loss_data=data, distance_self=distance_own, distance_rand=distance_rand)
-    return own + rand + data, {name: part.detach() for name, part in parts.items()}
+    parts = dict(
+        loss_self=smooth, loss_rand=rand, loss_data=data, distance_self=distance_own, distance_rand=distance_rand
+    )
+    return smooth + rand + data, {name: part.detach() for name, part in parts.items()}
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -231,9 +245,7 @@ class Trainer(Successor):
         code = self.model.head(feats)
         own, _, rand = self.run.shifts
         loss, parts = smooseg_loss(
-            self.model.head.dropout(
-                feats
-            ),  # the released code drops channels of the correspondences too, by a third mask
+            self.model.head.dropout(feats),  # by a third mask, as in the released code
             code,
             self.teacher,
             self.student,

@@ -4,9 +4,12 @@ import itertools
 
 import pytest
 import torch
+from common import few_samples, tiny_experiment
 from torch import Tensor
 from torch.testing import assert_close
 
+from stego_lib import train
+from stego_lib.experiment import SUCCESSORS
 from stego_lib.family import smooseg
 from stego_lib.model import ClusterProbe
 
@@ -24,6 +27,14 @@ def maps() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Features and probabilities of two images of 3 x 2 positions, and of partners of 2 x 4."""
     feats1, feats2 = rand(2, 5, 3, 2, seed=1), rand(2, 5, 2, 4, seed=2) + 0.5
     return feats1, feats2, rand(2, 4, 3, 2, seed=3).softmax(1), rand(2, 4, 2, 4, seed=4).softmax(1)
+
+
+def factored(
+    feats1: Tensor, feats2: Tensor, probs1: Tensor, probs2: Tensor, shift: float, centering: bool = True
+) -> tuple[Tensor, Tensor]:
+    return smooseg.smoothness_loss(
+        smooseg.moments(feats1, probs1), smooseg.moments(feats2, probs2), shift, centering=centering
+    )
 
 
 def looped(maps: tuple[Tensor, ...], shift: float, centering: bool) -> tuple[Tensor, Tensor]:
@@ -46,7 +57,7 @@ def test_smoothness_without_pairs_is_that_of_all_pairs(maps, shift, centering):
     slopes = []
     losses = (
         looped(maps, shift, centering),
-        smooseg.smoothness_loss(*maps, shift, centering=centering),
+        factored(*maps, shift, centering=centering),
         (
             smooseg.pair_smoothness(*maps[:2], smooseg.distance(*probs), shift, centering=centering).mean(),
             smooseg.distance(*probs).mean(),
@@ -64,7 +75,7 @@ def test_smoothness_without_pairs_is_that_of_all_pairs(maps, shift, centering):
 def test_equal_distributions_are_smooth(maps, centering):
     feats1, feats2, probs1, probs2 = maps
     one = probs1[0, :, 0, 0].view(1, 4, 1, 1)
-    loss, mean_distance = smooseg.smoothness_loss(
+    loss, mean_distance = factored(
         feats1, feats2, one.expand_as(probs1), one.expand_as(probs2), 0.3, centering=centering
     )
     assert_close(torch.stack([loss, mean_distance]), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-12)
@@ -72,17 +83,17 @@ def test_equal_distributions_are_smooth(maps, centering):
 
 def test_what_the_loss_does_not_depend_on(maps):
     """Order of positions, of images and of classes, the length of features, and which of two images comes first without centering."""
-    loss = smooseg.smoothness_loss(*maps, 0.3)
-    flipped = smooseg.smoothness_loss(*(one.flip(0, 3) for one in maps), 0.3)
-    scaled = smooseg.smoothness_loss(3 * maps[0], 5 * maps[1], maps[2].flip(1), maps[3].flip(1), 0.3)
+    loss = factored(*maps, 0.3)
+    flipped = factored(*(one.flip(0, 3) for one in maps), 0.3)
+    scaled = factored(3 * maps[0], 5 * maps[1], maps[2].flip(1), maps[3].flip(1), 0.3)
     assert_close(flipped, loss)
     assert_close(scaled, loss)
-    swapped = smooseg.smoothness_loss(maps[1], maps[0], maps[3], maps[2], 0.3, centering=False)
-    assert_close(swapped, smooseg.smoothness_loss(*maps, 0.3, centering=False))
+    swapped = factored(maps[1], maps[0], maps[3], maps[2], 0.3, centering=False)
+    assert_close(swapped, factored(*maps, 0.3, centering=False))
 
 
 def test_the_shift_moves_the_loss_by_the_mean_distance(maps):
-    low, high = (smooseg.smoothness_loss(*maps, shift) for shift in (0.1, 0.4))
+    low, high = (factored(*maps, shift) for shift in (0.1, 0.4))
     assert_close(low[0] - high[0], 0.3 * low[1])
 
 
@@ -91,7 +102,7 @@ def test_likeness_of_like_features_is_rewarded():
     kinds = torch.tensor([[0, 0, 1, 1]])
     feats = torch.nn.functional.one_hot(kinds, 2).mT[..., None].double()
     losses = [
-        smooseg.smoothness_loss(feats, feats, probs, probs, 0.2)[0].item()
+        factored(feats, feats, probs, probs, 0.2)[0].item()
         for labels in ([[0, 0, 1, 1]], [[0, 0, 0, 0]], [[0, 1, 0, 1]])
         for probs in [torch.nn.functional.one_hot(torch.tensor(labels), 2).mT[..., None].double()]
     ]
@@ -114,7 +125,7 @@ def test_who_learns_from_what(batch):
     assert leaves["feats"].grad is None and leaves["teacher"].grad is None
     probs = smooseg.probabilities(smooseg.logits(batch["code"], batch["teacher"].detach()))
     smooth = [
-        smooseg.smoothness_loss(batch["feats"], batch["feats"][rows], probs, probs[rows], shift)[0]
+        factored(batch["feats"], batch["feats"][rows], probs, probs[rows], shift)[0]
         for rows, shift in zip((torch.arange(3), batch["partners"]), batch["shifts"], strict=True)
     ]
     assert_close(leaves["code"].grad, torch.autograd.grad(sum(smooth), leaves["code"])[0])
@@ -161,3 +172,29 @@ def test_no_pairs_are_kept_in_memory():
         loss, _ = smooseg.smooseg_loss(feats, code, prototypes, prototypes.clone(), partners, (-0.02, 0.5))
     loss.backward()
     assert max(sizes) <= feats.numel() and code.grad.isfinite().all()
+
+
+def test_steps_of_the_trainer(scenes_root, backbone_file, tmp_path, monkeypatch):
+    """What its loss sees, and when the teacher moves: from the student as it is before its update."""
+    few_samples(monkeypatch)
+    loss, seen = smooseg.smooseg_loss, []
+
+    def watched(feats, code, teacher, student, partners, shifts, **switches):
+        seen.append((feats, teacher.clone(), student.detach().clone(), partners, shifts, switches))
+        return loss(feats, code, teacher, student, partners, shifts, **switches)
+
+    monkeypatch.setattr(smooseg, "smooseg_loss", watched)
+    changes = SUCCESSORS["smooseg"] | dict(method="smooseg", code_dim=8, steps=3, shifts=(0.1, 0.2, 0.3))
+    run = train(tiny_experiment(scenes_root, backbone_file, **changes), runs_dir=tmp_path)
+    feats, teachers, students, partners, shifts, switches = zip(*seen, strict=True)
+    assert shifts == ((0.1, 0.3),) * 3 and switches == (dict(centering=True),) * 3
+    assert all(sorted(one.tolist()) == [0, 1, 2, 3] and not (one == torch.arange(4)).any() for one in partners)
+    dropped = torch.cat([(one == 0).all(3).all(2) for one in feats])
+    assert 0.1 < dropped.double().mean() < 0.3, "channels of the correspondences drop out"
+    assert_close(students[0].norm(dim=1), torch.ones(run.model.n_clusters))
+    assert torch.equal(students[0], teachers[0]) and torch.equal(teachers[1], teachers[0])
+    assert_close((students[1] - students[0]).abs().amax(), torch.tensor(run.experiment.lr_probes))
+    expected = teachers[1] + 0.002 * (students[1] - teachers[1])
+    assert_close(teachers[2], expected, rtol=0, atol=1e-7)
+    assert_close(run.model.cluster_probe.clusters, expected + 0.002 * (students[2] - expected), rtol=0, atol=1e-7)
+    assert (teachers[2] - teachers[1]).abs().max() > 1e-6

@@ -5,6 +5,8 @@ pw1; the teacher after its updates and both prototypes at the start; the predict
 with its masks of dropout; and traj.*, five steps of training with Adam.
 """
 
+from itertools import starmap
+
 import pytest
 import torch
 from common import golden_tensors
@@ -90,9 +92,8 @@ def test_distances_and_pairs(kind):
 def test_smoothness(case, kind):
     code, shift = G["code"].clone().requires_grad_(), SHIFTS[kind == "inter"]
     probs = smooseg.probabilities(smooseg.logits(code, G["teacher"]), TEMPERATURE)
-    loss, mean_distance = smooseg.smoothness_loss(
-        *of_pairs(kind, G["feats"]), *of_pairs(kind, probs), shift, centering=CENTERING[case]
-    )
+    pairs = zip(of_pairs(kind, G["feats"]), of_pairs(kind, probs), strict=True)
+    loss, mean_distance = smooseg.smoothness_loss(*starmap(smooseg.moments, pairs), shift, centering=CENTERING[case])
     loss.backward()
     assert_close(loss.detach(), G[f"{case}.loss_{kind}"], **VALUES)
     assert_close(mean_distance, G[f"dist_{kind}_mean"], **VALUES)
