@@ -21,7 +21,7 @@ from .features.store import Features
 from .loss import upsample
 from .metrics import confusion, identity, match, published_map, scores
 from .model import Stego
-from .probes import crf_logits, fit_cluster_probe, probe_scores
+from .probes import crf_logits, fit_probes, probe_scores
 from .run import Run, record_path
 from .runtime import devices
 from .runtime.environment import environment
@@ -205,7 +205,7 @@ def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
     for step, state in progress(kept, "evaluating kept steps"):
         model.load_state_dict(state)
         if run.experiment.probes == "after" and not run.experiment.own_prototypes:
-            fit_cluster_probe(model, _training_features(run), run.experiment.seed)
+            fit_probes(model, _training_features(run), run.experiment.seed, linear=False)
         found[step] = _scores("cluster", probe_confusion(model, plain, published=published), published)
     best = max(found, key=lambda step: found[step]["miou"])
     curve = {"steps": list(found), "miou_by_step": [scored["miou"] for scored in found.values()]}

@@ -8,8 +8,7 @@ from .loss import upsample
 
 ALPHA = 2.0
 """Scale of the cosines in the cluster probe's softmax. It matters only through the CRF."""
-ACTIVATIONS = {"nonlinear": nn.ReLU, "silu": nn.SiLU}
-"""Activation of the two-layer branch, by kind of the head."""
+ACTIVATIONS = {"nonlinear": nn.ReLU, "silu": nn.SiLU}  # of the two-layer branch, by kind of the head
 
 
 class SegmentationHead(nn.Module):
@@ -41,9 +40,7 @@ class SegmentationHead(nn.Module):
         if kind != "none":
             self.linear = nn.Conv2d(in_dim, code_dim, 1)
         if kind in ACTIVATIONS:
-            self.nonlinear = nn.Sequential(
-                nn.Conv2d(in_dim, in_dim, 1), ACTIVATIONS[kind](), nn.Conv2d(in_dim, code_dim, 1)
-            )
+            self.nonlinear = nn.Sequential(nn.Conv2d(in_dim, in_dim, 1), ACTIVATIONS[kind](), nn.Conv2d(in_dim, code_dim, 1))
 
     def forward(self, features: Tensor) -> Tensor:
         """Codes (B, K, h, w), not normalized."""
@@ -56,10 +53,7 @@ class SegmentationHead(nn.Module):
 
 
 class ClusterProbe(nn.Module):
-    """Cosine k-means by gradient descent: one direction per cluster (paper, section 3.4).
-
-    `lengths`: clusters have lengths as well, which scale their cosines (PriMaPs).
-    """
+    """Cosine k-means by gradient descent: one direction per cluster (paper, section 3.4); with `lengths` (PriMaPs), a vector."""
 
     def __init__(self, code_dim: int, n_clusters: int, lengths: bool = False):
         super().__init__()
@@ -133,8 +127,7 @@ class LinearProbe(nn.Module):
 class Stego(nn.Module):
     """Head and probes, with the mean that is subtracted from the features (zeros by default).
 
-    `decoder`: add a 1 x 1 convolution from codes to features, for the optional reconstruction loss. `lengths`: see
-    `ClusterProbe`.
+    `decoder`: add a 1 x 1 convolution from codes to features, for the reconstruction loss; `lengths`: see `ClusterProbe`.
     """
 
     def __init__(

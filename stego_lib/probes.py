@@ -27,42 +27,23 @@ BLOCK = 256
 
 
 @torch.no_grad()
-def fit_probes(model: Stego, store: Features, seed: int) -> None:
-    """Fits the cluster probe, and with labels the linear probe, to codes of random grid cells.
+def fit_probes(model: Stego, store: Features, seed: int, *, clusters: bool = True, linear: bool = True) -> None:
+    """Fits the cluster probe, and with labels the linear probe, to codes of random grid cells; or one of both.
 
     The cluster probe gets the centers of k-means on L2-normalized codes, without labels; the linear probe gets multinomial
     regression on the labels at the centers of the cells.
     """
     codes, labels = sample_codes(model, store, seed)
-    _set_clusters(model, codes, seed)
-    _set_classifier(model, codes, labels)
-
-
-@torch.no_grad()
-def fit_linear_probe(model: Stego, store: Features, seed: int) -> None:
-    """Fits the linear probe alone, see `fit_probes`."""
-    _set_classifier(model, *sample_codes(model, store, seed))
-
-
-def _set_classifier(model: Stego, codes: Tensor, labels: Tensor | None) -> None:
-    if labels is not None:
+    if clusters:
+        centers = model.cluster_probe.clusters
+        with stage("fitting the cluster probe (k-means)"):
+            centers.copy_(kmeans(F.normalize(codes, dim=1), len(centers), seed))
+    if linear and labels is not None:
         classifier = model.linear_probe.classifier
         with stage("fitting the linear probe (multinomial regression)"):
             weight, bias = multinomial_regression(codes, labels, classifier.out_channels)
         classifier.weight.copy_(weight[:, :, None, None])
         classifier.bias.copy_(bias)
-
-
-@torch.no_grad()
-def fit_cluster_probe(model: Stego, store: Features, seed: int) -> None:
-    """Fits the cluster probe alone, see `fit_probes`."""
-    _set_clusters(model, sample_codes(model, store, seed)[0], seed)
-
-
-def _set_clusters(model: Stego, codes: Tensor, seed: int) -> None:
-    clusters = model.cluster_probe.clusters
-    with stage("fitting the cluster probe (k-means)"):
-        clusters.copy_(kmeans(F.normalize(codes, dim=1), len(clusters), seed))
 
 
 @torch.no_grad()

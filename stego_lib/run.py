@@ -21,13 +21,16 @@ from .datasets.images import ImageLike, as_tensor
 from .datasets.transforms import resize_image
 from .experiment import EVALUATION, MACHINE, Experiment
 from .export.onnx_file import export_onnx
-from .features.source import content_id
+from .features.opening import choose_store
+from .features.source import Source, content_id
+from .features.store import Features
 from .model import Stego
 from .probes import most_similar
 from .published.checkpoint import read_published
+from .runtime import devices
 from .runtime.errors import StegoError
 from .runtime.fields import split_backbone
-from .runtime.files import disk_errors, fingerprint, load_state, read_json, save_state, write_json
+from .runtime.files import disk_errors, fingerprint, load_state, read_json, remove_temporary, save_state, write_json
 from .runtime.notices import notice
 from .runtime.paths import runs_root, shown_path, user_path
 
@@ -153,6 +156,35 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.step, self.shifts = state["step"], tuple(state["shifts"])
         return state
+
+    def resume(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Loads the last checkpoint, and removes files that were being written when the run was killed.
+
+        Returns what `training.Trainer.state` gave to `save`.
+        """
+        state = self.load_checkpoint()
+        optimizer.load_state_dict(state["optimizer"])
+        before, now = state.get("precision"), str(self.backbone.precision)
+        if before not in (None, now):
+            notice(
+                f"{self.folder} was begun on features computed in {before}, here they are in {now}: scores may differ by more than "
+                "rounding from a run in one of them (precision='float32' is the same everywhere)"
+            )
+        if devices.first():
+            for folder in (self.folder, self.folder / "kept"):
+                remove_temporary(folder)
+            write_json(self.folder / "experiment.json", self.experiment.to_dict())  # MACHINE and EVALUATION fields may differ
+        return state.get("beside", {})
+
+    def refuse_nonfinite(self, values: dict[str, Any], saved: int) -> None:
+        """StegoError for a loss term or weight that is not finite; `saved`: step of the last checkpoint."""
+        wrong = [name for name, value in values.items() if not torch.as_tensor(value).isfinite().all()]
+        if wrong:
+            term = next((name for name in wrong if name != "loss"), "loss")  # a part of the sum says more
+            raise StegoError(
+                f"{self.folder}: {term} is not a finite number at step {self.step}, so training stopped; the last checkpoint, of "
+                f"step {saved}, is good. Lower lr_head or lr_probes, or look at the images and the backbone"
+            )
 
     def keep_weights(self) -> None:
         """Writes the weights of this step to kept/STEP.pt."""
@@ -413,6 +445,27 @@ def build_model(experiment: Experiment, in_dim: int, n_classes: int) -> Stego:
             head=experiment.head, dropout=experiment.dropout, extra_clusters=experiment.extra_clusters,
             decoder=experiment.rec_weight > 0, lengths=experiment.method == "primaps",
         )  # fmt: skip
+
+
+def refuse_too_many_clusters(model: Stego, features: Features) -> None:
+    """StegoError for more clusters than there are grid cells."""
+    count, _, height, width = features.shape
+    if model.n_clusters > count * height * width:
+        raise StegoError(
+            f"{model.n_clusters} clusters cannot be found in {count} training images of {height} x {width} grid cells; lower "
+            "n_classes or extra_clusters, or take more or larger images (train_size)"
+        )
+
+
+def feature_store_of(experiment: Experiment, found: Path | None, source: Source, root: Path) -> str:
+    """The feature store that is asked for; for 'auto', that of the run that is resumed, or by the free disk."""
+    asked = experiment.feature_store
+    before = read_checkpoint(found).get("feature_store", asked) if found is not None else asked
+    if asked == "auto":
+        return choose_store(source, root) if before == "auto" else before
+    if before not in (asked, "auto"):
+        notice(f"{found} resumes with feature_store={asked!r}; up to here it was {before!r}")
+    return asked
 
 
 def copy_weights(source: Run, model: Stego) -> None:

@@ -1,6 +1,5 @@
 """The training loop: from an experiment to a run."""
 
-import math
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +14,7 @@ from .calibration import calibrate
 from .datasets import open_training_set
 from .datasets.findings import show_findings
 from .experiment import Experiment
-from .features.opening import choose_store, open_features
+from .features.opening import open_features
 from .features.shared import shared
 from .features.source import Source
 from .features.store import Features
@@ -23,13 +22,22 @@ from .loss import stego_loss
 from .model import Stego
 from .optional.terms import optional_losses, optional_weights
 from .probes import fit_probes
-from .run import Run, build_model, copy_weights, data_ids, find_run, load_run, new_folder, read_checkpoint
+from .run import (
+    Run,
+    build_model,
+    copy_weights,
+    data_ids,
+    feature_store_of,
+    find_run,
+    load_run,
+    new_folder,
+    read_checkpoint,
+    refuse_too_many_clusters,
+)
 from .runtime import devices
-from .runtime.errors import StegoError
-from .runtime.files import disk_errors, locked, remove_temporary, write_json
+from .runtime.files import disk_errors, locked, write_json
 from .runtime.log import TrainingLog
 from .runtime.memory import enough_memory
-from .runtime.notices import notice
 from .runtime.paths import runs_root, user_path
 from .runtime.progress import progress
 from .watch import Watch
@@ -94,25 +102,22 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     root, source = runs_dir / "features", Source(dataset, backbone, experiment.train_size, False, experiment.published)
     data = devices.once(lambda: data_ids(dataset, runs_dir))
     found = devices.once(lambda: find_run(runs_dir, experiment, backbone, data) if resume else None)
-    store = devices.once(lambda: _feature_store(experiment, found, source, root))
-    features = open_features(
-        dataset, backbone, experiment.train_size, root, store, published=experiment.published
-    )
+    store = devices.once(lambda: feature_store_of(experiment, found, source, root))
+    features = open_features(dataset, backbone, experiment.train_size, root, store, published=experiment.published)
     features.keep_on(backbone.device)
     features = shared(features)
     if experiment.subtract_mean and experiment.start_from is None:
         model.feature_mean.copy_(features.mean.view(1, -1, 1, 1))
     refuse_too_many_clusters(model, features)
     neighbors = devices.once(lambda: find_neighbors(features, model, experiment))
-    run = Run(
-        found or devices.once(lambda: new_folder(runs_dir, experiment)), experiment, dataset.classes, model, backbone
-    )
+    folder = found or devices.once(lambda: new_folder(runs_dir, experiment))
+    run = Run(folder, experiment, dataset.classes, model, backbone)
     run.feature_store, run.data = features.kind, data
     trainer = method(run, features, neighbors)
     busy = f"{run.folder} is being trained by another process; wait for it, or train without resume"
     with locked(run.folder / ".lock", busy, wait=False) if devices.first() else nullcontext():
         if found:
-            resume_run(trainer)
+            trainer.restore(run.resume(trainer.optimizer))
         else:
             start_run(trainer)
         train_steps(trainer)
@@ -125,16 +130,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
 class Trainer:
     """What a method trains, and how one step of it works: STEGO's way.
 
-    Each successor of STEGO has a subclass in `stego_lib.family`, which `Experiment.method` names.
-
-    Parameters
-    ----------
-    run
-        Its model is trained; its step counts.
-    features
-        Of the training images.
-    neighbors
-        Nearest neighbors of each image, int64 (N, k).
+    Each successor of STEGO has a subclass in `stego_lib.family`, which `Experiment.method` names. It gets the run whose model is
+    trained, features of the training images, and their nearest neighbors, int64 (N, k).
     """
 
     def __init__(self, run: Run, features: Features, neighbors: Tensor):
@@ -200,7 +197,7 @@ def train_steps(trainer: Trainer) -> None:
         bar = progress(range(run.step, experiment.steps), "training", initial=run.step, total=experiment.steps)
         for step in bar:
             values = trainer.step(step)
-            refuse_nonfinite(run, values, saved)
+            run.refuse_nonfinite(values, saved)
             run.step = step + 1
             if run.step == experiment.steps:
                 trainer.finish()
@@ -212,7 +209,7 @@ def train_steps(trainer: Trainer) -> None:
             if experiment.validate_every and run.step % experiment.validate_every == 0:
                 run.keep_weights()
             if run.step % SAVE_EVERY == 0 or run.step == experiment.steps:
-                refuse_nonfinite(run, {f"weight {name}": value for name, value in model.state_dict().items()}, saved)
+                run.refuse_nonfinite({f"weight {name}": value for name, value in model.state_dict().items()}, saved)
                 log.sync()  # before the checkpoint: every step that it counts has its line
                 run.save(trainer.optimizer, trainer.state())
                 saved = run.step
@@ -264,64 +261,10 @@ def make_optimizer(model: Stego, experiment: Experiment) -> torch.optim.Adam:
 
 
 def start_run(trainer: Trainer) -> None:
-    """Sets the shifts, and writes a new run's files with a checkpoint of step 0, from which it can be resumed."""
+    """Writes a new run's files with a checkpoint of step 0, from which it can be resumed."""
     run, found = trainer.run, trainer.begin()
     if devices.first():
         write_json(run.folder / "correspondences.json", found)
         run.save(trainer.optimizer, trainer.state())
         run.save_experiment()
     devices.wait()
-
-
-def resume_run(trainer: Trainer) -> None:
-    """Loads the last checkpoint into the run, and removes files that were being written when it was killed."""
-    run = trainer.run
-    state = run.load_checkpoint()
-    trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.restore(state.get("beside", {}))
-    before, now = state.get("precision"), str(run.backbone.precision)
-    if before not in (None, now):
-        notice(
-            f"{run.folder} was begun on features computed in {before}, here they are in {now}: scores may differ by more than "
-            "rounding from a run in one of them (precision='float32' is the same everywhere)"
-        )
-    if devices.first():
-        for folder in (run.folder, run.folder / "kept"):
-            remove_temporary(folder)
-        write_json(run.folder / "experiment.json", run.experiment.to_dict())  # MACHINE and EVALUATION fields may differ
-
-
-def _feature_store(experiment: Experiment, found: Path | None, source: Source, root: Path) -> str:
-    """The feature store that is asked for; for 'auto', that of the run that is resumed, or by the free disk."""
-    asked = experiment.feature_store
-    before = read_checkpoint(found).get("feature_store", asked) if found is not None else asked
-    if asked == "auto":
-        return choose_store(source, root) if before == "auto" else before
-    if before not in (asked, "auto"):
-        notice(f"{found} resumes with feature_store={asked!r}; up to here it was {before!r}")
-    return asked
-
-
-def refuse_too_many_clusters(model: Stego, features: Features) -> None:
-    """StegoError for more clusters than there are grid cells."""
-    count, _, height, width = features.shape
-    if model.n_clusters > count * height * width:
-        raise StegoError(
-            f"{model.n_clusters} clusters cannot be found in {count} training images of {height} x {width} grid cells; lower "
-            "n_classes or extra_clusters, or take more or larger images (train_size)"
-        )
-
-
-def refuse_nonfinite(run: Run, values: dict[str, Any], saved: int) -> None:
-    """StegoError for a loss term or weight that is not finite; `saved`: step of the last checkpoint."""
-    wrong = [name for name, value in values.items() if not _finite(value)]
-    if wrong:
-        term = next((name for name in wrong if name != "loss"), "loss")  # a part of the sum says more
-        raise StegoError(
-            f"{run.folder}: {term} is not a finite number at step {run.step}, so training stopped; the last checkpoint, of "
-            f"step {saved}, is good. Lower lr_head or lr_probes, or look at the images and the backbone"
-        )
-
-
-def _finite(value: float | Tensor) -> bool:
-    return bool(value.isfinite().all()) if isinstance(value, Tensor) else math.isfinite(value)

@@ -21,7 +21,7 @@ from ..batches import seeded
 from ..experiment import Experiment
 from ..features.store import Features
 from ..model import ClusterProbe, LinearProbe
-from ..probes import fit_linear_probe
+from ..probes import fit_probes
 from ..run import Run
 from ..runtime.errors import StegoError
 from ..runtime.progress import progress
@@ -353,7 +353,7 @@ class Trainer(Successor):
         self.model.eval()
         clusters = self.model.cluster_probe.clusters
         clusters.data = self._fitted(clusters.detach(), self.model.head, "fitting the cluster probe (modularity)")
-        fit_linear_probe(self.model, self.features, self.experiment.seed)
+        fit_probes(self.model, self.features, self.experiment.seed, clusters=False)
 
     def _fitted(self, entries: Tensor, codes: nn.Module | Any, what: str) -> Tensor:
         """Entries (K, C) after `FITTING` steps of `modularity_loss` on codes(features)."""

@@ -25,7 +25,7 @@ from ..datasets import open_training_set
 from ..features.source import Source
 from ..features.store import Features
 from ..loss import upsample
-from ..probes import fit_linear_probe, sample_codes
+from ..probes import fit_probes, sample_codes
 from ..run import Run, load_run
 from ..runtime import devices
 from ..runtime.errors import StegoError
@@ -363,7 +363,7 @@ class Trainer(Successor):
         return values
 
     def finish(self) -> None:
-        fit_linear_probe(self.model, self.features, self.experiment.seed)
+        fit_probes(self.model, self.features, self.experiment.seed, clusters=False)
 
     def _masks(self) -> Path:
         """The file of `mask_proposals` of every training image, int16 (N, H, W), beside the features."""

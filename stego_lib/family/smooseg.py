@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..features.store import Features
 from ..loss import center, correspondence, negative_permutation
-from ..probes import fit_linear_probe
+from ..probes import fit_probes
 from ..run import Run
 from .base import Successor
 
@@ -257,7 +257,7 @@ class Trainer(Successor):
         return self.update(loss, {name: parts[name] for name in self.columns()[1:]})
 
     def finish(self) -> None:
-        fit_linear_probe(self.model, self.features, self.experiment.seed)
+        fit_probes(self.model, self.features, self.experiment.seed, clusters=False)
 
     def state(self) -> dict[str, Any]:
         return {"student": self.student.detach()}

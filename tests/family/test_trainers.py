@@ -18,6 +18,7 @@ METHODS = {
     "smooseg": ["loss", "loss_self", "loss_rand", "loss_data"],
     "hp": ["loss", "loss_global", "loss_local", "lambda"],
     "cause": ["loss", "positives", "negatives", "bank"],
+    "primaps": ["loss", "confidence", "clusters"],
     "depthg": ["loss", "loss_self", "loss_knn", "loss_rand", "code_self", "code_knn", "code_rand", "loss_depth"],
 }
 """Successors and the columns of their logs."""
@@ -54,12 +55,13 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 
 def test_a_run_trains_is_scored_and_predicts(experiment, scenes_root, tmp_path, method):
-    before = training.build_model(experiment, 32, 8).head.state_dict()
+    before = training.build_model(experiment, 32, 8).state_dict()
     run = train(experiment, runs_dir=tmp_path)
     assert run.step == len(run.log) == experiment.steps
     assert list(run.log.columns) == METHODS[method] == trainer_of(experiment).columns(None)
     assert np.isfinite(run.log.to_numpy()).all()
-    assert any(not torch.equal(value, before[name]) for name, value in run.model.head.state_dict().items())
+    changed = {name.split(".")[0] for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"cluster_probe", "linear_probe"} | ({"head"} if experiment.head != "none" else set())
     scores = evaluate(run)["scores"]
     assert {"cluster", "linear"} <= set(scores) and all(0 < scores[name]["accuracy"] <= 100 for name in scores)
     image = open_dataset("scenes", scenes_root, "val").images[0]
@@ -129,6 +131,6 @@ def test_other_seeds_give_other_weights(experiment, tmp_path, method):
         for seed, name in ((0, "first"), (0, "again"), (1, "other"))
     )
     assert_same(first.model.state_dict(), again.model.state_dict())
-    for part in ("head.linear.weight", "cluster_probe.clusters"):
+    for part in ("cluster_probe.clusters", *(["head.linear.weight"] if experiment.head != "none" else [])):
         assert not torch.equal(first.model.state_dict()[part], other.model.state_dict()[part])
     assert read_json(first.folder / "correspondences.json")["shifts"] == list(first.shifts)

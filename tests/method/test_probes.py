@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from stego_lib import probes
 from stego_lib.baselines import sample_features
 from stego_lib.model import Stego
-from stego_lib.probes import fit_cluster_probe, fit_probes, kmeans, multinomial_regression, sample_codes
+from stego_lib.probes import fit_probes, kmeans, multinomial_regression, sample_codes
 
 
 def blobs(centers: list[list[float]], each: int = 40, spread: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,7 +135,7 @@ def test_clusters_are_those_of_normalized_codes_with_and_without_the_linear_prob
     store.labels %= 6
     expected = kmeans(F.normalize(sample_codes(model, store, 3)[0], dim=1), 6, 3)
     before = model.linear_probe.classifier.weight.clone()
-    fit_cluster_probe(model, store, 3)
+    fit_probes(model, store, 3, linear=False)
     torch.testing.assert_close(model.cluster_probe.clusters.detach(), expected)
     assert torch.equal(model.linear_probe.classifier.weight, before)
     model.cluster_probe.clusters.data.zero_()

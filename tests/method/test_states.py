@@ -21,7 +21,7 @@ from stego_lib import Experiment, StegoError, evaluate, load_run, open_dataset, 
 from stego_lib.baselines import kmeans_on_features
 from stego_lib.calibration import measure_correspondences
 from stego_lib.model import Stego
-from stego_lib.probes import fit_cluster_probe, multinomial_regression
+from stego_lib.probes import fit_probes, multinomial_regression
 from stego_lib.runtime.files import load_state, read_json, save_state, write_json
 from stego_lib.runtime.notices import Notice
 from stego_lib.segment import segment_folder
@@ -329,7 +329,7 @@ def test_the_cluster_probe_of_the_features_themselves_is_k_means_on_the_features
     """Probes and baselines are fitted to the same cells, so that they differ by the head alone."""
     features = torch.randn(300, 6, 20, 20, generator=torch.Generator().manual_seed(1))
     store, model = Maps(features), Stego(6, 6, 5, head="none")
-    fit_cluster_probe(model, store, seed=3)
+    fit_probes(model, store, 3, linear=False)
     centers = kmeans_on_features(store, 5, seed=3).weight / 2
     torch.testing.assert_close(model.cluster_probe.clusters.detach(), centers)
 
