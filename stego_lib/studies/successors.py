@@ -37,7 +37,7 @@ def comparison(study: Study, baselines: str | Path) -> pd.DataFrame:
         kept = [record for seed in study.seeds if (record := study.record(variant, seed))]
         if kept:
             seconds = pd.Series([record["training_seconds"] for record in kept if "training_seconds" in record])
-            more = {"steps": kept[0]["step"], "seconds of training": f"{seconds.median():.0f}" if len(seconds) else ""}
+            more = {"steps": str(kept[0]["step"]), "seconds of training": f"{seconds.median():.0f}" if len(seconds) else ""}
             rows[variant.name] = _row(kept, "cluster") | more
     return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("method")
 
