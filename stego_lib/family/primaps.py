@@ -295,8 +295,9 @@ def update_teacher(teacher: Prototypes, student: Prototypes, update: int) -> Non
 
 # ---------------------------------------------------------------------------------------------- training
 
-FIRST_STAGE = 2 / 52
-"""Share of the steps that fit the prototypes by `Prototypes.clustering_loss`: 2 of 52 epochs (released code)."""
+FIRST_STAGE, FIRST_STEPS = 2 / 52, 100
+"""Share of the steps that fit the prototypes by `Prototypes.clustering_loss`: 2 of 52 epochs (released code). At least so many
+steps, but at most a third of all: two published epochs are a few hundred steps or more, and a dozen leaves them where they began."""
 
 
 class Trainer(Successor):
@@ -320,7 +321,9 @@ class Trainer(Successor):
             )
         self.model.head.requires_grad_(False)
         self.begun = start is not None and load_run(start).model.n_clusters == self.model.n_clusters
-        self.first = 0 if self.begun else round(FIRST_STAGE * experiment.steps)
+        self.first = (
+            0 if self.begun else max(round(FIRST_STAGE * experiment.steps), min(FIRST_STEPS, experiment.steps // 3))
+        )
         self.student = Prototypes(self.model.cluster_probe.clusters.detach())
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.student.parameters(), experiment.lr_probes)
