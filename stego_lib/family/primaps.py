@@ -83,7 +83,7 @@ def similarity_masks(feats: Tensor, threshold: float = THRESHOLD, *, published: 
     """Masks of one image, one after the other, each among the patches that those before it left (paper, section 3.2).
 
     A mask has a seed, the patch that stands out most along the principal direction of the unused patches, and the patches
-    similar to it. It ends when `COVERED` of the patches are used.
+    similar to it. It ends when `COVERED` of the patches are used, or when the last two of four or more rounds used none.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def similarity_masks(feats: Tensor, threshold: float = THRESHOLD, *, published: 
     threshold
         In [0, 1], see `seed_similarity`.
     published
-        A used patch may be the seed. Rounds that use no new patch end it then, but from the fourth round on only.
+        A used patch may be the seed, see `seed_patch`.
 
     Returns
     -------
@@ -105,10 +105,8 @@ def similarity_masks(feats: Tensor, threshold: float = THRESHOLD, *, published: 
         seed = seed_patch(projections(patches, unused), unused, published=published)
         found.append(seed_similarity(patches, seed, unused, threshold))
         unused = unused & (found[-1] == 0)
-        if not published:
-            unused[seed] = False  # a patch of zeros is like nothing, not even like itself
         counts.append(int((~unused).sum()))
-        if len(found) > 3 and counts[-1] == counts[-3]:
+        if len(found) > 3 and counts[-1] == counts[-3]:  # patches of zeros are left, which are like nothing
             break
     return torch.stack(found).unflatten(1, feats.shape[1:])
 
@@ -295,8 +293,9 @@ def update_teacher(teacher: Prototypes, student: Prototypes, update: int) -> Non
 
 # ---------------------------------------------------------------------------------------------- training
 
-FIRST_STAGE = 2 / 52
-"""Share of the steps that fit the prototypes by `Prototypes.clustering_loss`: 2 of 52 epochs (released code)."""
+FIRST_STAGE, FIRST_STEPS = 2 / 52, 100
+"""Share of the steps that fit the prototypes by `Prototypes.clustering_loss`: 2 of 52 epochs (released code). At least so many
+steps, but at most a third of all: two published epochs are a few hundred steps or more, and a dozen leaves them where they began."""
 
 
 class Trainer(Successor):
@@ -320,7 +319,9 @@ class Trainer(Successor):
             )
         self.model.head.requires_grad_(False)
         self.begun = start is not None and load_run(start).model.n_clusters == self.model.n_clusters
-        self.first = 0 if self.begun else round(FIRST_STAGE * experiment.steps)
+        self.first = (
+            0 if self.begun else max(round(FIRST_STAGE * experiment.steps), min(FIRST_STEPS, experiment.steps // 3))
+        )
         self.student = Prototypes(self.model.cluster_probe.clusters.detach())
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.student.parameters(), experiment.lr_probes)
