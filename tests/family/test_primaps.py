@@ -143,7 +143,10 @@ def test_prototypes_begin_with_principal_directions():
     found = primaps.principal_prototypes(codes, 3)
     expected = torch.linalg.svd(codes - codes.mean(0))[2][:3]
     assert_close((found * expected).sum(1).abs(), torch.ones(3))
-    assert_close(primaps.principal_prototypes(-codes, 3), found)
+    rotated = primaps.principal_prototypes(codes.flip(1), 3)  # whose decomposition may have other signs
+    assert (found.gather(1, found.abs().argmax(1, keepdim=True)) > 0).all() and (
+        rotated.amax(1) > -rotated.amin(1)
+    ).all()
     with pytest.raises(StegoError, match=r"codes of 5 channels have no 6 principal directions"):
         primaps.principal_prototypes(codes, 6)
 
