@@ -113,14 +113,14 @@ def test_train_and_val_have_no_scene_in_common(scenes_root):
 
 
 def test_a_drawing_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
-    paint = painter.paint_scene
+    paint = painter.paint_with_distance
 
     def breaks(seed, index, size):
         if index == 3:
             raise KeyboardInterrupt
         return paint(seed, index, size)
 
-    monkeypatch.setattr(painter, "paint_scene", breaks)
+    monkeypatch.setattr(painter, "paint_with_distance", breaks)
     with pytest.raises(KeyboardInterrupt):
         scenes.draw_scenes(tmp_path / "data" / "scenes", train=3, val=2, size=64)
     assert list((tmp_path / "data").iterdir()) == []
@@ -128,7 +128,7 @@ def test_a_drawing_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
 
 def test_two_that_draw_at_once_give_one_drawing(tmp_path, monkeypatch):
     """The other is done first; a folder of somebody else's in its place is left alone and told."""
-    paint, folder, other = painter.paint_scene, tmp_path / "data" / "scenes", []
+    paint, folder, other = painter.paint_with_distance, tmp_path / "data" / "scenes", []
 
     def meanwhile(seed, index, size):
         if not other:
@@ -136,13 +136,13 @@ def test_two_that_draw_at_once_give_one_drawing(tmp_path, monkeypatch):
             scenes.draw_scenes(folder, train=2, val=1, size=64)
         return paint(seed, index, size)
 
-    monkeypatch.setattr(painter, "paint_scene", meanwhile)
+    monkeypatch.setattr(painter, "paint_with_distance", meanwhile)
     scenes.draw_scenes(folder, train=2, val=1, size=64)
-    assert other and list((tmp_path / "data").iterdir()) == [folder] and len(list(folder.rglob("*.png"))) == 6
+    assert other and list((tmp_path / "data").iterdir()) == [folder] and len(list(folder.rglob("*.png"))) == 9
     (folder / "drawn.json").unlink()
     with pytest.raises(OSError):
         scenes.draw_scenes(folder, train=2, val=1, size=64)
-    assert list((tmp_path / "data").iterdir()) == [folder] and len(list(folder.rglob("*.png"))) == 6
+    assert list((tmp_path / "data").iterdir()) == [folder] and len(list(folder.rglob("*.png"))) == 9
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
