@@ -29,10 +29,6 @@ def assert_gradient(found: Tensor, expected: Tensor) -> None:
     assert_close(found, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
-def test_the_settings_are_the_published_ones_of_cocostuff():
-    assert four("weight") == depthg.WEIGHTS and four("shift") == depthg.SHIFTS
-
-
 def test_depth_and_its_correspondence():
     for case in ("fps", "rand"):
         coords = G[f"{case}.coords1"]
