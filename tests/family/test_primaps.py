@@ -270,3 +270,10 @@ def test_features_computed_at_every_step_give_the_same_run(raw, tmp_path):
     stored = [np.load(next((tmp_path / kind / "features").glob("masks-*"))) for kind in ("store", "online")]
     assert (stored[0] == stored[1]).mean() > 0.999
     assert_close(*(run.model.cluster_probe.clusters for run in runs), rtol=0, atol=1e-2)
+
+
+def test_nothing_drops_out_of_the_frozen_head(raw, scenes_root, backbone_file, tmp_path):
+    source = stego_run(scenes_root, backbone_file, tmp_path)
+    kept = raw.but(head="nonlinear", start_from=str(source.folder))
+    runs = [train(kept.but(dropout=dropout), runs_dir=tmp_path) for dropout in (0.0, 0.5)]
+    assert torch.equal(*(run.model.cluster_probe.clusters for run in runs))
