@@ -23,6 +23,7 @@ from ..batches import Draw, draw_batch
 from ..calibration import percentile
 from ..datasets import SegmentationDataset, open_training_set
 from ..datasets.crops import COUNT, Crops
+from ..datasets.formats import BROKEN, FORMATS
 from ..datasets.transforms import resize_image
 from ..experiment import Experiment
 from ..features.store import Features
@@ -46,7 +47,7 @@ STRETCH = 5.0
 def depth_correspondence(depth1: Tensor, depth2: Tensor, *, published: bool = False) -> Tensor:
     """Closeness in depth of every position with every other, 1 - |d - d'|: 1 at equal depth, 0 from nearest to farthest.
 
-    The paper (section 3) asks for features that agree where depths do, without this formula, which is ours.
+    The paper asks for features that agree where depths do (abstract); the formula is ours, for we had no more of it.
 
     Parameters
     ----------
@@ -281,8 +282,9 @@ class Trainer(Successor):
     def __init__(self, run: Run, features: Features, neighbors: Tensor):
         super().__init__(run, features, neighbors)
         dataset, size = open_training_set(self.experiment), features.shape[2:]
+        like = (self.experiment.train_size, self.experiment.published)  # as the images are resized
         maps = [
-            F.adaptive_avg_pool2d(resize_image(read_depth(dataset, i), self.experiment.train_size).float() / 255, size)
+            F.adaptive_avg_pool2d(resize_image(read_depth(dataset, i), *like).float() / 255, size)
             for i in progress(range(len(dataset)), "reading depth")
         ]
         self.depth = torch.stack(maps).to(self.device)
@@ -329,14 +331,18 @@ def read_depth(dataset: SegmentationDataset, index: int) -> Tensor:
     The file is DATASET/depth/SPLIT/NAME.png, in the dataset's folder and called like the image: one gray value a pixel, of 8 or
     16 bits, larger is farther. It is cut as the image is. `scenes` comes with them.
 
-    Raises StegoError for a map that is missing, is no gray image, or is of another size than its image.
+    Raises StegoError for a map that is missing or broken, is no gray image, or is of another size than its image.
     """
     whole, number = _whole(dataset, index)
     image, file = whole.images[number], _depth_file(dataset, index)
-    with Image.open(file) as stored:
-        values = np.asarray(stored)
-    if values.ndim != 2 or values.dtype.kind not in "buif":
-        raise StegoError(f"depth map {file} has shape {values.shape}; it must hold one gray value per pixel (PNG of 8 or 16 bits)")
+    try:
+        with Image.open(file, formats=FORMATS) as stored:
+            kind, values = stored.mode, np.asarray(stored)
+    except BROKEN as error:
+        raise StegoError(f"depth map {file} cannot be read ({error}); replace the file") from error
+    if values.ndim != 2 or values.dtype.kind not in "buif" or kind == "P":  # numbers of a palette are no depth
+        held = "colors of a palette" if kind == "P" else f"shape {values.shape}"
+        raise StegoError(f"depth map {file} has {held}; it must hold one gray value per pixel (PNG of 8 or 16 bits)")
     size = whole.read(number).rgb.size[::-1]
     if values.shape != size:
         raise StegoError(f"depth map {file} is {values.shape}, its image {image} is {size} (height, width); they must agree")
@@ -361,6 +367,6 @@ def _depth_file(dataset: SegmentationDataset, index: int) -> Path:
         drawn = "; scenes drawn by an earlier version lack them: remove the folder, and it is drawn anew"
         raise StegoError(
             f"method='depthg' needs a depth map of each training image: {image} has no {name} in the folder of {whole.name}"
-            f"{drawn if whole.name == 'scenes' else ''}"
+            f"{drawn if whole.name == 'scenes' else '; write it there with a monocular depth estimator, see data/README.md'}"
         )
     return found

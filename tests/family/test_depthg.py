@@ -9,6 +9,7 @@ from PIL import Image
 from stego_lib import StegoError, open_dataset
 from stego_lib.datasets.crops import FiveCrop
 from stego_lib.datasets.scenes import draw_scenes
+from stego_lib.datasets.transforms import resize_image
 from stego_lib.experiment import SUCCESSORS
 from stego_lib.family import depthg
 from stego_lib.loss import sample
@@ -28,6 +29,20 @@ def test_farthest_points_are_those_of_a_naive_loop():
             distances = [min(np.linalg.norm(point - cloud[i]) for i in expected) for point in cloud]
             expected.append(int(np.argmax(distances)))
         assert chosen == expected
+
+
+def test_points_that_coincide_are_each_taken_once():
+    """Depths of 0 all lie in the camera."""
+    assert depthg.farthest_points(torch.zeros(1, 6, 3), 6).sort(1).values.tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_the_longer_side_is_seen_at_ninety_degrees():
+    """Of a wall at distance d the image shows d to either side: 8 columns of d / 4, whose centers are the points."""
+    cloud = depthg.point_cloud(torch.full((1, 1, 6, 8), 0.8)).view(6, 8, 3)
+    right, down, towards = cloud.unbind(-1)
+    torch.testing.assert_close(right, (0.2 * (torch.arange(8) - 3.5)).expand(6, 8))
+    torch.testing.assert_close(down, (0.2 * (torch.arange(6) - 2.5))[:, None].expand(6, 8))
+    torch.testing.assert_close(towards, torch.full((6, 8), -0.8 * depthg.STRETCH))
 
 
 def test_more_points_than_patches_are_refused():
@@ -123,6 +138,9 @@ def test_sixteen_bits_are_scaled_by_their_own_range(scenes):
     [
         (lambda path: path.unlink(), r"0001.png has no depth/train/0001.png.*drawn anew"),
         (lambda path: Image.new("RGB", (64, 64)).save(path), r"0001.png has shape \(64, 64, 3\).*one gray value"),
+        (lambda path: Image.new("P", (64, 64)).save(path), r"0001.png has colors of a palette.*one gray value"),
+        (lambda path: path.write_bytes(path.read_bytes()[:100]), r"depth map .*0001.png cannot be read .*replace the file"),
+        (lambda path: path.write_text("no image"), r"depth map .*0001.png cannot be read .*replace the file"),
         (lambda path: Image.new("L", (32, 64)).save(path), r"0001.png is \(64, 32\), its image .* is \(64, 64\)"),
     ],
 )
@@ -140,3 +158,63 @@ def test_training_depends_on_depth(scenes, backbone_file, tmp_path):
     second = train(asked, runs_dir=tmp_path / "b")
     assert not torch.equal(first.model.head.linear.weight, second.model.head.linear.weight)
     assert first.correspondences["depth_shift"] == pytest.approx(second.correspondences["depth_shift"], abs=0.2)
+
+
+def asked_of(scenes, backbone_file, **changes):
+    return tiny_experiment(scenes, backbone_file, method="depthg", **(SUCCESSORS["depthg"] | {"code_dim": 8} | changes))
+
+
+def test_a_step_sees_the_depth_of_its_images_and_a_term_that_fades(scenes, backbone_file, tmp_path, monkeypatch):
+    seen, loss = [], depthg.depthg_loss
+
+    def spied(feats, feats_knn, *arguments, **named):
+        seen.append((feats, feats_knn, arguments))
+        return loss(feats, feats_knn, *arguments, **named)
+
+    monkeypatch.setattr(depthg, "EVERY", 2)
+    monkeypatch.setattr(depthg, "FADE", 0.5)
+    monkeypatch.setattr(depthg, "depthg_loss", spied)
+    # 4 training images and batches of 2, so that images and partners differ
+    run = train(asked_of(scenes, backbone_file, steps=5, batch_size=2, train_size=32), runs_dir=tmp_path)
+    dataset = open_dataset("scenes", scenes, "train")
+    feats = run.backbone(torch.stack([resize_image(dataset.image(i), 32) for i in range(len(dataset))])).cpu()
+    maps = torch.stack([resize_image(depthg.read_depth(dataset, i), 32) for i in range(len(dataset))]) / 255
+    depths = torch.nn.functional.avg_pool2d(maps, 8)
+
+    def numbers(maps):
+        """Which images a batch of features is of."""
+        return [int((feats - one).square().flatten(1).sum(1).argmin()) for one in maps]
+
+    differ = 0
+    for number, (feats1, feats2, (_, _, depth, coords1, coords2, _, weights, shifts)) in enumerate(seen):
+        own, partners = numbers(feats1), numbers(feats2)
+        differ += own != partners
+        torch.testing.assert_close(depth, depths[own])
+        torch.testing.assert_close(coords1, depthg.depth_coords(depths[own], (4, 4), 3))
+        torch.testing.assert_close(coords2, depthg.depth_coords(depths[partners], (4, 4), 3))
+        fade = 0.5 ** (number // 2)
+        assert weights == (*run.experiment.weights, pytest.approx(fade * depthg.WEIGHTS[3]))
+        assert shifts == (*run.shifts, pytest.approx(fade * depthg.SHIFTS[3]))
+    assert len(seen) == 5 and differ
+
+
+def test_the_shift_that_was_found_holds_after_a_break(scenes, backbone_file, tmp_path, monkeypatch):
+    asked, step = asked_of(scenes, backbone_file, shifts="auto", steps=4), depthg.Trainer.step
+
+    def breaks(self, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(depthg.Trainer, "step", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            train(asked, runs_dir=tmp_path / "broken")
+    resumed = train(asked, runs_dir=tmp_path / "broken", resume=True)
+    straight = train(asked, runs_dir=tmp_path / "straight")
+    assert resumed.log.equals(straight.log)
+    dataset = open_dataset("scenes", scenes, "train")
+    maps = torch.stack([depthg.read_depth(dataset, i) for i in range(len(dataset))]) / 255
+    cells = torch.nn.functional.avg_pool2d(maps, 8).flatten(1).double().numpy()
+    closeness = 1 - np.abs(cells[:, :, None] - cells[:, None])
+    assert straight.correspondences["depth_shift"] == pytest.approx(np.percentile(closeness, depthg.AUTO), abs=0.01)
