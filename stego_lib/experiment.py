@@ -302,13 +302,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 """The recipes, as changes of the defaults. 'scenes', 'camvid' and 'folder' are this project's, the others the paper's."""
 
 SUCCESSORS: dict[str, dict[str, Any]] = {
-    "smooseg": dict(head="silu", dropout=0.2, code_dim=64, lr_head=1e-4, lr_probes=5e-4, centering=True, probes="after"),
+    "smooseg": dict(
+        head="silu", dropout=0.2, code_dim=64, lr_head=1e-4, lr_probes=5e-4, centering=True, shifts="auto",
+        probes="after",
+    ),
     "primaps": dict(head="none", dropout=0.0, probes="after"),
     "hp": dict(head="nonlinear", code_dim=512, probes="after"),
     "cause": dict(head="nonlinear", code_dim=90, probes="after"),
-    "depthg": dict(weights=(0.58, 0.36, 0.7), probes="after"),
+    "depthg": dict(weights=(0.58, 0.36, 0.7), shifts="auto", probes="after"),
 }
-"""Settings that `Experiment.preset` takes with a `method`, as their papers publish them; shifts and steps are the recipe's."""
+"""Settings that `Experiment.preset` takes with a `method`: published ones, where they differ from the recipe's; but shifts are
+measured anew, because those of a recipe belong to STEGO's loss, and steps are the recipe's."""
 
 USUAL_PRESET = {
     "cityscapes": "cityscapes-vitb8",

@@ -165,7 +165,7 @@ class Trainer:
     def finish(self) -> None:
         """After the last step: fits the probes that were not trained beside the head."""
         if self.experiment.probes == "after":
-            fit_probes(self.model, self.features, self.experiment.seed)
+            fit_probes(self.model, self.features, self.experiment.seed, clusters=not self.experiment.own_prototypes)
 
     def state(self) -> dict[str, Any]:
         """Tensors beside model and optimizer that the checkpoint keeps, so that a run can be resumed."""

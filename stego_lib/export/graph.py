@@ -224,6 +224,7 @@ def quantized(graph: "onnx.ModelProto") -> "onnx.ModelProto":
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # its advice to prepare the graph is for graphs without inferred shapes
     try:
         with TemporaryDirectory() as folder:
@@ -233,7 +234,7 @@ def quantized(graph: "onnx.ModelProto") -> "onnx.ModelProto":
             )
             return onnx.load(file)
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def describe(graph: "onnx.ModelProto", about: dict[str, Any]) -> None:

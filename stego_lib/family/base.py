@@ -1,14 +1,21 @@
 """What the trainers of the successors share."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..batches import Draw
+from ..datasets import open_training_set
 from ..experiment import Experiment
+from ..features.source import Source
 from ..optional.terms import optional_weights
+from ..runtime import devices
 from ..runtime.errors import StegoError
+from ..runtime.files import atomic
 from ..training import Trainer
 
 
@@ -47,6 +54,31 @@ class Successor(Trainer):
             torch.nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], most)
         self.optimizer.step()
         return {name: float(value) for name, value in {"loss": loss.detach(), **parts}.items()}
+
+
+    def own_rows(self, rows: Tensor) -> Tensor:
+        """Features (B, C, h, w), computed here where none are stored: several processes that compute them together would wait."""
+        if self.features.kind == "store":
+            return self.features.rows(rows, self.device)
+        return self.run.backbone(self.features.image_rows(rows)).half().float()
+
+    def beside_features(self, compute: Callable[[], np.ndarray], what: str, *settings: object) -> np.ndarray:
+        """What `compute` makes of every training image, once: kept in a file beside the features, which is read by row.
+
+        The file's name is `what` and a fingerprint of images, backbone and settings.
+        """
+        root, experiment = self.run.folder.parent / "features", self.experiment
+        dataset = open_training_set(experiment)
+        source = Source(dataset, self.run.backbone, experiment.train_size, False, experiment.published)
+
+        def file() -> Path:
+            path = root / f"{what}-{source.fingerprint(root, what, *settings)}.npy"
+            if not path.exists():
+                with atomic(path) as temporary, open(temporary, "wb") as file:
+                    np.save(file, compute())
+            return path
+
+        return np.load(devices.once(file), mmap_mode="r")
 
 
 def random_positions(maps: list[Tensor], count: int, generator: torch.Generator) -> list[Tensor]:

@@ -21,15 +21,14 @@ from ..batches import seeded
 from ..experiment import Experiment
 from ..features.store import Features
 from ..model import ClusterProbe, LinearProbe
-from ..probes import fit_probes
 from ..run import Run
 from ..runtime.errors import StegoError
 from ..runtime.progress import progress
 from .base import Successor, random_positions, states
 from .hp import projected, unit_patches, update_ema
 
-CODEBOOK, CODE_DIM, PROJECTION = 2048, 90, 2048
-"""Entries of the codebook, channels of the head and of its projection (released code)."""
+CODEBOOK, PROJECTION = 2048, 2048
+"""Entries of the codebook, channels of the head's projection (released code)."""
 BANK, DECAY = 100, 0.99
 """Vectors that the bank keeps of a concept, and decay of the averaged head, as `hp.update_ema` takes it (released code)."""
 ATTRACT, REPEL = 0.3, 0.1
@@ -317,7 +316,7 @@ class Trainer(Successor):
             copy.deepcopy(one).eval().requires_grad_(False) for one in (head, self.project)
         )
         self.optimizer = torch.optim.Adam([*head.parameters(), *self.project.parameters()], self.experiment.lr_head)
-        self.bank = torch.empty(0, PROJECTION), torch.empty(0, dtype=torch.long)
+        self.bank = torch.empty(0, PROJECTION, device=self.device), torch.empty(0, dtype=torch.long, device=self.device)
 
     def columns(self) -> list[str]:
         return ["loss", "positives", "negatives", "bank"]
@@ -353,7 +352,7 @@ class Trainer(Successor):
         self.model.eval()
         clusters = self.model.cluster_probe.clusters
         clusters.data = self._fitted(clusters.detach(), self.model.head, "fitting the cluster probe (modularity)")
-        fit_probes(self.model, self.features, self.experiment.seed, clusters=False)
+        super().finish()
 
     def _fitted(self, entries: Tensor, codes: nn.Module | Any, what: str) -> Tensor:
         """Entries (K, C) after `FITTING` steps of `modularity_loss` on codes(features)."""

@@ -30,14 +30,12 @@ from ..features.store import Features
 from ..loss import correspondence, pair_loss, sample, stego_loss
 from ..run import Run
 from ..runtime.errors import StegoError
+from ..runtime.files import fingerprint
 from ..runtime.progress import progress
 from .base import Successor
 
-WEIGHTS = (0.58, 0.36, 0.70, 0.19)
-"""l of self, kNN and random pairs and of depth: CocoStuff, ViT-S/8 (published settings)."""
-SHIFTS = (0.07, 0.025, 0.761, 0.03)
-"""b of the same. That of depth was chosen for a correspondence of 1 everywhere: measure your own, say the median of
-`depth_correspondence` over training images."""
+WEIGHT, SHIFT = 0.19, 0.03
+"""l and b of the depth term: CocoStuff, ViT-S/8 (published settings). That b was chosen for a correspondence of 1 everywhere."""
 FIELD_OF_VIEW = 90.0
 """Of the pinhole camera that turns depth into points, in degrees, across the longer side (published code)."""
 STRETCH = 5.0
@@ -260,7 +258,8 @@ def depth_coords(depth: Tensor, size: tuple[int, int], points: int, *, published
 # ---------------------------------------------------------------------------------------------- training
 
 FADE, EVERY = 0.8, 300
-"""Factor of weight and shift of the depth term every so many steps; published are 0.6 to 1, every 200 to 400 steps."""
+"""Factor of the depth term's weight every so many steps, and of its published shift; published are 0.6 to 1, every 200 to 400
+steps. A shift that was measured stays: without it the term would come to attract alone."""
 AUTO = 75.0
 """Percentile of the depth correspondences that is the depth term's shift where the run's shifts are "auto", as for self pairs."""
 
@@ -288,11 +287,10 @@ class Trainer(Successor):
             for i in progress(range(len(dataset)), "reading depth")
         ]
         self.depth = torch.stack(maps).to(self.device)
-        self.shift = SHIFTS[3]
+        self.shift = SHIFT
 
     def columns(self) -> list[str]:
-        parts = [f"{what}_{kind}" for what in ("loss", "code") for kind in ("self", "knn", "rand")]
-        return ["loss", *parts, "loss_depth"]
+        return [*super().columns(), "loss_depth"]
 
     def begin(self) -> dict[str, Any]:
         found = super().begin()
@@ -305,6 +303,7 @@ class Trainer(Successor):
         experiment, model, draw = self.experiment, self.model, Draw(self.neighbors, self.experiment, number)
         batch = draw_batch(self.features, self.neighbors, model, experiment, number, self.run.backbone)
         size, fade = batch.feats.shape[2:], FADE ** (number // EVERY)
+        shift = self.shift if experiment.shifts == "auto" else fade * self.shift
         coords1, coords2 = (
             depth_coords(self.depth[rows], size, experiment.points, published=experiment.published)
             for rows in (draw.rows, draw.partners)
@@ -312,16 +311,18 @@ class Trainer(Successor):
         model.train()
         loss, parts = depthg_loss(
             batch.feats, batch.feats_knn, model.head(batch.feats), model.head(batch.feats_knn), self.depth[draw.rows],
-            coords1, coords2, batch.permutations, (*experiment.weights, fade * WEIGHTS[3]),
-            (*self.run.shifts, fade * self.shift), published=experiment.published,
+            coords1, coords2, batch.permutations, (*experiment.weights, fade * WEIGHT),
+            (*self.run.shifts, shift), published=experiment.published,
             centering=experiment.centering, zero_clamp=experiment.zero_clamp, stabilize=experiment.stabilize,
         )  # fmt: skip
         return self.update(loss, parts)
 
     def state(self) -> dict[str, Any]:
-        return {"depth_shift": self.shift}
+        return {"depth_shift": self.shift, "depth": fingerprint(self.depth.cpu())}
 
     def restore(self, state: dict[str, Any]) -> None:
+        if state["depth"] != fingerprint(self.depth.cpu()):
+            raise StegoError(f"{self.run.folder} was begun with other depth maps; put them back, or train without resume")
         self.shift = state["depth_shift"]
 
 

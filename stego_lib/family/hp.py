@@ -9,7 +9,6 @@ A patches of one image whose loss is computed, int64 (A,), numbers below M. The 
 """
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,9 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..batches import seeded
-from ..datasets import open_training_set
-from ..features.source import Source
 from ..features.store import Features
 from ..run import Run
-from ..runtime import devices
 from ..runtime.errors import StegoError
-from ..runtime.files import atomic
 from ..runtime.notices import notice
 from ..runtime.progress import progress
 from .base import Successor, random_positions, states
@@ -366,7 +361,7 @@ class Trainer(Successor):
         )
         self.settings = SETTINGS.get(self.experiment.dataset, SETTINGS["cocostuff27"])
         self.pools: tuple[Tensor, Tensor] | None = None
-        self.neighborhood = np.load(devices.once(self._neighborhood), mmap_mode="r")
+        self.neighborhood = self.beside_features(self._neighborhood, "attention")
 
     def columns(self) -> list[str]:
         return ["loss", "loss_global", "loss_local", "lambda"]
@@ -399,17 +394,22 @@ class Trainer(Successor):
         of_feats, of_codes = zip(*parts, strict=True)
         return torch.cat(of_feats), torch.cat(of_codes)
 
-    def _neighborhood(self) -> Path:
-        """The file of `attention_weights` of every training image, float16 (N, 9, h, w), beside the features."""
-        root, experiment = self.run.folder.parent / "features", self.experiment
-        dataset = open_training_set(experiment)
-        source = Source(dataset, self.run.backbone, experiment.train_size, False, experiment.published)
-        path = root / f"attention-{source.fingerprint(root, 'attention')}.npy"
-        if not path.exists():
-            weights = _stored_weights(self.run.backbone, self.features)
-            with atomic(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, weights)
-        return path
+    def _neighborhood(self) -> np.ndarray:
+        """Weights of the 3 x 3 neighbors of every training image, float16 (N, 9, h, w).
+
+        By attention, or, with a notice, by similarity where the network shows none.
+        """
+        count, _, height, width = self.features.shape
+        found = torch.empty(count, 9, height, width, dtype=torch.float16)
+        try:
+            for rows in progress(torch.arange(count).split(4), "attention of the training images"):
+                attention = block_attention(self.run.backbone, self.features.image_rows(rows))
+                found[rows] = attention_weights(attention, (height, width)).half().cpu()
+        except StegoError as error:
+            notice(f"{error}; HP mixes neighbors by the similarity of their features instead")
+            for rows in torch.arange(count).split(64):
+                found[rows] = similarity_weights(self.own_rows(rows)).half().cpu()
+        return found.numpy()
 
     def state(self) -> dict[str, Any]:
         pools = {} if self.pools is None else {"pools": list(self.pools)}
@@ -446,19 +446,3 @@ def block_attention(backbone: Backbone, images: Tensor) -> Tensor:
     finally:
         attention.fused_attn = fused
     return seen[0]
-
-
-def _stored_weights(backbone: Backbone, features: Features) -> np.ndarray:
-    """Weights of the 3 x 3 neighbors of every image: by attention, or by similarity where the network shows none."""
-    count, _, height, width = features.shape
-    found = torch.empty(count, 9, height, width, dtype=torch.float16)
-    try:
-        for rows in progress(torch.arange(count).split(4), "attention of the training images"):
-            found[rows] = (
-                attention_weights(block_attention(backbone, features.image_rows(rows)), (height, width)).half().cpu()
-            )
-    except StegoError as error:
-        notice(f"{error}; HP mixes neighbors by the similarity of their features instead")
-        for rows in torch.arange(count).split(64):
-            found[rows] = similarity_weights(features.rows(rows)).half()
-    return found.numpy()

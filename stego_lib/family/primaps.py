@@ -12,7 +12,6 @@ replay.
 
 import copy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,12 @@ from torch import Tensor, nn
 
 from .. import crf
 from ..datasets import open_training_set
-from ..features.source import Source
+from ..experiment import Experiment
 from ..features.store import Features
 from ..loss import upsample
-from ..probes import fit_probes, sample_codes
+from ..probes import sample_codes
 from ..run import Run, load_run
-from ..runtime import devices
 from ..runtime.errors import StegoError
-from ..runtime.files import atomic
 from ..runtime.notices import notice
 from ..runtime.pool import Job, in_processes
 from ..runtime.progress import progress
@@ -309,14 +306,18 @@ class Trainer(Successor):
     Raises StegoError for a head without a run to take it from.
     """
 
-    def __init__(self, run: Run, features: Features, neighbors: Tensor):
-        super().__init__(run, features, neighbors)
-        experiment, start = self.experiment, self.experiment.start_from
-        if experiment.head != "none" and start is None:
+    @classmethod
+    def refuse(cls, experiment: Experiment) -> None:
+        super().refuse(experiment)
+        if experiment.head != "none" and experiment.start_from is None:
             raise StegoError(
                 f"method='primaps' leaves the head as it is, and head={experiment.head!r} has random weights; "
                 "take head='none', or start_from=RUN with the head and code_dim of that run"
             )
+
+    def __init__(self, run: Run, features: Features, neighbors: Tensor):
+        super().__init__(run, features, neighbors)
+        experiment, start = self.experiment, self.experiment.start_from
         self.model.head.requires_grad_(False)
         self.begun = start is not None and load_run(start).model.n_clusters == self.model.n_clusters
         self.first = (
@@ -325,7 +326,14 @@ class Trainer(Successor):
         self.student = Prototypes(self.model.cluster_probe.clusters.detach())
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.student.parameters(), experiment.lr_probes)
-        self.masks = np.load(devices.once(self._masks), mmap_mode="r")
+        refine = crf.available()
+        if not refine:
+            notice(
+                f"pydensecrf is not installed: the masks of PriMaPs follow no edges of the image (to have it: {crf.INSTALL})"
+            )
+        head = (experiment.head, *self.model.head.state_dict().values(), self.model.feature_mean)
+        what = ("masks", THRESHOLD, COVERED, refine, experiment.published, *head)
+        self.masks = self.beside_features(lambda: self._proposals(refine), *what)
 
     def columns(self) -> list[str]:
         return ["loss", "confidence", "clusters"]
@@ -363,34 +371,16 @@ class Trainer(Successor):
             self.model.cluster_probe.clusters.copy_((self.student if number < self.first else self.teacher).vectors)
         return values
 
-    def finish(self) -> None:
-        fit_probes(self.model, self.features, self.experiment.seed, clusters=False)
-
-    def _masks(self) -> Path:
-        """The file of `mask_proposals` of every training image, int16 (N, H, W), beside the features."""
-        root, experiment = self.run.folder.parent / "features", self.experiment
-        dataset, refine = open_training_set(experiment), crf.available()
-        if not refine:
-            notice(
-                f"pydensecrf is not installed: the masks of PriMaPs follow no edges of the image (to have it: {crf.INSTALL})"
-            )
-        source = Source(dataset, self.run.backbone, experiment.train_size, False, experiment.published)
-        head = (experiment.head, *self.model.head.state_dict().values(), self.model.feature_mean)
-        path = root / f"masks-{source.fingerprint(root, 'masks', THRESHOLD, COVERED, refine, *head)}.npy"
-        if not path.exists():
-            with atomic(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, self._proposals([str(image) for image in dataset.images], refine))
-        return path
-
-    def _proposals(self, names: list[str], refine: bool) -> np.ndarray:
-        """`mask_proposals` of every training image. The CRF runs in worker processes, which know no torch."""
+    def _proposals(self, refine: bool) -> np.ndarray:
+        """`mask_proposals` of every training image, int16 (N, H, W). The CRF runs in worker processes, which know no torch."""
         count, size = len(self.features), self.features.image_size
+        names = [str(image) for image in open_training_set(self.experiment).images]
 
         def maps() -> Iterator[Job]:
             self.model.eval()
             for rows in torch.arange(count).split(32):
                 with torch.no_grad():
-                    codes = self.model(self._rows(rows)).cpu()
+                    codes = self.model(self.own_rows(rows)).cpu()
                 for row, code, image in zip(rows.tolist(), codes, self.features.image_rows(rows), strict=True):
                     found = mask_log_probabilities(similarity_masks(code, published=self.experiment.published))
                     found = upsample(found[None], size)[0].softmax(0).numpy()
@@ -404,12 +394,6 @@ class Trainer(Successor):
         for row, found in enumerate(progress(labels, "mask proposals", total=count)):
             masks[row] = found - 1
         return masks
-
-    def _rows(self, rows: Tensor) -> Tensor:
-        """Features, computed here where they are not stored: those that several processes compute together would wait for all."""
-        if self.features.kind == "store":
-            return self.features.rows(rows, self.device)
-        return self.run.backbone(self.features.image_rows(rows)).half().float()
 
     def state(self) -> dict[str, Any]:
         return states(student=self.student, teacher=self.teacher)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..features.store import Features
 from ..loss import center, correspondence, negative_permutation
-from ..probes import fit_probes
 from ..run import Run
 from .base import Successor
 
@@ -255,9 +254,6 @@ class Trainer(Successor):
         )
         update_teacher(self.teacher, self.student)
         return self.update(loss, {name: parts[name] for name in self.columns()[1:]})
-
-    def finish(self) -> None:
-        fit_probes(self.model, self.features, self.experiment.seed, clusters=False)
 
     def state(self) -> dict[str, Any]:
         return {"student": self.student.detach()}

@@ -11,7 +11,7 @@ from .study import Study, Variant
 
 GROUP = "method"
 STEPS = {"smooseg": 1500, "primaps": 300, "hp": 30, "cause": 30}
-"""Steps that train for about a minute on one core of the machine of the records; DepthG has the steps of STEGO's recipe."""
+"""Steps that trained for one to two minutes on a shared core of the machine of the records; DepthG has those of STEGO's recipe."""
 PUBLISHED_SHIFTS = (-0.02, 0.0, 0.5)
 """SmooSeg's two, of Cityscapes and DINO ViT-S/8 (released code); it has none of kNN pairs."""
 

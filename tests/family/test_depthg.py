@@ -175,7 +175,7 @@ def test_a_step_sees_the_depth_of_its_images_and_a_term_that_fades(scenes, backb
     monkeypatch.setattr(depthg, "FADE", 0.5)
     monkeypatch.setattr(depthg, "depthg_loss", spied)
     # 4 training images and batches of 2, so that images and partners differ
-    run = train(asked_of(scenes, backbone_file, steps=5, batch_size=2, train_size=32), runs_dir=tmp_path)
+    run = train(asked_of(scenes, backbone_file, steps=5, batch_size=2, train_size=32, shifts=(0.1, 0.1, 0.1)), runs_dir=tmp_path)
     dataset = open_dataset("scenes", scenes, "train")
     feats = run.backbone(torch.stack([resize_image(dataset.image(i), 32) for i in range(len(dataset))])).cpu()
     maps = torch.stack([resize_image(depthg.read_depth(dataset, i), 32) for i in range(len(dataset))]) / 255
@@ -193,8 +193,8 @@ def test_a_step_sees_the_depth_of_its_images_and_a_term_that_fades(scenes, backb
         torch.testing.assert_close(coords1, depthg.depth_coords(depths[own], (4, 4), 3))
         torch.testing.assert_close(coords2, depthg.depth_coords(depths[partners], (4, 4), 3))
         fade = 0.5 ** (number // 2)
-        assert weights == (*run.experiment.weights, pytest.approx(fade * depthg.WEIGHTS[3]))
-        assert shifts == (*run.shifts, pytest.approx(fade * depthg.SHIFTS[3]))
+        assert weights == (*run.experiment.weights, pytest.approx(fade * depthg.WEIGHT))
+        assert shifts == (*run.shifts, pytest.approx(fade * depthg.SHIFT))
     assert len(seen) == 5 and differ
 
 
@@ -218,3 +218,24 @@ def test_the_shift_that_was_found_holds_after_a_break(scenes, backbone_file, tmp
     cells = torch.nn.functional.avg_pool2d(maps, 8).flatten(1).double().numpy()
     closeness = 1 - np.abs(cells[:, :, None] - cells[:, None])
     assert straight.correspondences["depth_shift"] == pytest.approx(np.percentile(closeness, depthg.AUTO), abs=0.01)
+
+
+def test_a_measured_shift_does_not_fade_and_other_maps_are_noticed(scenes, backbone_file, tmp_path, monkeypatch):
+    seen, loss = [], depthg.depthg_loss
+    monkeypatch.setattr(depthg, "EVERY", 1)
+    monkeypatch.setattr(depthg, "depthg_loss", lambda *given, **named: (seen.append(given[9][3]), loss(*given, **named))[1])
+    asked, step = asked_of(scenes, backbone_file, steps=3), depthg.Trainer.step
+
+    def breaks(self, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(depthg.Trainer, "step", breaks)
+        train(asked, runs_dir=tmp_path / "runs")
+    assert len(seen) == 2 and seen[0] == seen[1] > 0.1
+    path = scenes / "scenes" / "depth" / "train" / "0001.png"
+    Image.fromarray(np.asarray(Image.open(path))[::-1].copy()).save(path)
+    with pytest.raises(StegoError, match="other depth maps"):
+        train(asked, runs_dir=tmp_path / "runs", resume=True)
