@@ -43,7 +43,7 @@ STRETCH = 5.0
 
 
 def depth_correspondence(depth1: Tensor, depth2: Tensor, *, published: bool = False) -> Tensor:
-    """Closeness in depth of every position with every other, 1 - |d - d'|: 1 at equal depth, 0 from nearest to farthest.
+    """Closeness in depth of every position with every other, 1 - abs(d - d'): 1 at equal depth, 0 from nearest to farthest.
 
     The paper asks for features that agree where depths do (abstract); the formula is ours, for we had no more of it.
 

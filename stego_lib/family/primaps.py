@@ -168,7 +168,7 @@ def mask_proposals(
 
 
 class Prototypes(nn.Module):
-    """One vector per class, as a direction v and a length g that are trained apart: logits g <v / |v|, code>.
+    """One vector per class, as a direction v and a length g that are trained apart: logits g <unit v, code>.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ class Prototypes(nn.Module):
 
     @property
     def vectors(self) -> Tensor:
-        """g v / |v|, (n, C)."""
+        """g times v at unit length, (n, C)."""
         return self.lengths[:, None] * F.normalize(self.directions, dim=1)
 
     def forward(self, code: Tensor, size: tuple[int, int]) -> Tensor:
