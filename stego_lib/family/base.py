@@ -81,14 +81,16 @@ class Successor(Trainer):
         return np.load(devices.once(file), mmap_mode="r")
 
 
-def random_positions(maps: list[Tensor], count: int, generator: torch.Generator) -> list[Tensor]:
-    """The same `count` random positions of each image in maps of one grid: (B, C, h, w) -> (B, C, count, 1); all if there are fewer."""
-    images, _, height, width = maps[0].shape
-    if count >= height * width:
-        return maps
-    chosen = torch.stack([torch.randperm(height * width, generator=generator)[:count] for _ in range(images)])
-    chosen = chosen[:, None].to(maps[0].device)
-    return [one.flatten(2).gather(2, chosen.expand(-1, one.shape[1], -1))[..., None] for one in maps]
+def random_cells(maps: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` random positions of each image of maps (B, C, h, w), in row-major order, int64 (B, count); all if there are fewer."""
+    images, positions = len(maps), maps[0, 0].numel()
+    drawn = [torch.randperm(positions, generator=generator)[:count] for _ in range(images)]
+    return torch.stack(drawn).to(maps.device)
+
+
+def at_cells(maps: Tensor, cells: Tensor) -> Tensor:
+    """Maps (B, C, h, w) at positions (B, P): (B, C, P, 1)."""
+    return maps.flatten(2).gather(2, cells[:, None].expand(-1, maps.shape[1], -1))[..., None]
 
 
 def states(**modules: Any) -> dict[str, Any]:

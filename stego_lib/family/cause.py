@@ -24,7 +24,7 @@ from ..model import ClusterProbe, LinearProbe
 from ..run import Run
 from ..runtime.errors import StegoError
 from ..runtime.progress import progress
-from .base import Successor, random_positions, states
+from .base import Successor, at_cells, random_cells, states
 from .hp import projected, unit_patches, update_ema
 
 CODEBOOK, PROJECTION = 2048, 2048
@@ -332,7 +332,8 @@ class Trainer(Successor):
         student = self.model.head(feats)
         with torch.no_grad():
             teacher = self.average(feats)
-        feats, student, teacher = random_positions([feats, student, teacher], POSITIONS, generator)
+        cells = random_cells(feats, POSITIONS, generator)
+        feats, student, teacher = (at_cells(one, cells) for one in (feats, student, teacher))
         with torch.no_grad():
             teacher, concepts = projected(self.average_project, teacher), nearest_concepts(feats, self.codebook)
             positives, negatives = (found[concepts][:, concepts].float().mean() for found in self.pairs)

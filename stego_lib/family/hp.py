@@ -23,7 +23,7 @@ from ..run import Run
 from ..runtime.errors import StegoError
 from ..runtime.notices import notice
 from ..runtime.progress import progress
-from .base import Successor, random_positions, states
+from .base import Successor, at_cells, random_cells, states
 
 SETTINGS = {
     "cocostuff27": dict(tau=0.8, warmup=1000, rho=0.02),
@@ -306,10 +306,20 @@ def similarity_weights(feats: Tensor) -> Tensor:
     return cosines.clamp(min=0) / inside
 
 
-def local_mix(code: Tensor, weights: Tensor) -> Tensor:
-    """Sum of the codes of the 3 x 3 neighbors, weighted (paper, section 3.3): (B, K, h, w), (B, 9, h, w) -> (B, K, h, w)."""
-    neighbors = F.unfold(code, 3, padding=1).unflatten(1, (code.shape[1], 9)).unflatten(3, code.shape[2:])
-    return (neighbors * weights[:, None]).sum(2)
+def local_mix(code: Tensor, weights: Tensor, cells: Tensor | None = None) -> Tensor:
+    """Sum of the codes of the 3 x 3 neighbors, weighted (paper, section 3.3): (B, K, h, w), (B, 9, h, w) -> (B, K, h, w).
+
+    cells: positions of each image in row-major order, int64 (B, P), where it is wanted alone: -> (B, K, P, 1).
+    """
+    height, width = code.shape[2:]
+    wanted = torch.arange(height * width, device=code.device).expand(len(code), -1) if cells is None else cells
+    padded = F.pad(code, (1, 1, 1, 1)).flatten(2)
+    corner = wanted // width * (width + 2) + wanted % width  # upper left neighbor, in the padded map
+    shares, mixed = weights.flatten(2).gather(2, wanted[:, None].expand(-1, 9, -1)), 0.0
+    for number, share in enumerate(shares.unbind(1)):
+        around = (corner + number // 3 * (width + 2) + number % 3)[:, None].expand(-1, code.shape[1], -1)
+        mixed = mixed + padded.gather(2, around) * share[:, None]
+    return mixed.view_as(code) if cells is None else mixed[..., None]
 
 
 def consistency_loss(z: Tensor, z_augmented: Tensor) -> Tensor:
@@ -374,8 +384,9 @@ class Trainer(Successor):
             code_ema = self.average(feats)
         code = self.model.head(feats)
         update_ema(self.average, self.model.head)
-        mixed = local_mix(code, torch.from_numpy(self.neighborhood[rows.numpy()]).float().to(self.device))
-        feats, code_ema, code, mixed = random_positions([feats, code_ema, code, mixed], POSITIONS, generator)
+        cells = random_cells(feats, POSITIONS, generator)
+        mixed = local_mix(code, torch.from_numpy(self.neighborhood[rows.numpy()]).float().to(self.device), cells)
+        feats, code_ema, code = (at_cells(one, cells) for one in (feats, code_ema, code))
         z, z_local = (unit_patches(projected(self.project, one)) for one in (code, mixed))
         negatives = random_negatives(len(z) // len(feats), len(z), self.settings["rho"], generator).to(self.device)
         lam = ema_weight(number, self.experiment.steps, round(WARMUP * self.experiment.steps))

@@ -47,6 +47,12 @@ class Variant:
     """A head of `FIXED_HEADS` in place of a trained one."""
     crf: bool = False
     """Whether the row reads the scores after the CRF."""
+    start: Experiment | None = None
+    """The experiment whose run of the same seed this one starts from, trained first if there is none."""
+
+    def start_name(self, seed: int) -> str | None:
+        """What a record names as the run that it started from."""
+        return None if self.start is None else self.start.but(seed=seed).name
 
 
 class Study:
@@ -137,6 +143,7 @@ def run_variant(variant: Variant, seed: int, runs_dir: str | Path | None = None)
     """Trains (or, for a fixed head, fits) a variant with a seed and scores it.
 
     Returns its run record, and "seconds"; for a trained one also "training_seconds", features included where they were missing.
+    The run that it starts from is not among them.
 
     StegoError for data without labels, before any work.
     """
@@ -145,11 +152,15 @@ def run_variant(variant: Variant, seed: int, runs_dir: str | Path | None = None)
         raise StegoError(
             f"{experiment.dataset} has no labels in val, so its runs cannot be compared by scores; train.ipynb trains without them"
         )
+    if variant.start is not None:
+        begun = train(variant.start.but(seed=seed), runs_dir=runs_dir, resume=True)
+        started, experiment = time.perf_counter(), experiment.but(start_from=str(begun.folder))
     if variant.fixed is None:
         run = train(experiment, runs_dir=runs_dir)
         trained = time.perf_counter() - started
         evaluate(run, baselines=False)
         record = run.metrics | {"training_seconds": round(trained, 1)}
+        record["experiment"]["start_from"] = variant.start_name(seed)
     else:
         record = score_fixed(variant.fixed, experiment, runs_dir)
     return record | {"seconds": round(time.perf_counter() - started, 1)}
@@ -187,7 +198,7 @@ def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None =
 
 
 def _key_of(variant: Variant, seed: int) -> tuple[str, ...]:
-    return _key(variant.experiment.but(seed=seed).to_record(), variant.fixed)
+    return _key(variant.experiment.but(seed=seed).to_record() | {"start_from": variant.start_name(seed)}, variant.fixed)
 
 
 def _key(experiment: dict[str, Any], fixed: str | None) -> tuple[str, ...]:
