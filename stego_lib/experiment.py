@@ -202,7 +202,7 @@ class Experiment(Machine, Evaluation, PublishedSwitches, Method):
 
         Long differences end in a fingerprint of them all. `MACHINE` fields and `data_root` are not part of it.
         """
-        recipe = _recipe(self.dataset, self.backbone)
+        recipe = recipe_of(self.dataset, self.backbone)
         network, file = split_backbone(self.backbone)
         changed = {key: getattr(self, key) for key in self.differing(recipe, (*NAMED, *MACHINE))}
         stated = [_in_name(key, value) for key, value in changed.items()]
@@ -221,7 +221,7 @@ LONGEST = 48
 """Characters of a run's name that state what differs from the recipe, at most."""
 
 
-def _recipe(dataset: str, backbone: str) -> Experiment:
+def recipe_of(dataset: str, backbone: str) -> Experiment:
     """The recipe of a dataset and backbone: the backbone's own, else the usual one of the dataset."""
     own = [name for name, values in PRESETS.items() if (values["dataset"], values["backbone"]) == (dataset, backbone)]
     name = own[0] if own else USUAL_PRESET.get(dataset, dataset)

@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from stego_lib import Experiment, baselines, probes
+from stego_lib import Experiment, baselines, probes, training
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -84,10 +84,31 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "RESTARTS", 1)
 
 
+def broken_off(experiment: Experiment, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Trains until it is interrupted behind step `after`, with a checkpoint every second step."""
+    trainer = training.trainer_of(experiment)
+    step = trainer.step
+
+    def breaks(self: training.Trainer, number: int) -> dict[str, float]:
+        if number == after:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "SAVE_EVERY", 2)
+        patch.setattr(trainer, "step", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(experiment, runs_dir=runs_dir)
+
+
 def tiny_experiment(root: Path, backbone: Path, **changes: object) -> Experiment:
-    """Scenes of 64 pixels on the tiny backbone, on the CPU in float32 so that results repeat bit for bit."""
+    """Scenes of 64 pixels on the tiny backbone, on the CPU in float32 so that results repeat bit for bit.
+
+    Settings that a successor of STEGO has no use for stay at the recipe's.
+    """
     values: dict = dict(
         data_root=str(root), backbone=str(backbone), train_size=64, eval_size=64, code_dim=8, steps=7, batch_size=4, points=3, neighbors=2,
         negatives=2, shifts=("p70", 0.1, "p80"), device="cpu", precision="float32", crf=False,
     )  # fmt: skip
-    return Experiment.from_dict(values | changes)
+    trainer = training.trainer_of(Experiment(method=changes.get("method", "stego")))
+    return Experiment.from_dict({key: value for key, value in values.items() if key not in getattr(trainer, "unused", ())} | changes)

@@ -10,27 +10,37 @@ from torch import Tensor
 
 from ..batches import Draw
 from ..datasets import open_training_set
-from ..experiment import Experiment
+from ..experiment import SUCCESSORS, Experiment, recipe_of
 from ..features.source import Source
 from ..optional.terms import optional_weights
 from ..runtime import devices
 from ..runtime.errors import StegoError
 from ..runtime.files import atomic
+from ..runtime.notices import notice
 from ..training import Trainer
 
 
 class Successor(Trainer):
     """A `Trainer` that sees images without partners, and updates by one loss."""
 
+    unused: tuple[str, ...] = ("weights", "shifts", "centering", "zero_clamp", "stabilize", "points", "neighbors", "negatives")
+    """Settings of STEGO's loss that the method does not have."""
+
     @classmethod
     def refuse(cls, experiment: Experiment) -> None:
-        """StegoError for probes that are trained beside the head, and for optional terms, which successors do not have."""
+        """StegoError for probes that are trained beside the head, and for optional terms, which successors do not have.
+
+        A notice names what differs from the recipe and makes no difference here.
+        """
         if experiment.probes != "after":
             raise StegoError(f"method={experiment.method!r} fits its probes after training: probes='after'")
         if optional := optional_weights(experiment):
             raise StegoError(
                 f"{', '.join(optional)}: terms of STEGO's loss, which method={experiment.method!r} does not have"
             )
+        recipe = recipe_of(experiment.dataset, experiment.backbone).but(**SUCCESSORS[experiment.method])
+        if idle := [key for key in cls.unused if getattr(experiment, key) != getattr(recipe, key)]:
+            notice(f"method={experiment.method!r} has no use for {', '.join(idle)}: they change nothing")
 
     @property
     def device(self) -> torch.device:
@@ -54,7 +64,6 @@ class Successor(Trainer):
             torch.nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], most)
         self.optimizer.step()
         return {name: float(value) for name, value in {"loss": loss.detach(), **parts}.items()}
-
 
     def own_rows(self, rows: Tensor) -> Tensor:
         """Features (B, C, h, w), computed here where none are stored: several processes that compute them together would wait."""

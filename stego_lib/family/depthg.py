@@ -271,6 +271,8 @@ class Trainer(Successor):
     too, or a percentile of the depth correspondences where the run's shifts are "auto".
     """
 
+    unused = ()
+
     @classmethod
     def refuse(cls, experiment: Experiment) -> None:
         super().refuse(experiment)

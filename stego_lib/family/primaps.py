@@ -306,6 +306,8 @@ class Trainer(Successor):
     Raises StegoError for a head without a run to take it from.
     """
 
+    unused = (*Successor.unused, "lr_head")
+
     @classmethod
     def refuse(cls, experiment: Experiment) -> None:
         super().refuse(experiment)

@@ -224,6 +224,8 @@ class Trainer(Successor):
     Of the run's three shifts it uses the first, within images, and the last, between them.
     """
 
+    unused = ("weights", "zero_clamp", "stabilize", "points", "neighbors", "negatives")
+
     def __init__(self, run: Run, features: Features, neighbors: Tensor):
         super().__init__(run, features, neighbors)
         self.teacher = self.model.cluster_probe.clusters.requires_grad_(False)

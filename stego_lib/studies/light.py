@@ -42,7 +42,7 @@ DARK = 1 / 3
 class Lightened(Features):
     """Features f - amount * (m - mean), where m is the mean feature of the image and `mean` that of the training images.
 
-    Neighbors are found by what is left of m; `amount` = 1 leaves none, so that all images are alike and neighbors are chance.
+    Neighbors are found by what is left of m.
     """
 
     def __init__(self, features: Features, amount: float, mean: Tensor | None = None):
@@ -86,7 +86,7 @@ def run_light(experiment: Experiment, amount: float, runs_dir: str | Path | None
         A run record, not that of a kept run: "light" is the amount; "scores" are of the validation split, "dark" and "bright"
         those of the darkest `DARK` of the training images and of the others, each by the matching of all training images (the
         methods see these images, never their labels); "dependence" is that of both on the training images, "neighbors" the share
-        of nearest neighbors that features with amount 0 have too.
+        of nearest neighbors that features with amount 0 have too. Amount 1 leaves nothing to find neighbors by, so it has those.
     """
     root = user_path(runs_dir, runs_root())
     training_set, held_out = open_training_set(experiment), open_split(experiment, "val")
@@ -96,7 +96,7 @@ def run_light(experiment: Experiment, amount: float, runs_dir: str | Path | None
     raw = stored(training_set, size=experiment.train_size)
     training = Lightened(raw, amount)
     model = build_model(experiment, backbone.dim, len(training_set.classes)).to(backbone.device)
-    neighbors = find_neighbors(training, model, experiment)
+    neighbors, kept = (find_neighbors(one, model, experiment) for one in (training if amount < 1 else raw, raw))
     with tempfile.TemporaryDirectory(dir=root, prefix=".light-") as folder:
         run = Run(Path(folder), experiment, training_set.classes, model, backbone)
         trainer = trainer_of(experiment)(run, training, neighbors)
@@ -115,7 +115,6 @@ def run_light(experiment: Experiment, amount: float, runs_dir: str | Path | None
         ),
     }
     found = {name: scores(table, identity(len(table)) if name == "linear" else match(table)) for name, table in tables.items()}
-    kept = find_neighbors(raw, model, experiment)
     same = torch.stack([torch.isin(ours, theirs).float().mean() for ours, theirs in zip(neighbors, kept, strict=True)])
     return without_nan({
         "experiment": experiment.to_record(),

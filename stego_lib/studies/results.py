@@ -176,7 +176,7 @@ def markdown_table(records: list[dict[str, Any]], published: pd.DataFrame | None
 
     published: figures to print beside it, with their source (see `published_figures`). Methods without a measurement are blank.
     """
-    titles, measured = ["method", "accuracy", "mIoU"], summary(records)
+    titles, measured, names = ["method", "accuracy", "mIoU"], summary(records), method_names(records[0])
     counts = score_table(records).groupby("method").seed.nunique()
     known = measured.index
     if published is not None:
@@ -185,7 +185,7 @@ def markdown_table(records: list[dict[str, Any]], published: pd.DataFrame | None
     lines = []
     for method in (method for method in METHODS if method in known):
         some = method in counts and counts[method] < counts.max()
-        label = f"{METHODS[method]}, {counts[method]} of {counts.max()} seeds" if some else METHODS[method]
+        label = f"{names[method]}, {counts[method]} of {counts.max()} seeds" if some else names[method]
         lines.append([label, *_measured_cells(measured, method)])
         if published is not None:
             lines[-1] += _published_cells(published, method)

@@ -1,12 +1,17 @@
 """STEGO's successors on the same features: variants of the chapter "After STEGO", and its table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from ..backbone import EMBEDDED_FOR_PHOTOGRAPHS
+from ..datasets.folder import distinct_names
 from ..experiment import SUCCESSORS, Experiment
-from .results import NAMES, mean_and_spread, read_records
+from ..runtime.paths import user_path
+from .results import MAIN, NAMES, mean_and_spread, read_records
 from .study import Study, Variant
 
 GROUP = "method"
@@ -41,20 +46,57 @@ def successors(base: Experiment) -> list[Variant]:
     ]
 
 
+KMEANS = "k-means on the features"
+SETS = {folder: f"{data}, {backbone}" for folder, (data, backbone) in MAIN.items()}
+"""What the chapter compares on: folder of the main run records, which have k-means -> title."""
+STREETS = "streets_vit_tiny8_d6.safetensors"
+"""The trial backbone of the records, a file that is not part of the project."""
+
+
+def base_of(folder: str, **changes: Any) -> Experiment:
+    """The recipe of one of `SETS`, with changes."""
+    dataset = "scenes" if folder == "scenes" else "camvid"
+    backbone = {"camvid": STREETS, "camvid_photos": EMBEDDED_FOR_PHOTOGRAPHS}.get(folder, "scenes_vit_tiny8")
+    return Experiment.preset(dataset, **({"backbone": backbone} | changes))
+
+
 def comparison(study: Study, baselines: str | Path) -> pd.DataFrame:
     """One row per method: seeds, accuracy and mIoU without and with CRF, linear probe, steps, seconds; mean ± standard deviation.
 
     baselines: folder of records of STEGO's recipe, for k-means on the same features.
     """
-    kmeans = read_records(baselines)
-    rows = {"k-means on the features": _row(kmeans, "kmeans_features")}
-    for variant in study.variants:
-        kept = [record for seed in study.seeds if (record := study.record(variant, seed))]
-        if kept:
-            seconds = pd.Series([record["training_seconds"] for record in kept if "training_seconds" in record])
-            more = {"steps": str(kept[0]["step"]), "seconds of training": f"{seconds.median():.0f}" if len(seconds) else ""}
-            rows[variant.name] = _row(kept, "cluster") | more
+    rows = {KMEANS: _row(read_records(baselines), "kmeans_features")}
+    for name, kept in _kept(study).items():
+        seconds = pd.Series([record["training_seconds"] for record in kept if "training_seconds" in record])
+        more = {"steps": str(kept[0]["step"]), "seconds of training": f"{seconds.median():.0f}" if len(seconds) else ""}
+        rows[name] = _row(kept, "cluster") | more
     return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("method")
+
+
+def class_means(study: Study, baselines: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """IoU of each class, in percent, mean over seeds, of k-means and of each method without CRF; and the names of the classes."""
+    kmeans = read_records(baselines)
+    rows = {KMEANS: (kmeans, "kmeans_features")} | {name: (kept, "cluster") for name, kept in _kept(study).items()}
+    means = {name: np.array([record["scores"][key]["iou"] for record in kept], float).mean(0) for name, (kept, key) in rows.items()}
+    return means, distinct_names(kmeans[0]["classes"])
+
+
+def overview(records: str | Path, seeds: Sequence[int]) -> pd.DataFrame:
+    """mIoU of each method on each of `SETS`, without and with CRF; mean ± standard deviation. records: book/records."""
+    columns = {}
+    for folder, title in SETS.items():
+        study = Study(successors(base_of(folder)), seeds, user_path(records) / "studies" / "successors")
+        table = comparison(study, user_path(records) / folder)
+        columns |= {(title, score): table[score] for score in ("mIoU", "mIoU + CRF")}
+    return pd.DataFrame(columns).reindex(dict.fromkeys(name for column in columns.values() for name in column.index)).fillna("")
+
+
+def _kept(study: Study) -> dict[str, list[dict[str, Any]]]:
+    """The records of each variant that has any."""
+    found = {
+        variant.name: [record for seed in study.seeds if (record := study.record(variant, seed))] for variant in study.variants
+    }
+    return {name: kept for name, kept in found.items() if kept}
 
 
 def _row(records: list[dict[str, Any]], method: str) -> dict[str, Any]:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from common import few_samples, tiny_experiment
+from common import broken_off, few_samples, tiny_experiment
 from torch import Tensor
 from torch.testing import assert_close
 
-from stego_lib import StegoError, crf, evaluate, load_run, open_dataset, train, training
+from stego_lib import StegoError, crf, evaluate, load_run, open_dataset, train
 from stego_lib.family import primaps
 from stego_lib.runtime.notices import Notice
 
@@ -182,22 +182,6 @@ def quick(monkeypatch):
 
 def stego_run(scenes_root, backbone_file, runs_dir):
     return train(tiny_experiment(scenes_root, backbone_file, probes="after", steps=2), runs_dir=runs_dir)
-
-
-def broken_off(experiment, runs_dir, monkeypatch, after: int):
-    """Trains until it is interrupted behind step `after`, with a checkpoint every second step."""
-    step = primaps.Trainer.step
-
-    def breaks(self, number):
-        if number == after:
-            raise KeyboardInterrupt
-        return step(self, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "SAVE_EVERY", 2)
-        patch.setattr(primaps.Trainer, "step", breaks)
-        with pytest.raises(KeyboardInterrupt):
-            train(experiment, runs_dir=runs_dir)
 
 
 @pytest.mark.parametrize("head", ["raw", "stego"])

@@ -1,17 +1,19 @@
 """Trainers of the successors on tiny scenes: a run, its scores and predictions, a break, and what labels may not touch."""
 
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from common import few_samples, tiny_experiment
+from common import broken_off, few_samples, tiny_experiment
 
 from stego_lib import Experiment, StegoError, evaluate, load_run, open_dataset, train, training
-from stego_lib.experiment import SUCCESSORS
+from stego_lib.experiment import SUCCESSORS, recipe_of
 from stego_lib.family import cause, hp
 from stego_lib.runtime.files import read_json
+from stego_lib.runtime.notices import Notice
 from stego_lib.training import trainer_of
 
 METHODS = {
@@ -73,19 +75,7 @@ def test_a_run_trains_is_scored_and_predicts(experiment, scenes_root, tmp_path, 
 @pytest.mark.parametrize("after", [1, 4])
 def test_a_run_goes_on_after_a_break(experiment, tmp_path, method, monkeypatch, after):
     """It ends with the weights and the log of an uninterrupted run."""
-    trainer = trainer_of(experiment)
-    step = trainer.step
-
-    def breaks(self, number):
-        if number == after:
-            raise KeyboardInterrupt
-        return step(self, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "SAVE_EVERY", 2)
-        patch.setattr(trainer, "step", breaks)
-        with pytest.raises(KeyboardInterrupt):
-            train(experiment, runs_dir=tmp_path / "broken")
+    broken_off(experiment, tmp_path / "broken", monkeypatch, after)
     (folder,) = (path.parent for path in (tmp_path / "broken").glob("*/checkpoint.pt"))
     resumed = train(experiment, runs_dir=tmp_path / "broken", resume=True)
     straight = train(experiment, runs_dir=tmp_path / "straight")
@@ -134,3 +124,21 @@ def test_other_seeds_give_other_weights(experiment, tmp_path, method):
     for part in ("cluster_probe.clusters", *(["head.linear.weight"] if experiment.head != "none" else [])):
         assert not torch.equal(first.model.state_dict()[part], other.model.state_dict()[part])
     assert read_json(first.folder / "correspondences.json")["shifts"] == list(first.shifts)
+
+
+def test_settings_that_change_nothing_are_named(experiment, method):
+    """Those of STEGO's loss that a method lacks, where they differ from the recipe's; all others pass in silence."""
+    asked = experiment.but(points=recipe_of("scenes", experiment.backbone).points + 1, shifts=(0.1, 0.2, 0.3), lr_head=1e-3)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        trainer_of(asked).refuse(asked)
+    texts = [str(one.message) for one in seen if one.category is Notice]
+    if method == "depthg":
+        assert not texts
+    else:
+        assert len(texts) == 1 and f"method='{method}' has no use for" in texts[0] and "points" in texts[0]
+        assert ("shifts" in texts[0]) == (method != "smooseg") and ("lr_head" in texts[0]) == (method == "primaps")
+    plain = Experiment.preset("scenes", method=method, data_root=experiment.data_root)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        trainer_of(plain).refuse(plain)
