@@ -40,7 +40,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@{ $(PY) -m pip install --quiet --upgrade pip && $(PIP) --editable '.[all]'; } >$(SETUP_LOG) 2>&1 || { cat $(SETUP_LOG); exit 1; }
 	@$(PIP) --no-build-isolation --editable '.[crf]' >$(CRF_LOG) 2>&1 || \
-		echo "set up without the CRF: pydensecrf could not be built, see $(CRF_LOG) (it needs a C++ compiler and Python's headers; with them: make -B setup)"
+		echo "set up without pydensecrf, which could not be built, so the CRF takes the slower engine, see $(CRF_LOG) (it needs a C++ compiler and Python's headers; with them: make -B setup)"
 	@touch $@
 
 train: $(READY)  ## train and evaluate STEGO by notebooks/train.ipynb (the embedded default; ARGS="-p ..." for another)

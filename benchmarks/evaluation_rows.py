@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from stego_lib import Backbone, Experiment, Run, evaluate, open_dataset
-from stego_lib.crf import available
+from stego_lib.crf import engine
 from stego_lib.metrics import confusion
 from stego_lib.run import build_model
 
@@ -62,7 +62,7 @@ def _kind(settings: Settings, experiment: Experiment, number: int) -> dict[str, 
         evaluate(run, baselines=False)
 
     ways = {"published, no CRF": plain, "ours, no CRF": partial(ours, False)}
-    if available():
+    if engine() == "pydensecrf":  # the published one
         ways |= {"published, its CRFs": refined, "ours, with CRF": partial(ours, True)}
     found = interleaved(ways, min(settings.repeats, 3), settings.seconds)
     for name in found:

@@ -58,7 +58,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
     dict
         The record. Its "scores" hold, for each method, accuracy, miou and iou in percent, and for clusters their matching (the
         class of each, -1 for none): "cluster" and "linear" (STEGO), and the baselines "kmeans_features", "kmeans_pca",
-        "kmeans_colors" and "linear_features"; with pydensecrf, "cluster", "linear" and "kmeans_features" also as "..._crf".
+        "kmeans_colors" and "linear_features"; with `experiment.crf`, "cluster", "linear" and "kmeans_features" also as "..._crf", and "crf" names the engine.
         Linear probes need training labels. With `experiment.validate_every`, "best_by_label" holds the scores of the step that
         the labels favor, as the published code reports them; it is no result. "scores" is empty, and "unscored" says why, for
         a split without labels or with a single class.
@@ -174,6 +174,7 @@ def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str
     found = {name: _scores(name, table, published) for name, table in tables.items()}
     return {
         "scores": found,
+        **({"crf": crf.engine(quiet=False)} if run.experiment.crf else {}),
         **_best_by_label(run, plain),
         "matching": found["cluster"]["matching"],
         "confusion": tables["cluster"].tolist(),
@@ -255,7 +256,7 @@ def _refined_tables(
     model, n_classes, plain = run.model.eval(), len(run.classes), scored.plain
     sizes = {"cluster": model.n_clusters} | ({"linear": n_classes} if model.linear_probe.trained else {})
     sizes |= {"kmeans_features": len(kmeans.bias)} if kmeans is not None else {}
-    refine = run.experiment.crf and crf.available(quiet=False)
+    refine = run.experiment.crf
     names = [*sizes, *(f"{name}_crf" for name in sizes if refine)]
     tables = {name: torch.zeros(sizes[name.removesuffix("_crf")], n_classes, dtype=torch.int64) for name in names}
     own = [row for rows in devices.share(torch.arange(len(plain)).split(BATCH)) for row in rows.tolist()]

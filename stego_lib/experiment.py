@@ -114,7 +114,7 @@ class Evaluation:
     mirror: bool = True
     """Average the codes of an image and of its horizontal flip."""
     crf: bool = True
-    """Report scores after a dense CRF as well, where pydensecrf is installed."""
+    """Report scores after a dense CRF as well."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

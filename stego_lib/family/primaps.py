@@ -27,7 +27,6 @@ from ..loss import upsample
 from ..probes import sample_codes
 from ..run import Run, load_run
 from ..runtime.errors import StegoError
-from ..runtime.notices import notice
 from ..runtime.pool import Job, in_processes
 from ..runtime.progress import progress
 from .base import Successor, states
@@ -149,11 +148,6 @@ def mask_proposals(
     -------
     Tensor
         int64 (H, W): numbers of masks from 0 in the order in which they were found, -1 for the background.
-
-    Raises
-    ------
-    StegoError
-        With an image, but without pydensecrf.
 
     Examples
     --------
@@ -301,7 +295,7 @@ class Trainer(Successor):
     They begin with principal directions and the first stage; on a run with as many clusters with its clusters instead, as in
     the released code. The teacher's are the clusters of the run. The masks of the training images are computed once and kept
     beside the features; pixels of the image vote for them and are learned, as in the released code, without its color
-    augmentation of the student's images. Where pydensecrf is missing, masks go without the CRF, and a notice says so.
+    augmentation of the student's images.
 
     Raises StegoError for a head without a run to take it from.
     """
@@ -328,14 +322,8 @@ class Trainer(Successor):
         self.student = Prototypes(self.model.cluster_probe.clusters.detach())
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.student.parameters(), experiment.lr_probes)
-        refine = crf.available()
-        if not refine:
-            notice(
-                f"pydensecrf is not installed: the masks of PriMaPs follow no edges of the image (to have it: {crf.INSTALL})"
-            )
         head = (experiment.head, *self.model.head.state_dict().values(), self.model.feature_mean)
-        what = ("masks", THRESHOLD, COVERED, refine, experiment.published, *head)
-        self.masks = self.beside_features(lambda: self._proposals(refine), *what)
+        self.masks = self.beside_features(self._proposals, "masks", THRESHOLD, COVERED, experiment.published, *head)
 
     def columns(self) -> list[str]:
         return ["loss", "confidence", "clusters"]
@@ -373,7 +361,7 @@ class Trainer(Successor):
             self.model.cluster_probe.clusters.copy_((self.student if number < self.first else self.teacher).vectors)
         return values
 
-    def _proposals(self, refine: bool) -> np.ndarray:
+    def _proposals(self) -> np.ndarray:
         """`mask_proposals` of every training image, int16 (N, H, W). The CRF runs in worker processes, which know no torch."""
         count, size = len(self.features), self.features.image_size
         names = [str(image) for image in open_training_set(self.experiment).images]
@@ -389,11 +377,8 @@ class Trainer(Successor):
                     yield names[row], (image.permute(1, 2, 0).contiguous().numpy(), [found])
 
         masks = np.empty((count, *size), np.int16)
-        if refine:
-            labels = (found for (found,) in in_processes(crf.refined_labels, maps(), count, "the dense CRF"))
-        else:
-            labels = (found.argmax(0) for _, (_, (found,)) in maps())
-        for row, found in enumerate(progress(labels, "mask proposals", total=count)):
+        refined = in_processes(crf.refined_labels, maps(), count, "the dense CRF")
+        for row, (found,) in enumerate(progress(refined, "mask proposals", total=count)):
             masks[row] = found - 1
         return masks
 

@@ -67,7 +67,7 @@ def segments(
             continue
         if method == plain:
             clusters = [one.argmax(0).cpu().numpy() for one in found[plain]]
-        elif run.experiment.crf and crf.available():
+        elif run.experiment.crf:
             maps = [one.softmax(0).cpu().numpy() for one in logits[plain]]
             clusters = [crf.refined_labels(image, [one])[0] for image, one in zip(images, maps, strict=True)]
         else:

@@ -10,9 +10,8 @@ from common import broken_off, few_samples, tiny_experiment
 from torch import Tensor
 from torch.testing import assert_close
 
-from stego_lib import StegoError, crf, evaluate, load_run, open_dataset, train
+from stego_lib import StegoError, evaluate, load_run, open_dataset, train
 from stego_lib.family import primaps
-from stego_lib.runtime.notices import Notice
 
 
 @pytest.fixture
@@ -77,7 +76,6 @@ def test_the_median_is_numpys():
     assert_close(primaps.median(maps), torch.tensor(np.array(expected)))
 
 
-@pytest.mark.skipif(not crf.available(), reason="pydensecrf is not installed")
 def test_the_crf_moves_borders_of_masks_to_edges_of_the_image():
     feats = torch.tensor([[1.0, 0.0]]).T[..., None].repeat(1, 4, 4)
     feats[:, :, 2:] = feats[:, :, 2:].flip(0)
@@ -223,30 +221,19 @@ def test_a_head_of_random_weights_is_refused(raw, tmp_path):
         train(raw.but(head="linear"), runs_dir=tmp_path)
 
 
-@pytest.mark.parametrize(
-    "refine", [pytest.param(True, marks=pytest.mark.skipif(not crf.available(), reason="no CRF")), False]
-)
-def test_stored_masks_are_the_proposals_of_each_image(raw, refine, scenes_root, tmp_path, monkeypatch):
-    if not refine:
-        monkeypatch.setattr(crf, "available", lambda quiet=True: False)
-        with pytest.warns(Notice, match="pydensecrf is not installed: the masks of PriMaPs follow no edges"):
-            run = train(raw.but(steps=1), runs_dir=tmp_path)
-    else:
-        run = train(raw.but(steps=1), runs_dir=tmp_path)
+def test_stored_masks_are_the_proposals_of_each_image(raw, scenes_root, tmp_path):
+    train(raw.but(steps=1), runs_dir=tmp_path)
     (path,) = (tmp_path / "features").glob("masks-*.npy")
     stored = np.load(path)
     (store,) = (tmp_path / "features").glob("scenes-train-*")
     features, images = np.load(store / "features.npy"), np.load(store / "images.npy")
     assert stored.shape == (12, 64, 64) and len(np.unique(stored)) > 2
     for feats, image, masks in zip(features, images, stored, strict=True):
-        image = image.transpose(1, 2, 0).copy() if refine else None
-        expected = primaps.mask_proposals(torch.from_numpy(feats).float(), (64, 64), image)
+        expected = primaps.mask_proposals(torch.from_numpy(feats).float(), (64, 64), image.transpose(1, 2, 0).copy())
         assert (expected.numpy() == masks).mean() > 0.999  # rounding moves pixels on a border
     before = path.stat().st_mtime_ns
-    assert run.step == 1
-    if refine:
-        train(raw.but(steps=1, seed=1), runs_dir=tmp_path)
-        assert path.stat().st_mtime_ns == before and len(list((tmp_path / "features").glob("masks-*"))) == 1
+    train(raw.but(steps=1, seed=1), runs_dir=tmp_path)
+    assert path.stat().st_mtime_ns == before and len(list((tmp_path / "features").glob("masks-*"))) == 1
 
 
 def test_features_computed_at_every_step_give_the_same_run(raw, tmp_path):

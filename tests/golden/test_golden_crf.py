@@ -7,11 +7,22 @@ import torch
 from common import golden
 from torch.testing import assert_close
 
-from stego_lib import StegoError, crf
-
-pytestmark = pytest.mark.skipif(not crf.available(), reason="pydensecrf is not installed (make -B setup)")
+from stego_lib import crf
+from stego_lib.runtime.notices import Notice
 
 G = golden("crf")
+WITHIN = {"pydensecrf": 1e-4, "lattice": 1e-3}
+"""Engine -> largest difference from the published probabilities."""
+
+
+@pytest.fixture(autouse=True, params=WITHIN)
+def engine(request, monkeypatch):
+    if request.param == "pydensecrf":
+        pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf is not installed (make -B setup)")
+    else:
+        monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    assert crf.engine() == request.param
+    return request.param
 
 
 def refine(case: str, image: str = "image_used_rgb_uint8", **options: int) -> torch.Tensor:
@@ -20,9 +31,10 @@ def refine(case: str, image: str = "image_used_rgb_uint8", **options: int) -> to
 
 
 def agrees(found: torch.Tensor, name: str) -> None:
+    within = WITHIN[crf.engine()]
     expected = torch.from_numpy(G[name])
     assert found.shape == expected.shape and found.dtype == torch.float32
-    assert_close(found, expected, rtol=0, atol=1e-4)
+    assert_close(found, expected, rtol=0, atol=within)
 
 
 @pytest.mark.parametrize("case", ["sq64", "rect96x64"])
@@ -62,10 +74,18 @@ def test_probabilities_sum_to_one():
     assert_close(refine("rect96x64").sum(0), torch.ones(96, 64), rtol=0, atol=1e-5)
 
 
-def test_without_pydensecrf_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
-    with pytest.raises(StegoError, match=r"needs pydensecrf: pip install 'cython>=3'.* --no-build-isolation pydensecrf2"):
-        refine(next(iter(G)).split(".")[0])
+def test_maps_that_are_refined_together_are_those_refined_alone():
+    """Of different numbers of classes, too."""
+    image = G["sq64.image_used_rgb_uint8"]
+    maps = [torch.rand(classes, 64, 64, generator=torch.Generator().manual_seed(classes)).softmax(0).numpy() for classes in (4, 4, 7)]
+    for found, one in zip(crf.refine(image, maps), maps, strict=True):
+        assert_close(torch.from_numpy(found), torch.from_numpy(crf.refine(image, [one])[0]), rtol=0, atol=1e-5)
+
+
+def test_without_pydensecrf_it_says_what_to_install(engine):
+    if engine == "lattice":
+        with pytest.warns(Notice, match=r"CRF is the project's own.*pip install 'cython>=3'.* --no-build-isolation pydensecrf2"):
+            crf.engine(quiet=False)
 
 
 def test_sources_that_were_not_built_are_no_pydensecrf(monkeypatch, tmp_path):
@@ -75,4 +95,4 @@ def test_sources_that_were_not_built_are_no_pydensecrf(monkeypatch, tmp_path):
     for name in [name for name in sys.modules if name.split(".")[0] == "pydensecrf"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
-    assert not crf.available()
+    assert crf.engine() == "lattice"

@@ -82,11 +82,11 @@ def test_without_constraints_the_newest_dependencies_are_installed(tmp_path):
     assert ALL in asked and CRF in asked and "--constraint" not in asked
 
 
-def test_without_a_compiler_it_goes_on_without_the_crf_and_says_so_in_one_line(tmp_path):
+def test_without_a_compiler_it_goes_on_without_pydensecrf_and_says_so_in_one_line(tmp_path):
     status, printed = set_up(python(tmp_path, fails=CRF), tmp_path)
     _, line = printed.splitlines()
     assert status == 0 and (tmp_path / "venv" / ".ready").exists()
-    assert "without the CRF" in line and "C++ compiler" in line and "make -B setup" in line
+    assert "without pydensecrf" in line and "slower engine" in line and "C++ compiler" in line and "make -B setup" in line
     (log,) = re.findall(r"see (\S+)", line)
     assert Path(log).read_text() == "the reason of pip\n"
 

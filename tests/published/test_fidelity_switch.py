@@ -13,7 +13,6 @@ from stego_lib import (
     StegoError,
     baselines,
     batches,
-    crf,
     evaluate,
     evaluation,
     load_run,
@@ -203,7 +202,7 @@ def test_extra_clusters_are_counted_or_dropped(experiment, tmp_path, monkeypatch
     monkeypatch.setattr(baselines, "SAMPLES", 500)
     monkeypatch.setattr(probes, "RESTARTS", 1)
     published = case == "published"
-    run = train(experiment.but(extra_clusters=6, steps=1, published=published, crf=crf.available()), runs_dir=tmp_path)
+    run = train(experiment.but(extra_clusters=6, steps=1, published=published, crf=True), runs_dir=tmp_path)
     told, count = [], evaluation.confusion
     monkeypatch.setattr(evaluation, "confusion", lambda *a, **k: (told.append(k["published"]), count(*a, **k))[1])
     record = evaluate(run)

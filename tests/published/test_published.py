@@ -73,7 +73,6 @@ def test_golden_classes_and_their_probabilities(golden_run, golden_maps, name):
     assert_close(found[:, :, ::8, ::8], logprobs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(not crf.available(), reason="pydensecrf is not installed (make -B setup)")
 @pytest.mark.parametrize("name", ["cluster", "linear"])
 def test_golden_classes_after_the_crf(golden_run, golden_maps, name):
     expected = golden_run[1]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from common import ROOT, tiny_experiment
 from killing import Runner, miou_of, runs_in
 
-from stego_lib import Experiment, StegoError, crf, evaluate, load_run, probes, train, training
+from stego_lib import Experiment, StegoError, evaluate, load_run, probes, train, training
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.run import read_checkpoint
 from stego_lib.runtime import devices
@@ -110,7 +110,7 @@ def test_features_are_shared_out_and_the_store_is_the_same(runner, experiment, t
 
 def test_a_run_that_is_opened_is_scored_together(runner, experiment, tmp_path):
     """By processes that torchrun has started; with the CRF, which takes images one by one. Each computes features of its part."""
-    run = train(experiment.but(steps=1, crf=crf.available()), runs_dir=tmp_path)
+    run = train(experiment.but(steps=1, crf=True), runs_dir=tmp_path)
     alone = evaluate(run, baselines=False)
     for store in tmp_path.glob("features/[!.]*-val-*"):
         shutil.rmtree(store)

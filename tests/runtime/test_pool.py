@@ -16,7 +16,7 @@ import pytest
 from killing import wait_for
 
 from stego_lib import StegoError
-from stego_lib.crf import available, refine, refined_labels
+from stego_lib.crf import refine, refined_labels
 from stego_lib.runtime import pool as parallel
 from stego_lib.runtime.pool import in_processes
 
@@ -32,7 +32,6 @@ def in_one(function, jobs: list) -> list:
     return [function(*arguments) for _, arguments in jobs]
 
 
-@pytest.mark.skipif(not available(), reason="pydensecrf is not installed (make -B setup)")
 def test_the_crf_in_processes_is_the_crf_here_bit_for_bit(spread):
     rng = np.random.default_rng(0)
     jobs = []

@@ -5,7 +5,7 @@ import pytest
 import torch
 from common import tiny_experiment
 
-from stego_lib import StegoError, crf, evaluate, open_dataset, train
+from stego_lib import StegoError, evaluate, open_dataset, train
 from stego_lib.metrics import confusion
 from stego_lib.studies.segments import best_and_worst, image_accuracies, read_maps, segments, write_maps
 
@@ -13,7 +13,7 @@ from stego_lib.studies.segments import best_and_worst, image_accuracies, read_ma
 @pytest.fixture(scope="module")
 def scored(scenes_root, backbone_file, tmp_path_factory):
     """A run with two spare clusters, its split and its record."""
-    experiment = tiny_experiment(scenes_root, backbone_file, steps=2, extra_clusters=2, crf=crf.available())
+    experiment = tiny_experiment(scenes_root, backbone_file, steps=2, extra_clusters=2, crf=True)
     run = train(experiment, runs_dir=tmp_path_factory.mktemp("runs"))
     return run, open_dataset("scenes", scenes_root, "val"), evaluate(run)
 
@@ -23,7 +23,7 @@ def test_segments_of_all_images_give_the_scores_of_the_record(scored):
     run, dataset, record = scored
     found = segments(run, dataset, record, range(len(dataset)))
     names = {"k-means": "kmeans_features", "STEGO": "cluster"}
-    names |= {"k-means + CRF": "kmeans_features_crf", "STEGO + CRF": "cluster_crf"} if crf.available() else {}
+    names |= {"k-means + CRF": "kmeans_features_crf", "STEGO + CRF": "cluster_crf"}
     assert list(found) == ["image", "label", *[name for name in ("k-means", "k-means + CRF", "STEGO", "STEGO + CRF") if name in names]]
     label, classes = np.stack(found["label"]), len(dataset.classes)
     for name, method in names.items():

@@ -130,8 +130,11 @@ def test_masks_of_an_image(image, stored_signs):
     assert torch.equal(torch.where(masks < 0, -1, masks + 1), stored)
 
 
-@pytest.mark.skipif(not crf.available(), reason="pydensecrf is not installed")
-def test_masks_after_the_crf(stored_signs):
+@pytest.mark.parametrize("engine", ["pydensecrf", "lattice"])
+def test_masks_after_the_crf(stored_signs, engine, monkeypatch):
+    if engine == "pydensecrf":
+        pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf is not installed (make -B setup)")
+    monkeypatch.setattr(crf, "engine", lambda quiet=True: engine)
     stored_signs.extend(G["im0.direction"])
     image = G["images_rgb_uint8"][0].numpy()
     masks = primaps.mask_proposals(G["feats"][0], SIZE, image, THRESHOLD, published=True)

@@ -1,0 +1,101 @@
+"""The permutohedral lattice (Adams, Baek and Davis 2010): a Gaussian filter of many points in a few dimensions, in linear time.
+
+Points are spread over the corners of the simplex that they lie in, the corners are blurred along each axis of the lattice, and
+the points read them again. All three are linear, so they are sparse matrices, built once from the points.
+"""
+
+import numpy as np
+from scipy import sparse
+
+
+class Lattice:
+    """Sums of values over points, weighted by exp(-|p_i - p_j|^2 / 2), approximately.
+
+    Parameters
+    ----------
+    points
+        Float (N, d), in units of the filter's standard deviations.
+
+    Examples
+    --------
+    >>> pixels = np.stack(np.indices((60, 80)), -1).reshape(-1, 2) / 3  # a standard deviation of 3 pixels
+    >>> Lattice(pixels)(np.ones((60 * 80, 1), np.float32)).shape
+    (4800, 1)
+    """
+
+    def __init__(self, points: np.ndarray):
+        count, dims = points.shape
+        keys, shares = corners(points)
+        # A key is d small integers; one number for all of them makes sorting cheap. A border of 1 has room for the neighbors.
+        low = keys.min((0, 1)) - dims - 1
+        strides = np.concatenate([[1], np.cumprod((keys.max((0, 1)) - low + dims + 2)[:-1].astype(np.int64))])
+        numbers, corner_of = np.unique((keys - low) @ strides, return_inverse=True)
+        corner_of = corner_of.reshape(count, dims + 1)
+        starts = np.arange(0, count * (dims + 1) + 1, dims + 1)
+        self._slice = sparse.csr_array((shares.ravel(), corner_of.ravel(), starts), (count, len(numbers)))
+        self._splat = self._slice.T.tocsr()
+        self._blurs = [_blur(numbers, steps @ strides) for steps in _directions(dims)]
+        self._scale = np.float32(1 / (1 + 2.0**-dims))  # what blurring leaves of a constant, as the authors give it
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """Filters float32 (N, C)."""
+        found = self._splat @ values
+        for blur in self._blurs:
+            found = blur @ found
+        return self._scale * (self._slice @ found)
+
+
+class NormalizedLattice(Lattice):
+    """The filter with n_i w_ij n_j for weights w_ij, where n_i = (sum_j w_ij)^-1/2, as dense CRFs use it."""
+
+    def __init__(self, points: np.ndarray):
+        super().__init__(points)
+        norm = sparse.diags_array((super().__call__(np.ones((len(points), 1), np.float32))[:, 0] + 1e-20) ** -0.5)
+        self._splat, self._slice = (self._splat @ norm).tocsr(), (norm @ self._slice).tocsr()
+
+
+def corners(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The simplex of each point: the d + 1 corners as integers (N, d + 1, d), and its barycentric shares in them, float32 (N, d + 1).
+
+    The last coordinate of a corner is minus the sum of the others, so it is left out.
+    """
+    count, dims = points.shape
+    axis = np.arange(1, dims + 1)
+    scaled = (points * (np.sqrt(2 / 3) * (dims + 1) / np.sqrt(axis * (axis + 1)))).astype(np.float32)
+    # Rotated into the plane of d + 1 coordinates whose sum is 0.
+    beyond = np.concatenate([np.cumsum(scaled[:, ::-1], 1)[:, ::-1], np.zeros((count, 1), np.float32)], 1)
+    lifted = beyond - np.concatenate([np.zeros((count, 1), np.float32), axis * scaled], 1).astype(np.float32)
+    nearest = np.round(lifted / (dims + 1)).astype(np.int64) * (dims + 1)
+    off = nearest.sum(1) // (dims + 1)
+    # Rank of each coordinate by its rest, the largest first; coordinates that were rounded too far are set right.
+    rank = np.argsort(np.argsort(nearest - lifted, 1, kind="stable"), 1, kind="stable") + off[:, None]
+    turn = (rank < 0).astype(np.int64) - (rank > dims)
+    rank, nearest = rank + turn * (dims + 1), nearest + turn * (dims + 1)
+    rest, rows = (lifted - nearest) / np.float32(dims + 1), np.arange(count)[:, None]
+    sorted_rest = np.empty_like(rest)
+    sorted_rest[rows, rank] = rest
+    shares = np.empty((count, dims + 1), np.float32)
+    shares[:, 1:] = (sorted_rest[:, :-1] - sorted_rest[:, 1:])[:, ::-1]
+    shares[:, 0] = 1 - shares[:, 1:].sum(1)
+    colors = np.arange(dims + 1)
+    keys = nearest[:, None, :dims] + np.where(rank[:, None, :dims] <= dims - colors[:, None], colors[:, None], colors[:, None] - dims - 1)
+    return keys, shares
+
+
+def _directions(dims: int) -> np.ndarray:
+    """The lattice's d + 1 axes as steps between corners, without the last coordinate: (d + 1, d)."""
+    steps = np.ones((dims + 1, dims), np.int64)
+    steps[np.arange(dims), np.arange(dims)] = -dims
+    return steps
+
+
+def _blur(numbers: np.ndarray, step: int) -> sparse.csr_array:
+    """Each corner plus half of its two neighbors along an axis, where they exist: (M, M). numbers: the corners', ascending."""
+    count = len(numbers)
+    parts = [sparse.eye_array(count, dtype=np.float32, format="csr")]
+    for neighbor in (numbers - step, numbers + step):
+        place = np.searchsorted(numbers, neighbor).clip(max=count - 1)
+        there = np.flatnonzero(numbers[place] == neighbor)
+        half = np.full(len(there), 0.5, np.float32)
+        parts.append(sparse.csr_array((half, (there, place[there])), (count, count)))
+    return sum(parts[1:], parts[0])
