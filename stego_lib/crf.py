@@ -71,7 +71,7 @@ def _by_lattice(bgr: np.ndarray, maps: Sequence[np.ndarray], iterations: int) ->
     from .optional.lattice import NormalizedLattice
 
     height, width = bgr.shape[:2]
-    near = np.stack(np.indices((height, width))[::-1], -1).reshape(-1, 2)
+    near = _positions(height, width)
     alike = np.concatenate([near / APPEARANCE["sxy"], bgr.reshape(-1, 3) / APPEARANCE["srgb"]], 1)
     kernels = (
         (SMOOTHNESS["compat"], _grid_lattice(height, width, SMOOTHNESS["sxy"])),
@@ -95,7 +95,12 @@ def _grid_lattice(height: int, width: int, deviation: float) -> "NormalizedLatti
     """That of the pixels' positions, which all images of a size share."""
     from .optional.lattice import NormalizedLattice
 
-    return NormalizedLattice(np.stack(np.indices((height, width))[::-1], -1).reshape(-1, 2) / deviation)
+    return NormalizedLattice(_positions(height, width) / deviation)
+
+
+def _positions(height: int, width: int) -> np.ndarray:
+    """x and y of each pixel, (H W, 2)."""
+    return np.indices((height, width)).reshape(2, -1)[::-1].T
 
 
 def refined_labels(image: np.ndarray, maps: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -123,9 +123,10 @@ class Machine:
 
     device: str = "auto"
     """'auto' (a GPU if there is one), 'cpu', 'cuda', 'cuda:1', ..."""
-    feature_store: Literal["auto", "store", "online"] = "auto"
-    """'store' extracts the frozen features once and keeps them on disk, 'online' computes them at every step; 'auto' stores
-    them if they take at most 0.8 of the free disk. Results are the same up to rounding."""
+    feature_store: Literal["auto", "store", "compact", "online"] = "auto"
+    """'store' extracts the frozen features once and keeps them on disk; 'compact' keeps them on fewer components, in a sixth of
+    the room or less; 'online' computes them at every step. 'auto' takes the first that fits into 0.8 of the free disk. Results
+    are the same up to rounding, with 'compact' up to its stated error of the correspondences."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

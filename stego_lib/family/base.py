@@ -67,7 +67,7 @@ class Successor(Trainer):
 
     def own_rows(self, rows: Tensor) -> Tensor:
         """Features (B, C, h, w), computed here where none are stored: several processes that compute them together would wait."""
-        if self.features.kind == "store":
+        if self.features.kind != "online":
             return self.features.rows(rows, self.device)
         return self.run.backbone(self.features.image_rows(rows)).half().float()
 

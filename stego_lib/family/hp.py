@@ -315,7 +315,8 @@ def local_mix(code: Tensor, weights: Tensor, cells: Tensor | None = None) -> Ten
     wanted = torch.arange(height * width, device=code.device).expand(len(code), -1) if cells is None else cells
     padded = F.pad(code, (1, 1, 1, 1)).flatten(2)
     corner = wanted // width * (width + 2) + wanted % width  # upper left neighbor, in the padded map
-    shares, mixed = weights.flatten(2).gather(2, wanted[:, None].expand(-1, 9, -1)), 0.0
+    shares = weights.flatten(2).gather(2, wanted[:, None].expand(-1, 9, -1))
+    mixed = code.new_zeros(*code.shape[:2], wanted.shape[1])
     for number, share in enumerate(shares.unbind(1)):
         around = (corner + number // 3 * (width + 2) + number % 3)[:, None].expand(-1, code.shape[1], -1)
         mixed = mixed + padded.gather(2, around) * share[:, None]

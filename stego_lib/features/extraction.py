@@ -161,7 +161,7 @@ class _Extraction:
             left = f"; {others[0]} is unfinished and may be removed" if others else ""
             raise StegoError(
                 f"the features of {self.source} take {needed / 1e9:.1f} GB, {root.parent} has {free / 1e9:.1f} GB free"
-                f"{left}; name a larger disk with runs_dir, or keep no features: feature_store='online'"
+                f"{left}; name a larger disk with runs_dir, or keep less (feature_store='compact') or none ('online')"
             )
 
     def compute(self) -> None:
@@ -232,7 +232,7 @@ class _Extraction:
         rows, labeled = self._rows(number), "labels" in self.shapes
         images = torch.stack([image for image, _ in read] if labeled else read)
         features = self.source.features(images, rows)
-        values = {"images": images, "features": features.half(), "pooled": features.mean((2, 3))}
+        values = {"images": images, **self.source.stored(features), "pooled": features.mean((2, 3))}
         if labeled:
             values["labels"] = torch.stack([label for _, label in read])
         for name, path in self.paths.items():

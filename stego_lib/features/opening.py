@@ -1,4 +1,4 @@
-"""The door to features: `open_features`, from a store on disk or computed on demand."""
+"""The door to features: `open_features`, from a store on disk, full or compact, or computed on demand."""
 
 import shutil
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import Literal
 from ..backbone import Backbone
 from ..datasets import SegmentationDataset
 from ..datasets.transforms import Size
+from ..runtime.errors import StegoError
 from ..runtime.files import disk_errors
 from ..runtime.notices import notice
 from ..runtime.paths import user_path
+from .compact import MOST, CompactFeatures
 from .extraction import ensure, missing_bytes
 from .online import OnlineFeatures
 from .source import Source
@@ -39,17 +41,17 @@ def open_features(
         Folder of stores. A store's name is a fingerprint of files, size, resampling, weights and precision, so a stale
         store is never used; checksums reveal a damaged one, which is computed again.
     feature_store
-        'store', 'online', or 'auto': a store that exists or fits into `DISK_SHARE` of the free disk, else online with a
-        notice.
+        'store'; 'compact', on the principal components of a `compact.CompactFeatures`; 'online'; or 'auto': the first of these
+        that exists or fits into `DISK_SHARE` of the free disk, with a notice if it is not 'store'.
     mirror
         Features of the horizontally flipped images; labels and images stay as they are.
     published
-        Resize images as the published code does, see `resize_image`.
+        Resize images as the published code does, see `resize_image`. 'auto' then takes no compact store.
 
     Raises
     ------
     StegoError
-        Before computing, if the disk is too small for a store, and for images and label maps that cannot be used.
+        For a compact store with `published`. Before computing, if the disk is too small for a store, and for images and label maps that cannot be used.
 
     Examples
     --------
@@ -60,13 +62,20 @@ def open_features(
     source = Source(dataset, backbone, size, mirror, published)
     if feature_store == "auto":
         feature_store = choose_store(source, root)
+    if feature_store == "compact":
+        if published:
+            raise StegoError("published=True stands for published numbers, which a compact store changes: feature_store='store' or 'online'")
+        return CompactFeatures(source, user_path(root))
     if feature_store == "online":
         return OnlineFeatures(source, root)
     return _open_store(source, root)
 
 
-def choose_store(source: Source, root: str | Path) -> Literal["store", "online"]:
-    """'store' if there is one or room for one, else 'online', with a notice."""
+def choose_store(source: Source, root: str | Path) -> Literal["store", "compact", "online"]:
+    """'store' if there is one or room for one, else 'compact' by the same rule, else 'online'; a notice says which and why.
+
+    With `source.published` there is no 'compact'.
+    """
     root, folder = user_path(root), store_folder(source, root)
     needed = missing_bytes(folder, source.shapes)
     with disk_errors(root):
@@ -74,10 +83,13 @@ def choose_store(source: Source, root: str | Path) -> Literal["store", "online"]
     free = shutil.disk_usage(root).free
     if folder.exists() or needed <= DISK_SHARE * free:
         return "store"
-    notice(
-        f"the features of {source} are computed anew whenever they are needed (feature_store='online'), which is slow: a store "
-        f"takes {needed / 1e9:.1f} GB, {root} has {free / 1e9:.1f} GB free; name a larger disk with runs_dir to have one"
-    )
+    count, channels, height, width = source.shapes["features"][1]
+    compact = count * (channels // MOST) * height * width
+    room = f"a full store takes {needed / 1e9:.1f} GB, {root} has {free / 1e9:.1f} GB free; name a larger disk with runs_dir to have one"
+    if not source.published and compact <= DISK_SHARE * free:
+        notice(f"the features of {source} are kept on fewer components, in {compact / 1e9:.1f} GB at most (feature_store='compact'): {room}")
+        return "compact"
+    notice(f"the features of {source} are computed anew whenever they are needed (feature_store='online'), which is slow: {room}")
     return "online"
 
 

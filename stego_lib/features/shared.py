@@ -9,7 +9,7 @@ from .store import Features
 
 def shared(features: Features) -> Features:
     """Online features that several processes compute together; stored features, and those of one process, unchanged."""
-    return features if devices.count() == 1 or features.kind == "store" else SharedFeatures(features)
+    return features if devices.count() == 1 or features.kind != "online" else SharedFeatures(features)
 
 
 class SharedFeatures(Features):

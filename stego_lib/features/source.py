@@ -57,6 +57,10 @@ class Source:
         }
         return shapes | {"labels": (np.uint8, (count, height, width))} if self.dataset.has_labels else shapes
 
+    def stored(self, features: Tensor) -> dict[str, Tensor]:
+        """What a store keeps of features (B, C, h, w), by name of its array."""
+        return {"features": features.half()}
+
     def image(self, row: int) -> Tensor:
         """Image `row` at its size, uint8 (3, H, W)."""
         return resize_image(self.dataset.image(row), self.size, self.published)

@@ -33,8 +33,8 @@ class Features(ABC):
     n_classes: int
     pooled: Tensor
     """float32 (N, C), features averaged over positions."""
-    kind: Literal["store", "online"] = "online"
-    """Whether they are kept on disk or computed on demand."""
+    kind: Literal["store", "compact", "online"] = "online"
+    """Whether they are kept on disk, as they are or on fewer components, or computed on demand."""
 
     def __len__(self) -> int:
         return self.shape[0]

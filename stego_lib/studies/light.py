@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
@@ -49,7 +49,7 @@ class Lightened(Features):
         self._features, self.amount, self._mean = features, amount, features.mean if mean is None else mean
         self.name, self.shape, self.image_size = features.name, features.shape, features.image_size
         self.has_labels, self.n_classes = features.has_labels, features.n_classes
-        self.kind: Literal["store", "online"] = features.kind
+        self.kind = features.kind
         self.pooled = features.pooled - amount * (features.pooled - self._mean)
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -105,8 +105,11 @@ def run_light(experiment: Experiment, amount: float, runs_dir: str | Path | None
         seen = run.observed
     model.eval()
     kmeans = kmeans_on_features(training, model.n_clusters, experiment.seed)
-    views = [stored(held_out, size=experiment.eval_size, mirror=mirror) for mirror in (False, True)[: 1 + experiment.mirror]]
-    scored = Scored(*(Lightened(view, amount, raw.mean) for view in views))
+    views = [
+        Lightened(stored(held_out, size=experiment.eval_size, mirror=mirror), amount, raw.mean)
+        for mirror in (False, True)[: 1 + experiment.mirror]
+    ]
+    scored = Scored(views[0], views[1] if experiment.mirror else None)
     tables = {
         "cluster": probe_confusion(model, scored.plain, scored.flipped),
         "linear": probe_confusion(model, scored.plain, scored.flipped, probe="linear"),

@@ -83,7 +83,7 @@ def class_means(study: Study, baselines: str | Path) -> tuple[dict[str, np.ndarr
 
 def overview(records: str | Path, seeds: Sequence[int]) -> pd.DataFrame:
     """mIoU of each method on each of `SETS`, without and with CRF; mean ± standard deviation. records: book/records."""
-    columns = {}
+    columns: dict[tuple[str, str], pd.Series] = {}
     for folder, title in SETS.items():
         study = Study(successors(base_of(folder)), seeds, user_path(records) / "studies" / "successors")
         table = comparison(study, user_path(records) / folder)

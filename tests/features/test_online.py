@@ -142,7 +142,7 @@ def test_auto_stores_where_there_is_room_and_says_nothing(experiment, backbone, 
 
 def test_auto_goes_online_where_there_is_no_room_and_says_so(experiment, backbone, tmp_path, monkeypatch):
     dataset = open_training_set(experiment)
-    short_of_disk(monkeypatch, 100_000)  # twelve images of 64 pixels take 247,000 bytes
+    short_of_disk(monkeypatch, 5_000)  # twelve images of 64 pixels take 247,000 bytes, their features on fewer components 7,680
     with pytest.warns(Notice, match=r"features of scenes train are computed anew .*0\.0 GB.*runs_dir"):
         assert isinstance(open_features(dataset, backbone, 64, tmp_path), OnlineFeatures)
     short_of_disk(monkeypatch, 400_000)
@@ -153,7 +153,7 @@ def test_auto_goes_online_where_there_is_no_room_and_says_so(experiment, backbon
 
 def test_a_store_that_was_asked_for_and_has_no_room_is_an_error(experiment, backbone, tmp_path, monkeypatch):
     short_of_disk(monkeypatch)
-    with pytest.raises(StegoError, match=r"name a larger disk.*feature_store='online'"):
+    with pytest.raises(StegoError, match=r"name a larger disk.*feature_store='compact'.*'online'"):
         open_features(open_training_set(experiment), backbone, 64, tmp_path, "store")
 
 
@@ -161,7 +161,7 @@ def test_a_resumed_run_keeps_its_feature_store(experiment, tmp_path, monkeypatch
     """What began online for want of room goes on online when there is room: to the same weights, bit for bit."""
     auto = experiment.but(feature_store="auto")
     with monkeypatch.context() as patch:
-        short_of_disk(patch, 100_000)
+        short_of_disk(patch, 5_000)
         with pytest.warns(Notice, match="computed anew"):
             whole = train(auto, runs_dir=tmp_path / "whole")
         step = training.train_step
