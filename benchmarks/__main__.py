@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from .evaluation_rows import evaluation
+from .evaluation_rows import crf_engines, evaluation
 from .export_rows import exports
 from .limits import limits
 from .material import Settings
 from .measuring import RESULTS, machine, save
 from .scale_rows import memory, neighbors
-from .training_rows import extraction, probes, recipe, rest, step
+from .training_rows import compact, extraction, probes, recipe, rest, step
 
 ROWS: dict[str, Callable[[Settings], dict[str, Any]]] = {
-    row.__name__: row for row in (limits, rest, step, extraction, evaluation, neighbors, probes, memory, exports, recipe)
+    row.__name__: row for row in (limits, rest, step, extraction, compact, evaluation, crf_engines, neighbors, probes, memory, exports, recipe)
 }
 
 

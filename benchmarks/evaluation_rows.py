@@ -6,15 +6,17 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from stego_lib import Backbone, Experiment, Run, evaluate, open_dataset
-from stego_lib.crf import engine
+from stego_lib import crf as crf_module
+from stego_lib.loss import upsample
 from stego_lib.metrics import confusion
 from stego_lib.run import build_model
 
 from .material import N_CLASSES, Settings, draw_folder, photographs, scenes, smooth
-from .measuring import interleaved
+from .measuring import interleaved, timed
 from .published_order import Published, crf
 
 
@@ -62,13 +64,32 @@ def _kind(settings: Settings, experiment: Experiment, number: int) -> dict[str, 
         evaluate(run, baselines=False)
 
     ways = {"published, no CRF": plain, "ours, no CRF": partial(ours, False)}
-    if engine() == "pydensecrf":  # the published one
+    if crf_module.engine() == "pydensecrf":  # the published one
         ways |= {"published, its CRFs": refined, "ours, with CRF": partial(ours, True)}
     found = interleaved(ways, min(settings.repeats, 3), settings.seconds)
     for name in found:
         if name.startswith("ours"):
             found[name] = {key: value / number if key.endswith("_s") else value for key, value in found[name].items()}
     return {"ways": found}
+
+
+def crf_engines(settings: Settings) -> dict[str, Any]:
+    """The dense CRF of three maps of an image of 320 px, 27 classes: pydensecrf, and the project's own engine.
+
+    Seconds are of one process. "same_labels" is the share of pixels with the same label, "difference" the largest of a probability.
+    """
+    size = settings.choose(320, 48)
+    shown = photographs(settings.photos, size) if settings.photos else scenes(size)
+    coarse = torch.randn(3, N_CLASSES, size // 8, size // 8, generator=torch.Generator().manual_seed(settings.seed))
+    maps = [one.numpy() for one in upsample(3 * coarse, (size, size)).softmax(1)]
+    ways = {"lattice": partial(crf_module.refine_by_lattice, shown[0], maps)}
+    if crf_module.engine() == "lattice":
+        return {"ways": timed(ways, settings), "skipped": {"pydensecrf": "it is not installed"}}
+    ways = {"pydensecrf": partial(crf_module.refine, shown[0], maps), **ways}
+    theirs, ours = (way() for way in ways.values())
+    same = [float((a.argmax(0) == b.argmax(0)).mean()) for a, b in zip(theirs, ours, strict=True)]
+    difference = max(float(np.abs(a - b).max()) for a, b in zip(theirs, ours, strict=True))
+    return {"ways": timed(ways, settings), "same_labels": min(same), "difference": difference}
 
 
 def _run(experiment: Experiment, backbone: Backbone, runs_dir: Path) -> Run:

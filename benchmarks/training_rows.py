@@ -1,5 +1,6 @@
 """Training: the step, its parts, extraction, and the whole recipe extrapolated."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 
 from stego_lib import Backbone, Experiment, open_dataset
 from stego_lib.batches import Batch, draw_batch, find_neighbors
+from stego_lib.features.compact import CompactFeatures, correspondence_error
 from stego_lib.features.opening import open_features, open_store
+from stego_lib.features.store import Features
 from stego_lib.loss import published_permutation, random_coords
 from stego_lib.model import Stego
 from stego_lib.neighbors import nearest_neighbors
@@ -57,6 +60,32 @@ def step(settings: Settings) -> dict[str, Any]:
         online = open_features(dataset, network, experiment.train_size, folder / precision, "online")
         ways[f"online {precision}"] = _steps(experiment, online, neighbors, network)
     return {"ways": timed(ways, settings), "batch": experiment.batch_size, "skipped": skipped}
+
+
+def compact(settings: Settings) -> dict[str, Any]:
+    """Random batches of 32 images at 320 px from a full and from a compact store, features of drawn scenes by the embedded backbone.
+
+    "bytes" of the features in both, "components" and the mean "error" of a correspondence, as measured when they were fitted, and
+    on other images.
+    """
+    size, count = settings.choose(320, 64), settings.choose(256, 12)
+    folder = draw_folder(settings.folder / "compact", scenes(size, settings.choose(64, 4)), count, 1)
+    dataset, backbone = open_dataset("folder", folder, "train"), Backbone("scenes_vit_tiny8", precision="float32")
+    full, small = (open_features(dataset, backbone, size, folder / "stores", kind) for kind in ("store", "compact"))
+    assert isinstance(small, CompactFeatures)
+    generator = torch.Generator().manual_seed(settings.seed)
+
+    def batch(features: Features) -> Callable[[], Any]:
+        return lambda: features.rows(torch.randint(count, (32,), generator=generator))
+
+    some = torch.randperm(count, generator=generator)[:8]
+    return {
+        "ways": timed({"full store": batch(full), "compact store": batch(small)}, settings),
+        "bytes": {"full": 2 * math.prod(full.shape), "compact": (small.folder / "features.npy").stat().st_size},
+        "components": len(small.components.basis),
+        "channels": full.shape[1],
+        "error": {"fitted": small.components.error, "measured": correspondence_error(full.rows(some), small.rows(some))},
+    }
 
 
 def rest(settings: Settings) -> dict[str, Any]:

@@ -45,14 +45,15 @@ def refine(image: np.ndarray, maps: Sequence[np.ndarray], iterations: int = ITER
     image: uint8 (H, W, 3), RGB. maps: class probabilities, float32 (n, H, W); maps of one image share the kernels, which depend
     on the image alone. Channels are passed as BGR, as in the published code (the filter is not symmetric in them).
     """
-    by = _by_pydensecrf if engine() == "pydensecrf" else _by_lattice
-    return by(np.ascontiguousarray(image[:, :, ::-1]), maps, iterations)
+    return (refine_by_pydensecrf if engine() == "pydensecrf" else refine_by_lattice)(image, maps, iterations)
 
 
-def _by_pydensecrf(bgr: np.ndarray, maps: Sequence[np.ndarray], iterations: int) -> list[np.ndarray]:
+def refine_by_pydensecrf(image: np.ndarray, maps: Sequence[np.ndarray], iterations: int = ITERATIONS) -> list[np.ndarray]:
+    """`refine` by the published code's library."""
     from pydensecrf.densecrf import DenseCRF2D
     from pydensecrf.utils import unary_from_softmax
 
+    bgr = np.ascontiguousarray(image[:, :, ::-1])
     height, width = bgr.shape[:2]
     field, classes, refined = None, 0, []
     for probabilities in maps:
@@ -66,10 +67,11 @@ def _by_pydensecrf(bgr: np.ndarray, maps: Sequence[np.ndarray], iterations: int)
     return refined
 
 
-def _by_lattice(bgr: np.ndarray, maps: Sequence[np.ndarray], iterations: int) -> list[np.ndarray]:
-    """All maps at once: their classes lie side by side in one array, so that a kernel is applied to all together."""
+def refine_by_lattice(image: np.ndarray, maps: Sequence[np.ndarray], iterations: int = ITERATIONS) -> list[np.ndarray]:
+    """`refine` by sparse matrices, for all maps at once: their classes lie side by side in one array, so that a kernel is applied to all together."""
     from .optional.lattice import NormalizedLattice
 
+    bgr = np.ascontiguousarray(image[:, :, ::-1])
     height, width = bgr.shape[:2]
     near = _positions(height, width)
     alike = np.concatenate([near / APPEARANCE["sxy"], bgr.reshape(-1, 3) / APPEARANCE["srgb"]], 1)

@@ -1,6 +1,7 @@
 """Figures of comparisons: ablations, dimensions, how metrics mislead, shifts, the benchmark."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -200,6 +201,23 @@ def backbones(scores: pd.DataFrame) -> Figure:
     axis.set(xlabel="", ylabel="mean IoU (%)")
     axis.tick_params(axis="x", labelsize=9)
     axis.legend(title=None, fontsize=9, loc="upper right")
+    figure.tight_layout()
+    return figure
+
+
+def light(records: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
+    """mIoU of k-means and of the method by the amount of `studies.light`, one panel an entry of `records`; mean and deviation."""
+    names = {"kmeans_features": "k-means", "cluster": "STEGO"}
+    figure, axes = plt.subplots(1, len(records), figsize=(10, 3.2), squeeze=False)
+    for axis, (title, kept) in zip(axes[0], records.items(), strict=True):
+        rows = [
+            {"amount": record["light"], "method": name, "miou": record["scores"][key]["miou"]} for record in kept for key, name in names.items()
+        ]
+        if rows:
+            sns.lineplot(pd.DataFrame(rows), x="amount", y="miou", hue="method", style="method", markers=True, errorbar="sd", ax=axis)
+            axis.legend(title=None, fontsize=9)
+        axis.set(xlabel="share taken off", ylabel="mean IoU (%)" if axis is axes[0, 0] else "", title=title.replace(", ", "\n"))
+        axis.title.set_fontsize(10)
     figure.tight_layout()
     return figure
 

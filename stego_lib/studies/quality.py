@@ -1,4 +1,4 @@
-"""Whether speed costs quality: stored or online float32 features, probes fitted after training or jointly."""
+"""Whether speed costs quality: stored, compact or online float32 features, probes fitted after training or jointly."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,16 @@ from .results import mean_and_spread
 from .study import Study, Variant
 
 GROUP = "features, probes"
-FAST, PLAIN = ("store", "after"), ("online", "joint")
+FAST, PLAIN, COMPACT = ("store", "after"), ("online", "joint"), ("compact", "after")
 """The recipes' way, and the published order of work: features anew at every step, probes beside the head."""
-WAYS = (FAST, ("store", "joint"), ("online", "after"), PLAIN)
+WAYS = (FAST, ("store", "joint"), ("online", "after"), PLAIN, COMPACT)
 """Kind of features and fitting of probes; online features are computed in float32."""
 COMPARISONS = (
     ("stored float16 for online float32, probes after", FAST, ("online", "after")),
     ("stored float16 for online float32, probes joint", ("store", "joint"), PLAIN),
     ("probes after for probes joint, stored", FAST, ("store", "joint")),
     ("both: the recipe for the plain way", FAST, PLAIN),
+    ("compact store for the stored float16, probes after", COMPACT, FAST),
 )
 """Name, fast way, and the way that it stands in for."""
 PROBES = ("cluster", "linear")
