@@ -30,7 +30,9 @@ def cost(model: Costs, disk: float = 1e12) -> Figure:
                   ha="right", va="top", color="dimgray")  # fmt: skip
     time.set(title="time of a training", xlabel="images", ylabel="hours")
     time.legend(fontsize=9)
-    room.loglog(images, images * model.bytes / 1e9, color="black")
+    room.loglog(images, images * model.bytes / 1e9, color="black", label="full")
+    room.loglog(images, images * model.compact_bytes / 1e9, color="black", linestyle=":", label="compact, at most")
+    room.legend(fontsize=9)
     room.axhline(disk / 1e9, color="gray", linestyle="--", linewidth=1)
     room.annotate(f"a disk of {disk / 1e12:g} TB", (1.2e3, disk / 1e9), fontsize=9, va="bottom", color="dimgray")
     room.set(title="room of the store", xlabel="images", ylabel="GB")

@@ -7,12 +7,18 @@ from typing import Any
 
 import pandas as pd
 
+from ..features.compact import MOST
 from ..runtime.errors import StegoError
 from ..runtime.files import read_json
 
 STEPS, BATCH = 7_000, 32
 """Of the paper's recipe for Cityscapes."""
 CITYSCAPES_CROPS = 14_875
+IMAGES = {
+    "Potsdam": 4_545, "Cityscapes, five crops": CITYSCAPES_CROPS, "CocoStuff-27, five crops": 5 * 49_629, "a million": 1_000_000,
+    "ten millions": 10_000_000,
+}  # fmt: skip
+"""Training images of the paper's datasets as its recipes cut them, and more."""
 NETWORK = "ViT-S/8, 224 px"
 """What the cost model is of: a grid of 28 x 28 cells with 384 channels."""
 
@@ -46,13 +52,9 @@ def exports(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
     Raises StegoError where no result holds them.
     """
-    results = [read_json(path) for path in folder.glob("*.json")]
-    found = [result for result in results if "exports" in result["rows"] and not result["settings"]["tiny"]]
-    if not found:
-        raise StegoError(f"{folder} holds no exports; make bench ARGS=exports measures them (minutes)")
-    newest = max(found, key=lambda result: result["machine"]["date"])
+    measured, machine = newest_row(folder, "exports")
     lines = {}
-    for kind, row in newest["rows"]["exports"]["kinds"].items():
+    for kind, row in measured["kinds"].items():
         seconds = {way: times["median_s"] for way, times in row["ways"].items()}
         images = f"{kind}, {row['image'][0]} x {row['image'][1]}"
         lines[images, "Run.predict"] = [None, None, seconds["predict"]]
@@ -60,7 +62,7 @@ def exports(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
             lines[images, precision] = [file["bytes"] / 1e6, 100 * file["agreement"], seconds[f"onnxruntime, {precision}"]]
     table = pd.DataFrame.from_dict(lines, orient="index", columns=["MB", "agreement (%)", "seconds per image"])
     table.index = pd.MultiIndex.from_tuples(table.index, names=["images", "file"])
-    return table, newest["machine"]
+    return table, machine
 
 
 def goals(rows: dict[str, Any]) -> pd.DataFrame:
@@ -87,6 +89,33 @@ def goals(rows: dict[str, Any]) -> pd.DataFrame:
             table.append([work, f"{goal} x", _times(factor), _times(most, ""), _verdict(factor, goal, most)])
     table += _absolute(rows)
     return pd.DataFrame(table, columns=["work", "goal", "measured", "at most here", "reached"]).set_index("work")
+
+
+def later_goals(folder: Path) -> pd.DataFrame:
+    """The goals of the rows "compact" and "crf_engines" in the newest results that have them: target, measurement, reached or not."""
+    table: list[tuple[str, str, str, str]] = []
+
+    def line(work: str, goal: str, shown: str, good: bool) -> None:
+        table.append((work, goal, shown, "yes" if good else "no"))
+
+    for name in ("compact", "crf_engines"):
+        try:
+            row, _ = newest_row(folder, name)
+        except StegoError:
+            table.append((name, "", "not measured", ""))
+            continue
+        seconds = {way: times["median_s"] for way, times in row["ways"].items()}
+        if name == "compact":
+            share, error = row["bytes"]["full"] / row["bytes"]["compact"], row["error"]["measured"]
+            factor = seconds["full store"] / seconds["compact store"]
+            line("compact store: features", "<= 1/6 of float16", f"1/{share:.1f}", share >= 6)
+            line("compact store: mean error of a correspondence", "< 0.01", f"{error:.4f}", error < 0.01)
+            line("compact store: reading a random batch", ">= 1 x the full store", f"{factor:.2f} x", factor >= 1)
+        elif "pydensecrf" in seconds:
+            factor = seconds["lattice"] / seconds["pydensecrf"]
+            line("own CRF: pixels with the same label", ">= 99.9 %", f"{100 * row['same_labels']:.2f} %", row["same_labels"] >= 0.999)
+            line("own CRF: time", "<= 3 x pydensecrf", f"{factor:.2f} x", factor <= 3)
+    return pd.DataFrame(table, columns=["work", "goal", "measured", "reached"]).set_index("work")
 
 
 def _absolute(rows: dict[str, Any]) -> list[list[str]]:
@@ -182,6 +211,8 @@ class Costs:
     """The rest of the baseline's step."""
     bytes: int = 2 * 384 * 28 * 28 + 4 * 224 * 224 + 4 * 384
     """An image in a store: features in float16, colors and labels in a byte each, the mean feature in float32."""
+    compact_bytes: int = 384 // MOST * (28 * 28 + 4) + 4 * 384
+    """An image in a compact store, at most: a third of the channels in a byte each, their units, and the mean feature."""
 
     def store(self, images: float, machines: int = 1) -> float:
         """Seconds of a training from a store: every image once through the backbone, shared out; neighbors; the steps."""
@@ -221,17 +252,27 @@ def costs(rows: dict[str, Any]) -> Costs:
     )
 
 
-def plan(model: Costs, images: list[int]) -> pd.DataFrame:
-    """Hours of each way and size of the store, one row per number of images."""
+def plan(model: Costs, images: dict[str, int]) -> pd.DataFrame:
+    """Hours of each way and size of the stores, one row per name and number of images, all of 224 px."""
     table = {
-        f"{count:,}": {
+        f"{name}, {count:,} images": {
             "store": _hours(model.store(count)), "store, 8 machines": _hours(model.store(count, 8)),
             "online": _hours(model.online(count)), "published order": _hours(model.published(count)),
-            "store takes": _size_text(count * model.bytes),
+            "store takes": _size_text(count * model.bytes), "compact store takes at most": _size_text(count * model.compact_bytes),
         }
-        for count in images
+        for name, count in images.items()
     }  # fmt: skip
-    return pd.DataFrame.from_dict(table, orient="index").rename_axis("images")
+    return pd.DataFrame.from_dict(table, orient="index").rename_axis("dataset")
+
+
+def newest_row(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The newest measurement of one row, and the machine. StegoError where no result holds it."""
+    results = [read_json(path) for path in folder.glob("*.json")]
+    found = [result for result in results if name in result["rows"] and not result["settings"]["tiny"]]
+    if not found:
+        raise StegoError(f"{folder} holds no row {name!r}; make bench ARGS={name} measures it (minutes)")
+    newest = max(found, key=lambda result: result["machine"]["date"])
+    return newest["rows"][name], newest["machine"]
 
 
 def _hours(seconds: float) -> str:

@@ -57,10 +57,31 @@ def test_costs_add_up(rows):
     assert model.published(1000) == pytest.approx(300 + 2 + speed.STEPS * (64 * 0.3 + 32 * 0.05))
     assert model.shared_from() == pytest.approx(speed.STEPS * 0.5 / 0.15)
     assert model.neighbors_from() == pytest.approx(0.15 / 2e-6)
-    table = speed.plan(model, [1000, 10_000_000])
-    assert list(table.index) == ["1,000", "10,000,000"] and list(table["store takes"]) == ["804.4 MB", "8.0 TB"]
+    table = speed.plan(model, {"some": 1000, "many": 10_000_000})
+    assert list(table.index) == ["some, 1,000 images", "many, 10,000,000 images"] and list(table["store takes"]) == ["804.4 MB", "8.0 TB"]
+    by_hand = 128 * 784 + 4 * 128 + 4 * 384  # codes, units, mean feature
+    assert model.compact_bytes == by_hand and table["compact store takes at most"].iloc[0] == f"{by_hand / 1000:.1f} MB"
     with pytest.raises(StegoError, match="rows rest, recipe"):
         speed.costs({name: rows[name] for name in ("extraction", "neighbors")})
+
+
+def test_goals_of_later_rows_are_met_or_missed_or_not_measured(tmp_path):
+    assert set(speed.later_goals(tmp_path)["measured"]) == {"not measured"}
+
+    def write(name: str, date: str, row: dict, of: str) -> None:
+        result = {"machine": {"date": date, "gpu": None}, "settings": {"tiny": False}, "rows": {of: row}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+
+    def ways(**seconds: float) -> dict:
+        return {"ways": {name.replace("_", " "): {"median_s": value} for name, value in seconds.items()}}
+
+    small = {"bytes": {"full": 800, "compact": 100}, "error": {"fitted": 0.004, "measured": 0.02}}
+    write("a", "2026-01-02", small | ways(full_store=0.2, compact_store=0.1), "compact")
+    write("b", "2026-01-03", {"same_labels": 0.9995} | ways(pydensecrf=1.0, lattice=3.5), "crf_engines")
+    write("c", "2026-01-01", {"same_labels": 0.1} | ways(pydensecrf=1.0, lattice=1.0), "crf_engines")
+    table = speed.later_goals(tmp_path)
+    assert table["measured"].tolist() == ["1/8.0", "0.0200", "2.00 x", "99.95 %", "3.50 x"], "of the newest results"
+    assert table["reached"].tolist() == ["yes", "no", "yes", "yes", "no"]
 
 
 def test_the_newest_whole_result_counts_and_trials_do_not(tmp_path):
