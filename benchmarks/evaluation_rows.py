@@ -24,7 +24,7 @@ def evaluation(settings: Settings) -> dict[str, Any]:
     """One image of 320 px with its mirror image, without and with CRF: ViT-S/8, K = 70, 27 classes.
 
     Ours is `evaluate` itself on a folder of JPEGs, features computed anew, files, confusion and matching included, divided by
-    the images; the baseline has its images in memory. Of each kind: a drawn smooth image, and one with texture.
+    the images; the baseline has its images in memory. "backbone alone" is the two passes of all images, decoded before. Of each kind: a drawn smooth image, and one with texture.
     """
     number, size = settings.choose(8, 3), settings.choose(320, 48)
     kinds = {"smooth (drawn)": smooth(size), "texture (drawn)": scenes(size, 8, settings.seed)}
@@ -63,7 +63,13 @@ def _kind(settings: Settings, experiment: Experiment, number: int) -> dict[str, 
         run.experiment = experiment.but(crf=with_crf)
         evaluate(run, baselines=False)
 
-    ways = {"published, no CRF": plain, "ours, no CRF": partial(ours, False)}
+    batch = torch.stack([dataset.image(i) for i in range(number)])
+
+    def passes() -> None:
+        for view in (batch, batch.flip(-1)):
+            backbone(view)
+
+    ways = {"published, no CRF": plain, "ours, no CRF": partial(ours, False), "ours, backbone alone": passes}
     if crf_module.engine() == "pydensecrf":  # the published one
         ways |= {"published, its CRFs": refined, "ours, with CRF": partial(ours, True)}
     found = interleaved(ways, min(settings.repeats, 3), settings.seconds)

@@ -33,7 +33,7 @@ from ..runtime.progress import progress
 from ..training import start_run, train_steps, trainer_of
 from .results import mean_and_spread
 
-AMOUNTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+AMOUNTS = (0.0, 0.25, 0.5, 1.0)
 """Shares of the image's own shift that are taken off; 0 is the features as they are."""
 DARK = 1 / 3
 """Share of the training images, the darkest, that are scored by themselves."""

@@ -92,17 +92,23 @@ def goals(rows: dict[str, Any]) -> pd.DataFrame:
 
 
 def later_goals(folder: Path) -> pd.DataFrame:
-    """The goals of the rows "compact" and "crf_engines" in the newest results that have them: target, measurement, reached or not."""
+    """The goals of the rows "compact", "crf_engines" and "evaluation" in the newest results that have them: target, measurement, reached or not."""
     table: list[tuple[str, str, str, str]] = []
 
     def line(work: str, goal: str, shown: str, good: bool) -> None:
         table.append((work, goal, shown, "yes" if good else "no"))
 
-    for name in ("compact", "crf_engines"):
+    for name in ("compact", "crf_engines", "evaluation"):
         try:
             row, _ = newest_row(folder, name)
         except StegoError:
             table.append((name, "", "not measured", ""))
+            continue
+        if name == "evaluation":
+            for kind, found in row["kinds"].items():
+                if "ours, backbone alone" in found["ways"]:
+                    part = found["ways"]["ours, backbone alone"]["median_s"] / found["ways"]["ours, no CRF"]["median_s"]
+                    line(f"evaluation, no CRF, {kind}: share of the backbone", ">= 80 %", f"{100 * part:.0f} %", part >= 0.8)
             continue
         seconds = {way: times["median_s"] for way, times in row["ways"].items()}
         if name == "compact":

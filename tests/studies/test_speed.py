@@ -80,8 +80,11 @@ def test_goals_of_later_rows_are_met_or_missed_or_not_measured(tmp_path):
     write("b", "2026-01-03", {"same_labels": 0.9995} | ways(pydensecrf=1.0, lattice=3.5), "crf_engines")
     write("c", "2026-01-01", {"same_labels": 0.1} | ways(pydensecrf=1.0, lattice=1.0), "crf_engines")
     table = speed.later_goals(tmp_path)
-    assert table["measured"].tolist() == ["1/8.0", "0.0200", "2.00 x", "99.95 %", "3.50 x"], "of the newest results"
-    assert table["reached"].tolist() == ["yes", "no", "yes", "yes", "no"]
+    assert table["measured"].tolist() == ["1/8.0", "0.0200", "2.00 x", "99.95 %", "3.50 x", "not measured"], "of the newest results"
+    assert table["reached"].tolist() == ["yes", "no", "yes", "yes", "no", ""]
+    kinds = {"smooth": {"ways": {"ours, no CRF": {"median_s": 2.0}, "ours, backbone alone": {"median_s": 1.5}}}}
+    write("d", "2026-01-04", {"kinds": kinds}, "evaluation")
+    assert tuple(speed.later_goals(tmp_path).iloc[-1]) == (">= 80 %", "75 %", "no")
 
 
 def test_the_newest_whole_result_counts_and_trials_do_not(tmp_path):
