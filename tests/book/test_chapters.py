@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -20,7 +21,7 @@ from stego_lib.notebooks import run_notebook
 from stego_lib.runtime.files import write_json
 from stego_lib.studies import results
 
-CHAPTERS = ("data", "evaluation", "ablations", "benchmark", "baselines", "choosing", "speed", "segment_your_images", "name_your_segments")
+CHAPTERS = ("data", "evaluation", "ablations", "benchmark", "baselines", "choosing", "speed", "light", "segment_your_images", "name_your_segments")
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +222,26 @@ def test_naming_segments(small, tmp_path):
     assert text.startswith("4 images annotated with 3 names in coco-panoptic")
     categories = json.loads((folder / "annotated" / "panoptic.json").read_text())["categories"]
     assert [one["name"] for one in categories] == ["ground", "cluster 1", "cluster 3"]
+
+
+def test_light_makes_what_is_missing_and_shows_the_rest(small, tmp_path):
+    parameters = small | {"seeds": "0", "limit": 1, "records": str(tmp_path / "records")}
+    text, _ = run("light", parameters, tmp_path)
+    (made,) = (tmp_path / "records").glob("*.json")
+    assert results.read_record(made)["light"] == 0 and made.name.endswith("-seed0-light0.json")
+    assert text.count("no record") == 3, "those of the book are of other backbones"
+
+
+def test_after_stego_reads_the_records(tmp_path):
+    """Of the project, or of a folder that has the main ones alone."""
+    text, _ = run("after_stego", {}, tmp_path)
+    rows = {line.split("  ")[0]: line for line in text.splitlines()}
+    assert {"k-means on the features", "STEGO", "SmooSeg", "PriMaPs-EM", "HP", "CAUSE-MLP", "DepthG"} <= set(rows)
+    for folder in results.MAIN:
+        shutil.copytree(ROOT / "book" / "records" / folder, tmp_path / "records" / folder)
+    (tmp_path / "records" / "studies" / "successors").mkdir(parents=True)
+    text, _ = run("after_stego", {"records": str(tmp_path / "records")}, tmp_path)
+    assert "k-means on the features" in text and "SmooSeg" not in text
 
 
 def test_the_photographs_that_come_with_the_project_are_small_and_can_be_read():
