@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import nbformat
@@ -233,15 +232,9 @@ def test_light_makes_what_is_missing_and_shows_the_rest(small, tmp_path):
 
 
 def test_after_stego_reads_the_records(tmp_path):
-    """Of the project, or of a folder that has the main ones alone."""
     text, _ = run("after_stego", {}, tmp_path)
-    rows = {line.split("  ")[0]: line for line in text.splitlines()}
-    assert {"k-means on the features", "STEGO", "SmooSeg", "PriMaPs-EM", "HP", "CAUSE-MLP", "DepthG"} <= set(rows)
-    for folder in results.MAIN:
-        shutil.copytree(ROOT / "book" / "records" / folder, tmp_path / "records" / folder)
-    (tmp_path / "records" / "studies" / "successors").mkdir(parents=True)
-    text, _ = run("after_stego", {"records": str(tmp_path / "records")}, tmp_path)
-    assert "k-means on the features" in text and "SmooSeg" not in text
+    rows = {line.split("  ")[0] for line in text.splitlines()}
+    assert rows >= {"k-means on the features", "STEGO", "SmooSeg", "PriMaPs-EM", "HP", "CAUSE-MLP", "DepthG"}
 
 
 def test_the_photographs_that_come_with_the_project_are_small_and_can_be_read():
