@@ -1,9 +1,11 @@
 """Training: the step, its parts, extraction, and the whole recipe extrapolated."""
 
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from stego_lib import Backbone, Experiment, open_dataset
 from stego_lib.batches import Batch, draw_batch, find_neighbors
 from stego_lib.features.compact import CompactFeatures, correspondence_error
 from stego_lib.features.opening import open_features, open_store
-from stego_lib.features.store import Features
+from stego_lib.features.store import Features, FeatureStore
 from stego_lib.loss import published_permutation, random_coords
 from stego_lib.model import Stego
 from stego_lib.neighbors import nearest_neighbors
@@ -65,22 +67,32 @@ def step(settings: Settings) -> dict[str, Any]:
 def compact(settings: Settings) -> dict[str, Any]:
     """Random batches of 32 images at 320 px from a full and from a compact store, features of drawn scenes by the embedded backbone.
 
-    "bytes" of the features in both, "components" and the mean "error" of a correspondence, as measured when they were fitted, and
-    on other images.
+    "from the disk": the system forgets the files before, as where a store is larger than the memory. "bytes" of the features in
+    both, "components" and the mean "error" of a correspondence, as measured when they were fitted, and on other images.
     """
     size, count = settings.choose(320, 64), settings.choose(256, 12)
     folder = draw_folder(settings.folder / "compact", scenes(size, settings.choose(64, 4)), count, 1)
     dataset, backbone = open_dataset("folder", folder, "train"), Backbone("scenes_vit_tiny8", precision="float32")
     full, small = (open_features(dataset, backbone, size, folder / "stores", kind) for kind in ("store", "compact"))
-    assert isinstance(small, CompactFeatures)
+    assert isinstance(full, FeatureStore) and isinstance(small, CompactFeatures)
     generator = torch.Generator().manual_seed(settings.seed)
 
-    def batch(features: Features) -> Callable[[], Any]:
-        return lambda: features.rows(torch.randint(count, (32,), generator=generator))
+    def batch(features: Features, file: Path | None = None) -> Callable[[], Any]:
+        def read() -> None:
+            if file is not None and hasattr(os, "posix_fadvise"):
+                with open(file, "rb") as opened:
+                    os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            features.rows(torch.randint(count, (32,), generator=generator))
+
+        return read
 
     some = torch.randperm(count, generator=generator)[:8]
+    ways = {"full store": batch(full), "compact store": batch(small)}
+    for name, features in {"full store": full, "compact store": small}.items():
+        ways[f"{name}, from the disk"] = batch(features, features.folder / "features.npy")
+    os.sync()  # what was not written yet cannot be forgotten
     return {
-        "ways": timed({"full store": batch(full), "compact store": batch(small)}, settings),
+        "ways": timed(ways, settings),
         "bytes": {"full": 2 * math.prod(full.shape), "compact": (small.folder / "features.npy").stat().st_size},
         "components": len(small.components.basis),
         "channels": full.shape[1],

@@ -46,7 +46,7 @@ class Components:
     def decode(self, codes: Tensor, unit: Tensor) -> Tensor:
         """The way back, float32 (B, C, h, w)."""
         scaled = self.basis.T.to(unit) * unit[:, None]  # (B, C, P): scales the few weights in place of the many codes
-        found = scaled @ codes.flatten(2).float() + self.mean.to(unit)[:, None]
+        found = torch.baddbmm(self.mean.to(unit)[None, :, None], scaled, codes.flatten(2).float())
         return found.unflatten(2, codes.shape[2:])
 
 
