@@ -18,17 +18,9 @@ from .runtime.memory import enough_memory
 from .runtime.notices import notice
 
 __all__ = [
-    "EMBEDDED",
-    "SHORT_NAMES",
-    "Backbone",
-    "Geometry",
-    "HubUnreachable",
-    "choose_device",
-    "choose_precision",
-    "fit_sizes",
-    "geometry_of",
+    "EMBEDDED", "SHORT_NAMES", "Backbone", "Geometry", "HubUnreachable", "choose_device", "choose_precision", "fit_sizes", "geometry_of",
     "preset_here",
-]
+]  # fmt: skip
 
 CPU_BYTES = 16 * 2**20
 """Bytes of the widest activation that a CPU computes at once: chunks that stay in its cache take a fifth less time per image

@@ -97,7 +97,6 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
         "step": run.step,
         "shifts": list(run.shifts),
         **run.observed,
-        **({"feature_store": "compact"} if "compact" in (run.feature_store, experiment.feature_store) else {}),
         "split": split,
         "data": data,
         "images": len(dataset),

@@ -112,7 +112,7 @@ class Run:
 
     @property
     def observed(self) -> dict[str, Any]:
-        """The part of a run record that needs no labels: how the shifts were set, and whether the codes collapsed."""
+        """The part of a run record that needs no labels: how the shifts were set, whether the codes collapsed, a compact store."""
         found: dict[str, Any] = {}
         if (self.folder / "correspondences.json").exists():
             about = self.correspondences
@@ -121,6 +121,8 @@ class Run:
         if seen := self.watched:
             last = {key: seen[key][-1] if seen[key] else None for key in ("groups", "within", "nearest", "clusters")}
             found |= {"collapsed": seen["collapsed"], "codes": last | {"seen": seen["seen"]}}
+        if "compact" in (self.feature_store, self.experiment.feature_store):
+            found["feature_store"] = "compact"
         return found
 
     @property
