@@ -9,7 +9,7 @@ from scipy import sparse
 
 
 class Lattice:
-    """Sums of values over points, weighted by exp(-|p_i - p_j|^2 / 2), approximately.
+    """Sums of values over points, weighted by exp(-d^2 / 2) of their distances d, approximately.
 
     Parameters
     ----------

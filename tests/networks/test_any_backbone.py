@@ -413,7 +413,7 @@ def told_of() -> set[str]:
 
 NOT_TYPED = {
     "train": {"devices"},  # an error about it is raised by it, from Python alone
-    "seeds": {"devices", "start_from", "head", "validate_every"},  # of one run, or of methods that start from one
+    "seeds": {"devices", "start_from", "head", "validate_every", "published"},  # of one run, or of methods that start from one
     "reproduce": {"devices", "start_from", "head", "method", "validate_every", "dataset", "n_classes", "extra_clusters", "code_dim"},  # a row's own
 }
 
