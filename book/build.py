@@ -40,7 +40,7 @@ FIRST = "notebooks/train"
 TRY = "book/try"
 """The page that segments in the browser."""
 PARAMETERS: dict[str, dict[str, Any]] = {
-    "notebooks/quickstart": {"backbone": "photos_vit_tiny8"},
+    "notebooks/quickstart": {"backbone": "photos_vit_tiny8", "steps": 100},
     "notebooks/pretrain_scenes": dict(
         steps=40, second_steps=20, images=256, watched=32, save_every=10, folder=os.path.relpath(BUILD / "pretraining")
     ),
