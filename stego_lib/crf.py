@@ -34,7 +34,7 @@ def engine(quiet: bool = True) -> Literal["pydensecrf", "lattice"]:
         import pydensecrf.densecrf  # noqa: F401
     except ImportError:
         if not quiet:
-            notice(f"pydensecrf is not installed: the CRF is the project's own, which gives the same labels more slowly (to have it: {INSTALL})")
+            notice(f"pydensecrf is not installed: the CRF is the project's own, with the same labels at 99.9 % of the pixels or more, in about twice the time (to have it: {INSTALL})")
         return "lattice"
     return "pydensecrf"
 

@@ -58,8 +58,8 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
     dict
         The record. Its "scores" hold, for each method, accuracy, miou and iou in percent, and for clusters their matching (the
         class of each, -1 for none): "cluster" and "linear" (STEGO), and the baselines "kmeans_features", "kmeans_pca",
-        "kmeans_colors" and "linear_features"; with `experiment.crf`, "cluster", "linear" and "kmeans_features" also as "..._crf", and "crf" names the engine.
-        Linear probes need training labels. With `experiment.validate_every`, "best_by_label" holds the scores of the step that
+        "kmeans_colors" and "linear_features"; with `experiment.crf`, "cluster", "linear" and "kmeans_features" also as "..._crf",
+        and "crf" names the engine. Linear probes need training labels. With `experiment.validate_every`, "best_by_label" holds the scores of the step that
         the labels favor, as the published code reports them; it is no result. "scores" is empty, and "unscored" says why, for
         a split without labels or with a single class.
 

@@ -323,7 +323,8 @@ class Trainer(Successor):
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.student.parameters(), experiment.lr_probes)
         head = (experiment.head, *self.model.head.state_dict().values(), self.model.feature_mean)
-        self.masks = self.beside_features(self._proposals, "masks", THRESHOLD, COVERED, experiment.published, *head)
+        what = ("masks", THRESHOLD, COVERED, crf.engine(quiet=False), experiment.published, *head)
+        self.masks = self.beside_features(self._proposals, *what)
 
     def columns(self) -> list[str]:
         return ["loss", "confidence", "clusters"]

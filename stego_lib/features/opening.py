@@ -11,7 +11,7 @@ from ..runtime.errors import StegoError
 from ..runtime.files import disk_errors
 from ..runtime.notices import notice
 from ..runtime.paths import user_path
-from .compact import MOST, CompactFeatures
+from .compact import MOST, CompactFeatures, compact_exists
 from .extraction import ensure, missing_bytes
 from .online import OnlineFeatures
 from .source import Source
@@ -51,7 +51,8 @@ def open_features(
     Raises
     ------
     StegoError
-        For a compact store with `published`. Before computing, if the disk is too small for a store, and for images and label maps that cannot be used.
+        For a compact store with `published`. Before computing, if the disk is too small for a store, and for images and label
+        maps that cannot be used.
 
     Examples
     --------
@@ -86,7 +87,7 @@ def choose_store(source: Source, root: str | Path) -> Literal["store", "compact"
     count, channels, height, width = source.shapes["features"][1]
     compact = count * (channels // MOST) * height * width
     room = f"a full store takes {needed / 1e9:.1f} GB, {root} has {free / 1e9:.1f} GB free; name a larger disk with runs_dir to have one"
-    if not source.published and compact <= DISK_SHARE * free:
+    if not source.published and (compact_exists(source, root) or compact <= DISK_SHARE * free):
         notice(f"the features of {source} are kept on fewer components, in {compact / 1e9:.1f} GB at most (feature_store='compact'): {room}")
         return "compact"
     notice(f"the features of {source} are computed anew whenever they are needed (feature_store='online'), which is slow: {room}")

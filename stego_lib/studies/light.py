@@ -32,6 +32,7 @@ from ..runtime.paths import runs_root, user_path
 from ..runtime.progress import progress
 from ..training import start_run, train_steps, trainer_of
 from .results import mean_and_spread
+from .study import current_weights
 
 AMOUNTS = (0.0, 0.25, 0.5, 1.0)
 """Shares of the image's own shift that are taken off; 0 is the features as they are."""
@@ -171,11 +172,16 @@ def light_records(
     paths = {
         user_path(folder) / f"{base.but(seed=seed).name}-light{amount:g}.json": (amount, seed) for seed in seeds for amount in amounts
     }
-    missing = [path for path in paths if not path.exists()]
+    current = current_weights(base.backbone)
+
+    def known(path: Path) -> bool:  # embedded weights may be replaced under the same name
+        return path.exists() and current in (None, read_json(path)["backbone_weights"])
+
+    missing = [path for path in paths if not known(path)]
     for path in progress(missing[:limit], "runs of the study"):
         amount, seed = paths[path]
         write_json(path, run_light(base.but(seed=seed), amount, runs_dir))
-    return [read_json(path) for path in paths if path.exists()]
+    return [read_json(path) for path in paths if known(path)]
 
 
 def light_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..backbone import EMBEDDED_FOR_PHOTOGRAPHS
+from ..backbone import EMBEDDED
 from ..datasets.folder import distinct_names
 from ..experiment import SUCCESSORS, Experiment
 from ..runtime.paths import user_path
@@ -19,7 +19,7 @@ STEPS = {
     "scenes": {"smooseg": 1500, "primaps": 300, "hp": 60, "cause": 30},
     "camvid": {"smooseg": 300, "primaps": 120, "hp": 40, "cause": 30},
 }
-"""Steps by dataset and method that train for about a minute on one core of the machine of the records (AMD EPYC, no bfloat16
+"""Steps by dataset and method that train for a minute to one and a half on one core of the machine of the records (AMD EPYC, no bfloat16
 units), at which STEGO's recipe takes half a minute; DepthG has the recipe's."""
 PUBLISHED_SHIFTS = (-0.02, 0.0, 0.5)
 """SmooSeg's two, of Cityscapes and DINO ViT-S/8 (released code); it has none of kNN pairs."""
@@ -49,15 +49,13 @@ def successors(base: Experiment) -> list[Variant]:
 KMEANS = "k-means on the features"
 SETS = {folder: f"{data}, {backbone}" for folder, (data, backbone) in MAIN.items()}
 """What the chapter compares on: folder of the main run records, which have k-means -> title."""
-STREETS = "streets_vit_tiny8_d6.safetensors"
-"""The trial backbone of the records, a file that is not part of the project."""
 
 
 def base_of(folder: str, **changes: Any) -> Experiment:
-    """The recipe of one of `SETS`, with changes."""
-    dataset = "scenes" if folder == "scenes" else "camvid"
-    backbone = {"camvid": STREETS, "camvid_photos": EMBEDDED_FOR_PHOTOGRAPHS}.get(folder, "scenes_vit_tiny8")
-    return Experiment.preset(dataset, **({"backbone": backbone} | changes))
+    """The recipe of one of `SETS`, with changes. A backbone that is not embedded is a file, which is not part of the project."""
+    _, backbone = MAIN[folder]
+    file = backbone if backbone in EMBEDDED else f"{backbone}.safetensors"
+    return Experiment.preset(folder.partition("_")[0], **({"backbone": file} | changes))
 
 
 def comparison(study: Study, baselines: str | Path) -> pd.DataFrame:

@@ -158,6 +158,9 @@ def test_auto_takes_it_where_a_full_one_does_not_fit(experiment, backbone, tmp_p
     assert found.kind == "compact"
     with pytest.warns(Notice, match=r"computed anew whenever they are needed \(feature_store='online'\)"):
         assert opened(experiment, backbone, tmp_path, "auto", published=True).kind == "online"
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10**12, used=0, free=100))
+    with pytest.warns(Notice, match="kept on fewer components"):
+        assert opened(experiment, backbone, tmp_path, "auto").folder == found.folder, "one that is there takes no room"
     monkeypatch.undo()
     assert isinstance(opened(experiment, backbone, tmp_path, "auto"), FeatureStore), "a full one, now that there is room"
 
