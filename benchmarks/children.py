@@ -6,22 +6,65 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
+import torch.nn.functional as F
+from numpy.lib.format import open_memmap
+from torch import Tensor
 
 from stego_lib import Backbone, train
-from stego_lib.neighbors import nearest_neighbors
+from stego_lib.features.store import FeatureStore, read_pooled
+from stego_lib.neighbors import nearest_neighbors, unit_rows
+from stego_lib.optional.approximate import approximate_neighbors
+from stego_lib.probes import sample_codes
+from stego_lib.run import build_model
+from stego_lib.runtime.files import write_json
 
-from .material import RandomFeatures, Settings, draw_folder, scenes
+from .material import N_CLASSES, RandomFeatures, Settings, draw_folder, scenes
+from .training_rows import training_steps
 
 
-def neighbors(count: str, dim: str) -> dict[str, Any]:
-    """Seconds of the neighbors of `count` images, and the memory of the process before it has any features."""
-    before = psutil.Process().memory_info().rss
-    features = torch.randn(int(count), int(dim))
+class File:
+    """Features of `count` images in the file of a store; rows are read when they are asked for."""
+
+    def __init__(self, folder: Path, count: int, dim: int):
+        self.folder, self.count = folder, count
+        folder.mkdir(exist_ok=True)
+        array = open_memmap(folder / "pooled.npy", "w+", np.float32, (count, dim))
+        generator = torch.Generator().manual_seed(0)
+        spread = torch.arange(1, dim + 1) ** -0.7  # some directions tell more than others
+        for start in range(0, count, 50):  # groups of 50 that are alike
+            size = min(50, count - start)
+            center, noise = torch.randn(1, dim, generator=generator), torch.randn(size, dim, generator=generator)
+            array[start : start + size] = (center + 0.5 * noise) * spread
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        return read_pooled(self.folder, rows)
+
+
+def neighbors(folder: str, count: str, dim: str) -> dict[str, Any]:
+    """Seconds of the neighbors of `count` images, and the memory of the process before."""
+    features, before = File(Path(folder), int(count), int(dim)), psutil.Process().memory_info().rss
     started = time.perf_counter()
     nearest_neighbors(features, 7)
     return {"seconds": time.perf_counter() - started, "bytes_before": before}
+
+
+def approximate(folder: str, count: str, dim: str) -> dict[str, Any]:
+    """Seconds of the approximate neighbors of `count` images, and how many of the true ones of the first 256 are among them."""
+    features = File(Path(folder), int(count), int(dim))
+    started = time.perf_counter()
+    found = approximate_neighbors(features, 7)
+    seconds, asked = time.perf_counter() - started, min(256, len(features))
+    rows, best = unit_rows(features, 0, asked), torch.empty(asked, 0)
+    for start in range(0, len(features), 4096):
+        best = torch.cat([best, rows @ unit_rows(features, start, 4096).T], 1).topk(8).values  # the image itself is the first
+    cosines = torch.einsum("nc,nkc->nk", rows, F.normalize(features[found[:asked].flatten()], dim=1).unflatten(0, (asked, 7)))
+    return {"seconds": seconds, "recall": float((cosines >= best[:, -1:] - 1e-6).double().mean())}
 
 
 def train_run(folder: str, tiny: str, images: str, steps: str) -> dict[str, Any]:
@@ -37,7 +80,31 @@ def train_run(folder: str, tiny: str, images: str, steps: str) -> dict[str, Any]
     return {"seconds": time.perf_counter() - started, "store_bytes": stored, "images": int(images)}
 
 
-PARTS = {"neighbors": neighbors, "train": train_run}
+def large(folder: str, tiny: str, images: str, steps: str) -> dict[str, Any]:
+    """Opens a sparse store of `images`, samples codes for the probes, and makes training steps."""
+    settings = Settings(Path(folder) / "large", tiny=tiny == "1")
+    settings.folder.mkdir()
+    experiment, count = settings.experiment(settings.folder), int(images)
+    backbone, size = RandomFeatures(experiment.backbone, precision="float32"), settings.choose(224, 32)
+    shapes: dict[str, tuple[type, tuple[int, ...]]] = {
+        "features": (np.float16, (count, backbone.dim, *backbone.grid(size, size))), "images": (np.uint8, (count, 3, size, size)),
+        "labels": (np.uint8, (count, size, size)), "pooled": (np.float32, (count, backbone.dim)),
+    }  # fmt: skip
+    for name, (dtype, shape) in shapes.items():
+        open_memmap(settings.folder / f"{name}.npy", "w+", dtype, shape)
+    write_json(settings.folder / "about.json", {"labels": True, "n_classes": N_CLASSES})
+    store, started = FeatureStore(settings.folder), time.perf_counter()
+    model = build_model(experiment, backbone.dim, N_CLASSES)
+    model.feature_mean.copy_(store.mean.view(1, -1, 1, 1))
+    step = training_steps(experiment, store, torch.randint(count, (count, experiment.neighbors)), backbone)
+    for _ in range(int(steps)):
+        step()
+    sample_codes(model, store, 0)
+    sizes = {name: (settings.folder / f"{name}.npy").stat().st_size for name in shapes}
+    return {"seconds": time.perf_counter() - started, "store_bytes": sum(sizes.values()), "images": count}
+
+
+PARTS = {"neighbors": neighbors, "approximate": approximate, "train": train_run, "large": large}
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]

@@ -1,12 +1,17 @@
 """Evaluation: images of 320 px with their mirror images, with and without CRF."""
 
 import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from itertools import cycle
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from stego_lib import Backbone, Experiment, Run, evaluate, open_dataset
@@ -24,7 +29,8 @@ def evaluation(settings: Settings) -> dict[str, Any]:
     """One image of 320 px with its mirror image, without and with CRF: ViT-S/8, K = 70, 27 classes.
 
     Ours is `evaluate` itself on a folder of JPEGs, features computed anew, files, confusion and matching included, divided by
-    the images; the baseline has its images in memory. "backbone alone" is the two passes of all images, decoded before. Of each kind: a drawn smooth image, and one with texture.
+    the images; the baseline has its images in memory. "backbone alone" is the two passes of all images, decoded before; "busy" the share
+    of the cores' time in which ours with CRF computes. Of each kind: a drawn smooth image, and one with texture.
     """
     number, size = settings.choose(8, 3), settings.choose(320, 48)
     kinds = {"smooth (drawn)": smooth(size), "texture (drawn)": scenes(size, 8, settings.seed)}
@@ -76,7 +82,30 @@ def _kind(settings: Settings, experiment: Experiment, number: int) -> dict[str, 
     for name in found:
         if name.startswith("ours"):
             found[name] = {key: value / number if key.endswith("_s") else value for key, value in found[name].items()}
-    return {"ways": found}
+    busy = {"busy": busy_share(partial(ours, True))} if "ours, with CRF" in ways else {}
+    return {"ways": found, **busy}
+
+
+def busy_share(work: Callable[[], Any]) -> float:
+    """The share of the cores' time in which this process and its workers compute while `work` runs."""
+    process = psutil.Process()
+    begun, own = time.perf_counter(), sum(process.cpu_times()[:2])
+    of_workers: dict[int, float] = {}
+    ended = Event()
+
+    def look() -> None:
+        while not ended.wait(0.02):
+            for child in process.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    of_workers[child.pid] = sum(child.cpu_times()[:2])
+
+    watching = Thread(target=look, daemon=True)
+    watching.start()
+    work()
+    wall = time.perf_counter() - begun
+    ended.set()
+    watching.join()
+    return (sum(process.cpu_times()[:2]) - own + sum(of_workers.values())) / wall / len(process.cpu_affinity())
 
 
 def crf_engines(settings: Settings) -> dict[str, Any]:

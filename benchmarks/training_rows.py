@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -50,8 +51,8 @@ def step(settings: Settings) -> dict[str, Any]:
     points = _points(experiment, backbone.device)
     ways: dict[str, Callable] = {
         "published": lambda: theirs.step(images, images.flip(0), label, *points),
-        "store": _steps(experiment, store, neighbors, backbone),
-        "store, probes after": _steps(experiment.but(probes="after"), store, neighbors, backbone),
+        "store": training_steps(experiment, store, neighbors, backbone),
+        "store, probes after": training_steps(experiment.but(probes="after"), store, neighbors, backbone),
     }
     skipped = {}
     for precision in ("float32", "bfloat16"):
@@ -60,7 +61,7 @@ def step(settings: Settings) -> dict[str, Any]:
             continue
         network = Backbone.of(experiment.but(precision=precision))
         online = open_features(dataset, network, experiment.train_size, folder / precision, "online")
-        ways[f"online {precision}"] = _steps(experiment, online, neighbors, network)
+        ways[f"online {precision}"] = training_steps(experiment, online, neighbors, network)
     return {"ways": timed(ways, settings), "batch": experiment.batch_size, "skipped": skipped}
 
 
@@ -103,7 +104,10 @@ def compact(settings: Settings) -> dict[str, Any]:
 
 
 def rest(settings: Settings) -> dict[str, Any]:
-    """A training step but for the backbone and the reading of features, batch 4: head, loss, both probes, optimizer."""
+    """A training step but for the backbone and the reading of features, batch 4: head, loss, both probes, optimizer.
+
+    "channels first, float32": ours as it was, its features in the order of the backbone's maps.
+    """
     experiment, _ = _data(settings, settings.choose(8, 8))
     experiment = experiment.but(batch_size=4)
     backbone = Backbone.of(experiment)
@@ -117,16 +121,20 @@ def rest(settings: Settings) -> dict[str, Any]:
     label = torch.randint(0, N_CLASSES, (4, size, size), device=device)
     points = _points(experiment, device)
     batch = Batch(feats, feats_knn, *points, label)
-    ours = {}
-    for probes in ("joint", "after"):
+    last = dict(memory_format=torch.channels_last)
+    ordered = replace(batch, feats=feats.contiguous(**last), feats_knn=feats_knn.contiguous(**last))
+
+    def ours(given: Batch, probes: str, precision: torch.dtype = torch.float32) -> Callable[[], Any]:
         trained = build_model(experiment, backbone.dim, N_CLASSES).to(device)
         asked = experiment.but(probes=probes)
-        ours[probes] = partial(train_step, trained, make_optimizer(trained, asked), batch, asked, SHIFTS)
-    ways = {
-        "published": lambda: theirs.rest(feats, feats_knn, label, *points),
-        "ours": ours["joint"],
-        "ours, probes after": ours["after"],
-    }
+        return partial(train_step, trained, make_optimizer(trained, asked), given, asked, SHIFTS, precision)
+
+    ways: dict[str, Callable[[], Any]] = {"published": lambda: theirs.rest(feats, feats_knn, label, *points)}
+    for probes, name in {"joint": "ours", "after": "ours, probes after"}.items():
+        ways[f"{name}, channels first, float32"] = ours(batch, probes)
+        ways[name] = ours(ordered, probes)
+        if settings.tiny or bfloat16_is_native():
+            ways[f"{name}, bfloat16"] = ours(ordered, probes, torch.bfloat16)
     return {"ways": timed(ways, settings), "batch": 4}
 
 
@@ -159,7 +167,7 @@ def probes(settings: Settings) -> dict[str, Any]:
     store = open_store(open_dataset("folder", folder, "train"), network, experiment.train_size, folder / "stores")
     model = build_model(experiment, network.dim, N_CLASSES)
     neighbors = find_neighbors(store, model, experiment)
-    ways = {way: _steps(experiment.but(probes=way), store, neighbors, network) for way in ("joint", "after")}
+    ways = {way: training_steps(experiment.but(probes=way), store, neighbors, network) for way in ("joint", "after")}
     fit = seconds_of(lambda: fit_probes(model, store, settings.seed))
     return {"ways": timed(ways, settings), "batch": experiment.batch_size, "images": len(store), "fit_after_s": fit}
 
@@ -179,7 +187,7 @@ def recipe(settings: Settings) -> dict[str, Any]:
     model = build_model(experiment, backbone.dim, N_CLASSES)
     pooled = torch.randn(settings.choose(crops, 200), backbone.dim)
     neighbors_s = seconds_of(lambda: nearest_neighbors(pooled, experiment.neighbors))
-    joint = _steps(experiment, store, find_neighbors(store, model, experiment), backbone)
+    joint = training_steps(experiment, store, find_neighbors(store, model, experiment), backbone)
     taken = interleaved({"step": joint}, made, settings.seconds * 4)["step"]
     parts = {
         "extraction_s": extraction_s / measured * crops,
@@ -215,13 +223,13 @@ def _points(experiment: Experiment, device: torch.device) -> list[torch.Tensor]:
     return [*coords, torch.stack(partners).to(device)]
 
 
-def _steps(experiment: Experiment, features: Any, neighbors: torch.Tensor, backbone: Backbone) -> Callable[[], None]:
+def training_steps(experiment: Experiment, features: Any, neighbors: torch.Tensor, backbone: Backbone) -> Callable[[], None]:
     """Makes the next step of a training whenever it is called: draws the batch, and trains."""
     model: Stego = build_model(experiment, backbone.dim, N_CLASSES).to(backbone.device)
     optimizer, numbers = make_optimizer(model, experiment), count()
 
     def once() -> None:
         batch = draw_batch(features, neighbors, model, experiment, next(numbers), backbone)
-        train_step(model, optimizer, batch, experiment, SHIFTS)
+        train_step(model, optimizer, batch, experiment, SHIFTS, backbone.precision)
 
     return once

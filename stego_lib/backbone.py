@@ -215,9 +215,12 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """'auto' -> bfloat16 where the device computes it natively (GPUs from Ampere on, CPUs with AMX), else float32."""
+    """'auto' -> bfloat16 where the device computes it natively (GPUs from Ampere on, CPUs with AMX or AVX512_BF16), else float32."""
     if precision == "auto":
-        native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(False)
+        else:
+            native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if native else torch.float32
     return getattr(torch, precision)
 

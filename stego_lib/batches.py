@@ -11,10 +11,11 @@ from torch import Tensor
 from .backbone import Backbone
 from .datasets import SegmentationDataset
 from .experiment import Experiment
-from .features.store import Features
+from .features.store import Features, Pooled
 from .loss import negative_permutation, published_permutation, random_coords
 from .model import Stego
 from .neighbors import nearest_neighbors
+from .optional.approximate import find_nearest
 from .optional.losses import CRF_POINTS, CRF_SIDE, random_pixels
 from .optional.views import augmented_views
 from .runtime.errors import StegoError
@@ -103,9 +104,9 @@ def find_neighbors(features: Features, model: Stego, experiment: Experiment) -> 
 
     A notice is shown if all images are alike, because nothing can be learned from comparing them.
     """
-    pooled = features.pooled - model.feature_mean.flatten().cpu()
-    unit = F.normalize(features.pooled, dim=1)
-    if (unit @ F.normalize(unit.mean(0), dim=0)).min() > ALIKE:
+    mean = model.feature_mean.flatten().cpu()
+    typical = F.normalize(sum(F.normalize(part, dim=1).sum(0) for part in features.pooled_parts()), dim=0)
+    if all((F.normalize(part, dim=1) @ typical).min() > ALIKE for part in features.pooled_parts()):
         notice(
             f"the {len(features)} training images look all alike to the backbone: neighbors and negatives are the same image "
             "again, so expect nothing of this run; are they copies, or blank?"
@@ -113,8 +114,8 @@ def find_neighbors(features: Features, model: Stego, experiment: Experiment) -> 
     if experiment.published:  # the published featurizer is in training mode, so channels of the mean feature drop out
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(experiment.seed)
-            pooled = F.dropout(pooled, experiment.dropout)
-    return nearest_neighbors(pooled, experiment.neighbors)
+            return nearest_neighbors(F.dropout(features.pooled - mean, experiment.dropout), experiment.neighbors)
+    return find_nearest(Pooled(features, mean), experiment.neighbors)
 
 
 def fit_to_data(experiment: Experiment, dataset: SegmentationDataset) -> Experiment:

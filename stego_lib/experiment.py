@@ -76,7 +76,8 @@ class Method:
     """'joint' trains both probes beside the head, as in the paper; 'after' fits k-means and multinomial regression to the
     trained codes."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the backbone; 'auto' is bfloat16 on hardware that computes it natively. All else is float32."""
+    """Precision of the backbone and, but with published, of the head's products while STEGO trains it; 'auto' is bfloat16 on
+    hardware that computes it natively. All else is float32."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -1,5 +1,7 @@
 """Nearest neighbors of images (paper, section 3.3: the kNN partner)."""
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,12 +10,18 @@ from .runtime.errors import StegoError
 from .runtime.progress import progress
 
 
-def nearest_neighbors(global_features: Tensor, k: int, chunk: int = 4096) -> Tensor:
+class Rows(Protocol):
+    """Features of N images, float (N, C): a tensor, or what reads a part of them from a file when it is asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice | Tensor, /) -> Tensor: ...
+
+
+def nearest_neighbors(global_features: Rows, k: int, chunk: int = 4096) -> Tensor:
     """The `k` nearest neighbors of each image by cosine, nearest first, without the image itself.
 
-    Exact: every pair is compared, in blocks of `chunk` x `chunk` images. Beside features and result, memory holds one float32
-    copy of the features and about two blocks: 4 N C + 8 chunk (chunk + 4 k) bytes, 1.1 GB for 600,000 images of 384
-    channels. Time grows with N squared.
+    Exact: every pair is compared, in blocks of `chunk` x `chunk` images. Beside features and result, memory holds about two
+    blocks: 8 chunk (chunk + C + 4 k) bytes, 0.2 GB. Time grows with N squared; `optional.approximate` serves more images.
 
     Parameters
     ----------
@@ -44,16 +52,16 @@ def nearest_neighbors(global_features: Tensor, k: int, chunk: int = 4096) -> Ten
         raise StegoError(
             f"{k} neighbors were asked for, but there are {count} images: neighbors must be 1 to {count - 1}"
         )
-    unit = F.normalize(global_features.float(), dim=1)
-    return torch.cat([_nearest(unit, start, k, chunk) for start in progress(range(0, count, chunk), "nearest neighbors")])
+    starts = progress(range(0, count, chunk), "nearest neighbors")
+    return torch.cat([_nearest(global_features, start, k, chunk) for start in starts])
 
 
-def _nearest(unit: Tensor, start: int, k: int, chunk: int) -> Tensor:
+def _nearest(features: Rows, start: int, k: int, chunk: int) -> Tensor:
     """Neighbors of the rows from `start` to `start + chunk`, int64 (at most chunk, k)."""
-    rows = unit[start : start + chunk]
+    rows = unit_rows(features, start, chunk)
     best, index = rows.new_empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.int64, device=rows.device)
-    for first in range(0, len(unit), chunk):
-        similar = rows @ unit[first : first + chunk].T
+    for first in range(0, len(features), chunk):
+        similar = rows @ unit_rows(features, first, chunk).T
         if first == start:
             similar.fill_diagonal_(-torch.inf)
         values, columns = similar.topk(min(k, similar.shape[1]), dim=1)
@@ -61,6 +69,11 @@ def _nearest(unit: Tensor, start: int, k: int, chunk: int) -> Tensor:
         best, kept = best.topk(min(k, best.shape[1]), dim=1)
         index = index.gather(1, kept)
     return index
+
+
+def unit_rows(features: Rows, start: int, count: int) -> Tensor:
+    """Features of at most `count` images from `start` on, each divided by its length: float32 (n, C)."""
+    return F.normalize(features[start : start + count].float(), dim=1)
 
 
 def shared_content(shares: Tensor, partners: Tensor) -> Tensor:

@@ -138,6 +138,7 @@ class Trainer:
         self.run, self.features, self.neighbors = run, features, neighbors
         self.experiment, self.model = run.experiment, run.model
         self.optimizer: torch.optim.Optimizer = make_optimizer(self.model, self.experiment)
+        self.precision = torch.float32 if self.experiment.published else run.backbone.precision
 
     @classmethod
     def refuse(cls, experiment: Experiment) -> None:
@@ -160,7 +161,7 @@ class Trainer:
         batch = draw_batch(self.features, self.neighbors, self.model, self.experiment, number, self.run.backbone)
         if number + 1 < self.experiment.steps:
             self.features.prefetch(Draw(self.neighbors, self.experiment, number + 1).needed)
-        return train_step(self.model, self.optimizer, batch, self.experiment, self.run.shifts)
+        return train_step(self.model, self.optimizer, batch, self.experiment, self.run.shifts, self.precision)
 
     def finish(self) -> None:
         """After the last step: fits the probes that were not trained beside the head."""
@@ -221,15 +222,20 @@ def train_step(
     batch: Batch,
     experiment: Experiment,
     shifts: tuple[float, float, float],
+    precision: torch.dtype = torch.float32,
 ) -> dict[str, float]:
     """One update of the head, and of joint probes on codes without gradient, by one backward pass.
+
+    precision: of the head's matrix products; weights, codes, losses and gradients of weights are float32.
 
     Returns the values before the update: "loss" (the sum), the parts of `stego_loss`, and the losses of joint probes and of
     optional terms.
     """
     model.train()
     feats, feats_knn = batch.feats, batch.feats_knn
-    code, code_knn = model.head(feats), model.head(feats_knn)
+    with torch.autocast(feats.device.type, precision, enabled=precision != torch.float32):
+        code, code_knn = model.head(feats), model.head(feats_knn)
+    code, code_knn = code.float(), code_knn.float()
     if experiment.published:  # the published code drops channels of the target too, by a third mask
         feats, feats_knn = model.head.dropout(feats), model.head.dropout(feats_knn)
     total, values = stego_loss(

@@ -18,10 +18,11 @@ def create(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-def read_rows(path: Path, rows: Sequence[int]) -> np.ndarray:
+def read_rows(path: Path, rows: Sequence[int] | slice) -> np.ndarray:
     """A copy of these rows. The map ends with the call: its pages count as memory of the process."""
     try:
-        return np.load(path, mmap_mode="r")[list(rows)]
+        found = np.load(path, mmap_mode="r")
+        return found[rows].copy() if isinstance(rows, slice) else found[list(rows)]
     except (OSError, ValueError, EOFError) as error:
         raise StegoError(f"{path} was changed while it was in use ({brief(error)}); start again") from error
 

@@ -1,7 +1,6 @@
 """A compact store: features on a few principal components, 8 bits a number."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -45,10 +44,10 @@ class Components:
         return (codes / unit[..., None, None]).round().to(torch.int8), unit
 
     def decode(self, codes: Tensor, unit: Tensor) -> Tensor:
-        """The way back, float32 (B, C, h, w)."""
-        scaled = self.basis.T.to(unit) * unit[:, None]  # (B, C, P): scales the few weights in place of the many codes
-        found = torch.baddbmm(self.mean.to(unit)[None, :, None], scaled, codes.flatten(2).float())
-        return found.unflatten(2, codes.shape[2:])
+        """The way back, float32 (B, C, h, w) in channels-last order."""
+        scaled = self.basis.to(unit) * unit[:, :, None]  # (B, P, C): scales the few weights in place of the many codes
+        found = torch.baddbmm(self.mean.to(unit), codes.flatten(2).float().transpose(1, 2), scaled)
+        return found.unflatten(1, codes.shape[2:]).movedim(-1, 1)
 
 
 def fit_components(sample: Tensor) -> Components:
@@ -168,10 +167,10 @@ class CompactFeatures(OnlineFeatures):
         self.folder = ensure(compact, folder, compact.shapes)
         self._resident: tuple[Tensor, Tensor] | None = None
 
-    @cached_property
-    def pooled(self) -> Tensor:
-        """float32 (N, C), features averaged over positions before they were compressed."""
-        return torch.from_numpy(np.load(self.folder / "pooled.npy"))
+    @property
+    def pooled_folder(self) -> Path:
+        """The store's own: features were averaged before they were compressed."""
+        return self.folder
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
         """Features of the images `index`, float32 (B, C, h, w), on `device`, as the components give them."""

@@ -3,14 +3,13 @@
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .extraction import ensure, usual_batch
 from .prefetch import ReadAhead
 from .source import Source
-from .store import Features
+from .store import Features, read_pooled
 
 
 class OnlineFeatures(Features):
@@ -31,13 +30,20 @@ class OnlineFeatures(Features):
         self._labels = ReadAhead(source.label, source.dataset.images)
         self._batch = usual_batch(source.backbone)
 
-    @cached_property
+    @property
     def pooled(self) -> Tensor:
-        """float32 (N, C), features averaged over positions: computed once, and kept in a small store."""
+        return self.pooled_rows(slice(None))
+
+    def pooled_rows(self, rows: slice | Tensor) -> Tensor:
+        return read_pooled(self.pooled_folder, rows)
+
+    @cached_property
+    def pooled_folder(self) -> Path:
+        """Where pooled features lie: they are computed once, and kept in a small store."""
         source = self._source
         name = f"{source.dataset.name}-{source.dataset.split}-mean-{source.fingerprint(self._root, 'pooled')}"
         shapes = {"pooled": source.shapes["pooled"]}
-        return torch.from_numpy(np.load(ensure(source, self._root / name, shapes) / "pooled.npy"))
+        return ensure(source, self._root / name, shapes)
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
         wanted, position = index.unique(return_inverse=True)

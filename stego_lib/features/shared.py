@@ -24,6 +24,9 @@ class SharedFeatures(Features):
     def pooled(self) -> Tensor:
         return self._features.pooled
 
+    def pooled_rows(self, rows: slice | Tensor) -> Tensor:
+        return self._features.pooled_rows(rows)
+
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
         wanted, position = index.unique(return_inverse=True)
         return devices.gather(self._features.rows(devices.share(wanted), device))[position.to(device)]

@@ -1,6 +1,7 @@
 """Frozen features of a dataset: the interface, and the store on disk."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from .source import NO_LABEL
 
 GPU_SHARE = 0.6
 """Part of a GPU's free memory that features may take; the rest is for training."""
+PART = 65_536
+"""Images whose pooled features are in memory at once."""
 
 
 class Features(ABC):
@@ -31,8 +34,6 @@ class Features(ABC):
     """(H, W) of images and label maps."""
     has_labels: bool
     n_classes: int
-    pooled: Tensor
-    """float32 (N, C), features averaged over positions."""
     kind: Literal["store", "compact", "online"] = "online"
     """Whether they are kept on disk, as they are or on fewer components, or computed on demand."""
 
@@ -40,9 +41,22 @@ class Features(ABC):
         return self.shape[0]
 
     @property
+    @abstractmethod
+    def pooled(self) -> Tensor:
+        """Features averaged over positions, float32 (N, C): all of them in memory."""
+
+    def pooled_rows(self, rows: slice | Tensor) -> Tensor:
+        """The same of some images, float32 (n, C); from a file, these alone are read."""
+        return self.pooled[rows]
+
+    def pooled_parts(self) -> Iterator[Tensor]:
+        """The same of all images, a part at a time."""
+        return (self.pooled_rows(slice(first, first + PART)) for first in range(0, len(self), PART))
+
+    @property
     def mean(self) -> Tensor:
         """Mean feature of the dataset, float32 (C,)."""
-        return self.pooled.mean(0)
+        return (sum(part.sum(0, dtype=torch.float64) for part in self.pooled_parts()) / len(self)).float()
 
     @abstractmethod
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -77,6 +91,29 @@ class Features(ABC):
         return False
 
 
+class Pooled:
+    """The pooled features of all images minus `mean`, (C,): parts are read when they are asked for."""
+
+    def __init__(self, features: Features, mean: Tensor):
+        self.features, self.mean = features, mean
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        return self.features.pooled_rows(rows) - self.mean
+
+
+def read_pooled(folder: Path, rows: slice | Tensor) -> Tensor:
+    """Rows of the pooled features in the folder of a store, float32 (n, C)."""
+    return torch.from_numpy(read_rows(folder / "pooled.npy", rows if isinstance(rows, slice) else rows.tolist()))
+
+
+def _as_head_reads(stored: Tensor) -> Tensor:
+    """float32 in channels-last order, by one copy: the head's 1 x 1 convolutions are then plain matrix products."""
+    return stored.to(torch.float32, memory_format=torch.channels_last)
+
+
 class FeatureStore(Features):
     """Features, label maps and images on disk; rows are read without loading the rest. Made by `opening.open_store`.
 
@@ -89,8 +126,14 @@ class FeatureStore(Features):
         self.about = read_json(folder / "about.json")
         self.has_labels, self.n_classes = self.about["labels"], self.about["n_classes"]
         self.shape, self.image_size = self.features.shape, self.images.shape[2:]
-        self.pooled = torch.from_numpy(np.load(folder / "pooled.npy"))
         self._resident: Tensor | None = None
+
+    @property
+    def pooled(self) -> Tensor:
+        return self.pooled_rows(slice(None))
+
+    def pooled_rows(self, rows: slice | Tensor) -> Tensor:
+        return read_pooled(self.folder, rows)
 
     @cached_property
     def features(self) -> np.ndarray:
@@ -106,8 +149,8 @@ class FeatureStore(Features):
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
         if self._resident is not None and self._resident.device == torch.device(device):
-            return self._resident[index.to(device)].float()
-        return self._read("features", index).to(device).float()
+            return _as_head_reads(self._resident[index.to(device)])
+        return _as_head_reads(self._read("features", index).to(device))
 
     def stored_labels(self, index: Tensor) -> Tensor:
         return self._read("labels", index)

@@ -17,13 +17,15 @@ from ..runtime.progress import progress
 from .dense import DenseContrast
 from .dino import Dino
 from .ibot import Ibot
+from .mae import Mae
 from .network import build_network
 from .recipe import PretrainRecipe
 
-OBJECTIVES: dict[str, type[DenseContrast] | type[Dino] | type[Ibot]] = {
+OBJECTIVES: dict[str, type[DenseContrast] | type[Dino] | type[Ibot] | type[Mae]] = {
     "dense": DenseContrast,
     "dino": Dino,
     "ibot": Ibot,
+    "mae": Mae,
 }
 """What can be learned. Each is a module made of a network and a recipe: called with images, the side of a crop and a
 generator it gives the loss; `after_step` follows each step; `network` is what is kept."""

@@ -34,6 +34,11 @@ def all_tokens(vit: VisionTransformer, images: Tensor) -> Tensor:
     return vit.forward_features((images - MEAN.to(images)) / STD.to(images))
 
 
+def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """What enters the blocks: the class token and the patches, each with its position, (B, 1 + h * w, C)."""
+    return vit._pos_embed(vit.patch_embed((images - MEAN.to(images)) / STD.to(images)))
+
+
 def tokens_of(vit: VisionTransformer, images: Tensor) -> Tensor:
     """The patch tokens among them, (B, h * w, C)."""
     return all_tokens(vit, images)[:, vit.num_prefix_tokens :]

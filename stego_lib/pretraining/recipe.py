@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-Objective: TypeAlias = Literal["dense", "dino", "ibot"]
+Objective: TypeAlias = Literal["dense", "dino", "ibot", "mae"]
 """What is learned, by name; see `objectives`."""
 
 
@@ -57,6 +57,8 @@ class PretrainRecipe:
     """Dense contrast: what cosines are divided by."""
     projection: int = 64
     """Dense contrast: width of the projection on which points are compared; thrown away afterwards."""
+    masked: float = 0.75
+    """MAE: share of a crop's patches that the network does not see."""
     distillation: Distillation = field(default_factory=Distillation)
     """DINO and iBOT: the rest."""
     lr: float = 1e-3

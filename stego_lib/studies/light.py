@@ -51,7 +51,14 @@ class Lightened(Features):
         self.name, self.shape, self.image_size = features.name, features.shape, features.image_size
         self.has_labels, self.n_classes = features.has_labels, features.n_classes
         self.kind = features.kind
-        self.pooled = features.pooled - amount * (features.pooled - self._mean)
+
+    @property
+    def pooled(self) -> Tensor:
+        return self.pooled_rows(slice(None))
+
+    def pooled_rows(self, rows: slice | Tensor) -> Tensor:
+        own = self._features.pooled_rows(rows)
+        return own - self.amount * (own - self._mean)
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
         maps = self._features.rows(index, device)
