@@ -1,6 +1,7 @@
 """What is measured in a process of its own, for its memory. The last line printed is JSON."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from stego_lib import Backbone, train
+from stego_lib.features.arrays import write_rows
 from stego_lib.features.store import FeatureStore, read_pooled
 from stego_lib.neighbors import nearest_neighbors, unit_rows
 from stego_lib.optional.approximate import approximate_neighbors
@@ -31,13 +33,14 @@ class File:
     def __init__(self, folder: Path, count: int, dim: int):
         self.folder, self.count = folder, count
         folder.mkdir(exist_ok=True)
-        array = open_memmap(folder / "pooled.npy", "w+", np.float32, (count, dim))
+        open_memmap(folder / "pooled.npy", "w+", np.float32, (count, dim))
         generator = torch.Generator().manual_seed(0)
         spread = torch.arange(1, dim + 1) ** -0.7  # some directions tell more than others
-        for start in range(0, count, 50):  # groups of 50 that are alike
-            size = min(50, count - start)
-            center, noise = torch.randn(1, dim, generator=generator), torch.randn(size, dim, generator=generator)
-            array[start : start + size] = (center + 0.5 * noise) * spread
+        for start in range(0, count, 5000):  # groups of 50 that are alike; written, not mapped: a map counts as memory
+            size = min(5000, count - start)
+            centers = torch.randn(math.ceil(size / 50), dim, generator=generator).repeat_interleave(50, 0)[:size]
+            noise = torch.randn(size, dim, generator=generator)
+            write_rows(folder / "pooled.npy", start, ((centers + 0.5 * noise) * spread).numpy())
 
     def __len__(self) -> int:
         return self.count

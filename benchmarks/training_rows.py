@@ -104,21 +104,18 @@ def compact(settings: Settings) -> dict[str, Any]:
 
 
 def rest(settings: Settings) -> dict[str, Any]:
-    """A training step but for the backbone and the reading of features, batch 4: head, loss, both probes, optimizer.
+    """A training step but for the backbone and the reading of features, batch 32: head, loss, both probes, optimizer; K = 100.
 
     "channels first, float32": ours as it was, its features in the order of the backbone's maps.
     """
     experiment, _ = _data(settings, settings.choose(8, 8))
-    experiment = experiment.but(batch_size=4)
+    size, batch_size = experiment.train_size, settings.choose(32, 4)
+    experiment = experiment.but(batch_size=batch_size, code_dim=100)
     backbone = Backbone.of(experiment)
     model = build_model(experiment, backbone.dim, N_CLASSES).to(backbone.device)
-    theirs, device, size = (
-        Published(backbone, model, experiment.weights, SHIFTS),
-        backbone.device,
-        experiment.train_size,
-    )
-    feats, feats_knn = torch.randn(2, 4, backbone.dim, *backbone.grid(size, size), device=device)
-    label = torch.randint(0, N_CLASSES, (4, size, size), device=device)
+    theirs, device = Published(backbone, model, experiment.weights, SHIFTS), backbone.device
+    feats, feats_knn = torch.randn(2, batch_size, backbone.dim, *backbone.grid(size, size), device=device)
+    label = torch.randint(0, N_CLASSES, (batch_size, size, size), device=device)
     points = _points(experiment, device)
     batch = Batch(feats, feats_knn, *points, label)
     last = dict(memory_format=torch.channels_last)
@@ -135,7 +132,7 @@ def rest(settings: Settings) -> dict[str, Any]:
         ways[name] = ours(ordered, probes)
         if settings.tiny or bfloat16_is_native():
             ways[f"{name}, bfloat16"] = ours(ordered, probes, torch.bfloat16)
-    return {"ways": timed(ways, settings), "batch": 4}
+    return {"ways": timed(ways, settings), "batch": batch_size}
 
 
 def extraction(settings: Settings) -> dict[str, Any]:

@@ -14,9 +14,9 @@ EXACT = 600_000
 """Images up to which every pair is compared: about an hour on two cores (chapter on speed)."""
 COMPONENTS = 64
 """Principal components that the index holds of a feature, a byte each."""
-PROBED = 32
+PROBED = 64
 """Cells of the index that are searched."""
-CANDIDATES = 8
+CANDIDATES = 4
 """For each neighbor, so many images that the index finds are compared by their cosines."""
 BLOCK = 4096
 """Images that are searched at once."""
@@ -47,9 +47,13 @@ def approximate_neighbors(features: Rows, k: int) -> Tensor:
     count, channels = len(features), features[:1].shape[1]
     cells = max(1, min(round(4 * count**0.5), count // 40))
     index = faiss.index_factory(channels, f"PCAR{min(COMPONENTS, channels)},IVF{cells},SQ8")
-    sample = torch.randperm(count, generator=torch.Generator().manual_seed(0))[: 40 * cells].sort().values
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[: 40 * cells].sort().values
+    sample = torch.empty(len(chosen), channels)  # filled in parts: a copy of it would be the largest thing in memory
+    for part, rows in zip(sample.split(BLOCK), chosen.split(BLOCK), strict=True):
+        part.copy_(F.normalize(features[rows].float(), dim=1))
     with stage("neighbors: training the index"):
-        index.train(F.normalize(features[sample].float(), dim=1).numpy())
+        index.train(sample.numpy())
+    del sample
     for start in progress(range(0, count, BLOCK), "neighbors: filling the index"):
         index.add(unit_rows(features, start, BLOCK).numpy())
     inverted = faiss.extract_index_ivf(index)

@@ -1,4 +1,4 @@
-"""Whether speed costs quality: stored, compact or online float32 features, probes fitted after training or jointly."""
+"""Whether speed costs quality: stored, compact or online features, bfloat16, probes fitted after training or jointly."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +12,18 @@ from .study import Study, Variant
 
 GROUP = "features, probes"
 FAST, PLAIN, COMPACT = ("store", "after"), ("online", "joint"), ("compact", "after")
+HALF = ("bfloat16", "after")
 """The recipes' way, and the published order of work: features anew at every step, probes beside the head."""
-WAYS = (FAST, ("store", "joint"), ("online", "after"), PLAIN, COMPACT)
-"""Kind of features and fitting of probes; online features are computed in float32."""
+WAYS = (FAST, ("store", "joint"), ("online", "after"), PLAIN, COMPACT, HALF)
+"""Kind of features and fitting of probes. Online features are computed in float32; "bfloat16" are stored ones, computed in it, and
+so are the head's products."""
 COMPARISONS = (
     ("stored float16 for online float32, probes after", FAST, ("online", "after")),
     ("stored float16 for online float32, probes joint", ("store", "joint"), PLAIN),
     ("probes after for probes joint, stored", FAST, ("store", "joint")),
     ("both: the recipe for the plain way", FAST, PLAIN),
     ("compact store for the stored float16, probes after", COMPACT, FAST),
+    ("bfloat16 for float32 in backbone and head, probes after", HALF, FAST),
 )
 """Name, fast way, and the way that it stands in for."""
 PROBES = ("cluster", "linear")
@@ -37,8 +40,8 @@ def studies(base: Experiment, seeds: Sequence[int], records: str | Path) -> dict
             one, folder = base, user_path(records) / base.dataset
         else:
             one, folder = base.but(crf=False), user_path(records) / "studies" / "paths" / way
-        precision = "float32" if way == "online" else base.precision
-        one = one.but(feature_store=way, probes=probes, precision=precision)
+        precision = {"online": "float32", "bfloat16": "bfloat16"}.get(way, base.precision)
+        one = one.but(feature_store="store" if way == "bfloat16" else way, probes=probes, precision=precision)
         found[way, probes] = Study([Variant(GROUP, f"{way} {probes}", one)], seeds, folder)
     return found
 

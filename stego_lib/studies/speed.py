@@ -1,13 +1,15 @@
 """Time and memory: the results of `make bench`, the goals beside them, and a cost model."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
 from ..features.compact import MOST
+from ..optional.approximate import EXACT
 from ..runtime.errors import StegoError
 from ..runtime.files import read_json
 
@@ -74,7 +76,7 @@ def goals(rows: dict[str, Any]) -> pd.DataFrame:
         ("training step from the store, batch 16", 25, _factor(rows, "step", "store"), None),
         ("training step online, float32, batch 16", None, _factor(rows, "step", "online float32"), "float32"),
         ("training step online, bfloat16, batch 16", 4, _factor(rows, "step", "online bfloat16"), "bfloat16"),
-        ("head, loss and probes, batch 4", 1.5, _factor(rows, "rest", "ours"), None),
+        (f"head, loss and probes, batch {rows.get('rest', {}).get('batch', 32)}", 1.5, _factor(rows, "rest", "ours"), None),
         ("extraction, float32", 1.7, _factor(rows, "extraction", "float32"), "float32"),
         ("extraction, bfloat16", 6, _factor(rows, "extraction", "bfloat16"), "bfloat16"),
     ]
@@ -92,39 +94,108 @@ def goals(rows: dict[str, Any]) -> pd.DataFrame:
 
 
 def later_goals(folder: Path) -> pd.DataFrame:
-    """The goals of the rows "compact", "crf_engines" and "evaluation" in the newest results that have them: target, measurement, reached or not."""
+    """The goals of scale: target, measurement, reached or not, each from the newest result that has its row.
+
+    What was skipped there, and rows that no result has, are "not measured".
+    """
     table: list[tuple[str, str, str, str]] = []
-
-    def line(work: str, goal: str, shown: str, good: bool) -> None:
-        table.append((work, goal, shown, "yes" if good else "no"))
-
-    for name in ("compact", "crf_engines", "evaluation"):
+    for name, lines in _LATER.items():
         try:
-            row, _ = newest_row(folder, name)
+            found = lines(newest_row(folder, name)[0])
         except StegoError:
-            table.append((name, "", "not measured", ""))
-            continue
-        if name == "evaluation":
-            for kind, found in row["kinds"].items():
-                if "ours, backbone alone" in found["ways"]:
-                    part = found["ways"]["ours, backbone alone"]["median_s"] / found["ways"]["ours, no CRF"]["median_s"]
-                    line(f"evaluation, no CRF, {kind}: share of the backbone", ">= 80 %", f"{100 * part:.0f} %", part >= 0.8)
-            continue
-        seconds = {way: times["median_s"] for way, times in row["ways"].items()}
-        if name == "compact":
-            share, error = row["bytes"]["full"] / row["bytes"]["compact"], row["error"]["measured"]
-            factor = seconds["full store"] / seconds["compact store"]
-            line("compact store: features", "<= 1/6 of float16", f"1/{share:.1f}", share >= 6)
-            line("compact store: mean error of a correspondence", "< 0.01", f"{error:.4f}", error < 0.01)
-            line("compact store: reading a random batch, from memory", ">= 1 x the full store", f"{factor:.2f} x", factor >= 1)
-            if "full store, from the disk" in seconds:
-                cold = seconds["full store, from the disk"] / seconds["compact store, from the disk"]
-                line("compact store: reading a random batch, from the disk", ">= 1 x the full store", f"{cold:.2f} x", cold >= 1)
-        elif "pydensecrf" in seconds:
-            factor = seconds["lattice"] / seconds["pydensecrf"]
-            line("own CRF: pixels with the same label", ">= 99.9 %", f"{100 * row['same_labels']:.2f} %", row["same_labels"] >= 0.999)
-            line("own CRF: time", "<= 3 x pydensecrf", f"{factor:.2f} x", factor <= 3)
+            found = []
+        table += [(work, goal, shown, "yes" if good else "no") for work, goal, shown, good in found] or [(name, "", "not measured", "")]
     return pd.DataFrame(table, columns=["work", "goal", "measured", "reached"]).set_index("work")
+
+
+Goals: TypeAlias = list[tuple[str, str, str, bool]]
+"""Work, goal, what was measured, and whether that is good enough."""
+
+
+def _medians(row: dict[str, Any]) -> dict[str, float]:
+    return {way: times["median_s"] for way, times in row["ways"].items()}
+
+
+def _compact_goals(row: dict[str, Any]) -> Goals:
+    seconds = _medians(row)
+    share, error = row["bytes"]["full"] / row["bytes"]["compact"], row["error"]["measured"]
+    factor = seconds["full store"] / seconds["compact store"]
+    found = [
+        ("compact store: features", "<= 1/6 of float16", f"1/{share:.1f}", share >= 6),
+        ("compact store: mean error of a correspondence", "< 0.01", f"{error:.4f}", error < 0.01),
+        ("compact store: reading a random batch, from memory", ">= 1 x the full store", f"{factor:.2f} x", factor >= 1),
+    ]
+    if "full store, from the disk" in seconds:
+        cold = seconds["full store, from the disk"] / seconds["compact store, from the disk"]
+        found.append(("compact store: reading a random batch, from the disk", ">= 1 x the full store", f"{cold:.2f} x", cold >= 1))
+    return found
+
+
+def _rest_goals(row: dict[str, Any]) -> Goals:
+    seconds, found = _medians(row), []
+    for probes, before in {"joint": "ours", "after": "ours, probes after"}.items():
+        if f"{before}, channels first, float32" in seconds:
+            now = min(value for way, value in seconds.items() if way in (before, f"{before}, bfloat16"))
+            factor = seconds[f"{before}, channels first, float32"] / now
+            found.append((f"head, loss and optimizer, probes {probes}", ">= 1.5 x before", f"{factor:.2f} x", factor >= 1.5))
+    return found
+
+
+def _recipe_goals(row: dict[str, Any]) -> Goals:
+    minutes = row["total_s"] / 60
+    return [("Cityscapes-sized recipe, ViT-S/8, two cores (extrapolated)", "< 150 min", f"{minutes:.0f} min", minutes < 150)]
+
+
+def _evaluation_goals(row: dict[str, Any]) -> Goals:
+    found = []
+    for kind, part in row["kinds"].items():
+        seconds = _medians(part)
+        if "ours, backbone alone" in seconds:
+            share = seconds["ours, backbone alone"] / seconds["ours, no CRF"]
+            found.append((f"evaluation, no CRF, {kind}: share of the backbone", ">= 80 %", f"{100 * share:.0f} %", share >= 0.8))
+        if "busy" in part:
+            found.append((f"evaluation, with CRF, {kind}: busy cores", ">= 90 %", f"{100 * part['busy']:.0f} %", part["busy"] >= 0.9))
+    return found
+
+
+def _neighbor_goals(row: dict[str, Any]) -> Goals:
+    exact, size = row["extrapolated"], row["extrapolated"]["bytes"] / 1e9
+    work = f"exact neighbors of {exact['images']:,} images (extrapolated), {exact['hours']:.1f} h"
+    found = [(work, "< 8 GB", f"{size:.1f} GB", size < 8)]
+    if "approximate" in row:
+        near = row["approximate"]
+        most, minutes, recall = near["extrapolated"], near["seconds"] / 60, near["recall"]
+        work = f"approximate neighbors of {near['images']:,} images"
+        found.append((f"{work}, exact ones {near['exact_hours']:.1f} h", "< 60 min", f"{minutes:.1f} min", minutes < 60))
+        found.append((f"{work}: true ones among them", "", f"{100 * recall:.1f} %", recall >= 0.9))
+        size = most["bytes"] / 1e9
+        found.append((f"approximate neighbors of {most['images']:,} images (extrapolated)", "< 3 GB", f"{size:.2f} GB", size < 3))
+    return found
+
+
+def _memory_goals(row: dict[str, Any]) -> Goals:
+    if "large" not in row:
+        return []
+    large, size = row["large"], row["large"]["peak_bytes"] / 1e9
+    work = f"a store of {large['images']:,} images ({large['store_bytes'] / 1e12:.1f} TB, sparse files): opened, sampled, trained from"
+    return [(work, "< 3 GB", f"{size:.2f} GB", size < 3)]
+
+
+def _crf_goals(row: dict[str, Any]) -> Goals:
+    seconds = _medians(row)
+    if "pydensecrf" not in seconds:
+        return []
+    factor, same = seconds["lattice"] / seconds["pydensecrf"], row["same_labels"]
+    return [
+        ("own CRF: pixels with the same label", ">= 99.9 %", f"{100 * same:.2f} %", same >= 0.999),
+        ("own CRF: time", "<= 3 x pydensecrf", f"{factor:.2f} x", factor <= 3),
+    ]
+
+
+_LATER: dict[str, Callable[[dict[str, Any]], Goals]] = {
+    "compact": _compact_goals, "rest": _rest_goals, "recipe": _recipe_goals, "evaluation": _evaluation_goals,
+    "neighbors": _neighbor_goals, "memory": _memory_goals, "crf_engines": _crf_goals,
+}  # fmt: skip
 
 
 def _absolute(rows: dict[str, Any]) -> list[list[str]]:
@@ -218,6 +289,8 @@ class Costs:
     """The baseline's backbone, an image."""
     published_rest_s: float
     """The rest of the baseline's step."""
+    near_s: float | None = None
+    """Approximate neighbors of a million images, an image; None where they were not measured."""
     bytes: int = 2 * 384 * 28 * 28 + 4 * 224 * 224 + 4 * 384
     """An image in a store: features in float16, colors and labels in a byte each, the mean feature in float32."""
     compact_bytes: int = 384 // MOST * (28 * 28 + 4) + 4 * 384
@@ -225,7 +298,13 @@ class Costs:
 
     def store(self, images: float, machines: int = 1) -> float:
         """Seconds of a training from a store: every image once through the backbone, shared out; neighbors; the steps."""
-        return images * self.extraction_s / machines + images**2 * self.pair_s + STEPS * self.step_s
+        return images * self.extraction_s / machines + self.neighbors(images) + STEPS * self.step_s
+
+    def neighbors(self, images: float) -> float:
+        """Seconds of finding neighbors: of all pairs; beyond `EXACT` images approximate ones, in N^1.5 (cells grow as N^0.5)."""
+        if self.near_s is None or images <= EXACT:
+            return images**2 * self.pair_s
+        return images * self.near_s * (images / 1e6) ** 0.5
 
     def online(self, images: float) -> float:
         """The same without a store: once for the neighbors, and two batches more at every step."""
@@ -256,6 +335,7 @@ def costs(rows: dict[str, Any]) -> Costs:
         extraction_s=fastest / extraction["batch"],
         step_s=rows["recipe"]["measured"]["step"]["median_s"],
         pair_s=many["seconds"] / many["images"] ** 2,
+        near_s=near["seconds"] / near["images"] if (near := rows["neighbors"].get("approximate")) else None,
         published_extraction_s=extraction["ways"]["published"]["median_s"] / extraction["batch"],
         published_rest_s=rest * BATCH,
     )

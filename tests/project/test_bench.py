@@ -133,8 +133,12 @@ def test_every_row_is_measured_beside_the_baseline(measured):
     assert len(rows["evaluation"]["kinds"]) == 2
     for found in rows["evaluation"]["kinds"].values():
         assert {"published, no CRF", "ours, no CRF"} <= set(found["ways"])
+        assert "published, its CRFs" not in found["ways"] or 0 < found["busy"] < 1.1
+    assert {"ours", "ours, channels first, float32", "ours, probes after, bfloat16"} <= set(rows["rest"]["ways"])
     assert rows["memory"]["store_bytes"] > 12 * 2 * 32 * 4 * 4
+    assert rows["memory"]["large"]["store_bytes"] > 1000 * 2 * 32 * 4 * 4
     assert rows["neighbors"]["many"]["bytes_before"] > 1e8 and rows["neighbors"]["extrapolated"]["bytes"] < 8e9
+    assert rows["neighbors"]["approximate"]["recall"] > 0.9
     exported = rows["exports"]["kinds"]["scenes"]
     assert exported["files"]["int8"]["bytes"] < 0.5 * exported["files"]["float32"]["bytes"]
     assert exported["files"]["float32"]["agreement"] >= 0.999 and len(exported["ways"]) == 3

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from common import ROOT, tiny_experiment
-from killing import Runner, miou_of, runs_in
+from killing import Runner, miou_of, runs_in, wait_for
 
 from stego_lib import Experiment, StegoError, evaluate, load_run, probes, train, training
 from stego_lib.datasets.scenes import draw_scenes
@@ -51,6 +52,10 @@ def started_by(program: str) -> dict[str, str]:
         "slurm": {
             "SLURM_PROCID": "{rank}", "SLURM_LOCALID": "{rank}", "SLURM_NODEID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "1",
             "SLURM_JOB_NAME": "stego", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1",
+        },
+        "slurm, two machines": {
+            "SLURM_PROCID": "{rank}", "SLURM_LOCALID": "0", "SLURM_NODEID": "{rank}", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "1",
+            "SLURM_JOB_NAME": "stego", "SLURM_NTASKS_PER_NODE": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2",
         },
     }[program]  # fmt: skip
 
@@ -106,6 +111,23 @@ def test_features_are_shared_out_and_the_store_is_the_same(runner, experiment, t
     for path in (tmp_path / "one" / "features").glob("*/*"):
         other = tmp_path / "two" / path.relative_to(tmp_path / "one")
         assert other.read_bytes() == path.read_bytes(), path.name
+
+
+def test_two_machines_go_on_where_both_were_killed_while_they_extracted(runner, experiment, tmp_path):
+    """With one shared folder, as SLURM starts them. What was recorded is not computed again, and the store is that of one."""
+    job = dict(experiment=experiment.but(steps=1).to_dict(), runs_dir=str(tmp_path / "two"), keep_every=0.0, slow=0.3)
+    pids = runner.start("train", copies=2, join=started_by("slurm, two machines"), **job)
+    wait_for(lambda: list(tmp_path.glob("two/features/.*-train-*.part/chunks/*.json")))
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    runner.wait()
+    assert not runs_in(tmp_path / "two") and not list(tmp_path.glob("two/features/[!.]*-train-*"))
+    two = in_two(runner, "slurm, two machines", **job)
+    one = runner.do("train", **(job | {"runs_dir": str(tmp_path / "one"), "slow": 0}))
+    assert 12 + 2 * 20 - 12 <= sum(found["images"] for found in two) <= one["images"] - 4, "a batch of four at least was safe"
+    assert len(runs_in(tmp_path / "two")) == 1 and two[0]["weights"] == two[1]["weights"]
+    for path in (tmp_path / "one" / "features").glob("*/*"):
+        assert (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes() == path.read_bytes(), path.name
 
 
 def test_a_run_that_is_opened_is_scored_together(runner, experiment, tmp_path):

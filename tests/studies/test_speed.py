@@ -80,11 +80,27 @@ def test_goals_of_later_rows_are_met_or_missed_or_not_measured(tmp_path):
     write("b", "2026-01-03", {"same_labels": 0.9995} | ways(pydensecrf=1.0, lattice=3.5), "crf_engines")
     write("c", "2026-01-01", {"same_labels": 0.1} | ways(pydensecrf=1.0, lattice=1.0), "crf_engines")
     table = speed.later_goals(tmp_path)
-    assert table["measured"].tolist() == ["1/8.0", "0.0200", "2.00 x", "99.95 %", "3.50 x", "not measured"], "of the newest results"
-    assert table["reached"].tolist() == ["yes", "no", "yes", "yes", "no", ""]
-    kinds = {"smooth": {"ways": {"ours, no CRF": {"median_s": 2.0}, "ours, backbone alone": {"median_s": 1.5}}}}
+    assert table["measured"].tolist()[:3] == ["1/8.0", "0.0200", "2.00 x"], "of the newest results"
+    assert table["measured"].tolist()[-2:] == ["99.95 %", "3.50 x"] and set(table["measured"].iloc[3:-2]) == {"not measured"}
+    assert table["reached"].tolist() == ["yes", "no", "yes", "", "", "", "", "", "yes", "no"]
+    kinds = {"smooth": {"ways": {"ours, no CRF": {"median_s": 2.0}, "ours, backbone alone": {"median_s": 1.5}}, "busy": 0.95}}
     write("d", "2026-01-04", {"kinds": kinds}, "evaluation")
-    assert tuple(speed.later_goals(tmp_path).iloc[-1]) == (">= 80 %", "75 %", "no")
+    steps = {"ours, channels first, float32": 3.0, "ours": 2.5, "ours, bfloat16": 1.5}
+    write("e", "2026-01-04", ways(**steps), "rest")
+    write("f", "2026-01-04", {"total_s": 9060}, "recipe")
+    approximate = {"images": 1_000_000, "seconds": 300.0, "recall": 0.97, "exact_hours": 3.0, "extrapolated": {"images": 10_000_000, "bytes": 4e9}}
+    exact = {"images": 600_000, "hours": 1.25, "bytes": 1e9}
+    write("g", "2026-01-04", {"extrapolated": exact, "approximate": approximate}, "neighbors")
+    write("h", "2026-01-04", {"large": {"images": 10_000_000, "store_bytes": 8e12, "peak_bytes": 2e9}}, "memory")
+    found = {work: tuple(line) for work, line in speed.later_goals(tmp_path).iterrows()}
+    assert found["evaluation, no CRF, smooth: share of the backbone"] == (">= 80 %", "75 %", "no")
+    assert found["evaluation, with CRF, smooth: busy cores"] == (">= 90 %", "95 %", "yes")
+    assert found["head, loss and optimizer, probes joint"] == (">= 1.5 x before", "2.00 x", "yes")
+    assert found["Cityscapes-sized recipe, ViT-S/8, two cores (extrapolated)"] == ("< 150 min", "151 min", "no")
+    assert found["exact neighbors of 600,000 images (extrapolated), 1.2 h"] == ("< 8 GB", "1.0 GB", "yes")
+    assert found["approximate neighbors of 1,000,000 images, exact ones 3.0 h"] == ("< 60 min", "5.0 min", "yes")
+    assert found["approximate neighbors of 10,000,000 images (extrapolated)"] == ("< 3 GB", "4.00 GB", "no")
+    assert "2.00 GB" in found["a store of 10,000,000 images (8.0 TB, sparse files): opened, sampled, trained from"]
 
 
 def test_the_newest_whole_result_counts_and_trials_do_not(tmp_path):
