@@ -45,7 +45,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         steps=40, second_steps=20, images=256, watched=32, save_every=10, folder=os.path.relpath(BUILD / "pretraining")
     ),
     "notebooks/pretrain_photos": dict(
-        images="scenes", steps=20, second_steps=5, batch_size=8, save_every=10, folder=os.path.relpath(BUILD / "pretraining_photos")
+        images="scenes", steps="20 5", batch_size=8, watched=20, save_every=10, folder=os.path.relpath(BUILD / "pretraining_photos")
     ),
 }
 """Notebooks that the book runs otherwise than by their defaults: the whole pre-training takes an hour, and photographs; DINO's

@@ -57,12 +57,13 @@ def mixture(parts: Sequence[Tensor], shares: Sequence[float]) -> tuple[Tensor, T
     return torch.cat(list(parts)), torch.cat(chances)
 
 
-def labeled_sample(dataset: SegmentationDataset, count: int, size: tuple[int, int] = SIZE) -> tuple[Tensor, Tensor]:
-    """`count` images of a dataset, evenly spread over it, and their label maps, for `watcher`.
+def labeled_sample(
+    dataset: SegmentationDataset, rows: Sequence[int], size: tuple[int, int] = SIZE
+) -> tuple[Tensor, Tensor]:
+    """The images `rows` of a dataset and their label maps, for `watcher`.
 
-    Returns uint8 (count, 3, H, W) and int64 (count, H, W), whole images scaled to `size`.
+    Returns uint8 (B, 3, H, W) and int64 (B, H, W), whole images scaled to `size`.
     """
-    rows = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     pairs = [dataset[row] for row in rows]
     return (
         torch.stack([resize_image(image, size) for image, _ in pairs]),

@@ -110,3 +110,12 @@ PHOTOS_SECOND_STAGE = replace(
 """How it went on: crops of 112 pixels that show 124 to 240 pixels, nearer in scale to the images of its use."""
 PHOTOS_SHARES = (0.6, 0.4)
 """Share of CamVid's images, and of photographs, in what `photos_vit_tiny8` was shown."""
+
+_SIX = replace(PHOTOS, depth=6, schedule_steps=None)
+STREETS = (
+    replace(_SIX, steps=41_000, crop=40, batch_size=64, zoom=(0.167, 0.35), points=16),
+    replace(_SIX, steps=7_400),
+    replace(_SIX, steps=1_400, crop=112, batch_size=16, zoom=(0.467, 0.9), lr=3e-4),
+)
+"""What the pilots recommend for ten hours of one core, in three stages: six blocks; images at half their size, a quarter of the tokens for
+the same view; then the crops of `PHOTOS`, and of its second stage. NOT RUN YET: no weights come from it."""

@@ -68,7 +68,7 @@ def test_images_without_a_chance_are_not_seen(tmp_path):
     assert losses[0][0] == losses[0][1] and losses[1][0] != losses[1][1]
 
 
-def test_a_labeled_sample_is_spread_evenly_and_keeps_images_and_labels_together():
+def test_a_labeled_sample_keeps_images_and_labels_together():
     def pair(row: int):
         return torch.full((3, 20, 24), row, dtype=torch.uint8), torch.full((20, 24), 100 + row)
 
@@ -79,6 +79,6 @@ def test_a_labeled_sample_is_spread_evenly_and_keeps_images_and_labels_together(
         def __getitem__(self, row: int):
             return pair(row)
 
-    images, labels = labeled_sample(Eleven(), 3, (16, 8))
+    images, labels = labeled_sample(Eleven(), [0, 5, 10], (16, 8))
     assert images.shape == (3, 3, 16, 8) and labels.shape == (3, 16, 8)
     assert images[:, 0, 0, 0].tolist() == [0, 5, 10] and labels[:, 15, 7].tolist() == [100, 105, 110]
