@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,28 @@ def create(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
 
 
 def read_rows(path: Path, rows: Sequence[int] | slice) -> np.ndarray:
-    """A copy of these rows. The map ends with the call: its pages count as memory of the process."""
+    """A copy of these rows. They are read, not mapped: the system maps pages around those that are touched, and they count as memory."""
     try:
-        found = np.load(path, mmap_mode="r")
-        return found[rows].copy() if isinstance(rows, slice) else found[list(rows)]
+        array = np.load(path, mmap_mode="r")  # of which the shape alone is used
+        numbers = range(len(array))[rows] if isinstance(rows, slice) else [range(len(array))[row] for row in rows]
+        found = np.empty((len(numbers), *array.shape[1:]), array.dtype)
+        with open(path, "rb", buffering=0) as file:
+            whole = isinstance(numbers, range) and numbers.step == 1  # one piece of the file
+            parts = [(numbers[0], found)] if whole and numbers else zip(numbers, found, strict=True)
+            for row, part in parts:
+                file.seek(array.offset + row * array[:1].nbytes)
+                _fill(file, part)
+        return found
     except (OSError, ValueError, EOFError) as error:
         raise StegoError(f"{path} was changed while it was in use ({brief(error)}); start again") from error
+
+
+def _fill(file: FileIO, part: np.ndarray) -> None:
+    left = part.reshape(-1).view(np.uint8).data
+    while left:
+        if not (read := file.readinto(left)):
+            raise EOFError("it ends too early")
+        left = left[read:]
 
 
 def write_rows(path: Path, start: int, values: np.ndarray) -> None:

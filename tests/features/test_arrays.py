@@ -30,6 +30,9 @@ def test_rows_written_by_number_are_those_that_numpy_reads(path):
     assert np.array_equal(read_rows(path, [5, 4, 4, 0]), expected[[5, 4, 4, 0]])
     assert np.array_equal(read_rows(path, range(1, 4)), expected[1:4])
     assert read_rows(path, []).shape == (0, 3, 2)
+    for part in (slice(None), slice(1, 4), slice(4, 99), slice(3, 3), slice(0, 6, 2), slice(-2, None)):
+        assert np.array_equal(read_rows(path, part), expected[part]), part
+    assert np.array_equal(read_rows(path, [-1]), expected[[-1]])
 
 
 def test_a_row_that_is_not_there_is_an_error(path):
