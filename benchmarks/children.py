@@ -16,7 +16,8 @@ from torch import Tensor
 
 from stego_lib import Backbone, train
 from stego_lib.features.arrays import write_rows
-from stego_lib.features.store import FeatureStore, read_pooled
+from stego_lib.features.pooled import read_pooled
+from stego_lib.features.store import FeatureStore
 from stego_lib.neighbors import nearest_neighbors, unit_rows
 from stego_lib.optional.approximate import approximate_neighbors
 from stego_lib.probes import sample_cells

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from .experiment import PRESETS, Experiment
 from .networks.geometry import Geometry, feature_map, is_vit, measure
 from .networks.keys import attention_of, project_keys
-from .networks.loading import EMBEDDED, SHORT_NAMES, HubUnreachable, geometry_of, load_network
+from .networks.loading import EMBEDDED, SHORT_NAMES, HubUnreachable, fit_sizes, geometry_of, load_network
 from .runtime.errors import StegoError, brief
-from .runtime.fields import Size
 from .runtime.files import fingerprint
 from .runtime.memory import enough_memory
 from .runtime.notices import notice
@@ -217,38 +216,10 @@ def choose_device(device: str) -> torch.device:
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     """'auto' -> bfloat16 where the device computes it natively (GPUs from Ampere on, CPUs with AMX or AVX512_BF16), else float32."""
     if precision == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(False)
-        else:
-            native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        here = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else here
         return torch.bfloat16 if native else torch.float32
     return getattr(torch, precision)
-
-
-def fit_sizes(experiment: Experiment, geometry: Geometry | None = None, quiet: bool = False) -> Experiment:
-    """The experiment with the nearest sizes that its backbone takes; a notice says which changed.
-
-    geometry: that of the backbone, where it is loaded. quiet: show no notice.
-    """
-    geometry = geometry or geometry_of(experiment.backbone)
-    asked = {key: getattr(experiment, key) for key in ("train_size", "eval_size")}
-    taken = {key: size if _fits(geometry, size) else geometry.nearest(size) for key, size in asked.items()}
-    changed = [key for key in asked if taken[key] != asked[key]]
-    if not changed:
-        return experiment
-    if not quiet:
-        why = f"its patch or stride is {geometry.patch} pixels" if geometry.only is None else "it takes no other size"
-        what = " and ".join(f"{key} {_shown(taken[key])} in place of {_shown(asked[key])}" for key in changed)
-        notice(f"backbone {experiment.backbone!r}: {what}, for {why}")
-    return experiment.but(**taken)
-
-
-def _fits(geometry: Geometry, size: Size) -> bool:
-    return geometry.fits(*(size if isinstance(size, tuple) else (size, size)))
-
-
-def _shown(size: Size) -> str:
-    return f"{size[0]} x {size[1]}" if isinstance(size, tuple) else str(size)
 
 
 def _block_of(name: str, depth: int, block: int) -> int:

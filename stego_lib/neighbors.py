@@ -1,20 +1,12 @@
 """Nearest neighbors of images (paper, section 3.3: the kNN partner)."""
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .features.pooled import Rows
 from .runtime.errors import StegoError
 from .runtime.progress import progress
-
-
-class Rows(Protocol):
-    """Features of N images, float (N, C): a tensor, or what reads a part of them from a file when it is asked for."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, rows: slice | Tensor, /) -> Tensor: ...
 
 
 def nearest_neighbors(global_features: Rows, k: int, chunk: int = 4096) -> Tensor:
@@ -52,8 +44,7 @@ def nearest_neighbors(global_features: Rows, k: int, chunk: int = 4096) -> Tenso
         raise StegoError(
             f"{k} neighbors were asked for, but there are {count} images: neighbors must be 1 to {count - 1}"
         )
-    starts = progress(range(0, count, chunk), "nearest neighbors")
-    return torch.cat([_nearest(global_features, start, k, chunk) for start in starts])
+    return torch.cat([_nearest(global_features, start, k, chunk) for start in progress(range(0, count, chunk), "nearest neighbors")])
 
 
 def _nearest(features: Rows, start: int, k: int, chunk: int) -> Tensor:

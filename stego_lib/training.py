@@ -226,16 +226,13 @@ def train_step(
 ) -> dict[str, float]:
     """One update of the head, and of joint probes on codes without gradient, by one backward pass.
 
-    precision: of the head's matrix products; weights, codes, losses and gradients of weights are float32.
-
-    Returns the values before the update: "loss" (the sum), the parts of `stego_loss`, and the losses of joint probes and of
-    optional terms.
+    precision: of the head's matrix products; weights, codes and losses are float32. Returns the values before the update: "loss"
+    (the sum), the parts of `stego_loss`, and the losses of joint probes and of optional terms.
     """
     model.train()
     feats, feats_knn = batch.feats, batch.feats_knn
     with torch.autocast(feats.device.type, precision, enabled=precision != torch.float32):
-        code, code_knn = model.head(feats), model.head(feats_knn)
-    code, code_knn = code.float(), code_knn.float()
+        code, code_knn = (model.head(maps).float() for maps in (feats, feats_knn))
     if experiment.published:  # the published code drops channels of the target too, by a third mask
         feats, feats_knn = model.head.dropout(feats), model.head.dropout(feats_knn)
     total, values = stego_loss(

@@ -168,7 +168,7 @@ class CompactFeatures(OnlineFeatures):
         self._resident: tuple[Tensor, Tensor] | None = None
 
     @property
-    def pooled_folder(self) -> Path:
+    def pooled_folder(self) -> Path:  # type: ignore[override]
         """The store's own: features were averaged before they were compressed."""
         return self.folder
 

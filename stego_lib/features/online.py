@@ -9,7 +9,7 @@ from torch import Tensor
 from .extraction import ensure, usual_batch
 from .prefetch import ReadAhead
 from .source import Source
-from .store import Features, read_pooled
+from .store import Features
 
 
 class OnlineFeatures(Features):
@@ -30,15 +30,8 @@ class OnlineFeatures(Features):
         self._labels = ReadAhead(source.label, source.dataset.images)
         self._batch = usual_batch(source.backbone)
 
-    @property
-    def pooled(self) -> Tensor:
-        return self.pooled_rows(slice(None))
-
-    def pooled_rows(self, rows: slice | Tensor) -> Tensor:
-        return read_pooled(self.pooled_folder, rows)
-
     @cached_property
-    def pooled_folder(self) -> Path:
+    def pooled_folder(self) -> Path:  # type: ignore[override]  # computed when it is asked for
         """Where pooled features lie: they are computed once, and kept in a small store."""
         source = self._source
         name = f"{source.dataset.name}-{source.dataset.split}-mean-{source.fingerprint(self._root, 'pooled')}"

@@ -20,10 +20,6 @@ class SharedFeatures(Features):
         self.name, self.shape, self.image_size = features.name, features.shape, features.image_size
         self.has_labels, self.n_classes = features.has_labels, features.n_classes
 
-    @property
-    def pooled(self) -> Tensor:
-        return self._features.pooled
-
     def pooled_rows(self, rows: slice | Tensor) -> Tensor:
         return self._features.pooled_rows(rows)
 

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from ..runtime.files import read_json
 from .arrays import read_rows
+from .pooled import PART, read_pooled
 from .source import NO_LABEL
 
 GPU_SHARE = 0.6
 """Part of a GPU's free memory that features may take; the rest is for training."""
-PART = 65_536
-"""Images whose pooled features are in memory at once."""
 
 
 class Features(ABC):
@@ -34,6 +33,8 @@ class Features(ABC):
     """(H, W) of images and label maps."""
     has_labels: bool
     n_classes: int
+    pooled_folder: Path
+    """Where the file of pooled features lies."""
     kind: Literal["store", "compact", "online"] = "online"
     """Whether they are kept on disk, as they are or on fewer components, or computed on demand."""
 
@@ -41,13 +42,13 @@ class Features(ABC):
         return self.shape[0]
 
     @property
-    @abstractmethod
     def pooled(self) -> Tensor:
         """Features averaged over positions, float32 (N, C): all of them in memory."""
+        return self.pooled_rows(slice(None))
 
     def pooled_rows(self, rows: slice | Tensor) -> Tensor:
-        """The same of some images, float32 (n, C); from a file, these alone are read."""
-        return self.pooled[rows]
+        """The same of some images, float32 (n, C); these alone are read."""
+        return read_pooled(self.pooled_folder, rows)
 
     def pooled_parts(self) -> Iterator[Tensor]:
         """The same of all images, a part at a time."""
@@ -91,26 +92,8 @@ class Features(ABC):
         return False
 
 
-class Pooled:
-    """The pooled features of all images minus `mean`, (C,): parts are read when they are asked for."""
-
-    def __init__(self, features: Features, mean: Tensor):
-        self.features, self.mean = features, mean
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, rows: slice | Tensor) -> Tensor:
-        return self.features.pooled_rows(rows) - self.mean
-
-
-def read_pooled(folder: Path, rows: slice | Tensor) -> Tensor:
-    """Rows of the pooled features in the folder of a store, float32 (n, C)."""
-    return torch.from_numpy(read_rows(folder / "pooled.npy", rows if isinstance(rows, slice) else rows.tolist()))
-
-
 def _as_head_reads(stored: Tensor) -> Tensor:
-    """float32 in channels-last order, by one copy: the head's 1 x 1 convolutions are then plain matrix products."""
+    # Channels last, by one copy: the head's 1 x 1 convolutions are then plain matrix products.
     return stored.to(torch.float32, memory_format=torch.channels_last)
 
 
@@ -122,18 +105,11 @@ class FeatureStore(Features):
     """
 
     def __init__(self, folder: Path):
-        self.folder, self.name, self.kind = folder, folder.name, "store"
+        self.folder, self.pooled_folder, self.name, self.kind = folder, folder, folder.name, "store"
         self.about = read_json(folder / "about.json")
         self.has_labels, self.n_classes = self.about["labels"], self.about["n_classes"]
         self.shape, self.image_size = self.features.shape, self.images.shape[2:]
         self._resident: Tensor | None = None
-
-    @property
-    def pooled(self) -> Tensor:
-        return self.pooled_rows(slice(None))
-
-    def pooled_rows(self, rows: slice | Tensor) -> Tensor:
-        return read_pooled(self.folder, rows)
 
     @cached_property
     def features(self) -> np.ndarray:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -20,12 +20,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..runtime.errors import StegoError, brief, did_you_mean
-from ..runtime.fields import split_backbone
+from ..runtime.fields import Size, split_backbone
 from ..runtime.files import load_tensors
+from ..runtime.notices import notice
 from ..runtime.paths import PACKAGE
 from .dino import dino_vit, load_pth
 from .geometry import Geometry, is_vit, measure
 from .released import read_released
+
+if TYPE_CHECKING:
+    from ..experiment import Experiment
 
 EMBEDDED = {path.stem: path for path in sorted((PACKAGE / "weights").glob("*.safetensors"))}
 """Backbones that come with the package."""
@@ -286,3 +290,29 @@ def geometry_of(name: str) -> Geometry:
     else:
         empty = load_network(name)[0].eval()
     return measure(empty, name)
+
+
+def fit_sizes(experiment: "Experiment", geometry: Geometry | None = None, quiet: bool = False) -> "Experiment":
+    """The experiment with the nearest sizes that its backbone takes; a notice says which changed.
+
+    geometry: that of the backbone, where it is loaded. quiet: show no notice.
+    """
+    geometry = geometry or geometry_of(experiment.backbone)
+    asked = {key: getattr(experiment, key) for key in ("train_size", "eval_size")}
+    taken = {key: size if _fits(geometry, size) else geometry.nearest(size) for key, size in asked.items()}
+    changed = [key for key in asked if taken[key] != asked[key]]
+    if not changed:
+        return experiment
+    if not quiet:
+        why = f"its patch or stride is {geometry.patch} pixels" if geometry.only is None else "it takes no other size"
+        what = " and ".join(f"{key} {_shown(taken[key])} in place of {_shown(asked[key])}" for key in changed)
+        notice(f"backbone {experiment.backbone!r}: {what}, for {why}")
+    return experiment.but(**taken)
+
+
+def _fits(geometry: Geometry, size: Size) -> bool:
+    return geometry.fits(*(size if isinstance(size, tuple) else (size, size)))
+
+
+def _shown(size: Size) -> str:
+    return f"{size[0]} x {size[1]}" if isinstance(size, tuple) else str(size)

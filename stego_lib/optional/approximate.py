@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..neighbors import Rows, nearest_neighbors, unit_rows
+from ..features.pooled import Rows
+from ..neighbors import nearest_neighbors, unit_rows
 from ..runtime.notices import notice
 from ..runtime.progress import progress, stage
 
@@ -18,8 +19,8 @@ PROBED = 64
 """Cells of the index that are searched."""
 CANDIDATES = 4
 """For each neighbor, so many images that the index finds are compared by their cosines."""
-BLOCK = 4096
-"""Images that are searched at once."""
+BLOCK, SEARCHED = 4096, 1024
+"""Images that are read, and that are searched, at once; what the latter find is read, too."""
 
 
 def find_nearest(features: Rows, k: int) -> Tensor:
@@ -58,8 +59,8 @@ def approximate_neighbors(features: Rows, k: int) -> Tensor:
         index.add(unit_rows(features, start, BLOCK).numpy())
     inverted = faiss.extract_index_ivf(index)
     found = torch.empty(count, k, dtype=torch.int64)
-    for start in progress(range(0, count, BLOCK), "neighbors: searching"):
-        rows = unit_rows(features, start, BLOCK)
+    for start in progress(range(0, count, SEARCHED), "neighbors: searching"):
+        rows = unit_rows(features, start, SEARCHED)
         own = torch.arange(start, start + len(rows))[:, None]
         inverted.nprobe = min(PROBED, cells)
         candidates = torch.from_numpy(index.search(rows.numpy(), min(count, CANDIDATES * k + 1))[1])

@@ -52,10 +52,6 @@ class Lightened(Features):
         self.has_labels, self.n_classes = features.has_labels, features.n_classes
         self.kind = features.kind
 
-    @property
-    def pooled(self) -> Tensor:
-        return self.pooled_rows(slice(None))
-
     def pooled_rows(self, rows: slice | Tensor) -> Tensor:
         own = self._features.pooled_rows(rows)
         return own - self.amount * (own - self._mean)

@@ -20,7 +20,6 @@ from records import record as made_up_record
 from stego_lib import StegoError, notebooks
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.notebooks import check_parameters, main, run_notebook
-from stego_lib.pretraining import OBJECTIVES
 from stego_lib.studies import results
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

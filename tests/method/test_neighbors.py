@@ -14,7 +14,8 @@ from stego_lib import Backbone, open_dataset
 from stego_lib.batches import find_neighbors
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.features.opening import open_features
-from stego_lib.features.store import Features, FeatureStore, Pooled
+from stego_lib.features.pooled import Pooled
+from stego_lib.features.store import Features, FeatureStore
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.optional import approximate
 from stego_lib.runtime.notices import Notice
