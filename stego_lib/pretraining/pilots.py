@@ -1,7 +1,7 @@
 """Cheaper steps against today's recipe for photographs: what is compared, on what, and how it is watched."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from .images import labeled_sample, mixture, read_photographs
 from .recipe import PHOTOS, PHOTOS_SHARES, STREETS
 from .watching import watcher
 
+FOLDERS = ("photos", "photos_more")
+"""Where photographs lie beside CamVid."""
 HELD_OUT = 60
 """Labeled training frames that are neither learned from nor seen; they measure progress."""
 FITTED = 1.5
@@ -36,15 +38,17 @@ class Streets:
     """Folders that the photographs come from."""
 
 
-def read_streets(dataset: SegmentationDataset, root: Path, held_out: int = HELD_OUT) -> Streets:
-    """CamVid's training frames but for some, and the photographs in `root`/photos and, if it is there, `root`/photos_more.
+def read_streets(
+    dataset: SegmentationDataset, root: Path, held_out: int = HELD_OUT, folders: Sequence[str] = FOLDERS
+) -> Streets:
+    """CamVid's training frames but for some, and the photographs in those of `folders` that are in `root`, the first at least.
 
     The frames that are held out are the last of each drive, so that none lies between two that are learned from. Validation and test
     images are not opened.
     """
     learned, held = hold_out(dataset, held_out)
     frames = read_photographs(dataset.images[0].parent)[learned]
-    names = ["photos", *(["photos_more"] if (root / "photos_more").is_dir() else [])]
+    names = [folders[0], *(name for name in folders[1:] if (root / name).is_dir())]
     images, chances = mixture([frames, torch.cat([read_photographs(root / name) for name in names])], PHOTOS_SHARES)
     step = max(1, len(learned) // round(FITTED * len(held)))
     shown = learned[::step][: round(FITTED * len(held))] + held
