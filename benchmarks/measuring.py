@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import torch
 
+from stego_lib.backbone import choose_device, choose_precision
 from stego_lib.runtime.environment import environment
 from stego_lib.runtime.files import write_json
 
@@ -100,6 +101,7 @@ def machine() -> dict[str, Any]:
     found = {
         "cpu": _cpu(),
         "amx": bool(torch.cpu._is_amx_tile_supported()),
+        "bfloat16": choose_precision("auto", choose_device("auto")) is torch.bfloat16,
         "cores": len(psutil.Process().cpu_affinity()),
     }
     found |= {"memory_gb": round(psutil.virtual_memory().total / 1e9, 1), "load": psutil.getloadavg()[0]}

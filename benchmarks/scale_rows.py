@@ -54,8 +54,8 @@ def memory(settings: Settings) -> dict[str, Any]:
     """Peak memory of `train` from a store of 10 GB, its features computed, checked, read at random, probes fitted.
 
     The backbone is replaced by random numbers; everything else is as in a run: 12,500 drawn JPEGs of 224 px, ViT-S/8's shape.
-    "large": the peak of opening the store of ten million images of that shape, with their neighbors, of sampling codes for the
-    probes, and of training steps. Its files are sparse (zeros that take no room on the disk).
+    "large": the peak of opening the store of ten million images of that shape, of sampling codes for the probes (a tenth), and of
+    training steps with random neighbors. Its files are sparse (zeros that take no room on the disk).
     """
     images, steps = settings.choose(12_500, 12), settings.choose(60, 3)
     row = in_child("benchmarks.children", "train", settings.folder, int(settings.tiny), images, steps) | {"steps": steps}

@@ -94,6 +94,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
     record = without_nan({
         "experiment": experiment.to_record(),
         "backbone_weights": run.backbone.weights_id,
+        "precision": str(run.backbone.precision).removeprefix("torch."),
         "step": run.step,
         "shifts": list(run.shifts),
         **run.observed,

@@ -20,7 +20,7 @@ PROBED = 64
 CANDIDATES = 4
 """For each neighbor, so many images that the index finds are compared by their cosines."""
 BLOCK, SEARCHED = 4096, 1024
-"""Images that are read, and that are searched, at once; what the latter find is read, too."""
+"""Images that are read, and that are searched where 7 neighbors are asked for, at once; what the latter find is read, too."""
 
 
 def find_nearest(features: Rows, k: int) -> Tensor:
@@ -34,7 +34,7 @@ def find_nearest(features: Rows, k: int) -> Tensor:
         if _faiss():
             notice(f"the neighbors of {count:,} images are approximate (faiss): exact ones would take {hours:.0f} times as long as those of {EXACT:,}, about an hour on two cores")
             return approximate_neighbors(features, k)
-        notice(f"all pairs of {count:,} images are compared, {hours:.0f} times as many as of {EXACT:,}, which take about an hour on two cores: pip install 'stego_lib[neighbors]' finds approximate neighbors in minutes")
+        notice(f"all pairs of {count:,} images are compared, {hours:.0f} times as many as of {EXACT:,}, which take about an hour on two cores: pip install 'stego_lib[neighbors]' finds approximate ones, of a million images in a few minutes")
     return nearest_neighbors(features, k)
 
 
@@ -42,7 +42,7 @@ def approximate_neighbors(features: Rows, k: int) -> Tensor:
     """The `k` nearest neighbors by cosine among those that an index finds, nearest first: int64 (N, k).
 
     The index (inverted lists, Jégou et al. 2011) holds `COMPONENTS` bytes an image; what it finds is put in order by the exact
-    cosines of the features, which are read a block at a time. The result is the same on every call.
+    cosines of the features, which are read a block at a time. The result is the same on every call. k is below N.
     """
     faiss = _faiss()
     count, channels = len(features), features[:1].shape[1]
@@ -59,8 +59,9 @@ def approximate_neighbors(features: Rows, k: int) -> Tensor:
         index.add(unit_rows(features, start, BLOCK).numpy())
     inverted = faiss.extract_index_ivf(index)
     found = torch.empty(count, k, dtype=torch.int64)
-    for start in progress(range(0, count, SEARCHED), "neighbors: searching"):
-        rows = unit_rows(features, start, SEARCHED)
+    searched = max(1, 8 * SEARCHED // (k + 1))
+    for start in progress(range(0, count, searched), "neighbors: searching"):
+        rows = unit_rows(features, start, searched)
         own = torch.arange(start, start + len(rows))[:, None]
         inverted.nprobe = min(PROBED, cells)
         candidates = torch.from_numpy(index.search(rows.numpy(), min(count, CANDIDATES * k + 1))[1])

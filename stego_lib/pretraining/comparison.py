@@ -41,6 +41,6 @@ def equal_time(
             steps = max(1, round(share * seconds / step))
             looks = {"save_every": 10, "watch_every": max(1, steps // 4)} | options
             network, log = pretrain(images, recipe.varied(recipe.seed, steps), place, start=start, **looks)
-            start = None if network is None else network.state_dict()
+            start = network.state_dict()
             logs[name].append(log)
     return logs

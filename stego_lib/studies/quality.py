@@ -15,8 +15,8 @@ FAST, PLAIN, COMPACT = ("store", "after"), ("online", "joint"), ("compact", "aft
 HALF = ("bfloat16", "after")
 """The recipes' way, and the published order of work: features anew at every step, probes beside the head."""
 WAYS = (FAST, ("store", "joint"), ("online", "after"), PLAIN, COMPACT, HALF)
-"""Kind of features and fitting of probes. Online features are computed in float32; "bfloat16" are stored ones, computed in it, and
-so are the head's products."""
+"""Kind of features and fitting of probes. All on record are computed in float32 but "bfloat16": stored ones, computed in it, as the
+head's products are."""
 COMPARISONS = (
     ("stored float16 for online float32, probes after", FAST, ("online", "after")),
     ("stored float16 for online float32, probes joint", ("store", "joint"), PLAIN),

@@ -106,7 +106,7 @@ def results_table(root: str | Path) -> pd.DataFrame:
             "images": record.get("images"),
             "backbone": values["backbone"],
             "weights": record.get("backbone_weights"),
-            "precision": values.get("precision"),
+            "precision": record.get("precision", values.get("precision")),
             "seed": values["seed"],
             "step": record["step"],
         }

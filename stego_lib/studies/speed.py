@@ -288,7 +288,7 @@ class Costs:
     published_rest_s: float
     """The rest of the baseline's step."""
     near_s: float | None = None
-    """Approximate neighbors of a million images, an image; None where they were not measured."""
+    """Approximate neighbors, an image, divided by the square root of their number; None where they were not measured."""
     bytes: int = 2 * 384 * 28 * 28 + 4 * 224 * 224 + 4 * 384
     """An image in a store: features in float16, colors and labels in a byte each, the mean feature in float32."""
     compact_bytes: int = 384 // MOST * (28 * 28 + 4) + 4 * 384
@@ -302,7 +302,7 @@ class Costs:
         """Seconds of finding neighbors: of all pairs; beyond `EXACT` images approximate ones, in N^1.5 (cells grow as N^0.5)."""
         if self.near_s is None or images <= EXACT:
             return images**2 * self.pair_s
-        return images * self.near_s * (images / 1e6) ** 0.5
+        return images * self.near_s * images**0.5
 
     def online(self, images: float) -> float:
         """The same without a store: once for the neighbors, and two batches more at every step."""
@@ -317,10 +317,6 @@ class Costs:
         """Images above which their features take longer than the steps, so that a second machine saves most."""
         return STEPS * self.step_s / self.extraction_s
 
-    def neighbors_from(self) -> float:
-        """Images above which comparing all pairs takes longer than their features."""
-        return self.extraction_s / self.pair_s
-
 
 def costs(rows: dict[str, Any]) -> Costs:
     """The cost model from the rows of a result. StegoError names the rows that it lacks."""
@@ -333,7 +329,7 @@ def costs(rows: dict[str, Any]) -> Costs:
         extraction_s=fastest / extraction["batch"],
         step_s=rows["recipe"]["measured"]["step"]["median_s"],
         pair_s=many["seconds"] / many["images"] ** 2,
-        near_s=near["seconds"] / near["images"] if (near := rows["neighbors"].get("approximate")) else None,
+        near_s=near["seconds"] / near["images"] ** 1.5 if (near := rows["neighbors"].get("approximate")) else None,
         published_extraction_s=extraction["ways"]["published"]["median_s"] / extraction["batch"],
         published_rest_s=rest * BATCH,
     )

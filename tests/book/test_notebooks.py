@@ -14,12 +14,15 @@ import numpy as np
 import papermill
 import pytest
 import standins
+import torch
 from common import BASELINES, ROOT
 from records import record as made_up_record
+from safetensors import safe_open
 
 from stego_lib import StegoError, notebooks
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.notebooks import check_parameters, main, run_notebook
+from stego_lib.runtime.files import load_state
 from stego_lib.studies import results
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -248,6 +251,18 @@ def test_pretraining_on_photographs_makes_a_backbone_from_folders(tmp_path):
     for stage, steps in (("first", 2), ("second", 1)):
         measured = json.loads((tmp_path / "pre" / f"{stage}.json").read_text())["measured"]
         assert [look["step"] for look in measured] == [0, steps]
+
+
+def test_the_recipe_of_the_pilots_has_three_stages_and_keeps_the_last(tmp_path):
+    parameters = dict(images="scenes", recipe="streets", steps="2 1 1", batch_size=2, watched=10, folder=str(tmp_path), device="cpu")
+    text = run_notebook(ROOT / "notebooks" / "pretrain_photos.ipynb", tmp_path / "out.ipynb", parameters)
+    assert "64 scenes, dense contrast, 2 and 1 and 1 steps, no labels" in text
+    with safe_open(tmp_path / "streets_vit_tiny8.safetensors", "pt") as file:
+        kept = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no dictionary)
+    last = load_state(tmp_path / "third" / "pretraining.pt")["objective"]
+    torch.testing.assert_close(kept["blocks.5.mlp.fc2.weight"], last["vit.blocks.5.mlp.fc2.weight"], rtol=1e-2, atol=1e-3)
+    for stage, crop in (("first", 40), ("second", 80), ("third", 112)):
+        assert json.loads((tmp_path / f"{stage}.json").read_text())["recipe"]["crop"] == crop
 
 
 def test_objectives_are_compared_on_equal_time(tmp_path):

@@ -33,6 +33,8 @@ def test_rows_written_by_number_are_those_that_numpy_reads(path):
     for part in (slice(None), slice(1, 4), slice(4, 99), slice(3, 3), slice(0, 6, 2), slice(-2, None)):
         assert np.array_equal(read_rows(path, part), expected[part]), part
     assert np.array_equal(read_rows(path, [-1]), expected[[-1]])
+    np.save(path, np.arange(10.0))
+    assert read_rows(path, [3, 4]).tolist() == [3, 4] and read_rows(path, slice(8, None)).tolist() == [8, 9]
 
 
 def test_a_row_that_is_not_there_is_an_error(path):

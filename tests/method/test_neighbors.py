@@ -124,6 +124,6 @@ def test_without_faiss_all_pairs_are_compared_and_the_extra_is_named(monkeypatch
     features = groups(2000)
     monkeypatch.setattr(approximate, "EXACT", 1000)
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.warns(Notice, match=r"all pairs of 2,000 images .* pip install 'stego_lib\[neighbors\]'"):
+    with pytest.warns(Notice, match=r"all pairs of 2,000 images .* pip install 'stego_lib\[neighbors\]' finds approximate ones"):
         found = approximate.find_nearest(features, 3)
     assert torch.equal(found, nearest_neighbors(features, 3))

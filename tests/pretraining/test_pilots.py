@@ -11,6 +11,7 @@ from recipes import DISTILLED
 from torch.testing import assert_close
 
 from stego_lib import open_dataset, pretraining
+from stego_lib.pretraining import crops
 from stego_lib.pretraining.mae import Mae, draw_shown, masked_error, pick, pixels
 from stego_lib.pretraining.network import all_tokens, build_network, embed
 
@@ -90,10 +91,15 @@ def test_hidden_pixels_do_not_reach_the_network_and_the_loss_falls():
     recipe = replace(DISTILLED, objective="mae", color_mixing=(0.0, 0.0, 0.0, 0.0))
     mae, images = Mae(build_network(recipe), recipe), torch.rand(4, 3, 32, 32)
     seen = []
-    mae.vit.blocks[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
+    mae.vit.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     loss = lambda: mae(images, 32, torch.Generator().manual_seed(1))  # noqa: E731
     optimizer, first = torch.optim.Adam(mae.parameters(), lr=1e-2), loss().item()
-    assert seen == [(8, 1 + 4, 192)], "the class token and a quarter of 16 patches"
+    assert [tokens.shape for tokens in seen] == [(8, 1 + 4, 192)], "the class token and a quarter of 16 patches"
+    views = crops.large_and_small_views(images, 32, 0, 0, recipe, torch.Generator().manual_seed(1))[0].flatten(0, 1)
+    whole = embed(mae.vit, views)
+    for tokens, all_of_them in zip(seen[0], whole, strict=True):
+        near = torch.cdist(tokens[1:], all_of_them[1:])
+        assert (near.min(1).values < 1e-4).all() and len(set(near.argmin(1).tolist())) == 4, "four different patches, in their places"
     for _ in range(30):
         optimizer.zero_grad()
         value = loss()

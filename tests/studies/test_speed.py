@@ -56,7 +56,9 @@ def test_costs_add_up(rows):
     assert model.online(1000) == pytest.approx(model.store(1000) + speed.STEPS * 64 * 0.15)
     assert model.published(1000) == pytest.approx(300 + 2 + speed.STEPS * (64 * 0.3 + 32 * 0.05))
     assert model.shared_from() == pytest.approx(speed.STEPS * 0.5 / 0.15)
-    assert model.neighbors_from() == pytest.approx(0.15 / 2e-6)
+    assert model.neighbors(10_000_000) == pytest.approx(1e14 * 2e-6), "all pairs where nothing else was measured"
+    rows["neighbors"]["approximate"] = {"images": 1_000_000, "seconds": 200.0}
+    assert speed.costs(rows).neighbors(4_000_000) == pytest.approx(8 * 200) and speed.costs(rows).neighbors(1000) == pytest.approx(2)
     table = speed.plan(model, {"some": 1000, "many": 10_000_000})
     assert list(table.index) == ["some, 1,000 images", "many, 10,000,000 images"] and list(table["store takes"]) == ["804.4 MB", "8.0 TB"]
     by_hand = 128 * 784 + 4 * 128 + 4 * 384  # codes, units, mean feature
