@@ -10,7 +10,7 @@ from .images import draw_scenes, labeled_sample, mixture, read_photographs
 from .loop import OBJECTIVES, pretrain
 from .mae import Mae
 from .network import MEAN, STD, build_network, save_backbone, tokens_at, tokens_of
-from .pilots import hold_out, pilot_table, pilots, read_streets
+from .pilots import hold_out, pilot_table, pilot_ways, read_streets
 from .recipe import PHOTOS, PHOTOS_SECOND_STAGE, PHOTOS_SHARES, SECOND_STAGE, STREETS, Distillation, PretrainRecipe
 from .watching import watcher
 
@@ -39,7 +39,7 @@ __all__ = [
     "mix_colors",
     "mixture",
     "pilot_table",
-    "pilots",
+    "pilot_ways",
     "point_contrast",
     "pretrain",
     "read_curve",

@@ -68,7 +68,7 @@ def hold_out(dataset: SegmentationDataset, count: int = HELD_OUT) -> tuple[list[
     return [row for row in range(len(dataset)) if row not in set(held)], held
 
 
-def pilots(seed: int) -> dict[str, Stages]:
+def pilot_ways(seed: int) -> dict[str, Stages]:
     """The ways that are compared on equal time. "half size": images at half their size, a quarter of the tokens for the same view."""
     today = replace(PHOTOS, seed=seed)
     half = replace(STREETS[0], seed=seed, depth=today.depth)

@@ -144,7 +144,7 @@ def test_speed(tmp_path):
     text, executed = run("speed", {"results": str(tmp_path / "results")}, tmp_path)
     assert "a-cpu.json: 8 rows" in text and "40.0 x" in text and "impossible here" in text
     shown = "\n".join(str(output.get("text", "")) for cell in executed.cells for output in cell.get("outputs", []))
-    assert "multiplies bfloat16 more slowly" in shown and "Neighbors of 600,000 images: 200.0 hours" in shown
+    assert "multiplies bfloat16 more slowly" in shown and "Neighbors of 600,000 images, all pairs compared: 200.0 hours" in shown
 
 
 def test_benchmark(tmp_path):

@@ -40,7 +40,7 @@ def test_streets_are_the_frames_that_are_left_and_the_photographs(tmp_path):
 
 
 def test_ways_cost_the_same_and_half_the_size_shows_the_same_view():
-    ways = pretraining.pilots(3)
+    ways = pretraining.pilot_ways(3)
     for stages in ways.values():
         assert sum(share for _, share in stages) == pytest.approx(1) and all(recipe.seed == 3 for recipe, _ in stages)
     (half, _), (full, _) = ways["six blocks, half size first"]

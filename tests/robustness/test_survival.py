@@ -153,7 +153,7 @@ def test_the_batches_of_a_process_that_dies_are_computed_by_the_other(runner, ex
     """What it had recorded stays; what it had claimed is free again without a time limit."""
     job = dict(slow=0.3, keep_every=0.0, experiment=experiment.to_dict(), runs_dir=str(tmp_path), copies=2)
     pids = runner.start("extract", **job)
-    wait_for(lambda: list(tmp_path.glob("features/.*.part/chunks/*.json")))
+    wait_for(lambda: list(tmp_path.glob("features/.*.part/chunks/[!.]*.json")))
     os.kill(pids[0], signal.SIGKILL)
     assert runner.answers_within(120) and runner.wait() == [-signal.SIGKILL, 0]
     (survivor,) = runner.results()

@@ -117,7 +117,7 @@ def test_two_machines_go_on_where_both_were_killed_while_they_extracted(runner, 
     """With one shared folder, as SLURM starts them. What was recorded is not computed again, and the store is that of one."""
     job = dict(experiment=experiment.but(steps=1).to_dict(), runs_dir=str(tmp_path / "two"), keep_every=0.0, slow=0.3)
     pids = runner.start("train", copies=2, join=started_by("slurm, two machines"), **job)
-    wait_for(lambda: list(tmp_path.glob("two/features/.*-train-*.part/chunks/*.json")))
+    wait_for(lambda: list(tmp_path.glob("two/features/.*-train-*.part/chunks/[!.]*.json")))
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     runner.wait()
