@@ -103,7 +103,8 @@ def large(folder: str, tiny: str, images: str, steps: str) -> dict[str, Any]:
     step = training_steps(experiment, store, torch.randint(count, (count, experiment.neighbors)), backbone)
     for _ in range(int(steps)):
         step()
-    sample_cells(store, 0, lambda rows: model(store.rows(rows)), model.head.code_dim, 4000)  # a tenth of what the probes take
+    with torch.no_grad():  # as the probes are fitted; a tenth of what they take
+        sample_cells(store, 0, lambda rows: model(store.rows(rows)), model.head.code_dim, 4000)
     sizes = {name: (settings.folder / f"{name}.npy").stat().st_size for name in shapes}
     return {"seconds": time.perf_counter() - started, "store_bytes": sum(sizes.values()), "images": count}
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from common import ROOT
 from recipes import DISTILLED
 
 from stego_lib import pretraining
@@ -70,3 +71,8 @@ def test_the_table_of_pilots_has_the_first_look_and_the_last(tmp_path):
     table = pretraining.pilot_table(tmp_path)
     assert table.loc["half first"].tolist() == [2, "40 + 7", "11.0", "19.0 (18.0 to 20.0)", "22.0", "38.0 (36.0 to 40.0)"]
     assert table.loc["whole", "seeds"] == 1 and table.loc["whole", "k-means, end"] == "11.0 (11.0 to 11.0)"
+
+
+def test_every_pilot_is_on_record_with_two_seeds():
+    table = pretraining.pilot_table(ROOT / "book" / "records" / "pretraining" / "pilots")
+    assert set(table.index) == set(pretraining.pilot_ways(0)) and (table["seeds"] >= 2).all()
