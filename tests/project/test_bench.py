@@ -133,7 +133,7 @@ def test_every_row_is_measured_beside_the_baseline(measured):
     assert len(rows["evaluation"]["kinds"]) == 2
     for found in rows["evaluation"]["kinds"].values():
         assert {"published, no CRF", "ours, no CRF"} <= set(found["ways"])
-        assert "published, its CRFs" not in found["ways"] or 0 < found["busy"] < 1.1
+        assert "published, its CRFs" not in found["ways"] or 0 < found["busy"] < 3, "of a tenth of a second, by ticks of ten milliseconds"
     assert {"ours", "ours, channels first, float32", "ours, probes after, bfloat16"} <= set(rows["rest"]["ways"])
     assert rows["memory"]["store_bytes"] > 12 * 2 * 32 * 4 * 4
     assert rows["memory"]["large"]["store_bytes"] > 1000 * 2 * 32 * 4 * 4
