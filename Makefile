@@ -87,7 +87,7 @@ pythons: $(READY)  ## set up and train with each Python on the machine (minutes 
 torture: $(READY)  ## 200 kills, every bad input and attack, 5,000 steps; writes tests/reports (ARGS=kills: that part)
 	@$(PY) tests/torture.py $(ARGS)
 
-bench: $(READY)  ## a quarter of an hour: time each part against a plain re-implementation; writes benchmarks/results (ARGS="step evaluation": those rows)
+bench: $(READY)  ## half an hour: time each part against a plain re-implementation; writes benchmarks/results (ARGS="step evaluation": those rows)
 	@$(PY) -m benchmarks $(ARGS)
 
 lab: $(READY)  ## open JupyterLab on the notebooks

@@ -1,6 +1,6 @@
 """Measures and prints a table; writes benchmarks/results/MACHINE-DATE.json.
 
-make bench                                    # every row: about a quarter of an hour on two cores
+make bench                                    # every row: about half an hour on two cores
 make bench ARGS="step evaluation"             # these rows
 make bench ARGS="--photos FOLDER evaluation"  # the CRF on photographs too
 """

@@ -31,12 +31,16 @@ def build_network(recipe: PretrainRecipe) -> VisionTransformer:
 
 def all_tokens(vit: VisionTransformer, images: Tensor) -> Tensor:
     """Tokens after the final norm, the class token first, (B, 1 + h * w, C), of float images (B, 3, H, W) in [0, 1]."""
-    return vit.forward_features((images - MEAN.to(images)) / STD.to(images))
+    return vit.forward_features(_normalized(images))
 
 
 def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
     """What enters the blocks: the class token and the patches, each with its position, (B, 1 + h * w, C)."""
-    return vit._pos_embed(vit.patch_embed((images - MEAN.to(images)) / STD.to(images)))
+    return vit._pos_embed(vit.patch_embed(_normalized(images)))
+
+
+def _normalized(images: Tensor) -> Tensor:
+    return (images - MEAN.to(images)) / STD.to(images)
 
 
 def tokens_of(vit: VisionTransformer, images: Tensor) -> Tensor:

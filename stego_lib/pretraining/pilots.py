@@ -34,8 +34,6 @@ class Streets:
     """uint8 (N, 3, H, W)."""
     chances: Tensor
     watch: Callable[[nn.Module, int], dict[str, float]]
-    names: tuple[str, ...]
-    """Folders that the photographs come from."""
 
 
 def read_streets(
@@ -52,7 +50,7 @@ def read_streets(
     images, chances = mixture([frames, torch.cat([read_photographs(root / name) for name in names])], PHOTOS_SHARES)
     step = max(1, len(learned) // round(FITTED * len(held)))
     shown = learned[::step][: round(FITTED * len(held))] + held
-    return Streets(images, chances, watcher(*labeled_sample(dataset, shown), len(dataset.classes), batch=8, every=EVERY), tuple(names))
+    return Streets(images, chances, watcher(*labeled_sample(dataset, shown), len(dataset.classes), batch=8, every=EVERY))
 
 
 def hold_out(dataset: SegmentationDataset, count: int = HELD_OUT) -> tuple[list[int], list[int]]:

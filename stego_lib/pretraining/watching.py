@@ -18,8 +18,8 @@ def watcher(
     """A `watch` for `pretrain`: mIoU (percent) of k-means and of a linear probe on the patch tokens of labeled images.
 
     images: uint8 (N, 3, H, W); labels: int64 (N, H, W), below 0 = ignored. Both are fitted on the first 60 % of the
-    images, on one token in `every`, and scored on all of the rest, at one label a token (the commonest of its patch). The labels are looked at, never
-    learned from.
+    images, on one token in `every`, and scored on all of the rest, at one label a token (the commonest of its patch). The labels are
+    looked at, never learned from.
     """
     count, _, height, width = images.shape
     cells = labels.reshape(count, height // 8, 8, width // 8, 8).transpose(2, 3).flatten(3).mode(-1).values

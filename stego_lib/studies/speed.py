@@ -33,7 +33,7 @@ def newest_results(folder: Path) -> tuple[Path, dict[str, Any]]:
     found = [(path, read_json(path)) for path in sorted(folder.glob("*.json"))]
     found = [(path, result) for path, result in found if not result["settings"]["tiny"]]
     if not found:
-        raise StegoError(f"{folder} holds no results; make bench measures them (a quarter of an hour)")
+        raise StegoError(f"{folder} holds no results; make bench measures them (half an hour)")
     return max(found, key=lambda item: (len(item[1]["rows"]), item[1]["machine"]["date"]))
 
 
