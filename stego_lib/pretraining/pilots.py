@@ -13,14 +13,14 @@ from ..datasets.base import SegmentationDataset
 from .comparison import Stages
 from .curves import read_curve
 from .images import labeled_sample, mixture, read_photographs
-from .recipe import PHOTOS, PHOTOS_SHARES, STREETS
+from .recipe import PHOTOS, PHOTOS_SHARES
 from .watching import watcher
 
 FOLDERS = ("photos", "photos_more")
 """Where photographs lie beside CamVid."""
 HELD_OUT = 60
 """Labeled training frames that are neither learned from nor seen; they measure progress."""
-FITTED = 1.5
+FITTED = 2.5
 """For each of them, so many of the frames that are learned from fit the probes, with their labels."""
 EVERY = 10
 """One token in so many fits the probes."""
@@ -48,9 +48,11 @@ def read_streets(
     frames = read_photographs(dataset.images[0].parent)[learned]
     names = [folders[0], *(name for name in folders[1:] if (root / name).is_dir())]
     images, chances = mixture([frames, torch.cat([read_photographs(root / name) for name in names])], PHOTOS_SHARES)
-    step = max(1, len(learned) // round(FITTED * len(held)))
-    shown = learned[::step][: round(FITTED * len(held))] + held
-    return Streets(images, chances, watcher(*labeled_sample(dataset, shown), len(dataset.classes), batch=8, every=EVERY))
+    fitted = learned[:: max(1, len(learned) // round(FITTED * len(held)))]
+    drives = [_drive(dataset.images[row]) for row in fitted + held]
+    pairs = labeled_sample(dataset, fitted + held)
+    watch = watcher(*pairs, len(dataset.classes), batch=8, every=EVERY, fitted=len(fitted), drives=drives)
+    return Streets(images, chances, watch)
 
 
 def hold_out(dataset: SegmentationDataset, count: int = HELD_OUT) -> tuple[list[int], list[int]]:
@@ -60,22 +62,29 @@ def hold_out(dataset: SegmentationDataset, count: int = HELD_OUT) -> tuple[list[
     """
     drives: dict[str, list[int]] = {}
     for row, path in enumerate(dataset.images):
-        drives.setdefault(path.stem.split("_")[0], []).append(row)
+        drives.setdefault(_drive(path), []).append(row)
     share = min(count / len(dataset), 1 / 3)
     held = [row for rows in drives.values() for row in rows[len(rows) - round(share * len(rows)) :]] or [len(dataset) - 1]
     return [row for row in range(len(dataset)) if row not in set(held)], held
 
 
+def _drive(path: Path) -> str:
+    return path.stem.split("_")[0]
+
+
 def pilot_ways(seed: int) -> dict[str, Stages]:
-    """The ways that are compared on equal time. "half size": images at half their size, a quarter of the tokens for the same view."""
+    """The ways that are compared on equal time. "half size": images at half their size, a quarter of the tokens for the same view;
+    "averaged": over squares of four pixels, where the first pilots sampled one in four."""
     today = replace(PHOTOS, seed=seed)
-    half = replace(STREETS[0], seed=seed, depth=today.depth)
+    half = replace(today, crop=40, batch_size=64, points=16, zoom=(0.167, 0.35))
+    averaged = replace(half, depth=6, shrink=2, zoom=today.zoom)
     mae = replace(today, objective="mae", depth=6, crop=160, batch_size=16, zoom=(0.667, 1.4), color_mixing=(0.1, 0.1, 0.05, 0.05))
     six = replace(today, depth=6)
     return {
         "six blocks": [(six, 1.0)],
         "twelve blocks": [(today, 1.0)],
         "six blocks, half size first": [(replace(half, depth=6), 0.7), (six, 0.3)],
+        "six blocks, averaged to half size first": [(averaged, 0.7), (six, 0.3)],
         "twelve blocks, half size first": [(half, 0.7), (today, 0.3)],
         "six blocks, MAE first": [(mae, 0.5), (six, 0.5)],
     }

@@ -188,6 +188,21 @@ def test_the_watcher_scores_tokens_against_the_commonest_label_of_their_patch(mo
     assert found["kmeans_miou"] == pytest.approx(100) and found["linear_miou"] == pytest.approx(100)
 
 
+def test_the_watcher_fits_the_probe_of_a_drive_on_the_frames_of_the_others(monkeypatch):
+    """Two drives whose tokens name the classes in opposite ways: right on one's own kind, wrong on the other's."""
+    labels = torch.randint(0, 2, (12, 4, 4), generator=generator()).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    drives = ["a", "b"] * 6
+    tokens = F.one_hot(labels[:, ::8, ::8].flatten(1), 2).float()
+    tokens[1::2] = 1 - tokens[1::2]
+    own = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 6)[:, None].expand(-1, 16, -1)
+    tokens = torch.cat([tokens * own[..., :1], tokens * own[..., 1:], own], -1)  # each drive in channels of its own
+    shown = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 3, 32, 32)
+    monkeypatch.setattr(watching, "tokens_of", lambda _, images: tokens[(images[:, 0, 0, 0] * 255).round().long()])
+    found = watcher(shown, labels, 2, every=1, fitted=8, drives=drives)(torch.nn.Linear(1, 1), 5)
+    assert found["linear_miou"] == pytest.approx(100) and found["other_miou"] < 60
+    assert set(watcher(shown, labels, 2)(torch.nn.Linear(1, 1), 5)) == {"kmeans_miou", "linear_miou"}
+
+
 def test_a_run_that_ends_early_keeps_the_schedule_that_was_planned(images, tmp_path):
     """The first half of a run, laid out for the whole, takes the very steps of the whole."""
     whole = replace(TINY, full_size_steps=0)
