@@ -8,8 +8,12 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from torch import Tensor
 
-MEASURES = {"kmeans_miou": "k-means, mIoU (%)", "linear_miou": "linear probe (labels), mIoU (%)"}
-"""What the watch measures, as figures name it."""
+MEASURES = {
+    "kmeans_miou": "k-means, mIoU (%)",
+    "linear_miou": "linear probe (labels), mIoU (%)",
+    "other_miou": "linear probe of other drives (labels), mIoU (%)",
+}
+"""What the watch measures, as figures name it; older records lack the last."""
 
 
 def matched_points(view1: Tensor, view2: Tensor, where1: Tensor, where2: Tensor) -> Figure:
@@ -32,12 +36,14 @@ def matched_points(view1: Tensor, view2: Tensor, where1: Tensor, where2: Tensor)
 
 
 def learning_curves(stages: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
-    """The loss, and both measures, by minutes of training; stage -> the tables of `read_curve`. Stages follow each other."""
+    """The loss, and what was measured, by minutes of training; stage -> the tables of `read_curve`. Stages follow each other."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4))
     begins = 0.0
     for number, (name, (losses, measured)) in enumerate(stages.items()):
         left.plot(begins + losses.index, losses["loss"], color="black")
-        for (key, title), color, marker in zip(MEASURES.items(), sns.color_palette(), "os", strict=False):
+        for (key, title), color, marker in zip(MEASURES.items(), sns.color_palette(), "os^", strict=False):
+            if key not in measured:
+                continue
             label = None if number else title.split(",")[0]
             right.plot(begins + measured.index, measured[key], marker=marker, color=color, label=label)
         for axis in (left, right):
@@ -56,8 +62,9 @@ def learning_curves(stages: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> 
 
 def objectives(measured: Mapping[str, pd.DataFrame]) -> Figure:
     """One panel a measure, one line a recipe, by minutes of training; `measured`: name -> table of `read_curve`."""
-    figure, axes = plt.subplots(1, len(MEASURES), figsize=(9.5, 3.4))
-    for axis, (key, title) in zip(axes, MEASURES.items(), strict=True):
+    common = {key: title for key, title in MEASURES.items() if all(key in table for table in measured.values())}
+    figure, axes = plt.subplots(1, len(common), figsize=(4.75 * len(common), 3.4))
+    for axis, (key, title) in zip(axes, common.items(), strict=True):
         for (name, table), color, marker in zip(measured.items(), sns.color_palette(), "os^d", strict=False):
             axis.plot(table.index, table[key], marker=marker, color=color, label=name)
         axis.set(title=title, xlabel="minutes of training", ylim=(0, None))

@@ -242,7 +242,7 @@ def test_pretraining_on_photographs_makes_a_backbone_from_folders(tmp_path):
                 ids = standins.stripes([0, 3, 11], 60, 80)
                 standins.save(tmp_path / "data" / f"{folder}annot" / f"drive_{number}.png", ids)
     parameters = dict(
-        data_root=str(tmp_path / "data"), steps="2 1", batch_size=2, watched=1, save_every=2,
+        data_root=str(tmp_path / "data"), recipe="photos", steps="2 1", batch_size=2, watched=1, save_every=2,
         watch_every=2, folder=str(tmp_path / "pre"), device="cpu",
     )  # fmt: skip
     text = run_notebook(ROOT / "notebooks" / "pretrain_photos.ipynb", tmp_path / "out.ipynb", parameters)
@@ -253,11 +253,11 @@ def test_pretraining_on_photographs_makes_a_backbone_from_folders(tmp_path):
         assert [look["step"] for look in measured] == [0, steps]
 
 
-def test_the_recipe_of_the_pilots_has_three_stages_and_keeps_the_last(tmp_path):
-    parameters = dict(images="scenes", recipe="streets", steps="2 1 1", batch_size=2, watched=10, folder=str(tmp_path), device="cpu")
+def test_the_recipe_of_the_embedded_backbone_has_three_stages_and_keeps_the_last(tmp_path):
+    parameters = dict(images="scenes", steps="2 1 1", batch_size=2, watched=10, folder=str(tmp_path), device="cpu")
     text = run_notebook(ROOT / "notebooks" / "pretrain_photos.ipynb", tmp_path / "out.ipynb", parameters)
     assert "64 scenes, dense contrast, 2 and 1 and 1 steps, no labels" in text
-    with safe_open(tmp_path / "streets_vit_tiny8.safetensors", "pt") as file:
+    with safe_open(tmp_path / "photos_vit_tiny8_d6.safetensors", "pt") as file:
         kept = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no dictionary)
     last = load_state(tmp_path / "third" / "pretraining.pt")["objective"]
     torch.testing.assert_close(kept["blocks.5.mlp.fc2.weight"], last["vit.blocks.5.mlp.fc2.weight"], rtol=1e-2, atol=1e-3)
@@ -267,7 +267,7 @@ def test_the_recipe_of_the_pilots_has_three_stages_and_keeps_the_last(tmp_path):
 
 def test_objectives_are_compared_on_equal_time(tmp_path):
     parameters = dict(
-        images="scenes", steps="1 1", batch_size=2, compare_seconds=1, watched=10, folder=str(tmp_path),
+        images="scenes", recipe="photos", steps="1 1", batch_size=2, compare_seconds=1, watched=10, folder=str(tmp_path),
         device="cpu",
     )  # fmt: skip
     text = run_notebook(ROOT / "notebooks" / "pretrain_photos.ipynb", tmp_path / "out.ipynb", parameters)

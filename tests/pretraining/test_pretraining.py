@@ -203,6 +203,17 @@ def test_the_watcher_fits_the_probe_of_a_drive_on_the_frames_of_the_others(monke
     assert set(watcher(shown, labels, 2)(torch.nn.Linear(1, 1), 5)) == {"kmeans_miou", "linear_miou"}
 
 
+def test_images_are_shrunk_to_the_mean_of_their_squares(images, tmp_path):
+    whole = replace(TINY, crop=8, full_crop=8, shrink=2)
+    squares = images.reshape(8, 3, 16, 2, 16, 2).permute(0, 1, 2, 4, 3, 5).flatten(4)
+    means = torch.tensor([round(float(sum(square)) / 4) for square in squares.reshape(-1, 4).tolist()], dtype=torch.uint8).view(8, 3, 16, 16)
+    losses = [
+        [line["loss"] for line in pretrain(shown, recipe, tmp_path / str(recipe.shrink))[1]]
+        for shown, recipe in ((images, whole), (means, replace(whole, shrink=1)))
+    ]
+    assert losses[0] == losses[1]
+
+
 def test_a_run_that_ends_early_keeps_the_schedule_that_was_planned(images, tmp_path):
     """The first half of a run, laid out for the whole, takes the very steps of the whole."""
     whole = replace(TINY, full_size_steps=0)
