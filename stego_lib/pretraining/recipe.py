@@ -116,8 +116,8 @@ PHOTOS_SHARES = (0.6, 0.4)
 _SIX = replace(PHOTOS, depth=6, schedule_steps=None)
 STREETS = (
     replace(_SIX, steps=11_000, shrink=2, crop=40, batch_size=64, points=16),
-    replace(_SIX, steps=2_200, zoom=(0.5, 1.0)),
-    replace(_SIX, steps=1_000, crop=112, batch_size=16, zoom=(0.467, 0.9), lr=3e-4),
+    replace(_SIX, steps=1_200, zoom=(0.5, 1.0)),
+    replace(_SIX, steps=600, crop=112, batch_size=16, zoom=(0.467, 0.9), lr=3e-4),
 )
 """How `photos_vit_tiny8_d6` was trained, in three stages: six blocks; images averaged to half their size, a quarter of the tokens for
 the same view; then crops of 80 pixels nearer to the size of use, and those of `PHOTOS_SECOND_STAGE`."""
