@@ -20,10 +20,10 @@ from .limits import limits
 from .material import Settings
 from .measuring import RESULTS, machine, save
 from .scale_rows import memory, neighbors
-from .training_rows import compact, extraction, probes, recipe, rest, step
+from .training_rows import compact, extraction, pretraining, probes, recipe, rest, step
 
 ROWS: dict[str, Callable[[Settings], dict[str, Any]]] = {
-    row.__name__: row for row in (limits, rest, step, extraction, compact, evaluation, crf_engines, neighbors, probes, memory, exports, recipe)
+    row.__name__: row for row in (limits, rest, step, extraction, compact, evaluation, crf_engines, neighbors, probes, memory, exports, recipe, pretraining)
 }
 
 

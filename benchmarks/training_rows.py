@@ -20,6 +20,7 @@ from stego_lib.features.store import Features, FeatureStore
 from stego_lib.loss import published_permutation, random_coords
 from stego_lib.model import Stego
 from stego_lib.neighbors import nearest_neighbors
+from stego_lib.pretraining import STREETS, DenseContrast, PretrainRecipe, build_network
 from stego_lib.probes import fit_probes
 from stego_lib.run import build_model
 from stego_lib.training import make_optimizer, train_step
@@ -63,6 +64,38 @@ def step(settings: Settings) -> dict[str, Any]:
         online = open_features(dataset, network, experiment.train_size, folder / precision, "online")
         ways[f"online {precision}"] = training_steps(experiment, online, neighbors, network)
     return {"ways": timed(ways, settings), "batch": experiment.batch_size, "skipped": skipped}
+
+
+def pretraining(settings: Settings) -> dict[str, Any]:
+    """A step of pre-training on a CPU, in its precision, with torch's fused attention and with plain products.
+
+    Random images; the first stage of `STREETS` (crops of 40 px) and its second (80 px), on `settings`' threads.
+    """
+    precision = torch.bfloat16 if bfloat16_is_native() else torch.float32
+    images = torch.randint(0, 256, (64, 3, 120, 160), dtype=torch.uint8)
+
+    def steps(stage: PretrainRecipe, fused: bool) -> Callable:
+        contrast = DenseContrast(build_network(stage), stage).train()
+        for block in contrast.vit.blocks:
+            block.attn.fused_attn = fused
+        optimizer, numbers = torch.optim.AdamW(contrast.parameters(), lr=1e-4), count()
+
+        def step() -> None:
+            batch = images[: stage.batch_size].float() / 255
+            with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+                loss = contrast(batch, stage.crop, torch.Generator().manual_seed(next(numbers)))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+    kinds = {}
+    for stage in STREETS[:2]:
+        stage = replace(stage, batch_size=settings.choose(stage.batch_size, 2))
+        ways = {"fused attention": steps(stage, True), "plain attention": steps(stage, False)}
+        kinds[f"crops of {stage.crop} px"] = {"ways": timed(ways, settings), "batch": stage.batch_size}
+    return {"kinds": kinds, "precision": str(precision)}
 
 
 def compact(settings: Settings) -> dict[str, Any]:

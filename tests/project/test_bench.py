@@ -142,6 +142,7 @@ def test_every_row_is_measured_beside_the_baseline(measured):
     exported = rows["exports"]["kinds"]["scenes"]
     assert exported["files"]["int8"]["bytes"] < 0.5 * exported["files"]["float32"]["bytes"]
     assert exported["files"]["float32"]["agreement"] >= 0.999 and len(exported["ways"]) == 3
+    assert all(set(found["ways"]) == {"fused attention", "plain attention"} for found in rows["pretraining"]["kinds"].values())
     assert rows["recipe"]["extrapolated"] and rows["recipe"]["total_s"] > 0
     machine = measured["machine"]
     assert machine["cpu"] and machine["amx"] in (True, False) and machine["threads"] == "1" and machine["torch"]
