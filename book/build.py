@@ -40,17 +40,17 @@ FIRST = "notebooks/train"
 TRY = "book/try"
 """The page that segments in the browser."""
 PARAMETERS: dict[str, dict[str, Any]] = {
-    "notebooks/quickstart": {"backbone": "photos_vit_tiny8", "steps": 100},
+    "notebooks/quickstart": {"backbone": "photos_vit_tiny8_d6", "steps": 100},
     "notebooks/pretrain_scenes": dict(
         steps=40, second_steps=20, images=256, watched=32, save_every=10, folder=os.path.relpath(BUILD / "pretraining")
     ),
     "notebooks/pretrain_photos": dict(
-        images="scenes", steps="20 5", batch_size=8, watched=20, save_every=10, folder=os.path.relpath(BUILD / "pretraining_photos")
+        images="scenes", steps="20 5 5", batch_size=8, watched=20, save_every=10, folder=os.path.relpath(BUILD / "pretraining_photos")
     ),
 }
-"""Notebooks that the book runs otherwise than by their defaults: the whole pre-training takes an hour, and photographs; DINO's
+"""Notebooks that the book runs otherwise than by their defaults: the whole pre-training takes an hour and a half, and photographs; DINO's
 weights need a network."""
-BACKBONE = {"backbone": "photos_vit_tiny8"}
+BACKBONE = {"backbone": "photos_vit_tiny8_d6"}
 SHOW_CAMVID = {"stego_from_scratch": {}} | dict.fromkeys(("train", "correspondence", "loss", "data", "evaluation", "choosing"), BACKBONE)
 """Chapters that show CamVid where it is at hand; the others read records, or work on images of their own. The backbone is the
 embedded one, as in the records, so that a build is the same with and without a network."""

@@ -228,8 +228,8 @@ def _block_of(name: str, depth: int, block: int) -> int:
     return block % depth
 
 
-EMBEDDED_FOR_PHOTOGRAPHS = "photos_vit_tiny8"
-"""The embedded backbone that was trained on photographs, see stego_lib/weights/photos_vit_tiny8.md."""
+EMBEDDED_FOR_PHOTOGRAPHS = "photos_vit_tiny8_d6"
+"""The embedded backbone that was trained on photographs, see stego_lib/weights/photos_vit_tiny8_d6.md."""
 
 
 def preset_here(name: str, **changes: Any) -> Experiment:

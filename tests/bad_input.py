@@ -305,7 +305,7 @@ def a_misspelled_backbone(world):
     world.train(backbone="vit_smal_patch16_224")  # codespell:ignore smal
 
 
-@case(r"backbone file .*/nowhere\.safetensors does not exist", "embedded backbones: photos_vit_tiny8, scenes_vit_tiny8")
+@case(r"backbone file .*/nowhere\.safetensors does not exist", "embedded backbones: photos_vit_tiny8, photos_vit_tiny8_d6, scenes_vit_tiny8")
 def a_backbone_file_that_is_not_there(world):
     world.train(backbone=str(world.root / "nowhere.safetensors"))
 

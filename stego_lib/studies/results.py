@@ -203,6 +203,7 @@ OVERVIEW = ("kmeans_features", "kmeans_features_crf", "cluster", "cluster_crf", 
 MAIN = {
     "scenes": ("scenes val", "scenes_vit_tiny8"),
     "camvid": ("CamVid val", "streets_vit_tiny8_d6"),
+    "camvid_photos_d6": ("CamVid val", "photos_vit_tiny8_d6"),
     "camvid_photos": ("CamVid val", "photos_vit_tiny8"),
 }
 """Folder of the main run records -> what was scored, and the backbone."""

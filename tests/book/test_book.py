@@ -242,7 +242,7 @@ def test_the_book_takes_camvid_where_it_is(tmp_path, monkeypatch, capsys):
     for given, folder in ((str(tmp_path / "elsewhere"), tmp_path / "elsewhere"), (None, tmp_path / "data")):
         (folder / "camvid" / "train").mkdir(parents=True)
         found = build.images(given)
-        assert found["notebooks/train"] == {"dataset": "camvid", "data_root": str(folder), "backbone": "photos_vit_tiny8"}
+        assert found["notebooks/train"] == {"dataset": "camvid", "data_root": str(folder), "backbone": "photos_vit_tiny8_d6"}
         assert found["notebooks/stego_from_scratch"] == {"dataset": "camvid", "data_root": str(folder)}
         for name, parameters in found.items():
             assert set(parameters) <= set(build.parameters_of(ROOT / f"{name}.ipynb")), name

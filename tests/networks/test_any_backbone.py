@@ -200,7 +200,7 @@ def test_a_std_of_zero_is_refused(tmp_path):
         Backbone(str(file))
 
 
-@pytest.mark.parametrize("name", ["scenes_vit_tiny8", "photos_vit_tiny8"])
+@pytest.mark.parametrize("name", ["scenes_vit_tiny8", "photos_vit_tiny8", "photos_vit_tiny8_d6"])
 def test_embedded_backbones_keep_the_normalization_they_were_trained_with(name):
     assert Backbone(name, **EXACT).mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
 
@@ -454,7 +454,7 @@ def alone(code: str, endpoint: str, home: Path) -> tuple[float, str]:
 
 def test_without_a_network_the_embedded_backbone_steps_in_at_once_with_one_line(tmp_path):
     """Case 24."""
-    code = "assert preset_here('folder').backbone == 'photos_vit_tiny8'"
+    code = "assert preset_here('folder').backbone == 'photos_vit_tiny8_d6'"
     seconds, said = alone(code, "http://127.0.0.1:9", tmp_path)
     assert seconds < 10 and said.count("Notice: ") == 1 and "out of reach" in said
     assert "Retrying" not in said and "thrown while" not in said
@@ -464,7 +464,7 @@ def test_a_hub_that_never_answers_is_given_up_after_seconds(tmp_path):
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        code = "assert preset_here('folder').backbone == 'photos_vit_tiny8'"
+        code = "assert preset_here('folder').backbone == 'photos_vit_tiny8_d6'"
         seconds, said = alone(code, f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
     assert seconds < 12 and said.count("Notice: ") == 1 and "out of reach" in said
 

@@ -38,15 +38,15 @@ def silent():
 def test_without_the_hub_real_images_get_the_embedded_backbone_and_a_notice(no_hub, name):
     with pytest.warns(Notice, match=r"dino_vits8|vit_small_patch8_224\.dino") as told:
         experiment = preset_here(name, seed=3)
-    assert experiment == Experiment.preset(name, seed=3, backbone="photos_vit_tiny8")
+    assert experiment == Experiment.preset(name, seed=3, backbone="photos_vit_tiny8_d6")
     text = str(told[0].message)
-    assert "no route to host" in text and "photos_vit_tiny8" in text and "no scores of 'dino_vits8'" in text
+    assert "no route to host" in text and "photos_vit_tiny8_d6" in text and "no scores of 'dino_vits8'" in text
 
 
 def test_the_embedded_backbone_for_photographs_is_there_and_loads_without_a_hub(no_hub):
     assert EMBEDDED_FOR_PHOTOGRAPHS in EMBEDDED
     backbone = Backbone(EMBEDDED_FOR_PHOTOGRAPHS, device="cpu", precision="float32")
-    assert (backbone.dim, backbone.patch, len(backbone.vit.blocks)) == (192, 8, 12)
+    assert (backbone.dim, backbone.patch, len(backbone.vit.blocks)) == (192, 8, 6)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
