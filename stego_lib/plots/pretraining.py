@@ -46,16 +46,17 @@ def learning_curves(stages: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> 
                 continue
             label = None if number else title.split(",")[0]
             right.plot(begins + measured.index, measured[key], marker=marker, color=color, label=label)
-        for axis in (left, right):
-            axis.annotate(
-                f"{name} stage", (begins, 0.02), xycoords=("data", "axes fraction"), fontsize=9, color="dimgray"
-            )
-            if number:
+        if number:
+            left.annotate(
+                f"{name} stage", (begins, 0.97), (2, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
+                rotation="vertical", va="top", fontsize=9, color="dimgray",
+            )  # fmt: skip
+            for axis in (left, right):
                 axis.axvline(begins, color="gray", linestyle=":", linewidth=1)
         begins += losses.index[-1]
     left.set(title="loss", xlabel="minutes of training")
     right.set(title="mIoU (%), images not trained on", xlabel="minutes of training", ylim=(0, None))
-    right.legend(fontsize=9, loc="center right")
+    right.legend(fontsize=9, loc="lower left")
     figure.tight_layout()
     return figure
 
