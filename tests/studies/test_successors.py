@@ -56,7 +56,7 @@ def test_tables_average_the_records_of_each_method(tmp_path):
 
 def test_the_overview_has_every_set_of_the_project():
     table = overview(ROOT / "book" / "records", [0, 1, 2])
-    assert list(dict.fromkeys(table.columns.get_level_values(0))) == list(SETS.values()) and len(SETS) == len(MAIN)
+    assert list(dict.fromkeys(table.columns.get_level_values(0))) == list(SETS.values()) and set(SETS) < set(MAIN)
     assert (table.loc[["STEGO", "SmooSeg", "PriMaPs-EM", "HP", "CAUSE-MLP", KMEANS]] != "").all().all()
 
 
