@@ -65,7 +65,7 @@ reproduce: $(READY)  ## one row of the paper: make reproduce ROW=cityscapes-vitb
 pretrain: $(READY)  ## train the backbone for scenes again (notebooks/pretrain_scenes.ipynb; an hour on two cores)
 	@$(NOTEBOOK) notebooks/pretrain_scenes.ipynb runs/pretrain_scenes.ipynb $(ARGS)
 
-photos: $(READY)  ## train the backbone for photographs again: make photos DATA=FOLDER, which holds photos/ and camvid/ (notebooks/pretrain_photos.ipynb)
+photos: $(READY)  ## train the backbone for photographs again: make photos DATA=FOLDER, which holds photos/, photos_more/ and camvid/ (notebooks/pretrain_photos.ipynb)
 	@$(NOTEBOOK) notebooks/pretrain_photos.ipynb runs/pretrain_photos.ipynb $(if $(DATA),-p data_root "$(DATA)") $(ARGS)
 
 check: $(READY)  ## seconds: the hooks of .pre-commit-config.yaml on every file, and the quick tests

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..datasets.base import SegmentationDataset
+from ..runtime.notices import notice
 from .comparison import Stages
 from .curves import read_curve
 from .images import labeled_sample, mixture, read_photographs
@@ -47,6 +48,8 @@ def read_streets(
     learned, held = hold_out(dataset, held_out)
     frames = read_photographs(dataset.images[0].parent)[learned]
     names = [folders[0], *(name for name in folders[1:] if (root / name).is_dir())]
+    if missing := [str(root / name) for name in folders if name not in names]:
+        notice(f"{', '.join(missing)} is not there: fewer photographs than the recipe's are learned from")
     images, chances = mixture([frames, torch.cat([read_photographs(root / name) for name in names])], PHOTOS_SHARES)
     fitted = learned[:: max(1, len(learned) // round(FITTED * len(held)))]
     drives = [_drive(dataset.images[row]) for row in fitted + held]

@@ -14,6 +14,7 @@ from stego_lib import open_dataset, pretraining
 from stego_lib.pretraining import crops
 from stego_lib.pretraining.mae import Mae, draw_shown, masked_error, pick, pixels
 from stego_lib.pretraining.network import all_tokens, build_network, embed
+from stego_lib.runtime.notices import Notice
 
 
 def test_the_last_frames_of_each_drive_are_held_out():
@@ -35,6 +36,8 @@ def test_streets_are_the_frames_that_are_left_and_the_photographs(tmp_path):
     assert streets.images[:, 0, 0, 0].tolist() == [10, 11, 12, 13, 100, 101, 150]
     alone = pretraining.read_streets(open_dataset("camvid", tmp_path, "train"), tmp_path, 2, ("photos",))
     assert alone.images[:, 0, 0, 0].tolist() == [10, 11, 12, 13, 100, 101]
+    with pytest.warns(Notice, match="elsewhere is not there: fewer photographs"):
+        pretraining.read_streets(open_dataset("camvid", tmp_path, "train"), tmp_path, 2, ("photos", "elsewhere"))
     assert streets.chances[:4].sum().item() == pytest.approx(0.6)
     torch.manual_seed(0)
     seen = streets.watch(build_network(replace(DISTILLED, img_size=32)).eval(), 0)
