@@ -6,6 +6,7 @@ from typing import Any
 import onnxruntime
 
 from stego_lib import Experiment, train
+from stego_lib.backbone import EMBEDDED_FOR_PHOTOGRAPHS
 from stego_lib.datasets import open_training_set
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.runtime.paths import data_root
@@ -23,7 +24,7 @@ def exports(settings: Settings) -> dict[str, Any]:
     images = settings.folder / "data"
     draw_scenes(images / "scenes", train=settings.choose(200, 16), val=2)
     made = {"scenes": Experiment.preset("scenes", data_root=str(images), steps=settings.choose(300, 2), crf=False)}
-    photographs = dict(data_root=str(data_root() / "photographs"), backbone="photos_vit_tiny8_d6", n_classes=6, steps=100)
+    photographs = dict(data_root=str(data_root() / "photographs"), backbone=EMBEDDED_FOR_PHOTOGRAPHS, n_classes=6, steps=100)
     if not settings.tiny:
         made["photographs"] = Experiment.preset("folder", **photographs, crf=False)
     return {"kinds": {kind: _kind(settings, experiment) for kind, experiment in made.items()}}

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 from stego_lib import Experiment, Run, train
+from stego_lib.backbone import EMBEDDED_FOR_PHOTOGRAPHS
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "book" / "try"
@@ -34,7 +35,7 @@ def fetch_runtime(folder: Path) -> str | None:
 
 def demonstration() -> Run:
     """The run of the page: that of segment_your_images.ipynb with the embedded backbone; trained if it is not there."""
-    values = dict(data_root=str(PHOTOGRAPHS), backbone="photos_vit_tiny8_d6", n_classes=6, steps=100)
+    values = dict(data_root=str(PHOTOGRAPHS), backbone=EMBEDDED_FOR_PHOTOGRAPHS, n_classes=6, steps=100)
     return train(Experiment.preset("folder", **values), resume=True)
 
 

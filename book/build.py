@@ -24,6 +24,7 @@ import nbformat
 import yaml
 from PIL import Image
 
+from stego_lib.backbone import EMBEDDED_FOR_PHOTOGRAPHS
 from stego_lib.notebooks import main as run_notebook
 from stego_lib.notebooks import parameters_of
 
@@ -40,7 +41,7 @@ FIRST = "notebooks/train"
 TRY = "book/try"
 """The page that segments in the browser."""
 PARAMETERS: dict[str, dict[str, Any]] = {
-    "notebooks/quickstart": {"backbone": "photos_vit_tiny8_d6", "steps": 100},
+    "notebooks/quickstart": {"backbone": EMBEDDED_FOR_PHOTOGRAPHS, "steps": 100},
     "notebooks/pretrain_scenes": dict(
         steps=40, second_steps=20, images=256, watched=32, save_every=10, folder=os.path.relpath(BUILD / "pretraining")
     ),
@@ -50,10 +51,10 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 }
 """Notebooks that the book runs otherwise than by their defaults: the whole pre-training takes an hour and a half, and photographs; DINO's
 weights need a network."""
-BACKBONE = {"backbone": "photos_vit_tiny8_d6"}
+BACKBONE = {"backbone": EMBEDDED_FOR_PHOTOGRAPHS}
 SHOW_CAMVID = {"stego_from_scratch": {}} | dict.fromkeys(("train", "correspondence", "loss", "data", "evaluation", "choosing"), BACKBONE)
 """Chapters that show CamVid where it is at hand; the others read records, or work on images of their own. The backbone is the
-embedded one, as in the records, so that a build is the same with and without a network."""
+embedded one, so that a build is the same with and without a network."""
 PAGES = (
     "_config.yml",
     "CHANGELOG.md",

@@ -247,7 +247,7 @@ def preset_here(name: str, **changes: Any) -> Experiment:
         return fit_sizes(experiment, Backbone(experiment.backbone, device="cpu").geometry)
     except HubUnreachable as error:
         notice(
-            f"{error}. Taking {EMBEDDED_FOR_PHOTOGRAPHS!r}, which comes with the package and has seen a thousandth as "
+            f"{error}. Taking {EMBEDDED_FOR_PHOTOGRAPHS!r}, which comes with the package and has seen a five-hundredth as "
             f"many photographs: its scores are no scores of {experiment.backbone!r}. Name a backbone to take another"
         )
         return fit_sizes(experiment.but(backbone=EMBEDDED_FOR_PHOTOGRAPHS))

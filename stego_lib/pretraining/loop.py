@@ -61,7 +61,7 @@ def pretrain(
         vit = build_network(recipe)
         if start is not None:
             vit.load_state_dict(start)
-        if device.type == "cpu":  # torch's fused attention takes a third of a step's time there, plain products a tenth
+        if device.type == "cpu":  # fused attention is slow there in bfloat16 without AMX, and no faster in float32
             for block in vit.blocks:
                 block.attn.fused_attn = False
         objective = OBJECTIVES[recipe.objective](vit, recipe).to(device)
