@@ -9,7 +9,7 @@ PIP = $(PY) -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINT
 # What pip prints goes to a log, which is shown if pip fails.
 SETUP_LOG = $(VENV)/setup.log
 CRF_LOG = $(VENV)/crf.log
-NOTEBOOK = $(PY) -m stego_lib.notebooks
+NOTEBOOK = $(PY) -m stego_book.notebooks
 # Parameters for a notebook: make train ARGS="-p dataset camvid -p data_root FOLDER"
 ARGS ?=
 # For `make reproduce`: the row of the paper. For it, `make photos` and `make book`: the folder that holds the datasets (data/ if not given).
@@ -38,7 +38,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "Python 3.11 or later is needed, this is $$($(PYTHON) --version); name another: make PYTHON=python3.12"; exit 1; }
 	@echo "setting up $(VENV) (once; about 6 GB and a few minutes) ..."
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	@{ $(PY) -m pip install --quiet --upgrade pip && $(PIP) --editable '.[all]'; } >$(SETUP_LOG) 2>&1 || { cat $(SETUP_LOG); exit 1; }
+	@{ $(PY) -m pip install --quiet --upgrade pip && $(PIP) --editable '.[all]' --editable book; } >$(SETUP_LOG) 2>&1 || { cat $(SETUP_LOG); exit 1; }
 	@$(PIP) --no-build-isolation --editable '.[crf]' >$(CRF_LOG) 2>&1 || \
 		echo "set up without pydensecrf, which could not be built, so the CRF takes the slower engine, see $(CRF_LOG) (it needs a C++ compiler and Python's headers; with them: make -B setup)"
 	@touch $@
@@ -94,7 +94,7 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 	@$(PY) -m jupyter lab --notebook-dir=. notebooks/train.ipynb
 
 book: $(READY)  ## run the chapters, render book/_build/html and check it (DATA=FOLDER: with FOLDER/camvid; ARGS=--no-run: render alone)
-	@$(PY) book/build.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+	@$(PY) -m stego_book.build $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 links: $(READY)  ## check outside links of the pages and the bibliography (needs the network)
 	@$(VENV)/bin/lychee --include-fragments --no-progress $(PAGES) $(ARGS)

@@ -9,7 +9,7 @@ from stego_lib import Experiment, train
 from stego_lib.backbone import EMBEDDED_FOR_PHOTOGRAPHS
 from stego_lib.datasets import open_training_set
 from stego_lib.datasets.scenes import draw_scenes
-from stego_lib.runtime.paths import data_root
+from stego_lib.utils.paths import data_root
 
 from .material import Settings
 from .measuring import timed

@@ -18,7 +18,7 @@ from stego_lib.datasets.images import read_image
 from stego_lib.datasets.layout import list_images
 from stego_lib.datasets.painter import paint_scene
 from stego_lib.datasets.transforms import resize_image
-from stego_lib.runtime.files import write_json
+from stego_lib.utils.files import write_json
 
 N_CLASSES = 27
 TINY = dict(architecture="vit_tiny_patch16_224", patch_size=8, img_size=32, depth=2, embed_dim=32, num_heads=2)

@@ -16,8 +16,8 @@ import psutil
 import torch
 
 from stego_lib.backbone import choose_device, choose_precision
-from stego_lib.runtime.environment import environment
-from stego_lib.runtime.files import write_json
+from stego_lib.utils.environment import environment
+from stego_lib.utils.files import write_json
 
 from .material import Settings
 

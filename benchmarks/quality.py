@@ -1,4 +1,4 @@
-"""Does speed cost quality? Trains what the chapter on speed compares and has no run record of (`stego_lib.studies.quality`).
+"""Does speed cost quality? Trains what the chapter on speed compares and has no run record of (`stego_book.studies.quality`).
 
 python -m benchmarks.quality                                          # scenes
 python -m benchmarks.quality --camvid-root FOLDER --camvid-backbone FILE   # CamVid too
@@ -16,8 +16,8 @@ from torch import Tensor
 from stego_lib import Experiment
 from stego_lib.features import online, opening
 from stego_lib.features.source import Source
-from stego_lib.runtime.paths import project_root, runs_root
-from stego_lib.studies import quality
+from stego_lib.utils.paths import project_root, runs_root
+from stego_book.studies import quality
 
 from .limits import bfloat16_is_native
 

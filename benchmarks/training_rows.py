@@ -20,7 +20,7 @@ from stego_lib.features.store import Features, FeatureStore
 from stego_lib.loss import published_permutation, random_coords
 from stego_lib.model import Stego
 from stego_lib.neighbors import nearest_neighbors
-from stego_lib.pretraining import STREETS, DenseContrast, PretrainRecipe, build_network
+from stego_book.pretraining import STREETS, DenseContrast, PretrainRecipe, build_network
 from stego_lib.probes import fit_probes
 from stego_lib.run import build_model
 from stego_lib.training import make_optimizer, train_step

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate
     from .experiment import PRESETS, Experiment
     from .run import Run, load_run
-    from .runtime.errors import DataNotFound, StegoError
+    from .utils.errors import DataNotFound, StegoError
     from .training import train
 
 __version__ = "0.2.0"
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _HOME = dict(
-    PRESETS="experiment", Backbone="backbone", DataNotFound="runtime.errors", Experiment="experiment", Run="run", StegoError="runtime.errors",
+    PRESETS="experiment", Backbone="backbone", DataNotFound="utils.errors", Experiment="experiment", Run="run", StegoError="utils.errors",
     evaluate="evaluation", load_run="run", open_dataset="datasets", train="training",
 )  # fmt: skip
 """Module of each public name. They are imported when asked for: a process that needs one small module takes no time to start."""

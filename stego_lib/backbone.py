@@ -11,10 +11,10 @@ from .experiment import PRESETS, Experiment
 from .networks.geometry import Geometry, feature_map, is_vit, measure
 from .networks.keys import attention_of, project_keys
 from .networks.loading import EMBEDDED, SHORT_NAMES, HubUnreachable, fit_sizes, geometry_of, load_network
-from .runtime.errors import StegoError, brief
-from .runtime.files import fingerprint
-from .runtime.memory import enough_memory
-from .runtime.notices import notice
+from .utils.errors import StegoError, brief
+from .utils.files import fingerprint
+from .utils.memory import enough_memory
+from .utils.notices import notice
 
 __all__ = [
     "EMBEDDED", "SHORT_NAMES", "Backbone", "Geometry", "HubUnreachable", "choose_device", "choose_precision", "fit_sizes", "geometry_of",
@@ -112,7 +112,7 @@ class Backbone(nn.Module):
     def of(cls, experiment: Experiment) -> "Backbone":
         """The backbone that an experiment names."""
         return cls(
-            experiment.backbone, features=experiment.features, block=experiment.block, published=experiment.published,
+            experiment.backbone, features="KK" if experiment.official.keys else "feat", block=experiment.official.block, published=experiment.official.published,
             device=experiment.device, precision=experiment.precision,
         )  # fmt: skip
 
@@ -241,7 +241,7 @@ def preset_here(name: str, **changes: Any) -> Experiment:
     """
     experiment = Experiment.preset(name, **changes)
     ours = name in PRESETS and PRESETS[name]["dataset"] == name  # a recipe named like its dataset is not the paper's
-    if not ours or "backbone" in changes or experiment.published or experiment.backbone in EMBEDDED:
+    if not ours or "backbone" in changes or experiment.official.published or experiment.backbone in EMBEDDED:
         return fit_sizes(experiment)
     try:
         return fit_sizes(experiment, Backbone(experiment.backbone, device="cpu").geometry)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .features.store import Features
 from .probes import SAMPLES, kmeans, multinomial_regression, sample_cells
-from .runtime.progress import stage
+from .utils.progress import stage
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from .features.store import Features
 from .loss import negative_permutation, published_permutation, random_coords
 from .model import Stego
 from .neighbors import nearest_neighbors
-from .optional.approximate import find_nearest
-from .optional.losses import CRF_POINTS, CRF_SIDE, random_pixels
-from .optional.views import augmented_views
-from .runtime.errors import StegoError
-from .runtime.notices import notice
+from .neighbors_approximate import find_nearest
+from .official.losses import CRF_POINTS, CRF_SIDE, random_pixels
+from .official.views import augmented_views
+from .utils.errors import StegoError
+from .utils.notices import notice
 
 ALIKE = 1 - 1e-5
 """Cosine of every image's mean feature with that of all images above which the images count as copies."""
@@ -82,7 +82,7 @@ def draw_batch(
     generator = draw.generator
     torch.manual_seed(draw.seed)  # dropout uses the global generator
     feats, feats_knn = model.centered(features.rows(draw.needed, device)).chunk(2)
-    partner_of = published_permutation if experiment.published else negative_permutation
+    partner_of = published_permutation if experiment.official.published else negative_permutation
     batch = Batch(
         feats=feats,
         feats_knn=feats_knn,
@@ -91,10 +91,10 @@ def draw_batch(
         permutations=torch.stack([partner_of(size, generator) for _ in range(experiment.negatives)]).to(device),
         label=features.label_rows(draw.rows, device) if features.has_labels else None,
     )
-    if experiment.crf_weight:
+    if experiment.official.crf_weight:
         batch.images = backbone.normalize(features.image_rows(draw.rows)).float()
         batch.crf_points = random_pixels(CRF_POINTS, CRF_SIDE, generator).to(device)
-    if experiment.aug_alignment_weight:
+    if experiment.official.aug_alignment_weight:
         views, coords = augmented_views(features.image_rows(draw.rows), features.shape[2:])
         batch.feats_view, batch.view_coords = model.centered(backbone(views)), coords.to(device)
     return batch
@@ -112,7 +112,7 @@ def find_neighbors(features: Features, model: Stego, experiment: Experiment) -> 
             f"the {len(features)} training images look all alike to the backbone: neighbors and negatives are the same image "
             "again, so expect nothing of this run; are they copies, or blank?"
         )
-    if experiment.published:  # the published featurizer is in training mode, so channels of the mean feature drop out
+    if experiment.official.published:  # the published featurizer is in training mode, so channels of the mean feature drop out
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(experiment.seed)
             return nearest_neighbors(F.dropout(features.pooled - mean, experiment.dropout), experiment.neighbors)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .experiment import Experiment
 from .features.store import Features
 from .loss import center, correspondence, negative_permutation, published_permutation, random_coords, sample
-from .runtime.progress import progress
+from .utils.progress import progress
 
 IMAGES = 256
 """Images that are measured: IMAGES x points^4 correspondences of each kind."""
@@ -63,7 +63,7 @@ def shift_rule(experiment: Experiment) -> tuple[float | str, ...]:
 
 def _reason(experiment: Experiment, rule: tuple, attracting: tuple[float, ...], images: int) -> str:
     how = "spatially centered" if experiment.centering else "not centered"
-    how += ", of features minus the dataset's mean" if experiment.subtract_mean else ""
+    how += ", of features minus the dataset's mean" if experiment.official.subtract_mean else ""
     origin = "by the rule 'auto'" if experiment.shifts == "auto" else "as the experiment asks"
     shares = ", ".join(
         f"{name} {'at ' + asked if isinstance(asked, str) else 'given'}: {100 * share:.1f} % of the pairs attract"
@@ -94,7 +94,7 @@ def measure_correspondences(
         "self", "knn", "rand": float32 (M,).
     """
     generator = torch.Generator().manual_seed(experiment.seed)
-    partner_of = published_permutation if experiment.published else negative_permutation
+    partner_of = published_permutation if experiment.official.published else negative_permutation
     order = torch.randperm(len(features), generator=generator)[:IMAGES]
     found: dict[str, list[Tensor]] = {"self": [], "knn": [], "rand": []}
     for rows in progress(order.split(experiment.batch_size), "measuring correspondences"):

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from .runtime.notices import notice
+from .utils.notices import notice
 
 if TYPE_CHECKING:  # the workers that run `refine` start at once without torch
     from torch import Tensor
 
-    from .optional.lattice import NormalizedLattice
+    from .lattice import NormalizedLattice
 
 ITERATIONS = 10
 LEAST = 1e-5
@@ -69,7 +69,7 @@ def refine_by_pydensecrf(image: np.ndarray, maps: Sequence[np.ndarray], iteratio
 
 def refine_by_lattice(image: np.ndarray, maps: Sequence[np.ndarray], iterations: int = ITERATIONS) -> list[np.ndarray]:
     """`refine` by sparse matrices, for all maps at once: their classes lie side by side in one array, so that a kernel is applied to all together."""
-    from .optional.lattice import NormalizedLattice
+    from .lattice import NormalizedLattice
 
     bgr = np.ascontiguousarray(image[:, :, ::-1])
     height, width = bgr.shape[:2]
@@ -95,7 +95,7 @@ def refine_by_lattice(image: np.ndarray, maps: Sequence[np.ndarray], iterations:
 @lru_cache(maxsize=2)
 def _grid_lattice(height: int, width: int, deviation: float) -> "NormalizedLattice":
     """That of the pixels' positions, which all images of a size share."""
-    from .optional.lattice import NormalizedLattice
+    from .lattice import NormalizedLattice
 
     return NormalizedLattice(_positions(height, width) / deviation)
 

@@ -23,15 +23,15 @@ from .metrics import confusion, identity, match, published_map, scores
 from .model import Stego
 from .probes import crf_logits, fit_probes, probe_scores
 from .run import Run, record_path
-from .runtime import devices
-from .runtime.environment import environment
-from .runtime.errors import StegoError
-from .runtime.files import without_nan, write_json
-from .runtime.memory import enough_memory
-from .runtime.notices import notice
-from .runtime.paths import shown_path
-from .runtime.pool import Job, in_processes
-from .runtime.progress import progress, say
+from .utils import devices
+from .utils.environment import environment
+from .utils.errors import StegoError
+from .utils.files import without_nan, write_json
+from .utils.memory import enough_memory
+from .utils.notices import notice
+from .utils.paths import shown_path
+from .utils.pool import Job, in_processes
+from .utils.progress import progress, say
 
 BATCH = 16
 """Images that are scored at once."""
@@ -59,7 +59,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
         The record. Its "scores" hold, for each method, accuracy, miou and iou in percent, and for clusters their matching (the
         class of each, -1 for none): "cluster" and "linear" (STEGO), and the baselines "kmeans_features", "kmeans_pca",
         "kmeans_colors" and "linear_features"; with `experiment.crf`, "cluster", "linear" and "kmeans_features" also as "..._crf",
-        and "crf" names the engine. Linear probes need training labels. With `experiment.validate_every`, "best_by_label" holds the scores of the step that
+        and "crf" names the engine. Linear probes need training labels. With `experiment.official.keep_every`, "best_by_label" holds the scores of the step that
         the labels favor, as the published code reports them; it is no result. "scores" is empty, and "unscored" says why, for
         a split without labels or with a single class.
 
@@ -159,7 +159,7 @@ def _unscored(dataset: SegmentationDataset, why: str = "has no labels") -> dict[
 
 def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str, Any]:
     """The part of the record that needs labels: scores, matching, confusion matrix, best step by labels."""
-    published, scored = run.experiment.published, open_scored(run, dataset)
+    published, scored = run.experiment.official.published, open_scored(run, dataset)
     plain = scored.plain
     present = plain.labels_there()
     if not present:
@@ -186,12 +186,12 @@ def open_scored(run: Run, dataset: SegmentationDataset) -> Scored:
     """The features of a split as the run's experiment scores it."""
     size, mirror = run.experiment.eval_size, run.experiment.mirror
     flipped = _features(run, dataset, size, mirror=True) if mirror else None
-    return Scored(_features(run, dataset, size), flipped, run.experiment.published)
+    return Scored(_features(run, dataset, size), flipped, run.experiment.official.published)
 
 
 def _features(run: Run, dataset: SegmentationDataset, size: Size, mirror: bool = False, store: str = "") -> Features:
     root, kind = run.folder.parent / "features", store or run.experiment.feature_store
-    return open_features(dataset, run.backbone, size, root, kind, mirror=mirror, published=run.experiment.published)
+    return open_features(dataset, run.backbone, size, root, kind, mirror=mirror, published=run.experiment.official.published)
 
 
 def _training_features(run: Run) -> Features:
@@ -203,7 +203,7 @@ def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
     kept = list(run.kept_weights())
     if not kept:
         return {}
-    model, published, found = copy.deepcopy(run.model), run.experiment.published, {}
+    model, published, found = copy.deepcopy(run.model), run.experiment.official.published, {}
     for step, state in progress(kept, "evaluating kept steps"):
         model.load_state_dict(state)
         if run.experiment.probes == "after" and not run.experiment.own_prototypes:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
@@ -11,132 +11,46 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .runtime import paths
-from .runtime.errors import StegoError, did_you_mean
-from .runtime.fields import BackboneName, Folder, Shifts, Size, Weights, split_backbone
+from .utils import paths
+from .utils.errors import StegoError, did_you_mean
+from .utils.fields import BackboneName, Folder, Shifts, Size, Weights, split_backbone
 
 CHECKED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Method:
-    """What is trained: the ten values that matter first, then the others of the paper's recipes."""
-
-    dataset: str = "scenes"
-    """Name of the dataset, see `open_dataset`."""
-    data_root: Folder = Field(default_factory=lambda: str(paths.data_root()))
-    """Folder that holds the folders of the datasets."""
-    backbone: BackboneName = "scenes_vit_tiny8"
-    """Embedded name, timm name, a .safetensors, .pth or .ckpt file, or NAME@FILE: weights of a timm network in a file."""
-    train_size: Size = 224
-    """Size of training images in pixels: N, or (H, W)."""
-    code_dim: int = Field(70, ge=1, le=4096)
-    """K, channels of the code."""
-    steps: int = Field(5000, ge=1)
-    """Training steps."""
-    batch_size: int = Field(16, ge=2)
-    """Images per step; at least two, because an image's negatives are the others of its batch."""
-    weights: Weights = (1.0, 0.58, 0.91)
-    """l_self, l_knn, l_rand: weights of the three correspondence terms."""
-    shifts: Shifts = "auto"
-    """b_self, b_knn, b_rand: above it features attract, below it they repel. Numbers, percentiles of the correspondences of
-    the training features such as 'p70', or 'auto': percentiles by one rule, without labels (`calibration.calibrate`)."""
-    seed: int = Field(0, ge=0, lt=2**31)
-    """Seed of everything random."""
-
-    method: Literal["stego", "smooseg", "primaps", "hp", "cause", "depthg"] = "stego"
-    """'stego', or one of its successors in `stego_lib.family`. `Experiment.preset` takes the settings of `SUCCESSORS` with it."""
-    n_classes: int | None = Field(None, ge=1, le=255)
-    """Clusters to look for in a `folder` that names no classes, 27 by default; other datasets have their own number."""
-    extra_clusters: int = Field(0, ge=0)
-    """Clusters beyond the number of classes."""
-    crop: Literal["none", "five", "random"] = "none"
-    """'five' cuts each training image into its four corners and center, half as high and wide (paper, section 3.4); 'random'
-    cuts five pieces of that size at random positions, the same for every seed."""
-    head: Literal["nonlinear", "silu", "linear", "none"] = "nonlinear"
-    """Segmentation head: linear plus two-layer branch (the paper's), the same with SiLU for ReLU, the linear branch alone, or
-    the features themselves."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Channel dropout at the input of each branch of the head."""
-    lr_head: float = Field(5e-4, gt=0, allow_inf_nan=False)
-    """Adam's learning rate for the head."""
-    lr_probes: float = Field(5e-3, gt=0, allow_inf_nan=False)
-    """Adam's learning rate for both probes."""
-    centering: bool = False
-    """Spatial centering of the feature correspondences (paper, section 3.2). The rule 'auto' was found without it."""
-    zero_clamp: bool = True
-    """Clamp the code correspondences at zero."""
-    points: int = Field(11, ge=1, le=64)
-    """S: correspondences are formed between S x S random points of each image."""
-    neighbors: int = Field(7, ge=1)
-    """The kNN partner of an image is one of this many nearest neighbors."""
-    negatives: int = Field(5, ge=1)
-    """Random partners of each image in a step."""
-    probes: Literal["joint", "after"] = "joint"
-    """'joint' trains both probes beside the head, as in the paper; 'after' fits k-means and multinomial regression to the
-    trained codes."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the backbone and, but with published, of the head's products while STEGO trains it; 'auto' is bfloat16 on
-    hardware that computes it natively. All else is float32."""
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class PublishedSwitches:
-    """What no recipe turns on: defects and optional terms of the published code, other features, other starts."""
+class Official:
+    """Options of the authors' code that no recipe of the paper turns on, and its defects. All are off by default."""
 
     published: bool = False
-    """Repeat what the published code does, defects included; see book/fidelity.md."""
-    features: Literal["feat", "KK"] = "feat"
-    """Tokens after the final norm, or keys of the attention."""
+    """Do what the authors' code does, defects included; see book/fidelity.md."""
+    keys: bool = False
+    """Use the keys of the attention as features instead of the tokens after the final norm."""
     block: int = -1
-    """Block of the ViT that features come from, counted from 0, or from the end: -1 is the last."""
+    """Block of the ViT that features come from, counted from 0 or from the end: -1 is the last."""
     subtract_mean: bool = False
-    """Subtract the dataset's mean from the features before correspondences are formed (not in the paper)."""
+    """Subtract the dataset's mean from the features before correspondences are computed (not in the paper)."""
+    zero_clamp: bool = True
+    """Clamp the code correspondences at zero. All recipes do."""
     stabilize: bool = False
-    """Clamp the code correspondences at 0.8 as well."""
+    """Also clamp the code correspondences at 0.8."""
+    extra_clusters: int = Field(0, ge=0)
+    """Clusters in addition to one per class."""
     rec_weight: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Weight of the reconstruction of features from codes."""
     crf_weight: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Weight of the CRF-inspired loss."""
     aug_alignment_weight: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Weight of the alignment with augmented views; the backbone then runs at every step."""
-    start_from: Folder | None = None
-    """Run folder or released .ckpt whose head and probes training starts from; None for fresh weights."""
-    validate_every: int = Field(0, ge=0)
-    """Keep the weights every so many steps, for `evaluate` to name the step that labels favor; 0 = off (published: 400)."""
+    """Weight of the alignment with augmented views. The backbone then runs at every step."""
+    keep_every: int = Field(0, ge=0)
+    """Keep the weights every so many steps, so that `evaluate` can name the step that labels favor; 0 = off (authors: 400)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Evaluation:
-    """How a trained run is scored."""
+class Experiment:
+    """Everything that determines a run, frozen and checked. The numbers of the paper are in `PRESETS`.
 
-    eval_size: Size = 320
-    """Size of images and labels at evaluation in pixels."""
-    mirror: bool = True
-    """Average the codes of an image and of its horizontal flip."""
-    crf: bool = True
-    """Report scores after a dense CRF as well."""
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Machine:
-    """How and where a run is computed; its result depends on it by rounding alone."""
-
-    device: str = "auto"
-    """'auto' (a GPU if there is one), 'cpu', 'cuda', 'cuda:1', ..."""
-    feature_store: Literal["auto", "store", "compact", "online"] = "auto"
-    """'store' extracts the frozen features once and keeps them on disk; 'compact' keeps them on fewer components, in a sixth of
-    the room or less; 'online' computes them at every step. 'auto' takes the first that fits into 0.8 of the free disk. Results
-    are the same up to rounding, with 'compact' up to its stated error of the correspondences."""
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Experiment(Machine, Evaluation, PublishedSwitches, Method):
-    """Everything that determines a run, frozen and checked.
-
-    `Method` holds the values of training, `Evaluation` those of scoring, `Machine` how it is computed, and `PublishedSwitches`
-    what no recipe turns on. The numbers of the paper are in `PRESETS`. However an experiment is made, an unknown key
-    or a value out of range raises a StegoError that names it.
+    An unknown key or a value out of range raises a StegoError that names it.
 
     Examples
     --------
@@ -144,41 +58,114 @@ class Experiment(Machine, Evaluation, PublishedSwitches, Method):
     >>> Experiment.preset("cityscapes", seed=1)
     """
 
+    # Data and network
+    dataset: str = "scenes"
+    """Name of the dataset, see `open_dataset`."""
+    data_root: Folder = Field(default_factory=lambda: str(paths.data_root()))
+    """Folder that holds the folders of the datasets."""
+    n_classes: int | None = Field(None, ge=1, le=255)
+    """Number of clusters for a `folder` that names no classes, 27 by default. Other datasets have their own number."""
+    backbone: BackboneName = "scenes_vit_tiny8"
+    """Embedded name, timm name, a .safetensors, .pth or .ckpt file, or NAME@FILE: weights of a timm network in a file."""
+    train_size: Size = 224
+    """Size of training images in pixels: N, or (H, W)."""
+    crop: Literal["none", "five", "random"] = "none"
+    """'five' cuts each training image into its four corners and center, half as high and wide (paper, section 3.4); 'random'
+    cuts five pieces of that size at random positions, the same for every seed."""
+
+    # Method
+    method: Literal["stego", "smooseg", "primaps", "hp", "cause", "depthg"] = "stego"
+    """'stego', or one of its successors in `stego_lib.successors`. `Experiment.preset` then applies the settings in `SUCCESSORS`."""
+    head: Literal["nonlinear", "silu", "linear", "none"] = "nonlinear"
+    """Segmentation head: linear plus two-layer branch (the paper's), the same with SiLU instead of ReLU, the linear branch
+    alone, or the features themselves."""
+    code_dim: int = Field(70, ge=1, le=4096)
+    """K, channels of the code."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Channel dropout at the input of each branch of the head."""
+    weights: Weights = (1.0, 0.58, 0.91)
+    """l_self, l_knn, l_rand: weights of the three correspondence terms."""
+    shifts: Shifts = "auto"
+    """b_self, b_knn, b_rand: pairs with a feature correspondence above it attract, others repel. Numbers, percentiles of the
+    correspondences of the training features such as 'p70', or 'auto': percentiles by one rule, without labels (`calibration.calibrate`)."""
+    centering: bool = False
+    """Spatial centering of the feature correspondences (paper, section 3.2). The rule 'auto' was found without it."""
+    points: int = Field(11, ge=1, le=64)
+    """S: correspondences are computed between S x S random points of each image."""
+    neighbors: int = Field(7, ge=1)
+    """The kNN partner of an image is one of this many nearest neighbors."""
+    negatives: int = Field(5, ge=1)
+    """Random partners of each image in a step."""
+    probes: Literal["joint", "after"] = "joint"
+    """'joint' trains both probes together with the head, as in the paper; 'after' fits k-means and multinomial regression to
+    the trained codes."""
+
+    # Training
+    steps: int = Field(5000, ge=1)
+    """Training steps."""
+    batch_size: int = Field(16, ge=2)
+    """Images per step; at least two, because an image's negatives are the others of its batch."""
+    lr_head: float = Field(5e-4, gt=0, allow_inf_nan=False)
+    """Adam's learning rate for the head."""
+    lr_probes: float = Field(5e-3, gt=0, allow_inf_nan=False)
+    """Adam's learning rate for both probes."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of everything random."""
+    start_from: Folder | None = None
+    """Run folder or released .ckpt whose head and probes training starts from; None for fresh weights."""
+
+    # Evaluation
+    eval_size: Size = 320
+    """Size of images and labels at evaluation in pixels."""
+    mirror: bool = True
+    """Average the codes of an image and of its horizontal flip."""
+    crf: bool = True
+    """Also report scores after a dense CRF."""
+
+    # Machine
+    device: str = "auto"
+    """'auto' (a GPU if there is one), 'cpu', 'cuda', 'cuda:1', ..."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Precision of the backbone and of the head's matrix products in training; 'auto' is bfloat16 on hardware that computes
+    it natively. Everything else is float32."""
+    feature_store: Literal["full", "compact", "online"] = "full"
+    """'full' extracts the frozen features once and keeps them on disk; 'compact' keeps principal components in 8 bits, in a
+    sixth of the space or less; 'online' computes features at every step."""
+
+    official: Official = Field(default_factory=Official)
+    """Options and defects of the authors' code."""
+
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "Experiment":
-        """The recipe called `name`, or the usual one of the dataset called `name`, with `changes` made to it.
+        """The recipe called `name`, or the default recipe of the dataset called `name`, with `changes` made to it.
 
         Raises StegoError for an unknown preset, an unknown key or a value out of range.
         """
-        known = USUAL_PRESET.get(name, name)
-        if known not in PRESETS:
-            raise StegoError(
-                f"unknown preset {name!r}{did_you_mean(name, [*PRESETS, *USUAL_PRESET])}; presets: {', '.join(PRESETS)}"
-            )
-        return cls.from_dict(PRESETS[known] | SUCCESSORS.get(changes.get("method", "stego"), {}) | changes)
+        recipe = DEFAULT_PRESET.get(name, name)
+        if recipe not in PRESETS:
+            known = [*PRESETS, *DEFAULT_PRESET]
+            raise StegoError(f"unknown preset {name!r}{did_you_mean(name, known)}; choose one of {', '.join(PRESETS)}.")
+        return cls.from_dict(PRESETS[recipe] | SUCCESSORS.get(changes.get("method", "stego"), {}) | changes)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Experiment":
-        """Builds an experiment from keys and values (of a JSON file, say); StegoError names each that is wrong."""
+        """Builds an experiment from keys and values, such as those of a JSON file."""
         return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Keys and values that JSON can hold; `from_dict` is the way back."""
-        return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
 
     @classmethod
     def read(cls, path: str | Path) -> "Experiment":
-        """Reads experiment.json of a run folder, also of version 0.1.0."""
-        from .runtime.files import read_json  # which loads torch; nothing else here does
+        """Reads experiment.json of a run folder."""
+        from .utils.files import read_json  # loads torch, which nothing else here needs
 
-        values = read_json(path)
-        if not isinstance(values, dict):
-            raise StegoError(f"{path} holds no experiment")
-        return cls.from_dict({key: value for key, value in values.items() if key != "devices"})
+        return cls.from_dict(read_json(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Keys and values that JSON can hold; the inverse of `from_dict`."""
+        return json.loads(json.dumps(asdict(self)))
 
     def to_record(self) -> dict[str, Any]:
-        """`to_dict` as a run record holds it: without the folders of one machine and how it was computed there."""
-        values = {key: value for key, value in self.to_dict().items() if key not in ("data_root", "feature_store")}
+        """`to_dict` without what depends on the machine alone: `MACHINE`, and the folders of files."""
+        values = {key: value for key, value in self.to_dict().items() if key not in MACHINE}
         name, file = split_backbone(self.backbone)
         values["backbone"] = name or Path(file).name
         if self.start_from is not None:
@@ -186,10 +173,12 @@ class Experiment(Machine, Evaluation, PublishedSwitches, Method):
         return values
 
     def but(self, **changes: Any) -> "Experiment":
-        """A copy with some values changed, checked again."""
+        """A copy with some values changed, checked again. `official` may be a dictionary of the options to change."""
+        if isinstance(options := changes.get("official"), dict):
+            changes["official"] = asdict(self.official) | options
         return replace(self, **changes)
 
-    def differing(self, other: "Experiment", ignored: tuple[str, ...]) -> list[str]:
+    def differing(self, other: "Experiment", ignored: tuple[str, ...] = ()) -> list[str]:
         """Names of the fields, apart from `ignored`, in which both differ."""
         return [f.name for f in fields(self) if f.name not in ignored and getattr(self, f.name) != getattr(other, f.name)]
 
@@ -200,77 +189,69 @@ class Experiment(Machine, Evaluation, PublishedSwitches, Method):
 
     @property
     def name(self) -> str:
-        """Short name of the run: dataset, backbone, what differs from their recipe, and the seed.
-
-        Long differences end in a fingerprint of them all. `MACHINE` fields and `data_root` are not part of it.
-        """
-        recipe = recipe_of(self.dataset, self.backbone)
+        """Short name of the run: dataset, backbone, what differs from their recipe, and the seed."""
         network, file = split_backbone(self.backbone)
-        changed = {key: getattr(self, key) for key in self.differing(recipe, (*NAMED, *MACHINE))}
-        stated = [_in_name(key, value) for key, value in changed.items()]
-        readable = "-".join(text for text, _ in stated)
-        if len(readable) > LONGEST or not all(exact for _, exact in stated):
-            while len(readable) > LONGEST:
-                readable = readable.rpartition("-")[0]
-            readable = f"{readable}-{_digest(changed)}".strip("-")
-        parts = [self.dataset, Path(network).name or Path(file).stem, *filter(None, [readable]), f"seed{self.seed}"]
+        recipe = asdict(recipe_of(self.dataset, self.backbone))
+        changed = _differences(asdict(self), recipe)
+        text = "-".join(f"{key}_{value}" for key, value in changed.items())
+        if len(text) > 48:
+            text = text[:40] + hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
+        parts = [self.dataset, Path(network).name or Path(file).stem, *filter(None, [text]), f"seed{self.seed}"]
         return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
 
 
-NAMED = ("dataset", "data_root", "backbone", "seed")
-"""Fields that are in every name of a run, and the one that is in none."""
-LONGEST = 48
-"""Characters of a run's name that state what differs from the recipe, at most."""
+EVALUATION = ("eval_size", "mirror", "crf")
+"""Fields that matter when a run is evaluated, and not when it is trained."""
+MACHINE = ("data_root", "device", "feature_store", "precision")
+"""Fields that say where and how a run is computed. `provenance` records the precision and the store that were used."""
 
 
 def recipe_of(dataset: str, backbone: str) -> Experiment:
-    """The recipe of a dataset and backbone: the backbone's own, else the usual one of the dataset."""
+    """The recipe of a dataset and backbone: the backbone's own, else the default one of the dataset."""
     own = [name for name, values in PRESETS.items() if (values["dataset"], values["backbone"]) == (dataset, backbone)]
-    name = own[0] if own else USUAL_PRESET.get(dataset, dataset)
+    name = own[0] if own else DEFAULT_PRESET.get(dataset, dataset)
     return Experiment(**PRESETS.get(name, {}))
 
 
-def _in_name(key: str, value: Any) -> tuple[str, bool]:
-    """A value as a run's name states it, and whether that is the exact value."""
-    if isinstance(value, bool):
-        return key if value else f"no_{key}", True
-    parts = value if isinstance(value, tuple) else (value,)
-    texts = [f"{part:g}" if isinstance(part, float) else Path(part).name if isinstance(part, str) else str(part) for part in parts]
-    exact = all(float(text) == part if isinstance(part, float) else text == str(part) for text, part in zip(texts, parts, strict=True))
-    return "_".join([key, *texts]), exact
-
-
-def _digest(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-
-
-EVALUATION = tuple(field.name for field in fields(Evaluation))
-"""Fields that matter when a run is evaluated, and not when it is trained."""
-MACHINE = tuple(field.name for field in fields(Machine))
-"""Fields that the result depends on by rounding alone."""
+def _differences(values: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    """What differs from a recipe, options of the authors' code by their own names, as a run's name shows it."""
+    named = ("dataset", "backbone", "seed", *MACHINE)
+    found = {key: value for key, value in values.items() if key not in named and key != "official" and value != recipe[key]}
+    options = recipe["official"]
+    found |= {key: value for key, value in values["official"].items() if value != options[key]}
+    if "start_from" in found:
+        found["start_from"] = Path(found["start_from"]).name
+    return found
 
 
 def _explained(init: Any) -> Any:
-    """Turns pydantic's error into a StegoError that names each key that is wrong."""
+    """Turns pydantic's error into a StegoError that names each wrong key."""
 
     @wraps(init)
-    def explained(self: Experiment, *args: Any, **values: Any) -> None:
+    def explained(self: Any, *args: Any, **values: Any) -> None:
         try:
             init(self, *args, **values)
         except ValidationError as error:
-            names, lines = [field.name for field in fields(Experiment)], []
-            for problem in error.errors():
-                key = str(problem["loc"][0]) if problem["loc"] else "?"
-                if key not in names:
-                    lines.append(f"unknown key {key!r}{did_you_mean(key, names)}")
-                else:
-                    lines.append(f"{key} = {values.get(key)!r}: {problem['msg']}")
-            raise StegoError("Experiment: " + "; ".join(dict.fromkeys(lines))) from None
+            lines = dict.fromkeys(_explain(problem, type(self), values) for problem in error.errors())
+            raise StegoError("Experiment: " + "; ".join(lines)) from None
 
     return explained
 
 
-Experiment.__init__ = _explained(Experiment.__init__)  # type: ignore[method-assign]
+def _explain(problem: Any, kind: type, values: dict[str, Any]) -> str:
+    """One of pydantic's errors in terms of the keys and values that were given."""
+    place = [str(part) for part in problem["loc"]] or ["?"]
+    if place[0] == "official" and len(place) > 1:
+        kind, values, place = Official, values["official"], place[1:]
+    key, known = place[0], [field.name for field in fields(kind)]
+    if key not in known:
+        option = kind is Experiment and key in {field.name for field in fields(Official)}
+        return f"unknown key {key!r}" + (f"; write official={{{key!r}: ...}}" if option else did_you_mean(key, known))
+    return f"{key} = {values.get(key)!r}: {problem['msg']}"
+
+
+for _checked in (Official, Experiment):
+    _checked.__init__ = _explained(_checked.__init__)  # type: ignore[misc]
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -316,7 +297,7 @@ SUCCESSORS: dict[str, dict[str, Any]] = {
 """Settings that `Experiment.preset` takes with a `method`: published ones, where they differ from the recipe's; but shifts are
 measured anew, because those of a recipe belong to STEGO's loss, and steps are the recipe's."""
 
-USUAL_PRESET = {
+DEFAULT_PRESET = {
     "cityscapes": "cityscapes-vitb8",
     "cocostuff27": "cocostuff27-vitb8",
     "potsdam3": "potsdam3-vits8",

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .features.pooled import Rows
-from .runtime.errors import StegoError
-from .runtime.progress import progress
+from .utils.errors import StegoError
+from .utils.progress import progress
 
 
 def nearest_neighbors(global_features: Rows, k: int, chunk: int = 4096) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from .features.store import Features
 from .loss import interpolation, upsample
 from .model import ALPHA, Stego
-from .runtime.progress import progress, stage
+from .utils.progress import progress, stage
 
 SAMPLES = 40_000
 """Points that clusters are fitted on."""

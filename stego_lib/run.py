@@ -21,18 +21,17 @@ from .datasets.images import ImageLike, as_tensor
 from .datasets.transforms import resize_image
 from .experiment import EVALUATION, MACHINE, Experiment
 from .export.onnx_file import export_onnx
-from .features.opening import choose_store
 from .features.source import Source, content_id
 from .features.store import Features
 from .model import Stego
 from .probes import most_similar
-from .published.checkpoint import read_published
-from .runtime import devices
-from .runtime.errors import StegoError
-from .runtime.fields import split_backbone
-from .runtime.files import disk_errors, fingerprint, load_state, read_json, remove_temporary, save_state, write_json
-from .runtime.notices import notice
-from .runtime.paths import runs_root, shown_path, user_path
+from .networks.checkpoint import read_published
+from .utils import devices
+from .utils.errors import StegoError
+from .utils.fields import split_backbone
+from .utils.files import disk_errors, fingerprint, load_state, read_json, remove_temporary, save_state, write_json
+from .utils.notices import notice
+from .utils.paths import runs_root, shown_path, user_path
 
 LONGEST = 4
 """Aspect ratio up to which `predict` brings the shorter side to the evaluation size."""
@@ -243,7 +242,7 @@ class Run:
     def grid_code(self, image: Tensor) -> Tensor:
         """Code (1, K, h, w) of one image, uint8 (3, H, W), at the size that `predict` works at."""
         height, width = image.shape[1:]
-        return self.code(resize_image(image, self._working_size(height, width), self.experiment.published)[None])
+        return self.code(resize_image(image, self._working_size(height, width), self.experiment.official.published)[None])
 
     @overload
     def predict(self, images: ImageLike) -> np.ndarray: ...
@@ -435,17 +434,17 @@ def build_model(experiment: Experiment, in_dim: int, n_classes: int) -> Stego:
 
     Raises StegoError for more clusters than an 8-bit label map can number beside 255, which means transparency.
     """
-    if (clusters := n_classes + experiment.extra_clusters) > NOTHING:
+    if (clusters := n_classes + experiment.official.extra_clusters) > NOTHING:
         raise StegoError(
-            f"{n_classes} classes and extra_clusters = {experiment.extra_clusters} make {clusters} clusters; label maps number "
+            f"{n_classes} classes and extra_clusters = {experiment.official.extra_clusters} make {clusters} clusters; label maps number "
             f"{NOTHING} at most"
         )
     with torch.random.fork_rng([]):  # weights are drawn on the CPU
         torch.default_generator.manual_seed(experiment.seed)
         return Stego(
             in_dim, experiment.code_dim, n_classes,
-            head=experiment.head, dropout=experiment.dropout, extra_clusters=experiment.extra_clusters,
-            decoder=experiment.rec_weight > 0, lengths=experiment.method == "primaps",
+            head=experiment.head, dropout=experiment.dropout, extra_clusters=experiment.official.extra_clusters,
+            decoder=experiment.official.rec_weight > 0, lengths=experiment.method == "primaps",
         )  # fmt: skip
 
 
@@ -460,12 +459,10 @@ def refuse_too_many_clusters(model: Stego, features: Features) -> None:
 
 
 def feature_store_of(experiment: Experiment, found: Path | None, source: Source, root: Path) -> str:
-    """The feature store that is asked for; for 'auto', that of the run that is resumed, or by the free disk."""
+    """The feature store of the experiment; a notice if the resumed run had another."""
     asked = experiment.feature_store
     before = read_checkpoint(found).get("feature_store", asked) if found is not None else asked
-    if asked == "auto":
-        return choose_store(source, root) if before == "auto" else before
-    if before not in (asked, "auto"):
+    if before != asked:
         notice(f"{found} resumes with feature_store={asked!r}; up to here it was {before!r}")
     return asked
 
@@ -522,7 +519,7 @@ def refuse_misfit(model: Stego, state: dict[str, Any], folder: Path) -> None:
         )
 
 
-EVALUATION_KEYS = ("dataset", "data_root", "backbone", "published", "precision", *EVALUATION, *MACHINE)
+EVALUATION_KEYS = ("dataset", "backbone", "official", *EVALUATION, *MACHINE)
 """Fields of the experiment that may change when a run is opened, because training does not depend on them."""
 
 
@@ -571,8 +568,7 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     run = Run(folder, experiment, classes, build_model(experiment, in_dim, len(classes)).eval())
     run.load_checkpoint()
     run.trained_on, run.data = state.get("backbone_weights"), state.get("data")
-    if experiment.feature_store == "auto":
-        run.feature_store = state.get("feature_store", "auto")
+    run.feature_store = state.get("feature_store", experiment.feature_store)
     if run.trained_on is None and experiment.backbone not in (asked.backbone, _located(asked.backbone, folder)):
         raise StegoError(f"{folder} does not tell which weights of the backbone it was trained on, so it takes no others")
     if "backbone" in changes and experiment.backbone != asked.backbone:

@@ -21,11 +21,11 @@ from .datasets.formats import BROKEN, Rules
 from .datasets.images import StoredImage, read_image
 from .datasets.layout import checksum_of, list_images
 from .run import NOTHING, Run
-from .runtime.errors import StegoError
-from .runtime.files import atomic, fingerprint
-from .runtime.notices import notice
-from .runtime.paths import shown_path, user_path
-from .runtime.progress import progress, say
+from .utils.errors import StegoError
+from .utils.files import atomic, fingerprint
+from .utils.notices import notice
+from .utils.paths import shown_path, user_path
+from .utils.progress import progress, say
 
 LONGEST_JPEG = 65_500
 """Pixels per side of the largest JPEG that can be written."""

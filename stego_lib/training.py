@@ -20,7 +20,7 @@ from .features.source import Source
 from .features.store import Features
 from .loss import stego_loss
 from .model import Stego
-from .optional.terms import optional_losses, optional_weights
+from .official.terms import optional_losses, optional_weights
 from .probes import fit_probes
 from .run import (
     Run,
@@ -34,12 +34,12 @@ from .run import (
     read_checkpoint,
     refuse_too_many_clusters,
 )
-from .runtime import devices
-from .runtime.files import disk_errors, locked, write_json
-from .runtime.log import TrainingLog
-from .runtime.memory import enough_memory
-from .runtime.paths import runs_root, user_path
-from .runtime.progress import progress
+from .utils import devices
+from .utils.files import disk_errors, locked, write_json
+from .utils.log import TrainingLog
+from .utils.memory import enough_memory
+from .utils.paths import runs_root, user_path
+from .utils.progress import progress
 from .watch import Watch
 
 SAVE_EVERY = 200
@@ -99,14 +99,14 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
             copy_weights(load_run(experiment.start_from), model)
     if devices.first():
         show_findings(dataset, runs_dir / "features")
-    root, source = runs_dir / "features", Source(dataset, backbone, experiment.train_size, False, experiment.published)
+    root, source = runs_dir / "features", Source(dataset, backbone, experiment.train_size, False, experiment.official.published)
     data = devices.once(lambda: data_ids(dataset, runs_dir))
     found = devices.once(lambda: find_run(runs_dir, experiment, backbone, data) if resume else None)
     store = devices.once(lambda: feature_store_of(experiment, found, source, root))
-    features = open_features(dataset, backbone, experiment.train_size, root, store, published=experiment.published)
+    features = open_features(dataset, backbone, experiment.train_size, root, store, published=experiment.official.published)
     features.keep_on(backbone.device)
     features = shared(features)
-    if experiment.subtract_mean and experiment.start_from is None:
+    if experiment.official.subtract_mean and experiment.start_from is None:
         model.feature_mean.copy_(features.mean.view(1, -1, 1, 1))
     refuse_too_many_clusters(model, features)
     neighbors = devices.once(lambda: find_neighbors(features, model, experiment))
@@ -130,7 +130,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
 class Trainer:
     """What a method trains, and how one step of it works: STEGO's way.
 
-    Each successor of STEGO has a subclass in `stego_lib.family`, which `Experiment.method` names. It gets the run whose model is
+    Each successor of STEGO has a subclass in `stego_lib.successors`, which `Experiment.method` names. It gets the run whose model is
     trained, features of the training images, and their nearest neighbors, int64 (N, k).
     """
 
@@ -138,7 +138,7 @@ class Trainer:
         self.run, self.features, self.neighbors = run, features, neighbors
         self.experiment, self.model = run.experiment, run.model
         self.optimizer: torch.optim.Optimizer = make_optimizer(self.model, self.experiment)
-        self.precision = torch.float32 if self.experiment.published else run.backbone.precision
+        self.precision = torch.float32 if self.experiment.official.published else run.backbone.precision
 
     @classmethod
     def refuse(cls, experiment: Experiment) -> None:
@@ -180,7 +180,7 @@ def trainer_of(experiment: Experiment) -> type[Trainer]:
     """STEGO's `Trainer`, or that of the successor that `experiment.method` names."""
     if experiment.method == "stego":
         return Trainer
-    return import_module(f"{__package__}.family.{experiment.method}").Trainer
+    return import_module(f"{__package__}.successors.{experiment.method}").Trainer
 
 
 def train_steps(trainer: Trainer) -> None:
@@ -207,7 +207,7 @@ def train_steps(trainer: Trainer) -> None:
             log.add(step, values)
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             watch.look(model, run.step)
-            if experiment.validate_every and run.step % experiment.validate_every == 0:
+            if experiment.official.keep_every and run.step % experiment.official.keep_every == 0:
                 run.keep_weights()
             if run.step % SAVE_EVERY == 0 or run.step == experiment.steps:
                 run.refuse_nonfinite({f"weight {name}": value for name, value in model.state_dict().items()}, saved)
@@ -233,12 +233,12 @@ def train_step(
     feats, feats_knn = batch.feats, batch.feats_knn
     with torch.autocast(feats.device.type, precision, enabled=precision != torch.float32):
         code, code_knn = (model.head(maps).float() for maps in (feats, feats_knn))
-    if experiment.published:  # the published code drops channels of the target too, by a third mask
+    if experiment.official.published:  # the published code drops channels of the target too, by a third mask
         feats, feats_knn = model.head.dropout(feats), model.head.dropout(feats_knn)
     total, values = stego_loss(
         feats, feats_knn, code, code_knn, batch.coords1, batch.coords2, batch.permutations,
         experiment.weights, shifts,
-        centering=experiment.centering, zero_clamp=experiment.zero_clamp, stabilize=experiment.stabilize,
+        centering=experiment.centering, zero_clamp=experiment.official.zero_clamp, stabilize=experiment.official.stabilize,
     )  # fmt: skip
     values |= optional_losses(model, batch, feats, code, experiment)
     for name, weight in optional_weights(experiment).items():
@@ -258,7 +258,7 @@ def train_step(
 def make_optimizer(model: Stego, experiment: Experiment) -> torch.optim.Adam:
     """Adam with one learning rate for the head (and the decoder, if there is one) and one for the probes."""
     probes = [*model.cluster_probe.parameters(), *model.linear_probe.parameters()]
-    head = [*model.head.parameters(), *(model.decoder.parameters() if experiment.rec_weight else ())]
+    head = [*model.head.parameters(), *(model.decoder.parameters() if experiment.official.rec_weight else ())]
     groups = [dict(params=head, lr=experiment.lr_head), dict(params=probes, lr=experiment.lr_probes)]
     return torch.optim.Adam([group for group in groups if group["params"]])
 

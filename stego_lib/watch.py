@@ -11,8 +11,8 @@ from torch import Tensor
 from .experiment import Experiment
 from .features.store import Features
 from .model import Stego
-from .runtime.files import read_json, write_json
-from .runtime.notices import notice
+from .utils.files import read_json, write_json
+from .utils.notices import notice
 
 EVERY = 25
 """Steps between two measurements."""

@@ -31,7 +31,7 @@ from stego_lib.backbone import Backbone
 from stego_lib.datasets.unpack import unpack
 from stego_lib.features.extraction import problem
 from stego_lib.networks.dino import DinoViT
-from stego_lib.runtime.files import checksum, read_json, write_json
+from stego_lib.utils.files import checksum, read_json, write_json
 
 ROOM = 2**30
 """Bytes that reading a small file may take at most, in address space; the attacks ask for a multiple."""

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from stego_lib import Experiment, baselines, probes, training
+from stego_lib.experiment import Official
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -86,6 +88,10 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def broken_off(experiment: Experiment, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Trains until it is interrupted behind step `after`, with a checkpoint every second step."""
+    options = {field.name for field in fields(Official)}
+    official = {key: changes.pop(key) for key in list(changes) if key in options}
+    if official:
+        changes["official"] = official
     trainer = training.trainer_of(experiment)
     step = trainer.step
 
@@ -104,11 +110,15 @@ def broken_off(experiment: Experiment, runs_dir: Path, monkeypatch: pytest.Monke
 def tiny_experiment(root: Path, backbone: Path, **changes: object) -> Experiment:
     """Scenes of 64 pixels on the tiny backbone, on the CPU in float32 so that results repeat bit for bit.
 
-    Settings that a successor of STEGO has no use for stay at the recipe's.
+    Options of the authors' code are given by their own names. Settings that a successor of STEGO has no use for stay at the recipe's.
     """
     values: dict = dict(
         data_root=str(root), backbone=str(backbone), train_size=64, eval_size=64, code_dim=8, steps=7, batch_size=4, points=3, neighbors=2,
         negatives=2, shifts=("p70", 0.1, "p80"), device="cpu", precision="float32", crf=False,
     )  # fmt: skip
+    options = {field.name for field in fields(Official)}
+    official = {key: changes.pop(key) for key in list(changes) if key in options}
+    if official:
+        changes["official"] = official
     trainer = training.trainer_of(Experiment(method=changes.get("method", "stego")))
     return Experiment.from_dict({key: value for key, value in values.items() if key not in getattr(trainer, "unused", ())} | changes)

@@ -27,7 +27,7 @@ from stego_lib.backbone import Backbone
 from stego_lib.features import extraction
 from stego_lib.features.opening import open_store
 from stego_lib.run import read_checkpoint
-from stego_lib.runtime.files import TEMPORARY, read_json, write_json
+from stego_lib.utils.files import TEMPORARY, read_json, write_json
 
 SAVE_EVERY = 3
 TRACED = {

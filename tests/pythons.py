@@ -17,8 +17,8 @@ from typing import Any
 
 from common import ROOT
 
-from stego_lib.runtime.environment import environment
-from stego_lib.runtime.files import read_json, write_json
+from stego_lib.utils.environment import environment
+from stego_lib.utils.files import read_json, write_json
 
 REPORT = ROOT / "tests" / "reports" / "pythons.json"
 OLDEST = (3, 11)
@@ -64,7 +64,7 @@ def try_python(version: str, program: str, folder: Path) -> dict[str, Any]:
         row["crf"] = run([python, "-c", "import pydensecrf.densecrf"], folder / "crf.log")
         parameters = {"steps": STEPS, "runs_dir": runs, "data_root": folder / "data"}
         given = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
-        notebook = [python, "-m", "stego_lib.notebooks", "notebooks/train.ipynb", str(folder / "out.ipynb"), *given]
+        notebook = [python, "-m", "stego_book.notebooks", "notebooks/train.ipynb", str(folder / "out.ipynb"), *given]
         if run(notebook, folder / "train.log"):
             (record,) = map(read_json, runs.glob("*/metrics.json"))
             row["torch"] = record["environment"]["torch"]

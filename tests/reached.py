@@ -8,8 +8,8 @@ import sys
 import coverage
 from common import ROOT
 
-from stego_lib.runtime.environment import environment
-from stego_lib.runtime.files import write_json
+from stego_lib.utils.environment import environment
+from stego_lib.utils.files import write_json
 
 REASONS: dict[tuple[str, str], str] = {}
 """(file, line of code) -> why no test reaches it."""

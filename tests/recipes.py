@@ -1,6 +1,6 @@
 """Recipes of pre-training that take no time."""
 
-from stego_lib.pretraining import Distillation, PretrainRecipe
+from stego_book.pretraining import Distillation, PretrainRecipe
 
 SMALL = Distillation(prototypes=7, hidden=8, bottleneck=4, small_crops=2, small_crop=8)
 DISTILLED = PretrainRecipe(

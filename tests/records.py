@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from stego_lib.studies import speed
-from stego_lib.studies.study import Variant
+from stego_book.studies import speed
+from stego_book.studies.study import Variant
 
 
 def record(seed: int, **experiment: object) -> dict:

@@ -18,8 +18,8 @@ from killing import flat, serving, survive
 
 from stego_lib import Experiment
 from stego_lib.datasets.scenes import draw_scenes
-from stego_lib.runtime.environment import environment
-from stego_lib.runtime.files import write_json
+from stego_lib.utils.environment import environment
+from stego_lib.utils.files import write_json
 
 REPORTS = ROOT / "tests" / "reports"
 TABLES = {

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..datasets.classes import Classes
-from ..runtime.files import atomic
+from ..utils.files import atomic
 from .regions import regions
 
 

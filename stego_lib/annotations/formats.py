@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from ..datasets.classes import Classes
-from ..runtime.errors import StegoError, did_you_mean
+from ..utils.errors import StegoError, did_you_mean
 from .coco import CocoInstances, CocoPanoptic
 from .geotiff import GeoTiff, georeference
 from .labelme import LabelMe

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from ..datasets.classes import Classes
-from ..runtime.files import atomic
-from ..runtime.notices import notice
+from ..utils.files import atomic
+from ..utils.notices import notice
 
 SCALE, TIEPOINT, TRANSFORM, KEYS, DOUBLES, TEXTS = 33550, 33922, 34264, 34735, 34736, 34737
 GEOREFERENCE = (SCALE, TIEPOINT, TRANSFORM, KEYS, DOUBLES, TEXTS)

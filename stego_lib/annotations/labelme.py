@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..datasets.classes import Classes
-from ..runtime.files import atomic
+from ..utils.files import atomic
 from .regions import outlines, regions
 
 VERSION = "5.5.0"

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..datasets.classes import Classes
 from ..datasets.folder import distinct_names
-from ..runtime.errors import StegoError, did_you_mean
-from ..runtime.files import fingerprint, read_json, write_json
+from ..utils.errors import StegoError, did_you_mean
+from ..utils.files import fingerprint, read_json, write_json
 
 FILE = "names.json"
 """Name of the file in a run's folder."""

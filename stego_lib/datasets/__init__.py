@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from ..experiment import Experiment
-from ..runtime.errors import StegoError, did_you_mean
-from ..runtime.paths import user_path
+from ..utils.errors import StegoError, did_you_mean
+from ..utils.paths import user_path
 from .base import IGNORED, SegmentationDataset
 from .camvid import open_camvid
 from .cityscapes import open_cityscapes
@@ -95,7 +95,7 @@ def open_dataset(
 def open_split(experiment: Experiment, split: str) -> SegmentationDataset:
     """Opens split `split` of the experiment's dataset, whole images (training may cut them, see `CROPS`)."""
     return open_dataset(
-        experiment.dataset, experiment.data_root, split, experiment.n_classes, published=experiment.published
+        experiment.dataset, experiment.data_root, split, experiment.n_classes, published=experiment.official.published
     )
 
 

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from ..runtime import paths
-from ..runtime.errors import StegoError
+from ..utils import paths
+from ..utils.errors import StegoError
 from . import DATASETS
 from .check import check
 from .prepare import prepare

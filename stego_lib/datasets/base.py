@@ -10,8 +10,8 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from torch import Tensor
 
-from ..runtime.errors import StegoError
-from ..runtime.progress import progress
+from ..utils.errors import StegoError
+from ..utils.progress import progress
 from .classes import Classes, Finding, listed
 from .formats import BROKEN, FORMATS, Rules, stored_numbers
 from .images import StoredImage, read_image, transparent_part

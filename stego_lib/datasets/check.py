@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runtime.errors import StegoError
-from ..runtime.notices import Notice
-from ..runtime.paths import user_path
+from ..utils.errors import StegoError
+from ..utils.notices import Notice
+from ..utils.paths import user_path
 from . import SegmentationDataset, open_dataset
 from .findings import look, rotation_note
 from .intact import Survey, survey

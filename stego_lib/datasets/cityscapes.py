@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runtime.errors import StegoError
+from ..utils.errors import StegoError
 from .base import IGNORED, SegmentationDataset
 from .classes import Classes, Finding, refuse_ids
 from .formats import Rules

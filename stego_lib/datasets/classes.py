@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..runtime.errors import StegoError
+from ..utils.errors import StegoError
 from .formats import DEFAULT, Rules
 
 RESERVED = ("no class",)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runtime.errors import StegoError
-from ..runtime.files import read_json, read_text
-from ..runtime.notices import notice
+from ..utils.errors import StegoError
+from ..utils.files import read_json, read_text
+from ..utils.notices import notice
 from .base import IGNORED, SegmentationDataset
 from .classes import Classes, Finding, listed, refuse_ids
 from .folder import distinct_colors

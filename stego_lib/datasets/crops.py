@@ -14,10 +14,10 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from torch import Tensor
 
-from ..runtime.errors import StegoError
-from ..runtime.files import atomic, fingerprint, read_json, write_json
-from ..runtime.paths import user_path
-from ..runtime.progress import progress
+from ..utils.errors import StegoError
+from ..utils.files import atomic, fingerprint, read_json, write_json
+from ..utils.paths import user_path
+from ..utils.progress import progress
 from .base import SegmentationDataset
 
 RATIO = 0.5

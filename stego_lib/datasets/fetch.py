@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import pooch
 import requests
 
-from ..runtime.errors import StegoError
-from ..runtime.files import disk_errors, read_text
-from ..runtime.progress import progress
+from ..utils.errors import StegoError
+from ..utils.files import disk_errors, read_text
+from ..utils.progress import progress
 
 TIMEOUT = 30
 """Timeout of the server, in seconds."""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..runtime.errors import StegoError
-from ..runtime.files import fingerprint, read_json, write_json
-from ..runtime.notices import notice
+from ..utils.errors import StegoError
+from ..utils.files import fingerprint, read_json, write_json
+from ..utils.notices import notice
 from .base import SegmentationDataset
 from .classes import Finding, listed
 from .formats import BROKEN, DEFAULT, SUFFIXES, Rules, depth_of, formats_of, several

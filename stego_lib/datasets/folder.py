@@ -10,10 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import DataNotFound, StegoError, did_you_mean
-from ..runtime.files import read_json, write_json
-from ..runtime.notices import notice
-from ..runtime.paths import user_path
+from ..utils.errors import DataNotFound, StegoError, did_you_mean
+from ..utils.files import read_json, write_json
+from ..utils.notices import notice
+from ..utils.paths import user_path
 from .base import SegmentationDataset
 from .classes import Classes
 from .findings import skipped_files

@@ -10,8 +10,8 @@ from PIL import Image
 from PIL.ExifTags import Base
 from torch import Tensor
 
-from ..runtime.errors import StegoError
-from ..runtime.paths import user_path
+from ..utils.errors import StegoError
+from ..utils.paths import user_path
 from .formats import (
     BROKEN,
     DEFAULT,

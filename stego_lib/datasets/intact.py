@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..runtime.errors import StegoError
-from ..runtime.progress import progress
+from ..utils.errors import StegoError
+from ..utils.progress import progress
 from .base import SegmentationDataset
 from .formats import REMEDY, fills, label_palette, value_range
 

@@ -4,9 +4,9 @@ import os
 from functools import cache
 from pathlib import Path
 
-from ..runtime.errors import DataNotFound, StegoError
-from ..runtime.files import checksum
-from ..runtime.paths import user_path
+from ..utils.errors import DataNotFound, StegoError
+from ..utils.files import checksum
+from ..utils.paths import user_path
 from .formats import SUFFIXES
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import StegoError
+from ..utils.errors import StegoError
 from . import camvid, cityscapes, cocostuff, open_dataset, painter, potsdam
 from .classes import Classes
 from .scenes import COLORS

@@ -6,8 +6,8 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from ..runtime.errors import StegoError
-from ..runtime.files import read_text
+from ..utils.errors import StegoError
+from ..utils.files import read_text
 from .base import IGNORED, SegmentationDataset
 from .classes import Classes, Finding, refuse_ids
 from .formats import Rules

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..runtime.errors import StegoError
-from ..runtime.files import read_json, write_json
-from ..runtime.progress import progress
+from ..utils.errors import StegoError
+from ..utils.files import read_json, write_json
+from ..utils.progress import progress
 from .classes import Finding
 from .formats import Rules
 from .images import read_image

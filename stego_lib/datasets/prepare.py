@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..runtime.errors import DataNotFound, StegoError
-from ..runtime.files import read_text
-from ..runtime.paths import user_path
+from ..utils.errors import DataNotFound, StegoError
+from ..utils.files import read_text
+from ..utils.paths import user_path
 from . import cityscapes, cocostuff, folder, open_dataset, potsdam
 from .check import check
 from .fetch import check_space, fetch, remote_size, verify

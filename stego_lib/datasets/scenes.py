@@ -6,10 +6,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..runtime.errors import StegoError
-from ..runtime.files import read_json, write_json
-from ..runtime.paths import user_path
-from ..runtime.progress import progress
+from ..utils.errors import StegoError
+from ..utils.files import read_json, write_json
+from ..utils.paths import user_path
+from ..utils.progress import progress
 from . import painter
 from .base import SegmentationDataset
 from .folder import open_folder

@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from ..runtime.errors import StegoError
-from ..runtime.progress import progress
+from ..utils.errors import StegoError
+from ..utils.progress import progress
 from .fetch import check_space
 
 MOST, MUCH = 300, 2**30

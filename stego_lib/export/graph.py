@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone
-from ..runtime.errors import StegoError
+from ..utils.errors import StegoError
 
 if TYPE_CHECKING:
     import onnx
@@ -144,7 +144,7 @@ def _resizing(run: "Run", size: tuple[int, int] | None, longest: float) -> str:
         cells_taken = Max (cells_rounded, one)
         target_double = Mul (cells_taken, patch)
         target = Cast <to = 7> (target_double)"""
-    if run.experiment.published:  # the nearest pixel, found by a running sum as Pillow does
+    if run.experiment.official.published:  # the nearest pixel, found by a running sum as Pillow does
         resize = (
             "\n".join(_nearest(axis) for axis in (0, 1))
             + """

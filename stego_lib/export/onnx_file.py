@@ -11,11 +11,11 @@ import torch
 from ..backbone import Backbone
 from ..datasets import open_training_set
 from ..datasets.painter import paint_scene
-from ..runtime.errors import DataNotFound, StegoError, brief
-from ..runtime.files import atomic
-from ..runtime.notices import notice
-from ..runtime.paths import shown_path, user_path
-from ..runtime.progress import say
+from ..utils.errors import DataNotFound, StegoError, brief
+from ..utils.files import atomic
+from ..utils.notices import notice
+from ..utils.paths import shown_path, user_path
+from ..utils.progress import say
 from .graph import OUTPUTS, assemble, describe, needed, quantized, trace
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from ..runtime.errors import StegoError, brief
+from ..utils.errors import StegoError, brief
 
 
 def create(path: Path, dtype: type, shape: tuple[int, ...]) -> None:

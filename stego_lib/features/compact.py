@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..runtime.files import atomic, locked
-from ..runtime.notices import notice
-from ..runtime.progress import progress, say
+from ..utils.files import atomic, locked
+from ..utils.notices import notice
+from ..utils.progress import progress, say
 from .arrays import read_rows
 from .extraction import ensure
 from .online import OnlineFeatures
@@ -151,7 +151,7 @@ def _sample(source: Source) -> Tensor:
 class CompactFeatures(OnlineFeatures):
     """Features from a compact store; images and label maps are read from their files, in threads."""
 
-    kind: Literal["store", "compact", "online"] = "compact"
+    kind: Literal["full", "compact", "online"] = "compact"
 
     def __init__(self, source: Source, root: Path):
         super().__init__(source, root)

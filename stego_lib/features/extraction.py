@@ -14,10 +14,10 @@ import torch
 
 from ..backbone import Backbone
 from ..datasets.intact import check_files
-from ..runtime.errors import StegoError, brief
-from ..runtime.files import Claims, checksum, disk_errors, locked, read_json, write_json
-from ..runtime.notices import notice
-from ..runtime.progress import progress, say
+from ..utils.errors import StegoError, brief
+from ..utils.files import Claims, checksum, disk_errors, locked, read_json, write_json
+from ..utils.notices import notice
+from ..utils.progress import progress, say
 from .arrays import create, read_rows, sync, write_rows
 from .prefetch import ReadAhead
 from .source import NO_LABEL, Shapes, Source

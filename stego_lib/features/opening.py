@@ -7,10 +7,10 @@ from typing import Literal
 from ..backbone import Backbone
 from ..datasets import SegmentationDataset
 from ..datasets.transforms import Size
-from ..runtime.errors import StegoError
-from ..runtime.files import disk_errors
-from ..runtime.notices import notice
-from ..runtime.paths import user_path
+from ..utils.errors import StegoError
+from ..utils.files import disk_errors
+from ..utils.notices import notice
+from ..utils.paths import user_path
 from .compact import MOST, CompactFeatures, compact_exists
 from .extraction import ensure, missing_bytes
 from .online import OnlineFeatures
@@ -26,7 +26,7 @@ def open_features(
     backbone: Backbone,
     size: Size,
     root: str | Path,
-    feature_store: str = "auto",
+    feature_store: str = "full",
     *,
     mirror: bool = False,
     published: bool = False,
@@ -41,8 +41,8 @@ def open_features(
         Folder of stores. A store's name is a fingerprint of files, size, resampling, weights and precision, so a stale
         store is never used; checksums reveal a damaged one, which is computed again.
     feature_store
-        'store'; 'compact', on the principal components of a `compact.CompactFeatures`; 'online'; or 'auto': the first of these
-        that exists or fits into `DISK_SHARE` of the free disk, with a notice if it is not 'store'.
+        'full'; 'compact', on the principal components of a `compact.CompactFeatures`; 'online'; or 'auto': the first of these
+        that exists or fits into `DISK_SHARE` of the free disk, with a notice if it is not 'full'.
     mirror
         Features of the horizontally flipped images; labels and images stay as they are.
     published
@@ -61,37 +61,13 @@ def open_features(
     torch.Size([2, 192, 16, 16])
     """
     source = Source(dataset, backbone, size, mirror, published)
-    if feature_store == "auto":
-        feature_store = choose_store(source, root)
     if feature_store == "compact":
         if published:
-            raise StegoError("published=True stands for published numbers, which a compact store changes: feature_store='store' or 'online'")
+            raise StegoError("published=True stands for published numbers, which a compact store changes: feature_store='full' or 'online'")
         return CompactFeatures(source, user_path(root))
     if feature_store == "online":
         return OnlineFeatures(source, root)
     return _open_store(source, root)
-
-
-def choose_store(source: Source, root: str | Path) -> Literal["store", "compact", "online"]:
-    """'store' if there is one or room for one, else 'compact' by the same rule, else 'online'; a notice says which and why.
-
-    With `source.published` there is no 'compact'.
-    """
-    root, folder = user_path(root), store_folder(source, root)
-    needed = missing_bytes(folder, source.shapes)
-    with disk_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(root).free
-    if folder.exists() or needed <= DISK_SHARE * free:
-        return "store"
-    count, channels, height, width = source.shapes["features"][1]
-    compact = count * (channels // MOST) * height * width
-    room = f"a full store takes {needed / 1e9:.1f} GB, {root} has {free / 1e9:.1f} GB free; name a larger disk with runs_dir to have one"
-    if not source.published and (compact_exists(source, root) or compact <= DISK_SHARE * free):
-        notice(f"the features of {source} are kept on fewer components, in {compact / 1e9:.1f} GB at most (feature_store='compact'): {room}")
-        return "compact"
-    notice(f"the features of {source} are computed anew whenever they are needed (feature_store='online'), which is slow: {room}")
-    return "online"
 
 
 def open_store(
@@ -104,7 +80,7 @@ def open_store(
     published: bool = False,
     batch: int | None = None,
 ) -> FeatureStore:
-    """`open_features(..., feature_store="store")`; `batch` images go through the backbone at once."""
+    """`open_features(..., feature_store="full")`; `batch` images go through the backbone at once."""
     return _open_store(Source(dataset, backbone, size, mirror, published), root, batch)
 
 

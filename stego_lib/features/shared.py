@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..runtime import devices
+from ..utils import devices
 from .store import Features
 
 

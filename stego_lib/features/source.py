@@ -11,9 +11,9 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..datasets import SegmentationDataset
 from ..datasets.transforms import Size, resize_image, resize_label
-from ..runtime.errors import StegoError
-from ..runtime.files import fingerprint, read_json, write_json
-from ..runtime.memory import enough_memory
+from ..utils.errors import StegoError
+from ..utils.files import fingerprint, read_json, write_json
+from ..utils.memory import enough_memory
 
 Shapes = dict[str, tuple[type, tuple[int, ...]]]
 """Name -> type and shape of an array."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..runtime.files import read_json
+from ..utils.files import read_json
 from .arrays import read_rows
 from .pooled import PART, read_pooled
 from .source import NO_LABEL
@@ -35,7 +35,7 @@ class Features(ABC):
     n_classes: int
     pooled_folder: Path
     """Where the file of pooled features lies."""
-    kind: Literal["store", "compact", "online"] = "online"
+    kind: Literal["full", "compact", "online"] = "online"
     """Whether they are kept on disk, as they are or on fewer components, or computed on demand."""
 
     def __len__(self) -> int:
@@ -105,7 +105,7 @@ class FeatureStore(Features):
     """
 
     def __init__(self, folder: Path):
-        self.folder, self.pooled_folder, self.name, self.kind = folder, folder, folder.name, "store"
+        self.folder, self.pooled_folder, self.name, self.kind = folder, folder, folder.name, "full"
         self.about = read_json(folder / "about.json")
         self.has_labels, self.n_classes = self.about["labels"], self.about["n_classes"]
         self.shape, self.image_size = self.features.shape, self.images.shape[2:]

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..runtime.errors import StegoError
-from ..runtime.files import load_tensors
+from ..utils.errors import StegoError
+from ..utils.files import load_tensors
 
 HEAD_WIDTH = 64
 """Channels of an attention head in every network that DINO's authors published."""

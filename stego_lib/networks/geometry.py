@@ -7,8 +7,8 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from ..runtime.errors import StegoError, brief
-from ..runtime.fields import Size
+from ..utils.errors import StegoError, brief
+from ..utils.fields import Size
 
 LARGEST_SIDE = 8192
 """Pixels per side of the largest image."""

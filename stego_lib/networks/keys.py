@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..runtime.errors import StegoError
+from ..utils.errors import StegoError
 
 
 def attention_of(network: nn.Module, block: int, name: str) -> nn.Module:

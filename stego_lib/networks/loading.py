@@ -19,11 +19,11 @@ from huggingface_hub.utils import get_session
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..runtime.errors import StegoError, brief, did_you_mean
-from ..runtime.fields import Size, split_backbone
-from ..runtime.files import load_tensors
-from ..runtime.notices import notice
-from ..runtime.paths import PACKAGE
+from ..utils.errors import StegoError, brief, did_you_mean
+from ..utils.fields import Size, split_backbone
+from ..utils.files import load_tensors
+from ..utils.notices import notice
+from ..utils.paths import PACKAGE
 from .dino import dino_vit, load_pth
 from .geometry import Geometry, is_vit, measure
 from .released import read_released

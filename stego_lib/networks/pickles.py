@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime.errors import StegoError, brief
-from ..runtime.files import refuse_bomb, refuse_swollen
+from ..utils.errors import StegoError, brief
+from ..utils.files import refuse_bomb, refuse_swollen
 
 STORAGES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..runtime.errors import StegoError
-from ..runtime.paths import user_path
+from ..utils.errors import StegoError
+from ..utils.paths import user_path
 from .dino import DinoViT, dino_vit
 from .pickles import load_inert, plain
 

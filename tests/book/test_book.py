@@ -17,12 +17,11 @@ from PIL import Image
 
 import stego_lib
 from stego_lib import Experiment
-from stego_lib.runtime import paths
-from stego_lib.studies.results import fill_tables
+from stego_lib.utils import paths
+from stego_book.studies.results import fill_tables
 
-sys.path.insert(0, str(ROOT / "book"))
-import build
-import check
+from stego_book import build
+from stego_book import check
 
 TOC = ROOT / "book" / "_toc.yml"
 PAGES = build.pages(TOC)
@@ -217,7 +216,7 @@ def test_names_that_lead_nowhere_are_found():
 
 
 def test_the_tables_of_the_welcome_page_are_those_of_the_records():
-    """Mended by: python -m stego_lib.studies.results book/index.md"""
+    """Mended by: python -m stego_book.studies.results book/index.md"""
     text = (ROOT / "book" / "index.md").read_text()
     assert text.count("<!-- table: ") >= 1
     assert fill_tables(text, ROOT / "book") == text

@@ -16,9 +16,9 @@ from stego_lib import Experiment, train
 from stego_lib.calibration import AUTO
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.metrics import match, scores
-from stego_lib.notebooks import run_notebook
-from stego_lib.runtime.files import write_json
-from stego_lib.studies import results
+from stego_book.notebooks import run_notebook
+from stego_lib.utils.files import write_json
+from stego_book.studies import results
 
 CHAPTERS = ("data", "evaluation", "ablations", "benchmark", "baselines", "choosing", "speed", "light", "segment_your_images", "name_your_segments")
 

@@ -16,7 +16,7 @@ import pytest
 from common import ROOT
 from PIL import Image
 
-from stego_lib.notebooks import run_notebook
+from stego_book.notebooks import run_notebook
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 QUICKSTART = ROOT / "notebooks" / "quickstart.ipynb"

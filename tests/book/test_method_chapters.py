@@ -11,8 +11,8 @@ import pytest
 from common import ROOT
 
 from stego_lib.datasets.scenes import draw_scenes
-from stego_lib.notebooks import run_notebook
-from stego_lib.studies.cooccurrence import read_curves
+from stego_book.notebooks import run_notebook
+from stego_book.studies.cooccurrence import read_curves
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,12 @@ from common import BASELINES, ROOT
 from records import record as made_up_record
 from safetensors import safe_open
 
-from stego_lib import StegoError, notebooks
+from stego_book import notebooks
+from stego_lib import StegoError
 from stego_lib.datasets.scenes import draw_scenes
-from stego_lib.notebooks import check_parameters, main, run_notebook
-from stego_lib.runtime.files import load_state
-from stego_lib.studies import results
+from stego_book.notebooks import check_parameters, main, run_notebook
+from stego_lib.utils.files import load_state
+from stego_book.studies import results
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TRAIN = ROOT / "notebooks" / "train.ipynb"
@@ -115,7 +116,7 @@ def test_the_command_line_says_how_it_ended(tmp_path, monkeypatch, capsys):
 
 
 def test_the_module_is_the_command_line(tmp_path):
-    command = [sys.executable, "-m", "stego_lib.notebooks", str(TRAIN), str(tmp_path / "out.ipynb"), "-p", "stesp", "3"]
+    command = [sys.executable, "-m", "stego_book.notebooks", str(TRAIN), str(tmp_path / "out.ipynb"), "-p", "stesp", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "did you mean 'steps'" in done.stderr
 
@@ -137,7 +138,7 @@ def test_papermill_alone_leaves_few_outputs_in_a_notebook(small, tmp_path):
     """A progress bar that is redrawn twice per second would leave an output each time."""
     startup = tmp_path / "profile_default" / "startup" / "first.py"
     startup.parent.mkdir(parents=True)
-    startup.write_text("from stego_lib.runtime import progress\nprogress.LINE_EVERY = 0\n")
+    startup.write_text("from stego_lib.utils import progress\nprogress.LINE_EVERY = 0\n")
     environment = os.environ | {"IPYTHONDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     environment.pop("STEGO_BARS", None)
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(TRAIN), str(tmp_path / "out.ipynb")]

@@ -12,8 +12,8 @@ import pytest
 from common import ROOT
 
 from stego_lib import StegoError
-from stego_lib.notebooks import check_parameters, declared, main, run_notebook
-from stego_lib.runtime.progress import BARS
+from stego_book.notebooks import check_parameters, declared, main, run_notebook
+from stego_lib.utils.progress import BARS
 
 CELL = """
 folder: str = None  # a path
@@ -36,7 +36,7 @@ def notebook(tmp_path) -> Path:
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     cells = [
         nbformat.v4.new_code_cell(CELL, metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell("from stego_lib.notebooks import check_parameters\ncheck_parameters()"),
+        nbformat.v4.new_code_cell("from stego_book.notebooks import check_parameters\ncheck_parameters()"),
         nbformat.v4.new_code_cell("print(repr(folder), count, share, switch)", metadata={"tags": ["summary"]}),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / "a.ipynb")

@@ -17,8 +17,7 @@ from common import ROOT
 from nbformat.v4 import new_output
 from PIL import Image
 
-sys.path.insert(0, str(ROOT / "book"))
-import build
+from stego_book import build
 from check import problems
 
 

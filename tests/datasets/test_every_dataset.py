@@ -27,9 +27,9 @@ from stego_lib.datasets.__main__ import main
 from stego_lib.datasets.cocostuff import FINE
 from stego_lib.datasets.prepare import RECIPES
 from stego_lib.datasets.transforms import resize_label
-from stego_lib.experiment import USUAL_PRESET
-from stego_lib.runtime.files import write_json
-from stego_lib.runtime.notices import Notice
+from stego_lib.experiment import DEFAULT_PRESET
+from stego_lib.utils.files import write_json
+from stego_lib.utils.notices import Notice
 
 
 def place_camvid(root: Path, source: Path, server: Server) -> None:
@@ -114,7 +114,7 @@ def expect_checksums_of(server: Server, name: str, monkeypatch: pytest.MonkeyPat
 
 def short_recipe(name: str, root: Path, backbone: Path) -> Experiment:
     """The dataset's own recipe, with a tiny backbone, few steps and small sizes."""
-    preset = USUAL_PRESET.get(name, name if name in PRESETS else "cocostuff27-vits8")
+    preset = DEFAULT_PRESET.get(name, name if name in PRESETS else "cocostuff27-vits8")
     return Experiment.preset(
         preset, dataset=name, data_root=str(root), backbone=str(backbone), train_size=64, eval_size=64, code_dim=8,
         steps=3, batch_size=4, points=3, neighbors=2, negatives=2, device="cpu", precision="float32",

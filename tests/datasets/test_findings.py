@@ -18,7 +18,7 @@ from stego_lib.datasets.crops import FiveCrop
 from stego_lib.datasets.findings import look
 from stego_lib.datasets.intact import survey
 from stego_lib.datasets.potsdam_tiles import COLORS, TILES
-from stego_lib.runtime.notices import Notice
+from stego_lib.utils.notices import Notice
 
 SIDE = 32
 

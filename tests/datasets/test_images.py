@@ -21,7 +21,7 @@ from stego_lib.datasets.folder import read_classes, write_classes
 from stego_lib.datasets.formats import Rules
 from stego_lib.datasets.images import read_image
 from stego_lib.datasets.layout import list_images
-from stego_lib.runtime.files import read_json, read_text
+from stego_lib.utils.files import read_json, read_text
 
 GRAY = np.array([[0, 255, 256, 3000], [4095, 32767, 40000, 65535]], np.uint16)
 TWELVE = np.array([[0, 1, 2047, 2048], [4000, 4094, 4095, 0]], np.uint16)

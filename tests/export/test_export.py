@@ -12,7 +12,7 @@ from randomrun import random_run
 
 from stego_lib import StegoError
 from stego_lib.datasets.painter import paint_scene
-from stego_lib.runtime.notices import Notice
+from stego_lib.utils.notices import Notice
 
 SHAPES = [(128, 128), (96, 200), (251, 143), (40, 300)]
 """Square, oblong, upright, and longer than `LONGEST` allows."""

@@ -17,8 +17,8 @@ from stego_lib.features import compact
 from stego_lib.features.compact import CompactFeatures, Components, correspondence_error, fit_components
 from stego_lib.features.opening import open_features
 from stego_lib.features.store import FeatureStore
-from stego_lib.runtime.files import read_json
-from stego_lib.runtime.notices import Notice
+from stego_lib.utils.files import read_json
+from stego_lib.utils.notices import Notice
 
 
 @pytest.fixture(scope="module")

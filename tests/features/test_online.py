@@ -20,7 +20,7 @@ from stego_lib.features.prefetch import ReadAhead
 from stego_lib.features.source import Source
 from stego_lib.features.store import FeatureStore
 from stego_lib.run import read_checkpoint
-from stego_lib.runtime.notices import Notice
+from stego_lib.utils.notices import Notice
 
 SAME = dict(rtol=2e-3, atol=2e-3)
 """One unit in the last place of float16, for features of about 1."""

@@ -14,7 +14,7 @@ from common import write_backbone
 from stego_lib import StegoError, open_dataset
 from stego_lib.backbone import Backbone
 from stego_lib.features.opening import open_store
-from stego_lib.runtime.notices import Notice
+from stego_lib.utils.notices import Notice
 
 EXACT = dict(device="cpu", precision="float32")
 

@@ -8,7 +8,7 @@ from common import golden
 from torch.testing import assert_close
 
 from stego_lib import crf
-from stego_lib.runtime.notices import Notice
+from stego_lib.utils.notices import Notice
 
 G = golden("crf")
 WITHIN = {"pydensecrf": 1e-4, "lattice": 1e-3}

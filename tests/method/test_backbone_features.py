@@ -20,7 +20,7 @@ from stego_lib import backbone as backbone_module
 from stego_lib.datasets.transforms import resize_image, resize_label
 from stego_lib.features import extraction
 from stego_lib.features.opening import open_store
-from stego_lib.pretraining import PretrainRecipe
+from stego_book.pretraining import PretrainRecipe
 
 EXACT = dict(device="cpu", precision="float32")
 

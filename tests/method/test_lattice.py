@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from stego_lib.optional.lattice import Lattice, NormalizedLattice, corners
+from stego_lib.lattice import Lattice, NormalizedLattice, corners
 
 
 def points(count: int, dims: int, spread: float) -> np.ndarray:

@@ -17,8 +17,8 @@ from stego_lib.features.opening import open_features
 from stego_lib.features.pooled import Pooled
 from stego_lib.features.store import Features, FeatureStore
 from stego_lib.neighbors import nearest_neighbors
-from stego_lib.optional import approximate
-from stego_lib.runtime.notices import Notice
+from stego_lib.official import approximate
+from stego_lib.utils.notices import Notice
 
 
 def groups(count: int = 12_000, channels: int = 16) -> Tensor:

@@ -37,8 +37,8 @@ from stego_lib.loss import upsample
 from stego_lib.metrics import confusion, match, scores
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.probes import labels_at, probe_maps
-from stego_lib.runtime.files import TEMPORARY, load_state, save_state, write_json
-from stego_lib.runtime.notices import Notice
+from stego_lib.utils.files import TEMPORARY, load_state, save_state, write_json
+from stego_lib.utils.notices import Notice
 
 VALUES = {
     "loss",
@@ -289,8 +289,8 @@ def test_other_experiments_train_and_load(experiment, runs_dir, changes):
     run = train(experiment.but(steps=2, **changes), runs_dir=runs_dir)
     again = load_run(run.folder)
     assert same_weights(again, run) and np.isfinite(run.log.to_numpy()).all()
-    assert len(run.model.cluster_probe.clusters) == 8 + run.experiment.extra_clusters
-    assert (run.model.feature_mean.abs().max() > 0) == run.experiment.subtract_mean
+    assert len(run.model.cluster_probe.clusters) == 8 + run.experiment.official.extra_clusters
+    assert (run.model.feature_mean.abs().max() > 0) == run.experiment.official.subtract_mean
     found = again.predict(np.zeros((40, 70, 3), np.uint8))
     assert found.shape == (40, 70)
 

@@ -11,8 +11,8 @@ import torch
 from stego_lib import Experiment, StegoError
 from stego_lib import run as run_module
 from stego_lib.run import find_run, new_folder, newest_run
-from stego_lib.runtime.files import save_state, write_json
-from stego_lib.runtime.notices import Notice
+from stego_lib.utils.files import save_state, write_json
+from stego_lib.utils.notices import Notice
 
 ASKED = Experiment(steps=10, seed=1)
 BACKBONE = SimpleNamespace(weights_id="ours")

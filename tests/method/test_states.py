@@ -22,8 +22,8 @@ from stego_lib.baselines import kmeans_on_features
 from stego_lib.calibration import measure_correspondences
 from stego_lib.model import Stego
 from stego_lib.probes import fit_probes, multinomial_regression
-from stego_lib.runtime.files import load_state, read_json, save_state, write_json
-from stego_lib.runtime.notices import Notice
+from stego_lib.utils.files import load_state, read_json, save_state, write_json
+from stego_lib.utils.notices import Notice
 from stego_lib.segment import segment_folder
 
 
@@ -150,7 +150,7 @@ def test_the_same_data_in_another_place_is_the_runs_own(street, tmp_path, quick)
     assert not list(run.folder.glob("metrics-*"))
 
 
-@pytest.mark.filterwarnings("ignore:camvid (train|val). 1 of 11 classes occur in none:stego_lib.runtime.notices.Notice")
+@pytest.mark.filterwarnings("ignore:camvid (train|val). 1 of 11 classes occur in none:stego_lib.utils.notices.Notice")
 def test_what_evaluate_returns_is_what_the_file_holds(street, tmp_path, quick):
     """Also for a class that does not occur, which has no IoU."""
     for file in (tmp_path / "data" / "camvid").glob("*annot/*.png"):
@@ -179,7 +179,7 @@ def test_a_log_that_is_missing_is_named(street, tmp_path):
         _ = run.log
 
 
-@pytest.mark.filterwarnings("ignore:camvid (train|val). 'road' is the only class:stego_lib.runtime.notices.Notice")
+@pytest.mark.filterwarnings("ignore:camvid (train|val). 'road' is the only class:stego_lib.utils.notices.Notice")
 def test_labels_of_a_single_class_give_no_scores(street, tmp_path, quick):
     """Any segmentation would score 100."""
     for file in (tmp_path / "data" / "camvid" / "valannot").iterdir():
@@ -191,7 +191,7 @@ def test_labels_of_a_single_class_give_no_scores(street, tmp_path, quick):
     assert record["scores"] == {} and "matching" not in record
 
 
-@pytest.mark.filterwarnings("ignore:folder (train|val). 'all' is the only class:stego_lib.runtime.notices.Notice")
+@pytest.mark.filterwarnings("ignore:folder (train|val). 'all' is the only class:stego_lib.utils.notices.Notice")
 def test_a_dataset_of_one_class_gives_no_scores(scenes_root, backbone_file, tmp_path, quick):
     folder = shutil.copytree(scenes_root / "scenes", tmp_path / "folder")
     (folder / "classes.json").write_text('{"names": ["all"]}')

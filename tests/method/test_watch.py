@@ -9,8 +9,8 @@ from common import tiny_experiment
 
 from stego_lib import load_run, train, training, watch
 from stego_lib.model import Stego
-from stego_lib.runtime.files import read_json, write_json
-from stego_lib.runtime.notices import Notice
+from stego_lib.utils.files import read_json, write_json
+from stego_lib.utils.notices import Notice
 from stego_lib.watch import Watch, effective_clusters, effective_groups, nearest_elsewhere
 
 

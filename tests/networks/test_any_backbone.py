@@ -25,9 +25,9 @@ from torch.testing import assert_close
 
 from stego_lib import Backbone, Experiment, StegoError, load_run, train
 from stego_lib.backbone import fit_sizes, geometry_of, preset_here
-from stego_lib.notebooks import run_notebook
-from stego_lib.runtime.notices import Notice
-from stego_lib.studies.seeds import run_seeds
+from stego_book.notebooks import run_notebook
+from stego_lib.utils.notices import Notice
+from stego_book.studies.seeds import run_seeds
 
 EXACT = dict(device="cpu", precision="float32")
 # Family -> name, patch or stride, sizes at training and evaluation after rounding.

@@ -8,7 +8,7 @@ import timm
 from stego_lib import Backbone, Experiment, StegoError
 from stego_lib import backbone as backbone_module
 from stego_lib.backbone import EMBEDDED, EMBEDDED_FOR_PHOTOGRAPHS, preset_here
-from stego_lib.runtime.notices import Notice
+from stego_lib.utils.notices import Notice
 
 PUBLISHED = ["cityscapes", "cocostuff27-vits8", "cocostuff27-vitb8", "cityscapes-vitb8", "potsdam3-vits8"]
 

@@ -12,7 +12,7 @@ from common import ROOT
 from PIL import Image
 
 from stego_lib import StegoError
-from stego_lib.plots.explorer import explorer_data, explorer_html
+from stego_book.plots.explorer import explorer_data, explorer_html
 
 ROWS, COLUMNS, COUNT = 4, 6, 3
 GENERATOR = torch.Generator().manual_seed(0)

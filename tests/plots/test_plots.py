@@ -15,11 +15,11 @@ from PIL import Image
 
 from stego_lib import open_dataset
 from stego_lib.datasets import Classes
-from stego_lib.plots import data as plots_data
-from stego_lib.plots import figures as plots
-from stego_lib.plots import grids, style
-from stego_lib.plots import study as plots_study
-from stego_lib.runtime.notices import Notice
+from stego_book.plots import data as plots_data
+from stego_book.plots import figures as plots
+from stego_book.plots import grids, style
+from stego_book.plots import study as plots_study
+from stego_lib.utils.notices import Notice
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from recipes import DISTILLED, SMALL
 from torch.testing import assert_close
 
-from stego_lib.pretraining import OBJECTIVES, Distillation, crops, large_and_small_views, pretrain
-from stego_lib.pretraining.dino import across_views
-from stego_lib.pretraining.distillation import Centered, disagreement
-from stego_lib.pretraining.ibot import draw_mask, hidden_disagreement
-from stego_lib.pretraining.network import all_tokens, build_network, hidden_patches
+from stego_book.pretraining import OBJECTIVES, Distillation, crops, large_and_small_views, pretrain
+from stego_book.pretraining.dino import across_views
+from stego_book.pretraining.distillation import Centered, disagreement
+from stego_book.pretraining.ibot import draw_mask, hidden_disagreement
+from stego_book.pretraining.network import all_tokens, build_network, hidden_patches
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -125,7 +125,7 @@ def test_the_mask_hides_shares_in_its_range():
 
 def test_ibot_asks_the_student_about_views_it_does_not_see_whole(images, monkeypatch):
     """With nothing to tell apart in teacher and student but the mask, the student's tokens differ from the teacher's."""
-    from stego_lib.pretraining import ibot
+    from stego_book.pretraining import ibot
 
     module, seen = objective("ibot"), []
     monkeypatch.setattr(ibot, "hidden_disagreement", lambda *given: seen.append(given) or hidden_disagreement(*given))

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from recipes import TINY
 from torch.testing import assert_close
 
-from stego_lib import Backbone, pretraining
-from stego_lib.pretraining import (
+from stego_book import pretraining
+from stego_lib import Backbone
+from stego_book.pretraining import (
     PretrainRecipe,
     crops,
     dense,

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from stego_lib import StegoError
-from stego_lib.pretraining import labeled_sample, mixture, pretrain, read_photographs
-from stego_lib.pretraining.loop import _draw
+from stego_book.pretraining import labeled_sample, mixture, pretrain, read_photographs
+from stego_book.pretraining.loop import _draw
 
 
 def save(path, width: int, height: int) -> None:

@@ -9,8 +9,8 @@ import torch
 from common import ROOT
 from recipes import DISTILLED
 
-from stego_lib import pretraining
-from stego_lib.pretraining import comparison
+from stego_book import pretraining
+from stego_book.pretraining import comparison
 
 
 def test_a_curve_keeps_means_of_the_loss_and_every_look(tmp_path):

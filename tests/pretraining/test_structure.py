@@ -8,8 +8,8 @@ import torch
 from recipes import TINY
 from torch.testing import assert_close
 
-from stego_lib.pretraining import build_network
-from stego_lib.pretraining.structure import POSITION, factors
+from stego_book.pretraining import build_network
+from stego_book.pretraining.structure import POSITION, factors
 
 RECIPE = replace(TINY, depth=2, img_size=48, structured=True)
 

@@ -15,7 +15,7 @@ import pythons
 import yaml
 from common import ROOT
 
-from stego_lib.runtime.files import read_json
+from stego_lib.utils.files import read_json
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PIP = [sys.executable, "-m", "pip"]
@@ -27,7 +27,7 @@ import json
 from pathlib import Path
 import stego_lib
 from stego_lib import Experiment, train
-from stego_lib.studies.results import paper_rows
+from stego_book.studies.results import paper_rows
 
 run = train(Experiment.preset("scenes", data_root={root!r}, steps=2, batch_size=4, train_size=64, eval_size=64))
 label_map = run.predict(next(Path({root!r}).glob("scenes/imgs/val/*.png")))

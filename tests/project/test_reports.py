@@ -7,7 +7,7 @@ import pytest
 from common import ROOT
 from torture import REPORTS, SLACK_MB, TABLES, flat
 
-from stego_lib.runtime.files import read_json
+from stego_lib.utils.files import read_json
 
 
 @pytest.mark.parametrize(("what", "test"), TABLES.items())

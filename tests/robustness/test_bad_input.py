@@ -14,7 +14,7 @@ from PIL import Image
 from standins import flat_png
 
 from stego_lib import StegoError, load_run, open_dataset, train, training
-from stego_lib.runtime.notices import Notice
+from stego_lib.utils.notices import Notice
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from killing import flat, refuse_half_files, runs_in, same, survive, wait_for
 from stego_lib import Experiment, StegoError, load_run, train, training
 from stego_lib.backbone import Backbone
 from stego_lib.run import read_checkpoint
-from stego_lib.runtime.files import TEMPORARY
+from stego_lib.utils.files import TEMPORARY
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 KILLS = 20

@@ -7,9 +7,9 @@ import pytest
 from records import record
 
 from stego_lib import StegoError
-from stego_lib.runtime.files import write_json
-from stego_lib.studies.benchmark import COLUMNS, missing_rows, own_rows, published_rows, rows_by_miou
-from stego_lib.studies.results import METHODS, PUBLISHED, paper_rows, published_results
+from stego_lib.utils.files import write_json
+from stego_book.studies.benchmark import COLUMNS, missing_rows, own_rows, published_rows, rows_by_miou
+from stego_book.studies.results import METHODS, PUBLISHED, paper_rows, published_results
 
 
 def lines() -> list[dict[str, str]]:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from stego_lib import StegoError
-from stego_lib.studies.clusterers import WAYS, agreement, assign, cluster
+from stego_book.studies.clusterers import WAYS, agreement, assign, cluster
 
 
 def blobs(counts, dim: int = 12, noise: float = 0.05, seed: int = 0):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from stego_lib import StegoError, crf
-from stego_lib.studies import cooccurrence
-from stego_lib.studies.cooccurrence import (
+from stego_book.studies import cooccurrence
+from stego_book.studies.cooccurrence import (
     Pairs,
     cell_labels,
     draw_pairs,

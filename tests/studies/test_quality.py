@@ -12,8 +12,8 @@ from stego_lib.experiment import MACHINE
 from stego_lib.features.online import OnlineFeatures
 from stego_lib.features.opening import open_features
 from stego_lib.features.source import Source
-from stego_lib.runtime.files import write_json
-from stego_lib.studies import quality
+from stego_lib.utils.files import write_json
+from stego_book.studies import quality
 
 BASE = Experiment.preset("scenes", backbone="a_file.safetensors")
 

@@ -17,8 +17,8 @@ from sources import cityscapes_archives, potsdam_patches_archive, potsdam_tiles_
 
 from stego_lib import StegoError
 from stego_lib.datasets.cocostuff import FINE
-from stego_lib.notebooks import main
-from stego_lib.studies import results
+from stego_book.notebooks import main
+from stego_book.studies import results
 
 SHORT = dict(steps=2, batch_size=4, device="cpu", precision="float32")
 STEGO = {"cluster", "cluster_crf", "linear", "linear_crf"}
@@ -41,11 +41,11 @@ def make(folder: Path, row: str, data: Path, monkeypatch: pytest.MonkeyPatch, **
     arguments = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in parameters.items())
     command = ["make", "-n", "reproduce", f"ROW={row}", f"DATA={data}", f"ARGS={arguments}"]  # fmt: skip
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    (line,) = [line for line in lines if "stego_lib.notebooks" in line]
+    (line,) = [line for line in lines if "stego_book.notebooks" in line]
     (folder / "notebooks").symlink_to(ROOT / "notebooks")
     monkeypatch.chdir(folder)
     interpreter, *module, notebook, output = shlex.split(line)[:5]
-    assert (Path(interpreter).name, module) == ("python", ["-m", "stego_lib.notebooks"])
+    assert (Path(interpreter).name, module) == ("python", ["-m", "stego_book.notebooks"])
     return main([notebook, output, *shlex.split(line)[5:]])
 
 

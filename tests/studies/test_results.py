@@ -14,8 +14,8 @@ from common import ROOT
 from records import record
 
 from stego_lib import Experiment, StegoError
-from stego_lib.runtime.files import write_json
-from stego_lib.studies.results import (
+from stego_lib.utils.files import write_json
+from stego_book.studies.results import (
     METHODS,
     PUBLISHED,
     collapses,
@@ -235,20 +235,20 @@ def test_the_module_fills_the_tables_of_pages(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("<!-- table: records -->\nold\n<!-- end -->\n")
     monkeypatch.setattr(sys, "argv", ["results", str(page)])
-    monkeypatch.delitem(sys.modules, "stego_lib.studies.results")
-    runpy.run_module("stego_lib.studies.results", run_name="__main__")
+    monkeypatch.delitem(sys.modules, "stego_book.studies.results")
+    runpy.run_module("stego_book.studies.results", run_name="__main__")
     assert page.read_text() == f"<!-- table: records -->\n{markdown_table(RECORDS[:1])}\n<!-- end -->\n"
 
 
 def test_the_tables_of_the_readme_are_those_of_the_records():
-    """Mended by: python -m stego_lib.studies.results README.md"""
+    """Mended by: python -m stego_book.studies.results README.md"""
     text = (ROOT / "README.md").read_text()
     assert text.count("<!-- table: ") == 1
     assert fill_tables(text, ROOT) == text
 
 
 def test_the_table_of_all_results_is_that_of_the_records():
-    """If this fails: python -m stego_lib.studies.results book/records/results.csv."""
+    """If this fails: python -m stego_book.studies.results book/records/results.csv."""
     root = ROOT / "book" / "records"
     table = pd.read_csv(root / "results.csv", dtype=str, keep_default_na=False)
     made = pd.read_csv(StringIO(results_table(root).to_csv(index=False)), dtype=str, keep_default_na=False)

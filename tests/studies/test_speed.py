@@ -6,7 +6,7 @@ import pytest
 from records import speed_rows
 
 from stego_lib import StegoError
-from stego_lib.studies import speed
+from stego_book.studies import speed
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from common import golden_tensors
 from torch import Tensor
 from torch.testing import assert_close
 
-from stego_lib.family import cause
+from stego_lib.successors import cause
 from stego_lib.model import ClusterProbe
 
 G = golden_tensors("family/cause")

@@ -10,7 +10,7 @@ from common import Replayed
 from torch import Tensor
 from torch.testing import assert_close
 
-from stego_lib.family import depthg
+from stego_lib.successors import depthg
 from stego_lib.loss import sample
 
 G = Replayed("family/depthg")

@@ -12,7 +12,7 @@ from common import golden_tensors
 from torch import Tensor
 from torch.testing import assert_close
 
-from stego_lib.family import hp
+from stego_lib.successors import hp
 from stego_lib.model import SegmentationHead
 
 G = golden_tensors("family/hp")

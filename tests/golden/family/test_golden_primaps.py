@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from stego_lib import crf
-from stego_lib.family import primaps
-from stego_lib.family.primaps import Prototypes
+from stego_lib.successors import primaps
+from stego_lib.successors.primaps import Prototypes
 
 G = golden_tensors("family/primaps")
 VALUES = dict(rtol=1e-4, atol=1e-6)

@@ -13,7 +13,7 @@ from common import golden_tensors
 from torch import Tensor
 from torch.testing import assert_close
 
-from stego_lib.family import smooseg
+from stego_lib.successors import smooseg
 from stego_lib.loss import upsample
 from stego_lib.model import ClusterProbe, SegmentationHead
 

@@ -1,0 +1,51 @@
+"""Puts together what the page "Try it" needs: a run as ONNX, onnxruntime-web from npm, scripts and samples.
+
+`make book` calls it; without npm the page is left out.
+"""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+from stego_lib import Experiment, Run, train
+from stego_lib.backbone import EMBEDDED_FOR_PHOTOGRAPHS
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "book" / "try"
+PHOTOGRAPHS = ROOT / "data" / "photographs"
+RUNTIME = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+"""Of the package onnxruntime-web."""
+SAMPLES = ("food_0000055.jpg", "food_0000104.jpg", "food_0000282.jpg")
+GRID = ("similarity", "features", "code")
+"""Outputs of the graph; the page upsamples the first."""
+
+
+def fetch_runtime(folder: Path) -> str | None:
+    """Installs what package-lock.json names into folder/node_modules; says why if it cannot be done."""
+    if shutil.which("npm") is None:
+        return "npm is not installed"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copyfile(SCRIPTS / name, folder / name)
+    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return None if done.returncode == 0 else f"npm could not fetch onnxruntime-web: {(done.stderr.strip() or 'no reason given').splitlines()[0]}"
+
+
+def demonstration() -> Run:
+    """The run of the page: that of segment_your_images.ipynb with the embedded backbone; trained if it is not there."""
+    values = dict(data_root=str(PHOTOGRAPHS), backbone=EMBEDDED_FOR_PHOTOGRAPHS, n_classes=6, steps=100)
+    return train(Experiment.preset("folder", **values), resume=True)
+
+
+def write_files(run: Run, runtime: Path, target: Path) -> None:
+    """Everything that the page loads, into `target`."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in (SCRIPTS / "page.js", SCRIPTS / "worker.js", *(runtime / "node_modules" / "onnxruntime-web" / "dist" / name for name in RUNTIME)):
+        shutil.copyfile(path, target / path.name)
+    for number, name in enumerate(SAMPLES, start=1):
+        shutil.copyfile(PHOTOGRAPHS / name, target / f"sample-{number}.jpg")
+    about = run.export(target / "stego.onnx", precision="int8", outputs=GRID)
+    kept = {key: about[key] for key in ("names", "colors", "ids")}
+    (target / "stego.json").write_text(json.dumps(kept), encoding="utf-8")

@@ -1,0 +1,131 @@
+"""What all figures share: style, colors of classes, legends, fonts for any script."""
+
+import unicodedata
+import warnings
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.text import Text
+from torch import Tensor
+
+from stego_lib.datasets import Classes
+from stego_lib.utils.notices import notice
+from stego_lib.utils.paths import user_path
+
+UNMATCHED = (255, 255, 255)
+"""Color of ignored pixels."""
+SHOWN = 1024
+"""Pixels per side of the largest image in a figure; of a larger one every second pixel is shown, or every third ..."""
+
+
+def use_style() -> None:
+    """One look for all figures: legible at book width, colors that the color-blind tell apart."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.95)
+    plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "savefig.bbox": "tight", "axes.titleweight": "bold"})
+
+
+def save(figure: Figure, folder: str | Path, name: str) -> Path:
+    """Writes `folder`/figures/`name`.png and returns its path."""
+    path = user_path(folder) / "figures" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def paint(label: Tensor | np.ndarray, classes: Classes) -> np.ndarray:
+    """Label map (H, W) -> uint8 (H, W, 3) in the colors of the classes; other ids are `UNMATCHED`."""
+    label = np.asarray(label)
+    palette = np.array([*classes.colors, UNMATCHED], np.uint8)
+    return palette[np.where((label >= 0) & (label < len(classes)), label, len(classes))]
+
+
+def show_image(axis: plt.Axes, image: np.ndarray, title: str | None = None) -> None:
+    """An image without ticks."""
+    height, width = image.shape[:2]
+    step = -(-max(height, width) // SHOWN)
+    axis.imshow(image[::step, ::step], interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+    axis.set(xticks=[], yticks=[])
+    axis.grid(visible=False)
+    if title:
+        axis.set_title(title, fontsize=12, parse_math=False, fontfamily=find_fonts(title))
+
+
+def add_legend(figure: Figure, *classes: Classes, ignored: bool = False) -> None:
+    """The classes and their colors, below the figure; what is in several of `classes` once.
+
+    ignored: explain the color of ignored pixels too.
+    """
+    entries = list(dict.fromkeys(pair for some in classes for pair in zip(some.names, some.colors, strict=True)))
+    entries += [("ignored", UNMATCHED)] if ignored else []
+    find_fonts(*(name for name, _ in entries))
+    legend = figure.legend(
+        handles=[Patch(facecolor=np.array(color) / 255, edgecolor="0.6") for _, color in entries],
+        labels=["x"] * len(entries),  # a legend leaves out what is called "_background_"
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        ncol=min(8, len(entries)),
+        fontsize=10,
+        frameon=False,
+        handlelength=1.2,
+        columnspacing=1.2,
+    )
+    for text, (name, _) in zip(legend.get_texts(), entries, strict=True):
+        text.set_text(name)
+    as_they_are(legend.get_texts())
+
+
+def as_they_are(texts: Iterable[Text]) -> None:
+    """Keeps dollar signs in names from being read as formulas."""
+    for text in texts:
+        text.set_parse_math(False)
+
+
+def find_fonts(*texts: str) -> list[str]:
+    """Font families for these texts: the usual ones, and installed ones that have the letters which those lack.
+
+    What is drawn from now on falls back on them too; text that an axis already has (titles, labels of axes) must be given
+    them. A notice tells of each script that no font has.
+    """
+    families = list(plt.rcParams["font.family"])
+    missing = {letter for text in texts for letter in text if letter.isprintable()} - _letters(families)
+    for font in font_manager.fontManager.ttflist if missing else []:
+        if font.name not in families and not font.name.startswith("Last Resort") and missing & _letters_of(font.fname):
+            families.append(font.name)
+            missing -= _letters_of(font.fname)
+    plt.rcParams["font.family"] = families
+    scripts = {unicodedata.name(letter, "other").partition(" ")[0]: letter for letter in sorted(missing)}
+    if new := set(scripts) - _BOXES:
+        _BOXES.update(new)
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # matplotlib says it of each letter
+        told = ", ".join(f"{script} (such as {scripts[script]})" for script in sorted(new))
+        notice(
+            f"no font on this machine has letters of some names, {told}: figures show boxes in their place; install a font that "
+            "has them (Noto Sans CJK, Noto Sans ...), and restart Python"
+        )
+    return families
+
+
+_BOXES: set[str] = set()
+"""Scripts of which it was said that no font has them."""
+
+
+def _letters(families: Iterable[str]) -> set[str]:
+    """What matplotlib can draw with these families."""
+    paths = [font_manager.findfont(font_manager.FontProperties(family=[family])) for family in families]
+    return set().union(*map(_letters_of, paths))
+
+
+@cache
+def _letters_of(path: str) -> frozenset[str]:
+    """The letters that a font file has."""
+    try:
+        return frozenset(map(chr, font_manager.get_font(path).get_charmap()))
+    except (OSError, RuntimeError):  # moved or broken since the list of fonts was made
+        return frozenset()

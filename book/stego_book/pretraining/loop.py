@@ -1,0 +1,135 @@
+"""The loop: steps, schedule, state that a run is resumed from."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from stego_lib.utils.files import load_state, save_state
+from stego_lib.utils.paths import user_path
+from stego_lib.utils.progress import progress
+from .dense import DenseContrast
+from .dino import Dino
+from .ibot import Ibot
+from .mae import Mae
+from .network import build_network
+from .recipe import PretrainRecipe
+
+OBJECTIVES: dict[str, type[DenseContrast] | type[Dino] | type[Ibot] | type[Mae]] = {
+    "dense": DenseContrast,
+    "dino": Dino,
+    "ibot": Ibot,
+    "mae": Mae,
+}
+"""What can be learned. Each is a module made of a network and a recipe: called with images, the side of a crop and a
+generator it gives the loss; `after_step` follows each step; `network` is what is kept."""
+
+
+def pretrain(
+    images: Tensor,
+    recipe: PretrainRecipe,
+    folder: str | Path,
+    *,
+    start: Mapping[str, Tensor] | None = None,
+    chances: Tensor | None = None,
+    device: str | torch.device = "cpu",
+    precision: torch.dtype = torch.float32,
+    save_every: int = 200,
+    watch: Callable[[VisionTransformer, int], dict[str, float]] | None = None,
+    watch_every: int | None = None,
+) -> tuple[VisionTransformer, list[dict[str, float]]]:
+    """Trains a ViT on `images`, uint8 (N, 3, H, W), and returns it with its log: step, loss, seconds of training (on a CPU of
+    processor time, of all threads together).
+
+    It begins with the weights `start` (a state dict of an earlier stage) or with random ones. chances: (N,), how likely
+    each image is to be drawn; None is all alike. The images are kept, cut and colored on `device`. precision: what
+    the network computes in there; weights, losses and the optimizer stay float32. State is kept in `folder` every
+    `save_every` steps; called again it resumes there with the same result on a CPU. `watch(vit, step)` may return
+    numbers to add to the log every `watch_every` steps (None: whenever state is kept); it must not change the network.
+    Raises ValueError for a folder that holds the state of another recipe.
+    """
+    device = torch.device(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's generators are left as they are
+        torch.manual_seed(recipe.seed)
+        vit = build_network(recipe)
+        if start is not None:
+            vit.load_state_dict(start)
+        if device.type == "cpu":  # fused attention is slow there in bfloat16 without AMX, and no faster in float32
+            for block in vit.blocks:
+                block.attn.fused_attn = False
+        objective = OBJECTIVES[recipe.objective](vit, recipe).to(device)
+        parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
+        log: list[dict[str, float]] = []
+        state_file, first = user_path(folder) / "pretraining.pt", 0
+        if state_file.exists():
+            state = load_state(state_file)
+            if _plain(PretrainRecipe()) | state["recipe"] != _plain(recipe):  # a state may be older than a field of the recipe
+                raise ValueError(f"{state_file} belongs to another recipe; remove it or name another folder")
+            objective.load_state_dict(state["objective"])
+            optimizer.load_state_dict(state["optimizer"])
+            log, first = state["log"], state["step"]
+        images = _shrunk(images, recipe.shrink).to(device)
+        clock = time.process_time if device.type == "cpu" else time.perf_counter
+        began = clock() - (log[-1]["seconds"] if log else 0.0)
+        bar = progress(range(first, recipe.steps), "pre-training", initial=first, total=recipe.steps)
+        for step in bar:
+            generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+            full = step >= recipe.steps - recipe.full_size_steps
+            count = max(2, recipe.batch_size // 4) if full else recipe.batch_size
+            batch = images[_draw(len(images), chances, count, generator).to(device)].float() / 255
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                loss = objective.train()(batch, recipe.full_crop if full else recipe.crop, generator)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * _schedule(step, recipe)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            objective.after_step((step + 1) / recipe.steps)
+            log.append(dict(step=step, loss=loss.item(), seconds=clock() - began))
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            last = step + 1 == recipe.steps
+            if watch and (last or (step + 1) % (watch_every or save_every) == 0):
+                paused = clock()
+                log[-1] |= watch(objective.network.eval(), step + 1)
+                began += clock() - paused  # to look is not to train
+            if last or (step + 1) % save_every == 0:
+                save_state(
+                    state_file,
+                    dict(
+                        recipe=_plain(recipe), objective=objective.state_dict(), optimizer=optimizer.state_dict(), log=log,
+                        step=step + 1,
+                    ),
+                )  # fmt: skip
+        return objective.network.eval(), log
+
+
+def _shrunk(images: Tensor, by: int) -> Tensor:
+    if by == 1:
+        return images
+    return torch.cat([F.avg_pool2d(part.float(), by).round().byte() for part in images.split(64)])
+
+
+def _draw(size: int, chances: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
+    if chances is None:
+        return torch.randint(size, (count,), generator=generator)
+    return torch.multinomial(chances, count, replacement=True, generator=generator)
+
+
+def _schedule(step: int, recipe: PretrainRecipe) -> float:
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, (recipe.schedule_steps or recipe.steps) - recipe.warmup)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _plain(recipe: PretrainRecipe) -> dict:
+    return json.loads(json.dumps(asdict(recipe)))

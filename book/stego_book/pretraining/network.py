@@ -1,0 +1,79 @@
+"""The network that is pre-trained: building it, its tokens, and the file of its weights."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from stego_lib.networks.loading import IMAGENET
+from stego_lib.utils.files import atomic
+from .recipe import PretrainRecipe
+from .structure import structure
+
+MEAN, STD = (torch.tensor(IMAGENET[key]).view(3, 1, 1) for key in ("mean", "std"))
+
+
+def build_network(recipe: PretrainRecipe) -> VisionTransformer:
+    """The recipe's ViT with random weights, from torch's global generator; with what `structure` gives if it says so."""
+    arguments = recipe.timm_arguments()
+    vit = timm.create_model(arguments.pop("architecture"), **arguments)
+    if recipe.structured:
+        structure(vit)
+    return vit
+
+
+def all_tokens(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """Tokens after the final norm, the class token first, (B, 1 + h * w, C), of float images (B, 3, H, W) in [0, 1]."""
+    return vit.forward_features(_normalized(images))
+
+
+def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """What enters the blocks: the class token and the patches, each with its position, (B, 1 + h * w, C)."""
+    return vit._pos_embed(vit.patch_embed(_normalized(images)))
+
+
+def _normalized(images: Tensor) -> Tensor:
+    return (images - MEAN.to(images)) / STD.to(images)
+
+
+def tokens_of(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """The patch tokens among them, (B, h * w, C)."""
+    return all_tokens(vit, images)[:, vit.num_prefix_tokens :]
+
+
+def tokens_at(vit: VisionTransformer, images: Tensor, where: Tensor) -> Tensor:
+    """Patch tokens of square images, bilinear at `where` (B, P, 2), see `two_views`; returns (B, P, C)."""
+    side = images.shape[-1] // 8
+    maps = tokens_of(vit, images).transpose(1, 2).unflatten(2, (side, side)).float()
+    return F.grid_sample(maps, where[:, :, None], padding_mode="border", align_corners=False)[..., 0].transpose(1, 2)
+
+
+@contextmanager
+def hidden_patches(vit: VisionTransformer, mask: Tensor, instead: Tensor) -> Iterator[None]:
+    """Within it, patches whose `mask`, bool (B, h, w), is set enter the blocks as `instead`, (C,), whatever they show."""
+
+    def hide(_: object, __: object, patches: Tensor) -> Tensor:
+        return torch.where(mask[..., None], instead.to(patches), patches)
+
+    hook = vit.patch_embed.register_forward_hook(hide)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def save_backbone(vit: VisionTransformer, recipe: PretrainRecipe, path: str | Path, trained: str) -> None:
+    """Writes the weights in float16 as a safetensors file that `Backbone` loads.
+
+    Its metadata holds the timm arguments under "timm" and the sentence `trained` (what it has seen, how long).
+    """
+    weights = {name: value.detach().cpu().half().contiguous() for name, value in vit.state_dict().items()}
+    with atomic(path) as temporary:
+        save_file(weights, temporary, {"timm": json.dumps(recipe.timm_arguments()), "trained": trained})

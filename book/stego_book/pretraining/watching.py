@@ -1,0 +1,60 @@
+"""How far a network has got while it learns: two probes on labeled images that it never learns from."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from stego_lib.metrics import confusion, identity, match, scores
+from stego_lib.probes import multinomial_regression
+from .network import tokens_of
+
+
+def watcher(
+    images: Tensor,
+    labels: Tensor,
+    n_classes: int,
+    batch: int = 32,
+    every: int = 3,
+    fitted: int | None = None,
+    drives: Sequence[str] = (),
+) -> Callable[[nn.Module, int], dict[str, float]]:
+    """A `watch` for `pretrain`: mIoU (percent) of k-means and of a linear probe on the patch tokens of labeled images.
+
+    images: uint8 (N, 3, H, W); labels: int64 (N, H, W), below 0 = ignored. Both are fitted on the first `fitted` images (None: 60 %),
+    on one token in `every`, and scored on all of the rest, at one label a token (the commonest of its patch). drives: the name of
+    each image's drive; with them a third number, "other_miou", is that of linear probes fitted on the frames of the other drives,
+    one for each drive that is scored. The labels are looked at, never learned from.
+    """
+    count, _, height, width = images.shape
+    cells = labels.reshape(count, height // 8, 8, width // 8, 8).transpose(2, 3).flatten(3).mode(-1).values.flatten(1)
+    fitted = round(0.6 * count) if fitted is None else fitted
+    known, asked = cells[:fitted].flatten(), cells[fitted:].flatten()
+
+    def probe(seen: Tensor, known: Tensor, held_out: Tensor, asked: Tensor) -> Tensor:
+        learned = (known >= 0).nonzero()[::every, 0]
+        weight, bias = multinomial_regression(seen[learned], known[learned], n_classes)
+        return confusion((held_out @ weight.T + bias).argmax(1), asked, n_classes, n_classes)
+
+    @torch.inference_mode()
+    def watch(vit: nn.Module, step: int) -> dict[str, float]:
+        device = next(vit.parameters()).device
+        tokens = torch.cat([tokens_of(vit, part.to(device).float() / 255).cpu() for part in images.split(batch)])
+        tokens = F.normalize(tokens, dim=-1)
+        seen, held_out = tokens[:fitted].flatten(0, 1), tokens[fitted:].flatten(0, 1)
+        clusters = KMeans(n_classes, n_init=5, random_state=0).fit(seen[::every].numpy()).predict(held_out.numpy())
+        table = confusion(torch.from_numpy(clusters), asked, n_classes, n_classes)
+        tables = {"linear_miou": probe(seen, known, held_out, asked)}
+        if drives:
+            tables["other_miou"] = torch.zeros_like(table)
+            for drive in sorted(set(drives[fitted:])):
+                others = [row for row in range(fitted) if drives[row] != drive]
+                own = [row for row in range(fitted, count) if drives[row] == drive]
+                parts = [part[rows].flatten(0, 1) for rows in (others, own) for part in (tokens, cells)]
+                tables["other_miou"] += probe(*parts)
+        miou = {key: scores(found, identity(n_classes))["miou"] for key, found in tables.items()}
+        return {"kmeans_miou": scores(table, match(table))["miou"]} | miou
+
+    return watch

@@ -1,0 +1,63 @@
+"""Published results and our own run records in one table, each number with its source."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from stego_lib.backbone import SHORT_NAMES
+from stego_lib.datasets.overview import SOURCES
+from stego_lib.experiment import PRESETS
+from stego_lib.utils.errors import StegoError
+from .results import METHODS, NETWORKS, mean_and_spread, published_results, read_records, summary
+
+COLUMNS = ["dataset", "method", "backbone", "protocol", "accuracy", "mIoU", "source", "verified"]
+
+
+def published_rows() -> pd.DataFrame:
+    """The published results, one row each in `COLUMNS`; what was not published is an empty cell."""
+    found = published_results().rename(columns={"miou": "mIoU"})
+    for score in ("accuracy", "mIoU"):
+        found[score] = found[score].map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
+    return found[COLUMNS]
+
+
+def own_rows(folders: Sequence[str | Path]) -> pd.DataFrame:
+    """The run records of each folder, one row per method: mean ± standard deviation over seeds. Verified, as they are ours."""
+    rows = []
+    for folder in folders:
+        records = read_records(folder)
+        experiment = records[0]["experiment"]
+        for method, row in summary(records).drop("best_by_label", errors="ignore").iterrows():
+            scores = [mean_and_spread(row[score, "mean"], row[score, "std"]) for score in ("accuracy", "miou")]
+            name = METHODS[method]
+            protocol = "linear" if method.startswith("linear") else "cluster"
+            backbone = NETWORKS.get(experiment["backbone"], Path(experiment["backbone"]).stem)
+            source = f"{Path(folder).parent.name}/{Path(folder).name}, {len(records)} seeds"
+            rows.append([experiment["dataset"], name, backbone, protocol, *scores, source, "yes"])
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def missing_rows(own: pd.DataFrame) -> pd.DataFrame:
+    """One row for each of the paper's recipes without a record: what the run needs."""
+    done, rows = set(zip(own["dataset"], own["backbone"], strict=True)), []
+    for name, recipe in PRESETS.items():
+        backbone = recipe["backbone"]
+        if name == recipe["dataset"] or (recipe["dataset"], NETWORKS.get(backbone, backbone)) in done:
+            continue  # a recipe named like its dataset is ours, not the paper's
+        needs = f"not run: needs {SOURCES[recipe['dataset']]}; weights {SHORT_NAMES[backbone]} (timm's hub); a GPU"
+        line = f"make reproduce ROW={name} DATA=FOLDER"
+        rows.append([recipe["dataset"], "STEGO", NETWORKS[backbone], "both", "", "", needs, line])
+    return pd.DataFrame(rows, columns=[*COLUMNS[:-2], "not run", "the line that runs it"])
+
+
+def rows_by_miou(published: pd.DataFrame, dataset: str, protocol: str = "cluster") -> pd.DataFrame:
+    """The rows of a dataset and protocol that have an mIoU, best first, with it as a number. StegoError if there is none."""
+    rows = published[
+        (published["dataset"] == dataset) & (published["protocol"] == protocol) & (published["mIoU"] != "")
+    ]
+    if rows.empty:
+        raise StegoError(
+            f"no published {protocol} result on {dataset!r}; there are {', '.join(sorted(set(published['dataset'])))}"
+        )
+    return rows.assign(miou=rows["mIoU"].str.split().str[0].astype(float)).sort_values("miou", ascending=False)

@@ -1,0 +1,155 @@
+"""Do correspondences predict which positions share a label? Precision and recall (paper, section 3.1).
+
+Labels are the ground truth of the prediction and serve nothing else here.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
+from sklearn.metrics import average_precision_score, precision_recall_curve
+from torch import Tensor
+
+from stego_lib import crf
+from stego_lib.probes import labels_at
+from stego_lib.utils.errors import StegoError
+from stego_lib.utils.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """M pairs of grid cells. Cells are numbered through all images: image * (h * w) + row * w + column."""
+
+    left: Tensor
+    """int64 (M,)"""
+    right: Tensor
+    """int64 (M,)"""
+    same: Tensor
+    """bool (M,): whether both have the same label."""
+
+    def __len__(self) -> int:
+        return len(self.same)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Precision over recall, from the strictest threshold to the laxest, and the area below it."""
+
+    recall: np.ndarray
+    precision: np.ndarray
+    average_precision: float
+
+
+def cell_labels(labels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Label at the center of each grid cell: int64 (N, H, W) -> (N, h, w)."""
+    return labels_at(labels, torch.arange(grid[0] * grid[1]), grid).unflatten(1, grid)
+
+
+def draw_pairs(labels: Tensor, count: int, *, across: bool, seed: int = 0) -> Pairs:
+    """`count` random pairs of labeled cells: within one image each (two different cells), or across two images.
+
+    labels: int64 (N, h, w), below 0 = ignored. Images and cells are equally likely. Raises StegoError where no such
+    pair exists.
+    """
+    images, cells = len(labels), labels[0].numel()
+    flat = labels.flatten()
+    usable = (labels.flatten(1) >= 0).sum(1)
+    if (usable > 0).sum() < 2 if across else not (usable > 1).any():
+        raise StegoError(f"no two labeled cells {'in different images' if across else 'in one image'} to compare")
+    generator = torch.Generator().manual_seed(seed)
+    left, right = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    while len(left) < count:  # pairs with an ignored cell are drawn again
+        first = torch.randint(images, (count,), generator=generator)
+        step = torch.randint(1, max(images, 2), (count,), generator=generator)
+        second = (first + step) % images if across else first
+        a = first * cells + torch.randint(cells, (count,), generator=generator)
+        b = second * cells + torch.randint(cells, (count,), generator=generator)
+        kept = (flat[a] >= 0) & (flat[b] >= 0) & (a != b)
+        left, right = torch.cat([left, a[kept]])[:count], torch.cat([right, b[kept]])[:count]
+    return Pairs(left, right, flat[left] == flat[right])
+
+
+def pair_correspondence(maps: Tensor, pairs: Pairs, chunk: int = 65536) -> Tensor:
+    """Cosine of the two cells of each pair: maps (N, C, h, w) -> (M,). Works on features, codes or colors."""
+    unit = F.normalize(maps, dim=1, eps=1e-10).movedim(1, -1).flatten(0, 2)
+    chunks = zip(pairs.left.split(chunk), pairs.right.split(chunk), strict=True)
+    return torch.cat([(unit[a] * unit[b]).sum(1) for a, b in chunks])
+
+
+def pair_kernel(images: Tensor, grid: tuple[int, int], pairs: Pairs) -> Tensor:
+    """Logarithm of the CRF's kernel for each pair: how near the two cells are in position and color, (M,).
+
+    images: uint8 (N, 3, H, W); a cell's color is the mean of its pixels. The kernel is the one of `crf.dense_crf`:
+    a Gaussian of position, and one of position and color, each with its weight. The logarithm keeps the order of pairs
+    whose kernel is too small for a float. Across images, positions are relative to each image.
+    """
+    colors = F.adaptive_avg_pool2d(images.double(), grid).movedim(1, -1).flatten(0, 2)
+    height, width = images.shape[2] / grid[0], images.shape[3] / grid[1]
+    place = torch.cartesian_prod(torch.arange(grid[0]) * height, torch.arange(grid[1]) * width).double()
+    places = place.repeat(len(images), 1)
+    distance = (places[pairs.left] - places[pairs.right]).square().sum(1)
+    contrast = (colors[pairs.left] - colors[pairs.right]).square().sum(1)
+    near, alike = crf.SMOOTHNESS, crf.APPEARANCE
+    smooth = np.log(near["compat"]) - distance / (2 * near["sxy"] ** 2)
+    appearance = np.log(alike["compat"]) - distance / (2 * alike["sxy"] ** 2) - contrast / (2 * alike["srgb"] ** 2)
+    return torch.logaddexp(smooth, appearance)
+
+
+def precision_recall(score: Tensor, same: Tensor) -> Curve:
+    """How well `score` (M,), larger = more likely the same, tells the pairs with `same` (M,) from the others.
+
+    Precision: the share of pairs above a threshold that are the same; recall: the share of the same pairs that are above
+    it. Average precision is the sum of precision times the growth of recall. StegoError when no pair is the same.
+    """
+    if not same.any():
+        raise StegoError("none of the pairs has the same label, so recall is not defined")
+    truth, values = same.numpy(), score.double().numpy()
+    precision, recall, _ = precision_recall_curve(truth, values)
+    return Curve(recall[::-1].copy(), precision[::-1].copy(), float(average_precision_score(truth, values)))
+
+
+def write_curves(
+    path: str | Path, curves: dict[str, dict[str, Curve]], chance: dict[str, float], about: str, points: int = 101
+) -> None:
+    """Writes curves as a small JSON file: each at `points` evenly spread recalls, its average precision in full.
+
+    curves: kind of pairs -> predictor -> curve; chance: kind of pairs -> share of same pairs; about: of what they are.
+    """
+    recall = np.linspace(0, 1, points)
+
+    def thinned(curve: Curve) -> dict:
+        at = np.minimum(np.searchsorted(curve.recall, recall), len(curve.recall) - 1)  # the first that is as far
+        return {"precision": curve.precision[at].round(4).tolist(), "average_precision": curve.average_precision}
+
+    kinds = {title: {name: thinned(curve) for name, curve in found.items()} for title, found in curves.items()}
+    write_json(path, {"about": about, "chance": chance, "recall": recall.round(4).tolist(), "curves": kinds})
+
+
+def read_curves(path: str | Path) -> tuple[dict[str, dict[str, Curve]], dict[str, float], str]:
+    """What `write_curves` wrote: curves, chance, about."""
+    content = read_json(path)
+    recall = np.array(content["recall"])
+    curves = {
+        title: {name: Curve(recall, np.array(c["precision"]), c["average_precision"]) for name, c in found.items()}
+        for title, found in content["curves"].items()
+    }
+    return curves, content["chance"], content["about"]
+
+
+def frequent_labels(labels: Tensor, count: int | None = None) -> list[int]:
+    """The labels of an image, (h, w) or (H, W), the most frequent first, `count` at most; ignored ones left out."""
+    known, sizes = labels[labels >= 0].unique(return_counts=True)
+    return known[sizes.argsort(descending=True, stable=True)][:count].tolist()
+
+
+def query_points(labels: Tensor, count: int) -> list[tuple[int, int]]:
+    """(row, column) of the cell deepest inside each of the `count` most frequent labels of an image, labels (h, w)."""
+    found = []
+    for label in frequent_labels(labels, count):
+        depth = distance_transform_edt(np.pad((labels == label).numpy(), 1))[1:-1, 1:-1]
+        row, column = np.unravel_index(depth.argmax(), depth.shape)
+        found.append((int(row), int(column)))
+    return found

@@ -1,1 +1,0 @@
-"""The checkpoints that STEGO's authors released."""
