@@ -23,7 +23,22 @@ from .scale_rows import memory, neighbors
 from .training_rows import compact, extraction, pretraining, probes, recipe, rest, step
 
 ROWS: dict[str, Callable[[Settings], dict[str, Any]]] = {
-    row.__name__: row for row in (limits, rest, step, extraction, compact, evaluation, crf_engines, neighbors, probes, memory, exports, recipe, pretraining)
+    row.__name__: row
+    for row in (
+        limits,
+        rest,
+        step,
+        extraction,
+        compact,
+        evaluation,
+        crf_engines,
+        neighbors,
+        probes,
+        memory,
+        exports,
+        recipe,
+        pretraining,
+    )
 }
 
 

@@ -66,8 +66,12 @@ def approximate(folder: str, count: str, dim: str) -> dict[str, Any]:
     seconds, asked = time.perf_counter() - started, min(256, len(features))
     rows, best = unit_rows(features, 0, asked), torch.empty(asked, 0)
     for start in range(0, len(features), 4096):
-        best = torch.cat([best, rows @ unit_rows(features, start, 4096).T], 1).topk(8).values  # the image itself is the first
-    cosines = torch.einsum("nc,nkc->nk", rows, F.normalize(features[found[:asked].flatten()], dim=1).unflatten(0, (asked, 7)))
+        best = (
+            torch.cat([best, rows @ unit_rows(features, start, 4096).T], 1).topk(8).values
+        )  # the image itself is the first
+    cosines = torch.einsum(
+        "nc,nkc->nk", rows, F.normalize(features[found[:asked].flatten()], dim=1).unflatten(0, (asked, 7))
+    )
     return {"seconds": seconds, "recall": float((cosines >= best[:, -1:] - 1e-6).double().mean())}
 
 

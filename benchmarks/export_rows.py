@@ -24,7 +24,9 @@ def exports(settings: Settings) -> dict[str, Any]:
     images = settings.folder / "data"
     draw_scenes(images / "scenes", train=settings.choose(200, 16), val=2)
     made = {"scenes": Experiment.preset("scenes", data_root=str(images), steps=settings.choose(300, 2), crf=False)}
-    photographs = dict(data_root=str(data_root() / "photographs"), backbone=EMBEDDED_FOR_PHOTOGRAPHS, n_classes=6, steps=100)
+    photographs = dict(
+        data_root=str(data_root() / "photographs"), backbone=EMBEDDED_FOR_PHOTOGRAPHS, n_classes=6, steps=100
+    )
     if not settings.tiny:
         made["photographs"] = Experiment.preset("folder", **photographs, crf=False)
     return {"kinds": {kind: _kind(settings, experiment) for kind, experiment in made.items()}}

@@ -66,9 +66,7 @@ def draw(settings: Settings, count: int) -> Path:
     images, parts = scenes(settings.choose(224, 32), 16, settings.seed), 16
     root, each = settings.folder / "drawn", -(-count // parts)
     with ThreadPoolExecutor() as pool:
-        folders = list(
-            pool.map(lambda i: draw_folder(root / str(i), images, each, 1, settings.seed + i), range(parts))
-        )
+        folders = list(pool.map(lambda i: draw_folder(root / str(i), images, each, 1, settings.seed + i), range(parts)))
     whole = root / "all"
     for kind, split in ((kind, split) for kind in ("imgs", "labels") for split in ("train", "val")):
         (whole / kind / split).mkdir(parents=True)

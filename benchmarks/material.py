@@ -88,9 +88,7 @@ def draw_folder(folder: Path, images: list[np.ndarray], train: int, val: int, se
             image = np.roll(images[i % len(images)], rng.integers(8), axis=1)
             Image.fromarray(image).save(folder / "imgs" / split / f"{i:05d}.jpg", quality=90)
             label = Image.fromarray(rng.integers(0, N_CLASSES, (4, 4), np.uint8))
-            label.resize(image.shape[1::-1], Image.Resampling.NEAREST).save(
-                folder / "labels" / split / f"{i:05d}.png"
-            )
+            label.resize(image.shape[1::-1], Image.Resampling.NEAREST).save(folder / "labels" / split / f"{i:05d}.png")
     write_json(folder / "classes.json", {"names": [f"class {i}" for i in range(N_CLASSES)]})
     return folder
 

@@ -74,7 +74,9 @@ def main(arguments: list[str] | None = None) -> None:
         for base in bases:
             for way, study in quality.studies(base, given.seeds, given.records).items():
                 if study.variants[0].experiment.precision == "auto" and bfloat16_is_native():
-                    print(f"{', probes '.join(way)}: not trained, as 'auto' is bfloat16 here and its records are of float32")
+                    print(
+                        f"{', probes '.join(way)}: not trained, as 'auto' is bfloat16 here and its records are of float32"
+                    )
                     continue
                 study.run(runs_dir=given.runs)
             found = quality.studies(base, given.seeds, given.records)

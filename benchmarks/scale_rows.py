@@ -58,7 +58,9 @@ def memory(settings: Settings) -> dict[str, Any]:
     training steps with random neighbors. Its files are sparse (zeros that take no room on the disk).
     """
     images, steps = settings.choose(12_500, 12), settings.choose(60, 3)
-    row = in_child("benchmarks.children", "train", settings.folder, int(settings.tiny), images, steps) | {"steps": steps}
+    row = in_child("benchmarks.children", "train", settings.folder, int(settings.tiny), images, steps) | {
+        "steps": steps
+    }
     large = settings.choose(MOST, 1000)
     row["large"] = in_child("benchmarks.children", "large", settings.folder, int(settings.tiny), large, steps)
     return row

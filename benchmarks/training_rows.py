@@ -128,11 +128,15 @@ def compact(settings: Settings) -> dict[str, Any]:
     }
     os.sync()  # what was not written yet cannot be forgotten
     return {
-        "ways": timed(ways, settings) | timed(cold, settings),  # apart: a file that was forgotten is not in memory for the others
+        "ways": timed(ways, settings)
+        | timed(cold, settings),  # apart: a file that was forgotten is not in memory for the others
         "bytes": {"full": 2 * math.prod(full.shape), "compact": (small.folder / "features.npy").stat().st_size},
         "components": len(small.components.basis),
         "channels": full.shape[1],
-        "error": {"fitted": small.components.error, "measured": correspondence_error(full.rows(some), small.rows(some))},
+        "error": {
+            "fitted": small.components.error,
+            "measured": correspondence_error(full.rows(some), small.rows(some)),
+        },
     }
 
 
@@ -253,7 +257,9 @@ def _points(experiment: Experiment, device: torch.device) -> list[torch.Tensor]:
     return [*coords, torch.stack(partners).to(device)]
 
 
-def training_steps(experiment: Experiment, features: Any, neighbors: torch.Tensor, backbone: Backbone) -> Callable[[], None]:
+def training_steps(
+    experiment: Experiment, features: Any, neighbors: torch.Tensor, backbone: Backbone
+) -> Callable[[], None]:
     """Makes the next step of a training whenever it is called: draws the batch, and trains."""
     model: Stego = build_model(experiment, backbone.dim, N_CLASSES).to(backbone.device)
     optimizer, numbers = make_optimizer(model, experiment), count()

@@ -149,7 +149,9 @@ class Backbone(nn.Module):
         if not self.geometry.fits(height, width):
             if self.geometry.only is not None:
                 only = "{} x {}".format(*self.geometry.only)
-                raise StegoError(f"backbone {self.name!r} takes images of {only} pixels only, not of {height} x {width}")
+                raise StegoError(
+                    f"backbone {self.name!r} takes images of {only} pixels only, not of {height} x {width}"
+                )
             raise StegoError(
                 f"images of {height} x {width} pixels do not divide into patches of {self.patch}; choose sizes that are multiples of {self.patch}"
             )
@@ -178,7 +180,11 @@ class Backbone(nn.Module):
 
     def maps(self, images: Tensor) -> Tensor:
         """The same for normalized images, all at once: keys, or tokens after the final norm, or the last stage."""
-        return self._keys(images) if self.features == "KK" else feature_map(self.vit, images, self.block, self.geometry.normed)
+        return (
+            self._keys(images)
+            if self.features == "KK"
+            else feature_map(self.vit, images, self.block, self.geometry.normed)
+        )
 
     def _keys(self, images: Tensor) -> Tensor:
         """Keys of the block's attention, (B, C, h, w); channel = head * (C / heads) + channel of the head."""

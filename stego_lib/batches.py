@@ -112,7 +112,9 @@ def find_neighbors(features: Features, model: Stego, experiment: Experiment) -> 
             f"the {len(features)} training images look all alike to the backbone: neighbors and negatives are the same image "
             "again, so expect nothing of this run; are they copies, or blank?"
         )
-    if experiment.official.published:  # the published featurizer is in training mode, so channels of the mean feature drop out
+    if (
+        experiment.official.published
+    ):  # the published featurizer is in training mode, so channels of the mean feature drop out
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(experiment.seed)
             return nearest_neighbors(F.dropout(features.pooled - mean, experiment.dropout), experiment.neighbors)

@@ -34,7 +34,9 @@ def engine(quiet: bool = True) -> Literal["pydensecrf", "lattice"]:
         import pydensecrf.densecrf  # noqa: F401
     except ImportError:
         if not quiet:
-            notice(f"pydensecrf is not installed: the CRF is the project's own, with the same labels at 99.9 % of the pixels or more, in about twice the time (to have it: {INSTALL})")
+            notice(
+                f"pydensecrf is not installed: the CRF is the project's own, with the same labels at 99.9 % of the pixels or more, in about twice the time (to have it: {INSTALL})"
+            )
         return "lattice"
     return "pydensecrf"
 
@@ -48,7 +50,9 @@ def refine(image: np.ndarray, maps: Sequence[np.ndarray], iterations: int = ITER
     return (refine_by_pydensecrf if engine() == "pydensecrf" else refine_by_lattice)(image, maps, iterations)
 
 
-def refine_by_pydensecrf(image: np.ndarray, maps: Sequence[np.ndarray], iterations: int = ITERATIONS) -> list[np.ndarray]:
+def refine_by_pydensecrf(
+    image: np.ndarray, maps: Sequence[np.ndarray], iterations: int = ITERATIONS
+) -> list[np.ndarray]:
     """`refine` by the published code's library."""
     from pydensecrf.densecrf import DenseCRF2D
     from pydensecrf.utils import unary_from_softmax

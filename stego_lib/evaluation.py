@@ -191,7 +191,9 @@ def open_scored(run: Run, dataset: SegmentationDataset) -> Scored:
 
 def _features(run: Run, dataset: SegmentationDataset, size: Size, mirror: bool = False, store: str = "") -> Features:
     root, kind = run.folder.parent / "features", store or run.experiment.feature_store
-    return open_features(dataset, run.backbone, size, root, kind, mirror=mirror, published=run.experiment.official.published)
+    return open_features(
+        dataset, run.backbone, size, root, kind, mirror=mirror, published=run.experiment.official.published
+    )
 
 
 def _training_features(run: Run) -> Features:

@@ -180,7 +180,9 @@ class Experiment:
 
     def differing(self, other: "Experiment", ignored: tuple[str, ...] = ()) -> list[str]:
         """Names of the fields, apart from `ignored`, in which both differ."""
-        return [f.name for f in fields(self) if f.name not in ignored and getattr(self, f.name) != getattr(other, f.name)]
+        return [
+            f.name for f in fields(self) if f.name not in ignored and getattr(self, f.name) != getattr(other, f.name)
+        ]
 
     @property
     def own_prototypes(self) -> bool:
@@ -216,7 +218,9 @@ def recipe_of(dataset: str, backbone: str) -> Experiment:
 def _differences(values: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
     """What differs from a recipe, options of the authors' code by their own names, as a run's name shows it."""
     named = ("dataset", "backbone", "seed", *MACHINE)
-    found = {key: value for key, value in values.items() if key not in named and key != "official" and value != recipe[key]}
+    found = {
+        key: value for key, value in values.items() if key not in named and key != "official" and value != recipe[key]
+    }
     options = recipe["official"]
     found |= {key: value for key, value in values["official"].items() if value != options[key]}
     if "start_from" in found:
@@ -286,7 +290,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 SUCCESSORS: dict[str, dict[str, Any]] = {
     "smooseg": dict(
-        head="silu", dropout=0.2, code_dim=64, lr_head=1e-4, lr_probes=5e-4, centering=True, shifts="auto",
+        head="silu",
+        dropout=0.2,
+        code_dim=64,
+        lr_head=1e-4,
+        lr_probes=5e-4,
+        centering=True,
+        shifts="auto",
         probes="after",
     ),
     "primaps": dict(head="none", dropout=0.0, probes="after"),

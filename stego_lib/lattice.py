@@ -78,7 +78,9 @@ def corners(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     shares[:, 1:] = (sorted_rest[:, :-1] - sorted_rest[:, 1:])[:, ::-1]
     shares[:, 0] = 1 - shares[:, 1:].sum(1)
     colors = np.arange(dims + 1)
-    keys = nearest[:, None, :dims] + np.where(rank[:, None, :dims] <= dims - colors[:, None], colors[:, None], colors[:, None] - dims - 1)
+    keys = nearest[:, None, :dims] + np.where(
+        rank[:, None, :dims] <= dims - colors[:, None], colors[:, None], colors[:, None] - dims - 1
+    )
     return keys, shares
 
 

@@ -40,7 +40,9 @@ class SegmentationHead(nn.Module):
         if kind != "none":
             self.linear = nn.Conv2d(in_dim, code_dim, 1)
         if kind in ACTIVATIONS:
-            self.nonlinear = nn.Sequential(nn.Conv2d(in_dim, in_dim, 1), ACTIVATIONS[kind](), nn.Conv2d(in_dim, code_dim, 1))
+            self.nonlinear = nn.Sequential(
+                nn.Conv2d(in_dim, in_dim, 1), ACTIVATIONS[kind](), nn.Conv2d(in_dim, code_dim, 1)
+            )
 
     def forward(self, features: Tensor) -> Tensor:
         """Codes (B, K, h, w), not normalized."""

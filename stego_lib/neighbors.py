@@ -44,7 +44,9 @@ def nearest_neighbors(global_features: Rows, k: int, chunk: int = 4096) -> Tenso
         raise StegoError(
             f"{k} neighbors were asked for, but there are {count} images: neighbors must be 1 to {count - 1}"
         )
-    return torch.cat([_nearest(global_features, start, k, chunk) for start in progress(range(0, count, chunk), "nearest neighbors")])
+    return torch.cat(
+        [_nearest(global_features, start, k, chunk) for start in progress(range(0, count, chunk), "nearest neighbors")]
+    )
 
 
 def _nearest(features: Rows, start: int, k: int, chunk: int) -> Tensor:

@@ -32,9 +32,13 @@ def find_nearest(features: Rows, k: int) -> Tensor:
     if count > EXACT:
         hours = (count / EXACT) ** 2
         if _faiss():
-            notice(f"the neighbors of {count:,} images are approximate (faiss): exact ones would take {hours:.0f} times as long as those of {EXACT:,}, about an hour on two cores")
+            notice(
+                f"the neighbors of {count:,} images are approximate (faiss): exact ones would take {hours:.0f} times as long as those of {EXACT:,}, about an hour on two cores"
+            )
             return approximate_neighbors(features, k)
-        notice(f"all pairs of {count:,} images are compared, {hours:.0f} times as many as of {EXACT:,}, which take about an hour on two cores: pip install 'stego_lib[neighbors]' finds approximate ones, of a million images in a few minutes")
+        notice(
+            f"all pairs of {count:,} images are compared, {hours:.0f} times as many as of {EXACT:,}, which take about an hour on two cores: pip install 'stego_lib[neighbors]' finds approximate ones, of a million images in a few minutes"
+        )
     return nearest_neighbors(features, k)
 
 

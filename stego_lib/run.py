@@ -174,7 +174,9 @@ class Run:
         if devices.first():
             for folder in (self.folder, self.folder / "kept"):
                 remove_temporary(folder)
-            write_json(self.folder / "experiment.json", self.experiment.to_dict())  # MACHINE and EVALUATION fields may differ
+            write_json(
+                self.folder / "experiment.json", self.experiment.to_dict()
+            )  # MACHINE and EVALUATION fields may differ
         return state.get("beside", {})
 
     def refuse_nonfinite(self, values: dict[str, Any], saved: int) -> None:
@@ -242,7 +244,9 @@ class Run:
     def grid_code(self, image: Tensor) -> Tensor:
         """Code (1, K, h, w) of one image, uint8 (3, H, W), at the size that `predict` works at."""
         height, width = image.shape[1:]
-        return self.code(resize_image(image, self._working_size(height, width), self.experiment.official.published)[None])
+        return self.code(
+            resize_image(image, self._working_size(height, width), self.experiment.official.published)[None]
+        )
 
     @overload
     def predict(self, images: ImageLike) -> np.ndarray: ...
@@ -546,7 +550,9 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     >>> run = load_run("runs/20260102-030405-scenes-scenes_vit_tiny8-seed0", crf=False)
     """
     released = Path(path).suffix.lower() == ".ckpt"
-    possible = [key for key in EVALUATION_KEYS if not released or key != "backbone"]  # a released checkpoint has its own
+    possible = [
+        key for key in EVALUATION_KEYS if not released or key != "backbone"
+    ]  # a released checkpoint has its own
     unknown = [key for key in changes if key not in possible]
     if unknown:
         raise StegoError(
@@ -570,7 +576,9 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     run.trained_on, run.data = state.get("backbone_weights"), state.get("data")
     run.feature_store = state.get("feature_store", experiment.feature_store)
     if run.trained_on is None and experiment.backbone not in (asked.backbone, _located(asked.backbone, folder)):
-        raise StegoError(f"{folder} does not tell which weights of the backbone it was trained on, so it takes no others")
+        raise StegoError(
+            f"{folder} does not tell which weights of the backbone it was trained on, so it takes no others"
+        )
     if "backbone" in changes and experiment.backbone != asked.backbone:
         _ = run.backbone  # other weights are refused at once
     return run
@@ -580,7 +588,9 @@ def _located(backbone: str, folder: Path) -> str:
     """The backbone of a run, with its file in the run's folder if it is missing where it was."""
     name, file = split_backbone(backbone)
     here = folder.absolute() / Path(file).name
-    return "@".join(filter(None, (name, str(here)))) if file and not Path(file).exists() and here.is_file() else backbone
+    return (
+        "@".join(filter(None, (name, str(here)))) if file and not Path(file).exists() and here.is_file() else backbone
+    )
 
 
 def _load_published(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:

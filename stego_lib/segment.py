@@ -120,7 +120,9 @@ def segment_folder(
             assert label is not None, f"{work.label_path(path)} was removed meanwhile"
             writer.add(path, label)
         writer.finish()
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=distinct_names(segments.names, [INDEX])).rename_axis(INDEX)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=distinct_names(segments.names, [INDEX])).rename_axis(
+        INDEX
+    )
     with atomic(output / "areas.csv") as temporary:
         table.to_csv(temporary, float_format="%.2f", encoding="utf-8", errors="surrogateescape")  # names may be no text
     return table
@@ -132,7 +134,9 @@ def _segment(run: Run, paths: list[Path], work: "_Work") -> dict[str, np.ndarray
     broken, rotated, kept, begun = [], 0, 0, time.perf_counter()
     writing: deque[Future[None]] = deque()
     with ThreadPoolExecutor(THREADS, "writing") as pool:
-        for path, found in zip(paths, progress(_in_order(work.read, paths), "segmenting", total=len(paths)), strict=True):
+        for path, found in zip(
+            paths, progress(_in_order(work.read, paths), "segmenting", total=len(paths)), strict=True
+        ):
             if isinstance(found, StegoError):
                 broken.append(str(found))
                 continue
@@ -160,7 +164,11 @@ def _segment(run: Run, paths: list[Path], work: "_Work") -> dict[str, np.ndarray
             f"{rotated} of {len(paths)} images are turned upright as their EXIF data say, and so are their label maps; to leave "
             f'them as stored, write {{"exif": "ignore"}} into {shown_path(paths[0].parent / "classes.json")}'
         )
-    told = [f"{fresh} images segmented in {seconds:.1f} s, {fresh / max(seconds, 1e-9):.1f} images per second"] if fresh else []
+    told = (
+        [f"{fresh} images segmented in {seconds:.1f} s, {fresh / max(seconds, 1e-9):.1f} images per second"]
+        if fresh
+        else []
+    )
     told += [f"{kept} were segmented before by this run with these settings, and are kept"] if kept else []
     say("; ".join(told))
     return rows
@@ -224,9 +232,13 @@ class _Work:
 def _settings(run: Run, segments: Classes, opacity: float, rules: Rules) -> str:
     """Fingerprint of weights, names and settings."""
     experiment, weights = run.experiment, sorted(run.model.state_dict().items())
-    fields = [getattr(experiment, name) for name in ("eval_size", "mirror", "published", "features", "block", "precision")]
+    fields = [
+        getattr(experiment, name) for name in ("eval_size", "mirror", "published", "features", "block", "precision")
+    ]
     about = [segments.names, segments.colors, float(opacity), repr(rules)]
-    return fingerprint(run.backbone.weights_id, run._ids.tolist(), [list(pair) for pair in weights], [repr(f) for f in fields], about)
+    return fingerprint(
+        run.backbone.weights_id, run._ids.tolist(), [list(pair) for pair in weights], [repr(f) for f in fields], about
+    )
 
 
 def _in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

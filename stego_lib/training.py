@@ -99,11 +99,16 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
             copy_weights(load_run(experiment.start_from), model)
     if devices.first():
         show_findings(dataset, runs_dir / "features")
-    root, source = runs_dir / "features", Source(dataset, backbone, experiment.train_size, False, experiment.official.published)
+    root, source = (
+        runs_dir / "features",
+        Source(dataset, backbone, experiment.train_size, False, experiment.official.published),
+    )
     data = devices.once(lambda: data_ids(dataset, runs_dir))
     found = devices.once(lambda: find_run(runs_dir, experiment, backbone, data) if resume else None)
     store = devices.once(lambda: feature_store_of(experiment, found, source, root))
-    features = open_features(dataset, backbone, experiment.train_size, root, store, published=experiment.official.published)
+    features = open_features(
+        dataset, backbone, experiment.train_size, root, store, published=experiment.official.published
+    )
     features.keep_on(backbone.device)
     features = shared(features)
     if experiment.official.subtract_mean and experiment.start_from is None:

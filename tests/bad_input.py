@@ -122,9 +122,7 @@ spoil_image(
     r'"range": \[LOW, HIGH\].*classes\.json.*8 bits',
 )
 spoil_image("of 400 megapixels", lambda path: flat_png(path, 20_000), *UNREADABLE, "exceeds limit")
-spoil_image(
-    "of a kind that programs run", lambda path: Image.fromarray(noise(9, 9, 3)).save(path, "EPS"), *UNREADABLE
-)
+spoil_image("of a kind that programs run", lambda path: Image.fromarray(noise(9, 9, 3)).save(path, "EPS"), *UNREADABLE)
 
 
 @case("3 of 5 images of folder train cannot be used", r"0\.png", r"1\.png", r"2\.png", "replace or remove")
@@ -300,12 +298,17 @@ def a_parameter_that_is_no_number(world):
     world.train(lr_head=math.nan)
 
 
-@case("unknown backbone 'vit_smal_patch16_224'", "did you mean 'vit_small_patch16_224", r"\.safetensors")  # codespell:ignore smal
+@case(
+    "unknown backbone 'vit_smal_patch16_224'", "did you mean 'vit_small_patch16_224", r"\.safetensors"
+)  # codespell:ignore smal
 def a_misspelled_backbone(world):
     world.train(backbone="vit_smal_patch16_224")  # codespell:ignore smal
 
 
-@case(r"backbone file .*/nowhere\.safetensors does not exist", "embedded backbones: photos_vit_tiny8, photos_vit_tiny8_d6, scenes_vit_tiny8")
+@case(
+    r"backbone file .*/nowhere\.safetensors does not exist",
+    "embedded backbones: photos_vit_tiny8, photos_vit_tiny8_d6, scenes_vit_tiny8",
+)
 def a_backbone_file_that_is_not_there(world):
     world.train(backbone=str(world.root / "nowhere.safetensors"))
 

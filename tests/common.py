@@ -121,4 +121,6 @@ def tiny_experiment(root: Path, backbone: Path, **changes: object) -> Experiment
     if official:
         changes["official"] = official
     trainer = training.trainer_of(Experiment(method=changes.get("method", "stego")))
-    return Experiment.from_dict({key: value for key, value in values.items() if key not in getattr(trainer, "unused", ())} | changes)
+    return Experiment.from_dict(
+        {key: value for key, value in values.items() if key not in getattr(trainer, "unused", ())} | changes
+    )

@@ -30,7 +30,11 @@ def fetch_runtime(folder: Path) -> str | None:
         shutil.copyfile(SCRIPTS / name, folder / name)
     command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    return None if done.returncode == 0 else f"npm could not fetch onnxruntime-web: {(done.stderr.strip() or 'no reason given').splitlines()[0]}"
+    return (
+        None
+        if done.returncode == 0
+        else f"npm could not fetch onnxruntime-web: {(done.stderr.strip() or 'no reason given').splitlines()[0]}"
+    )
 
 
 def demonstration() -> Run:
@@ -42,7 +46,11 @@ def demonstration() -> Run:
 def write_files(run: Run, runtime: Path, target: Path) -> None:
     """Everything that the page loads, into `target`."""
     target.mkdir(parents=True, exist_ok=True)
-    for path in (SCRIPTS / "page.js", SCRIPTS / "worker.js", *(runtime / "node_modules" / "onnxruntime-web" / "dist" / name for name in RUNTIME)):
+    for path in (
+        SCRIPTS / "page.js",
+        SCRIPTS / "worker.js",
+        *(runtime / "node_modules" / "onnxruntime-web" / "dist" / name for name in RUNTIME),
+    ):
         shutil.copyfile(path, target / path.name)
     for number, name in enumerate(SAMPLES, start=1):
         shutil.copyfile(PHOTOGRAPHS / name, target / f"sample-{number}.jpg")

@@ -46,13 +46,20 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         steps=40, second_steps=20, images=256, watched=32, save_every=10, folder=os.path.relpath(BUILD / "pretraining")
     ),
     "notebooks/pretrain_photos": dict(
-        images="scenes", steps="20 5 5", batch_size=8, watched=20, save_every=10, folder=os.path.relpath(BUILD / "pretraining_photos")
+        images="scenes",
+        steps="20 5 5",
+        batch_size=8,
+        watched=20,
+        save_every=10,
+        folder=os.path.relpath(BUILD / "pretraining_photos"),
     ),
 }
 """Notebooks that the book runs otherwise than by their defaults: the whole pre-training takes an hour and a half, and photographs; DINO's
 weights need a network."""
 BACKBONE = {"backbone": EMBEDDED_FOR_PHOTOGRAPHS}
-SHOW_CAMVID = {"stego_from_scratch": {}} | dict.fromkeys(("train", "correspondence", "loss", "data", "evaluation", "choosing"), BACKBONE)
+SHOW_CAMVID = {"stego_from_scratch": {}} | dict.fromkeys(
+    ("train", "correspondence", "loss", "data", "evaluation", "choosing"), BACKBONE
+)
 """Chapters that show CamVid where it is at hand; the others read records, or work on images of their own. The backbone is the
 embedded one, so that a build is the same with and without a network."""
 PAGES = (
@@ -96,7 +103,9 @@ def images(data: str | None) -> dict[str, dict[str, Any]]:
     root = Path(data).expanduser().resolve() if data else ROOT / "data"
     if not any((root / name / "train").is_dir() for name in ("camvid", "CamVid")):
         if data:
-            sys.exit(f"{root} holds no camvid/train; fetch it with: python -m stego_lib.datasets prepare camvid --root {root}")
+            sys.exit(
+                f"{root} holds no camvid/train; fetch it with: python -m stego_lib.datasets prepare camvid --root {root}"
+            )
         print("no CamVid in data/: the chapters show synthetic scenes (street images: make book DATA=FOLDER)")
         return {}
     print(f"the chapters show the street images of CamVid in {root}")
@@ -111,12 +120,21 @@ def run_all(names: list[str], changes: dict[str, str], own: dict[str, dict[str, 
     changes: values of parameters as text, given to each notebook that has a parameter of that name. own: further parameters of
     single notebooks, from `images`.
     """
-    used = [path for folder in ("stego_lib", "book/records", "benchmarks/results") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    used = [
+        path
+        for folder in ("stego_lib", "book/records", "benchmarks/results")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file()
+    ]
     newest = max(path.stat().st_mtime for path in used if "__pycache__" not in path.parts)
     for name in names:
         notebook, executed = ROOT / f"{name}.ipynb", SOURCE / f"{name}.ipynb"
         known = parameters_of(notebook)
-        parameters = PARAMETERS.get(name, {}) | (own or {}).get(name, {}) | {key: known[key].parse(text) for key, text in changes.items() if key in known}
+        parameters = (
+            PARAMETERS.get(name, {})
+            | (own or {}).get(name, {})
+            | {key: known[key].parse(text) for key, text in changes.items() if key in known}
+        )
         if fresh(executed, max(newest, notebook.stat().st_mtime), parameters):
             print(f"{name}: run before, nothing has changed")
             continue
@@ -227,7 +245,9 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Runs the notebooks of the book and renders it.")
     parser.add_argument("--no-run", action="store_true", help="render the notebooks as they were last run")
-    parser.add_argument("--front", action="store_true", help="write the figures of README.md from the executed chapters, and stop")
+    parser.add_argument(
+        "--front", action="store_true", help="write the figures of README.md from the executed chapters, and stop"
+    )
     parser.add_argument("--data", metavar="FOLDER", help="holds camvid/; without it data/camvid is shown, or scenes")
     parser.add_argument(
         "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),

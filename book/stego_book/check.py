@@ -36,7 +36,11 @@ class Page(HTMLParser):
             self.undescribed.append((values.get("src") or "?")[:60])
 
     def handle_data(self, data: str) -> None:
-        if self._inside["article"] and not self._inside["pre"] + self._inside["code"] and re.search(r"\|(\s*[:—–-]+\s*\|){2}", data):
+        if (
+            self._inside["article"]
+            and not self._inside["pre"] + self._inside["code"]
+            and re.search(r"\|(\s*[:—–-]+\s*\|){2}", data)
+        ):
             self.unrendered.append(data.strip()[:60])
 
     def handle_endtag(self, tag: str) -> None:

@@ -31,7 +31,10 @@ SUMMARY = "summary"
 """Tag of the cell whose text is printed when a notebook has run."""
 EXPECTED = {"str": "text", "int": "a whole number", "float": "a number", "bool": "True or False"}
 """Types that a parameter can declare -> what an error says is expected."""
-FORMER = {"pictures": "images", "devices": "`torchrun --nproc-per-node N train.py` for several devices"}  # codespell:ignore pictures
+FORMER = {
+    "pictures": "images",
+    "devices": "`torchrun --nproc-per-node N train.py` for several devices",
+}  # codespell:ignore pictures
 """Former parameters -> their present names, or what to use instead."""
 SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 """Spellings of True and False on the command line, in any case."""
@@ -153,7 +156,9 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
         import nbformat
         import papermill
     except ImportError:
-        raise StegoError("notebooks need papermill, which is not installed: pip install 'stego_lib[notebooks]'") from None
+        raise StegoError(
+            "notebooks need papermill, which is not installed: pip install 'stego_lib[notebooks]'"
+        ) from None
     from jupyter_client.kernelspec import NoSuchKernel
 
     notebook, output, parameters = user_path(notebook), user_path(output), parameters or {}
@@ -206,7 +211,9 @@ def _parameters(content: Any) -> dict[str, Parameter]:
 def refuse_output(output: Path, notebook: Path) -> None:
     """Raises StegoError where the executed copy could not be written, or would replace the notebook itself."""
     if output.is_dir():
-        raise StegoError(f"{output} is a folder; name the file that the executed copy goes to, such as {output / notebook.name}")
+        raise StegoError(
+            f"{output} is a folder; name the file that the executed copy goes to, such as {output / notebook.name}"
+        )
     if output.exists() and output.samefile(notebook):
         raise StegoError(f"the executed copy would replace the notebook {notebook}; name another file for it")
     try:

@@ -48,7 +48,9 @@ def chosen_formats(format: str | Sequence[str], images: Sequence[Path]) -> list[
                 f"format = {name!r} is unknown{did_you_mean(str(name), [PNG, *WRITERS])}; there are {', '.join([PNG, *WRITERS])}"
             )
         if (package := NEEDS.get(name)) and find_spec(package) is None:
-            raise StegoError(f"format {name!r} needs {package}, which is not installed: pip install 'stego_lib[annotations]'")
+            raise StegoError(
+                f"format {name!r} needs {package}, which is not installed: pip install 'stego_lib[annotations]'"
+            )
     if "geotiff" in asked and not any(map(georeference, images)):
         raise StegoError(
             "format 'geotiff': none of the images is a GeoTIFF with a georeference in the file (world files such as .tfw are not "

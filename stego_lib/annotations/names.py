@@ -18,7 +18,9 @@ NOTHING = 255
 """Id, in label maps, of pixels that belong to no segment: transparent ones, and those of dropped clusters."""
 
 
-def write_names(path: Path, names: Mapping[str, str | None], known: Classes, ids: np.ndarray, step: int, centers: Tensor) -> None:
+def write_names(
+    path: Path, names: Mapping[str, str | None], known: Classes, ids: np.ndarray, step: int, centers: Tensor
+) -> None:
     """Writes names.json.
 
     Parameters
@@ -50,7 +52,9 @@ def write_names(path: Path, names: Mapping[str, str | None], known: Classes, ids
     }
     _, merged = merge(ids, known, {int(cluster): name for cluster, name in of_cluster.items()})
     if repeated := set(merged.names) - set(known.names) - set(names.values()):  # made distinct by `distinct_names`
-        raise StegoError(f"several segments would be called {min(repeated)} but for upper and lower case; write equal names alike")
+        raise StegoError(
+            f"several segments would be called {min(repeated)} but for upper and lower case; write equal names alike"
+        )
     write_json(path, {"step": step, "clusters": fingerprint(centers), "names": of_cluster})
 
 

@@ -58,7 +58,9 @@ def outlines(region: Region, tolerance: float) -> "list[Polygon]":
     found = []
     for points, offsets in zip(*traced, strict=True):
         rings = [points[start:end] + corner for start, end in pairwise(offsets)]
-        inside = _simplified(shapely.Polygon(rings[0], rings[1:]), tolerance).intersection(shapely.box(0, 0, width, height))
+        inside = _simplified(shapely.Polygon(rings[0], rings[1:]), tolerance).intersection(
+            shapely.box(0, 0, width, height)
+        )
         parts = getattr(inside, "geoms", [inside])
         found += [part for part in parts if part.geom_type == "Polygon" and not part.is_empty]
     return found

@@ -124,7 +124,9 @@ class SegmentationDataset(Sequence):
         try:
             with Image.open(path, formats=FORMATS) as file:
                 if file.format == "JPEG":  # whatever its name says
-                    raise StegoError(f"label map {path} is a JPEG, which changes ids at edges; export the labels anew as PNG")
+                    raise StegoError(
+                        f"label map {path} is a JPEG, which changes ids at edges; export the labels anew as PNG"
+                    )
                 return stored_numbers(file, self.rules)
         except StegoError:  # a ValueError too
             raise
@@ -157,12 +159,17 @@ class SegmentationDataset(Sequence):
         """
         files = self._files(labels)
         with ThreadPoolExecutor() as pool:  # hashing runs outside Python's lock
-            sums = list(progress(pool.map(checksum_of, files), f"checksums of {self.name} {self.split}", total=len(files)))
+            sums = list(
+                progress(pool.map(checksum_of, files), f"checksums of {self.name} {self.split}", total=len(files))
+            )
         return [*self._about(labels), [(path.name, sum_) for path, sum_ in zip(files, sums, strict=True)]]
 
     def state(self, *, labels: bool = True) -> list:
         """What `identity` was computed for: place, size and time of change of every file, found without reading any."""
-        return [*self._about(labels), [(str(p), (s := state_of(p)).st_size, s.st_mtime_ns) for p in self._files(labels)]]
+        return [
+            *self._about(labels),
+            [(str(p), (s := state_of(p)).st_size, s.st_mtime_ns) for p in self._files(labels)],
+        ]
 
     def _about(self, labels: bool) -> list:
         """Name and split, how images are read, and what decides beside the files which ids are ignored."""

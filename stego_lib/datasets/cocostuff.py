@@ -89,9 +89,7 @@ def open_cocostuff(name: str, root: str | Path, split: str) -> CocoStuff:
     check_split(name, split)
     form, year = FORMS[name], f"{split}2017"
     folder = find_folder(root, ("cocostuff", name), f"curated/{year}", LAYOUT, SOURCE.replace("NAME", name))
-    images = [
-        folder / "images" / year / f"{id_}.jpg" for id_ in read_ids(folder / "curated" / year, form.lists[split])
-    ]
+    images = [folder / "images" / year / f"{id_}.jpg" for id_ in read_ids(folder / "curated" / year, form.lists[split])]
     missing = [path for path in images if not path.exists()]
     if missing:
         raise StegoError(f"{len(missing)} of {len(images)} images are missing, the first is {missing[0]}; {LAYOUT}")

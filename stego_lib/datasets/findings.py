@@ -122,7 +122,9 @@ def from_survey(dataset: SegmentationDataset, found: Survey) -> list[Finding]:
 def _images(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
     count, rules, what = found.looked, dataset.rules, f"{dataset.name} {dataset.split}"
     if dataset.name == "folder":
-        yield from _masks(dataset.images, [] if len(found.flat) == count > found.flat_gray else found.flat, "trained on")
+        yield from _masks(
+            dataset.images, [] if len(found.flat) == count > found.flat_gray else found.flat, "trained on"
+        )
     if found.orientations and dataset.has_labels and rules.exif is None:
         yield Finding(
             f"{what}: {rotation_note(found, count)}, and label maps are taken to be drawn on the turned images. If they are drawn on the "
@@ -134,7 +136,9 @@ def _images(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
         yield Finding(f"{what}: {_several(found.paged, count)}")
     if found.transparent:
         ignored = " and ignored in label maps" if dataset.has_labels else ""
-        yield Finding(f"{what}: {found.transparent} of {count} images have transparent pixels, which are white{ignored}")
+        yield Finding(
+            f"{what}: {found.transparent} of {count} images have transparent pixels, which are white{ignored}"
+        )
     if found.clear:
         yield Finding(
             f"{what}: {len(found.clear)} of {count} images are transparent all over and so white ({_named(found.clear)}); is "
@@ -182,12 +186,16 @@ def _labels(dataset: SegmentationDataset, found: Survey) -> Iterator[Finding]:
     elif present == 1:
         only = names[int(counts.argmax())]
         yield Finding(
-            f"{what}: {only!r} is the only class in {found.maps} ({told}), so a score of 100 would mean nothing{hint}", True
+            f"{what}: {only!r} is the only class in {found.maps} ({told}), so a score of 100 would mean nothing{hint}",
+            True,
         )
     elif absent and found.looked == found.size:
         few = ", ".join(repr(names[i]) for i in absent[:5]) + (", ..." if len(absent) > 5 else "")
         swallowed = dataset.name == "folder" and bool(found.ids[255] > counts.sum() - counts.max())
-        yield Finding(f"{what}: {len(absent)} of {len(counts)} classes occur in none of {found.maps}: {few} ({told}){hint}", swallowed)
+        yield Finding(
+            f"{what}: {len(absent)} of {len(counts)} classes occur in none of {found.maps}: {few} ({told}){hint}",
+            swallowed,
+        )
     if found.recolored:
         yield Finding(
             f"{what}: label maps color the same id otherwise (id {listed(sorted(found.recolored))}), so it may be another class in "

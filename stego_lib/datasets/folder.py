@@ -59,9 +59,7 @@ def open_folder(
             f"map, move it to {folder / 'labels' / split}"
         )
     label_folder = folder / "labels" / split
-    labels: list[Path | None] = (
-        pair_by_stem(images, label_folder) if label_folder.is_dir() else [None] * len(images)
-    )
+    labels: list[Path | None] = pair_by_stem(images, label_folder) if label_folder.is_dir() else [None] * len(images)
     unnamed = None if (folder / "labels").exists() else cluster_classes(n_classes or N_CLASSES)
     classes = read_classes(folder / "classes.json", unnamed)
     if plain and split == "val":

@@ -13,7 +13,9 @@ from PIL import Image
 from PIL.ExifTags import Base
 from PIL.Image import Transpose
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)  # twice as many pixels are an error
+warnings.filterwarnings(
+    "ignore", category=Image.DecompressionBombWarning, append=True
+)  # twice as many pixels are an error
 Image.init()
 FORMATS = tuple(
     name
@@ -170,9 +172,7 @@ def _values(image: Image.Image, tags: Mapping) -> tuple[np.ndarray, np.ndarray]:
     return values, missing
 
 
-def deep_to_rgb(
-    image: Image.Image, depth: str, rules: Rules, tags: Mapping
-) -> tuple[Image.Image, np.ndarray | None]:
+def deep_to_rgb(image: Image.Image, depth: str, rules: Rules, tags: Mapping) -> tuple[Image.Image, np.ndarray | None]:
     """Grayscale of more than 8 bits, scaled by the range in `rules`, or by that of 16 bits where the values fill it."""
     if depth == "signed 8-bit":
         raise NoRange(depth, -128, 127)
@@ -246,7 +246,9 @@ def _packed(pixels: np.ndarray) -> np.ndarray:
 
 def turn(file: Image.Image, rules: Rules) -> Image.Image:
     """An opened file's pixels, loaded: upright as its EXIF data say, or as stored if `rules` ignore them."""
-    orientation = file.getexif().get(Base.Orientation, 1)  # asked before loading, when a TIFF turns itself and forgets it
+    orientation = file.getexif().get(
+        Base.Orientation, 1
+    )  # asked before loading, when a TIFF turns itself and forgets it
     file.load()
     method, turned = TURNS.get(orientation), file.format == "TIFF"
     if method is None or turned != (rules.exif == "ignore"):

@@ -132,7 +132,13 @@ def as_tensor(image: ImageLike, rules: Rules) -> tuple[Tensor, np.ndarray | None
     if isinstance(image, np.ndarray) and image.ndim == 3 and image.dtype == np.uint8:
         usable = image.flags.c_contiguous and image.flags.writeable  # torch takes neither views nor read-only arrays
         image = torch.from_numpy(image if usable else np.array(image, order="C")).movedim(-1, 0)
-    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or not image.numel():
+    if (
+        not isinstance(image, Tensor)
+        or image.ndim != 3
+        or image.shape[0] != 3
+        or image.dtype != torch.uint8
+        or not image.numel()
+    ):
         array = isinstance(image, Tensor | np.ndarray)
         what = f"{image.dtype} of shape {tuple(image.shape)}" if array else type(image).__name__
         raise StegoError(f"an image must be uint8 with three channels and a pixel at least, not {what}")

@@ -47,8 +47,13 @@ def introduction(name: str, root: str | Path, backbone: str, split: str = "val")
 
     Raises DataNotFound where the dataset is missing.
     """
-    counts = [f"{len(open_dataset(name, root, one)):,} {word}" for one, word in (("train", "for training"), (split, f"in {split}"))]
-    other = "" if name != "scenes" else " With CamVid at hand, `-p dataset camvid -p data_root FOLDER` shows real streets."
+    counts = [
+        f"{len(open_dataset(name, root, one)):,} {word}"
+        for one, word in (("train", "for training"), (split, f"in {split}"))
+    ]
+    other = (
+        "" if name != "scenes" else " With CamVid at hand, `-p dataset camvid -p data_root FOLDER` shows real streets."
+    )
     weights = Path(backbone).stem if Path(backbone).suffix else backbone
     return f"**This page shows `{name}`**: {KINDS[name]}, {' and '.join(counts)}. Backbone: `{weights}`.{other}"
 

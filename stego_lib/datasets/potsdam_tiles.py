@@ -93,7 +93,9 @@ def tile_doubts(patches: list[Path]) -> list[Finding]:
     about = {path.name: _about(path) for path in patches}
     found = []
     for share, least, what in (("unknown", FEW, "colors that mean no class"), ("black", SOME, "black (no class)")):
-        bad = sorted(((one.get(share, 0), tile) for tile, one in about.items() if one.get(share, 0) > least), reverse=True)
+        bad = sorted(
+            ((one.get(share, 0), tile) for tile, one in about.items() if one.get(share, 0) > least), reverse=True
+        )
         if bad:
             told = ", ".join(f"{tile} {100 * part:.1f} %" for part, tile in bad[:5]) + (", ..." if len(bad) > 5 else "")
             text = (
@@ -141,7 +143,9 @@ def _cut_tile(folder: Path, tile: str) -> None:
         about["unknown"] = float((layers["gt"] == UNKNOWN).mean()) - about["black"]
     elif tile in _LABELED:
         other = sorted(path.name for path in labels.parent.glob(f"*_{tile}_*")) if labels.parent.is_dir() else []
-        raise StegoError(f"label map {labels} is missing{f'; there is {other[0]}, of another release' if other else ''}")
+        raise StegoError(
+            f"label map {labels} is missing{f'; there is {other[0]}, of another release' if other else ''}"
+        )
     (folder / PATCHES).mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder / PATCHES, prefix=f".{tile}.") as temporary:
         unfinished = Path(temporary) / tile

@@ -33,7 +33,9 @@ def _antialiased(image: Tensor, height: int, width: int) -> Tensor:
     """uint8 (3, H, W) -> uint8 (3, height, width) as `TF.resize` does it, a strip at a time: floats take four times the memory."""
     if image.shape[1:] == (height, width):
         return image
-    narrow = torch.empty(image.shape[0], image.shape[1], width)  # made at once: pieces between large blocks would break memory up
+    narrow = torch.empty(
+        image.shape[0], image.shape[1], width
+    )  # made at once: pieces between large blocks would break memory up
     for strip, rows in zip(image.split(STRIP, 1), narrow.split(STRIP, 1), strict=True):
         rows[:] = _interpolated(strip.float(), strip.shape[1], width)
     return _interpolated(narrow, height, width).round().to(torch.uint8)

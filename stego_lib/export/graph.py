@@ -192,7 +192,10 @@ def _nearest(axis: int) -> str:
 
 def _upsampling(ids: Sequence[int], count: int) -> str:
     """Similarities (1, clusters, h, w) on the grid -> scores (n, H, W) of the ids of `Run.predict`, and labels."""
-    maps = [*range(count), *sorted({id_ for id_ in ids if id_ >= count})]  # a last one for dropped clusters, which may win too
+    maps = [
+        *range(count),
+        *sorted({id_ for id_ in ids if id_ >= count}),
+    ]  # a last one for dropped clusters, which may win too
     of_id = [[cluster for cluster, id_ in enumerate(ids) if id_ == wanted] for wanted in maps]
     widest = max(map(len, of_id))
     nothing = len(ids)  # a map of minus infinity, for ids without a cluster

@@ -27,7 +27,11 @@ def read_rows(path: Path, rows: Sequence[int] | slice) -> np.ndarray:
         found = np.empty((len(numbers), *array.shape[1:]), array.dtype)
         with open(path, "rb", buffering=0) as file:
             whole = isinstance(numbers, range) and numbers.step == 1  # one piece of the file
-            parts = [(numbers[0], found)] if whole and numbers else [(row, found[i : i + 1]) for i, row in enumerate(numbers)]
+            parts = (
+                [(numbers[0], found)]
+                if whole and numbers
+                else [(row, found[i : i + 1]) for i, row in enumerate(numbers)]
+            )
             for row, part in parts:
                 file.seek(array.offset + row * array[:1].nbytes)
                 _fill(file, part)

@@ -95,13 +95,17 @@ class CompactSource(Source):
         own = {name: getattr(source, name) for name in ("dataset", "backbone", "size", "mirror", "published")}
         path = _components_file(source, root)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_suffix(".lock"), f"another process fits the components of {source}; waiting for it", wait=True):
+        with locked(
+            path.with_suffix(".lock"), f"another process fits the components of {source}; waiting for it", wait=True
+        ):
             if not path.exists():
                 found = fit_components(_sample(source))
                 with atomic(path) as temporary, open(temporary, "wb") as file:
                     np.savez(file, mean=found.mean, basis=found.basis, error=found.error)
         with np.load(path) as file:
-            components = Components(torch.from_numpy(file["mean"]), torch.from_numpy(file["basis"]), float(file["error"]))
+            components = Components(
+                torch.from_numpy(file["mean"]), torch.from_numpy(file["basis"]), float(file["error"])
+            )
         return cls(**own, components=components)
 
     def folder(self, root: Path) -> Path:
@@ -163,7 +167,9 @@ class CompactFeatures(OnlineFeatures):
             error = f"mean error of a correspondence {self.components.error:.4f}"
             say(f"compact features of {source}: {parts} of {channels} components in 8 bits, {error}")
             if self.components.error > ERROR:
-                notice(f"the features of {source} need more than {parts} components: {error}; feature_store='store' has none")
+                notice(
+                    f"the features of {source} need more than {parts} components: {error}; feature_store='store' has none"
+                )
         self.folder = ensure(compact, folder, compact.shapes)
         self._resident: tuple[Tensor, Tensor] | None = None
 

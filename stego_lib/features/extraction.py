@@ -87,7 +87,9 @@ def problem(folder: Path, shapes: Shapes) -> str | None:
 
 
 def _store_lock(folder: Path) -> AbstractContextManager[None]:
-    return locked(folder.with_name(f".{folder.name}.lock"), f"another process checks {folder}; waiting for it", wait=True)
+    return locked(
+        folder.with_name(f".{folder.name}.lock"), f"another process checks {folder}; waiting for it", wait=True
+    )
 
 
 @cache

@@ -63,7 +63,9 @@ def open_features(
     source = Source(dataset, backbone, size, mirror, published)
     if feature_store == "compact":
         if published:
-            raise StegoError("published=True stands for published numbers, which a compact store changes: feature_store='full' or 'online'")
+            raise StegoError(
+                "published=True stands for published numbers, which a compact store changes: feature_store='full' or 'online'"
+            )
         return CompactFeatures(source, user_path(root))
     if feature_store == "online":
         return OnlineFeatures(source, root)

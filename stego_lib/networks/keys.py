@@ -9,7 +9,9 @@ from ..utils.errors import StegoError
 def attention_of(network: nn.Module, block: int, name: str) -> nn.Module:
     """The attention whose keys are the features; Raises StegoError if the block has none of a known kind."""
     attention = getattr(network.blocks[block], "attn", None)
-    if not (getattr(attention, "qkv", None) or getattr(attention, "k_proj", None)) or not hasattr(attention, "num_heads"):
+    if not (getattr(attention, "qkv", None) or getattr(attention, "k_proj", None)) or not hasattr(
+        attention, "num_heads"
+    ):
         raise StegoError(f"the attention of backbone {name!r} has no keys to read; use features='feat'")
     return attention
 

@@ -136,7 +136,9 @@ def _refuse_silent_hub(timm_name: str) -> None:
         except Exception as error:
             found.append(error)
 
-    asking = threading.Thread(target=ask, daemon=True)  # the name of a host may be looked up for longer than any timeout
+    asking = threading.Thread(
+        target=ask, daemon=True
+    )  # the name of a host may be looked up for longer than any timeout
     asking.start()
     asking.join(1.5 * HUB_ANSWERS)
     if error := found[0] if found else TimeoutError("no answer"):
@@ -186,9 +188,7 @@ def _from_file(path: Path, fill: bool = True) -> tuple[nn.Module, Normalization]
         raise StegoError(f"{path} is not a backbone that timm can build ({brief(error)})") from error
 
 
-def _from_named_file(
-    timm_name: str, path: Path, heads: int | None
-) -> tuple[nn.Module, Normalization]:
+def _from_named_file(timm_name: str, path: Path, heads: int | None) -> tuple[nn.Module, Normalization]:
     """timm's network `timm_name` with the weights of a file, of timm's hub or of the network's authors."""
     build = partial(_create, timm_name)
     try:
@@ -230,7 +230,9 @@ def _without_classifier(weights: dict[str, Tensor], network: nn.Module) -> dict[
 
 def _filled(build: Callable[[], nn.Module], weights: dict[str, Tensor]) -> nn.Module:
     network = build()
-    network.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in weights.items()})
+    network.load_state_dict(
+        {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+    )
     return network
 
 

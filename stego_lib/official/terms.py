@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def optional_weights(experiment: "Experiment") -> dict[str, float]:
     """Weights of the optional terms that are on, by the name of their loss."""
     weights = dict(
-        loss_rec=experiment.official.rec_weight, loss_crf=experiment.official.crf_weight, loss_aug=experiment.official.aug_alignment_weight
+        loss_rec=experiment.official.rec_weight,
+        loss_crf=experiment.official.crf_weight,
+        loss_aug=experiment.official.aug_alignment_weight,
     )
     return {name: weight for name, weight in weights.items() if weight}
 

@@ -23,7 +23,16 @@ from ..training import Trainer
 class Successor(Trainer):
     """A `Trainer` that sees images without partners, and updates by one loss."""
 
-    unused: tuple[str, ...] = ("weights", "shifts", "centering", "zero_clamp", "stabilize", "points", "neighbors", "negatives")
+    unused: tuple[str, ...] = (
+        "weights",
+        "shifts",
+        "centering",
+        "zero_clamp",
+        "stabilize",
+        "points",
+        "neighbors",
+        "negatives",
+    )
     """Settings of STEGO's loss that the method does not have."""
 
     @classmethod

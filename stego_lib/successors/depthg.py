@@ -324,7 +324,9 @@ class Trainer(Successor):
 
     def restore(self, state: dict[str, Any]) -> None:
         if state["depth"] != fingerprint(self.depth.cpu()):
-            raise StegoError(f"{self.run.folder} was begun with other depth maps; put them back, or train without resume")
+            raise StegoError(
+                f"{self.run.folder} was begun with other depth maps; put them back, or train without resume"
+            )
         self.shift = state["depth_shift"]
 
 
@@ -348,7 +350,9 @@ def read_depth(dataset: SegmentationDataset, index: int) -> Tensor:
         raise StegoError(f"depth map {file} has {held}; it must hold one gray value per pixel (PNG of 8 or 16 bits)")
     size = whole.read(number).rgb.size[::-1]
     if values.shape != size:
-        raise StegoError(f"depth map {file} is {values.shape}, its image {image} is {size} (height, width); they must agree")
+        raise StegoError(
+            f"depth map {file} is {values.shape}, its image {image} is {size} (height, width); they must agree"
+        )
     values = values.astype(np.float64)
     spread = max(float(np.ptp(values)), 1e-12)
     depth = torch.from_numpy(np.round(255 * (values - values.min()) / spread).astype(np.uint8))[None]

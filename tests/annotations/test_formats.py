@@ -75,7 +75,12 @@ def test_panoptic_ids_and_areas_agree_with_its_segments(label, other, tmp_path):
         for one in about["segments_info"]:
             mask = numbers == one["id"]
             rows, columns = np.nonzero(mask)
-            assert one["area"] == mask.sum() and one["bbox"] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+            assert one["area"] == mask.sum() and one["bbox"] == [
+                columns.min(),
+                rows.min(),
+                np.ptp(columns) + 1,
+                np.ptp(rows) + 1,
+            ]
             decoded[mask] = one["category_id"] - 1
         np.testing.assert_array_equal(decoded, ids)
         assert ((numbers == 0) == (ids == 255)).all()
@@ -107,8 +112,14 @@ def test_polygons_of_labelme_draw_the_label_map_within_the_tolerance(which, requ
     ids = request.getfixturevalue(which)
     LabelMe(tmp_path, SEGMENTS).add(tmp_path / "images" / "a.jpg", ids)
     read = json.loads((tmp_path / "labelme" / "a.json").read_text())
-    assert read["imagePath"] == "../images/a.jpg" and read["imageData"] is None and (read["imageHeight"], read["imageWidth"]) == ids.shape
-    assert {shape["shape_type"] for shape in read["shapes"]} == {"polygon"} and all(len(shape["points"]) >= 3 for shape in read["shapes"])
+    assert (
+        read["imagePath"] == "../images/a.jpg"
+        and read["imageData"] is None
+        and (read["imageHeight"], read["imageWidth"]) == ids.shape
+    )
+    assert {shape["shape_type"] for shape in read["shapes"]} == {"polygon"} and all(
+        len(shape["points"]) >= 3 for shape in read["shapes"]
+    )
     drawn = drawn_labelme(tmp_path / "labelme" / "a.json")
     wrong = drawn != ids
     assert wrong.mean() < 0.02 and distance_to_border(ids)[wrong].max(initial=0) <= TOLERANCE + 1
@@ -120,7 +131,10 @@ def test_outlines_have_the_holes_of_a_region_and_its_area(label):
     (polygon,) = outlines(ring, 0)
     assert len(polygon.interiors) == 1 and polygon.area == pytest.approx((label == 1).sum(), rel=0.01)
     (moved,) = outlines(ring, TOLERANCE)
-    assert moved.boundary.hausdorff_distance(polygon.boundary) <= TOLERANCE and len(moved.exterior.coords) < len(polygon.exterior.coords) / 3
+    assert (
+        moved.boundary.hausdorff_distance(polygon.boundary) <= TOLERANCE
+        and len(moved.exterior.coords) < len(polygon.exterior.coords) / 3
+    )
 
 
 @pytest.fixture
@@ -131,7 +145,9 @@ def georeferenced(tmp_path) -> Path:
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(1, 255, (3, 64, 96), dtype=np.uint8)
     place = rasterio.transform.from_origin(380_000, 5_820_000, 0.5, 0.5)
-    options = dict(driver="GTiff", height=64, width=96, count=3, dtype="uint8", crs="EPSG:32633", transform=place, nodata=0)
+    options = dict(
+        driver="GTiff", height=64, width=96, count=3, dtype="uint8", crs="EPSG:32633", transform=place, nodata=0
+    )
     with rasterio.open(folder / "tile.tif", "w", photometric="RGB", **options) as file:
         file.write(pixels)
     Image.fromarray(pixels.transpose(1, 2, 0).copy()).save(folder / "plain.png")
@@ -155,12 +171,18 @@ def test_a_geotiff_keeps_its_place(run, georeferenced, tmp_path):
         run.name_segments(None)
     with Image.open(tmp_path / "out" / "labels" / "tile.png") as file:
         ids = np.array(file)
-    with rasterio.open(tmp_path / "out" / "geotiff" / "tile.tif") as made, rasterio.open(georeferenced / "tile.tif") as given:
+    with (
+        rasterio.open(tmp_path / "out" / "geotiff" / "tile.tif") as made,
+        rasterio.open(georeferenced / "tile.tif") as given,
+    ):
         assert made.crs == given.crs and made.crs.to_epsg() == 32633 and made.transform == given.transform
         assert made.nodata == 255, "the image's own, 0, is an id here"
         np.testing.assert_array_equal(made.read(1), ids)
         assert made.colormap(1)[3][:3] == run.segments.colors[3]
-    with tifffile.TiffFile(tmp_path / "out" / "geotiff" / "tile.tif") as made, tifffile.TiffFile(georeferenced / "tile.tif") as given:
+    with (
+        tifffile.TiffFile(tmp_path / "out" / "geotiff" / "tile.tif") as made,
+        tifffile.TiffFile(georeferenced / "tile.tif") as given,
+    ):
         there = [code for code in GEOREFERENCE if code in given.pages[0].tags]
         assert len(there) >= 4
         for code in there:
@@ -188,14 +210,20 @@ def test_a_folder_is_written_in_several_formats_from_its_label_maps(run, tmp_pat
         found = read.loadAnns(read.getAnnIds(imgIds=number))
         for id_ in np.unique(ids):
             assert sum(one["area"] for one in found if one["category_id"] == id_ + 1) == (ids == id_).sum()
-        assert (tmp_path / "out" / "labelme" / f"{name}.json").exists() and (tmp_path / "out" / "panoptic" / f"{name}.png").exists()
+        assert (tmp_path / "out" / "labelme" / f"{name}.json").exists() and (
+            tmp_path / "out" / "panoptic" / f"{name}.png"
+        ).exists()
 
 
 def test_an_unknown_format_and_a_missing_package_are_said(monkeypatch):
-    with pytest.raises(StegoError, match=r"'coco' is unknown.*there are png, coco-panoptic, coco-instances, labelme, geotiff"):
+    with pytest.raises(
+        StegoError, match=r"'coco' is unknown.*there are png, coco-panoptic, coco-instances, labelme, geotiff"
+    ):
         chosen_formats("coco", [])
     monkeypatch.setattr("stego_lib.annotations.formats.find_spec", lambda name: None)
     for name, package in NEEDS.items():
-        with pytest.raises(StegoError, match=rf"{package}, which is not installed: pip install 'stego_lib\[annotations\]'"):
+        with pytest.raises(
+            StegoError, match=rf"{package}, which is not installed: pip install 'stego_lib\[annotations\]'"
+        ):
             chosen_formats(("png", name), [])
     assert chosen_formats("png", []) == [] and set(NEEDS) < set(WRITERS)

@@ -42,7 +42,11 @@ def test_names_merge_and_drop_clusters_everywhere(run, image, tmp_path):
             id_ = 255 if expected is None else named.segments.names.index(expected)
             assert (now[before == cluster] == id_).all()
     table = segment_folder(run, image.parent, tmp_path / "out", format="coco-panoptic")
-    assert list(table.columns) == list(run.segments.names) == list(pd.read_csv(tmp_path / "out" / "areas.csv", index_col=0).columns)
+    assert (
+        list(table.columns)
+        == list(run.segments.names)
+        == list(pd.read_csv(tmp_path / "out" / "areas.csv", index_col=0).columns)
+    )
     kept = before != 5
     assert table.loc["a.png", "road"] == pytest.approx(100 * np.isin(before, (0, 3))[kept].mean())
     categories = json.loads((tmp_path / "out" / "panoptic.json").read_text())["categories"]
@@ -59,7 +63,9 @@ def test_names_outlast_evaluation_and_do_not_touch_scores(run, image):
     assert evaluate(run, baselines=False)["scores"] == plain["scores"] and run.matched
     now, names = run.predict(image), run.segments.names
     assert (now[before == 5] == 255).all() and (now[np.isin(before, (0, 3))] == names.index("road")).all()
-    others = [run.classes.names[class_] for cluster, class_ in enumerate(plain["matching"]) if cluster not in (0, 3, 5, 7)]
+    others = [
+        run.classes.names[class_] for cluster, class_ in enumerate(plain["matching"]) if cluster not in (0, 3, 5, 7)
+    ]
     assert set(names) == {"road", "the sky", *others}, "clusters that were not named have the names of their classes"
 
 
@@ -76,8 +82,14 @@ def test_names_of_another_training_are_refused(run, image, scenes_root, backbone
     other = train(tiny_experiment(scenes_root, backbone_file, steps=3), runs_dir=tmp_path / "others")
     run.name_segments(NAMES)
     (other.folder / "names.json").write_bytes((run.folder / "names.json").read_bytes())
-    for use in (lambda: other.segments, lambda: other.predict(image), lambda: segment_folder(other, image.parent, tmp_path / "out")):
-        with pytest.raises(StegoError, match=r"names\.json names the clusters of another training \(step 2; the run is at step 3\)"):
+    for use in (
+        lambda: other.segments,
+        lambda: other.predict(image),
+        lambda: segment_folder(other, image.parent, tmp_path / "out"),
+    ):
+        with pytest.raises(
+            StegoError, match=r"names\.json names the clusters of another training \(step 2; the run is at step 3\)"
+        ):
             use()
     other.name_segments({"cluster 1": "tree"})
     assert other.segments.names[1] == "tree"

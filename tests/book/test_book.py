@@ -178,7 +178,11 @@ ROOMS = "|".join(sorted({path.stem for path in (ROOT / "stego_lib").iterdir()} -
 def unresolved(text: str) -> set[str]:
     """Names of the library, and files, that are neither in the project nor written by the library."""
     names = set(re.findall(r"\bstego_lib(?:\.[A-Za-z_]\w*)+", text))
-    names |= {f"stego_lib.{name}" for name in re.findall(rf"`((?:{ROOMS})(?:\.[A-Za-z_]\w*)+)", text) if not FILE.fullmatch(name)}
+    names |= {
+        f"stego_lib.{name}"
+        for name in re.findall(rf"`((?:{ROOMS})(?:\.[A-Za-z_]\w*)+)", text)
+        if not FILE.fullmatch(name)
+    }
     missing = {name for name in names if pydoc.locate(name) is None}
     for file in set(FILE.findall(text)) - TYPED:
         end = f"/{re.sub(r'^(../)+', '', file)}"
@@ -200,7 +204,12 @@ def project_files() -> tuple[str, ...]:
 @cache
 def strings_of_the_library() -> set[str]:
     trees = [ast.parse(path.read_text()) for path in (ROOT / "stego_lib").rglob("*.py")]
-    return {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return {
+        node.value
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
 
 
 @pytest.mark.parametrize("path", NAMING, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -212,7 +221,12 @@ def test_every_module_and_file_that_a_page_names_is_there(path):
 
 def test_names_that_lead_nowhere_are_found():
     text = "`stego_lib.probe_maps`, `loss.nothing`, `loss.center`, stego_lib/run_folders.py, `run.py`, metrics.json, none.json"
-    assert unresolved(text) == {"stego_lib.probe_maps", "stego_lib.loss.nothing", "stego_lib/run_folders.py", "none.json"}
+    assert unresolved(text) == {
+        "stego_lib.probe_maps",
+        "stego_lib.loss.nothing",
+        "stego_lib/run_folders.py",
+        "none.json",
+    }
 
 
 def test_the_tables_of_the_welcome_page_are_those_of_the_records():
@@ -241,7 +255,11 @@ def test_the_book_takes_camvid_where_it_is(tmp_path, monkeypatch, capsys):
     for given, folder in ((str(tmp_path / "elsewhere"), tmp_path / "elsewhere"), (None, tmp_path / "data")):
         (folder / "camvid" / "train").mkdir(parents=True)
         found = build.images(given)
-        assert found["notebooks/train"] == {"dataset": "camvid", "data_root": str(folder), "backbone": "photos_vit_tiny8_d6"}
+        assert found["notebooks/train"] == {
+            "dataset": "camvid",
+            "data_root": str(folder),
+            "backbone": "photos_vit_tiny8_d6",
+        }
         assert found["notebooks/stego_from_scratch"] == {"dataset": "camvid", "data_root": str(folder)}
         for name, parameters in found.items():
             assert set(parameters) <= set(build.parameters_of(ROOT / f"{name}.ipynb")), name
@@ -251,7 +269,10 @@ def test_the_readme_is_short_and_its_figures_are_small():
     text = (ROOT / "README.md").read_text()
     figures = [ROOT / name for name in re.findall(r"!\[[^\]]{30,}\]\((\S+)\)", text)]
     assert text.count("\n") < 120 and len(figures) == 3
-    assert sum(figure.stat().st_size for figure in figures) < 1_000_000 and {figure.suffix for figure in figures} <= {".webp", ".png"}
+    assert sum(figure.stat().st_size for figure in figures) < 1_000_000 and {figure.suffix for figure in figures} <= {
+        ".webp",
+        ".png",
+    }
 
 
 def test_the_training_chapter_runs_first_and_the_others_in_order(tmp_path):
@@ -346,7 +367,11 @@ def test_a_page_without_faults_has_none(tmp_path):
         ('alt="An image of something"', "", "without an alternative text: p.png"),
         ("An image of something", "images/p.png", "without an alternative text: p.png"),
         ("An image of something", "figure", "without an alternative text: p.png"),
-        (">t</a>", ">t</a><p>| a | b | |—|—| | 1 | 2 |</p><pre>|---|---|</pre>", "a table that was not rendered: | a | b | |—|—| | 1 | 2 |"),
+        (
+            ">t</a>",
+            ">t</a><p>| a | b | |—|—| | 1 | 2 |</p><pre>|---|---|</pre>",
+            "a table that was not rendered: | a | b | |—|—| | 1 | 2 |",
+        ),
     ],
     ids=["page", "place of a page", "place", "image", "no text", "name of the file as text", "a word", "table"],
 )

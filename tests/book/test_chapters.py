@@ -20,7 +20,18 @@ from stego_book.notebooks import run_notebook
 from stego_lib.utils.files import write_json
 from stego_book.studies import results
 
-CHAPTERS = ("data", "evaluation", "ablations", "benchmark", "baselines", "choosing", "speed", "light", "segment_your_images", "name_your_segments")
+CHAPTERS = (
+    "data",
+    "evaluation",
+    "ablations",
+    "benchmark",
+    "baselines",
+    "choosing",
+    "speed",
+    "light",
+    "segment_your_images",
+    "name_your_segments",
+)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +155,10 @@ def test_speed(tmp_path):
     text, executed = run("speed", {"results": str(tmp_path / "results")}, tmp_path)
     assert "a-cpu.json: 8 rows" in text and "40.0 x" in text and "impossible here" in text
     shown = "\n".join(str(output.get("text", "")) for cell in executed.cells for output in cell.get("outputs", []))
-    assert "multiplies bfloat16 more slowly" in shown and "Neighbors of 600,000 images, all pairs compared: 200.0 hours" in shown
+    assert (
+        "multiplies bfloat16 more slowly" in shown
+        and "Neighbors of 600,000 images, all pairs compared: 200.0 hours" in shown
+    )
 
 
 def test_benchmark(tmp_path):
@@ -198,11 +212,19 @@ def test_a_folder_without_a_run_is_trained_on(small, tmp_path):
     for number in range(4):
         noise = np.random.default_rng(number).integers(0, 255, (40, 56, 3), dtype=np.uint8)
         save(tmp_path / "images" / f"{number}.png", noise)
-    parameters = {"images": str(tmp_path / "images"), "backbone": small["backbone"], "runs_dir": str(tmp_path / "runs"), "device": "cpu"}
+    parameters = {
+        "images": str(tmp_path / "images"),
+        "backbone": small["backbone"],
+        "runs_dir": str(tmp_path / "runs"),
+        "device": "cpu",
+    }
     text, _executed = run("segment_your_images", parameters | {"steps": 2, "n_classes": 3}, tmp_path)
     assert text.startswith("4 images segmented")
     (folder,) = (tmp_path / "runs").glob("*-folder-*")
-    assert len(list((folder / "segmented" / "labels").glob("*.png"))) == 4 and "cluster 2" in (folder / "segmented" / "areas.csv").read_text()
+    assert (
+        len(list((folder / "segmented" / "labels").glob("*.png"))) == 4
+        and "cluster 2" in (folder / "segmented" / "areas.csv").read_text()
+    )
 
 
 def test_naming_segments(small, tmp_path):
@@ -210,13 +232,27 @@ def test_naming_segments(small, tmp_path):
     for number in range(4):
         noise = np.random.default_rng(number).integers(0, 255, (5, 7, 3), dtype=np.uint8)
         save(tmp_path / "images" / f"{number}.png", np.array(Image.fromarray(noise).resize((112, 80))))
-    parameters = {"images": str(tmp_path / "images"), "backbone": small["backbone"], "runs_dir": str(tmp_path / "runs"), "device": "cpu"}
+    parameters = {
+        "images": str(tmp_path / "images"),
+        "backbone": small["backbone"],
+        "runs_dir": str(tmp_path / "runs"),
+        "device": "cpu",
+    }
     text, _ = run("name_your_segments", parameters | {"steps": 2, "n_classes": 5}, tmp_path)
     (folder,) = (tmp_path / "runs").glob("*-folder-*")
     placeholders = list(json.loads((folder / "names.json").read_text())["names"].values())
-    assert text.startswith("4 images annotated with 3 names") and sorted(map(str, placeholders)) == ["None", "merged", "merged"]
+    assert text.startswith("4 images annotated with 3 names") and sorted(map(str, placeholders)) == [
+        "None",
+        "merged",
+        "merged",
+    ]
     write_json(tmp_path / "names.json", {"cluster 0": "ground", "cluster 4": "ground", "cluster 2": None})
-    given = {"images": str(tmp_path / "images"), "run": str(folder), "names": str(tmp_path / "names.json"), "device": "cpu"}
+    given = {
+        "images": str(tmp_path / "images"),
+        "run": str(folder),
+        "names": str(tmp_path / "names.json"),
+        "device": "cpu",
+    }
     text, _ = run("name_your_segments", given | {"formats": "coco-panoptic"}, tmp_path)
     assert text.startswith("4 images annotated with 3 names in coco-panoptic")
     categories = json.loads((folder / "annotated" / "panoptic.json").read_text())["categories"]
@@ -258,6 +294,8 @@ def test_a_chapter_says_what_it_needs_folds_its_set_up_and_ends_with_exercises(n
         if "parameters" in tags or "check_parameters()" in cell.source or "use_style()" in cell.source:
             assert tags & folded or name == "stego_from_scratch", cell.source[:60]
     at = next(number for number, cell in enumerate(cells) if "## Exercises" in cell.source)
-    tasks = re.findall(r"^\*\*\d\. ", "\n".join(cell.source for cell in cells[at:] if cell.cell_type == "markdown"), re.MULTILINE)
+    tasks = re.findall(
+        r"^\*\*\d\. ", "\n".join(cell.source for cell in cells[at:] if cell.cell_type == "markdown"), re.MULTILINE
+    )
     solutions = [cell for cell in cells[at:] if "hide-cell" in cell.metadata.get("tags", [])]
     assert len(tasks) == len(solutions) >= 3

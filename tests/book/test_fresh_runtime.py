@@ -34,7 +34,9 @@ def commands(monkeypatch, tmp_path) -> list[list[str]]:
     """What the cell would run, in a kernel without stego_lib; nothing is run."""
     seen: list[list[str]] = []
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "stego_lib" else find(name, *more))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "stego_lib" else find(name, *more)
+    )
     monkeypatch.setattr(
         subprocess, "run", lambda command, **_: seen.append(command) or subprocess.CompletedProcess(command, 0)
     )

@@ -43,7 +43,9 @@ def command() -> list[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of an outer make
     dry = ["make", "--dry-run", "--no-print-directory", "--old-file=.venv/.ready", "lab", "VENV=.venv"]
     (line,) = (
-        subprocess.run(dry, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.strip().splitlines()
+        subprocess.run(dry, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        .stdout.strip()
+        .splitlines()
     )
     program, *arguments = shlex.split(line)
     assert program == ".venv/bin/python" and arguments[-1] == str(TRAIN)
@@ -121,7 +123,8 @@ def test_the_training_notebook_runs_in_jupyterlab(lab, folder, browser):
         click("lm-MenuBar-itemLabel", "Run")
         click("lm-Menu-itemLabel", "Run All Cells")
         return (
-            wait_for(lambda page: page.execute_script(STARTED) or page.find_elements(By.CLASS_NAME, "jp-Dialog")) is True
+            wait_for(lambda page: page.execute_script(STARTED) or page.find_elements(By.CLASS_NAME, "jp-Dialog"))
+            is True
         )
 
     def ended(page: object) -> bool:

@@ -63,7 +63,9 @@ def test_the_page_shows_features_before_it_trains(correspondence):
     notebook, _ = correspondence
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     trains = next(number for number, source in enumerate(code) if "train(" in source)
-    assert sum("heat_maps(" in source for source in code[:trains]) == 2 and "precision_recall(curves" in "".join(code[:trains])
+    assert sum("heat_maps(" in source for source in code[:trains]) == 2 and "precision_recall(curves" in "".join(
+        code[:trains]
+    )
 
 
 def test_the_page_contains_the_explorer_with_data_of_this_run(correspondence):
@@ -113,7 +115,10 @@ def test_stego_from_scratch_gives_what_the_library_gives(small, tmp_path):
     assert count_images(notebook) == len(figures) == 5
     (record,) = Path(small["runs_dir"]).glob("from_scratch/*/metrics.json")
     expected = json.loads(record.read_text())["scores"]["cluster"]
-    found = {name.strip(): float(miou) for name, miou in re.findall(r"^  (.{28}) accuracy.*mIoU +([\d.]+)$", text, re.MULTILINE)}
+    found = {
+        name.strip(): float(miou)
+        for name, miou in re.findall(r"^  (.{28}) accuracy.*mIoU +([\d.]+)$", text, re.MULTILINE)
+    }
     assert found["stego_lib"] == pytest.approx(expected["miou"], abs=0.06)
     assert set(found) == {"k-means on frozen features", "STEGO from scratch", "stego_lib"}
 
@@ -121,10 +126,16 @@ def test_stego_from_scratch_gives_what_the_library_gives(small, tmp_path):
 def test_stego_from_scratch_is_short_and_says_how_long_it_takes():
     cells = nbformat.read(ROOT / "notebooks" / "stego_from_scratch.ipynb", 4).cells
     folded = {"hide-input", "hide-cell", "parameters", "summary", "remove-cell"}
-    shown = [cell.source for cell in cells if cell.cell_type == "code" and not folded & set(cell.metadata.get("tags", []))]
+    shown = [
+        cell.source for cell in cells if cell.cell_type == "code" and not folded & set(cell.metadata.get("tags", []))
+    ]
     assert sum(bool(line.strip()) for source in shown for line in source.splitlines()) <= 210
     assert max(len(source.splitlines()) for source in shown) <= 22, "one idea a cell"
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     for part in ("**Question.**", "**Idea.**", "**You need**", "**It takes**", "## What to take away", "## Exercises"):
         assert part in text
-    assert len(re.findall(r"^\*\*\d\. ", text, re.MULTILINE)) == sum("hide-cell" in cell.metadata.get("tags", []) for cell in cells) >= 3
+    assert (
+        len(re.findall(r"^\*\*\d\. ", text, re.MULTILINE))
+        == sum("hide-cell" in cell.metadata.get("tags", []) for cell in cells)
+        >= 3
+    )

@@ -88,7 +88,16 @@ def test_nbval_fails_when_an_assertion_of_the_notebook_does(executed, tmp_path):
     broken = nbformat.read(executed[0], 4)
     broken.cells = [nbformat.v4.new_code_cell("x = 1"), nbformat.v4.new_code_cell("assert x == 2")]
     nbformat.write(broken, tmp_path / "broken.ipynb")
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", "-q", str(tmp_path / "broken.ipynb")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval-lax",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        str(tmp_path / "broken.ipynb"),
+    ]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300).returncode == 1
 
 
@@ -107,7 +116,9 @@ def test_the_command_line_says_how_it_ended(tmp_path, monkeypatch, capsys):
     given = [str(TRAIN), str(tmp_path / "out.ipynb"), "-p", "steps", "3", "-p", "shifts", "[p70, 0.1, p80]"]
     asked = []
     monkeypatch.setattr(notebooks, "run_notebook", lambda *arguments: (asked.append(arguments), "mIoU 40.0\n")[1])
-    assert main(given) == 0 and asked[0][2] == {"steps": 3, "shifts": "[p70, 0.1, p80]"}, "values are read by the declared type"
+    assert main(given) == 0 and asked[0][2] == {"steps": 3, "shifts": "[p70, 0.1, p80]"}, (
+        "values are read by the declared type"
+    )
     assert capsys.readouterr().out == f"mIoU 40.0\nexecuted notebook: {tmp_path / 'out.ipynb'}\n"
     monkeypatch.setattr(notebooks, "run_notebook", fails)
     assert main(given) == 1
@@ -116,7 +127,16 @@ def test_the_command_line_says_how_it_ended(tmp_path, monkeypatch, capsys):
 
 
 def test_the_module_is_the_command_line(tmp_path):
-    command = [sys.executable, "-m", "stego_book.notebooks", str(TRAIN), str(tmp_path / "out.ipynb"), "-p", "stesp", "3"]
+    command = [
+        sys.executable,
+        "-m",
+        "stego_book.notebooks",
+        str(TRAIN),
+        str(tmp_path / "out.ipynb"),
+        "-p",
+        "stesp",
+        "3",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "did you mean 'steps'" in done.stderr
 
@@ -149,7 +169,12 @@ def test_papermill_alone_leaves_few_outputs_in_a_notebook(small, tmp_path):
     streams = [output.text for output in outputs(tmp_path / "out.ipynb") if output.output_type == "stream"]
     assert len(streams) < 40 and not any("\r" in text for text in streams)
     printed = "".join(streams)
-    for what in ("fitting the cluster probe", "fitting the linear probe", "baseline: k-means on features", "baseline: k-means on colors"):
+    for what in (
+        "fitting the cluster probe",
+        "fitting the linear probe",
+        "baseline: k-means on features",
+        "baseline: k-means on colors",
+    ):
         assert what in printed, "each part without a progress bar is named"
 
 
@@ -160,9 +185,24 @@ def test_the_summary_reports_a_collapse(name, capsys):
     (cell,) = [cell for cell in cells if "summary" in cell.metadata.get("tags", [])]
     seen = "step 75: the codes are nearly all alike"
     for collapsed in (True, False):
-        record = made_up_record(3) | {"collapsed": collapsed, "codes": {"seen": seen if collapsed else None}, "images": 6}
+        record = made_up_record(3) | {
+            "collapsed": collapsed,
+            "codes": {"seen": seen if collapsed else None},
+            "images": 6,
+        }
         run = SimpleNamespace(step=100, folder="runs/a", watched={"seen": seen}, experiment=SimpleNamespace(name="a"))
-        values = dict(method_names=results.method_names, METHODS=results.METHODS, collapses=results.collapses, record=record, kept=[record], run=run, experiment=SimpleNamespace(name="a"), results=results, seeds=[3], records="r")
+        values = dict(
+            method_names=results.method_names,
+            METHODS=results.METHODS,
+            collapses=results.collapses,
+            record=record,
+            kept=[record],
+            run=run,
+            experiment=SimpleNamespace(name="a"),
+            results=results,
+            seeds=[3],
+            records="r",
+        )
         exec(cell.source, values | dict(row="cityscapes-vitb8", published=True, figures=None, departures=[]))
         assert (f"do not trust this run: seed 3: {seen}" in capsys.readouterr().out) == collapsed
 
@@ -206,7 +246,9 @@ def test_notebooks_are_stored_clean_and_define_nothing(notebook):
     assert not any(cell.outputs or cell.execution_count for cell in code)
     assert content.metadata.kernelspec.name == "python3"
     for cell in code:
-        defined = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        defined = [
+            node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        ]
         if notebook.stem != "stego_from_scratch":  # which implements the method by hand to compare it with the library
             assert not defined, "definitions live in the library"
 
@@ -261,7 +303,9 @@ def test_the_recipe_of_the_embedded_backbone_has_three_stages_and_keeps_the_last
     with safe_open(tmp_path / "photos_vit_tiny8_d6.safetensors", "pt") as file:
         kept = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no dictionary)
     last = load_state(tmp_path / "third" / "pretraining.pt")["objective"]
-    torch.testing.assert_close(kept["blocks.5.mlp.fc2.weight"], last["vit.blocks.5.mlp.fc2.weight"], rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(
+        kept["blocks.5.mlp.fc2.weight"], last["vit.blocks.5.mlp.fc2.weight"], rtol=1e-2, atol=1e-3
+    )
     for stage, crop in (("first", 40), ("second", 80), ("third", 112)):
         assert json.loads((tmp_path / f"{stage}.json").read_text())["recipe"]["crop"] == crop
 

@@ -70,7 +70,11 @@ def test_text_stays_text_where_text_is_declared(handed, text):
 def test_the_kernel_draws_bars_where_the_runner_is_at_a_terminal(handed, monkeypatch, terminal):
     told = []
     execute = papermill.execute_notebook
-    monkeypatch.setattr(papermill, "execute_notebook", lambda *given, **options: (told.append(BARS in os.environ), execute(*given, **options))[1])
+    monkeypatch.setattr(
+        papermill,
+        "execute_notebook",
+        lambda *given, **options: (told.append(BARS in os.environ), execute(*given, **options))[1],
+    )
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     monkeypatch.delenv(BARS, raising=False)
     handed()
@@ -117,7 +121,9 @@ def test_values_from_python_are_checked_too_and_paths_are_text(notebook, tmp_pat
 
 
 def test_declarations_are_read_as_python_reads_them():
-    found = declared('a: str | None = "x"\nb: "int" = 3\nc = 2.5\nd = None\ne: list[int] = [1]\nf: float\ng: bool = False')
+    found = declared(
+        'a: str | None = "x"\nb: "int" = 3\nc = 2.5\nd = None\ne: list[int] = [1]\nf: float\ng: bool = False'
+    )
     kinds = {name: (one.kind, one.optional) for name, one in found.items()}
     assert kinds == {
         "a": ("str", True), "b": ("int", False), "c": ("float", False), "d": (None, True), "e": (None, False),
@@ -141,7 +147,9 @@ def test_declarations_are_read_as_python_reads_them():
         ("share = float('inf')", r"share = inf: a number is expected"),
     ],
 )
-def test_under_plain_papermill_a_value_of_another_type_is_an_error_that_says_how_to_write_it(monkeypatch, injected, expected):
+def test_under_plain_papermill_a_value_of_another_type_is_an_error_that_says_how_to_write_it(
+    monkeypatch, injected, expected
+):
     shell = SimpleNamespace(user_ns={"In": [CELL, f"# Parameters\n{injected}\n"]})
     monkeypatch.setattr("IPython.get_ipython", lambda: shell)
     with pytest.raises(StegoError, match=expected):
@@ -166,7 +174,12 @@ def test_papermill_itself_stops_before_anything_runs(notebook, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0 and "StegoError: folder = 202401: text is expected" in done.stderr
     done = subprocess.run(
-        [*command[:-3], "-r", "folder", "2024_01"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        [*command[:-3], "-r", "folder", "2024_01"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 
@@ -212,9 +225,15 @@ def test_a_kernel_that_dies_is_told_in_one_line(notebook, tmp_path, capsys):
 
 def test_a_former_name_of_a_parameter_names_the_present_one(tmp_path):
     notebook = ROOT / "notebooks" / "segment_your_images.ipynb"
-    with pytest.raises(StegoError, match=r"no parameter 'pictures' \(it is called 'images' now\)"):  # codespell:ignore pictures
+    with pytest.raises(
+        StegoError, match=r"no parameter 'pictures' \(it is called 'images' now\)"
+    ):  # codespell:ignore pictures
         run_notebook(notebook, tmp_path / "out.ipynb", {"pictures": "x"})  # codespell:ignore pictures
-    with pytest.raises(StegoError, match=r"no parameter 'devices' \(use `torchrun --nproc-per-node N train\.py` for several devices\)"):
+    with pytest.raises(
+        StegoError, match=r"no parameter 'devices' \(use `torchrun --nproc-per-node N train\.py` for several devices\)"
+    ):
         run_notebook(ROOT / "notebooks" / "train.ipynb", tmp_path / "out.ipynb", {"devices": 2})
     with pytest.raises(StegoError, match=r"no parameter 'pictures'(?! \(it is called)"):  # codespell:ignore pictures
-        run_notebook(ROOT / "notebooks" / "train.ipynb", tmp_path / "out.ipynb", {"pictures": "x"})  # codespell:ignore pictures
+        run_notebook(
+            ROOT / "notebooks" / "train.ipynb", tmp_path / "out.ipynb", {"pictures": "x"}
+        )  # codespell:ignore pictures

@@ -78,7 +78,9 @@ def test_the_pixels_are_those_of_python(page, site, tmp_path):
     Image.fromarray(image).save(tmp_path / "image.png")
     give(page, tmp_path / "image.png")
     assert "246 × 171 pixels" in wait(page, "on this machine")
-    shown = page.execute_script("const {labels, width, height} = document.getElementById('try').stego.result; return [[...labels], width, height]")
+    shown = page.execute_script(
+        "const {labels, width, height} = document.getElementById('try').stego.result; return [[...labels], width, height]"
+    )
     labels = np.array(shown[0]).reshape(shown[2], shown[1])
     wanted = random_run(tmp_path).predict(image)
     session = onnxruntime.InferenceSession(str(site / "_static" / "try" / "stego.onnx"))
@@ -89,7 +91,9 @@ def test_the_pixels_are_those_of_python(page, site, tmp_path):
 
     same_file = upsample(torch.from_numpy(similarity), wanted.shape)[0].argmax(0).numpy()
     assert len(np.unique(wanted)) > 1
-    assert (labels == same_file).mean() >= 0.995, "the file itself, run by Python; 8-bit activations round otherwise on another processor"
+    assert (labels == same_file).mean() >= 0.995, (
+        "the file itself, run by Python; 8-bit activations round otherwise on another processor"
+    )
     assert (labels == wanted).mean() >= 0.97, "the run, without 8-bit weights"
     shares = page.find_element("css selector", "[data-part=legend]").text
     for id_ in range(3):
@@ -100,9 +104,12 @@ def test_the_pixels_are_those_of_python(page, site, tmp_path):
     unit = unit / np.linalg.norm(unit, axis=0)
     for space, maps in (("features", features[0]), ("codes", code[0])):
         page.execute_script(
-            "const s = document.querySelector('[data-part=space]'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))", space
+            "const s = document.querySelector('[data-part=space]'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))",
+            space,
         )
-        cell, cosines = page.execute_script("const s = document.getElementById('try').stego; return [s.cell, [...s.cosines]]")
+        cell, cosines = page.execute_script(
+            "const s = document.getElementById('try').stego; return [s.cell, [...s.cosines]]"
+        )
         unit = maps.reshape(len(maps), -1) / np.linalg.norm(maps.reshape(len(maps), -1), axis=0)
         np.testing.assert_allclose(unit.T @ unit[:, cell[0] * maps.shape[2] + cell[1]], cosines, atol=1e-2)
 
@@ -141,7 +148,9 @@ def test_twenty_megapixels_do_not_freeze_the_page(page, tmp_path):
 
 
 def test_it_keeps_to_a_phones_width(page, tmp_path):
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=390, height=844, deviceScaleFactor=1, mobile=True))
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", dict(width=390, height=844, deviceScaleFactor=1, mobile=True)
+    )
     Image.fromarray(paint_scene(5, 2)[0]).resize((1500, 900)).save(tmp_path / "image.png")
     give(page, tmp_path / "image.png")
     wait(page, "on this machine")

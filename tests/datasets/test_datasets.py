@@ -74,9 +74,7 @@ def test_color_alone_does_not_tell_the_classes_apart(painted):
     spread = np.mean([np.std(colors, 0) for colors in regions.values()])
     assert means.std(0).max() < 0.5 * spread, f"class means vary by {means.std(0)}, regions by {spread}"
     # Naming a region by the nearest class mean should be little better than guessing.
-    guesses = [
-        np.linalg.norm(means - color, axis=1).argmin() == c for c, colors in regions.items() for color in colors
-    ]
+    guesses = [np.linalg.norm(means - color, axis=1).argmin() == c for c, colors in regions.items() for color in colors]
     assert np.mean(guesses) < 2.5 / len(painter.CLASSES)
 
 

@@ -85,7 +85,10 @@ def test_255_that_is_the_object_is_told_everywhere(tmp_path, backbone_file, caps
     assert "255 means ignored: where it is the object, save it as the id of its class" in said
     for _ in range(2):  # the second time, the features are there
         with pytest.warns(Notice, match=r"'background' is the only class.*ids seen: 0, 255") as told:
-            train(tiny_experiment(root, backbone_file, dataset="folder", train_size=32, eval_size=32, steps=1), runs_dir=tmp_path / "runs")
+            train(
+                tiny_experiment(root, backbone_file, dataset="folder", train_size=32, eval_size=32, steps=1),
+                runs_dir=tmp_path / "runs",
+            )
         assert len([one for one in told if "only class" in str(one.message)]) == 1
 
 
@@ -93,7 +96,11 @@ def test_255_that_is_the_object_is_told_everywhere(tmp_path, backbone_file, caps
     "ids, wrong, said",
     [
         ([[0, 1, 2]], False, ""),
-        ([[0, 1, 255]], False, "1 of 3 classes occur in none of 1 label map: 'c' (ids seen: 0, 1, 255); 255 means ignored"),
+        (
+            [[0, 1, 255]],
+            False,
+            "1 of 3 classes occur in none of 1 label map: 'c' (ids seen: 0, 1, 255); 255 means ignored",
+        ),
         ([[0, 0, 0, 0, 1, 255, 255, 255]], True, "'c' (ids seen: 0, 1, 255); 255 means ignored"),
         ([[1, 2], [1, 2]], False, "'a' (ids seen: 1, 2); ids start at 0"),
         ([[2, 2]], True, "'c' is the only class in 1 label map (ids seen: 2)"),
@@ -115,7 +122,9 @@ def test_ids_that_are_no_class_hint_at_what_they_are(tmp_path, ids, said):
 
 
 def test_the_single_class_of_a_dataset_of_one_class_makes_no_scores(tmp_path):
-    assert texts(labeled(tmp_path, ["a"], [[0, 255]])).startswith("WRONG folder train: 'a' is the only class in 1 label map")
+    assert texts(labeled(tmp_path, ["a"], [[0, 255]])).startswith(
+        "WRONG folder train: 'a' is the only class in 1 label map"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- what lies in the folder
@@ -153,7 +162,9 @@ def test_a_folder_of_nothing_but_images_has_nothing_to_tell(tmp_path):
     assert look(tmp_path) == [] == look(open_dataset("folder", tmp_path, "train"))
 
 
-@pytest.mark.parametrize("mask", ["0_mask.png", "0_L.png", "0-seg.png", "mask_0.png", "0.label.png", "0_gt.png", "0_segmentation.png"])
+@pytest.mark.parametrize(
+    "mask", ["0_mask.png", "0_L.png", "0-seg.png", "mask_0.png", "0.label.png", "0_gt.png", "0_segmentation.png"]
+)
 def test_masks_among_images_are_told_by_their_names(tmp_path, mask, capsys):
     for number in range(4):
         standins.save(tmp_path / f"{number}.jpg", noise(number))
@@ -179,7 +190,9 @@ def test_masks_of_other_names_are_told_by_their_content(tmp_path, mode):
     (ids.point(lambda value: 255 * (value > 0), "1") if mode == "1" else ids.convert(mode)).save(tmp_path / "other.png")
     (found,) = look(open_dataset("folder", tmp_path, "train"))
     assert found.misleads and "1 of 5 images" in found.text and "(other.png)" in found.text
-    assert bool(look(tmp_path)) == (mode != "RGB"), "of a folder to be segmented, only files of one channel are read for it"
+    assert bool(look(tmp_path)) == (mode != "RGB"), (
+        "of a folder to be segmented, only files of one channel are read for it"
+    )
 
 
 def test_photographs_are_not_taken_for_masks(tmp_path):
@@ -199,7 +212,9 @@ def test_twins_of_another_ending_may_be_label_maps(tmp_path):
 def test_label_maps_of_another_name_are_pointed_at(tmp_path):
     root = labeled(tmp_path, ["a", "b"], [[0, 1]])
     (root / "folder/labels/train/0.png").rename(root / "folder/labels/train/0_mask.tif")
-    with pytest.raises(StegoError, match=r"0\.png, but it holds 0_mask\.tif: call label maps like their images, and save them as PNG"):
+    with pytest.raises(
+        StegoError, match=r"0\.png, but it holds 0_mask\.tif: call label maps like their images, and save them as PNG"
+    ):
         open_dataset("folder", root, "train")
 
 
@@ -246,8 +261,12 @@ def test_transparent_images_are_told(tmp_path, capsys):
     layered = np.dstack([noise(0), np.full((SIDE, SIDE), 255, np.uint8)])
     layered[:4, :, 3] = 0
     standins.save(root / "folder/imgs/train/0.png", layered)
-    assert texts(root) == "folder train: 1 of 3 images have transparent pixels, which are white and ignored in label maps"
-    assert [one.text for one in look(root / "folder/imgs/train")] == ["1 of 3 images have transparent pixels, which belong to no segment"]
+    assert (
+        texts(root) == "folder train: 1 of 3 images have transparent pixels, which are white and ignored in label maps"
+    )
+    assert [one.text for one in look(root / "folder/imgs/train")] == [
+        "1 of 3 images have transparent pixels, which belong to no segment"
+    ]
     layered[..., 3] = 0
     standins.save(root / "folder/imgs/train/0.png", layered)
     status, said = checked(capsys, "folder", root)
@@ -263,7 +282,10 @@ def test_files_of_several_pages_are_told_and_overviews_are_not(tmp_path):
     pyramid.encoderinfo = {"tiffinfo": {254: 1}}
     first.save(tmp_path / "pyramid.tif", save_all=True, append_images=[pyramid])
     for found in (look(tmp_path), look(open_dataset("folder", tmp_path, "train"))):
-        assert len(found) == 1 and "2 of 4 image files hold several frames or pages (moves.gif, stack.tif)" in found[0].text
+        assert (
+            len(found) == 1
+            and "2 of 4 image files hold several frames or pages (moves.gif, stack.tif)" in found[0].text
+        )
 
 
 def test_label_maps_whose_palettes_contradict_each_other_are_told(tmp_path):
@@ -294,7 +316,9 @@ def city_of(ids: list[int]) -> np.ndarray:
     return standins.stripes(ids, 32, 64)
 
 
-@pytest.mark.parametrize("ids, said", [([4, 17, 21], "id 17, 21.*ids 0 to 10, and 11.*32 classes"), ([0, 12], "holds id 12")])
+@pytest.mark.parametrize(
+    "ids, said", [([4, 17, 21], "id 17, 21.*ids 0 to 10, and 11.*32 classes"), ([0, 12], "holds id 12")]
+)
 def test_camvids_larger_release_is_named(tmp_path, capsys, ids, said):
     standins.camvid(tmp_path, {"train": 2, "val": 1}, 32, 64)
     put(tmp_path, "camvid", city_of(ids))
@@ -317,7 +341,10 @@ def test_the_real_camvid_raises_no_doubt(shared):
     assert look(dataset, survey(dataset, range(0, 101, 5))) == []
 
 
-@pytest.mark.parametrize("ids, said", [([0, 1, 10, 255], "id 255 and none from 19 to 33.*trainIds"), ([7, 26, 40], "holds id 40.*labelIds are 0 to 33")])
+@pytest.mark.parametrize(
+    "ids, said",
+    [([0, 1, 10, 255], "id 255 and none from 19 to 33.*trainIds"), ([7, 26, 40], "holds id 40.*labelIds are 0 to 33")],
+)
 def test_cityscapes_maps_of_other_kinds_are_named(tmp_path, capsys, ids, said):
     standins.cityscapes(tmp_path, {"train": 2, "val": 1}, 32, 64)
     put(tmp_path, "cityscapes", city_of(ids))
@@ -336,7 +363,9 @@ def test_label_maps_of_another_release_are_named_where_the_right_ones_are_missin
     root, tile = potsdam(tmp_path, monkeypatch), TILES["val"][0]
     path = root / f"potsdam/5_Labels_all/top_potsdam_{tile}_label.tif"
     path.rename(path.with_name(f"top_potsdam_{tile}_label_noBoundary.tif"))
-    with pytest.raises(StegoError, match=r"_label\.tif is missing; there is .*_label_noBoundary\.tif, of another release"):
+    with pytest.raises(
+        StegoError, match=r"_label\.tif is missing; there is .*_label_noBoundary\.tif, of another release"
+    ):
         open_dataset("potsdam3", root, "val")
 
 
@@ -410,7 +439,10 @@ def test_tiles_off_the_palette_are_told_with_their_share(tmp_path, monkeypatch, 
     colors[:100] = (254, 255, 255)
     label_tile(root, tile, colors)
     status, said = checked(capsys, "potsdam3", root)
-    assert status == 0 and f"1 of 2 label tiles hold colors that mean no class, which are ignored: {tile} 25.0 % of the pixels" in said
+    assert (
+        status == 0
+        and f"1 of 2 label tiles hold colors that mean no class, which are ignored: {tile} 25.0 % of the pixels" in said
+    )
     label_tile(root, tile, np.maximum(colors, 1) - 1)
     status, said = checked(capsys, "potsdam3", root)
     assert status == 1 and "WRONG" in said and f"{tile} 100.0 % of the pixels" in said

@@ -33,7 +33,9 @@ def png16(path: Path, values: np.ndarray) -> Path:
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     header = struct.pack(">IIBBBBB", width, height, 16, 0 if values.ndim == 2 else 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    written = [struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks]
+    written = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    ]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(written))
     return path
 
@@ -45,7 +47,11 @@ def tiff(path: Path, values: np.ndarray, kind: int = 1, order: str = "<", bits: 
     data = values.astype(values.dtype.newbyteorder(order)).tobytes()
     if bits == 12:  # two numbers in three bytes
         pairs = values.reshape(-1, 2).astype(int)
-        data = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], 1).astype(np.uint8).tobytes()
+        data = (
+            np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], 1)
+            .astype(np.uint8)
+            .tobytes()
+        )
     bits = bits or 8 * values.itemsize
     entries = {
         256: ("H", [width]), 257: ("H", [height]), 258: ("H", [bits] * channels), 259: ("H", [1]),
@@ -205,7 +211,9 @@ def transparent_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-@pytest.mark.parametrize("name", ["png-L", "png-LA", "png-P", "png-RGB", "gif-P", "tif-nodata", "tif-nodata-RGB", "tif-nan"])
+@pytest.mark.parametrize(
+    "name", ["png-L", "png-LA", "png-P", "png-RGB", "gif-P", "tif-nodata", "tif-nodata-RGB", "tif-nan"]
+)
 def test_every_way_to_be_transparent(tmp_path, name):
     """Alpha channels, transparent colors, GDAL's nodata and NaN."""
     read = read_image(transparent_files(tmp_path)[name], Rules(range=(0, 255)))
@@ -245,7 +253,9 @@ def png_of(bits: int, ids: list[int]) -> bytes:
     row = b"\0" + packed.to_bytes(-(-len(ids) * bits // 8), "big")
     header = struct.pack(">IIBBBBB", len(ids), 1, bits, 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(row)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
 
 
 @pytest.mark.parametrize("bits, ids", [(1, [0, 1, 1]), (2, [0, 3, 1, 2]), (4, [0, 15, 1, 7])])
@@ -278,7 +288,9 @@ def test_exif_turns_images_or_is_ignored(tmp_path, kind, orientation):
         upright = ImageOps.exif_transpose(file).convert("RGB")
     found = [read_image(path, rules).rgb for rules in (Rules(), Rules(exif="apply"), Rules(exif="ignore"))]
     assert [image.size for image in found] == [upright.size, upright.size, (32, 16)]
-    for image, expected in zip(found, (upright, upright, read_image(oriented(tmp_path / "b.x", 1, kind)).rgb), strict=True):
+    for image, expected in zip(
+        found, (upright, upright, read_image(oriented(tmp_path / "b.x", 1, kind)).rgb), strict=True
+    ):
         assert np.abs(np.asarray(image).astype(int) - np.asarray(expected)).max() < 30
 
 
@@ -301,7 +313,9 @@ def labeled_folder(root: Path, orientation: int, label: np.ndarray, **more: obje
 
 def test_a_label_map_on_the_stored_pixels_says_how_to_choose(tmp_path):
     stored = np.zeros((16, 32), np.uint8)
-    with pytest.raises(StegoError, match=r'a\.jpg is \(32, 16\), its label map .*a\.png is \(16, 32\).*orientation 6.*"exif": "ignore"'):
+    with pytest.raises(
+        StegoError, match=r'a\.jpg is \(32, 16\), its label map .*a\.png is \(16, 32\).*orientation 6.*"exif": "ignore"'
+    ):
         open_dataset("folder", labeled_folder(tmp_path / "a", 6, stored), "train")[0]
     image, label = open_dataset("folder", labeled_folder(tmp_path / "b", 6, stored, exif="ignore"), "train")[0]
     assert image.shape[1:] == label.shape == (16, 32)
@@ -330,7 +344,9 @@ def test_rules_are_part_of_what_a_result_depends_on(tmp_path):
 # ---------------------------------------------------------------------------------------------- formats and names
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.ppm", "a.pgm", "a.jfif", "a.JPE", "a.avif", "a.jp2", "a.tga", "a.TIFF", "a.dib"])
+@pytest.mark.parametrize(
+    "name", ["a.gif", "a.ppm", "a.pgm", "a.jfif", "a.JPE", "a.avif", "a.jp2", "a.tga", "a.TIFF", "a.dib"]
+)
 def test_formats_that_pillow_reads_are_read(tmp_path, name):
     kind = Image.registered_extensions()[Path(name.lower()).suffix]
     if kind not in Image.SAVE:
@@ -376,7 +392,9 @@ def test_class_names_are_read_with_and_without_a_mark(tmp_path, encoding):
 def test_other_encodings_are_named_with_the_remedy(tmp_path, encoding):
     names = UMLAUTS["names"][:2] if encoding == "cp1252" else UMLAUTS["names"]
     (tmp_path / "classes.json").write_text(json.dumps({"names": names}, ensure_ascii=False), encoding=encoding)
-    with pytest.raises(StegoError, match=r"classes\.json is (stored as UTF-16|not stored as UTF-8 \(line 1\)); save it as UTF-8"):
+    with pytest.raises(
+        StegoError, match=r"classes\.json is (stored as UTF-16|not stored as UTF-8 \(line 1\)); save it as UTF-8"
+    ):
         read_json(tmp_path / "classes.json")
 
 
@@ -385,7 +403,9 @@ def test_id_lists_with_a_mark_are_read(tmp_path):
     standins.potsdam_patches(tmp_path, train=2, val=1, side=40)
     for path in (*(tmp_path / "cocostuff").rglob("*.txt"), *(tmp_path / "potsdam").glob("*.txt")):
         path.write_text("\ufeff" + path.read_text().replace("\n", "\r\n"), encoding="utf-8", newline="")
-    assert len(open_dataset("cocostuff27", tmp_path, "val")) == 2 and len(open_dataset("potsdam3", tmp_path, "train")) == 2
+    assert (
+        len(open_dataset("cocostuff27", tmp_path, "val")) == 2 and len(open_dataset("potsdam3", tmp_path, "train")) == 2
+    )
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,9 @@ def test_the_notebook_runs_to_the_end_on_just_images(scenes_root, backbone_file,
     assert "no labels, so nothing is scored" in text and "accuracy" not in text and str(folder) in text
     assert {path.stem for path in (folder / "figures").glob("*.png")} == {"correspondences", "curves", "predictions"}
     outputs = [output for cell in nbformat.read(out, 4).cells for output in cell.get("outputs", [])]
-    assert len([output for output in outputs if "image/png" in output.get("data", {})]) == 5, "and the images, and one step"
+    assert len([output for output in outputs if "image/png" in output.get("data", {})]) == 5, (
+        "and the images, and one step"
+    )
     run = load_run(folder)
     assert set(np.unique(run.predict(images / "0000.png"))) <= set(range(4))
     assert run.experiment.shifts == "auto" and run.correspondences["rule"] == list(AUTO), (

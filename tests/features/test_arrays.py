@@ -42,7 +42,9 @@ def test_a_row_that_is_not_there_is_an_error(path):
         read_rows(path, [0, 6])
 
 
-@pytest.mark.parametrize("change", [lambda path: path.write_bytes(path.read_bytes()[:-1]), os.unlink], ids=["cut", "removed"])
+@pytest.mark.parametrize(
+    "change", [lambda path: path.write_bytes(path.read_bytes()[:-1]), os.unlink], ids=["cut", "removed"]
+)
 def test_a_file_that_changes_while_it_is_in_use_is_noticed(path, change):
     assert read_rows(path, [4]).shape == (1, 3, 2)
     change(path)

@@ -47,7 +47,11 @@ def smooth_maps(images: int = 6, channels: int = 48, rank: int = 12, side: int =
     generator = torch.Generator().manual_seed(0)
     codes = torch.randn(images, rank, side, side, generator=generator) * (0.6 ** torch.arange(rank))[:, None, None]
     basis = torch.linalg.qr(torch.randn(channels, rank, generator=generator)).Q
-    return torch.einsum("cp,bphw->bchw", basis, codes) + 1 + 0.003 * torch.randn(images, channels, side, side, generator=generator)
+    return (
+        torch.einsum("cp,bphw->bchw", basis, codes)
+        + 1
+        + 0.003 * torch.randn(images, channels, side, side, generator=generator)
+    )
 
 
 def test_codes_are_coordinates_in_the_basis_rounded_to_8_bits():
@@ -60,7 +64,9 @@ def test_codes_are_coordinates_in_the_basis_rounded_to_8_bits():
         for number in range(7):
             exact = (maps[image] - parts.mean[:, None, None]).mul(basis[number, :, None, None]).sum(0)
             assert codes[image, number].abs().max() == 127, "the largest number of a map uses all bits"
-            assert_close(codes[image, number] * unit[image, number], exact, rtol=0, atol=0.51 * float(unit[image, number]))
+            assert_close(
+                codes[image, number] * unit[image, number], exact, rtol=0, atol=0.51 * float(unit[image, number])
+            )
     decoded = parts.decode(codes, unit)
     by_hand = parts.mean[:, None, None] + sum(
         (codes[2, number] * unit[2, number])[None] * basis[number, :, None, None] for number in range(7)
@@ -92,7 +98,10 @@ def test_as_few_components_as_the_error_allows(monkeypatch):
 
 def test_the_error_of_correspondences_is_that_of_all_pairs():
     first, second = torch.randn(2, 2, 5, 2, 3, generator=torch.Generator().manual_seed(2))
-    cells = [[F.normalize(maps[b, :, y, x], dim=0) for b in range(2) for y in range(2) for x in range(3)] for maps in (first, second)]
+    cells = [
+        [F.normalize(maps[b, :, y, x], dim=0) for b in range(2) for y in range(2) for x in range(3)]
+        for maps in (first, second)
+    ]
     pairs = [abs(float(cells[0][i] @ cells[0][j] - cells[1][i] @ cells[1][j])) for i in range(12) for j in range(12)]
     assert correspondence_error(first, second) == pytest.approx(np.mean(pairs), abs=1e-6)
 
@@ -125,7 +134,9 @@ def test_it_is_computed_once_and_damage_is_noticed(experiment, backbone, tmp_pat
     assert torch.equal(mended.rows(rows), expected)
     (stored,) = (tmp_path / ".components").glob("*.npz")
     stored.unlink()
-    assert torch.equal(opened(experiment, backbone, tmp_path).rows(rows), expected), "fitted anew to the same components"
+    assert torch.equal(opened(experiment, backbone, tmp_path).rows(rows), expected), (
+        "fitted anew to the same components"
+    )
 
 
 def test_other_weights_have_a_store_of_their_own(experiment, backbone, tmp_path):
@@ -135,7 +146,9 @@ def test_other_weights_have_a_store_of_their_own(experiment, backbone, tmp_path)
 
 def test_too_few_components_are_a_notice(experiment, backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(compact, "ERROR", 1e-6)
-    with pytest.warns(Notice, match=r"need more than 10 components: mean error of a correspondence 0\.\d+; feature_store='store'"):
+    with pytest.warns(
+        Notice, match=r"need more than 10 components: mean error of a correspondence 0\.\d+; feature_store='store'"
+    ):
         opened(experiment, backbone, tmp_path)
 
 
@@ -143,17 +156,24 @@ def test_a_run_from_a_compact_store_says_so_and_resumes_from_it(experiment, tmp_
     run = train(experiment, runs_dir=tmp_path)
     record = evaluate(run)
     assert run.feature_store == "compact" and record["feature_store"] == "compact"
-    assert all("compact" in path.name for path in (tmp_path / "features").glob("scenes-*")), "no full store was made beside it"
+    assert all("compact" in path.name for path in (tmp_path / "features").glob("scenes-*")), (
+        "no full store was made beside it"
+    )
     usual = train(experiment.but(feature_store="store"), runs_dir=tmp_path / "usual")
     whole = evaluate(usual)
-    assert "feature_store" not in whole and usual.log["loss"].iloc[0] == pytest.approx(run.log["loss"].iloc[0], abs=0.05)
+    assert "feature_store" not in whole and usual.log["loss"].iloc[0] == pytest.approx(
+        run.log["loss"].iloc[0], abs=0.05
+    )
     assert train(experiment, runs_dir=tmp_path, resume=True).folder == run.folder
 
 
 def test_auto_takes_it_where_a_full_one_does_not_fit(experiment, backbone, tmp_path, monkeypatch):
     """The notice says which and why, with sizes; with published=True it goes online instead."""
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10**12, used=0, free=100_000))
-    with pytest.warns(Notice, match=r"kept on fewer components, in 0\.0 GB at most \(feature_store='compact'\): a full store takes 0\.0 GB"):
+    with pytest.warns(
+        Notice,
+        match=r"kept on fewer components, in 0\.0 GB at most \(feature_store='compact'\): a full store takes 0\.0 GB",
+    ):
         found = opened(experiment, backbone, tmp_path, "auto")
     assert found.kind == "compact"
     with pytest.warns(Notice, match=r"computed anew whenever they are needed \(feature_store='online'\)"):
@@ -162,7 +182,9 @@ def test_auto_takes_it_where_a_full_one_does_not_fit(experiment, backbone, tmp_p
     with pytest.warns(Notice, match="kept on fewer components"):
         assert opened(experiment, backbone, tmp_path, "auto").folder == found.folder, "one that is there takes no room"
     monkeypatch.undo()
-    assert isinstance(opened(experiment, backbone, tmp_path, "auto"), FeatureStore), "a full one, now that there is room"
+    assert isinstance(opened(experiment, backbone, tmp_path, "auto"), FeatureStore), (
+        "a full one, now that there is room"
+    )
 
 
 def test_published_numbers_take_no_compact_store(experiment, backbone, tmp_path):

@@ -142,7 +142,9 @@ def test_auto_stores_where_there_is_room_and_says_nothing(experiment, backbone, 
 
 def test_auto_goes_online_where_there_is_no_room_and_says_so(experiment, backbone, tmp_path, monkeypatch):
     dataset = open_training_set(experiment)
-    short_of_disk(monkeypatch, 5_000)  # twelve images of 64 pixels take 247,000 bytes, their features on fewer components 7,680
+    short_of_disk(
+        monkeypatch, 5_000
+    )  # twelve images of 64 pixels take 247,000 bytes, their features on fewer components 7,680
     with pytest.warns(Notice, match=r"features of scenes train are computed anew .*0\.0 GB.*runs_dir"):
         assert isinstance(open_features(dataset, backbone, 64, tmp_path), OnlineFeatures)
     short_of_disk(monkeypatch, 400_000)

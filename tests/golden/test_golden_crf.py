@@ -77,14 +77,19 @@ def test_probabilities_sum_to_one():
 def test_maps_that_are_refined_together_are_those_refined_alone():
     """Of different numbers of classes, too."""
     image = G["sq64.image_used_rgb_uint8"]
-    maps = [torch.rand(classes, 64, 64, generator=torch.Generator().manual_seed(classes)).softmax(0).numpy() for classes in (4, 4, 7)]
+    maps = [
+        torch.rand(classes, 64, 64, generator=torch.Generator().manual_seed(classes)).softmax(0).numpy()
+        for classes in (4, 4, 7)
+    ]
     for found, one in zip(crf.refine(image, maps), maps, strict=True):
         assert_close(torch.from_numpy(found), torch.from_numpy(crf.refine(image, [one])[0]), rtol=0, atol=1e-5)
 
 
 def test_without_pydensecrf_it_says_what_to_install(engine):
     if engine == "lattice":
-        with pytest.warns(Notice, match=r"CRF is the project's own.*pip install 'cython>=3'.* --no-build-isolation pydensecrf2"):
+        with pytest.warns(
+            Notice, match=r"CRF is the project's own.*pip install 'cython>=3'.* --no-build-isolation pydensecrf2"
+        ):
             crf.engine(quiet=False)
 
 

@@ -41,7 +41,9 @@ def replayed() -> tuple[Stego, list[dict[str, float]]]:
     assert experiment.lr_head == pytest.approx(G["lr_net"].item()) and experiment.lr_probes == pytest.approx(
         G["lr_probes"].item()
     )
-    model = Stego(32, 10, int(G["n_classes"]), dropout=experiment.dropout, extra_clusters=experiment.official.extra_clusters)
+    model = Stego(
+        32, 10, int(G["n_classes"]), dropout=experiment.dropout, extra_clusters=experiment.official.extra_clusters
+    )
     model.load_state_dict(weights("init") | {"feature_mean": model.feature_mean})
     optimizer = make_optimizer(model, experiment)
     values = []

@@ -168,7 +168,11 @@ def test_the_other_rows_are_the_papers_recipes(row, expected):
     keys = ("dataset", "backbone", "code_dim", "batch_size", "steps", "crop", "centering", "weights", "shifts")
     experiment = Experiment.preset(row)
     assert tuple(getattr(experiment, key) for key in keys) == expected
-    assert (experiment.official.subtract_mean, experiment.probes, experiment.official.published) == (False, "joint", False)
+    assert (experiment.official.subtract_mean, experiment.probes, experiment.official.published) == (
+        False,
+        "joint",
+        False,
+    )
 
 
 def test_the_name_says_what_it_is():

@@ -20,11 +20,16 @@ def test_corners_hold_their_point(dims):
     assert shares.min() > -1e-5
     assert_allclose(shares.sum(1), 1, atol=1e-5)
     whole = np.concatenate([keys, -keys.sum(2, keepdims=True)], 2)
-    assert (whole % (dims + 1) == np.arange(dims + 1)[None, :, None]).all(), "corner k has coordinates that leave a rest of k"
+    assert (whole % (dims + 1) == np.arange(dims + 1)[None, :, None]).all(), (
+        "corner k has coordinates that leave a rest of k"
+    )
     lifted = (shares[:, :, None] * whole).sum(1)
     distances = np.linalg.norm(given[:, None] - given, axis=2)
     scale = np.sqrt(2 / 3) * (dims + 1)
-    assert_allclose(np.linalg.norm(lifted[:, None] - lifted, axis=2), scale * distances, atol=1e-3), "lifted without distortion"
+    (
+        assert_allclose(np.linalg.norm(lifted[:, None] - lifted, axis=2), scale * distances, atol=1e-3),
+        "lifted without distortion",
+    )
 
 
 @pytest.mark.parametrize(("dims", "spread"), [(2, 1.5), (3, 1.0), (5, 0.7)])
@@ -35,7 +40,9 @@ def test_it_is_close_to_the_gaussian_sum_over_all_pairs(dims, spread):
     means = weights @ values / weights.sum(1, keepdims=True)
     lattice = Lattice(given)
     found = lattice(values) / lattice(np.ones((300, 1), np.float32))
-    assert np.abs(found - means).mean() < 0.02 and np.quantile(np.abs(found - means), 0.95) < 0.06  # points with few others are off by more
+    assert (
+        np.abs(found - means).mean() < 0.02 and np.quantile(np.abs(found - means), 0.95) < 0.06
+    )  # points with few others are off by more
     assert np.corrcoef(found.ravel(), means.ravel())[0, 1] > 0.9
 
 

@@ -25,7 +25,9 @@ def groups(count: int = 12_000, channels: int = 16) -> Tensor:
     """Features of images in groups of about 40 that are alike."""
     generator = torch.Generator().manual_seed(0)
     centers = torch.randn(count // 40, channels, generator=generator)
-    return centers[torch.randint(len(centers), (count,), generator=generator)] + 0.5 * torch.randn(count, channels, generator=generator)
+    return centers[torch.randint(len(centers), (count,), generator=generator)] + 0.5 * torch.randn(
+        count, channels, generator=generator
+    )
 
 
 def by_hand(features: Tensor, mean: Tensor, k: int) -> Tensor:
@@ -43,14 +45,19 @@ def opened(tmp_path_factory, backbone_file) -> dict[str, Features]:
     dataset = open_dataset("scenes", root, "train")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # random weights: ten components do not hold their features
-        return {kind: open_features(dataset, backbone, 32, root / "features", kind) for kind in ("store", "compact", "online")}
+        return {
+            kind: open_features(dataset, backbone, 32, root / "features", kind)
+            for kind in ("store", "compact", "online")
+        }
 
 
 @pytest.mark.parametrize("kind", ["store", "compact", "online"])
 def test_pooled_features_are_read_in_parts(opened, kind):
     features = opened[kind]
     expected = opened["store"].rows(torch.arange(20)).mean((2, 3))
-    assert_close(features.pooled, expected, rtol=1e-3, atol=1e-3)  # the store rounds to float16, they were averaged before
+    assert_close(
+        features.pooled, expected, rtol=1e-3, atol=1e-3
+    )  # the store rounds to float16, they were averaged before
     assert torch.equal(features.pooled_rows(slice(3, 7)), features.pooled[3:7])
     assert torch.equal(features.pooled_rows(torch.tensor([9, 2, 9])), features.pooled[[9, 2, 9]])
     assert torch.equal(torch.cat(list(features.pooled_parts())), features.pooled)
@@ -113,9 +120,14 @@ def test_images_alone_in_their_cell_have_neighbors_too(monkeypatch):
 def test_many_images_get_approximate_ones_and_a_notice_says_so(monkeypatch):
     pytest.importorskip("faiss", reason="faiss is not installed (extra `neighbors`)")
     features = groups(2000)
-    assert torch.equal(approximate.find_nearest(features, 3), nearest_neighbors(features, 3)), "few: exact, and no notice"
+    assert torch.equal(approximate.find_nearest(features, 3), nearest_neighbors(features, 3)), (
+        "few: exact, and no notice"
+    )
     monkeypatch.setattr(approximate, "EXACT", 1000)
-    with pytest.warns(Notice, match=r"neighbors of 2,000 images are approximate \(faiss\): exact ones would take 4 times as long as those of 1,000"):
+    with pytest.warns(
+        Notice,
+        match=r"neighbors of 2,000 images are approximate \(faiss\): exact ones would take 4 times as long as those of 1,000",
+    ):
         found = approximate.find_nearest(features, 3)
     assert torch.equal(found, approximate.approximate_neighbors(features, 3))
 
@@ -124,6 +136,8 @@ def test_without_faiss_all_pairs_are_compared_and_the_extra_is_named(monkeypatch
     features = groups(2000)
     monkeypatch.setattr(approximate, "EXACT", 1000)
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.warns(Notice, match=r"all pairs of 2,000 images .* pip install 'stego_lib\[neighbors\]' finds approximate ones"):
+    with pytest.warns(
+        Notice, match=r"all pairs of 2,000 images .* pip install 'stego_lib\[neighbors\]' finds approximate ones"
+    ):
         found = approximate.find_nearest(features, 3)
     assert torch.equal(found, nearest_neighbors(features, 3))

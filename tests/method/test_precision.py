@@ -34,7 +34,9 @@ def test_stored_features_have_their_channels_last_in_memory(scenes_root, backbon
 def test_a_step_in_bfloat16_is_that_in_float32_but_for_rounding(scenes_root, backbone_file, tmp_path):
     experiment = tiny_experiment(scenes_root, backbone_file, dropout=0.0)
     backbone = Backbone.of(experiment.but(precision="float32"))
-    store = open_features(open_dataset("scenes", scenes_root, "train"), backbone, experiment.train_size, tmp_path, "store")
+    store = open_features(
+        open_dataset("scenes", scenes_root, "train"), backbone, experiment.train_size, tmp_path, "store"
+    )
     moved, values = {}, {}
     for precision in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)

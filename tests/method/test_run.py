@@ -453,7 +453,9 @@ def test_without_pydensecrf_a_notice_names_the_engine_and_the_scores_are_the_sam
     run = train(experiment.but(steps=2, crf=True), runs_dir=runs_dir)
     usual = evaluate(run)
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
-    monkeypatch.setattr(evaluation, "in_processes", lambda work, jobs, *_: (work(*job) for _, job in jobs))  # workers have their own modules
+    monkeypatch.setattr(
+        evaluation, "in_processes", lambda work, jobs, *_: (work(*job) for _, job in jobs)
+    )  # workers have their own modules
     with pytest.warns(Notice, match="pydensecrf is not installed: the CRF is the project's own"):
         record = evaluate(run)
     assert (usual["crf"], record["crf"]) == ("pydensecrf", "lattice")
@@ -687,8 +689,6 @@ def test_images_with_labels_for_scores_alone(scenes_root, backbone_file, tmp_pat
         train(tiny_experiment(tmp_path, backbone_file, dataset="folder", steps=2), runs_dir=tmp_path / "runs")
     )
     assert set(record["scores"]) == {"cluster", *BASELINES} - {"linear_features"}, "no linear probe was trained"
-
-
 
 
 def test_as_many_neighbors_and_as_large_a_batch_as_can_be(experiment, runs_dir):

@@ -59,13 +59,18 @@ def test_a_place_that_cannot_hold_runs_is_named(tmp_path):
 
 def test_the_newest_run_of_this_experiment_is_found(tmp_path):
     """Newest by the time and number in its name; how and where it was computed does not matter, nor where its data lay."""
-    assert find_run(tmp_path, ASKED, BACKBONE, DATA) is None and find_run(tmp_path / "nowhere", ASKED, BACKBONE, DATA) is None
+    assert (
+        find_run(tmp_path, ASKED, BACKBONE, DATA) is None
+        and find_run(tmp_path / "nowhere", ASKED, BACKBONE, DATA) is None
+    )
     for number in ("", "-2", "-9"):
         made(tmp_path / f"20260102-000000-a{number}")
     second = made(
         tmp_path / "20260102-000000-a-10", ASKED.but(feature_store="online", device="cpu", data_root="elsewhere")
     )
-    for number, change in enumerate([dict(seed=2), dict(steps=11, code_dim=3, batch_size=2, points=4), dict(seed=4, backbone="other")]):
+    for number, change in enumerate(
+        [dict(seed=2), dict(steps=11, code_dim=3, batch_size=2, points=4), dict(seed=4, backbone="other")]
+    ):
         made(tmp_path / f"20260103-00000{number}-a", ASKED.but(**change))
     os.utime(second / "checkpoint.pt", (0, 0))
     assert find_run(tmp_path, ASKED, BACKBONE, DATA) == second
@@ -120,7 +125,9 @@ def test_the_same_weights_may_have_another_name_or_place_now(tmp_path):
     folder = made(tmp_path / "20260101-000000-a", ASKED.but(backbone="/a/mine.safetensors"))
     assert find_run(tmp_path, ASKED.but(backbone="/b/mine.safetensors"), BACKBONE, DATA) == folder
     assert find_run(tmp_path, ASKED.but(backbone="vit_tiny_patch16_224"), BACKBONE, DATA) == folder
-    with pytest.warns(Notice, match="no run of exactly this experiment .* has backbone /a/mine.safetensors, now dino_vits8"):
+    with pytest.warns(
+        Notice, match="no run of exactly this experiment .* has backbone /a/mine.safetensors, now dino_vits8"
+    ):
         assert find_run(tmp_path, ASKED.but(backbone="dino_vits8"), SimpleNamespace(weights_id="theirs"), DATA) is None
 
 

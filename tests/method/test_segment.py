@@ -245,7 +245,9 @@ def test_a_large_image_takes_the_memory_of_its_pixels_and_no_more(run, tmp_path)
 def test_label_maps_of_others_are_not_overwritten(run, images, tmp_path):
     (tmp_path / "labels").mkdir()
     Image.new("L", (40, 71), 3).save(tmp_path / "labels/tall.png")
-    with pytest.raises(StegoError, match=r"labels holds tall\.png already, which was not made by segmenting; name another output"):
+    with pytest.raises(
+        StegoError, match=r"labels holds tall\.png already, which was not made by segmenting; name another output"
+    ):
         segment_folder(run, images, tmp_path)
     assert stored_ids(tmp_path / "labels/tall.png") == {3}
     segment_folder(run, images, tmp_path / "out")
@@ -271,13 +273,19 @@ def test_a_broken_image_is_left_out_and_the_others_are_segmented(run, images, tm
     assert len(areas) == len(list((tmp_path / "out" / "labels").iterdir())) > 0 and "broken.png" not in areas.index
 
 
-@pytest.mark.parametrize("image", [np.zeros((4, 4, 3), object), np.float32(1), np.zeros((4, 4)), np.zeros((0, 4, 3), np.uint8), None], ids=str)
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((4, 4, 3), object), np.float32(1), np.zeros((4, 4)), np.zeros((0, 4, 3), np.uint8), None],
+    ids=str,
+)
 def test_what_is_no_image_is_refused_in_words(run, image):
     with pytest.raises(StegoError, match="must be uint8 with three channels"):
         run.predict(image)
 
 
-def test_what_was_segmented_is_kept_after_a_kill_and_the_rest_is_as_in_one_go(run, images, tmp_path, monkeypatch, capsys):
+def test_what_was_segmented_is_kept_after_a_kill_and_the_rest_is_as_in_one_go(
+    run, images, tmp_path, monkeypatch, capsys
+):
     """A kill in the middle is an exception here; files are written atomically, so both leave the same."""
     for i in range(9):
         Image.radial_gradient("L").resize((40 + i, 60)).convert("RGB").save(images / f"more{i}.png")

@@ -98,7 +98,9 @@ def test_an_unfinished_run_with_joint_probes_is_used_and_says_so(experiment, tmp
         warnings.simplefilter("always")
         load_run(run.folder).predict([np.zeros((8, 64, 3), np.uint8)] * 3)
     said = [str(warned.message) for warned in caught if warned.category is Notice]
-    assert len(said) == 2 and "stopped at step 4 of 7" in said[0] and "longer side" in said[1], "once, not for each image"
+    assert len(said) == 2 and "stopped at step 4 of 7" in said[0] and "longer side" in said[1], (
+        "once, not for each image"
+    )
 
 
 def test_going_on_from_the_head_of_an_unfinished_run_is_said(experiment, tmp_path, monkeypatch):
@@ -197,7 +199,9 @@ def test_a_dataset_of_one_class_gives_no_scores(scenes_root, backbone_file, tmp_
     (folder / "classes.json").write_text('{"names": ["all"]}')
     for file in (folder / "labels").rglob("*.png"):
         Image.fromarray(np.where(np.array(Image.open(file)) == 0, 0, 255).astype(np.uint8)).save(file)
-    run = train(tiny_experiment(tmp_path, backbone_file, dataset="folder", steps=1, probes="after"), runs_dir=tmp_path / "runs")
+    run = train(
+        tiny_experiment(tmp_path, backbone_file, dataset="folder", steps=1, probes="after"), runs_dir=tmp_path / "runs"
+    )
     with pytest.warns(Notice, match=r"has no label but 'all' \(id 0\), so nothing is scored"):
         assert evaluate(run)["scores"] == {}
 
@@ -221,7 +225,9 @@ def test_a_run_goes_on_wherever_its_data_lie_and_it_computes(experiment, scenes_
     ):
         assert train(asked.but(**changes), runs_dir=runs_dir, resume=True).folder == folder, changes
     assert sorted((runs_dir / "features").glob("scenes-*")) == stores
-    assert Experiment.from_dict(read_json(folder / "experiment.json")).eval_size == 32, "how it is scored is as asked last"
+    assert Experiment.from_dict(read_json(folder / "experiment.json")).eval_size == 32, (
+        "how it is scored is as asked last"
+    )
     straight = train(asked, runs_dir=tmp_path / "straight")
     assert torch.equal(straight.model.cluster_probe.clusters, load_run(folder).model.cluster_probe.clusters)
 
@@ -257,8 +263,12 @@ def test_going_on_in_another_precision_is_said(experiment, tmp_path, monkeypatch
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_a_handful_of_images_trains(backbone_file, tmp_path, count):
     root = images_folder(tmp_path, count)
-    asked = tiny_experiment(root, backbone_file, dataset="folder", steps=2, batch_size=16, neighbors=7, probes="after", n_classes=3)
-    with pytest.warns(Notice, match=rf"folder has {count} training images, so batch_size is {count} \(asked: 16\), neigh"):
+    asked = tiny_experiment(
+        root, backbone_file, dataset="folder", steps=2, batch_size=16, neighbors=7, probes="after", n_classes=3
+    )
+    with pytest.warns(
+        Notice, match=rf"folder has {count} training images, so batch_size is {count} \(asked: 16\), neigh"
+    ):
         run = train(asked, runs_dir=tmp_path / "runs")
     assert (run.experiment.batch_size, run.experiment.neighbors) == (count, count - 1) and run.step == 2
     with pytest.warns(Notice, match=rf"batch_size is {count}"):
@@ -278,7 +288,9 @@ def test_more_clusters_than_can_be_found_or_numbered_are_refused_before_training
     few = dict(dataset="folder", batch_size=2, neighbors=2, train_size=16, eval_size=16)
     with pytest.raises(StegoError, match=r"15 clusters cannot be found in 3 training images of 2 x 2 grid cells"):
         train(tiny_experiment(root, backbone_file, n_classes=15, **few), runs_dir=tmp_path / "runs")
-    with pytest.raises(StegoError, match=r"8 classes and extra_clusters = 250 make 258 clusters; label maps number 255"):
+    with pytest.raises(
+        StegoError, match=r"8 classes and extra_clusters = 250 make 258 clusters; label maps number 255"
+    ):
         train(experiment.but(extra_clusters=250), runs_dir=tmp_path / "runs")
     assert not list((tmp_path / "runs").glob("*/experiment.json"))
 
@@ -345,9 +357,7 @@ def test_calibration_measures_the_negatives_that_the_loss_uses(published):
         neighbors = torch.arange(8).roll(1)[:, None]
         found = measure_correspondences(Maps(features), neighbors, torch.zeros(1, 2, 1, 1), asked)["rand"]
         each = found.view(8, -1).mean(1)
-        pairs = {
-            round(torch.cos(angles[i] - angles[j]).item(), 5): {i, j} for i in range(8) for j in range(8) if i < j
-        }
+        pairs = {round(torch.cos(angles[i] - angles[j]).item(), 5): {i, j} for i in range(8) for j in range(8) if i < j}
         used = [pairs[min(pairs, key=lambda value: abs(value - cosine))] for cosine in each.tolist()]
         counts = np.bincount([i for pair in used for i in pair], minlength=8)
         repeated += int((counts != 2).any())
@@ -390,7 +400,9 @@ def test_training_leaves_the_callers_random_numbers_alone(experiment, tmp_path, 
 def test_random_numbers_are_set_aside_for_the_devices_in_use_alone(experiment, tmp_path, monkeypatch):
     """Without a list of devices torch asks every GPU of the machine for its state, and warns where there are several."""
     fork, asked = torch.random.fork_rng, []
-    monkeypatch.setattr(torch.random, "fork_rng", lambda *given, **named: (asked.append((given, named)), fork(*given, **named))[1])
+    monkeypatch.setattr(
+        torch.random, "fork_rng", lambda *given, **named: (asked.append((given, named)), fork(*given, **named))[1]
+    )
     run = train(experiment.but(steps=1, published=True), runs_dir=tmp_path)
     run.backbone.untrained()
     assert len(asked) > 3 and all(call == (([],), {}) for call in asked)

@@ -59,7 +59,9 @@ def keep_in_cache(name: str, home: Path) -> Path:
         blob = folder / "blobs" / "weights"
         for path in (file, blob, folder / "refs" / "main"):
             path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.half().contiguous() for key, value in network.state_dict().items()}, blob, {"format": "pt"})
+        save_file(
+            {key: value.half().contiguous() for key, value in network.state_dict().items()}, blob, {"format": "pt"}
+        )
         (folder / "refs" / "main").write_text("0" * 40)
         file.symlink_to(blob)
     return file
@@ -99,7 +101,12 @@ def own_images(tmp_path_factory) -> Path:
 def through_the_notebook(backbone: str, own_images: Path, tmp_path: Path, **more: object) -> tuple[dict, str]:
     """The run record that train.ipynb leaves, and the notebook's text."""
     given = dict(
-        dataset="folder", data_root=str(own_images), backbone=backbone, steps=2, crf=False, runs_dir=str(tmp_path / "runs")
+        dataset="folder",
+        data_root=str(own_images),
+        backbone=backbone,
+        steps=2,
+        crf=False,
+        runs_dir=str(tmp_path / "runs"),
     )
     run_notebook(ROOT / "notebooks" / "train.ipynb", tmp_path / "out.ipynb", given | more)
     (path,) = (tmp_path / "runs").glob("*/metrics.json")
@@ -214,7 +221,10 @@ def test_a_file_takes_images_of_any_size_as_the_network_does_by_name(tmp_path):
 def test_the_ending_of_a_file_may_be_in_capitals(backbone_file, tmp_path):
     loud = shutil.copy(backbone_file, tmp_path / "TINY.SAFETENSORS")
     images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    features = [Backbone.of(Experiment(backbone=name, device="cpu", precision="float32"))(images) for name in (str(loud), str(backbone_file))]
+    features = [
+        Backbone.of(Experiment(backbone=name, device="cpu", precision="float32"))(images)
+        for name in (str(loud), str(backbone_file))
+    ]
     assert_close(*features, rtol=0, atol=0)
 
 
@@ -302,7 +312,10 @@ def test_features_of_a_network_with_stages_are_its_last_stages(family, cache):
         expected = backbone.vit.head.norm(expected)
         assert_close(expected.mean(1), torch.zeros(2, 2, 3), atol=1e-4, rtol=0)
     assert_close(backbone(batch), expected)
-    assert backbone(batch).shape == (2, backbone.dim, 2, 3) and backbone.fingerprint() != backbone.untrained().fingerprint()
+    assert (
+        backbone(batch).shape == (2, backbone.dim, 2, 3)
+        and backbone.fingerprint() != backbone.untrained().fingerprint()
+    )
 
 
 def test_a_run_on_a_network_with_stages_predicts(cache, scenes_root, tmp_path):
@@ -339,7 +352,11 @@ def patch14(tmp_path_factory) -> Path:
     "asked, taken, told",
     [
         ((224, 320), (224, 322), "eval_size 322 in place of 320"),
-        ((225, (240, 320)), (224, (238, 322)), "train_size 224 in place of 225 and eval_size 238 x 322 in place of 240 x 320"),
+        (
+            (225, (240, 320)),
+            (224, (238, 322)),
+            "train_size 224 in place of 225 and eval_size 238 x 322 in place of 240 x 320",
+        ),
         ((8, 8192), (14, 8190), "train_size 14 in place of 8 and eval_size 8190 in place of 8192"),
         ((224, (28, 42)), (224, (28, 42)), None),
     ],
@@ -404,17 +421,41 @@ def told_of() -> set[str]:
     found = set()
     for path in (ROOT / "stego_lib").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            says = isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("StegoError", "notice", "enough_memory")
+            says = isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
+                "StegoError",
+                "notice",
+                "enough_memory",
+            )
             if says or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "knobs"):
                 text = " ".join(str(one.value) for one in ast.walk(node) if isinstance(one, ast.Constant))
-                found |= {one.name for one in fields(Experiment) if re.search(rf"\b{one.name}{'' if '_' in one.name else ' ?='}", text)}
+                found |= {
+                    one.name
+                    for one in fields(Experiment)
+                    if re.search(rf"\b{one.name}{'' if '_' in one.name else ' ?='}", text)
+                }
     return found
 
 
 NOT_TYPED = {
     "train": {"devices"},  # an error about it is raised by it, from Python alone
-    "seeds": {"devices", "start_from", "head", "validate_every", "published"},  # of one run, or of methods that start from one
-    "reproduce": {"devices", "start_from", "head", "method", "validate_every", "dataset", "n_classes", "extra_clusters", "code_dim"},  # a row's own
+    "seeds": {
+        "devices",
+        "start_from",
+        "head",
+        "validate_every",
+        "published",
+    },  # of one run, or of methods that start from one
+    "reproduce": {
+        "devices",
+        "start_from",
+        "head",
+        "method",
+        "validate_every",
+        "dataset",
+        "n_classes",
+        "extra_clusters",
+        "code_dim",
+    },  # a row's own
 }
 
 
@@ -443,7 +484,9 @@ def test_sizes_and_the_rest_are_typed_in_train(patch14, own_images, tmp_path):
 
 def alone(code: str, endpoint: str, home: Path) -> tuple[float, str]:
     """Seconds that `code` took in a process whose hub is at `endpoint`, and what it printed."""
-    here = {name: value for name, value in os.environ.items() if "proxy" not in name.lower() and name != "HF_HUB_OFFLINE"}
+    here = {
+        name: value for name, value in os.environ.items() if "proxy" not in name.lower() and name != "HF_HUB_OFFLINE"
+    }
     here |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
     code = f"import time\nfrom stego_lib.backbone import preset_here\nfrom stego_lib import Backbone\nt = time.time()\n{code}\nprint(time.time() - t)"
     done = subprocess.run([sys.executable, "-c", code], env=here, capture_output=True, text=True, timeout=100)
@@ -499,7 +542,9 @@ def test_a_backbone_file_that_moved_is_taken_from_its_new_place(tmp_path, backbo
     old, new = Path(shutil.copy(backbone_file, tmp_path / "old.safetensors")), tmp_path / "new.safetensors"
     run = train(tiny_experiment(scenes_root, old, steps=1), runs_dir=tmp_path / "runs")
     old.rename(new)
-    with pytest.raises(StegoError, match=r"old\.safetensors does not exist.*put it into the run's folder.*backbone=FILE"):
+    with pytest.raises(
+        StegoError, match=r"old\.safetensors does not exist.*put it into the run's folder.*backbone=FILE"
+    ):
         _ = load_run(run.folder).backbone
     moved = load_run(run.folder, backbone=str(new))
     assert moved.backbone.weights_id == run.backbone.weights_id

@@ -129,7 +129,9 @@ def test_its_codes_and_classes_are_those_of_its_tensors(ckpt):
 
 def test_names_of_a_known_data_set_are_used_where_their_number_fits(tmp_path):
     found = read_published(write_ckpt(tmp_path / "c.ckpt", tensors(27, extra=3)))
-    assert found.classes.names[0] == "road" and len(found.classes) == 27 and found.experiment.official.extra_clusters == 3
+    assert (
+        found.classes.names[0] == "road" and len(found.classes) == 27 and found.experiment.official.extra_clusters == 3
+    )
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,9 @@ def test_curves_are_moving_averages_of_all_steps_and_leave_out_what_was_not_trai
             weights = [(1 - 2 / (4 + 1)) ** np.arange(step + 1)[::-1] for step in range(len(series))]
             expected = [np.average(series[: step + 1], weights=weight) for step, weight in enumerate(weights)]
             np.testing.assert_allclose(line.get_ydata(), expected)
-    assert [line.get_label() for line in right.lines[1::2]] == ["cluster"], "without labels the linear probe has no loss"
+    assert [line.get_label() for line in right.lines[1::2]] == ["cluster"], (
+        "without labels the linear probe has no loss"
+    )
     fitted_after = values.drop(columns=["loss_cluster", "loss_linear"])
     assert len(plots.curves(fitted_after).axes) == 2, "probes that are fitted after the head have no curve"
 
@@ -217,7 +219,9 @@ def test_letters_that_no_font_has_are_said_once(fonts):
 def test_names_are_shown_as_they_are():
     """LabelMe's classes begin with an underscore, which matplotlib hides; dollar signs would begin a formula."""
     classes = Classes(("_background_", "price $5 to $$", "x^2$"), ((0, 0, 0), (9, 9, 9), (99, 9, 9)))
-    figure = grids.image_grid({"image": [np.zeros((8, 8, 3), np.uint8)], "label": [np.zeros((8, 8), np.uint8)]}, [classes])
+    figure = grids.image_grid(
+        {"image": [np.zeros((8, 8, 3), np.uint8)], "label": [np.zeros((8, 8), np.uint8)]}, [classes]
+    )
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(classes.names)
     record = {
         "classes": list(classes.names), "scores": {"cluster": {"iou": [1.0, 2.0, 3.0]}}, "confusion": np.eye(3).tolist(),
@@ -231,7 +235,12 @@ def test_two_classes_of_one_name_have_a_column_each():
     """As in records of earlier versions; names are told apart when data are read."""
     record = {"classes": ["food", "sky", "food"], "scores": {"cluster": {"iou": [10.0, 20.0, 30.0]}}}
     figure = plots.class_iou(record, methods=["cluster"])
-    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["mean", "food (id 0)", "sky", "food (id 2)"]
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == [
+        "mean",
+        "food (id 0)",
+        "sky",
+        "food (id 2)",
+    ]
 
 
 def test_a_large_image_is_shown_small_and_in_its_own_coordinates():

@@ -28,7 +28,12 @@ def test_the_last_frames_of_each_drive_are_held_out():
 
 def test_streets_are_the_frames_that_are_left_and_the_photographs(tmp_path):
     """Each image is of one color, so that it can be told."""
-    for folder, count, base in (("camvid/train", 6, 10), ("camvid/val", 3, 200), ("photos", 2, 100), ("photos_more", 1, 150)):
+    for folder, count, base in (
+        ("camvid/train", 6, 10),
+        ("camvid/val", 3, 200),
+        ("photos", 2, 100),
+        ("photos_more", 1, 150),
+    ):
         for number in range(count):
             standins.save(tmp_path / folder / f"drive_{number}.png", np.full((60, 80, 3), base + number, np.uint8))
             if "camvid" in folder:
@@ -54,7 +59,9 @@ def test_ways_cost_the_same_and_half_the_size_shows_the_same_view():
         [half.crop / zoom for zoom in half.zoom], rel=0.01
     )
     assert half.depth == full.depth == 6 and ways["twelve blocks"][0][0] == replace(pretraining.PHOTOS, seed=3)
-    assert [stage.crop for stage in pretraining.STREETS] == [40, 80, 112] and {stage.depth for stage in pretraining.STREETS} == {6}
+    assert [stage.crop for stage in pretraining.STREETS] == [40, 80, 112] and {
+        stage.depth for stage in pretraining.STREETS
+    } == {6}
 
 
 # ---------------------------------------------------------------------------------------------- masked autoencoder
@@ -105,7 +112,9 @@ def test_hidden_pixels_do_not_reach_the_network_and_the_loss_falls():
     whole = embed(mae.vit, views)
     for tokens, all_of_them in zip(seen[0], whole, strict=True):
         near = torch.cdist(tokens[1:], all_of_them[1:])
-        assert (near.min(1).values < 1e-4).all() and len(set(near.argmin(1).tolist())) == 4, "four different patches, in their places"
+        assert (near.min(1).values < 1e-4).all() and len(set(near.argmin(1).tolist())) == 4, (
+            "four different patches, in their places"
+        )
     for _ in range(30):
         optimizer.zero_grad()
         value = loss()

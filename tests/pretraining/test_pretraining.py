@@ -60,9 +60,7 @@ def test_points_of_both_views_are_the_same_points_of_the_image(monkeypatch, seed
 
 def test_views_are_mirrored_now_and_then(monkeypatch):
     monkeypatch.setattr(crops, "mix_colors", lambda view, *_: view)
-    view1, view2, *_ = two_views(
-        coordinate_images(40, 32), 16, PretrainRecipe(points=2, zoom=(1.0, 1.0)), generator()
-    )
+    view1, view2, *_ = two_views(coordinate_images(40, 32), 16, PretrainRecipe(points=2, zoom=(1.0, 1.0)), generator())
     rightwards = torch.stack([view[:, 0, 8, 12] > view[:, 0, 8, 3] for view in (view1, view2)])
     assert 0.25 < rightwards.float().mean() < 0.75 and (rightwards[0] != rightwards[1]).any()
     assert all((view[:, 1, 12, 8] > view[:, 1, 3, 8]).all() for view in (view1, view2)), "never upside down"
@@ -207,7 +205,9 @@ def test_the_watcher_fits_the_probe_of_a_drive_on_the_frames_of_the_others(monke
 def test_images_are_shrunk_to_the_mean_of_their_squares(images, tmp_path):
     whole = replace(TINY, crop=8, full_crop=8, shrink=2)
     squares = images.reshape(8, 3, 16, 2, 16, 2).permute(0, 1, 2, 4, 3, 5).flatten(4)
-    means = torch.tensor([round(float(sum(square)) / 4) for square in squares.reshape(-1, 4).tolist()], dtype=torch.uint8).view(8, 3, 16, 16)
+    means = torch.tensor(
+        [round(float(sum(square)) / 4) for square in squares.reshape(-1, 4).tolist()], dtype=torch.uint8
+    ).view(8, 3, 16, 16)
     losses = [
         [line["loss"] for line in pretrain(shown, recipe, tmp_path / str(recipe.shrink))[1]]
         for shown, recipe in ((images, whole), (means, replace(whole, shrink=1)))

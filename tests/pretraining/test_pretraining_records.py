@@ -34,7 +34,9 @@ def test_equal_time_gives_each_stage_the_steps_that_fit(tmp_path, monkeypatch):
 
     def timed(images, recipe, folder, **options):
         asked.append((recipe.objective, recipe.steps, options["watch"], options.get("start")))
-        return SimpleNamespace(state_dict=lambda: f"{recipe.objective}'s"), [{"step": i, "seconds": 9 + costs[recipe.objective] * i} for i in range(recipe.steps)]
+        return SimpleNamespace(state_dict=lambda: f"{recipe.objective}'s"), [
+            {"step": i, "seconds": 9 + costs[recipe.objective] * i} for i in range(recipe.steps)
+        ]
 
     monkeypatch.setattr(comparison, "pretrain", timed)
     dense, dino, ibot = (replace(DISTILLED, objective=name) for name in costs)
@@ -61,7 +63,9 @@ def test_the_table_of_pilots_has_the_first_look_and_the_last(tmp_path):
     def write(name: str, before: float, after: float, steps: int) -> None:
         log = [{"step": i, "seconds": 1.0 + i, "loss": 1.0} for i in range(steps)]
         log[-1] |= {"kmeans_miou": after, "linear_miou": 2 * after}
-        pretraining.write_curve(tmp_path / f"{name}.json", log, DISTILLED, "", {"kmeans_miou": before, "linear_miou": 2 * before})
+        pretraining.write_curve(
+            tmp_path / f"{name}.json", log, DISTILLED, "", {"kmeans_miou": before, "linear_miou": 2 * before}
+        )
 
     write("half first-seed0-stage0", 10, 15, 40)
     write("half first-seed0-stage1", 15, 18, 7)
@@ -69,7 +73,14 @@ def test_the_table_of_pilots_has_the_first_look_and_the_last(tmp_path):
     write("half first-seed1-stage1", 99, 20, 8)
     write("whole-seed0-stage0", 10, 11, 30)
     table = pretraining.pilot_table(tmp_path)
-    assert table.loc["half first"].tolist() == [2, "40 + 7", "11.0", "19.0 (18.0 to 20.0)", "22.0", "38.0 (36.0 to 40.0)"]
+    assert table.loc["half first"].tolist() == [
+        2,
+        "40 + 7",
+        "11.0",
+        "19.0 (18.0 to 20.0)",
+        "22.0",
+        "38.0 (36.0 to 40.0)",
+    ]
     assert table.loc["whole", "seeds"] == 1 and table.loc["whole", "k-means, end"] == "11.0 (11.0 to 11.0)"
 
 

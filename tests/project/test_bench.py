@@ -133,7 +133,9 @@ def test_every_row_is_measured_beside_the_baseline(measured):
     assert len(rows["evaluation"]["kinds"]) == 2
     for found in rows["evaluation"]["kinds"].values():
         assert {"published, no CRF", "ours, no CRF"} <= set(found["ways"])
-        assert "published, its CRFs" not in found["ways"] or 0 < found["busy"] < 3, "of a tenth of a second, by ticks of ten milliseconds"
+        assert "published, its CRFs" not in found["ways"] or 0 < found["busy"] < 3, (
+            "of a tenth of a second, by ticks of ten milliseconds"
+        )
     assert {"ours", "ours, channels first, float32", "ours, probes after, bfloat16"} <= set(rows["rest"]["ways"])
     assert rows["memory"]["store_bytes"] > 12 * 2 * 32 * 4 * 4
     assert rows["memory"]["large"]["store_bytes"] > 1000 * 2 * 32 * 4 * 4
@@ -142,7 +144,9 @@ def test_every_row_is_measured_beside_the_baseline(measured):
     exported = rows["exports"]["kinds"]["scenes"]
     assert exported["files"]["int8"]["bytes"] < 0.5 * exported["files"]["float32"]["bytes"]
     assert exported["files"]["float32"]["agreement"] >= 0.999 and len(exported["ways"]) == 3
-    assert all(set(found["ways"]) == {"fused attention", "plain attention"} for found in rows["pretraining"]["kinds"].values())
+    assert all(
+        set(found["ways"]) == {"fused attention", "plain attention"} for found in rows["pretraining"]["kinds"].values()
+    )
     assert rows["recipe"]["extrapolated"] and rows["recipe"]["total_s"] > 0
     machine = measured["machine"]
     assert machine["cpu"] and machine["amx"] in (True, False) and machine["threads"] == "1" and machine["torch"]

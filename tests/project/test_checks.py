@@ -32,7 +32,11 @@ CASES = {
     "spelling": ("a.md", "A picture of a cat.\n", "An image of a cat.\n"),  # codespell:ignore picture
     "links": ("a.md", "[there](nowhere.md)\n", "[here](a.md)\n"),
     "workflows": (".github/workflows/a.yml", WORKFLOW.replace("runs-on", "run-on"), WORKFLOW),
-    "workflow-safety": (".github/workflows/a.yml", SAFE.replace("make check", "echo ${{ github.event.issue.title }}"), SAFE),
+    "workflow-safety": (
+        ".github/workflows/a.yml",
+        SAFE.replace("make check", "echo ${{ github.event.issue.title }}"),
+        SAFE,
+    ),
     "yaml": ("a.yml", "a: [1\n", "a: [1]\n"),
     "toml": ("a.toml", "a = \n", "a = 1\n"),
     "last-line": ("a.md", "text", "text\n"),
@@ -92,7 +96,12 @@ def test_a_workflow_calls_make_alone(job, tmp_path):
 def test_workflows_run_on_two_systems_and_supported_pythons():
     matrix = JOBS["tests.yml: tests"]["strategy"]["matrix"]
     assert {name.partition("-")[0] for name in matrix["os"]} == {"ubuntu", "macos"} and len(set(matrix["python"])) == 2
-    single = [step["with"]["python-version"] for job in JOBS.values() for step in job["steps"] if "python" in str(step.get("uses"))]
+    single = [
+        step["with"]["python-version"]
+        for job in JOBS.values()
+        for step in job["steps"]
+        if "python" in str(step.get("uses"))
+    ]
     for version in {*matrix["python"], *single} - {"${{ matrix.python }}"}:
         assert f"Programming Language :: Python :: {version}" in PROJECT["classifiers"]
 

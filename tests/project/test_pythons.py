@@ -62,7 +62,9 @@ def python(folder: Path, fails: str = "nothing") -> Path:
 
 def set_up(program: Path, folder: Path, *words: str) -> tuple[int, str]:
     """Exit status of `make setup` with that Python, and what it printed."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not those of a make above
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith("MAKE")
+    }  # not those of a make above
     command = ["make", "--no-print-directory", "setup", f"PYTHON={program}", f"VENV={folder / 'venv'}", *words]
     done = subprocess.run(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.returncode, done.stdout
@@ -86,7 +88,9 @@ def test_without_a_compiler_it_goes_on_without_pydensecrf_and_says_so_in_one_lin
     status, printed = set_up(python(tmp_path, fails=CRF), tmp_path)
     _, line = printed.splitlines()
     assert status == 0 and (tmp_path / "venv" / ".ready").exists()
-    assert "without pydensecrf" in line and "slower engine" in line and "C++ compiler" in line and "make -B setup" in line
+    assert (
+        "without pydensecrf" in line and "slower engine" in line and "C++ compiler" in line and "make -B setup" in line
+    )
     (log,) = re.findall(r"see (\S+)", line)
     assert Path(log).read_text() == "the reason of pip\n"
 
@@ -141,7 +145,11 @@ def test_the_wheel_trains_the_embedded_default_outside_the_checkout(wheel, tmp_p
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert Path(result["library"]).is_relative_to(installed) and Path(result["run"]).is_relative_to(work / "runs")
-    assert result["backbone"] == "scenes_vit_tiny8" and result["shape"] == [64, 64] and "cityscapes-vitb8" in result["rows"]
+    assert (
+        result["backbone"] == "scenes_vit_tiny8"
+        and result["shape"] == [64, 64]
+        and "cityscapes-vitb8" in result["rows"]
+    )
 
 
 def test_the_newest_python_of_each_minor_version_is_found(tmp_path):

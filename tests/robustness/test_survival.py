@@ -66,7 +66,9 @@ def test_an_interrupted_run_can_be_resumed_and_leaves_no_process(runner, experim
     os.kill(pid, signal.SIGINT)
     (status,), (found,) = runner.wait(), runner.results()
     assert (status, found["error"]) == (1, "KeyboardInterrupt")
-    wait_for(lambda: not session(pid), 10)  # it leaves no process; Python's own helper sees a moment later that it ended
+    wait_for(
+        lambda: not session(pid), 10
+    )  # it leaves no process; Python's own helper sees a moment later that it ended
     assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob(".unfinished*"))
     refuse_half_files(tmp_path)
     same(Path(runner.do("train", **job)["folder"]), reference)

@@ -42,9 +42,16 @@ def test_spare_clusters_are_errors_one_to_one_and_none_when_named(groups):
 
 def test_the_tables_say_what_was_chosen_and_what_it_lost():
     """By hand: of counts 4, 6, 8 with mIoU 10, 30, 20 and 10, 20, 30."""
+
     def one(seed, miou):
         rising = {name: [1, 2, 3] if way == "max" else [3, 2, 1] for name, way in CRITERIA.items()}
-        return {"experiment": {"dataset": "d", "seed": seed}, "classes": 6, "counts": [4, 6, 8], "miou": miou, "criteria": rising}
+        return {
+            "experiment": {"dataset": "d", "seed": seed},
+            "classes": 6,
+            "counts": [4, 6, 8],
+            "miou": miou,
+            "criteria": rising,
+        }
 
     records = [one(0, [10, 30, 20]), one(1, [10, 20, 30])]
     chosen = chosen_counts(records)

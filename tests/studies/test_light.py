@@ -40,7 +40,9 @@ def test_a_share_of_each_images_own_shift_is_taken_off(store, amount):
     overall = maps.mean((0, 2, 3))
     for row in rows:
         own = maps[row].mean((1, 2))
-        expected = torch.stack([maps[row, channel] - amount * (own - overall)[channel] for channel in range(maps.shape[1])])
+        expected = torch.stack(
+            [maps[row, channel] - amount * (own - overall)[channel] for channel in range(maps.shape[1])]
+        )
         assert_close(found.rows(row[None])[0].double(), expected, rtol=1e-4, atol=1e-4)
     assert_close(found.pooled, found.rows(rows).mean((2, 3)), rtol=1e-3, atol=1e-3)  # stored in half precision
     assert_close(found.mean, store.mean, rtol=1e-4, atol=1e-4)
@@ -75,13 +77,20 @@ def test_nothing_taken_off_gives_the_scores_of_an_ordinary_run(experiment, tmp_p
     for name in ("cluster", "linear", "kmeans_features"):
         assert record["scores"][name]["iou"] == usual["scores"][name]["iou"], name
     assert record["shifts"] == usual["shifts"] and record["neighbors"] == 1
-    assert record["dark"].keys() == record["bright"].keys() == record["dependence"].keys() == {"cluster", "kmeans_features"}
+    assert (
+        record["dark"].keys()
+        == record["bright"].keys()
+        == record["dependence"].keys()
+        == {"cluster", "kmeans_features"}
+    )
     assert not list(tmp_path.glob(".light*")), "the run itself is not kept"
 
 
 def test_the_amount_changes_neighbors_shifts_and_scores(experiment, tmp_path, store):
     whole, most = (run_light(experiment, amount, tmp_path) for amount in (1.0, 0.9))
-    half = run_light(experiment.but(method="hp", points=11, neighbors=7, negatives=5, shifts="auto", code_dim=8), 0.5, tmp_path)
+    half = run_light(
+        experiment.but(method="hp", points=11, neighbors=7, negatives=5, shifts="auto", code_dim=8), 0.5, tmp_path
+    )
     plain = run_light(experiment, 0.0, tmp_path)
     assert whole["light"] == 1 and half["light"] == 0.5 and half["experiment"]["method"] == "hp"
     assert whole["neighbors"] == 1 and whole["shifts"] != plain["shifts"], "nothing is left to find others by"
@@ -103,7 +112,9 @@ def test_dark_images_are_the_darkest_third(experiment, tmp_path, store, monkeypa
 
 def test_records_are_made_once_and_shown(experiment, tmp_path, monkeypatch):
     made, run = [], light.run_light
-    monkeypatch.setattr(light, "run_light", lambda one, amount, runs_dir: made.append((one.seed, amount)) or run(one, amount, runs_dir))
+    monkeypatch.setattr(
+        light, "run_light", lambda one, amount, runs_dir: made.append((one.seed, amount)) or run(one, amount, runs_dir)
+    )
     assert light_records(experiment, (0.0, 0.5), (0, 1), tmp_path / "records") == []
     first = light_records(experiment, (0.0, 0.5), (0, 1), tmp_path / "records", None, tmp_path)
     again = light_records(experiment, (0.0, 0.5), (0, 1), tmp_path / "records", None, tmp_path)

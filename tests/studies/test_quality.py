@@ -34,7 +34,9 @@ def test_ways_differ_in_features_and_probes_alone_and_the_recipe_is_on_record_as
         kind = "store" if way == "bfloat16" else way
         assert (variant.experiment.feature_store, variant.experiment.probes) == (kind, probes)
         plain = variant.experiment.but(feature_store="auto", probes="after", crf=True, precision="auto")
-        assert plain == BASE and variant.experiment.precision == {"online": "float32", "bfloat16": "bfloat16"}.get(way, "auto")
+        assert plain == BASE and variant.experiment.precision == {"online": "float32", "bfloat16": "bfloat16"}.get(
+            way, "auto"
+        )
     recipe = found[quality.FAST]
     assert not recipe.variants[0].experiment.differing(BASE, MACHINE) and recipe.folder == tmp_path / "scenes"
 
@@ -42,7 +44,9 @@ def test_ways_differ_in_features_and_probes_alone_and_the_recipe_is_on_record_as
 def test_a_mean_is_within_the_spread_unless_it_is_further_below(tmp_path):
     found = quality.studies(BASE, [0, 1], tmp_path)
     assert set(quality.table(found)["cluster mIoU"]) == {"not run"} == set(quality.verdicts(found).stack())
-    for way, values in zip(quality.WAYS, ([48.0, 49.0], [46.0, 47.0], [70.0], [48.0, 50.0], [47.0, 48.0], [48.5, 49.5]), strict=True):
+    for way, values in zip(
+        quality.WAYS, ([48.0, 49.0], [46.0, 47.0], [70.0], [48.0, 50.0], [47.0, 48.0], [48.5, 49.5]), strict=True
+    ):
         keep(found[way], values)
     found = quality.studies(BASE, [0, 1], tmp_path)
     shown = quality.table(found)

@@ -24,7 +24,11 @@ def test_segments_of_all_images_give_the_scores_of_the_record(scored):
     found = segments(run, dataset, record, range(len(dataset)))
     names = {"k-means": "kmeans_features", "STEGO": "cluster"}
     names |= {"k-means + CRF": "kmeans_features_crf", "STEGO + CRF": "cluster_crf"}
-    assert list(found) == ["image", "label", *[name for name in ("k-means", "k-means + CRF", "STEGO", "STEGO + CRF") if name in names]]
+    assert list(found) == [
+        "image",
+        "label",
+        *[name for name in ("k-means", "k-means + CRF", "STEGO", "STEGO + CRF") if name in names],
+    ]
     label, classes = np.stack(found["label"]), len(dataset.classes)
     for name, method in names.items():
         ids = np.stack(found[name])
@@ -38,9 +42,16 @@ def test_accuracies_of_images_average_to_the_record(scored):
     run, dataset, record = scored
     found = image_accuracies(run, dataset, record)
     table = segments(run, dataset, record, [1])
-    counted = confusion(torch.from_numpy(table["STEGO"][0]), torch.from_numpy(table["label"][0]), len(run.segments), len(dataset.classes))
+    counted = confusion(
+        torch.from_numpy(table["STEGO"][0]),
+        torch.from_numpy(table["label"][0]),
+        len(run.segments),
+        len(dataset.classes),
+    )
     assert found[1] == pytest.approx(100 * float(counted.diagonal().sum() / counted.sum()), abs=1e-3)
-    assert len(found) == len(dataset) and found.mean() == pytest.approx(record["scores"]["cluster"]["accuracy"], abs=0.5)
+    assert len(found) == len(dataset) and found.mean() == pytest.approx(
+        record["scores"]["cluster"]["accuracy"], abs=0.5
+    )
 
 
 def test_the_best_come_first_and_the_worst_last_and_neighbors_count_once():

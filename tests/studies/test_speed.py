@@ -58,9 +58,14 @@ def test_costs_add_up(rows):
     assert model.shared_from() == pytest.approx(speed.STEPS * 0.5 / 0.15)
     assert model.neighbors(10_000_000) == pytest.approx(1e14 * 2e-6), "all pairs where nothing else was measured"
     rows["neighbors"]["approximate"] = {"images": 1_000_000, "seconds": 200.0}
-    assert speed.costs(rows).neighbors(4_000_000) == pytest.approx(8 * 200) and speed.costs(rows).neighbors(1000) == pytest.approx(2)
+    assert speed.costs(rows).neighbors(4_000_000) == pytest.approx(8 * 200) and speed.costs(rows).neighbors(
+        1000
+    ) == pytest.approx(2)
     table = speed.plan(model, {"some": 1000, "many": 10_000_000})
-    assert list(table.index) == ["some, 1,000 images", "many, 10,000,000 images"] and list(table["store takes"]) == ["804.4 MB", "8.0 TB"]
+    assert list(table.index) == ["some, 1,000 images", "many, 10,000,000 images"] and list(table["store takes"]) == [
+        "804.4 MB",
+        "8.0 TB",
+    ]
     by_hand = 128 * 784 + 4 * 128 + 4 * 384  # codes, units, mean feature
     assert model.compact_bytes == by_hand and table["compact store takes at most"].iloc[0] == f"{by_hand / 1000:.1f} MB"
     with pytest.raises(StegoError, match="rows rest, recipe"):
@@ -83,14 +88,24 @@ def test_goals_of_later_rows_are_met_or_missed_or_not_measured(tmp_path):
     write("c", "2026-01-01", {"same_labels": 0.1} | ways(pydensecrf=1.0, lattice=1.0), "crf_engines")
     table = speed.later_goals(tmp_path)
     assert table["measured"].tolist()[:3] == ["1/8.0", "0.0200", "2.00 x"], "of the newest results"
-    assert table["measured"].tolist()[-2:] == ["99.95 %", "3.50 x"] and set(table["measured"].iloc[3:-2]) == {"not measured"}
+    assert table["measured"].tolist()[-2:] == ["99.95 %", "3.50 x"] and set(table["measured"].iloc[3:-2]) == {
+        "not measured"
+    }
     assert table["reached"].tolist() == ["yes", "no", "yes", "", "", "", "", "", "yes", "no"]
-    kinds = {"smooth": {"ways": {"ours, no CRF": {"median_s": 2.0}, "ours, backbone alone": {"median_s": 1.5}}, "busy": 0.95}}
+    kinds = {
+        "smooth": {"ways": {"ours, no CRF": {"median_s": 2.0}, "ours, backbone alone": {"median_s": 1.5}}, "busy": 0.95}
+    }
     write("d", "2026-01-04", {"kinds": kinds}, "evaluation")
     steps = {"ours, channels first, float32": 3.0, "ours": 2.5, "ours, bfloat16": 1.5}
     write("e", "2026-01-04", ways(**steps), "rest")
     write("f", "2026-01-04", {"total_s": 9060}, "recipe")
-    approximate = {"images": 1_000_000, "seconds": 300.0, "recall": 0.97, "exact_hours": 3.0, "extrapolated": {"images": 10_000_000, "bytes": 4e9}}
+    approximate = {
+        "images": 1_000_000,
+        "seconds": 300.0,
+        "recall": 0.97,
+        "exact_hours": 3.0,
+        "extrapolated": {"images": 10_000_000, "bytes": 4e9},
+    }
     exact = {"images": 600_000, "hours": 1.25, "bytes": 1e9}
     write("g", "2026-01-04", {"extrapolated": exact, "approximate": approximate}, "neighbors")
     write("h", "2026-01-04", {"large": {"images": 10_000_000, "store_bytes": 8e12, "peak_bytes": 2e9}}, "memory")

@@ -87,7 +87,9 @@ def test_collapses_are_counted_from_records(tmp_path):
         codes = {"groups": 1.0 + number, "within": 1.0, "nearest": 1.0, "clusters": 2.0, "seen": None}
         keep(tmp_path, variant, 3, 5.0 * number, collapsed=number == 0, codes=codes)
     found = tuning.collapses(Study(variants, [3], tmp_path))
-    assert found["shifts"].tolist() == [tuning.TRANSFERRED, tuning.AUTO, tuning.TRANSFERRED] and found["number"].tolist() == [
+    assert found["shifts"].tolist() == [tuning.TRANSFERRED, tuning.AUTO, tuning.TRANSFERRED] and found[
+        "number"
+    ].tolist() == [
         0,
         0,
         1,

@@ -98,7 +98,9 @@ def test_the_released_term_is_the_same_for_any_depth_and_ours_is_not():
     coords = depthg.depth_coords(DEPTH, (6, 8), 3)
     other = 0.1 + 0.9 * torch.rand(2, 1, 12, 16, generator=GENERATOR)
     values = {
-        published: [depthg.depth_loss(depth, CODE, coords, 0.03, published=published).mean() for depth in (DEPTH + 0.01, other)]
+        published: [
+            depthg.depth_loss(depth, CODE, coords, 0.03, published=published).mean() for depth in (DEPTH + 0.01, other)
+        ]
         for published in (True, False)
     }
     assert values[True][0] == values[True][1], "no zero in either depth, so the correspondence is 1 everywhere"
@@ -120,9 +122,7 @@ def test_depth_of_scenes_is_read_whole_and_cut(scenes):
     assert stored.min() == 0 and stored.max() == 255
     assert np.array_equal(depthg.read_depth(dataset, 2)[0].numpy(), stored)
     crops = FiveCrop(dataset)
-    assert np.array_equal(
-        depthg.read_depth(crops, 12)[0].numpy(), stored[32:, :32]
-    )
+    assert np.array_equal(depthg.read_depth(crops, 12)[0].numpy(), stored[32:, :32])
 
 
 def test_sixteen_bits_are_scaled_by_their_own_range(scenes):
@@ -130,7 +130,9 @@ def test_sixteen_bits_are_scaled_by_their_own_range(scenes):
     path = scenes / "scenes" / "depth" / "train" / f"{dataset.names[0]}.png"
     Image.fromarray(np.linspace(1000, 5000, 64 * 64).reshape(64, 64).astype(np.uint16)).save(path)
     found = depthg.read_depth(dataset, 0)
-    assert found.shape == (1, 64, 64) and found[0, 0, 0] == 0 and found[0, -1, -1] == 255 and 126 <= found[0, 32, 0] <= 129
+    assert (
+        found.shape == (1, 64, 64) and found[0, 0, 0] == 0 and found[0, -1, -1] == 255 and 126 <= found[0, 32, 0] <= 129
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,10 @@ def test_sixteen_bits_are_scaled_by_their_own_range(scenes):
         (lambda path: path.unlink(), r"0001.png has no depth/train/0001.png.*drawn anew"),
         (lambda path: Image.new("RGB", (64, 64)).save(path), r"0001.png has shape \(64, 64, 3\).*one gray value"),
         (lambda path: Image.new("P", (64, 64)).save(path), r"0001.png has colors of a palette.*one gray value"),
-        (lambda path: path.write_bytes(path.read_bytes()[:100]), r"depth map .*0001.png cannot be read .*replace the file"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:100]),
+            r"depth map .*0001.png cannot be read .*replace the file",
+        ),
         (lambda path: path.write_text("no image"), r"depth map .*0001.png cannot be read .*replace the file"),
         (lambda path: Image.new("L", (32, 64)).save(path), r"0001.png is \(64, 32\), its image .* is \(64, 64\)"),
     ],
@@ -175,7 +180,9 @@ def test_a_step_sees_the_depth_of_its_images_and_a_term_that_fades(scenes, backb
     monkeypatch.setattr(depthg, "FADE", 0.5)
     monkeypatch.setattr(depthg, "depthg_loss", spied)
     # 4 training images and batches of 2, so that images and partners differ
-    run = train(asked_of(scenes, backbone_file, steps=5, batch_size=2, train_size=32, shifts=(0.1, 0.1, 0.1)), runs_dir=tmp_path)
+    run = train(
+        asked_of(scenes, backbone_file, steps=5, batch_size=2, train_size=32, shifts=(0.1, 0.1, 0.1)), runs_dir=tmp_path
+    )
     dataset = open_dataset("scenes", scenes, "train")
     feats = run.backbone(torch.stack([resize_image(dataset.image(i), 32) for i in range(len(dataset))])).cpu()
     maps = torch.stack([resize_image(depthg.read_depth(dataset, i), 32) for i in range(len(dataset))]) / 255
@@ -223,7 +230,9 @@ def test_the_shift_that_was_found_holds_after_a_break(scenes, backbone_file, tmp
 def test_a_measured_shift_does_not_fade_and_other_maps_are_noticed(scenes, backbone_file, tmp_path, monkeypatch):
     seen, loss = [], depthg.depthg_loss
     monkeypatch.setattr(depthg, "EVERY", 1)
-    monkeypatch.setattr(depthg, "depthg_loss", lambda *given, **named: (seen.append(given[9][3]), loss(*given, **named))[1])
+    monkeypatch.setattr(
+        depthg, "depthg_loss", lambda *given, **named: (seen.append(given[9][3]), loss(*given, **named))[1]
+    )
     asked, step = asked_of(scenes, backbone_file, steps=3), depthg.Trainer.step
 
     def breaks(self, number):

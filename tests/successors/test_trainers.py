@@ -62,7 +62,9 @@ def test_a_run_trains_is_scored_and_predicts(experiment, scenes_root, tmp_path, 
     assert run.step == len(run.log) == experiment.steps
     assert list(run.log.columns) == METHODS[method]
     assert np.isfinite(run.log.to_numpy()).all()
-    changed = {name.split(".")[0] for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {
+        name.split(".")[0] for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert changed == {"cluster_probe", "linear_probe"} | ({"head"} if experiment.head != "none" else set())
     scores = evaluate(run)["scores"]
     assert {"cluster", "linear"} <= set(scores) and all(0 < scores[name]["accuracy"] <= 100 for name in scores)
@@ -128,7 +130,9 @@ def test_other_seeds_give_other_weights(experiment, tmp_path, method):
 
 def test_settings_that_change_nothing_are_named(experiment, method):
     """Those of STEGO's loss that a method lacks, where they differ from the recipe's; all others pass in silence."""
-    asked = experiment.but(points=recipe_of("scenes", experiment.backbone).points + 1, shifts=(0.1, 0.2, 0.3), lr_head=1e-3)
+    asked = experiment.but(
+        points=recipe_of("scenes", experiment.backbone).points + 1, shifts=(0.1, 0.2, 0.3), lr_head=1e-3
+    )
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         trainer_of(asked).refuse(asked)

@@ -172,7 +172,10 @@ def test_two_go_on_where_one_was_broken_off_and_one_where_two_were(runner, exper
 
 def test_the_baselines_are_those_of_one_process(runner, experiment, tmp_path):
     job = dict(experiment=experiment.but(steps=2).to_dict(), compare=True)
-    two, one = (in_two(runner, "torchrun", runs_dir=str(tmp_path / "two"), **job)[0], runner.do("train", runs_dir=str(tmp_path / "one"), **job))
+    two, one = (
+        in_two(runner, "torchrun", runs_dir=str(tmp_path / "two"), **job)[0],
+        runner.do("train", runs_dir=str(tmp_path / "one"), **job),
+    )
     scores = [read_json(Path(found["folder"]) / "metrics.json")["scores"] for found in (two, one)]
     assert scores[0].keys() == scores[1].keys() and "kmeans_features" in scores[0]
     for name, found in scores[0].items():
@@ -221,7 +224,9 @@ def test_without_fabric_the_extra_is_named(monkeypatch):
 def test_alone_everything_is_the_identity():
     values = torch.rand(4, 3, requires_grad=True)
     devices.join("cpu")
-    assert devices.gather(values) is values and devices.total(values) is values and devices.share([1, 2, 3]) == [1, 2, 3]
+    assert (
+        devices.gather(values) is values and devices.total(values) is values and devices.share([1, 2, 3]) == [1, 2, 3]
+    )
     assert (devices.count(), devices.first(), devices.once(lambda: 7), devices.wait()) == (1, True, 7, None)
 
 

@@ -32,7 +32,9 @@ for done, _ in enumerate(parallel.in_processes(time.sleep, jobs, 9, "sleeping"))
 def descendants(command: list[str], told: Path) -> tuple[subprocess.Popen, list[psutil.Process]]:
     """Starts a command and waits until its jobs are in work: the process, and all that it started."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=told.parent, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=told.parent, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     wait_for(lambda: process.poll() is not None or (told.exists() and told.read_text() == "1"))
     found = psutil.Process(process.pid).children(recursive=True)
     assert len(found) >= 2

@@ -41,7 +41,9 @@ def test_an_unattended_notebook_gets_few_lines_and_none_for_short_work(monkeypat
     assert "\r" not in said
     told = [line for line in said.splitlines() if line.startswith("training: ") and line.endswith(" of 1,000")]
     assert abs(len(told) - lines) <= 1, told
-    assert said.splitlines()[len(told) :] in ([], ["fitting probes"]), "a part that has no steps is named when it begins"
+    assert said.splitlines()[len(told) :] in ([], ["fitting probes"]), (
+        "a part that has no steps is named when it begins"
+    )
 
 
 def test_a_part_without_steps_is_named_when_it_begins(monkeypatch, clock, capsys):

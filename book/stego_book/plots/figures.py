@@ -29,11 +29,20 @@ def correspondences(run: Run) -> Figure:
         axis.bar(edges[:-1], np.where(above, 0, heights), color=color, alpha=0.35, **options)
         axis.bar(edges[:-1], np.where(above, heights, 0), color=color, **options)
         axis.axvline(shift, color="black", linestyle="--")
-        axis.set(title=f"{KINDS[kind]} pairs\nshift {shift:.2f}", xlabel="feature correspondence", xlim=(-1, 1), yticks=[])
+        axis.set(
+            title=f"{KINDS[kind]} pairs\nshift {shift:.2f}", xlabel="feature correspondence", xlim=(-1, 1), yticks=[]
+        )
         axis.set_ylim(top=1.22 * max(heights.max(), 1e-9))
         for word, side, x in (("repel", "right", -0.04), ("attract", "left", 0.04)):
             axis.text(
-                shift + x, 0.97, word, ha=side, va="top", fontsize=9, style="italic", transform=axis.get_xaxis_transform()
+                shift + x,
+                0.97,
+                word,
+                ha=side,
+                va="top",
+                fontsize=9,
+                style="italic",
+                transform=axis.get_xaxis_transform(),
             )
     axes[0].set_ylabel("density")
     figure.tight_layout()
@@ -143,7 +152,9 @@ def class_iou(*records: dict[str, Any], methods: Sequence[str] = tuple(METHODS))
     find_fonts(*names)
     shown = [method for method in methods if all(method in scored(record)["scores"] for record in records)]
     values = {
-        method_names(records[0])[method]: np.array([record["scores"][method]["iou"] for record in records], float).mean(0)
+        method_names(records[0])[method]: np.array([record["scores"][method]["iou"] for record in records], float).mean(
+            0
+        )
         for method in shown
     }
     return class_table(values, names)

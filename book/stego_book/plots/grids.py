@@ -46,10 +46,15 @@ def image_grid(
     brighten
         Follow a row called "image" that has images with a mean below `DARK` by a row of these, brightened.
     """
-    table = {name: [_array(cell) for cell in cells] for name, cells in (_with_brightened(rows) if brighten else rows).items()}
+    table = {
+        name: [_array(cell) for cell in cells] for name, cells in (_with_brightened(rows) if brighten else rows).items()
+    }
     columns = len(next(iter(table.values())))
     width = min(2.4, (WIDTH - 0.3) / columns)
-    heights = [width * min(1.5, max(cell.shape[0] / cell.shape[1] for cell in cells if cell is not None)) for cells in table.values()]
+    heights = [
+        width * min(1.5, max(cell.shape[0] / cell.shape[1] for cell in cells if cell is not None))
+        for cells in table.values()
+    ]
     head = 0.24 if titles else 0.02
     size = (width * columns + GAP * (columns - 1) + 0.3, sum(heights) + GAP * (len(heights) - 1) + head)
     figure, axes = plt.subplots(
@@ -97,7 +102,9 @@ def _with_brightened(rows: Mapping[str, Sequence[Cell]]) -> dict[str, Sequence[C
         found[name] = cells
         images = [_array(cell) for cell in cells]
         if name == "image" and any(image is not None and image.mean() < DARK for image in images):
-            found["brightened"] = [None if image is None or image.mean() >= DARK else brightened(image) for image in images]
+            found["brightened"] = [
+                None if image is None or image.mean() >= DARK else brightened(image) for image in images
+            ]
     return found
 
 
@@ -118,7 +125,9 @@ def examples(dataset: SegmentationDataset, indices: Sequence[int]) -> Figure:
     rows: dict[str, Sequence[Cell]] = {"image": [image for image, _ in pairs]}
     if dataset.has_labels:
         rows["label"] = [label for _, label in pairs]
-    return image_grid(rows, [dataset.classes] if dataset.has_labels else [], [dataset.names[index] for index in indices])
+    return image_grid(
+        rows, [dataset.classes] if dataset.has_labels else [], [dataset.names[index] for index in indices]
+    )
 
 
 def evenly(dataset: SegmentationDataset, count: int = 6) -> range:

@@ -191,7 +191,13 @@ def backbones(scores: pd.DataFrame) -> Figure:
     """
     shown = scores[scores["method"].isin(OVERVIEW)]
     group = shown["data"] + "\n" + shown["backbone"]
-    colors = dict(zip(OVERVIEW, [*sns.light_palette("0.35", 4)[1:3], *sns.color_palette("Blues", 4)[1:4:2], (0.87, 0.56, 0.02)], strict=True))
+    colors = dict(
+        zip(
+            OVERVIEW,
+            [*sns.light_palette("0.35", 4)[1:3], *sns.color_palette("Blues", 4)[1:4:2], (0.87, 0.56, 0.02)],
+            strict=True,
+        )
+    )
     figure, axis = plt.subplots(figsize=(10, 3.4))
     sns.barplot(
         shown.assign(group=group, method=shown["method"].map(METHODS)), x="group", y="miou", hue="method", ax=axis,
@@ -211,12 +217,27 @@ def light(records: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     figure, axes = plt.subplots(1, len(records), figsize=(10, 3.2), squeeze=False)
     for axis, (title, kept) in zip(axes[0], records.items(), strict=True):
         rows = [
-            {"amount": record["light"], "method": name, "miou": record["scores"][key]["miou"]} for record in kept for key, name in names.items()
+            {"amount": record["light"], "method": name, "miou": record["scores"][key]["miou"]}
+            for record in kept
+            for key, name in names.items()
         ]
         if rows:
-            sns.lineplot(pd.DataFrame(rows), x="amount", y="miou", hue="method", style="method", markers=True, errorbar="sd", ax=axis)
+            sns.lineplot(
+                pd.DataFrame(rows),
+                x="amount",
+                y="miou",
+                hue="method",
+                style="method",
+                markers=True,
+                errorbar="sd",
+                ax=axis,
+            )
             axis.legend(title=None, fontsize=9)
-        axis.set(xlabel="share taken off", ylabel="mean IoU (%)" if axis is axes[0, 0] else "", title=title.replace(", ", "\n"))
+        axis.set(
+            xlabel="share taken off",
+            ylabel="mean IoU (%)" if axis is axes[0, 0] else "",
+            title=title.replace(", ", "\n"),
+        )
         axis.title.set_fontsize(10)
     figure.tight_layout()
     return figure

@@ -73,7 +73,9 @@ def typical_patches(run: Run, images: Sequence[Path], count: int = 6) -> tuple[l
         cells += np.bincount(nearest.flatten().numpy(), minlength=len(cells))
         for cluster in nearest.unique().tolist():
             at = int(torch.where(nearest == cluster, best, -2.0).argmax())
-            found[cluster].append(Patch(Path(path), at // width, at % width, (height, width), float(best.flatten()[at])))
+            found[cluster].append(
+                Patch(Path(path), at // width, at % width, (height, width), float(best.flatten()[at]))
+            )
     chosen = [sorted(patches, key=lambda patch: -patch.cosine)[:count] for patches in found]
     return chosen, cells / cells.sum()
 
@@ -97,20 +99,29 @@ def patch_grid(run: Run, patches: Sequence[Sequence[Patch]], count: int = 6) -> 
         if frame is not None:
             left, top, width, height = frame
             for color, line in (("black", 3.0), ("white", 1.4)):  # seen on dark and on bright images
-                axis.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=color, linewidth=line))
+                axis.add_patch(
+                    Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=color, linewidth=line)
+                )
     return figure
 
 
 def _in_context(patch: Patch, run: Run) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """A square part of the image around a patch, uint8 (s, s, 3), and the patch in it: left, top, width, height."""
-    image = np.asarray(read_image(patch.image, read_classes(patch.image.parent / "classes.json", run.classes).rules).rgb)
+    image = np.asarray(
+        read_image(patch.image, read_classes(patch.image.parent / "classes.json", run.classes).rules).rgb
+    )
     height, width = image.shape[0] / patch.grid[0], image.shape[1] / patch.grid[1]
     side = min(round(CONTEXT * max(height, width)), *image.shape[:2])
     top, left = (
         round(min(max((cell + 0.5) * length - side / 2, 0), whole - side))
         for cell, length, whole in zip((patch.row, patch.column), (height, width), image.shape[:2], strict=True)
     )
-    return image[top : top + side, left : left + side], (patch.column * width - left, patch.row * height - top, width, height)
+    return image[top : top + side, left : left + side], (
+        patch.column * width - left,
+        patch.row * height - top,
+        width,
+        height,
+    )
 
 
 def name_form(run: Run) -> Any:
@@ -128,7 +139,9 @@ def name_form(run: Run) -> Any:
         return None
     known, called = run.unnamed_segments, _present_names(run)
     fields = [
-        widgets.Text(value=called[name] or "", description=name, placeholder="(dropped)", style={"description_width": "8em"})
+        widgets.Text(
+            value=called[name] or "", description=name, placeholder="(dropped)", style={"description_width": "8em"}
+        )
         for name in known.names
     ]
     button, told = widgets.Button(description="Save the names"), widgets.Label()
@@ -159,7 +172,13 @@ def cluster_counts(records: Sequence[dict[str, Any]]) -> Figure:
         own = [record for record in records if record["experiment"]["dataset"] == dataset]
         for number, record in enumerate(own):
             first = number == 0
-            axis.plot(record["counts"], record["miou"], color="black", alpha=0.6, label="matched one to one" if first else None)
+            axis.plot(
+                record["counts"],
+                record["miou"],
+                color="black",
+                alpha=0.6,
+                label="matched one to one" if first else None,
+            )
             axis.plot(
                 record["counts"], record["miou_named"], color="black", alpha=0.6, linestyle=":",
                 label="each cluster named and merged" if first else None,

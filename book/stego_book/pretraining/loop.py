@@ -56,7 +56,9 @@ def pretrain(
     Raises ValueError for a folder that holds the state of another recipe.
     """
     device = torch.device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's generators are left as they are
+    with torch.random.fork_rng(
+        [device] if device.type == "cuda" else []
+    ):  # the caller's generators are left as they are
         torch.manual_seed(recipe.seed)
         vit = build_network(recipe)
         if start is not None:
@@ -71,7 +73,9 @@ def pretrain(
         state_file, first = user_path(folder) / "pretraining.pt", 0
         if state_file.exists():
             state = load_state(state_file)
-            if _plain(PretrainRecipe()) | state["recipe"] != _plain(recipe):  # a state may be older than a field of the recipe
+            if _plain(PretrainRecipe()) | state["recipe"] != _plain(
+                recipe
+            ):  # a state may be older than a field of the recipe
                 raise ValueError(f"{state_file} belongs to another recipe; remove it or name another folder")
             objective.load_state_dict(state["objective"])
             optimizer.load_state_dict(state["optimizer"])

@@ -21,7 +21,9 @@ class Mae(nn.Module):
         super().__init__()
         self.vit, self.recipe, width = vit, recipe, DECODER["dim"]
         self.enter, self.unseen = nn.Linear(vit.embed_dim, width), nn.Parameter(torch.zeros(width))
-        self.decoder = nn.Sequential(*(Block(**DECODER) for _ in range(DEPTH)), nn.LayerNorm(width), nn.Linear(width, 3 * 8 * 8))
+        self.decoder = nn.Sequential(
+            *(Block(**DECODER) for _ in range(DEPTH)), nn.LayerNorm(width), nn.Linear(width, 3 * 8 * 8)
+        )
 
     @property
     def network(self) -> VisionTransformer:

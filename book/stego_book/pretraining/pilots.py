@@ -67,7 +67,9 @@ def hold_out(dataset: SegmentationDataset, count: int = HELD_OUT) -> tuple[list[
     for row, path in enumerate(dataset.images):
         drives.setdefault(_drive(path), []).append(row)
     share = min(count / len(dataset), 1 / 3)
-    held = [row for rows in drives.values() for row in rows[len(rows) - round(share * len(rows)) :]] or [len(dataset) - 1]
+    held = [row for rows in drives.values() for row in rows[len(rows) - round(share * len(rows)) :]] or [
+        len(dataset) - 1
+    ]
     return [row for row in range(len(dataset)) if row not in set(held)], held
 
 
@@ -80,7 +82,9 @@ def pilot_ways(seed: int) -> dict[str, Stages]:
     sampled (one pixel of four), where `STREETS` averages them."""
     today = replace(PHOTOS, seed=seed)
     half = replace(today, crop=40, batch_size=64, points=16, zoom=(0.167, 0.35))
-    mae = replace(today, objective="mae", depth=6, crop=160, batch_size=16, zoom=(0.667, 1.4), color_mixing=(0.1, 0.1, 0.05, 0.05))
+    mae = replace(
+        today, objective="mae", depth=6, crop=160, batch_size=16, zoom=(0.667, 1.4), color_mixing=(0.1, 0.1, 0.05, 0.05)
+    )
     six = replace(today, depth=6)
     return {
         "six blocks": [(six, 1.0)],
@@ -103,7 +107,10 @@ def pilot_table(folder: Path) -> pd.DataFrame:
         runs.setdefault(name, {}).setdefault(int(seed), []).append(read_curve(path)[1])
     rows = {}
     for name, seeds in runs.items():
-        row: dict[str, object] = {"seeds": len(seeds), "steps": " + ".join(str(int(stage["step"].iloc[-1])) for stage in next(iter(seeds.values())))}
+        row: dict[str, object] = {
+            "seeds": len(seeds),
+            "steps": " + ".join(str(int(stage["step"].iloc[-1])) for stage in next(iter(seeds.values()))),
+        }
         for key, title in {"kmeans_miou": "k-means", "linear_miou": "linear probe"}.items():
             begins, ends = ([stages[part][key].iloc[part] for stages in seeds.values()] for part in (0, -1))
             row[f"{title}, start"] = f"{sum(begins) / len(begins):.1f}"

@@ -91,7 +91,12 @@ def paper_layout(study: Study) -> pd.DataFrame:
     for variant in study.variants:
         if variant.group == LADDER:
             e = variant.experiment
-            has = {"0-clamp": e.official.zero_clamp, "5-crop": e.crop == "five", "centering": e.centering, "CRF": variant.crf}
+            has = {
+                "0-clamp": e.official.zero_clamp,
+                "5-crop": e.crop == "five",
+                "centering": e.centering,
+                "CRF": variant.crf,
+            }
             ticks[variant.name] = {name: "✓" if there else "" for name, there in has.items()}
     return pd.DataFrame.from_dict(ticks, orient="index").join(study.table(LADDER)).rename_axis("")
 

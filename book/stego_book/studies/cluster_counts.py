@@ -207,7 +207,11 @@ def main(arguments: list[str] | None = None) -> None:
     for seed in given.seeds:
         experiment = preset_here(given.dataset, seed=seed, **{key: value for key, value in changes.items() if value})
         record = study(train(experiment, runs_dir=given.runs, resume=True))
-        options = "".join(f" --{key} {value}" for key, value in (("data-root", given.data_root and "FOLDER"), ("backbone", given.backbone)) if value)
+        options = "".join(
+            f" --{key} {value}"
+            for key, value in (("data-root", given.data_root and "FOLDER"), ("backbone", given.backbone))
+            if value
+        )
         record["command"] = f"python -m stego_book.studies.cluster_counts {given.dataset} --seeds {seed}{options}"
         path = user_path(given.output) / f"{given.dataset}-seed{seed}.json"
         write_json(path, record)

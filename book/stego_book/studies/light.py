@@ -118,10 +118,15 @@ def run_light(experiment: Experiment, amount: float, runs_dir: str | Path | None
         "cluster": probe_confusion(model, scored.plain, scored.flipped),
         "linear": probe_confusion(model, scored.plain, scored.flipped, probe="linear"),
         "kmeans_features": scored.confusion(
-            lambda rows: upsample(kmeans(scored.unit_features(rows)), scored.plain.image_size), model.n_clusters, "k-means"
+            lambda rows: upsample(kmeans(scored.unit_features(rows)), scored.plain.image_size),
+            model.n_clusters,
+            "k-means",
         ),
     }
-    found = {name: scores(table, identity(len(table)) if name == "linear" else match(table)) for name, table in tables.items()}
+    found = {
+        name: scores(table, identity(len(table)) if name == "linear" else match(table))
+        for name, table in tables.items()
+    }
     same = torch.stack([torch.isin(ours, theirs).float().mean() for ours, theirs in zip(neighbors, kept, strict=True)])
     return without_nan({
         "experiment": experiment.to_record(),
@@ -143,13 +148,19 @@ def run_light(experiment: Experiment, amount: float, runs_dir: str | Path | None
 def _by_light(model: Stego, kmeans: LinearScorer, training: Lightened) -> dict[str, Any]:
     """Scores of clusters and k-means on the dark and on the other training images, and `dependence` on the image."""
     count, n = len(training), model.n_clusters
-    brightness, of_images = torch.empty(count), {name: torch.zeros(count, n, dtype=torch.int64) for name in ("cluster", "kmeans_features")}
+    brightness, of_images = (
+        torch.empty(count),
+        {name: torch.zeros(count, n, dtype=torch.int64) for name in ("cluster", "kmeans_features")},
+    )
     each = {name: torch.zeros(count, n, training.n_classes, dtype=torch.int64) for name in of_images}
     scored = Scored(training)
     for rows in progress(torch.arange(count).split(16), "scoring the training images"):
         brightness[rows] = training.image_rows(rows).float().mean((1, 2, 3))
         labels = training.label_rows(rows)
-        maps = {"cluster": model.cluster_probe.similarity(scored.codes(model, rows)), "kmeans_features": kmeans(scored.unit_features(rows))}
+        maps = {
+            "cluster": model.cluster_probe.similarity(scored.codes(model, rows)),
+            "kmeans_features": kmeans(scored.unit_features(rows)),
+        }
         for name, found in maps.items():
             predicted = upsample(found, training.image_size).argmax(1).cpu()
             for row, own, label in zip(rows.tolist(), predicted, labels, strict=True):
@@ -158,7 +169,8 @@ def _by_light(model: Stego, kmeans: LinearScorer, training: Lightened) -> dict[s
     dark = brightness <= brightness.quantile(DARK)
     parts = {"dark": dark, "bright": ~dark}
     found = {
-        part: {name: scores(tables[chosen].sum(0), match(tables.sum(0))) for name, tables in each.items()} for part, chosen in parts.items()
+        part: {name: scores(tables[chosen].sum(0), match(tables.sum(0))) for name, tables in each.items()}
+        for part, chosen in parts.items()
     }
     return found | {"dependence": {name: dependence(table) for name, table in of_images.items()}}
 
@@ -173,7 +185,9 @@ def light_records(
 ) -> list[dict[str, Any]]:
     """The records of `base` with each amount and seed that are in `folder`, after `limit` of the missing ones were made (None: all)."""
     paths = {
-        user_path(folder) / f"{base.but(seed=seed).name}-light{amount:g}.json": (amount, seed) for seed in seeds for amount in amounts
+        user_path(folder) / f"{base.but(seed=seed).name}-light{amount:g}.json": (amount, seed)
+        for seed in seeds
+        for amount in amounts
     }
     current = current_weights(base.backbone)
 

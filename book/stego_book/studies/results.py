@@ -167,7 +167,9 @@ def summary(records: list[dict[str, Any]]) -> pd.DataFrame:
 def collapses(records: list[dict[str, Any]]) -> list[str]:
     """One line for each run whose codes collapsed or scattered: its seed, the finding and its step."""
     return [
-        f"seed {record['experiment']['seed']}: {record['codes']['seen']}" for record in records if record.get("collapsed")
+        f"seed {record['experiment']['seed']}: {record['codes']['seen']}"
+        for record in records
+        if record.get("collapsed")
     ]
 
 
@@ -234,7 +236,9 @@ def overview_table(root: str | Path) -> str:
     lines = []
     for method in OVERVIEW:
         keys = [(*column, method) for column in columns]
-        lines.append([METHODS[method], *(mean_and_spread(*found.loc[key]) if key in found.index else "" for key in keys)])
+        lines.append(
+            [METHODS[method], *(mean_and_spread(*found.loc[key]) if key in found.index else "" for key in keys)]
+        )
     return _markdown(["mIoU (%)", *(f"{data}, `{backbone}`" for data, backbone in columns)], lines)
 
 

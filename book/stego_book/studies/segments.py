@@ -129,7 +129,9 @@ def write_maps(folder: str | Path, table: dict[str, list[np.ndarray]], names: Se
                 image.save(temporary, "PNG", optimize=True)
 
 
-def read_maps(folder: str | Path, dataset: SegmentationDataset | None = None) -> tuple[dict[str, list[np.ndarray]], list[str]]:
+def read_maps(
+    folder: str | Path, dataset: SegmentationDataset | None = None
+) -> tuple[dict[str, list[np.ndarray]], list[str]]:
     """What `write_maps` wrote, and the names of the images.
 
     dataset: the split, if it is at hand: images and labels then stand above the maps, at the size of the maps. StegoError for a
@@ -146,7 +148,9 @@ def read_maps(folder: str | Path, dataset: SegmentationDataset | None = None) ->
     if dataset is None:
         return table, names
     if strange := [name for name in names if name not in dataset.names]:
-        raise StegoError(f"{folder}: {strange[0]} is called like no image of {dataset.name} {dataset.split}; name its dataset")
+        raise StegoError(
+            f"{folder}: {strange[0]} is called like no image of {dataset.name} {dataset.split}; name its dataset"
+        )
     above: dict[str, list[np.ndarray]] = {"image": [], "label": []}
     for name, ids in zip(names, next(iter(table.values())), strict=True):
         image, label = dataset[dataset.names.index(name)]

@@ -61,7 +61,11 @@ def exports(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         images = f"{kind}, {row['image'][0]} x {row['image'][1]}"
         lines[images, "Run.predict"] = [None, None, seconds["predict"]]
         for precision, file in row["files"].items():
-            lines[images, precision] = [file["bytes"] / 1e6, 100 * file["agreement"], seconds[f"onnxruntime, {precision}"]]
+            lines[images, precision] = [
+                file["bytes"] / 1e6,
+                100 * file["agreement"],
+                seconds[f"onnxruntime, {precision}"],
+            ]
     table = pd.DataFrame.from_dict(lines, orient="index", columns=["MB", "agreement (%)", "seconds per image"])
     table.index = pd.MultiIndex.from_tuples(table.index, names=["images", "file"])
     return table, machine
@@ -76,14 +80,21 @@ def goals(rows: dict[str, Any]) -> pd.DataFrame:
         ("training step from the store, batch 16", 25, _factor(rows, "step", "store"), None),
         ("training step online, float32, batch 16", None, _factor(rows, "step", "online float32"), "float32"),
         ("training step online, bfloat16, batch 16", 4, _factor(rows, "step", "online bfloat16"), "bfloat16"),
-        (f"head, loss and probes, batch {rows.get('rest', {}).get('batch', 32)}", 1.5, _factor(rows, "rest", "ours"), None),
+        (
+            f"head, loss and probes, batch {rows.get('rest', {}).get('batch', 32)}",
+            1.5,
+            _factor(rows, "rest", "ours"),
+            None,
+        ),
         ("extraction, float32", 1.7, _factor(rows, "extraction", "float32"), "float32"),
         ("extraction, bfloat16", 6, _factor(rows, "extraction", "bfloat16"), "bfloat16"),
     ]
     table = []
     for work, goal, factor, precision in lines:
         most = None if precision is None else _most(rows, work, precision)
-        table.append([work, f"{goal} x" if goal else "", _times(factor), _times(most, ""), _verdict(factor, goal, most)])
+        table.append(
+            [work, f"{goal} x" if goal else "", _times(factor), _times(most, ""), _verdict(factor, goal, most)]
+        )
     for kind, found in rows.get("evaluation", {}).get("kinds", {}).items():
         for crf, goal in (("no CRF", 5), ("with CRF", 4)):
             factor, most = _evaluation(found["ways"], crf), _evaluation_most(rows, found["ways"], crf)
@@ -104,7 +115,9 @@ def later_goals(folder: Path) -> pd.DataFrame:
             found = lines(newest_row(folder, name)[0])
         except StegoError:
             found = []
-        table += [(work, goal, shown, "yes" if good else "no") for work, goal, shown, good in found] or [(name, "", "not measured", "")]
+        table += [(work, goal, shown, "yes" if good else "no") for work, goal, shown, good in found] or [
+            (name, "", "not measured", "")
+        ]
     return pd.DataFrame(table, columns=["work", "goal", "measured", "reached"]).set_index("work")
 
 
@@ -127,7 +140,9 @@ def _compact_goals(row: dict[str, Any]) -> Goals:
     ]
     if "full store, from the disk" in seconds:
         cold = seconds["full store, from the disk"] / seconds["compact store, from the disk"]
-        found.append(("compact store: a random batch, from the disk", ">= 1 x the full store", f"{cold:.2f} x", cold >= 1))
+        found.append(
+            ("compact store: a random batch, from the disk", ">= 1 x the full store", f"{cold:.2f} x", cold >= 1)
+        )
     return found
 
 
@@ -137,7 +152,9 @@ def _rest_goals(row: dict[str, Any]) -> Goals:
         if f"{before}, channels first, float32" in seconds:
             now = min(value for way, value in seconds.items() if way in (before, f"{before}, bfloat16"))
             factor = seconds[f"{before}, channels first, float32"] / now
-            found.append((f"head, loss and optimizer, probes {probes}", ">= 1.5 x before", f"{factor:.2f} x", factor >= 1.5))
+            found.append(
+                (f"head, loss and optimizer, probes {probes}", ">= 1.5 x before", f"{factor:.2f} x", factor >= 1.5)
+            )
     return found
 
 
@@ -154,19 +171,37 @@ def _evaluation_goals(row: dict[str, Any]) -> Goals:
             share = seconds["ours, backbone alone"] / seconds["ours, no CRF"]
             found.append((f"backbone's share of evaluation, {kind}", ">= 80 %", f"{100 * share:.0f} %", share >= 0.8))
         if "busy" in part:
-            found.append((f"busy cores, evaluation with CRF, {kind}", ">= 90 %", f"{100 * part['busy']:.0f} %", part["busy"] >= 0.9))
+            found.append(
+                (
+                    f"busy cores, evaluation with CRF, {kind}",
+                    ">= 90 %",
+                    f"{100 * part['busy']:.0f} %",
+                    part["busy"] >= 0.9,
+                )
+            )
     return found
 
 
 def _neighbor_goals(row: dict[str, Any]) -> Goals:
     exact, size = row["extrapolated"], row["extrapolated"]["bytes"] / 1e9
-    found = [(f"{exact['images']:,} images, exact neighbors, extrapolated", "< 8 GB", f"{size:.1f} GB, {exact['hours']:.1f} h", size < 8)]
+    found = [
+        (
+            f"{exact['images']:,} images, exact neighbors, extrapolated",
+            "< 8 GB",
+            f"{size:.1f} GB, {exact['hours']:.1f} h",
+            size < 8,
+        )
+    ]
     if "approximate" in row:
         near = row["approximate"]
         most, minutes, recall = near["extrapolated"], near["seconds"] / 60, near["recall"]
         all_pairs = f"< 60 min (all pairs: {near['exact_hours']:.1f} h)"
-        found.append((f"{near['images']:,} images, approximate neighbors", all_pairs, f"{minutes:.1f} min", minutes < 60))
-        found.append((f"{near['images']:,} images, true neighbors among them", ">= 90 %", f"{100 * recall:.1f} %", recall >= 0.9))
+        found.append(
+            (f"{near['images']:,} images, approximate neighbors", all_pairs, f"{minutes:.1f} min", minutes < 60)
+        )
+        found.append(
+            (f"{near['images']:,} images, true neighbors among them", ">= 90 %", f"{100 * recall:.1f} %", recall >= 0.9)
+        )
         size = most["bytes"] / 1e9
         found.append((f"{most['images']:,} images, approximate, extrapolated", "< 3 GB", f"{size:.2f} GB", size < 3))
     return found

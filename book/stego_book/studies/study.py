@@ -172,7 +172,11 @@ def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None =
     backbone = Backbone.of(experiment)
     experiment = fit_sizes(experiment, backbone.geometry)
     stored = partial(
-        open_features, backbone=backbone, root=root, feature_store=experiment.feature_store, published=experiment.official.published
+        open_features,
+        backbone=backbone,
+        root=root,
+        feature_store=experiment.feature_store,
+        published=experiment.official.published,
     )
     held_out = open_dataset(experiment.dataset, experiment.data_root, "val")
     plain = stored(held_out, size=experiment.eval_size)
@@ -181,7 +185,9 @@ def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None =
     table = probe_confusion(model, plain, mirrored)
     found = {"cluster": scores(table, match(table))}
     if model.linear_probe.trained:
-        found["linear"] = scores(linear := probe_confusion(model, plain, mirrored, probe="linear"), identity(len(linear)))
+        found["linear"] = scores(
+            linear := probe_confusion(model, plain, mirrored, probe="linear"), identity(len(linear))
+        )
     return without_nan({
         "experiment": experiment.to_record(),
         "fixed_head": kind,

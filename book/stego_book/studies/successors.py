@@ -75,7 +75,10 @@ def class_means(study: Study, baselines: str | Path) -> tuple[dict[str, np.ndarr
     """IoU of each class, in percent, mean over seeds, of k-means and of each method without CRF; and the names of the classes."""
     kmeans = read_records(baselines)
     rows = {KMEANS: (kmeans, "kmeans_features")} | {name: (kept, "cluster") for name, kept in _kept(study).items()}
-    means = {name: np.array([record["scores"][key]["iou"] for record in kept], float).mean(0) for name, (kept, key) in rows.items()}
+    means = {
+        name: np.array([record["scores"][key]["iou"] for record in kept], float).mean(0)
+        for name, (kept, key) in rows.items()
+    }
     return means, distinct_names(kmeans[0]["classes"])
 
 
@@ -86,13 +89,18 @@ def overview(records: str | Path, seeds: Sequence[int]) -> pd.DataFrame:
         study = Study(successors(base_of(folder)), seeds, user_path(records) / "studies" / "successors")
         table = comparison(study, user_path(records) / folder)
         columns |= {(title, score): table[score] for score in ("mIoU", "mIoU + CRF")}
-    return pd.DataFrame(columns).reindex(dict.fromkeys(name for column in columns.values() for name in column.index)).fillna("")
+    return (
+        pd.DataFrame(columns)
+        .reindex(dict.fromkeys(name for column in columns.values() for name in column.index))
+        .fillna("")
+    )
 
 
 def _kept(study: Study) -> dict[str, list[dict[str, Any]]]:
     """The records of each variant that has any."""
     found = {
-        variant.name: [record for seed in study.seeds if (record := study.record(variant, seed))] for variant in study.variants
+        variant.name: [record for seed in study.seeds if (record := study.record(variant, seed))]
+        for variant in study.variants
     }
     return {name: kept for name, kept in found.items() if kept}
 
