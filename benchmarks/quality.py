@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from stego_book.studies import quality
 from stego_lib import Experiment
 from stego_lib.features import online, opening
 from stego_lib.features.source import Source
 from stego_lib.utils.paths import project_root, runs_root
-from stego_book.studies import quality
 
 from .limits import bfloat16_is_native
 

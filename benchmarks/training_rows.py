@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from stego_book.pretraining import STREETS, DenseContrast, PretrainRecipe, build_network
 from stego_lib import Backbone, Experiment, open_dataset
 from stego_lib.batches import Batch, draw_batch, find_neighbors
 from stego_lib.features.compact import CompactFeatures, correspondence_error
@@ -20,7 +21,6 @@ from stego_lib.features.store import Features, FeatureStore
 from stego_lib.loss import published_permutation, random_coords
 from stego_lib.model import Stego
 from stego_lib.neighbors import nearest_neighbors
-from stego_book.pretraining import STREETS, DenseContrast, PretrainRecipe, build_network
 from stego_lib.probes import fit_probes
 from stego_lib.run import build_model
 from stego_lib.training import make_optimizer, train_step

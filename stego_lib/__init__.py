@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .evaluation import evaluate
     from .experiment import PRESETS, Experiment
     from .run import Run, load_run
-    from .utils.errors import DataNotFound, StegoError
     from .training import train
+    from .utils.errors import DataNotFound, StegoError
 
 __version__ = "0.2.0"
 __all__ = [

@@ -24,8 +24,8 @@ from .export.onnx_file import export_onnx
 from .features.source import Source, content_id
 from .features.store import Features
 from .model import Stego
-from .probes import most_similar
 from .networks.checkpoint import read_published
+from .probes import most_similar
 from .utils import devices
 from .utils.errors import StegoError
 from .utils.fields import split_backbone

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from standins import flat_png
 
 from stego_lib import Experiment, Run, evaluate, load_run, open_dataset, train
-from stego_lib.utils.notices import Notice
 from stego_lib.segment import segment_folder
+from stego_lib.utils.notices import Notice
 
 TRAIN, VAL, SIDE = 5, 2, 32
 

@@ -24,9 +24,9 @@ import nbformat
 import yaml
 from PIL import Image
 
-from stego_lib.backbone import EMBEDDED_FOR_PHOTOGRAPHS
 from stego_book.notebooks import main as run_notebook
 from stego_book.notebooks import parameters_of
+from stego_lib.backbone import EMBEDDED_FOR_PHOTOGRAPHS
 
 from . import browser
 from .check import problems

@@ -1,18 +1,14 @@
 """The door to features: `open_features`, from a store on disk, full or compact, or computed on demand."""
 
-import shutil
 from pathlib import Path
-from typing import Literal
 
 from ..backbone import Backbone
 from ..datasets import SegmentationDataset
 from ..datasets.transforms import Size
 from ..utils.errors import StegoError
-from ..utils.files import disk_errors
-from ..utils.notices import notice
 from ..utils.paths import user_path
-from .compact import MOST, CompactFeatures, compact_exists
-from .extraction import ensure, missing_bytes
+from .compact import CompactFeatures
+from .extraction import ensure
 from .online import OnlineFeatures
 from .source import Source
 from .store import Features, FeatureStore

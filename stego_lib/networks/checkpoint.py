@@ -8,9 +8,9 @@ from torch import Tensor
 from ..datasets import DATASETS, Classes, cityscapes, cocostuff, potsdam
 from ..datasets.folder import distinct_colors
 from ..experiment import Experiment
+from ..utils.paths import user_path
 from .dino import DinoViT
 from .released import read_released
-from ..utils.paths import user_path
 
 DATASET_NAMES = {"potsdam": "potsdam3", "directory": "folder"}
 """Published names of datasets -> ours, where they differ."""

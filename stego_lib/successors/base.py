@@ -13,11 +13,11 @@ from ..datasets import open_training_set
 from ..experiment import SUCCESSORS, Experiment, recipe_of
 from ..features.source import Source
 from ..official.terms import optional_weights
+from ..training import Trainer
 from ..utils import devices
 from ..utils.errors import StegoError
 from ..utils.files import atomic
 from ..utils.notices import notice
-from ..training import Trainer
 
 
 class Successor(Trainer):

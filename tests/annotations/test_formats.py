@@ -15,8 +15,8 @@ from stego_lib.annotations.geotiff import GEOREFERENCE
 from stego_lib.annotations.labelme import IGNORED, TOLERANCE, LabelMe
 from stego_lib.annotations.regions import outlines, regions
 from stego_lib.datasets import Classes
-from stego_lib.utils.notices import Notice
 from stego_lib.segment import segment_folder
+from stego_lib.utils.notices import Notice
 
 SEGMENTS = Classes(("road", "sky", "tree"), ((90, 90, 90), (40, 120, 220), (30, 140, 40)))
 

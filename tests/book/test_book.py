@@ -3,7 +3,6 @@
 import ast
 import pydoc
 import re
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -16,12 +15,10 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 
 import stego_lib
+from stego_book import build, check
+from stego_book.studies.results import fill_tables
 from stego_lib import Experiment
 from stego_lib.utils import paths
-from stego_book.studies.results import fill_tables
-
-from stego_book import build
-from stego_book import check
 
 TOC = ROOT / "book" / "_toc.yml"
 PAGES = build.pages(TOC)

@@ -12,13 +12,13 @@ from PIL import Image
 from records import record, speed_rows
 from standins import save
 
+from stego_book.notebooks import run_notebook
+from stego_book.studies import results
 from stego_lib import Experiment, train
 from stego_lib.calibration import AUTO
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.metrics import match, scores
-from stego_book.notebooks import run_notebook
 from stego_lib.utils.files import write_json
-from stego_book.studies import results
 
 CHAPTERS = (
     "data",

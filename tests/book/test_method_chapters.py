@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from common import ROOT
 
-from stego_lib.datasets.scenes import draw_scenes
 from stego_book.notebooks import run_notebook
 from stego_book.studies.cooccurrence import read_curves
+from stego_lib.datasets.scenes import draw_scenes
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,11 @@ from records import record as made_up_record
 from safetensors import safe_open
 
 from stego_book import notebooks
+from stego_book.notebooks import check_parameters, main, run_notebook
+from stego_book.studies import results
 from stego_lib import StegoError
 from stego_lib.datasets.scenes import draw_scenes
-from stego_book.notebooks import check_parameters, main, run_notebook
 from stego_lib.utils.files import load_state
-from stego_book.studies import results
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TRAIN = ROOT / "notebooks" / "train.ipynb"

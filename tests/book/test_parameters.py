@@ -11,8 +11,8 @@ import papermill
 import pytest
 from common import ROOT
 
-from stego_lib import StegoError
 from stego_book.notebooks import check_parameters, declared, main, run_notebook
+from stego_lib import StegoError
 from stego_lib.utils.progress import BARS
 
 CELL = """

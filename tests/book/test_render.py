@@ -7,18 +7,17 @@ import ast
 import base64
 import io
 import re
-import sys
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+from check import problems
 from common import ROOT
 from nbformat.v4 import new_output
 from PIL import Image
 
 from stego_book import build
-from check import problems
 
 
 def with_stand_ins(notebook: Path) -> nbformat.NotebookNode:

@@ -3,10 +3,10 @@
 import pytest
 import standins
 
+from stego_book.studies.seeds import whole_numbers
 from stego_lib import StegoError, open_dataset
 from stego_lib.datasets import DATASETS
 from stego_lib.datasets.overview import LABEL_SPACES, SOURCES, overview
-from stego_book.studies.seeds import whole_numbers
 
 
 def test_every_data_set_has_a_source_and_a_label_space_or_takes_yours():

@@ -13,14 +13,14 @@ import torch
 from common import ROOT, tiny_experiment
 from PIL import Image
 
+from stego_book.notebooks import run_notebook
+from stego_book.plots import figures as plots
+from stego_book.studies import results, seeds
+from stego_book.studies.study import Study, Variant
 from stego_lib import Experiment, StegoError, baselines, evaluate, load_run, probes, train
 from stego_lib.calibration import AUTO
 from stego_lib.model import LinearProbe
-from stego_book.notebooks import run_notebook
-from stego_book.plots import figures as plots
 from stego_lib.utils.notices import Notice
-from stego_book.studies import results, seeds
-from stego_book.studies.study import Study, Variant
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from common import TIMM_ARGUMENTS, write_backbone
 from PIL import Image
 from torch.testing import assert_close
 
+from stego_book.pretraining import PretrainRecipe
 from stego_lib import Backbone, StegoError, open_dataset
 from stego_lib import backbone as backbone_module
 from stego_lib.datasets.transforms import resize_image, resize_label
 from stego_lib.features import extraction
 from stego_lib.features.opening import open_store
-from stego_book.pretraining import PretrainRecipe
 
 EXACT = dict(device="cpu", precision="float32")
 

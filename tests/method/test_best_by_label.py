@@ -7,9 +7,9 @@ import pytest
 import torch
 from common import tiny_experiment
 
+from stego_book.studies import results
 from stego_lib import baselines, evaluate, probes, train
 from stego_lib.utils.files import load_state
-from stego_book.studies import results
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from PIL import Image
 from stego_lib import StegoError, evaluate, load_run, train
 from stego_lib.datasets import Classes
 from stego_lib.run import newest_run
-from stego_lib.utils.notices import Notice
 from stego_lib.segment import segment_folder
+from stego_lib.utils.notices import Notice
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ from stego_lib.baselines import kmeans_on_features
 from stego_lib.calibration import measure_correspondences
 from stego_lib.model import Stego
 from stego_lib.probes import fit_probes, multinomial_regression
+from stego_lib.segment import segment_folder
 from stego_lib.utils.files import load_state, read_json, save_state, write_json
 from stego_lib.utils.notices import Notice
-from stego_lib.segment import segment_folder
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+from stego_book.notebooks import run_notebook
+from stego_book.studies.seeds import run_seeds
 from stego_lib import Backbone, Experiment, StegoError, load_run, train
 from stego_lib.backbone import fit_sizes, geometry_of, preset_here
-from stego_book.notebooks import run_notebook
 from stego_lib.utils.notices import Notice
-from stego_book.studies.seeds import run_seeds
 
 EXACT = dict(device="cpu", precision="float32")
 # Family -> name, patch or stride, sizes at training and evaluation after rounding.

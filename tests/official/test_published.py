@@ -21,10 +21,10 @@ from torch.testing import assert_close
 
 from stego_lib import Run, StegoError, baselines, crf, evaluate, load_run, open_dataset, probes, train
 from stego_lib.model import Stego
+from stego_lib.networks.checkpoint import read_published
 from stego_lib.networks.dino import DinoViT
 from stego_lib.networks.pickles import Placeholder, Unpickler, load_inert, plain
 from stego_lib.probes import probe_maps
-from stego_lib.networks.checkpoint import read_published
 from stego_lib.run import copy_weights
 from stego_lib.utils.notices import Notice
 

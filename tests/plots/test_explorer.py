@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from common import ROOT
 from PIL import Image
 
-from stego_lib import StegoError
 from stego_book.plots.explorer import explorer_data, explorer_html
+from stego_lib import StegoError
 
 ROWS, COLUMNS, COUNT = 4, 6, 3
 GENERATOR = torch.Generator().manual_seed(0)

@@ -13,12 +13,12 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
-from stego_lib import open_dataset
-from stego_lib.datasets import Classes
 from stego_book.plots import data as plots_data
 from stego_book.plots import figures as plots
 from stego_book.plots import grids, style
 from stego_book.plots import study as plots_study
+from stego_lib import open_dataset
+from stego_lib.datasets import Classes
 from stego_lib.utils.notices import Notice
 
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from common import tiny_experiment
 from PIL import Image
 
+from stego_book.plots.typical import CONTEXT, name_form, patch_grid, typical_patches
 from stego_lib import StegoError, train
 from stego_lib.datasets.images import as_tensor
-from stego_book.plots.typical import CONTEXT, name_form, patch_grid, typical_patches
 
 
 @pytest.fixture(scope="module")

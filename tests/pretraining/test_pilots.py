@@ -11,10 +11,10 @@ from recipes import DISTILLED
 from torch.testing import assert_close
 
 from stego_book import pretraining
-from stego_lib import open_dataset
 from stego_book.pretraining import crops
 from stego_book.pretraining.mae import Mae, draw_shown, masked_error, pick, pixels
 from stego_book.pretraining.network import all_tokens, build_network, embed
+from stego_lib import open_dataset
 from stego_lib.utils.notices import Notice
 
 

@@ -10,7 +10,6 @@ from recipes import TINY
 from torch.testing import assert_close
 
 from stego_book import pretraining
-from stego_lib import Backbone
 from stego_book.pretraining import (
     PretrainRecipe,
     crops,
@@ -23,6 +22,7 @@ from stego_book.pretraining import (
     watcher,
     watching,
 )
+from stego_lib import Backbone
 
 LOSSES = [4.322342, 4.600821, 2.488095, 3.326677]
 """What `pretrain` gave for `TINY` on noise before its objectives had files of their own."""

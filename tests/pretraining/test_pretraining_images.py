@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from stego_lib import StegoError
 from stego_book.pretraining import labeled_sample, mixture, pretrain, read_photographs
 from stego_book.pretraining.loop import _draw
+from stego_lib import StegoError
 
 
 def save(path, width: int, height: int) -> None:

@@ -20,8 +20,8 @@ from stego_lib.model import Stego
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.probes import probe_maps
 from stego_lib.run import build_model
-from stego_lib.utils.notices import Notice
 from stego_lib.training import make_optimizer, train_step
+from stego_lib.utils.notices import Notice
 
 
 @pytest.fixture(scope="module")

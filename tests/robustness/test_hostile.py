@@ -25,12 +25,12 @@ from PIL import Image
 from project_code import calls, sources
 from released import OPTIONS, tensors, write_ckpt
 
+from stego_book.plots import grids
 from stego_lib import StegoError, load_run, open_dataset, train
 from stego_lib.backbone import Backbone
 from stego_lib.networks.pickles import load_inert
-from stego_book.plots import grids
-from stego_lib.utils.notices import Notice
 from stego_lib.segment import segment_folder
+from stego_lib.utils.notices import Notice
 
 
 @pytest.fixture(scope="module")

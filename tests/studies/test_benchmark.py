@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from records import record
 
-from stego_lib import StegoError
-from stego_lib.utils.files import write_json
 from stego_book.studies.benchmark import COLUMNS, missing_rows, own_rows, published_rows, rows_by_miou
 from stego_book.studies.results import METHODS, PUBLISHED, paper_rows, published_results
+from stego_lib import StegoError
+from stego_lib.utils.files import write_json
 
 
 def lines() -> list[dict[str, str]]:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from common import tiny_experiment
 
-from stego_lib import StegoError, train
 from stego_book.studies import cluster_counts
 from stego_book.studies.cluster_counts import CRITERIA, chosen_counts, criteria, losses, scored_counts, study
+from stego_lib import StegoError, train
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stego_lib import StegoError
 from stego_book.studies.clusterers import WAYS, agreement, assign, cluster
+from stego_lib import StegoError
 
 
 def blobs(counts, dim: int = 12, noise: float = 0.05, seed: int = 0):

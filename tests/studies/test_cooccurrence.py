@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from stego_lib import StegoError, crf
 from stego_book.studies import cooccurrence
 from stego_book.studies.cooccurrence import (
     Pairs,
@@ -16,6 +15,7 @@ from stego_book.studies.cooccurrence import (
     precision_recall,
     query_points,
 )
+from stego_lib import StegoError, crf
 
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = torch.randint(-1, 3, (5, 4, 6), generator=GENERATOR)

@@ -8,10 +8,10 @@ from common import tiny_experiment
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
+from stego_book.studies.fixed_heads import FIXED_HEADS, fixed_head
 from stego_lib import Backbone, StegoError, baselines, open_dataset
 from stego_lib.evaluation import evaluate, probe_confusion
 from stego_lib.features.opening import open_store
-from stego_book.studies.fixed_heads import FIXED_HEADS, fixed_head
 from stego_lib.training import train
 
 

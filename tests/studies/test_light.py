@@ -6,14 +6,14 @@ import torch
 from common import few_samples, tiny_experiment
 from torch.testing import assert_close
 
+from stego_book.studies import light
+from stego_book.studies.light import Lightened, dependence, light_records, light_table, run_light
 from stego_lib import open_dataset
 from stego_lib.backbone import Backbone
 from stego_lib.batches import find_neighbors
 from stego_lib.evaluation import evaluate
 from stego_lib.features.opening import open_features
 from stego_lib.run import build_model
-from stego_book.studies import light
-from stego_book.studies.light import Lightened, dependence, light_records, light_table, run_light
 from stego_lib.training import train
 
 

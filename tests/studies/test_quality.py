@@ -6,6 +6,7 @@ from common import tiny_experiment
 from records import study_record
 
 from benchmarks.quality import Float32Features, unrounded
+from stego_book.studies import quality
 from stego_lib import Backbone, Experiment, train
 from stego_lib.datasets import open_training_set
 from stego_lib.experiment import MACHINE
@@ -13,7 +14,6 @@ from stego_lib.features.online import OnlineFeatures
 from stego_lib.features.opening import open_features
 from stego_lib.features.source import Source
 from stego_lib.utils.files import write_json
-from stego_book.studies import quality
 
 BASE = Experiment.preset("scenes", backbone="a_file.safetensors")
 

@@ -15,10 +15,10 @@ import standins
 from common import BASELINES, ROOT, few_samples
 from sources import cityscapes_archives, potsdam_patches_archive, potsdam_tiles_archives
 
-from stego_lib import StegoError
-from stego_lib.datasets.cocostuff import FINE
 from stego_book.notebooks import main
 from stego_book.studies import results
+from stego_lib import StegoError
+from stego_lib.datasets.cocostuff import FINE
 
 SHORT = dict(steps=2, batch_size=4, device="cpu", precision="float32")
 STEGO = {"cluster", "cluster_crf", "linear", "linear_crf"}

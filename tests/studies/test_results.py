@@ -13,8 +13,6 @@ import pytest
 from common import ROOT
 from records import record
 
-from stego_lib import Experiment, StegoError
-from stego_lib.utils.files import write_json
 from stego_book.studies.results import (
     METHODS,
     PUBLISHED,
@@ -31,6 +29,8 @@ from stego_book.studies.results import (
     score_table,
     summary,
 )
+from stego_lib import Experiment, StegoError
+from stego_lib.utils.files import write_json
 
 RECORDS = [record(seed) for seed in range(4)]
 

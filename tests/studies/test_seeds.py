@@ -5,11 +5,11 @@ import shutil
 import pytest
 from common import few_samples, tiny_experiment
 
-from stego_lib import StegoError
-from stego_lib.utils.files import read_json, write_json
 from stego_book.studies import seeds
 from stego_book.studies.results import read_records
 from stego_book.studies.seeds import finished_record, read_seeds, run_seeds
+from stego_lib import StegoError
+from stego_lib.utils.files import read_json, write_json
 
 
 @pytest.mark.parametrize("text, expected", [("0 1 2", [0, 1, 2]), ("5,3", [5, 3]), ("7, 8", [7, 8]), (4, [4])])

@@ -5,9 +5,9 @@ import pytest
 import torch
 from common import tiny_experiment
 
+from stego_book.studies.segments import best_and_worst, image_accuracies, read_maps, segments, write_maps
 from stego_lib import StegoError, evaluate, open_dataset, train
 from stego_lib.metrics import confusion
-from stego_book.studies.segments import best_and_worst, image_accuracies, read_maps, segments, write_maps
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import json
 import pytest
 from records import speed_rows
 
-from stego_lib import StegoError
 from stego_book.studies import speed
+from stego_lib import StegoError
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import pytest
 from common import tiny_experiment
 from records import study_record
 
-from stego_lib import Experiment
-from stego_lib.calibration import AUTO
-from stego_lib.utils.files import read_json, write_json
 from stego_book.studies import study
 from stego_book.studies.ablations import LADDER, ablations, dimensions, ladder, paper_layout, sweeps
 from stego_book.studies.study import Study, Variant
+from stego_lib import Experiment
+from stego_lib.calibration import AUTO
+from stego_lib.utils.files import read_json, write_json
 
 BASE = Experiment.preset("scenes")
 TWO = [Variant("K", "8", BASE.but(code_dim=8)), Variant("K", "16", BASE.but(code_dim=16))]

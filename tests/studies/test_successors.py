@@ -5,13 +5,13 @@ import pytest
 from common import ROOT, few_samples, tiny_experiment
 from records import study_record
 
-from stego_lib import Experiment
-from stego_lib.experiment import SUCCESSORS
-from stego_lib.utils.files import read_json, write_json
 from stego_book.studies import successors as module
 from stego_book.studies.results import MAIN, NAMES
 from stego_book.studies.study import Study, Variant, current_weights
 from stego_book.studies.successors import KMEANS, SETS, base_of, class_means, comparison, overview, successors
+from stego_lib import Experiment
+from stego_lib.experiment import SUCCESSORS
+from stego_lib.utils.files import read_json, write_json
 
 
 @pytest.mark.parametrize("folder", SETS)

@@ -10,13 +10,13 @@ import torch
 from common import few_samples, tiny_experiment
 from PIL import Image
 
+from stego_book.studies import tuning
+from stego_book.studies.clusterers import WAYS
+from stego_book.studies.study import Study, Variant
 from stego_lib import Experiment, evaluate, train
 from stego_lib.calibration import AUTO, shift_rule
 from stego_lib.datasets import painter, scenes
 from stego_lib.utils.files import read_json, write_json
-from stego_book.studies import tuning
-from stego_book.studies.clusterers import WAYS
-from stego_book.studies.study import Study, Variant
 
 BASE = tuning.brief(Experiment.preset("scenes", backbone="a_file.safetensors"))
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from stego_lib import StegoError
-from stego_lib.successors import cause
 from stego_lib.model import ClusterProbe, LinearProbe, SegmentationHead
+from stego_lib.successors import cause
 
 COUNT, GRID, CHANNELS, ENTRIES = 2, (3, 4), 3, 6
 CELLS = GRID[0] * GRID[1]

@@ -11,8 +11,8 @@ from stego_lib.datasets.crops import FiveCrop
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.datasets.transforms import resize_image
 from stego_lib.experiment import SUCCESSORS
-from stego_lib.successors import depthg
 from stego_lib.loss import sample
+from stego_lib.successors import depthg
 from stego_lib.training import train
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from stego_lib import StegoError
-from stego_lib.successors import hp
 from stego_lib.model import SegmentationHead
+from stego_lib.successors import hp
 
 COUNT, GRID = 2, (3, 4)
 CELLS = GRID[0] * GRID[1]

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from stego_lib import train
 from stego_lib.experiment import SUCCESSORS
-from stego_lib.successors import smooseg
 from stego_lib.model import ClusterProbe
+from stego_lib.successors import smooseg
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:

@@ -12,9 +12,9 @@ from common import broken_off, few_samples, tiny_experiment
 from stego_lib import Experiment, StegoError, evaluate, load_run, open_dataset, train, training
 from stego_lib.experiment import SUCCESSORS, recipe_of
 from stego_lib.successors import cause, hp
+from stego_lib.training import trainer_of
 from stego_lib.utils.files import read_json
 from stego_lib.utils.notices import Notice
-from stego_lib.training import trainer_of
 
 METHODS = {
     "smooseg": ["loss", "loss_self", "loss_rand", "loss_data"],

@@ -6,19 +6,19 @@ import pytest
 from common import ROOT, few_samples, tiny_experiment
 from records import record
 
-from stego_lib import StegoError, evaluate, load_run, open_dataset, train
-from stego_lib.backbone import Backbone
-from stego_lib.features.opening import open_store
 from stego_book.notebooks import parameters_of
 from stego_book.plots import figures as plots
 from stego_book.plots.style import save
-from stego_lib.run import newest_run
-from stego_lib.utils.files import read_json, write_json
-from stego_lib.utils.paths import user_path
-from stego_lib.segment import segment_folder
 from stego_book.studies.results import read_records
 from stego_book.studies.seeds import run_seeds
 from stego_book.studies.study import Study
+from stego_lib import StegoError, evaluate, load_run, open_dataset, train
+from stego_lib.backbone import Backbone
+from stego_lib.features.opening import open_store
+from stego_lib.run import newest_run
+from stego_lib.segment import segment_folder
+from stego_lib.utils.files import read_json, write_json
+from stego_lib.utils.paths import user_path
 
 
 @pytest.fixture

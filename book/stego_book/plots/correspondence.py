@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from stego_lib.loss import correspondence
+
 from ..studies.cooccurrence import Curve
 from .grids import image_grid
 

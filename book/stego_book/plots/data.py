@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from stego_lib.datasets import Classes, FiveCrop, SegmentationDataset
+
 from .style import find_fonts, show_image
 
 

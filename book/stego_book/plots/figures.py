@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from stego_lib.datasets.folder import distinct_names
 from stego_lib.run import Run
+
 from ..studies.results import METHODS, method_names, score_table, scored
 from .style import as_they_are, find_fonts
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from stego_lib.datasets import Classes, SegmentationDataset
+
 from .style import add_legend, find_fonts, paint, show_image
 
 WIDTH = 10.0

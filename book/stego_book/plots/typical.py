@@ -16,6 +16,7 @@ from stego_lib.datasets.images import as_tensor, read_image
 from stego_lib.run import Run
 from stego_lib.utils.errors import StegoError
 from stego_lib.utils.progress import progress, unattended
+
 from ..studies.cluster_counts import CRITERIA
 from .grids import image_grid
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from stego_lib.utils.paths import user_path
+
 from .loop import pretrain
 from .recipe import PretrainRecipe
 

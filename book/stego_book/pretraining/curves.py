@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stego_lib.utils.files import read_json, write_json
+
 from .recipe import PretrainRecipe
 
 POINTS = 80

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stego_lib.utils.files import load_state, save_state
 from stego_lib.utils.paths import user_path
 from stego_lib.utils.progress import progress
+
 from .dense import DenseContrast
 from .dino import Dino
 from .ibot import Ibot

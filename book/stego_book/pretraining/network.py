@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stego_lib.networks.loading import IMAGENET
 from stego_lib.utils.files import atomic
+
 from .recipe import PretrainRecipe
 from .structure import structure
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stego_lib.datasets.base import SegmentationDataset
 from stego_lib.utils.notices import notice
+
 from .comparison import Stages
 from .curves import read_curve
 from .images import labeled_sample, mixture, read_photographs

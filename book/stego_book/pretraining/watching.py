@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from stego_lib.metrics import confusion, identity, match, scores
 from stego_lib.probes import multinomial_regression
+
 from .network import tokens_of
 
 

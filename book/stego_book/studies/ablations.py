@@ -6,6 +6,7 @@ import pandas as pd
 
 from stego_lib.calibration import shift_rule
 from stego_lib.experiment import Experiment
+
 from .fixed_heads import FIXED_HEADS
 from .study import Study, Variant
 

@@ -9,6 +9,7 @@ from stego_lib.backbone import SHORT_NAMES
 from stego_lib.datasets.overview import SOURCES
 from stego_lib.experiment import PRESETS
 from stego_lib.utils.errors import StegoError
+
 from .results import METHODS, NETWORKS, mean_and_spread, published_results, read_records, summary
 
 COLUMNS = ["dataset", "method", "backbone", "protocol", "accuracy", "mIoU", "source", "verified"]

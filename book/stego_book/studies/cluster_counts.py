@@ -25,12 +25,13 @@ from stego_lib.features.opening import open_features
 from stego_lib.metrics import confusion, majority, match, scores
 from stego_lib.probes import sample_cells, sample_codes
 from stego_lib.run import Run
+from stego_lib.training import train
 from stego_lib.utils.environment import environment
 from stego_lib.utils.errors import StegoError
 from stego_lib.utils.files import read_json, write_json
 from stego_lib.utils.paths import user_path
 from stego_lib.utils.progress import progress, say
-from stego_lib.training import train
+
 from .clusterers import MIXED_DIM, agreement, assign
 
 COUNTS = (3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20, 24, 28, 32)

@@ -26,11 +26,12 @@ from stego_lib.loss import upsample
 from stego_lib.metrics import confusion, identity, match, scores
 from stego_lib.model import Stego
 from stego_lib.run import Run, build_model
+from stego_lib.training import start_run, train_steps, trainer_of
 from stego_lib.utils.environment import environment
 from stego_lib.utils.files import read_json, without_nan, write_json
 from stego_lib.utils.paths import runs_root, user_path
 from stego_lib.utils.progress import progress
-from stego_lib.training import start_run, train_steps, trainer_of
+
 from .results import mean_and_spread
 from .study import current_weights
 

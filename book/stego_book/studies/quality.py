@@ -7,6 +7,7 @@ import pandas as pd
 
 from stego_lib.experiment import Experiment
 from stego_lib.utils.paths import user_path
+
 from .results import mean_and_spread
 from .study import Study, Variant
 

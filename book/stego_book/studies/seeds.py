@@ -9,10 +9,11 @@ from stego_lib.datasets import open_training_set
 from stego_lib.evaluation import evaluate
 from stego_lib.experiment import MACHINE, Experiment
 from stego_lib.run import data_ids, find_run
+from stego_lib.training import train
 from stego_lib.utils.errors import StegoError
 from stego_lib.utils.files import write_json
 from stego_lib.utils.paths import runs_root, user_path
-from stego_lib.training import train
+
 from .results import read_record
 
 

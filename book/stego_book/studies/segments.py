@@ -18,6 +18,7 @@ from stego_lib.utils.errors import StegoError
 from stego_lib.utils.files import atomic, read_json, write_json
 from stego_lib.utils.paths import user_path
 from stego_lib.utils.progress import progress
+
 from .results import NAMES
 
 ROWS = {

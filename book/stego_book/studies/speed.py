@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import pandas as pd
 
 from stego_lib.features.compact import MOST
-from stego_lib.official.approximate import EXACT
+from stego_lib.neighbors_approximate import EXACT
 from stego_lib.utils.errors import StegoError
 from stego_lib.utils.files import read_json
 

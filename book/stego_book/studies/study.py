@@ -17,12 +17,13 @@ from stego_lib.evaluation import evaluate, probe_confusion
 from stego_lib.experiment import MACHINE, Experiment
 from stego_lib.features.opening import open_features
 from stego_lib.metrics import identity, match, scores
+from stego_lib.training import train
 from stego_lib.utils.environment import environment
 from stego_lib.utils.errors import StegoError
 from stego_lib.utils.files import fingerprint, without_nan, write_json
 from stego_lib.utils.paths import runs_root, user_path
 from stego_lib.utils.progress import progress
-from stego_lib.training import train
+
 from .fixed_heads import fixed_head
 from .results import mean_and_spread, read_record
 

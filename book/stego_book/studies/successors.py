@@ -11,6 +11,7 @@ from stego_lib.backbone import EMBEDDED
 from stego_lib.datasets.folder import distinct_names
 from stego_lib.experiment import SUCCESSORS, Experiment
 from stego_lib.utils.paths import user_path
+
 from .results import MAIN, NAMES, mean_and_spread, read_records
 from .study import Study, Variant
 

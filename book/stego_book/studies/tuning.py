@@ -23,6 +23,7 @@ from stego_lib.probes import sample_codes
 from stego_lib.run import Run
 from stego_lib.utils.environment import environment
 from stego_lib.utils.paths import user_path
+
 from .clusterers import WAYS, agreement, cluster
 from .results import read_records, score_table
 from .study import Study, Variant

@@ -12,8 +12,8 @@ from common import golden_tensors
 from torch import Tensor
 from torch.testing import assert_close
 
-from stego_lib.successors import cause
 from stego_lib.model import ClusterProbe
+from stego_lib.successors import cause
 
 G = golden_tensors("family/cause")
 VALUES = dict(rtol=1e-4, atol=1e-6)

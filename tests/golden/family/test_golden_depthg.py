@@ -10,8 +10,8 @@ from common import Replayed
 from torch import Tensor
 from torch.testing import assert_close
 
-from stego_lib.successors import depthg
 from stego_lib.loss import sample
+from stego_lib.successors import depthg
 
 G = Replayed("family/depthg")
 VALUES = dict(rtol=1e-4, atol=1e-6)

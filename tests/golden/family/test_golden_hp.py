@@ -12,8 +12,8 @@ from common import golden_tensors
 from torch import Tensor
 from torch.testing import assert_close
 
-from stego_lib.successors import hp
 from stego_lib.model import SegmentationHead
+from stego_lib.successors import hp
 
 G = golden_tensors("family/hp")
 VALUES = dict(rtol=1e-4, atol=1e-6)

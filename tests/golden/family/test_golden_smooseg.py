@@ -13,9 +13,9 @@ from common import golden_tensors
 from torch import Tensor
 from torch.testing import assert_close
 
-from stego_lib.successors import smooseg
 from stego_lib.loss import upsample
 from stego_lib.model import ClusterProbe, SegmentationHead
+from stego_lib.successors import smooseg
 
 G = golden_tensors("family/smooseg")
 VALUES = dict(rtol=1e-4, atol=1e-6)
