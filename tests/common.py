@@ -88,10 +88,6 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def broken_off(experiment: Experiment, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Trains until it is interrupted behind step `after`, with a checkpoint every second step."""
-    options = {field.name for field in fields(Official)}
-    official = {key: changes.pop(key) for key in list(changes) if key in options}
-    if official:
-        changes["official"] = official
     trainer = training.trainer_of(experiment)
     step = trainer.step
 
