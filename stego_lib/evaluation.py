@@ -22,9 +22,9 @@ from .loss import upsample
 from .metrics import confusion, identity, match, published_map, scores
 from .model import Stego
 from .probes import crf_logits, fit_probes, probe_scores
+from .provenance import Provenance
 from .run import Run, record_path
 from .utils import devices
-from .utils.environment import environment
 from .utils.errors import StegoError
 from .utils.files import without_nan, write_json
 from .utils.memory import enough_memory
@@ -93,8 +93,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
     data = devices.once(lambda: content_id(dataset, root, labels=False))
     record = without_nan({
         "experiment": experiment.to_record(),
-        "backbone_weights": run.backbone.weights_id,
-        "precision": str(run.backbone.precision).removeprefix("torch."),
+        "provenance": recorded_provenance(run),
         "step": run.step,
         "shifts": list(run.shifts),
         **run.observed,
@@ -103,7 +102,6 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
         "images": len(dataset),
         "classes": list(run.classes.names),
         **judged,
-        "environment": environment(),
         "evaluation_seconds": round(time.perf_counter() - start, 1),
     })  # fmt: skip
     if devices.first():
@@ -113,6 +111,13 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
             say(f"run record: {shown_path(path)}")
     devices.wait()
     return record
+
+
+def recorded_provenance(run: Run) -> dict[str, Any]:
+    """The run's provenance, with the versions that scored it; what a released checkpoint does not tell is taken from here."""
+    now = Provenance.of(run.backbone, run.experiment.feature_store, {"images": None, "labels": None}).to_dict()
+    known = {key: value for key, value in run.provenance.to_dict().items() if value}
+    return now | known | {"versions": now["versions"]}
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,9 @@ def _features(run: Run, dataset: SegmentationDataset, size: Size, mirror: bool =
 
 
 def _training_features(run: Run) -> Features:
-    return _features(run, open_training_set(run.experiment), run.experiment.train_size, store=run.feature_store)
+    return _features(
+        run, open_training_set(run.experiment), run.experiment.train_size, store=run.provenance.store or ""
+    )
 
 
 def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:

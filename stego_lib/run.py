@@ -21,11 +21,12 @@ from .datasets.images import ImageLike, as_tensor
 from .datasets.transforms import resize_image
 from .experiment import EVALUATION, MACHINE, Experiment
 from .export.onnx_file import export_onnx
-from .features.source import Source, content_id
+from .features.source import content_id
 from .features.store import Features
 from .model import Stego
 from .networks.checkpoint import read_published
 from .probes import most_similar
+from .provenance import Provenance
 from .utils import devices
 from .utils.errors import StegoError
 from .utils.fields import split_backbone
@@ -59,11 +60,8 @@ class Run:
     ):
         self.folder, self.experiment, self.classes, self.model = folder, experiment, classes, model
         self.step, self.shifts = 0, (0.0, 0.0, 0.0)
-        self.feature_store: str = experiment.feature_store
-        self.trained_on: str | None = None
-        """Fingerprint of the backbone's weights at training."""
-        self.data: dict[str, str] | None = None
-        """Fingerprints of the training split, see `data_ids`."""
+        self.provenance = Provenance()
+        """What the run was made from. A released checkpoint does not tell."""
         self._shown: set[str] = set()
         if backbone is not None:
             self.backbone = backbone
@@ -81,7 +79,7 @@ class Run:
                 "the run with load_run(RUN, backbone=FILE)"
             )
         backbone = Backbone.of(self.experiment)
-        if self.trained_on not in (None, backbone.weights_id):
+        if self.provenance.weights not in (None, backbone.weights_id):
             raise StegoError(
                 f"{self.folder} was trained on other weights of {self.experiment.backbone} than there are now; name the file that "
                 "has them, load_run(RUN, backbone=FILE), or train it again"
@@ -120,8 +118,6 @@ class Run:
         if seen := self.watched:
             last = {key: seen[key][-1] if seen[key] else None for key in ("groups", "within", "nearest", "clusters")}
             found |= {"collapsed": seen["collapsed"], "codes": last | {"seen": seen["seen"]}}
-        if "compact" in (self.feature_store, self.experiment.feature_store):
-            found["feature_store"] = "compact"
         return found
 
     @property
@@ -140,14 +136,14 @@ class Run:
             self.folder / "checkpoint.pt",
             {
                 "step": self.step, "model": self.model.state_dict(), "optimizer": optimizer.state_dict(),
-                "shifts": list(self.shifts), "backbone_weights": self.backbone.weights_id,
-                "feature_store": self.feature_store, "data": self.data, "precision": str(self.backbone.precision), "beside": beside,
+                "shifts": list(self.shifts), "beside": beside,
             },
         )  # fmt: skip
 
     def save_experiment(self) -> None:
         """Writes what determines the run; experiment.json, by which a run is found, comes last."""
         write_classes(self.folder / "classes.json", self.classes)
+        write_json(self.folder / "provenance.json", self.provenance.to_dict())
         write_json(self.folder / "experiment.json", self.experiment.to_dict())
 
     def load_checkpoint(self) -> dict[str, Any]:
@@ -165,12 +161,6 @@ class Run:
         """
         state = self.load_checkpoint()
         optimizer.load_state_dict(state["optimizer"])
-        before, now = state.get("precision"), str(self.backbone.precision)
-        if before not in (None, now):
-            notice(
-                f"{self.folder} was begun on features computed in {before}, here they are in {now}: scores may differ by more than "
-                "rounding from a run in one of them (precision='float32' is the same everywhere)"
-            )
         if devices.first():
             for folder in (self.folder, self.folder / "kept"):
                 remove_temporary(folder)
@@ -462,19 +452,10 @@ def refuse_too_many_clusters(model: Stego, features: Features) -> None:
         )
 
 
-def feature_store_of(experiment: Experiment, found: Path | None, source: Source, root: Path) -> str:
-    """The feature store of the experiment; a notice if the resumed run had another."""
-    asked = experiment.feature_store
-    before = read_checkpoint(found).get("feature_store", asked) if found is not None else asked
-    if before != asked:
-        notice(f"{found} resumes with feature_store={asked!r}; up to here it was {before!r}")
-    return asked
-
-
-def copy_weights(source: Run, model: Stego) -> None:
+def copy_weights(source: Run, model: Stego) -> str:
     """Copies head, feature mean and probes of a run into `model`; probes for other numbers of classes or clusters start anew.
 
-    Raises StegoError where the head does not fit.
+    Returns a fingerprint of what was copied. Raises StegoError where the head does not fit.
     """
     theirs, ours = source.model.state_dict(), model.state_dict()
     fitting = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
@@ -490,6 +471,7 @@ def copy_weights(source: Run, model: Stego) -> None:
     if anew:
         notice(f"start_from: {', '.join(anew)} begin anew, for another number of classes or clusters")
     model.load_state_dict(fitting, strict=False)
+    return fingerprint(*(item for pair in sorted(fitting.items()) for item in pair))
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -523,6 +505,8 @@ def refuse_misfit(model: Stego, state: dict[str, Any], folder: Path) -> None:
         )
 
 
+FILES = ("experiment.json", "classes.json", "provenance.json", "checkpoint.pt")
+"""What a run folder cannot do without."""
 EVALUATION_KEYS = ("dataset", "backbone", "official", *EVALUATION, *MACHINE)
 """Fields of the experiment that may change when a run is opened, because training does not depend on them."""
 
@@ -561,7 +545,7 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     folder = user_path(path)
     if released:
         return _load_published(folder, user_path(runs_dir, runs_root()), changes)
-    missing = [name for name in ("experiment.json", "classes.json", "checkpoint.pt") if not (folder / name).exists()]
+    missing = [name for name in FILES if not (folder / name).exists()]
     if missing:
         raise StegoError(f"{folder.resolve()} is not a run with a checkpoint: {', '.join(missing)} missing")
     asked = Experiment.read(folder / "experiment.json")
@@ -573,12 +557,7 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
         refuse_misfit(build_model(experiment, in_dim, len(classes)), state, folder)
     run = Run(folder, experiment, classes, build_model(experiment, in_dim, len(classes)).eval())
     run.load_checkpoint()
-    run.trained_on, run.data = state.get("backbone_weights"), state.get("data")
-    run.feature_store = state.get("feature_store", experiment.feature_store)
-    if run.trained_on is None and experiment.backbone not in (asked.backbone, _located(asked.backbone, folder)):
-        raise StegoError(
-            f"{folder} does not tell which weights of the backbone it was trained on, so it takes no others"
-        )
+    run.provenance = read_provenance(folder)
     if "backbone" in changes and experiment.backbone != asked.backbone:
         _ = run.backbone  # other weights are refused at once
     return run
@@ -624,84 +603,42 @@ def new_folder(runs_dir: Path, experiment: Experiment) -> Path:
             number += 1
 
 
-def data_ids(dataset: SegmentationDataset, runs_dir: Path) -> dict[str, str]:
-    """Fingerprints of a split: "images", of its images alone, and "all", of images and label maps."""
+def read_provenance(folder: Path) -> Provenance:
+    """The provenance of a run folder."""
+    return Provenance.from_dict(read_json(folder / "provenance.json"))
+
+
+def fingerprints_of(dataset: SegmentationDataset, runs_dir: Path) -> dict[str, str | None]:
+    """Fingerprints of a split: "images", and "labels", which is None without them."""
     root = runs_dir / "features"
-    return {"images": content_id(dataset, root, labels=False), "all": content_id(dataset, root)}
+    labels = content_id(dataset, root) if dataset.has_labels else None
+    return {"images": content_id(dataset, root, labels=False), "labels": labels}
 
 
-NEAR = 3
-"""Differing fields up to which `find_run` names the nearest run."""
+def find_run(runs_dir: Path, experiment: Experiment, provenance: Provenance) -> Path | None:
+    """The newest run of this experiment and provenance that has a checkpoint, or None.
 
-
-def find_run(
-    runs_dir: Path, experiment: Experiment, backbone: Backbone, data: dict[str, str], *, quiet: bool = False
-) -> Path | None:
-    """The newest run of this experiment with a checkpoint, on these images and weights of the backbone, or None.
-
-    `MACHINE` and `EVALUATION` fields may differ, and so may the places of data and weights: their contents count. Notices name
-    runs that differ in their data or weights alone, and else what the nearest run differs in.
-
-    Parameters
-    ----------
-    runs_dir
-        Folder of runs.
-    experiment, backbone
-        What was asked for.
-    data
-        Fingerprints of the training split, see `data_ids`.
-    quiet
-        Show no notices.
+    Fields of `MACHINE` and `EVALUATION` may differ. Where there is none, a notice says that training starts from step 0, and
+    in what the newest run of the same experiment differs.
     """
-    notices: list[str] = []
-    nearest: tuple[list[str], Path] | None = None
-    found, passed = None, False
-    for path in sorted(runs_dir.glob("*/experiment.json"), key=lambda path: _natural(path.parent.name), reverse=True):
-        try:
-            theirs = Experiment.read(path)
-        except StegoError as error:
-            notices.append(f"{path} is passed over: {error}")
+    compared, differing = comparable(experiment), []
+    for path in sorted(runs_dir.glob("*/checkpoint.pt"), key=lambda path: path.stat().st_mtime, reverse=True):
+        folder = path.parent
+        if not all((folder / name).exists() for name in FILES):
             continue
-        if not (path.parent / "checkpoint.pt").exists():
+        if comparable(Experiment.read(folder / "experiment.json")) != compared:
             continue
-        differing = theirs.differing(experiment, (*MACHINE, *EVALUATION, "data_root"))
-        state = read_checkpoint(path.parent) if set(differing) <= {"backbone"} else {}
-        if differing and (not state or state.get("backbone_weights") != backbone.weights_id):
-            if "seed" not in differing and (nearest is None or len(differing) < len(nearest[0])):
-                nearest = differing, path
-        elif state.get("backbone_weights") not in (None, backbone.weights_id):
-            passed = True
-            notices.append(f"{path.parent} is passed over: it was trained on other weights of {experiment.backbone}")
-        elif changed := _changed(state.get("data"), data, theirs.data_root, experiment.data_root):
-            passed = True
-            notices.append(f"{path.parent} is passed over: {changed}")
-        else:
-            found = path.parent
-            break
-    if found is None and nearest is not None and not passed and len(nearest[0]) <= NEAR:
-        old = Experiment.read(nearest[1])
-        changes = ", ".join(f"{name} {getattr(old, name)}, now {getattr(experiment, name)}" for name in nearest[0])
-        notices.append(
-            f"there is no run of exactly this experiment in {runs_dir}; the nearest, {nearest[1].parent.name}, has {changes}"
-        )
-    for text in () if quiet else notices:
-        notice(text)
-    return found
+        changed = read_provenance(folder).differing(provenance)
+        if not changed:
+            return folder
+        differing.append(f"{folder.name} differs in {', '.join(changed)}")
+    notice("; ".join(["no run of this experiment to resume: training starts from step 0", *differing[:1]]))
+    return None
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts 'a-10' behind 'a-2'."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _changed(before: dict[str, str] | None, now: dict[str, str], old_root: str, root: str) -> str | None:
-    """What differs in the data that a run was trained on, or None."""
-    if before is None:  # a checkpoint of version 0.1.0
-        same = user_path(old_root).resolve() == user_path(root).resolve()
-        return None if same else f"it was trained on data in {old_root}, and does not tell which files these were"
-    if before["images"] != now["images"]:
-        return f"its training images were others (then in {old_root}, now in {root})"
-    return None if before["all"] == now["all"] else "the label maps of its training images have changed since"
+def comparable(experiment: Experiment) -> dict[str, Any]:
+    """What decides, beside the provenance, whether two runs are the same: the provenance knows the start by its content."""
+    return {key: value for key, value in experiment.to_record().items() if key not in (*EVALUATION, "start_from")}
 
 
 def newest_run(runs_dir: str | Path | None = None) -> Path:
@@ -737,11 +674,8 @@ def _own_data(run: Run, trained: Experiment) -> bool:
     """Whether the run was trained on the training split that its experiment names now, wherever that lies."""
     if run.experiment.dataset != trained.dataset:
         return False
-    same_folder = user_path(run.experiment.data_root).resolve() == user_path(trained.data_root).resolve()
-    if run.data is None:  # a checkpoint of version 0.1.0
-        return same_folder
     try:
         training = open_training_set(run.experiment)
     except StegoError:  # the training split may be missing here
-        return same_folder
-    return content_id(training, run.folder.parent / "features", labels=False) == run.data["images"]
+        return user_path(run.experiment.data_root).resolve() == user_path(trained.data_root).resolve()
+    return fingerprints_of(training, run.folder.parent)["images"] == run.provenance.images

@@ -16,19 +16,18 @@ from .datasets.findings import show_findings
 from .experiment import Experiment
 from .features.opening import open_features
 from .features.shared import shared
-from .features.source import Source
 from .features.store import Features
 from .loss import stego_loss
 from .model import Stego
 from .official.terms import optional_losses, optional_weights
 from .probes import fit_probes
+from .provenance import Provenance
 from .run import (
     Run,
     build_model,
     copy_weights,
-    data_ids,
-    feature_store_of,
     find_run,
+    fingerprints_of,
     load_run,
     new_folder,
     read_checkpoint,
@@ -95,29 +94,25 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
         model = build_model(experiment, backbone.dim, len(dataset.classes)).to(backbone.device)
         if not dataset.has_labels:
             model.linear_probe.forget()
-        if experiment.start_from is not None:
-            copy_weights(load_run(experiment.start_from), model)
+        start = None if experiment.start_from is None else copy_weights(load_run(experiment.start_from), model)
     if devices.first():
         show_findings(dataset, runs_dir / "features")
-    root, source = (
-        runs_dir / "features",
-        Source(dataset, backbone, experiment.train_size, False, experiment.official.published),
-    )
-    data = devices.once(lambda: data_ids(dataset, runs_dir))
-    found = devices.once(lambda: find_run(runs_dir, experiment, backbone, data) if resume else None)
-    store = devices.once(lambda: feature_store_of(experiment, found, source, root))
     features = open_features(
-        dataset, backbone, experiment.train_size, root, store, published=experiment.official.published
-    )
+        dataset, backbone, experiment.train_size, runs_dir / "features", experiment.feature_store,
+        published=experiment.official.published,
+    )  # fmt: skip
     features.keep_on(backbone.device)
     features = shared(features)
-    if experiment.official.subtract_mean and experiment.start_from is None:
+    fingerprints = devices.once(lambda: fingerprints_of(dataset, runs_dir))
+    provenance = Provenance.of(backbone, features.kind, fingerprints, start)
+    found = devices.once(lambda: find_run(runs_dir, experiment, provenance) if resume else None)
+    if experiment.official.subtract_mean and start is None:
         model.feature_mean.copy_(features.mean.view(1, -1, 1, 1))
     refuse_too_many_clusters(model, features)
     neighbors = devices.once(lambda: find_neighbors(features, model, experiment))
     folder = found or devices.once(lambda: new_folder(runs_dir, experiment))
     run = Run(folder, experiment, dataset.classes, model, backbone)
-    run.feature_store, run.data = features.kind, data
+    run.provenance = provenance
     trainer = method(run, features, neighbors)
     busy = f"{run.folder} is being trained by another process; wait for it, or train without resume"
     with locked(run.folder / ".lock", busy, wait=False) if devices.first() else nullcontext():

@@ -130,7 +130,7 @@ def study(run: Run, counts: Sequence[int] = COUNTS) -> dict[str, Any]:
     experiment, model = run.experiment, run.model.eval()
     training, held_out = open_training_set(experiment), open_dataset(experiment.dataset, experiment.data_root, "val")
     root = run.folder.parent / "features"
-    store = open_features(training, run.backbone, experiment.train_size, root, run.feature_store)
+    store = open_features(training, run.backbone, experiment.train_size, root, run.provenance.store)
     codes, _ = sample_codes(model, store, experiment.seed)
     images = torch.arange(len(codes)) // (len(codes) // len(store))
     chosen = torch.randperm(len(codes), generator=torch.Generator().manual_seed(experiment.seed))[:POINTS]

@@ -3,16 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from stego_lib.backbone import Backbone, fit_sizes
-from stego_lib.batches import fit_to_data
-from stego_lib.datasets import open_training_set
 from stego_lib.evaluation import evaluate
-from stego_lib.experiment import MACHINE, Experiment
-from stego_lib.run import data_ids, find_run
+from stego_lib.experiment import Experiment
+from stego_lib.run import Run
 from stego_lib.training import train
 from stego_lib.utils.errors import StegoError
 from stego_lib.utils.files import write_json
-from stego_lib.utils.paths import runs_root, user_path
+from stego_lib.utils.paths import user_path
 
 from .results import read_record
 
@@ -46,32 +43,20 @@ def run_seeds(
     """
     found = []
     for one in [experiment.but(seed=seed) for seed in seeds]:  # an invalid seed raises before any work
-        record = finished_record(one, runs_dir, split) if resume else None
+        run = train(one, runs_dir=runs_dir, resume=resume)
+        record = finished_record(run, split) if resume else None
         if record is None:
-            run = train(one, runs_dir=runs_dir, resume=resume)
             record = evaluate(run, split)
         write_json(user_path(records) / f"{one.name}.json", record)
         found.append(record)
     return found
 
 
-def finished_record(
-    experiment: Experiment, runs_dir: str | Path | None = None, split: str = "val"
-) -> dict[str, Any] | None:
-    """The run record on `split` of the newest run of exactly this experiment, or None if it is not trained and scored."""
-    where = user_path(runs_dir, runs_root())
-    dataset = open_training_set(experiment)
-    backbone = Backbone.of(experiment)
-    experiment = fit_sizes(fit_to_data(experiment, dataset), backbone.geometry, quiet=True)
-    folder = find_run(where, experiment, backbone, data_ids(dataset, where), quiet=True)  # training shows the notices
-    path = folder and folder / ("metrics.json" if split == "val" else f"metrics-{split}.json")
-    if path is None or not path.exists():
+def finished_record(run: Run, split: str = "val") -> dict[str, Any] | None:
+    """The run record of a finished run on `split`, or None if it is not scored with these settings."""
+    path = run.folder / ("metrics.json" if split == "val" else f"metrics-{split}.json")
+    if not path.exists():
         return None
     record = read_record(path)
-    if not record["scores"]:
-        return None
-    theirs, ours = (
-        {key: value for key, value in values.items() if key not in (*MACHINE, "backbone")}
-        for values in (record["experiment"], experiment.to_record())
-    )
-    return record if (record["step"], record["split"], theirs) == (experiment.steps, split, ours) else None
+    same = (record["step"], record["experiment"]) == (run.experiment.steps, run.experiment.to_record())
+    return record if same and record["scores"] else None

@@ -73,7 +73,7 @@ class Study:
         """The run record of a variant with a seed, or None."""
         found = self._records.get(_key_of(variant, seed))
         current = current_weights(variant.experiment.backbone)
-        if found is None or not found["scores"] or (current and found.get("backbone_weights") != current):
+        if found is None or not found["scores"] or (current and _weights_of(found) != current):
             return None
         return found
 
@@ -132,6 +132,10 @@ class Study:
 
     def _keep(self, record: dict[str, Any]) -> None:
         self._records[_key(record["experiment"], record.get("fixed_head"))] = record
+
+
+def _weights_of(record: dict[str, Any]) -> str | None:
+    return record.get("provenance", {}).get("weights") or record.get("backbone_weights")
 
 
 @cache
