@@ -17,7 +17,7 @@ import torch
 from stego_lib import Backbone, open_dataset, train
 from stego_lib.batches import find_neighbors
 from stego_lib.experiment import PRESETS
-from stego_lib.features.opening import open_store
+from stego_lib.features import open_features
 from stego_lib.run import build_model
 
 from .limits import flops, throughput
@@ -39,8 +39,8 @@ def full_recipe(settings: Settings) -> dict[str, Any]:
         dataset="folder", backbone=str(settings.network(network)), precision="auto", eval_size=recipe["train_size"],
     ))  # fmt: skip
     backbone, dataset = Backbone.of(experiment), open_dataset("folder", drawn, "train")
-    extraction_s = seconds_of(lambda: open_store(dataset, backbone, experiment.train_size, runs_dir / "features"))
-    store = open_store(dataset, backbone, experiment.train_size, runs_dir / "features")
+    extraction_s = seconds_of(lambda: open_features(dataset, backbone, experiment.train_size, runs_dir / "features"))
+    store = open_features(dataset, backbone, experiment.train_size, runs_dir / "features")
     model = build_model(experiment, backbone.dim, N_CLASSES)
     neighbors_s = seconds_of(lambda: find_neighbors(store, model, experiment))
     if backbone.device.type == "cuda":

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from stego_book.pretraining import STREETS, DenseContrast, PretrainRecipe, build_network
 from stego_lib import Backbone, Experiment, open_dataset
 from stego_lib.batches import Batch, draw_batch, find_neighbors
+from stego_lib.features import open_features
 from stego_lib.features.compact import CompactFeatures, correspondence_error
-from stego_lib.features.opening import open_features, open_store
 from stego_lib.features.store import Features, FeatureStore
 from stego_lib.loss import published_permutation, random_coords
 from stego_lib.model import Stego
@@ -42,7 +42,7 @@ def step(settings: Settings) -> dict[str, Any]:
     backbone = Backbone.of(experiment)
     model = build_model(experiment, backbone.dim, N_CLASSES)
     dataset = open_dataset("folder", folder, "train")
-    store = open_store(
+    store = open_features(
         dataset, RandomFeatures(experiment.backbone, precision="float32"), experiment.train_size, folder / "stores"
     )
     neighbors = find_neighbors(store, model, experiment)
@@ -198,7 +198,7 @@ def probes(settings: Settings) -> dict[str, Any]:
     """What both probes cost: fitted once after training, against the difference that they make to a step, batch 16."""
     experiment, folder = _data(settings, settings.choose(200, 8))
     network = RandomFeatures(experiment.backbone, precision="float32")
-    store = open_store(open_dataset("folder", folder, "train"), network, experiment.train_size, folder / "stores")
+    store = open_features(open_dataset("folder", folder, "train"), network, experiment.train_size, folder / "stores")
     model = build_model(experiment, network.dim, N_CLASSES)
     neighbors = find_neighbors(store, model, experiment)
     ways = {way: training_steps(experiment.but(probes=way), store, neighbors, network) for way in ("joint", "after")}
@@ -216,8 +216,8 @@ def recipe(settings: Settings) -> dict[str, Any]:
     experiment, folder = _data(settings, measured)
     experiment = experiment.but(batch_size=settings.choose(32, 4), code_dim=100, centering=False, precision="auto")
     backbone, dataset = Backbone.of(experiment), open_dataset("folder", folder, "train")
-    extraction_s = seconds_of(lambda: open_store(dataset, backbone, experiment.train_size, folder / "stores"))
-    store = open_store(dataset, backbone, experiment.train_size, folder / "stores")
+    extraction_s = seconds_of(lambda: open_features(dataset, backbone, experiment.train_size, folder / "stores"))
+    store = open_features(dataset, backbone, experiment.train_size, folder / "stores")
     model = build_model(experiment, backbone.dim, N_CLASSES)
     pooled = torch.randn(settings.choose(crops, 200), backbone.dim)
     neighbors_s = seconds_of(lambda: nearest_neighbors(pooled, experiment.neighbors))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from .features.store import Features
+from .features import Features
 from .probes import SAMPLES, kmeans, multinomial_regression, sample_cells
 from .utils.progress import stage
 

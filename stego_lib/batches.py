@@ -11,8 +11,8 @@ from torch import Tensor
 from .backbone import Backbone
 from .datasets import SegmentationDataset
 from .experiment import Experiment
+from .features import Features
 from .features.pooled import Pooled
-from .features.store import Features
 from .loss import negative_permutation, published_permutation, random_coords
 from .model import Stego
 from .neighbors import nearest_neighbors

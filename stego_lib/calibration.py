@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .experiment import Experiment
-from .features.store import Features
+from .features import Features
 from .loss import center, correspondence, negative_permutation, published_permutation, random_coords, sample
 from .utils.progress import progress
 

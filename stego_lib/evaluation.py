@@ -15,9 +15,8 @@ from .baselines import LinearScorer, kmeans_on_colors, kmeans_on_components, kme
 from .datasets import SegmentationDataset, open_split, open_training_set
 from .datasets.findings import show_findings
 from .datasets.transforms import Size
-from .features.opening import open_features
+from .features import Features, open_features
 from .features.source import content_id
-from .features.store import Features
 from .loss import upsample
 from .metrics import confusion, identity, match, published_map, scores
 from .model import Stego

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from .features.store import Features
+from .features import Features
 from .loss import interpolation, upsample
 from .model import ALPHA, Stego
 from .utils.progress import progress, stage

@@ -21,8 +21,8 @@ from .datasets.images import ImageLike, as_tensor
 from .datasets.transforms import resize_image
 from .experiment import EVALUATION, MACHINE, Experiment
 from .export.onnx_file import export_onnx
+from .features import Features
 from .features.source import content_id
-from .features.store import Features
 from .model import Stego
 from .networks.checkpoint import read_published
 from .probes import most_similar

@@ -14,9 +14,8 @@ from .calibration import calibrate
 from .datasets import open_training_set
 from .datasets.findings import show_findings
 from .experiment import Experiment
-from .features.opening import open_features
+from .features import Features, open_features
 from .features.shared import shared
-from .features.store import Features
 from .loss import stego_loss
 from .model import Stego
 from .official.terms import optional_losses, optional_weights

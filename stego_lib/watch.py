@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .experiment import Experiment
-from .features.store import Features
+from .features import Features
 from .model import Stego
 from .utils.files import read_json, write_json
 from .utils.notices import notice

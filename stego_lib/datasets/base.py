@@ -1,8 +1,12 @@
 """What a dataset is: images, label maps where there are any, and what the labels mean."""
 
+import hashlib
+import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -23,6 +27,18 @@ VOID = 255
 """How label maps of one's own store it."""
 READING = 2
 """To be raised whenever the same file gives other pixels or labels than before."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """An image, its label map, and the SHA-256 of their files."""
+
+    image: Tensor
+    """uint8 (3, H, W)."""
+    label: Tensor | None
+    """int64 (H, W) with ids into the classes and `IGNORED`."""
+    image_sha256: str
+    label_sha256: str | None
 
 
 class SegmentationDataset(Sequence):
@@ -55,17 +71,26 @@ class SegmentationDataset(Sequence):
         return self.classes.rules
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]  # no slices
-        read = self.read(index)
-        return TF.pil_to_tensor(read.rgb), self.meaning(self.stored(index), index, read)
+        sample = self.sample(index)
+        return sample.image, sample.label
+
+    def sample(self, index: int) -> Sample:
+        """Image and label map `index` with the digests of their files, each of which is read once."""
+        image_file, image_sha256 = _open_hashed(self.images[index])
+        label_path = self.labels[index]
+        label_file, label_sha256 = (None, None) if label_path is None else _open_hashed(label_path)
+        read = self.read(index, image_file)
+        label = self.meaning(self.stored(index, label_file), index, read)
+        return Sample(TF.pil_to_tensor(read.rgb), label, image_sha256, label_sha256)
 
     @property
     def has_labels(self) -> bool:
         """Whether every image has a label map."""
         return all(path is not None for path in self.labels)
 
-    def read(self, index: int) -> StoredImage:
-        """Image `index` and what its file says of itself."""
-        return read_image(self.images[index], self.rules)
+    def read(self, index: int, file: BinaryIO | None = None) -> StoredImage:
+        """Image `index` and what its file says of itself. file: the file, if it is open already."""
+        return read_image(file or self.images[index], self.rules)
 
     def image(self, index: int) -> Tensor:
         """Image `index`, uint8 (3, H, W), turned upright as its EXIF data say unless `rules` say otherwise."""
@@ -75,12 +100,12 @@ class SegmentationDataset(Sequence):
         """Label map `index`, int64 (H, W), or None. Transparent pixels of its image are ignored."""
         return self.meaning(self.stored(index), index)
 
-    def stored(self, index: int) -> np.ndarray | None:
-        """The ids of label map `index` as they are stored, int64 (H, W), or None."""
+    def stored(self, index: int, file: BinaryIO | None = None) -> np.ndarray | None:
+        """The ids of label map `index` as they are stored, int64 (H, W), or None. file: the file, if it is open already."""
         path = self.labels[index]
         if path is None:
             return None
-        stored = self.read_label(path)
+        stored = self.read_label(file or path)
         if stored.ndim != 2:
             raise StegoError(
                 f"label map {path} has shape {stored.shape}; it must hold one class id per pixel (8-bit gray or palette PNG)"
@@ -119,10 +144,11 @@ class SegmentationDataset(Sequence):
             'stored pixels, write "exif": "ignore" into classes.json, else turn this label map'
         )
 
-    def read_label(self, path: Path) -> np.ndarray:
-        """The ids as stored, (H, W), of a label map file; StegoError names a file that is broken."""
+    def read_label(self, source: Path | BinaryIO) -> np.ndarray:
+        """The ids as stored, (H, W), of a label map file, closed or open; StegoError names a file that is broken."""
+        path = getattr(source, "name", source) if not isinstance(source, Path) else source
         try:
-            with Image.open(path, formats=FORMATS) as file:
+            with Image.open(source, formats=FORMATS) as file:
                 if file.format == "JPEG":  # whatever its name says
                     raise StegoError(
                         f"label map {path} is a JPEG, which changes ids at edges; export the labels anew as PNG"
@@ -171,6 +197,10 @@ class SegmentationDataset(Sequence):
             [(str(p), (s := state_of(p)).st_size, s.st_mtime_ns) for p in self._files(labels)],
         ]
 
+    def settings(self, *, labels: bool) -> list:
+        """Name and split, and what decides beside the content of the files which pixels, or labels, are read from them."""
+        return self._about(labels)
+
     def _about(self, labels: bool) -> list:
         """Name and split, how images are read, and what decides beside the files which ids are ignored."""
         labels = labels and self.has_labels
@@ -179,3 +209,14 @@ class SegmentationDataset(Sequence):
 
     def _files(self, labels: bool) -> list[Path]:
         return [path for path in [*self.images, *(self.labels if labels else ())] if path is not None]
+
+
+def _open_hashed(path: Path) -> tuple[BinaryIO, str]:
+    """A file's bytes as an open file, named like it, and their SHA-256. StegoError for a file that cannot be read."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StegoError(f"{path} cannot be read ({error.strerror}). Replace or remove the file.") from error
+    file = io.BytesIO(content)
+    file.name = str(path)
+    return file, hashlib.sha256(content).hexdigest()

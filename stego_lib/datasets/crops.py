@@ -6,6 +6,7 @@ writes them as the published code does.
 
 import threading
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..utils.errors import StegoError
 from ..utils.files import atomic, fingerprint, read_json, write_json
 from ..utils.paths import user_path
 from ..utils.progress import progress
-from .base import SegmentationDataset
+from .base import Sample, SegmentationDataset
 
 RATIO = 0.5
 """Height and width of a crop relative to the image."""
@@ -51,9 +52,10 @@ class Crops(SegmentationDataset, ABC):
     def has_labels(self) -> bool:
         return self.whole.has_labels
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]  # no slices
-        image, label = self._whole("both", index // COUNT)
-        return self.cut_like(image, index), None if label is None else self.cut_like(label, index)
+    def sample(self, index: int) -> Sample:
+        whole = self._whole("sample", index // COUNT)
+        label = None if whole.label is None else self.cut_like(whole.label, index)
+        return replace(whole, image=self.cut_like(whole.image, index), label=label)
 
     def image(self, index: int) -> Tensor:
         return self.cut_like(self._whole("image", index // COUNT), index)
@@ -63,10 +65,9 @@ class Crops(SegmentationDataset, ABC):
         return None if label is None else self.cut_like(label, index)
 
     def _whole(self, what: str, number: int) -> Any:
-        """Image `number` of the whole dataset, its label map, or both; each thread keeps the last for its other crops."""
+        """`what` (sample, image or label) of image `number` of the whole dataset; each thread keeps the last for its other crops."""
         if getattr(self._last, "key", None) != (what, number):
-            read = {"both": self.whole.__getitem__, "image": self.whole.image, "label": self.whole.label}[what]
-            self._last.found, self._last.key = read(number), (what, number)
+            self._last.found, self._last.key = getattr(self.whole, what)(number), (what, number)
         return self._last.found
 
     @abstractmethod
@@ -76,6 +77,9 @@ class Crops(SegmentationDataset, ABC):
     @abstractmethod
     def cut(self) -> list:
         """How images are cropped, for `identity`."""
+
+    def settings(self, *, labels: bool) -> list:
+        return [*self.whole.settings(labels=labels), *self.cut()]
 
     def identity(self, *, labels: bool = True) -> list:
         return [*self.whole.identity(labels=labels), *self.cut()]

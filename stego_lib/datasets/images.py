@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import BinaryIO, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -50,13 +50,13 @@ class StoredImage:
     """Whether the file holds further images, see `several`."""
 
 
-def read_image(path: Path, rules: Rules = DEFAULT) -> StoredImage:
+def read_image(source: Path | BinaryIO, rules: Rules = DEFAULT) -> StoredImage:
     """Reads an image file.
 
     Parameters
     ----------
-    path
-        Any file that Pillow reads in one of `formats.FORMATS`; of an animated one the first frame.
+    source
+        Path, or an open file with a name. Any file that Pillow reads in one of `formats.FORMATS`; of an animated one the first frame.
     rules
         How images of more than 8 bits per channel and EXIF orientations are read.
 
@@ -65,8 +65,9 @@ def read_image(path: Path, rules: Rules = DEFAULT) -> StoredImage:
     StegoError
         Names a file that is broken, above Pillow's limit of about 179 megapixels, or whose values have no known range.
     """
+    path = source if isinstance(source, Path) else Path(source.name)
     try:
-        with Image.open(path, formats=formats_of(path)) as file:
+        with Image.open(source, formats=formats_of(path)) as file:
             depth, tags = depth_of(file), getattr(file, "tag_v2", {})
             orientation, paged = file.getexif().get(Base.Orientation, 1), several(file)
             covered = _mask_page(file, rules)

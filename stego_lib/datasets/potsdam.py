@@ -1,6 +1,7 @@
 """Potsdam-3: aerial images with three classes, as published (.mat files) or cut from the raw ISPRS tiles."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import scipy.io
@@ -46,10 +47,10 @@ class Potsdam(SegmentationDataset):
         """Whether the label map exists."""
         return any(path is not None for path in self.labels)
 
-    def stored(self, index: int) -> np.ndarray | None:
+    def stored(self, index: int, file: BinaryIO | None = None) -> np.ndarray | None:
         if self.labels[index] is None and self.has_labels:
             return np.full(self.read(index).rgb.size[::-1], UNLABELED)
-        return super().stored(index)
+        return super().stored(index, file)
 
     def doubts(self, ids: np.ndarray) -> list[Finding]:
         tiles = {path.parent.parent for path in self.images if path.suffix == ".png"}
@@ -72,8 +73,8 @@ class Potsdam(SegmentationDataset):
 class PotsdamPatches(Potsdam):
     """The published patches: images and label maps in MATLAB files."""
 
-    def read(self, index: int) -> StoredImage:
-        stored = read_mat(self.images[index], "img")
+    def read(self, index: int, file: BinaryIO | None = None) -> StoredImage:
+        stored = read_mat(file or self.images[index], "img")
         if stored.ndim != 3 or stored.shape[2] < 3 or stored.dtype != np.uint8:
             raise StegoError(
                 f"{self.images[index]}: 'img' is {stored.dtype} {stored.shape}, not uint8 (height, width, 3 or 4)"
@@ -81,8 +82,8 @@ class PotsdamPatches(Potsdam):
         rgb = Image.fromarray(np.ascontiguousarray(stored[..., :3]))  # the fourth is infrared
         return StoredImage(rgb, None, 1, None, "", False)
 
-    def read_label(self, path: Path) -> np.ndarray:
-        return read_mat(path, "gt")
+    def read_label(self, source: Path | BinaryIO) -> np.ndarray:
+        return read_mat(source, "gt")
 
 
 def open_potsdam3(root: str | Path, split: str) -> Potsdam:
@@ -119,9 +120,10 @@ def open_potsdam3(root: str | Path, split: str) -> Potsdam:
     return PotsdamPatches("potsdam3", split, CLASSES, images, labels)
 
 
-def read_mat(path: Path, name: str) -> np.ndarray:
+def read_mat(source: Path | BinaryIO, name: str) -> np.ndarray:
     """The array `name` of a MATLAB file (version 7 or older; no code is run); StegoError names a file that is broken."""
+    path = source if isinstance(source, Path) else source.name
     try:
-        return scipy.io.loadmat(path, variable_names=[name])[name]
+        return scipy.io.loadmat(source, variable_names=[name])[name]
     except Exception as error:  # the reader of this old format raises whatever it stumbles over
         raise StegoError(f"{path} cannot be read as a MATLAB file that holds {name!r} ({error}); replace it") from error

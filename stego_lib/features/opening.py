@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from ..backbone import Backbone
 from ..datasets import SegmentationDataset
 from ..datasets.transforms import Size
@@ -10,11 +12,8 @@ from ..utils.paths import user_path
 from .compact import CompactFeatures
 from .extraction import ensure
 from .online import OnlineFeatures
-from .source import Source
+from .source import Source, content_id
 from .store import Features, FeatureStore
-
-DISK_SHARE = 0.8
-"""Part of the free disk up to which feature_store="auto" makes a store."""
 
 
 def open_features(
@@ -22,7 +21,7 @@ def open_features(
     backbone: Backbone,
     size: Size,
     root: str | Path,
-    feature_store: str = "full",
+    store: str = "full",
     *,
     mirror: bool = False,
     published: bool = False,
@@ -36,13 +35,12 @@ def open_features(
     root
         Folder of stores. A store's name is a fingerprint of files, size, resampling, weights and precision, so a stale
         store is never used; checksums reveal a damaged one, which is computed again.
-    feature_store
-        'full'; 'compact', on the principal components of a `compact.CompactFeatures`; 'online'; or 'auto': the first of these
-        that exists or fits into `DISK_SHARE` of the free disk, with a notice if it is not 'full'.
+    store
+        'full'; 'compact', on the principal components of a `compact.CompactFeatures`; or 'online'.
     mirror
         Features of the horizontally flipped images; labels and images stay as they are.
     published
-        Resize images as the published code does, see `resize_image`. 'auto' then takes no compact store.
+        Resize images as the published code does, see `resize_image`.
 
     Raises
     ------
@@ -57,13 +55,28 @@ def open_features(
     torch.Size([2, 192, 16, 16])
     """
     source = Source(dataset, backbone, size, mirror, published)
-    if feature_store == "compact":
+    features = _open(source, root, store)
+    features.fingerprints = {"images": content_id(dataset, root, labels=False), "labels": None}
+    features.class_pixels = None
+    if features.has_labels:
+        features.fingerprints["labels"] = content_id(dataset, root)
+        counts = torch.zeros(features.n_classes, dtype=torch.int64)
+        for rows in torch.arange(len(features)).split(16):
+            labels = features.label_rows(rows)
+            counts += torch.bincount(labels[labels >= 0], minlength=features.n_classes)
+        features.class_pixels = counts.tolist()
+    return features
+
+
+def _open(source: Source, root: str | Path, store: str) -> Features:
+    published = source.published
+    if store == "compact":
         if published:
             raise StegoError(
                 "published=True stands for published numbers, which a compact store changes: feature_store='full' or 'online'"
             )
         return CompactFeatures(source, user_path(root))
-    if feature_store == "online":
+    if store == "online":
         return OnlineFeatures(source, root)
     return _open_store(source, root)
 

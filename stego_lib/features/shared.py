@@ -19,6 +19,7 @@ class SharedFeatures(Features):
         self._features, self.kind = features, features.kind
         self.name, self.shape, self.image_size = features.name, features.shape, features.image_size
         self.has_labels, self.n_classes = features.has_labels, features.n_classes
+        self.fingerprints, self.class_pixels = features.fingerprints, features.class_pixels
 
     def pooled_rows(self, rows: slice | Tensor) -> Tensor:
         return self._features.pooled_rows(rows)

@@ -33,6 +33,10 @@ class Features(ABC):
     """(H, W) of images and label maps."""
     has_labels: bool
     n_classes: int
+    fingerprints: dict[str, str | None]
+    """Of the content of the split's images ("images") and label maps ("labels", None without), wherever the files lie."""
+    class_pixels: list[int] | None
+    """Pixels of each class in the label maps at this size; None without labels."""
     pooled_folder: Path
     """Where the file of pooled features lies."""
     kind: Literal["full", "compact", "online"] = "online"

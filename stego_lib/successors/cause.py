@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..batches import seeded
 from ..experiment import Experiment
-from ..features.store import Features
+from ..features import Features
 from ..model import ClusterProbe, LinearProbe
 from ..run import Run
 from ..utils.errors import StegoError

@@ -26,7 +26,7 @@ from ..datasets.crops import COUNT, Crops
 from ..datasets.formats import BROKEN, FORMATS
 from ..datasets.transforms import resize_image
 from ..experiment import Experiment
-from ..features.store import Features
+from ..features import Features
 from ..loss import correspondence, pair_loss, sample, stego_loss
 from ..run import Run
 from ..utils.errors import StegoError

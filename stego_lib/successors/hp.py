@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..batches import seeded
-from ..features.store import Features
+from ..features import Features
 from ..run import Run
 from ..utils.errors import StegoError
 from ..utils.notices import notice

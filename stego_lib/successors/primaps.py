@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .. import crf
 from ..datasets import open_training_set
 from ..experiment import Experiment
-from ..features.store import Features
+from ..features import Features
 from ..loss import upsample
 from ..probes import sample_codes
 from ..run import Run, load_run

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..features.store import Features
+from ..features import Features
 from ..loss import center, correspondence, negative_permutation
 from ..run import Run
 from .base import Successor

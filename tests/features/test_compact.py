@@ -13,9 +13,8 @@ from torch.testing import assert_close
 from stego_lib import StegoError, evaluate, train
 from stego_lib.backbone import Backbone
 from stego_lib.datasets import open_training_set
-from stego_lib.features import compact
+from stego_lib.features import compact, open_features
 from stego_lib.features.compact import CompactFeatures, Components, correspondence_error, fit_components
-from stego_lib.features.opening import open_features
 from stego_lib.features.store import FeatureStore
 from stego_lib.utils.files import read_json
 from stego_lib.utils.notices import Notice

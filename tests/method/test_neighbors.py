@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from stego_lib import Backbone, open_dataset
 from stego_lib.batches import find_neighbors
 from stego_lib.datasets.scenes import draw_scenes
-from stego_lib.features.opening import open_features
+from stego_lib.features import open_features
 from stego_lib.features.pooled import Pooled
 from stego_lib.features.store import Features, FeatureStore
 from stego_lib.neighbors import nearest_neighbors

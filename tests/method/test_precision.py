@@ -7,7 +7,7 @@ from common import few_samples, tiny_experiment
 from stego_lib import Backbone, open_dataset, train, training
 from stego_lib.backbone import choose_precision
 from stego_lib.batches import draw_batch, find_neighbors
-from stego_lib.features.opening import open_features
+from stego_lib.features import open_features
 from stego_lib.run import build_model
 
 

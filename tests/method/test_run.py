@@ -31,7 +31,7 @@ from stego_lib.baselines import LinearScorer, kmeans_on_colors, kmeans_on_featur
 from stego_lib.batches import draw_batch
 from stego_lib.calibration import measure_correspondences, resolve_shifts
 from stego_lib.datasets import RandomCrop, open_training_set
-from stego_lib.features.opening import open_store
+from stego_lib.features import open_features
 from stego_lib.features.store import FeatureStore
 from stego_lib.loss import upsample
 from stego_lib.metrics import confusion, match, scores
@@ -91,7 +91,7 @@ def same_weights(a: Run, b: Run) -> bool:
 
 def store_of(run: Run, split: str, **options) -> FeatureStore:
     dataset = open_dataset(run.experiment.dataset, run.experiment.data_root, split)
-    return open_store(dataset, run.backbone, run.experiment.eval_size, run.folder.parent / "features", **options)
+    return open_features(dataset, run.backbone, run.experiment.eval_size, run.folder.parent / "features", **options)
 
 
 # ---------------------------------------------------------------------------------------------- training

@@ -23,8 +23,7 @@ from stego_lib import (
 from stego_lib import run as running
 from stego_lib.backbone import Backbone
 from stego_lib.datasets import open_split, open_training_set
-from stego_lib.features import source
-from stego_lib.features.opening import open_store
+from stego_lib.features import open_features, source
 from stego_lib.loss import negative_permutation, published_permutation
 from stego_lib.metrics import published_map
 from stego_lib.model import Stego
@@ -52,7 +51,7 @@ def backbone(experiment) -> Backbone:
 
 @pytest.fixture(scope="module")
 def store(experiment, backbone, tmp_path_factory):
-    return open_store(open_training_set(experiment), backbone, 64, tmp_path_factory.mktemp("features"))
+    return open_features(open_training_set(experiment), backbone, 64, tmp_path_factory.mktemp("features"))
 
 
 def model_and_batch(store, backbone, experiment, step: int = 0):

@@ -48,7 +48,9 @@ def folder_of(path: Path) -> str:
 FOLDERS: dict[str, set[str]] = {}
 """Folders and files of the root -> those that they import."""
 for importer, others in IMPORTS.items():
-    FOLDERS.setdefault(folder_of(importer), set()).update({folder_of(other) for other in others} - {folder_of(importer)})
+    FOLDERS.setdefault(folder_of(importer), set()).update(
+        {folder_of(other) for other in others} - {folder_of(importer)}
+    )
 
 
 @pytest.mark.parametrize("graph", [FOLDERS, IMPORTS], ids=["folders", "files"])

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from stego_book.studies.fixed_heads import FIXED_HEADS, fixed_head
 from stego_lib import Backbone, StegoError, baselines, open_dataset
 from stego_lib.evaluation import evaluate, probe_confusion
-from stego_lib.features.opening import open_store
+from stego_lib.features import open_features
 from stego_lib.training import train
 
 
@@ -23,7 +23,7 @@ def experiment(scenes_root, backbone_file):
 @pytest.fixture(scope="module")
 def store(experiment, tmp_path_factory):
     dataset = open_dataset(experiment.dataset, experiment.data_root, "train")
-    return open_store(dataset, Backbone.of(experiment), 64, tmp_path_factory.mktemp("features"))
+    return open_features(dataset, Backbone.of(experiment), 64, tmp_path_factory.mktemp("features"))
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ def test_the_short_way_to_the_confusion_matrix_is_the_long_one(experiment, tmp_p
     run = train(experiment.but(mirror=True), runs_dir=tmp_path)
     record = evaluate(run, baselines=False)
     dataset = open_dataset("scenes", experiment.data_root, "val")
-    plain = open_store(dataset, run.backbone, 64, tmp_path / "features")
-    mirrored = open_store(dataset, run.backbone, 64, tmp_path / "features", mirror=True)
+    plain = open_features(dataset, run.backbone, 64, tmp_path / "features")
+    mirrored = open_features(dataset, run.backbone, 64, tmp_path / "features", mirror=True)
     table = probe_confusion(run.model, plain, mirrored)
     assert table.sum() == 6 * 64 * 64
     assert np.abs(table.numpy() - np.array(record["confusion"])).sum() <= 6, "equal but for ties within rounding"

@@ -10,8 +10,8 @@ from stego_book.studies import quality
 from stego_lib import Backbone, Experiment, train
 from stego_lib.datasets import open_training_set
 from stego_lib.experiment import MACHINE
+from stego_lib.features import open_features
 from stego_lib.features.online import OnlineFeatures
-from stego_lib.features.opening import open_features
 from stego_lib.features.source import Source
 from stego_lib.utils.files import write_json
 

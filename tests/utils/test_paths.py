@@ -14,7 +14,7 @@ from stego_book.studies.seeds import run_seeds
 from stego_book.studies.study import Study
 from stego_lib import StegoError, evaluate, load_run, open_dataset, train
 from stego_lib.backbone import Backbone
-from stego_lib.features.opening import open_store
+from stego_lib.features import open_features
 from stego_lib.run import newest_run
 from stego_lib.segment import segment_folder
 from stego_lib.utils.files import read_json, write_json
@@ -52,7 +52,7 @@ def test_the_home_folder_at_every_door(home, monkeypatch, tmp_path):
     write_json("~/one.json", record(0))
     assert read_json("~/one.json")["step"] == 5
     assert Study([], [], "~/records").folder == home / "records"
-    store = open_store(open_dataset("scenes", "~/data", "val"), Backbone.of(experiment), 64, "~/runs/features")
+    store = open_features(open_dataset("scenes", "~/data", "val"), Backbone.of(experiment), 64, "~/runs/features")
     assert store.folder.is_relative_to(home)
     figure = plots.curves(run.log)
     assert save(figure, "~/figures", "curves").is_relative_to(home)

@@ -21,7 +21,7 @@ from torch import Tensor
 from stego_lib.backbone import preset_here
 from stego_lib.datasets import open_dataset, open_training_set
 from stego_lib.evaluation import open_scored
-from stego_lib.features.opening import open_features
+from stego_lib.features import open_features
 from stego_lib.metrics import confusion, majority, match, scores
 from stego_lib.probes import sample_cells, sample_codes
 from stego_lib.run import Run

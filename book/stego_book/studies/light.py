@@ -20,8 +20,7 @@ from stego_lib.batches import find_neighbors, fit_to_data
 from stego_lib.datasets import open_split, open_training_set
 from stego_lib.evaluation import Scored, probe_confusion
 from stego_lib.experiment import Experiment
-from stego_lib.features.opening import open_features
-from stego_lib.features.store import Features
+from stego_lib.features import Features, open_features
 from stego_lib.loss import upsample
 from stego_lib.metrics import confusion, identity, match, scores
 from stego_lib.model import Stego
@@ -51,6 +50,7 @@ class Lightened(Features):
         self._features, self.amount, self._mean = features, amount, features.mean if mean is None else mean
         self.name, self.shape, self.image_size = features.name, features.shape, features.image_size
         self.has_labels, self.n_classes = features.has_labels, features.n_classes
+        self.fingerprints, self.class_pixels = features.fingerprints, features.class_pixels
         self.kind = features.kind
 
     def pooled_rows(self, rows: slice | Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def run_light(experiment: Experiment, amount: float, runs_dir: str | Path | None
     training_set, held_out = open_training_set(experiment), open_split(experiment, "val")
     backbone = Backbone.of(experiment)
     experiment = fit_sizes(fit_to_data(experiment, training_set), backbone.geometry)
-    stored = partial(open_features, backbone=backbone, root=root / "features", feature_store=experiment.feature_store)
+    stored = partial(open_features, backbone=backbone, root=root / "features", store=experiment.feature_store)
     raw = stored(training_set, size=experiment.train_size)
     training = Lightened(raw, amount)
     model = build_model(experiment, backbone.dim, len(training_set.classes)).to(backbone.device)

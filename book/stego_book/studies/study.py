@@ -15,7 +15,7 @@ from stego_lib.calibration import AUTO
 from stego_lib.datasets import open_dataset, open_split, open_training_set
 from stego_lib.evaluation import evaluate, probe_confusion
 from stego_lib.experiment import MACHINE, Experiment
-from stego_lib.features.opening import open_features
+from stego_lib.features import open_features
 from stego_lib.metrics import identity, match, scores
 from stego_lib.training import train
 from stego_lib.utils.environment import environment

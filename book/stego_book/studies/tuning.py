@@ -17,7 +17,7 @@ from stego_lib.datasets import open_split, open_training_set
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.evaluation import probe_confusion
 from stego_lib.experiment import Experiment
-from stego_lib.features.opening import open_store
+from stego_lib.features import open_features
 from stego_lib.metrics import match, scores
 from stego_lib.probes import sample_codes
 from stego_lib.run import Run
@@ -256,11 +256,11 @@ def clusterings(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
     """
     experiment, model = run.experiment, copy.deepcopy(run.model).eval()
     root, clusters = run.folder.parent / "features", model.cluster_probe.clusters
-    training = open_store(open_training_set(experiment), run.backbone, experiment.train_size, root)
+    training = open_features(open_training_set(experiment), run.backbone, experiment.train_size, root)
     held_out = open_split(experiment, "val")
-    plain = open_store(held_out, run.backbone, experiment.eval_size, root)
+    plain = open_features(held_out, run.backbone, experiment.eval_size, root)
     mirrored = (
-        open_store(held_out, run.backbone, experiment.eval_size, root, mirror=True) if experiment.mirror else None
+        open_features(held_out, run.backbone, experiment.eval_size, root, mirror=True) if experiment.mirror else None
     )
     judged = F.normalize(sample_codes(model, plain, 0)[0], dim=1)
     samples = {seed: F.normalize(sample_codes(model, training, seed)[0], dim=1) for seed in seeds}
