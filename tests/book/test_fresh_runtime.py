@@ -2,8 +2,8 @@
 
 import http.server
 import importlib.metadata
-import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,110 +20,71 @@ from stego_book.notebooks import run_notebook
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 QUICKSTART = ROOT / "notebooks" / "quickstart.ipynb"
-
-
-def first_code(path: Path) -> nbformat.NotebookNode:
-    return next(cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
-
-
-CELL = first_code(QUICKSTART).source
-
-
-@pytest.fixture
-def commands(monkeypatch, tmp_path) -> list[list[str]]:
-    """What the cell would run, in a kernel without stego_lib; nothing is run."""
-    seen: list[list[str]] = []
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == "stego_lib" else find(name, *more)
-    )
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, **_: seen.append(command) or subprocess.CompletedProcess(command, 0)
-    )
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.chdir(tmp_path)
-    for name in ("STEGO_SOURCE", "COLAB_JUPYTER_IP", "KMP_TARGET_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    return seen
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_is_the_same_in_every_notebook_and_not_on_its_page(path):
-    cell = first_code(path)
-    assert cell.source == CELL and cell.metadata.tags == ["remove-cell"]
-
-
-def test_it_does_nothing_where_the_library_is_installed(monkeypatch, capsys):
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("nothing is to be installed"))
-    exec(CELL, {})
-    assert capsys.readouterr().out == ""
-
-
-def test_it_fetches_the_project_and_installs_it_without_pins(commands, monkeypatch, capsys):
-    monkeypatch.setenv("STEGO_SOURCE", "https://example.org/a/book")
-    exec(CELL, {})
-    clone, pip = commands
-    assert clone[:2] == ["git", "clone"] and clone[-2:] == ["https://example.org/a/book", "stego"]
-    assert pip[:4] == [sys.executable, "-m", "pip", "install"] and pip[-1].startswith("stego[")
-    own = f"torch=={importlib.metadata.version('torch')}"
-    assert own in pip, "what comes with a new torchvision would replace it"
-    words = " ".join(word for word in pip if word != own)
-    assert "==" not in words and "constraint" not in words and "torch" not in words and "upgrade" not in words
-    assert sys.path[0] == str(Path("stego").resolve())
-    assert "stego_lib from https://example.org/a/book, torch" in capsys.readouterr().out
-
-
-def test_colab_tells_where_the_notebook_was_opened_from(commands, monkeypatch):
-    name = "fileId=https%3A%2F%2Fgithub.com%2Fsomebody%2Fa-fork%2Fblob%2Fmain%2Fnotebooks%2Ftrain.ipynb"
-
-    class Sessions(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            assert self.path == "/api/sessions"
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps([{"name": "train.ipynb", "path": name}]).encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Sessions) as server:
-        threading.Thread(target=server.handle_request, daemon=True).start()
-        monkeypatch.setenv("COLAB_JUPYTER_IP", "127.0.0.1")
-        monkeypatch.setenv("KMP_TARGET_PORT", str(server.server_port))
-        exec(CELL, {})
-    assert commands[0][-4:] == ["--branch", "main", "https://github.com/somebody/a-fork", "stego"]
-
-
-def test_without_an_address_it_says_what_to_set(commands):
-    with pytest.raises(ImportError, match=r"make setup.*STEGO_SOURCE"):
-        exec(CELL, {})
-    assert commands == []
-
-
-@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-def test_the_clone_is_what_the_kernel_imports(tmp_path):
-    """A kernel without the project, a repository with a library of that name; pip alone is left out."""
-    source = tmp_path / "source"
-    (source / "stego_lib").mkdir(parents=True)
-    (source / "stego_lib" / "__init__.py").write_text("here = 'of the clone'\n")
-    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "a"]):
-        subprocess.run(["git", *command], cwd=source, check=True)
-    kernel = f"""
+CELLS = [next(cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code") for path in NOTEBOOKS]
+# Python that hides an installed stego_lib, keeps pip from running, prints its arguments, and runs the cell.
+KERNEL = """
 import os, subprocess, sys
 sys.path[:] = [path for path in sys.path if not os.path.isdir(os.path.join(path or ".", "stego_lib"))]
 run = subprocess.run
-subprocess.run = lambda command, **how: subprocess.CompletedProcess(command, 0) if "pip" in command else run(command, **how)
-exec({CELL!r})
-import stego_lib
-print(stego_lib.here, os.path.relpath(stego_lib.__file__))
+def without_pip(command, **options):
+    return print(command) if "pip" in command else run(command, **options)
+subprocess.run = without_pip
 """
-    work = tmp_path / "content"
-    work.mkdir()
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "STEGO_SOURCE": str(source), "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", kernel], cwd=work, env=environment, capture_output=True, text=True)
+
+
+def run_cell(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    code = f"{KERNEL}\n{CELLS[0].source}\nimport stego_lib, stego_book; print(stego_lib.__file__, stego_book.__file__)"
+    values = {"PATH": os.environ["PATH"], "HOME": str(folder), "NO_PROXY": "127.0.0.1"} | environment
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=values, capture_output=True, text=True)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository that holds the packages and the helper script."""
+    for name in ("stego_lib", "book/stego_book", "notebooks"):
+        (tmp_path / "a" / "book" / name).mkdir(parents=True)
+    for name in ("stego_lib/__init__.py", "book/stego_book/__init__.py"):
+        (tmp_path / "a" / "book" / name).touch()
+    shutil.copy(ROOT / "notebooks" / "colab_setup.py", tmp_path / "a" / "book" / "notebooks")
+    for command in ("init -q -b trial", "add -A", "-c user.name=a -c user.email=a@example.org commit -qm a"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path / "a" / "book", check=True)
+    return tmp_path / "a" / "book"
+
+
+def test_it_is_the_same_in_every_notebook_and_hidden_on_its_page():
+    assert len({cell.source for cell in CELLS}) == 1 and all(cell.metadata.tags == ["remove-cell"] for cell in CELLS)
+
+
+def test_it_clones_and_installs_the_project_and_keeps_torch(repository, tmp_path):
+    done = run_cell(tmp_path, STEGO_SOURCE=str(repository))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "of the clone stego/stego_lib/__init__.py"
+    pip, about, files = done.stdout.splitlines()
+    assert f"torch=={importlib.metadata.version('torch')}" in pip and pip.count("==") == 1
+    assert "torch" in about and files.split() == [
+        str(tmp_path / "stego" / name / "__init__.py") for name in ("stego_lib", "book/stego_book")
+    ]
+
+
+def test_it_asks_colab_for_the_repository_and_the_branch(repository, tmp_path):
+    path = "fileId=https%3A%2F%2Fgithub.com%2Fa%2Fbook%2Fblob%2Ftrial%2Fnotebooks%2Ftrain.ipynb"
+
+    class Sessions(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps([{"path": path}]).encode())
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Sessions) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        address = {"COLAB_JUPYTER_IP": "127.0.0.1", "KMP_TARGET_PORT": str(server.server_port)}
+        github = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_VALUE_0": "https://github.com/"}
+        github["GIT_CONFIG_KEY_0"] = f"url.{tmp_path}/.insteadOf"
+        done = run_cell(tmp_path, **address, **github)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_an_address_it_names_the_remedy(tmp_path):
+    assert "STEGO_SOURCE" in run_cell(tmp_path).stderr
 
 
 def test_the_quickstart_runs_in_ten_cells(tmp_path, backbone_file):
@@ -133,7 +94,6 @@ def test_the_quickstart_runs_in_ten_cells(tmp_path, backbone_file):
     for i in range(6):
         Image.fromarray(rng.integers(0, 256, (40, 56, 3), np.uint8)).save(images / f"{i}.png")
     given = dict(images=str(images), backbone=str(backbone_file), n_classes=2, steps=2, runs_dir=str(tmp_path / "runs"))
-    said = run_notebook(QUICKSTART, tmp_path / "out.ipynb", given)
-    assert said.startswith("6 images segmented by")
+    run_notebook(QUICKSTART, tmp_path / "out.ipynb", given)
     (written,) = (tmp_path / "runs").glob("*/segmented")
     assert len(list((written / "labels").glob("*.png"))) == 6 and (written / "areas.csv").is_file()

@@ -69,7 +69,6 @@ def test_the_home_folder_at_every_door(home, monkeypatch, tmp_path):
         lambda: newest_run(""),
         lambda: read_records(""),
         lambda: write_json("", {}),
-        lambda: parameters_of(""),
         lambda: user_path(None),
     ],
 )
