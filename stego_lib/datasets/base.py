@@ -11,22 +11,35 @@ from typing import BinaryIO
 import numpy as np
 import torch
 import torchvision.transforms.functional as TF
-from PIL import Image
 from torch import Tensor
 
 from ..utils.errors import StegoError
+from ..utils.notices import notice
 from ..utils.progress import progress
-from .classes import Classes, Finding, listed
-from .formats import BROKEN, FORMATS, Rules, stored_numbers
-from .images import StoredImage, read_image, transparent_part
+from .classes import Classes, Rules
+from .images import Source, StoredImage, has_transparency, read_ids, read_image
 from .layout import checksum_of, state_of
 
+# Label of pixels that are left out of scores and of the linear probe.
 IGNORED = -1
-"""Label of pixels that are left out of scores and of the linear probe."""
+# In a label table: a stored id that must not occur.
+UNKNOWN = -2
+# Stored id of ignored pixels.
 VOID = 255
-"""How label maps of one's own store it."""
-READING = 2
-"""To be raised whenever the same file gives other pixels or labels than before."""
+# Raise this whenever the same file gives other pixels or labels than before.
+READING = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """An image, its label map, and the SHA-256 of their files."""
+
+    image: Tensor
+    """uint8 (3, H, W)."""
+    label: Tensor | None
+    """int64 (H, W) with ids into the classes and `IGNORED`."""
+    image_sha256: str
+    label_sha256: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +62,9 @@ class SegmentationDataset(Sequence):
     """
 
     published = False
-    """Decode labels as the published code does, where that differs (see `open_dataset`)."""
-    files_checked = False
-    """Whether every file was read and found good, see `intact`."""
-
-    def doubts(self, ids: np.ndarray) -> list[Finding]:
-        """Why the label maps may be those of another release of the dataset. ids: pixels of each stored id, int64 (256,)."""
-        return []
+    """Decode labels as the authors' code does, where that differs (see `open_dataset`)."""
+    release = ""
+    """The ids that label maps hold, and what other ids probably mean, for an error; "" names the number of classes."""
 
     def __init__(self, name: str, split: str, classes: Classes, images: list[Path], labels: list[Path | None]):
         self.name, self.split, self.classes = name, split, classes
@@ -65,14 +74,19 @@ class SegmentationDataset(Sequence):
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]  # no slices
+        sample = self.sample(index)
+        return sample.image, sample.label
+
     @property
     def rules(self) -> Rules:
         """How its images are read."""
         return self.classes.rules
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]  # no slices
-        sample = self.sample(index)
-        return sample.image, sample.label
+    @property
+    def has_labels(self) -> bool:
+        """Whether every image has a label map."""
+        return all(path is not None for path in self.labels)
 
     def sample(self, index: int) -> Sample:
         """Image and label map `index` with the digests of their files, each of which is read once."""
@@ -83,100 +97,74 @@ class SegmentationDataset(Sequence):
         label = self.meaning(self.stored(index, label_file), index, read)
         return Sample(TF.pil_to_tensor(read.rgb), label, image_sha256, label_sha256)
 
-    @property
-    def has_labels(self) -> bool:
-        """Whether every image has a label map."""
-        return all(path is not None for path in self.labels)
-
-    def read(self, index: int, file: BinaryIO | None = None) -> StoredImage:
-        """Image `index` and what its file says of itself. file: the file, if it is open already."""
-        return read_image(file or self.images[index], self.rules)
-
     def image(self, index: int) -> Tensor:
-        """Image `index`, uint8 (3, H, W), turned upright as its EXIF data say unless `rules` say otherwise."""
+        """Image `index`, uint8 (3, H, W), upright."""
         return TF.pil_to_tensor(self.read(index).rgb)
 
     def label(self, index: int) -> Tensor | None:
         """Label map `index`, int64 (H, W), or None. Transparent pixels of its image are ignored."""
-        return self.meaning(self.stored(index), index)
+        read = self.read(index) if self.labels[index] and has_transparency(self.images[index]) else None
+        return self.meaning(self.stored(index), index, read)
+
+    def read(self, index: int, file: BinaryIO | None = None) -> StoredImage:
+        """Image `index`, its transparent pixels and its orientation. file: the file, if it is open already."""
+        return read_image(file or self.images[index], self.rules)
 
     def stored(self, index: int, file: BinaryIO | None = None) -> np.ndarray | None:
-        """The ids of label map `index` as they are stored, int64 (H, W), or None. file: the file, if it is open already."""
+        """The ids of label map `index` as stored, int64 (H, W), or None. file: the file, if it is open already."""
         path = self.labels[index]
-        if path is None:
-            return None
-        stored = self.read_label(file or path)
-        if stored.ndim != 2:
-            raise StegoError(
-                f"label map {path} has shape {stored.shape}; it must hold one class id per pixel (8-bit gray or palette PNG)"
-            )
-        if stored.dtype.kind not in "biu":
-            raise StegoError(
-                f"label map {path} holds {stored.dtype} values; class ids are whole numbers (8-bit gray PNG)"
-            )
-        return stored.astype(np.int64)
+        return None if path is None else self.read_label(file or path)
+
+    def read_label(self, source: Source) -> np.ndarray:
+        """The ids as stored, int64 (H, W), of a label map file."""
+        return read_ids(source)
 
     def meaning(self, stored: np.ndarray | None, index: int, read: StoredImage | None = None) -> Tensor | None:
-        """What `stored` ids of label map `index` mean, int64 (H, W); compared with its image where that was `read`."""
+        """Class of each pixel of `stored` ids, int64 (H, W), where the image that was `read` is not transparent."""
         if stored is None:
             return None
-        if read is not None and stored.shape != read.rgb.size[::-1]:
-            raise StegoError(self._sizes_differ(index, read, stored.shape))
         try:
-            found = self.decode(stored)
+            label = self.decode(stored)
         except StegoError as error:
             raise StegoError(f"label map {self.labels[index]} {error}") from None
-        transparent = read.transparent if read else transparent_part(self.images[index], self.rules)
-        if transparent is not None and transparent.shape == found.shape:
-            found = np.where(transparent, IGNORED, found)
-        return torch.from_numpy(found)
+        if read is None:
+            return torch.from_numpy(label)
+        turned = read.orientation > 1 and self.rules.exif is None
+        if label.shape != read.rgb.size[::-1]:
+            hint = ', or write "exif": "ignore" into classes.json: EXIF data have turned the image' if turned else ""
+            raise StegoError(
+                f"{self.images[index]} is {read.rgb.size[::-1]}, its label map {self.labels[index]} is {label.shape} "
+                f"(height, width). Make them agree{hint}."
+            )
+        if turned:
+            notice(
+                f"{self.name}: images are turned upright as their EXIF data say, and label maps are taken to match. If they "
+                'match the stored pixels, write "exif": "ignore" into classes.json; "apply" ends this notice.'
+            )
+        if read.transparent is not None:
+            label = np.where(read.transparent, IGNORED, label)
+        return torch.from_numpy(label)
 
-    def _sizes_differ(self, index: int, read: StoredImage, size: tuple[int, ...]) -> str:
-        """The error for a label map of another size than its image."""
-        own, path, label = read.rgb.size[::-1], self.images[index], self.labels[index]
-        text = f"{path} is {own}, its label map {label} is {tuple(size)} (height, width); they must agree"
-        if read.orientation <= 4 or size != own[::-1]:
-            return text
-        if self.rules.exif == "ignore":
-            return f"{text}. The image is left as stored, though its EXIF data (orientation {read.orientation}) turn it"
-        return (
-            f"{text}. EXIF data (orientation {read.orientation}) have turned the image; if label maps are drawn on the "
-            'stored pixels, write "exif": "ignore" into classes.json, else turn this label map'
-        )
-
-    def read_label(self, source: Path | BinaryIO) -> np.ndarray:
-        """The ids as stored, (H, W), of a label map file, closed or open; StegoError names a file that is broken."""
-        path = getattr(source, "name", source) if not isinstance(source, Path) else source
-        try:
-            with Image.open(source, formats=FORMATS) as file:
-                if file.format == "JPEG":  # whatever its name says
-                    raise StegoError(
-                        f"label map {path} is a JPEG, which changes ids at edges; export the labels anew as PNG"
-                    )
-                return stored_numbers(file, self.rules)
-        except StegoError:  # a ValueError too
-            raise
-        except BROKEN as error:
-            raise StegoError(f"label map {path} cannot be read ({error}); replace the file") from error
+    def label_table(self) -> np.ndarray:
+        """Class, `IGNORED` or `UNKNOWN` for each stored id from 0 to 255 and, last, for all others: int64 (257,)."""
+        table = np.full(257, UNKNOWN)
+        table[: len(self.classes)] = range(len(self.classes))
+        table[VOID] = IGNORED
+        return table
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
-        """Turns ids as stored, int64 (H, W), into ids into `classes` and `IGNORED`.
+        """Turns ids as stored, int64 (H, W), into ids into `classes` and `IGNORED`; StegoError for unknown ids."""
+        label = self.label_table()[np.where((stored >= 0) & (stored < 256), stored, 256)]
+        if (label == UNKNOWN).any():
+            wrong = np.unique(stored[label == UNKNOWN]).tolist()
+            ids = ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
+            release = self.release or f"{self.name} has ids 0 to {len(self.classes) - 1}, and {VOID} where ignored"
+            raise StegoError(f"holds id {ids}. {release}.")
+        return label
 
-        As they are, `VOID` ignored, and StegoError for an id that is neither, unless a dataset says otherwise.
-        """
-        count = len(self.classes)
-        known = (stored >= 0) & (stored < count)
-        if wrong := np.unique(stored[~known & (stored != VOID)]).tolist():
-            hint = ""
-            if len(wrong) > 20:
-                hint = "; so many ids are a photograph, colors, or a label map saved as JPEG"
-            elif wrong == [count] and not (stored == 0).any():
-                hint = "; ids seem to start at 1: subtract 1"
-            raise StegoError(
-                f"holds id {listed(wrong)}, but {self.name} has {count} classes: ids are 0 to "
-                f"{count - 1}, and {VOID} where ignored; mend the label map, or the list of classes{hint}"
-            )
-        return np.where(known, stored, IGNORED)
+    def doubt(self, ids: np.ndarray) -> str:
+        """Why label maps may belong to another release, or ""; `ids`: pixels of each stored id, int64 (256,)."""
+        return ""
 
     def identity(self, *, labels: bool = True) -> list:
         """What a stored result depends on, wherever the files lie: name, split, classes, and name and checksum of every file.
@@ -218,5 +206,5 @@ def _open_hashed(path: Path) -> tuple[BinaryIO, str]:
     except OSError as error:
         raise StegoError(f"{path} cannot be read ({error.strerror}). Replace or remove the file.") from error
     file = io.BytesIO(content)
-    file.name = str(path)
+    file.name = str(path)  # type: ignore[misc]
     return file, hashlib.sha256(content).hexdigest()

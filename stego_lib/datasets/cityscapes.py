@@ -5,13 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from ..utils.errors import StegoError
-from .base import IGNORED, SegmentationDataset
-from .classes import Classes, Finding, refuse_ids
-from .formats import Rules
-from .layout import check_split, find_folder, visible
+from .base import IGNORED, UNKNOWN, SegmentationDataset
+from .classes import Classes, Rules
+from .layout import check_files, check_split, find_folder, visible
 
+# Cityscapes id of class 0; lower ids are ignored, and so is -1 (license plate).
 FIRST_ID = 7
-"""Cityscapes id of class 0; ids below it are ignored, and so is -1 (license plate)."""
 CLASSES = Classes(
     (
         "road", "sidewalk", "parking", "rail track", "building", "wall", "fence", "guard rail", "bridge", "tunnel",
@@ -25,51 +24,54 @@ CLASSES = Classes(
         (0, 60, 100), (0, 0, 90), (0, 0, 110), (0, 80, 100), (0, 0, 230), (119, 11, 32),
     ),
 )  # fmt: skip
-TRAIN_IDS = 18
-"""The largest id of the usual benchmark's label maps (trainIds), which have 255 where ignored."""
-OF_TRAINING = "It is probably a map of trainIds (0 to 18 and 255); take *_gtFine_labelIds.png as published"
-COLORED = "Ids above are no class: is it another kind of label map under this name?"
+# The largest of the benchmark's trainIds, which other label maps of the dataset hold.
+LAST_TRAIN_ID = 18
+TRAIN_IDS = "These are probably trainIds (0 to 18 and 255); take *_gtFine_labelIds.png as published"
 LAYOUT = "leftImg8bit/{train,val}/CITY/*_leftImg8bit.png and gtFine/{train,val}/CITY/*_gtFine_labelIds.png"
-SOURCE = "www.cityscapes-dataset.com, after registration: leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip (241 MB)"
+SOURCE = (
+    "www.cityscapes-dataset.com, after registration: leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip "
+    "(241 MB)"
+)
 
 
 class Cityscapes(SegmentationDataset):
-    """Label ids are stored as Cityscapes ids; class = id - 7."""
+    """Label maps hold Cityscapes ids; class = id - 7."""
 
     rules = Rules(exif="ignore")
+    release = "Cityscapes labelIds are 0 to 33. Take *_gtFine_labelIds.png as published"
+
+    def label_table(self) -> np.ndarray:
+        """Ids 0 to 6 and -1 (stored as 255) are ignored; `published` ignores unknown ids too."""
+        last = FIRST_ID + len(CLASSES)
+        table = np.full(257, IGNORED)
+        table[FIRST_ID:last] = range(len(CLASSES))
+        if not self.published:
+            table[last:255] = table[256] = UNKNOWN
+        return table
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
-        """Ids 0 to 6 and -1 (license plate, also stored as 255) are ignored; `published` ignores unknown ids too."""
-        last = FIRST_ID + len(CLASSES) - 1
-        if not self.published:
-            known = (stored >= -1) & (stored <= last) | (stored == 255)
-            refuse_ids(stored, known, f"Cityscapes labelIds are 0 to {last}", {-1: COLORED})
-            if (stored == 255).any() and not ((stored > TRAIN_IDS) & (stored <= last)).any():
-                raise StegoError(f"holds id 255 and none from {TRAIN_IDS + 1} to {last}. {OF_TRAINING}")
-        return np.where((stored >= FIRST_ID) & (stored < FIRST_ID + len(CLASSES)), stored - FIRST_ID, IGNORED)
+        label = super().decode(stored)
+        classes = (stored > LAST_TRAIN_ID) & (stored < 255)
+        if not self.published and (stored == 255).any() and not classes.any():
+            raise StegoError(f"holds id 255 and none from {LAST_TRAIN_ID + 1} to 33. {TRAIN_IDS}.")
+        return label
 
-    def doubts(self, ids: np.ndarray) -> list[Finding]:
-        if ids[:FIRST_ID].any() and not ids[TRAIN_IDS + 1 : 34].any():
-            text = f"no id from {TRAIN_IDS + 1} to 33 (such as 21 vegetation, 23 sky, 26 car) occurs. {OF_TRAINING}"
-            return [Finding(text, True)]
-        return []
+    def doubt(self, ids: np.ndarray) -> str:
+        absent = ids[:FIRST_ID].any() and not ids[LAST_TRAIN_ID + 1 : 34].any()
+        return f"no id from {LAST_TRAIN_ID + 1} to 33 occurs. {TRAIN_IDS}" if absent else ""
 
 
-def open_cityscapes(root: str | Path, split: str) -> Cityscapes:
+def load(name: str, root: str | Path, split: str) -> Cityscapes:
     """Opens root/cityscapes or root itself; splits train (2,975 images of 2048 x 1024) and val (500)."""
-    check_split("cityscapes", split)
-    folder = find_folder(root, ("cityscapes",), f"leftImg8bit/{split}", LAYOUT, SOURCE)
-    found = (folder / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")
-    images = sorted(path for path in found if visible(path) and visible(path.parent))
-    labels = [
+    check_split(name, split)
+    folder = find_folder(root, ("cityscapes",), (f"leftImg8bit/{split}",), LAYOUT, SOURCE)
+    paths = (folder / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")
+    images = sorted(path for path in paths if visible(path) and visible(path.parent))
+    labels: list[Path | None] = [
         folder / "gtFine" / split / path.parent.name / path.name.replace("_leftImg8bit", "_gtFine_labelIds")
         for path in images
     ]
-    missing = [path for path in labels if not path.exists()]
-    if missing or not images:
-        other = sorted(missing[0].parent.glob(missing[0].name.replace("_labelIds", "_*"))) if missing else []
-        beside = f", beside {', '.join(path.name for path in other)}" if other else ""
-        raise StegoError(
-            f"{folder}: {len(images)} images, {len(missing)} label maps missing{f', the first is {missing[0]}' if missing else ''}{beside}; {LAYOUT}"
-        )
-    return Cityscapes("cityscapes", split, CLASSES, images, [*labels])
+    if not images:
+        raise StegoError(f"{folder / 'leftImg8bit' / split} holds no image. Expected: {LAYOUT}.")
+    check_files(labels, "label maps")
+    return Cityscapes(name, split, CLASSES, images, labels)

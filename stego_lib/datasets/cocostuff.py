@@ -1,33 +1,21 @@
 """COCO-Stuff with the paper's 27 coarse classes, and its two smaller forms of 15 and 3 classes."""
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from ..utils.errors import StegoError
 from ..utils.files import read_json, read_text
-from ..utils.notices import notice
-from .base import IGNORED, SegmentationDataset
-from .classes import Classes, Finding, listed, refuse_ids
-from .folder import distinct_colors
-from .formats import Rules
-from .layout import check_split, find_folder, pair_by_stem
+from .base import IGNORED, UNKNOWN, SegmentationDataset
+from .classes import Classes, Rules, distinct_colors
+from .layout import check_files, check_split, find_folder, pair_by_stem
 
+# Names of the 27 coarse classes ("food" and "furniture" occur as things and as stuff), and the class of each stored id.
 TABLE = read_json(Path(__file__).with_name("cocostuff27.json"))
-"""Names of the 27 coarse classes ("food" and "furniture" occur as things and as stuff), and the class of each stored id."""
 COLORS = distinct_colors(len(TABLE["names"]))
-UNLABELED = 255
-"""Stored id of pixels without a label."""
+# Ids that no file of the dataset holds: gaps in COCO's list of things.
 UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
-"""Ids that no file of the dataset holds: COCO's list of things has these gaps."""
-SISTERS = {
-    183: "Id 183 (other) and 92 to 182 are those of the stuff-only pixelmaps; take stuffthingmaps_trainval2017.zip",
-    182: "The ids seem to start at 1: subtract 1, with 255 where 0 stands for unlabeled; or take stuffthingmaps_trainval2017.zip",
-    -1: "Take stuffthingmaps_trainval2017.zip",
-}
-"""Unknown id -> the release of the dataset that probably uses it."""
 FINE = "Coco164kFull_Stuff_Coarse_7.txt"
 LAYOUT = (
     "images/{train2017,val2017}/ID.jpg, annotations/{train2017,val2017}/ID.png (stuffthingmaps) and "
@@ -43,7 +31,12 @@ class Form:
     coarse: tuple[int, ...]
     """The coarse class behind each class."""
     lists: dict[str, tuple[str, ...]]
-    """Split -> file names of its list of ids; the first that exists counts."""
+    """Split -> names of its list of image ids; the first that exists counts."""
+
+    @property
+    def classes(self) -> Classes:
+        """Names and colors; a class has the same color in every form."""
+        return Classes(tuple(TABLE["names"][c] for c in self.coarse), tuple(COLORS[c] for c in self.coarse))
 
 
 FORMS = {
@@ -54,70 +47,49 @@ FORMS = {
 
 
 class CocoStuff(SegmentationDataset):
-    """Label maps hold COCO-Stuff ids, 0-based; `decode` looks their class up."""
+    """Label maps hold COCO-Stuff ids from 0; a table gives their coarse class."""
 
     rules = Rules(exif="ignore")
+    release = (
+        "stuffthingmaps have ids 0 to 181, and 255 where unlabeled. Take stuffthingmaps_trainval2017.zip (the stuff-only "
+        "pixelmaps have ids up to 183), or subtract 1 if ids start at 1"
+    )
 
-    def decode(self, stored: np.ndarray) -> np.ndarray:
-        """StegoError for ids that the table does not know; `published` makes those below 255 coarse class 0, as published."""
-        if not self.published:
-            known = (stored >= 0) & (stored < len(TABLE["fine_to_coarse"])) | (stored == UNLABELED)
-            refuse_ids(stored, known, "stuffthingmaps have ids 0 to 181, and 255 where unlabeled", SISTERS)
-        form = FORMS[self.name]
-        table = lookup_table(form.coarse, form.coarse.index(0) if self.published and 0 in form.coarse else IGNORED)
-        return table[np.where((stored >= 0) & (stored < len(table)), stored, UNLABELED)]
+    def label_table(self) -> np.ndarray:
+        """`published` makes unknown ids below 255 coarse class 0, and ignores all that no byte holds."""
+        coarse = FORMS[self.name].coarse
+        table = np.full(257, UNKNOWN)
+        if self.published:
+            table[:] = coarse.index(0) if 0 in coarse else IGNORED
+            table[256] = IGNORED
+        for stored, class_ in enumerate(TABLE["fine_to_coarse"]):
+            table[stored] = coarse.index(class_) if class_ in coarse else IGNORED
+        table[255] = IGNORED
+        return table
 
-    def doubts(self, ids: np.ndarray) -> list[Finding]:
-        if found := [id_ for id_ in UNUSED if ids[id_]]:
-            text = (
-                f"id {listed(found)} occurs, which stuffthingmaps do not use: the ids may start at 1 (then subtract 1), "
-                "or be those of another release (171 classes)"
-            )
-            return [Finding(text, True)]
-        return []
+    def doubt(self, ids: np.ndarray) -> str:
+        wrong = [id_ for id_ in UNUSED if ids[id_]]
+        return f"id {wrong[0]} occurs, which stuffthingmaps do not use: do ids start at 1?" if wrong else ""
 
 
-def open_cocostuff(name: str, root: str | Path, split: str) -> CocoStuff:
-    """Opens root/cocostuff or root itself as `name`: "cocostuff27", "cocostuff15" or "cocostuff3".
+def load(name: str, root: str | Path, split: str) -> CocoStuff:
+    """Opens root/cocostuff or root itself as "cocostuff27", "cocostuff15" or "cocostuff3".
 
-    The images of a split are those of a list of ids. cocostuff27 trains on `Coco164kFull_Stuff_Coarse.txt`
-    (97,702 ids) if it is there, as the published code does, else on `..._Coarse_7.txt` (49,629), and is scored on the
-    2,175 of `..._Coarse_7.txt`. cocostuff15 uses the `_7` lists and the 15 stuff classes (coarse 12 to 26); cocostuff3
-    uses `Coco164kFew_Stuff_6.txt` and sky, plant, ground. Pixels of all other classes are ignored. Raises DataNotFound,
-    or StegoError that names what is missing.
+    The images of a split are those of a list of ids. cocostuff27 trains on `Coco164kFull_Stuff_Coarse.txt` (97,702 ids)
+    if it exists, as the authors' code does, else on `..._Coarse_7.txt` (49,629), and is scored on the 2,175 of
+    `..._Coarse_7.txt`. cocostuff15 uses the `_7` lists and the 15 stuff classes (coarse 12 to 26); cocostuff3 uses
+    `Coco164kFew_Stuff_6.txt` and sky, plant, ground. Pixels of all other classes are ignored.
     """
     check_split(name, split)
     form, year = FORMS[name], f"{split}2017"
-    folder = find_folder(root, ("cocostuff", name), f"curated/{year}", LAYOUT, SOURCE.replace("NAME", name))
-    images = [folder / "images" / year / f"{id_}.jpg" for id_ in read_ids(folder / "curated" / year, form.lists[split])]
-    missing = [path for path in images if not path.exists()]
-    if missing:
-        raise StegoError(f"{len(missing)} of {len(images)} images are missing, the first is {missing[0]}; {LAYOUT}")
-    classes = Classes(tuple(TABLE["names"][c] for c in form.coarse), tuple(COLORS[c] for c in form.coarse))
-    return CocoStuff(name, split, classes, images, pair_by_stem(images, folder / "annotations" / year))
-
-
-def read_ids(folder: Path, names: tuple[str, ...]) -> list[str]:
-    """The ids, one a line, of the first of the files `names` in `folder`; StegoError if there is none or it is empty."""
-    for name in names:
-        if (folder / name).exists():
-            ids = read_text(folder / name).split()
-            if not ids:
-                raise StegoError(f"{folder / name} is empty; it lists one image id per line")
-            if (twice := len(ids) - len(set(ids))) > 0:
-                notice(f"{folder / name} lists {twice} ids again, so these images count more than once")
-            return ids
-    raise StegoError(f"{folder} holds none of {', '.join(names)}, which list the images; {SOURCE}")
-
-
-@cache
-def lookup_table(coarse: tuple[int, ...], unknown: int = IGNORED) -> np.ndarray:
-    """Class of each stored id, int64 (256,): position of its coarse class in `coarse`, or `IGNORED`.
-
-    unknown: the class of ids that have no coarse class at all (182 to 254, which no file of the dataset holds).
-    """
-    table = np.full(256, unknown)
-    table[UNLABELED] = IGNORED
-    for stored, class_ in enumerate(TABLE["fine_to_coarse"]):
-        table[stored] = coarse.index(class_) if class_ in coarse else IGNORED
-    return table
+    source = SOURCE.replace("NAME", name)
+    folder = find_folder(root, ("cocostuff", name), (f"curated/{year}",), LAYOUT, source)
+    lists = [folder / "curated" / year / list_ for list_ in form.lists[split]]
+    path = next((path for path in lists if path.exists()), lists[0])
+    check_files([path], "lists of images")
+    ids = read_text(path).split()
+    if not ids:
+        raise StegoError(f"{path} is empty. It lists one image id per line; get it again.")
+    images = [folder / "images" / year / f"{id_}.jpg" for id_ in ids]
+    check_files([*images], "images")
+    return CocoStuff(name, split, form.classes, images, pair_by_stem(images, folder / "annotations" / year))

@@ -1,156 +1,277 @@
-"""Reads images of any kind as upright, 8-bit RGB, and says which of their pixels are transparent."""
+"""Reads images as 8-bit RGB and label maps as ids: Pillow, and rasterio for what Pillow does not read correctly."""
 
+import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
+from PIL.Image import Transpose
 from torch import Tensor
 
 from ..utils.errors import StegoError
+from ..utils.notices import notice
 from ..utils.paths import user_path
-from .formats import (
-    BROKEN,
-    DEFAULT,
-    NODATA,
-    NoRange,
-    Rules,
-    deep_to_rgb,
-    depth_of,
-    formats_of,
-    is_flat,
-    next_page,
-    several,
-    to_rgb,
-    turn,
-)
+from .classes import DEFAULT, Rules
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 """A path, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W)."""
+Source: TypeAlias = Path | BinaryIO
+"""A path, or an open binary file; its attribute `name` appears in errors."""
+
+Image.init()
+# Formats that a file may have, whatever its name says. (Pillow hands EPS to a program that runs it.)
+FORMATS = tuple({"JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF"} & set(Image.OPEN))
+# Endings, in lower case, of the files in a folder that are read as images.
+SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
+# What Pillow raises for a file that it cannot read.
+BROKEN = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError, MemoryError)
+# TIFF tags of GeoTIFFs and of GDAL's metadata and nodata value.
+GEO_TAGS = {33550, 33922, 34264, 34735, 42112, 42113}
+# First bytes of a TIFF; the last two are BigTIFF.
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+PAGES = "Images with several frames or pages: only the first is read."
+# EXIF orientation -> how the stored pixels are turned upright.
+TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """An image file as it was read."""
+    """An image as it was read."""
 
     rgb: Image.Image
-    """Upright, on white where it is transparent."""
+    """Upright, composited on white."""
     transparent: np.ndarray | None
-    """bool (H, W), True where more than half transparent; None if nowhere."""
+    """bool (H, W), True where more than half transparent or without data; None if nowhere."""
     orientation: int
     """EXIF orientation of the file, 1 to 8."""
-    depth: str | None
-    """What it holds instead of 8 bits per channel, such as "16-bit grayscale"."""
-    flat: Literal["", "gray", "color"]
-    """Whether it looks like a label map, see `is_flat`, and of one channel or of several."""
-    paged: bool
-    """Whether the file holds further images, see `several`."""
 
 
-def read_image(source: Path | BinaryIO, rules: Rules = DEFAULT) -> StoredImage:
-    """Reads an image file.
+def read_image(source: Source, rules: Rules = DEFAULT) -> StoredImage:
+    """Reads an image file as upright 8-bit RGB.
+
+    Pillow reads 8-bit images and 16-bit or float grayscale. rasterio (extra `geo`) reads GeoTIFF, other TIFF of more
+    than 8 bits or 4 channels, 16-bit color and JPEG 2000; it goes by the file's color interpretation, masks and nodata.
 
     Parameters
     ----------
     source
-        Path, or an open file with a name. Any file that Pillow reads in one of `formats.FORMATS`; of an animated one the first frame.
+        A path or an open binary file. Of several frames or pages the first is read, with a notice.
     rules
-        How images of more than 8 bits per channel and EXIF orientations are read.
+        `range` scales images of more than 8 bits per channel; `exif="ignore"` leaves pixels as stored.
 
     Raises
     ------
     StegoError
-        Names a file that is broken, above Pillow's limit of about 179 megapixels, or whose values have no known range.
+        For a broken file, one above Pillow's limit of about 179 megapixels, and more than 8 bits without a range.
+
+    Examples
+    --------
+    >>> read_image(Path("street.jpg")).rgb.size
     """
     path = source if isinstance(source, Path) else Path(source.name)
     try:
-        with Image.open(source, formats=formats_of(path)) as file:
-            depth, tags = depth_of(file), getattr(file, "tag_v2", {})
-            orientation, paged = file.getexif().get(Base.Orientation, 1), several(file)
-            covered = _mask_page(file, rules)
-            upright = turn(file, rules)
-            rgb, transparent = deep_to_rgb(upright, depth, rules, tags) if depth else to_rgb(upright, tags)
-            if covered is not None and covered.shape == rgb.size[::-1]:
-                transparent = covered if transparent is None else covered | transparent
-                rgb.paste("white", mask=Image.fromarray(covered))
-            flat = is_flat(upright)
-    except NoRange as error:
-        raise StegoError(f"image {path} {error}") from None
+        rgb, transparent, orientation = _read(source, rules.range)
+    except StegoError as error:
+        raise StegoError(f"image {_name(source)} {error}") from None
     except BROKEN as error:
-        tiff = path.suffix.lower() in (".tif", ".tiff")
-        hint = "; TIFF of more than 4 channels or 64-bit values is not read" if tiff else ""
-        raise StegoError(f"image {path} cannot be read ({error}{hint}); replace or remove the file") from error
-    return StoredImage(rgb, transparent, orientation, depth, flat, paged)
+        raise StegoError(f"image {_name(source)} cannot be read ({error}). Replace or remove the file.") from error
+    if orientation > 1 and rules.exif != "ignore":
+        rgb = rgb.transpose(TURNS[orientation])
+        if transparent is not None:
+            transparent = np.asarray(Image.fromarray(transparent).transpose(TURNS[orientation]))
+    return StoredImage(rgb, transparent, orientation)
 
 
-def as_rgb(image: Image.Image, rules: Rules = DEFAULT) -> tuple[Image.Image, np.ndarray | None]:
-    """An opened image as RGB, not turned, and its transparent pixels as in `StoredImage`. StegoError for an unknown range."""
+def _read(source: Source, limits: tuple[float, float] | None) -> tuple[Image.Image, np.ndarray | None, int]:
+    """RGB as stored, transparent pixels, EXIF orientation."""
+    orientation = 1
     try:
-        depth, tags = depth_of(image), getattr(image, "tag_v2", {})
-        return deep_to_rgb(image, depth, rules, tags) if depth else to_rgb(image, tags)
-    except NoRange as error:
-        raise StegoError(f"the image {error}") from None
+        with Image.open(source, formats=FORMATS) as file:
+            orientation = _orientation(file)
+            if not _needs_rasterio(file):
+                file.load()
+                if file.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(file, "is_animated", False):
+                    notice(PAGES)
+                return *_to_rgb(file, limits, getattr(file, "tag_v2", {}).get(262) == 0), orientation
+    except UnidentifiedImageError:
+        if _content(source)[:4] not in TIFF_MARKS:
+            raise
+    return *_read_raster(source, limits), orientation
 
 
-def transparent_part(path: Path, rules: Rules = DEFAULT) -> np.ndarray | None:
-    """`read_image(...).transparent`, without decoding a file that cannot have transparent pixels."""
+def _name(source: Source) -> str:
+    return str(getattr(source, "name", "in memory")) if not isinstance(source, Path) else str(source)
+
+
+def _content(source: Source) -> bytes:
+    if isinstance(source, Path):
+        return source.read_bytes()
+    source.seek(0)
+    return source.read()
+
+
+def _orientation(file: Image.Image) -> int:
+    """EXIF orientation of an opened file; 1 where it, or the EXIF block, is broken."""
     try:
-        with Image.open(path, formats=formats_of(path)) as file:
-            possible = file.has_transparency_data or file.mode == "F" or NODATA in getattr(file, "tag_v2", {})
-            possible = possible or next_page(file) == 4 if file.format == "TIFF" else possible
+        value = file.getexif().get(Base.Orientation, 1)
+    except Exception:  # Pillow raises a dozen types here; a fault in the metadata is no fault in the pixels
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _needs_rasterio(file: Image.Image) -> bool:
+    """Whether Pillow reads an opened file wrongly or in part."""
+    if file.format == "TIFF":
+        tags = file.tag_v2  # type: ignore[attr-defined]
+        bits, kinds = set(np.atleast_1d(tags.get(258, 1)).tolist()), set(np.atleast_1d(tags.get(339, 1)).tolist())
+        simple = bits <= {1, 8} and kinds == {1}
+        gray = file.mode in ("I;16", "I;16B", "F")
+        special = GEO_TAGS & set(tags) or file.n_frames > 1 or tags.get(274, 1) != 1  # type: ignore[attr-defined]
+        return bool(special) or not (simple or gray)
+    stored = [tile[3] if isinstance(tile[3], str) else str(tile[3]) for tile in getattr(file, "tile", ())]
+    return file.format == "JPEG2000" or (not file.mode.startswith("I") and any(";16" in mode for mode in stored))
+
+
+def _to_rgb(
+    image: Image.Image, limits: tuple[float, float] | None, white_is_zero: bool = False
+) -> tuple[Image.Image, np.ndarray | None]:
+    """An image of any mode as RGB on white, and its transparent pixels."""
+    if image.mode.startswith(("I", "F")):
+        return _from_array(np.asarray(image)[..., None], limits, None, white_is_zero)
+    if not image.has_transparency_data:
+        return image.convert("RGB"), None
+    layered = image.convert("RGBA")
+    transparent = np.asarray(layered.getchannel("A")) < 128
+    rgb = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+    rgb.paste("white", mask=Image.fromarray(transparent))
+    return rgb, transparent if transparent.any() else None
+
+
+def _from_array(
+    values: np.ndarray, limits: tuple[float, float] | None, void: np.ndarray | None, white_is_zero: bool = False
+) -> tuple[Image.Image, np.ndarray | None]:
+    """Stored values (H, W, 1 or 3) as RGB, `void` pixels and those that are not finite in white."""
+    if values.dtype != np.uint8:
+        known = values[np.isfinite(values).all(-1) & (True if void is None else ~void)]
+        if limits is None:
+            held = f"{values.dtype} values from {known.min():g} to {known.max():g}" if known.size else str(values.dtype)
+            raise StegoError(
+                f'holds {held}. Write "range": [LOW, HIGH], the values of black and white, into the classes.json of the folder.'
+            )
+        bad = ~np.isfinite(values).all(-1)
+        void = bad if void is None else void | bad
+        scaled = (np.nan_to_num(values).astype(np.float64) - limits[0]) / (limits[1] - limits[0])
+        values = (255 * np.clip(1 - scaled if white_is_zero else scaled, 0, 1)).round().astype(np.uint8)
+    rgb = Image.fromarray(np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3))))
+    if void is None or not void.any():
+        return rgb, None
+    rgb.paste("white", mask=Image.fromarray(void))
+    return rgb, void
+
+
+def _read_raster(source: Source, limits: tuple[float, float] | None) -> tuple[Image.Image, np.ndarray | None]:
+    """Reads an image with rasterio: bands by their color interpretation, missing pixels by masks, alpha and nodata."""
+    try:
+        import rasterio
+        from rasterio.enums import ColorInterp
+        from rasterio.io import MemoryFile
+    except ImportError:
+        raise StegoError("needs rasterio. Install it: pip install 'stego_lib[geo]'.") from None
+    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
+    try:
+        with MemoryFile(_content(source)) as memory, memory.open() as file:
+            colors = {kind: band for band, kind in reversed(list(enumerate(file.colorinterp, 1)))}
+            plain = [band for band, kind in enumerate(file.colorinterp, 1) if kind != ColorInterp.alpha]
+            bands = [colors.get(kind) for kind in (ColorInterp.red, ColorInterp.green, ColorInterp.blue)]
+            if None in bands:
+                bands = plain
+            if len(bands) not in (1, 3):
+                raise StegoError(f"has {len(plain)} bands, none of them red, green and blue. Save the three to be used.")
+            if len(plain) > len(bands):
+                notice("Images have bands beside red, green and blue, which are not used.")
+            if file.subdatasets:
+                notice(PAGES)
+            values = np.moveaxis(file.read(bands), 0, -1)
+            if ColorInterp.palette in file.colorinterp and values.dtype == np.uint8:
+                palette = file.colormap(bands[0])
+                values = np.array([palette.get(i, (0, 0, 0))[:3] for i in range(256)], np.uint8)[values[..., 0]]
+            return _from_array(values, limits, file.dataset_mask() < 128)
+    except rasterio.errors.RasterioError as error:
+        raise OSError(error) from error
+
+
+def has_transparency(path: Path) -> bool:
+    """Whether an image may have transparent pixels, by its header."""
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            return file.has_transparency_data or file.mode == "F" or _needs_rasterio(file)
     except BROKEN:
-        return None
-    return read_image(path, rules).transparent if possible else None
+        return False
 
 
-def _mask_page(file: Image.Image, rules: Rules) -> np.ndarray | None:
-    """Where GDAL's mask, the second image of a TIFF, says that there is nothing, bool (H, W); None without one."""
-    if file.format != "TIFF" or next_page(file) != 4:
-        return None
-    file.seek(1)
-    covered = np.asarray(turn(file, rules)) == 0
-    file.seek(0)
-    return covered if covered.any() else None
+def read_ids(source: Source) -> np.ndarray:
+    """The ids of a label map as stored, int64 (H, W). StegoError for a broken file, a JPEG, colors and fractions."""
+    name = f"label map {_name(source)}"
+    try:
+        with Image.open(source, formats=FORMATS) as file:
+            raw = [str(tile[3]) for tile in getattr(file, "tile", ())]
+            if file.format == "JPEG" or file.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+                raise StegoError(f"{name} is {file.format} {file.mode}. Save one class id per pixel as 8-bit gray PNG.")
+            ids = np.array(file).astype(np.int64)
+    except StegoError:
+        raise
+    except BROKEN as error:
+        raise StegoError(f"{name} cannot be read ({error}). Replace the file.") from error
+    stretched = {"L;2": 85, "L;4": 17}.get(raw[0], 1) if raw and file.mode == "L" else 1  # Pillow scales these to 8 bits
+    return ids // stretched
 
 
-def as_tensor(image: ImageLike, rules: Rules) -> tuple[Tensor, np.ndarray | None]:
+def as_tensor(image: ImageLike, rules: Rules = DEFAULT) -> tuple[Tensor, np.ndarray | None]:
     """An image of any kind as uint8 (3, H, W), and where it is transparent, bool (H, W) or None.
 
-    Files and PIL images are read by `rules`; arrays and tensors are taken as they are. Raises StegoError for a file that
-    cannot be read, and for an array that is no image.
+    Files and PIL images are read by `rules`; arrays and tensors are taken as they are. A path that is text may hold
+    `~` and variables. Raises StegoError for a file that cannot be read, and for an array that is no image.
     """
     transparent = None
     if isinstance(image, str | Path):
-        read = read_image(user_path(image), rules)
+        read = read_image(user_path(image) if isinstance(image, str) else image, rules)
         image, transparent = read.rgb, read.transparent
     elif isinstance(image, Image.Image):
-        image, transparent = as_rgb(image, rules)
+        try:
+            image, transparent = _to_rgb(image, rules.range)
+        except StegoError as error:
+            raise StegoError(f"The image {error}") from None
     if isinstance(image, Image.Image):
         image = _as_array(image)
     if isinstance(image, np.ndarray) and image.ndim == 3 and image.dtype == np.uint8:
         usable = image.flags.c_contiguous and image.flags.writeable  # torch takes neither views nor read-only arrays
         image = torch.from_numpy(image if usable else np.array(image, order="C")).movedim(-1, 0)
-    if (
-        not isinstance(image, Tensor)
-        or image.ndim != 3
-        or image.shape[0] != 3
-        or image.dtype != torch.uint8
-        or not image.numel()
-    ):
+    fits = isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3 and image.dtype == torch.uint8
+    if not isinstance(image, Tensor) or not fits or not image.numel():
         array = isinstance(image, Tensor | np.ndarray)
         what = f"{image.dtype} of shape {tuple(image.shape)}" if array else type(image).__name__
-        raise StegoError(f"an image must be uint8 with three channels and a pixel at least, not {what}")
+        raise StegoError(f"An image must be a uint8 array (H, W, 3) or a uint8 tensor (3, H, W), not {what}.")
     return image, transparent
 
 
 def _as_array(image: Image.Image) -> np.ndarray:
     """uint8 (H, W, 3) of an RGB image, in strips: NumPy's own way needs the memory of two more."""
     width, height = image.size
-    found = np.empty((height, width, 3), np.uint8)
+    array = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, 256):
         bottom = min(top + 256, height)
-        found[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
-    return found
+        array[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return array

@@ -1,57 +1,91 @@
 """Where the files of a dataset lie, and which label map belongs to which image."""
 
 import os
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
 from ..utils.errors import DataNotFound, StegoError
 from ..utils.files import checksum
 from ..utils.paths import user_path
-from .formats import SUFFIXES
+from .images import SUFFIXES
+
+# Endings of files that nobody expects to be read as images.
+COMPANIONS = {
+    ".txt", ".md", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".html", ".ini", ".db", ".py", ".ipynb", ".log",
+    ".xmp", ".aae", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".ovr", ".aux", ".lnk", ".url", ".sha256", ".md5",
+}  # fmt: skip
+# Subfolders that hold label maps and results, not images.
+RESULTS = {"labels", "overlays", "depth", "labelme", "panoptic", "geotiff"}
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Images directly in `folder`, sorted by name. StegoError for a folder that cannot be read."""
+    """Images directly in `folder`, sorted by name. StegoError if there is none, or the folder cannot be read."""
+    images = [folder / name for name in _names(folder) if Path(name).suffix.lower() in SUFFIXES]
+    if not images:
+        raise StegoError(f"Folder {folder} holds no image{left_out(folder)}. Put .jpg or .png files there.")
+    return images
+
+
+def has_images(folder: Path) -> bool:
+    """Whether a folder exists and holds an image."""
+    return folder.is_dir() and any(Path(name).suffix.lower() in SUFFIXES for name in _names(folder))
+
+
+def _names(folder: Path) -> list[str]:
+    """Names of the visible files and folders in a folder, sorted."""
     try:
-        paths = sorted(folder.iterdir())
+        return sorted(name for name in os.listdir(folder) if visible(Path(name)))
     except OSError as error:
-        raise StegoError(f"folder {folder} cannot be read ({error.strerror})") from error
-    return [path for path in paths if path.suffix.lower() in SUFFIXES and visible(path)]
+        raise StegoError(f"Folder {folder} cannot be read ({error.strerror}). Name another one.") from error
 
 
 def visible(path: Path) -> bool:
-    """False for hidden files and folders, and what macOS writes beside each file of an archive (._NAME, __MACOSX)."""
+    """False for hidden files and folders, and what macOS writes into archives (._NAME, __MACOSX)."""
     return not path.name.startswith(".") and path.name != "__MACOSX"
 
 
+def left_out(folder: Path) -> str:
+    """What of a folder is not read, " (30 .heic, 5 images in subfolders are not read)"; "" for nothing."""
+    kinds: Counter[str] = Counter()
+    for name in _names(folder):
+        suffix = Path(name).suffix.lower()
+        if (folder / name).is_dir():
+            inner = sum(Path(path).suffix.lower() in SUFFIXES for _, _, paths in os.walk(folder / name) for path in paths)
+            kinds["images in subfolders"] += 0 if name in RESULTS else inner
+        elif suffix not in SUFFIXES | COMPANIONS:
+            kinds[suffix or "files without an ending"] += 1
+    parts = [f"{count} {kind}" for kind, count in kinds.most_common() if count]
+    return f" ({', '.join(parts)} are not read)" if parts else ""
+
+
 def pair_by_stem(images: list[Path], labels: Path, suffix: str = ".png") -> list[Path | None]:
-    """The label map `labels`/STEM`suffix` of each image; StegoError lists images that have none."""
-    found = [labels / f"{path.stem}{suffix}" for path in images]
-    missing = [path.name for path in found if not path.exists()]
+    """The label map `labels`/STEM`suffix` of each image. StegoError if one is missing."""
+    present = set(_names(labels)) if labels.is_dir() else set()
+    paths: list[Path | None] = [labels / f"{path.stem}{suffix}" for path in images]
+    check_files(paths, f"label maps of {images[0].parent}", present)
+    return paths
+
+
+def check_files(paths: list[Path | None], what: str, present: set[str] | None = None) -> None:
+    """StegoError that counts missing files and names the first. present: names of the existing ones, if known."""
+    missing = [path for path in paths if path and not (path.exists() if present is None else path.name in present)]
     if missing:
-        stem = next(path.stem for path, label in zip(images, found, strict=True) if not label.exists())
-        try:
-            like = min(path.name for path in labels.iterdir() if visible(path) and path.name.startswith(stem))
-            hint = f", but it holds {like}: call label maps like their images, and save them as {suffix[1:].upper()}"
-        except (OSError, ValueError):
-            hint = ""
         raise StegoError(
-            f"{len(missing)} of {len(images)} label maps are missing in {labels}, the first is {missing[0]}{hint}"
+            f"{len(missing)} of {len(paths)} {what} are missing, the first is {missing[0]}. Put them there; label maps "
+            "have the names of their images."
         )
-    return list(found)
 
 
-def find_folder(
-    root: str | Path, names: tuple[str, ...], needs: str | tuple[str, ...], layout: str, source: str
-) -> Path:
-    """The dataset's folder: the first of root/NAME, or root itself, in which `needs` (or one of several) exists.
+def find_folder(root: str | Path, names: tuple[str, ...], needs: tuple[str, ...], layout: str, source: str) -> Path:
+    """The dataset's folder: the first of root/NAME, or root itself, that holds one of `needs`.
 
     Raises DataNotFound that says where it looked, which files belong there (`layout`) and where they come from (`source`).
     """
     root = user_path(root)
     candidates = [*(root / name for name in names), root]
     for folder in candidates:
-        if any((folder / need).exists() for need in ((needs,) if isinstance(needs, str) else needs)):
+        if any((folder / need).exists() for need in needs):
             return folder
     raise DataNotFound(
         f"{names[0]} was not found in {candidates[0].resolve()}\n"
@@ -61,9 +95,9 @@ def find_folder(
 
 
 def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "val")) -> None:
-    """Raises StegoError for a split that the dataset does not have."""
+    """StegoError for a split that the dataset does not have."""
     if split not in known:
-        raise StegoError(f"{name} has no split {split!r}; it has {', '.join(known)}")
+        raise StegoError(f"{name} has no split {split!r}. Choose one of {', '.join(known)}.")
 
 
 def checksum_of(path: Path) -> str:

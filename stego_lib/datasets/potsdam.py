@@ -9,20 +9,18 @@ from PIL import Image
 
 from ..utils.errors import StegoError
 from ..utils.files import read_text
-from .base import IGNORED, SegmentationDataset
-from .classes import Classes, Finding, refuse_ids
-from .formats import Rules
-from .images import StoredImage
-from .layout import check_split, find_folder, list_images, pair_by_stem
-from .potsdam_tiles import RAW_IMAGES, TILES, cut_tiles, tile_doubts
+from .base import IGNORED, UNKNOWN, SegmentationDataset
+from .classes import Classes, Rules
+from .images import Source, StoredImage
+from .layout import check_files, check_split, find_folder, list_images, pair_by_stem
+from .potsdam_tiles import RAW_IMAGES, TILES, cut_tiles, tile_doubt
 
 CLASSES = Classes(
     ("road and car", "building and clutter", "vegetation and tree"), ((90, 90, 100), (213, 94, 0), (0, 140, 100))
 )
-FINE_TO_COARSE = np.array([0, 1, 2, 2, 0, 1])
-"""Stored id (road, building, low vegetation, tree, car, clutter) -> class."""
+# Stored id (road, building, low vegetation, tree, car, clutter) -> class.
+FINE_TO_COARSE = (0, 1, 2, 2, 0, 1)
 UNLABELED = 255
-"""Stored id of pixels without a label."""
 LISTS = {"train": "labeled_train.txt", "val": "labeled_test.txt", "all": "all.txt"}
 LAYOUT = (
     "imgs/ID.mat, gt/ID.mat, labeled_train.txt, labeled_test.txt, all.txt (the published patches), "
@@ -35,16 +33,17 @@ SOURCE = (
 
 
 class Potsdam(SegmentationDataset):
-    """Label maps hold six fine ids, which `decode` merges to three classes.
+    """Label maps hold six fine ids, which are merged to three classes.
 
-    Where some patches have a label map, those without one count as ignored throughout (in "all"), as in the published code.
+    Where some patches have a label map, those without one count as ignored (split "all"), as in the authors' code.
     """
 
     rules = Rules(exif="ignore")
+    release = "Potsdam has ids 0 to 5, and 255 where ignored. If ids start at 1, subtract 1"
 
     @property
     def has_labels(self) -> bool:
-        """Whether the label map exists."""
+        """Whether any patch has a label map."""
         return any(path is not None for path in self.labels)
 
     def stored(self, index: int, file: BinaryIO | None = None) -> np.ndarray | None:
@@ -52,22 +51,17 @@ class Potsdam(SegmentationDataset):
             return np.full(self.read(index).rgb.size[::-1], UNLABELED)
         return super().stored(index, file)
 
-    def doubts(self, ids: np.ndarray) -> list[Finding]:
-        tiles = {path.parent.parent for path in self.images if path.suffix == ".png"}
-        found = tile_doubts(sorted(tiles))
-        if ids[4] > 1.5 * ids[2]:
-            text = "id 4 (car) is more frequent than id 2 (low vegetation): are red and blue swapped in the label maps?"
-            found.append(Finding(text, True))
-        return found
+    def label_table(self) -> np.ndarray:
+        """`published` makes all unknown ids class 0."""
+        table = np.full(257, 0 if self.published else UNKNOWN)
+        table[: len(FINE_TO_COARSE)] = FINE_TO_COARSE
+        table[UNLABELED] = IGNORED
+        return table
 
-    def decode(self, stored: np.ndarray) -> np.ndarray:
-        """255 and -1 are ignored, other ids than the six a StegoError; `published` makes all but 255 class 0, as published."""
-        known = (stored >= 0) & (stored < len(FINE_TO_COARSE))
-        if not self.published:
-            release = f"Potsdam has ids 0 to {len(FINE_TO_COARSE) - 1}, and {UNLABELED} where ignored"
-            refuse_ids(stored, known | np.isin(stored, (-1, UNLABELED)), release, {6: "Do ids start at 1? Subtract 1"})
-        others = np.where(stored == UNLABELED, IGNORED, 0) if self.published else IGNORED
-        return np.where(known, FINE_TO_COARSE[np.where(known, stored, 0)], others)
+    def doubt(self, ids: np.ndarray) -> str:
+        if ids[4] > 1.5 * ids[2]:
+            return "id 4 (car) is more frequent than id 2 (low vegetation): are red and blue swapped in the label maps?"
+        return tile_doubt(sorted({path.parent.parent for path in self.images if path.suffix == ".png"}))
 
 
 class PotsdamPatches(Potsdam):
@@ -76,54 +70,46 @@ class PotsdamPatches(Potsdam):
     def read(self, index: int, file: BinaryIO | None = None) -> StoredImage:
         stored = read_mat(file or self.images[index], "img")
         if stored.ndim != 3 or stored.shape[2] < 3 or stored.dtype != np.uint8:
-            raise StegoError(
-                f"{self.images[index]}: 'img' is {stored.dtype} {stored.shape}, not uint8 (height, width, 3 or 4)"
-            )
-        rgb = Image.fromarray(np.ascontiguousarray(stored[..., :3]))  # the fourth is infrared
-        return StoredImage(rgb, None, 1, None, "", False)
+            raise StegoError(f"{self.images[index]}: 'img' is not uint8 (height, width, 3 or 4). Get the file again.")
+        return StoredImage(Image.fromarray(np.ascontiguousarray(stored[..., :3])), None, 1)  # the fourth is infrared
 
-    def read_label(self, source: Path | BinaryIO) -> np.ndarray:
-        return read_mat(source, "gt")
+    def read_label(self, source: Source) -> np.ndarray:
+        return read_mat(source, "gt").astype(np.int64)
 
 
-def open_potsdam3(root: str | Path, split: str) -> Potsdam:
+def load(name: str, root: str | Path, split: str) -> Potsdam:
     """Opens root/potsdam, root/potsdam3 or root itself; images are 200 x 200.
 
-    Published patches: train is labeled_train.txt (4,545, on which the published code trains), val labeled_test.txt
-    (855), "all" all.txt (8,550); there, the patches without a label map are ignored in scores, not class 0.
+    Published patches: train is labeled_train.txt (4,545, on which the authors' code trains), val labeled_test.txt
+    (855), "all" all.txt (8,550); there, the patches without a label map are ignored in scores.
 
     Raw tiles: each 6000 x 6000 tile is shrunk by 2 and cut into 225 patches, once (see `potsdam_tiles`). The published
-    split drew patches of 24 tiles at random, and under shuffled names, so it cannot be had again from raw tiles. Here
-    whole tiles are held out, which is stricter: val is 4 of the same 24 tiles (900 patches), train the other 20 (4,500),
-    "all" all 38. Say so beside scores. Raises DataNotFound, or StegoError for missing tiles and broken files.
+    split drew patches of 24 tiles at random, so raw tiles cannot give it. Here whole tiles are held out, which is
+    stricter: val is 4 of the same 24 tiles (900 patches), train the other 20 (4,500), "all" all 38.
     """
-    check_split("potsdam3", split, tuple(LISTS))
-    folder = find_folder(root, ("potsdam", "potsdam3"), ("imgs", RAW_IMAGES), LAYOUT, SOURCE)
+    check_split(name, split, tuple(LISTS))
+    folder = find_folder(root, ("potsdam", "potsdam3", "potsdam/potsdam"), ("imgs", RAW_IMAGES), LAYOUT, SOURCE)
     if not (folder / "imgs").exists():
         patches = cut_tiles(folder, TILES[split])
         images = [path for patch in patches for path in list_images(patch / "imgs")]
         stored = [path.parent.parent / "gt" / path.name for path in images]
-        return Potsdam("potsdam3", split, CLASSES, images, [path if path.exists() else None for path in stored])
-    ids = folder / LISTS[split]
-    if not ids.exists():
-        raise StegoError(f"{ids} is missing; it lists the patches of split {split}, one a line; {LAYOUT}")
-    images = [folder / "imgs" / f"{name}.mat" for name in read_text(ids).split()]
-    missing = [path for path in images if not path.exists()]
-    if missing or not images:
-        raise StegoError(
-            f"{ids} lists {len(images)} patches, {len(missing)} are missing{f', the first is {missing[0]}' if missing else ''}"
-        )
+        return Potsdam(name, split, CLASSES, images, [path if path.exists() else None for path in stored])
+    check_files([folder / LISTS[split]], "lists of patches")
+    images = [folder / "imgs" / f"{patch}.mat" for patch in read_text(folder / LISTS[split]).split()]
+    if not images:
+        raise StegoError(f"{folder / LISTS[split]} is empty. It lists one patch per line; get it again.")
+    check_files([*images], "patches")
     if split == "all":
         labels = [path if path.exists() else None for path in (folder / "gt" / path.name for path in images)]
     else:
         labels = pair_by_stem(images, folder / "gt", ".mat")
-    return PotsdamPatches("potsdam3", split, CLASSES, images, labels)
+    return PotsdamPatches(name, split, CLASSES, images, labels)
 
 
-def read_mat(source: Path | BinaryIO, name: str) -> np.ndarray:
-    """The array `name` of a MATLAB file (version 7 or older; no code is run); StegoError names a file that is broken."""
-    path = source if isinstance(source, Path) else source.name
+def read_mat(source: Source, name: str) -> np.ndarray:
+    """The array `name` of a MATLAB file (version 7 or older; no code is run)."""
     try:
         return scipy.io.loadmat(source, variable_names=[name])[name]
-    except Exception as error:  # the reader of this old format raises whatever it stumbles over
-        raise StegoError(f"{path} cannot be read as a MATLAB file that holds {name!r} ({error}); replace it") from error
+    except Exception as error:  # scipy raises a dozen types for a broken file
+        path = getattr(source, "name", source) if not isinstance(source, Path) else source
+        raise StegoError(f"{path} is no MATLAB file with an array {name!r} ({error}). Get it again.") from error
