@@ -1,4 +1,4 @@
-"""`python -m stego_lib.datasets`: gets datasets ready and looks at them."""
+"""`python -m stego_lib.datasets`: prepares and checks datasets."""
 
 import argparse
 import sys
@@ -15,20 +15,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m stego_lib.datasets", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in (
-        ("prepare", "fetch what is public, say where to get the rest, verify and unpack archives"),
+        ("prepare", "download what is public, say where to get the rest, unpack archives"),
         ("check", "tell what is there, what is missing, and what the labels hold"),
     ):
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument("name", choices=DATASETS, metavar="NAME", help=", ".join(DATASETS))
-        command.add_argument(
-            "--root", default=str(paths.data_root()), help="folder of the datasets (default: %(default)s)"
-        )
-    chosen = parser.parse_args(arguments)
+        root = str(paths.data_root())
+        command.add_argument("--root", default=root, help="folder of the datasets (default: %(default)s)")
+    options = parser.parse_args(arguments)
     try:
-        if chosen.command == "prepare":
-            prepare(chosen.name, chosen.root)
-            return 0
-        return 0 if check(chosen.name, chosen.root) else 1
+        if options.command == "check":
+            return 0 if check(options.name, options.root) else 1
+        prepare(options.name, options.root)
+        return 0
     except StegoError as error:
         print(error, file=sys.stderr)
         return 1

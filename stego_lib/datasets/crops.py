@@ -1,8 +1,4 @@
-"""Crops: each image is replaced by five crops of it (paper, section 3.4).
-
-Pieces are cut when they are asked for, from an image in any format; a store of features asks once. `write_crops`
-writes them as the published code does.
-"""
+"""Crops: each image is replaced by five crops of it (paper, section 3.4), cut when they are asked for."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -16,31 +12,29 @@ from PIL import Image
 from torch import Tensor
 
 from ..utils.errors import StegoError
-from ..utils.files import atomic, fingerprint, read_json, write_json
 from ..utils.paths import user_path
 from ..utils.progress import progress
 from .base import Sample, SegmentationDataset
 
+# Height and width of a crop relative to the image.
 RATIO = 0.5
-"""Height and width of a crop relative to the image."""
+# Crops per image.
 COUNT = 5
-"""Crops an image."""
+# top, left, height, width in pixels.
 Box = tuple[int, int, int, int]
-"""top, left, height, width in pixels."""
 
 
 class Crops(SegmentationDataset, ABC):
-    """`dataset` with each image replaced by `COUNT` pieces: crop c of image i is number 5 i + c.
+    """`dataset` with each image replaced by `COUNT` crops: crop c of image i is number 5 i + c.
 
-    Names, label maps and classes are kept (`names[5 * i + c]` is the image's name and "-KINDc"). Not used itself: see
-    `FiveCrop` and `RandomCrop`.
+    Classes are kept; `names[5 * i + c]` is the image's name and "-KINDc". Use `FiveCrop` or `RandomCrop`.
     """
 
     kind = "crop"
 
     def __init__(self, dataset: SegmentationDataset, ratio: float = RATIO):
         if not 0 < ratio <= 1:
-            raise StegoError(f"a crop's ratio is above 0 and at most 1, not {ratio}")
+            raise StegoError(f"A crop's ratio is {ratio}. Choose a number above 0, at most 1.")
         self.whole, self.ratio = dataset, ratio
         images = [path for path in dataset.images for _ in range(COUNT)]
         labels = [path for path in dataset.labels for _ in range(COUNT)]
@@ -65,10 +59,10 @@ class Crops(SegmentationDataset, ABC):
         return None if label is None else self.cut_like(label, index)
 
     def _whole(self, what: str, number: int) -> Any:
-        """`what` (sample, image or label) of image `number` of the whole dataset; each thread keeps the last for its other crops."""
+        """The sample, image or label of whole image `number`; each thread keeps the last for its other crops."""
         if getattr(self._last, "key", None) != (what, number):
-            self._last.found, self._last.key = getattr(self.whole, what)(number), (what, number)
-        return self._last.found
+            self._last.value, self._last.key = getattr(self.whole, what)(number), (what, number)
+        return self._last.value
 
     @abstractmethod
     def boxes(self, index: int, height: int, width: int) -> list[Box]:
@@ -88,14 +82,11 @@ class Crops(SegmentationDataset, ABC):
         return [*self.whole.state(labels=labels), *self.cut()]
 
     def cut_like(self, image: Tensor, index: int) -> Tensor:
-        """The piece that crop `index` is, of a map (..., H, W) of the whole image."""
+        """Crop `index` of a map (..., H, W) of the whole image."""
         whole, which = divmod(index, COUNT)
         top, left, height, width = self.boxes(whole, *image.shape[-2:])[which]
         if not height or not width:
-            raise StegoError(
-                f"image {self.images[index]} is {tuple(image.shape[-2:])} pixels (height, width): too small to be cut "
-                "into crops; remove it, or train with crop='none'"
-            )
+            raise StegoError(f"Image {self.images[index]} is too small to be cropped. Remove it, or use crop='none'.")
         return image[..., top : top + height, left : left + width]
 
 
@@ -112,8 +103,8 @@ class FiveCrop(Crops):
 class RandomCrop(Crops):
     """Five crops at random positions, the same for the same seed.
 
-    The published code (its other crop type) draws its positions from Python's hash of tuples, which changed with
-    Python 3.8, so its positions cannot be reproduced; number and size of the crops are its.
+    The authors' code draws its positions from Python's hash of tuples, which changed with Python 3.8, so its positions
+    cannot be reproduced; number and size of the crops are the same.
     """
 
     kind = "random"
@@ -131,6 +122,10 @@ class RandomCrop(Crops):
         return ["random-crop", self.ratio, self.seed]
 
 
+# The crops that an experiment can name.
+CROPS = {"five": FiveCrop, "random": RandomCrop}
+
+
 def five_boxes(height: int, width: int, ratio: float = RATIO) -> list[Box]:
     """(top, left, height, width) in pixels of the five crops of an image, in the order of `FiveCrop`."""
     h, w = int(ratio * height), int(ratio * width)
@@ -138,33 +133,22 @@ def five_boxes(height: int, width: int, ratio: float = RATIO) -> list[Box]:
     return [*corners, (round((height - h) / 2), round((width - w) / 2), h, w)]
 
 
-def _since(began: int, path: Path) -> bool:
-    return path.exists() and path.stat().st_mtime_ns >= began
-
-
 def write_crops(dataset: Crops, folder: str | Path) -> None:
-    """Writes every crop below `folder` in the published layout, for use outside this project.
-
-    Crops that are there are kept if they are of the same files; made-SPLIT.json says of which.
+    """Writes every crop below `folder` in the layout of the authors' code, for use outside this project.
 
     img/SPLIT/N.jpg and, with labels, label/SPLIT/N.png with N = 5 * image + crop; a label map holds class + 1, and 0
-    where ignored. names-SPLIT.txt tells which image a number came from, one name a line.
+    where ignored. names-SPLIT.txt lists the crops' names.
     """
     if len(dataset.classes) > 255:
-        raise StegoError(f"{dataset.name} has {len(dataset.classes)} classes; the layout holds 255 at most")
+        raise StegoError(f"{dataset.name} has {len(dataset.classes)} classes. This layout holds at most 255.")
     folder = user_path(folder)
-    made, source = folder / f"made-{dataset.split}.json", {"source": fingerprint(dataset.identity())}
-    if not made.exists() or read_json(made) != source:
-        write_json(made, source)
-    began = made.stat().st_mtime_ns
+    for kind in ("img", "label"):
+        (folder / kind / dataset.split).mkdir(parents=True, exist_ok=True)
     for number in progress(range(len(dataset)), f"crops of {dataset.name} {dataset.split}"):
-        image = folder / "img" / dataset.split / f"{number}.jpg"
-        if not _since(began, image):
-            with atomic(image) as temporary:
-                TF.to_pil_image(dataset.image(number)).save(temporary)
-        target, label = folder / "label" / dataset.split / f"{number}.png", dataset.label(number)
-        if label is not None and not _since(began, target):
-            with atomic(target) as temporary:
-                Image.fromarray((label + 1).numpy().astype(np.uint8)).save(temporary)
-    with atomic(folder / f"names-{dataset.split}.txt") as temporary:
-        temporary.write_text("\n".join(dataset.names) + "\n", encoding="utf-8", errors="surrogateescape")
+        image, label = dataset[number]
+        TF.to_pil_image(image).save(folder / "img" / dataset.split / f"{number}.jpg")
+        if label is not None:
+            stored = Image.fromarray((label + 1).numpy().astype(np.uint8))
+            stored.save(folder / "label" / dataset.split / f"{number}.png")
+    names = "".join(f"{name}\n" for name in dataset.names)
+    (folder / f"names-{dataset.split}.txt").write_text(names, encoding="utf-8", errors="surrogateescape")

@@ -30,8 +30,8 @@ FORMATS = tuple({"JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000",
 SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
 # What Pillow raises for a file that it cannot read.
 BROKEN = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError, MemoryError)
-# TIFF tags of GeoTIFFs and of GDAL's metadata and nodata value.
-GEO_TAGS = {33550, 33922, 34264, 34735, 42112, 42113}
+# TIFF tags in which GDAL stores the meaning of bands and the value of pixels without data.
+GDAL_TAGS = {42112, 42113}
 # First bytes of a TIFF; the last two are BigTIFF.
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PAGES = "Images with several frames or pages: only the first is read."
@@ -62,8 +62,8 @@ class StoredImage:
 def read_image(source: Source, rules: Rules = DEFAULT) -> StoredImage:
     """Reads an image file as upright 8-bit RGB.
 
-    Pillow reads 8-bit images and 16-bit or float grayscale. rasterio (extra `geo`) reads GeoTIFF, other TIFF of more
-    than 8 bits or 4 channels, 16-bit color and JPEG 2000; it goes by the file's color interpretation, masks and nodata.
+    Pillow reads 8-bit images and 16-bit or float grayscale. rasterio (extra `geo`) reads JPEG 2000, 16-bit color, and
+    TIFF with masks, nodata, further bands or other types; it goes by the file's color interpretation and masks.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def _needs_rasterio(file: Image.Image) -> bool:
         bits, kinds = set(np.atleast_1d(tags.get(258, 1)).tolist()), set(np.atleast_1d(tags.get(339, 1)).tolist())
         simple = bits <= {1, 8} and kinds == {1}
         gray = file.mode in ("I;16", "I;16B", "F")
-        special = GEO_TAGS & set(tags) or file.n_frames > 1 or tags.get(274, 1) != 1  # type: ignore[attr-defined]
+        special = GDAL_TAGS & set(tags) or file.n_frames > 1 or tags.get(274, 1) != 1  # type: ignore[attr-defined]
         return bool(special) or not (simple or gray)
     stored = [tile[3] if isinstance(tile[3], str) else str(tile[3]) for tile in getattr(file, "tile", ())]
     return file.format == "JPEG2000" or (not file.mode.startswith("I") and any(";16" in mode for mode in stored))

@@ -1,6 +1,5 @@
-"""`scenes`: the embedded default. Synthetic images, drawn once by `painter` and kept as a folder like your own."""
+"""`scenes`: the embedded default. Synthetic images, drawn once by `painter` and kept in the layout of `folder`."""
 
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -8,38 +7,35 @@ from PIL import Image
 
 from ..utils.errors import StegoError
 from ..utils.files import read_json, write_json
-from ..utils.paths import user_path
 from ..utils.progress import progress
+from . import folder as own_folder
 from . import painter
 from .base import SegmentationDataset
-from .folder import open_folder
 
+# Images in each split.
 TRAIN, VAL = 300, 60
-"""Images in each split."""
-SEED = 0
-"""Series that the dataset is drawn from."""
-PRETRAINING_SEED = 1
-"""Series that the embedded backbone was trained on; the dataset has none of its images."""
+# Seeds of the dataset and of the images that the embedded backbone was trained on.
+SEED, PRETRAINING_SEED = 0, 1
+# Colors of the classes in figures, distinct for color-blind readers (after Okabe and Ito).
 COLORS = {
     "sky": (86, 180, 233), "water": (0, 114, 178), "meadow": (170, 200, 60), "wall": (150, 150, 150),
     "tree": (0, 140, 100), "house": (213, 94, 0), "ball": (204, 121, 167), "zebra": (40, 40, 40),
 }  # fmt: skip
-"""Figure colors of the classes, distinct for color-blind readers (after Okabe and Ito)."""
 
 
-def open_scenes(root: str | Path, split: str) -> SegmentationDataset:
-    """Opens root/scenes, drawing it first if it is not there (about ten seconds)."""
-    folder = user_path(root) / "scenes"
+def load(name: str, root: Path, split: str) -> SegmentationDataset:
+    """Opens root/scenes, drawing it first if it is missing (about ten seconds)."""
+    folder = root / "scenes"
     if not folder.exists():
         draw_scenes(folder)
-    drawn = read_json(folder / "drawn.json") if (folder / "drawn.json").exists() else {}
-    if drawn.get("painter") != painter.VERSION:
-        raise StegoError(f"{folder} was drawn by another version of this project; remove it, and it is drawn anew")
-    return open_folder(folder, split, "scenes")
+    about = folder / "drawn.json"
+    if not about.exists() or read_json(about).get("painter") != painter.VERSION:
+        raise StegoError(f"{folder} was drawn by another version of this project. Remove it; it will be drawn again.")
+    return own_folder.load(name, root, split)
 
 
 def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = painter.SIZE, series: int = SEED) -> None:
-    """Draws the first `train` and `val` scenes of a series, of `size` pixels, into `folder`, which appears when all is written."""
+    """Draws the first `train` and `val` scenes of a series, of `size` pixels, into `folder`, which appears when complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".scenes.") as temporary:
         unfinished = Path(temporary) / "scenes"
@@ -48,10 +44,9 @@ def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = pa
                 (unfinished / kind / split).mkdir(parents=True)
         for index in progress(range(train + val), "drawing scenes"):
             split = "train" if index < train else "val"
-            image, label, distance = painter.paint_with_distance(series, index, size)
-            Image.fromarray(image).save(unfinished / "imgs" / split / f"{index:04d}.png")
-            Image.fromarray(label).save(unfinished / "labels" / split / f"{index:04d}.png")
-            Image.fromarray(distance).save(unfinished / "depth" / split / f"{index:04d}.png")
+            arrays = painter.paint_with_distance(series, index, size)
+            for kind, array in zip(("imgs", "labels", "depth"), arrays, strict=True):
+                Image.fromarray(array).save(unfinished / kind / split / f"{index:04d}.png")
         names = painter.CLASSES
         write_json(unfinished / "classes.json", {"names": names, "colors": [COLORS[name] for name in names]})
         about = {"about": "synthetic images, drawn by code", "painter": painter.VERSION, "seed": series, "size": size}
@@ -59,6 +54,5 @@ def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = pa
         try:
             unfinished.rename(folder)
         except OSError:
-            if not (folder / "drawn.json").exists():  # else: another process drew the same at the same time
+            if not (folder / "drawn.json").exists():  # else another process drew the same images meanwhile
                 raise
-            shutil.rmtree(unfinished)
