@@ -13,7 +13,7 @@ from torch import Tensor
 from . import crf
 from .baselines import LinearScorer, kmeans_on_colors, kmeans_on_components, kmeans_on_features, linear_on_features
 from .datasets import SegmentationDataset, open_split, open_training_set
-from .datasets.findings import show_findings
+from .datasets.check import show_findings
 from .datasets.transforms import Size
 from .features import Features, open_features
 from .features.source import content_id
@@ -86,7 +86,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
     run.refuse_other_classes(dataset)
     root = run.folder.parent / "features"
     if devices.first():
-        show_findings(dataset, root)
+        show_findings(dataset)
     with enough_memory(f"scoring {dataset.name}", "choose a smaller eval_size, baselines=False, or device='cpu'"):
         judged = _scored(run, dataset, baselines) if dataset.has_labels else _unscored(dataset)
     data = devices.once(lambda: content_id(dataset, root, labels=False))

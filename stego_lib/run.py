@@ -16,7 +16,7 @@ from .annotations import names as naming
 from .annotations.names import NOTHING
 from .backbone import Backbone
 from .datasets import Classes, SegmentationDataset, open_training_set
-from .datasets.folder import distinct_names, muted_colors, read_classes, without_names, write_classes
+from .datasets.classes import distinct_names, muted_colors, read_classes, without_names, write_classes
 from .datasets.images import ImageLike, as_tensor
 from .datasets.transforms import resize_image
 from .experiment import EVALUATION, MACHINE, Experiment

@@ -14,11 +14,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from .annotations.formats import PNG, WRITERS, chosen_formats
-from .datasets.classes import Classes
-from .datasets.findings import show_findings
-from .datasets.folder import distinct_names, read_classes, without_names
-from .datasets.formats import BROKEN, Rules
-from .datasets.images import StoredImage, read_image
+from .datasets.check import show_findings
+from .datasets.classes import Classes, Rules, distinct_names, read_classes, without_names
+from .datasets.images import BROKEN, StoredImage, read_image
 from .datasets.layout import checksum_of, list_images
 from .run import NOTHING, Run
 from .utils.errors import StegoError
@@ -110,7 +108,7 @@ def segment_folder(
             "evaluate(run) matches them to classes, and run.name_segments names them"
         )
     rules = read_classes(folder / "classes.json", run.classes).rules  # of these images, else of the training images
-    show_findings(folder, rules=rules)
+    show_findings(folder)
     work = _Work(output, segments, opacity, rules, _settings(run, segments, opacity, rules))
     rows = _segment(run, paths, work)
     for name in formats:

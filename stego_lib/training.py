@@ -12,7 +12,7 @@ from .backbone import Backbone, fit_sizes
 from .batches import Batch, Draw, draw_batch, find_neighbors, fit_to_data
 from .calibration import calibrate
 from .datasets import open_training_set
-from .datasets.findings import show_findings
+from .datasets.check import show_findings
 from .experiment import Experiment
 from .features import Features, open_features
 from .features.shared import shared
@@ -94,12 +94,12 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
         if not dataset.has_labels:
             model.linear_probe.forget()
         start = None if experiment.start_from is None else copy_weights(load_run(experiment.start_from), model)
-    if devices.first():
-        show_findings(dataset, runs_dir / "features")
     features = open_features(
         dataset, backbone, experiment.train_size, runs_dir / "features", experiment.feature_store,
         published=experiment.official.published,
     )  # fmt: skip
+    if devices.first():
+        show_findings(dataset, features.class_pixels)
     features.keep_on(backbone.device)
     features = shared(features)
     fingerprints = devices.once(lambda: fingerprints_of(dataset, runs_dir))

@@ -8,9 +8,7 @@ import json
 import os
 import pickle
 import shutil
-import stat
 import struct
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -28,7 +26,6 @@ from standins import flat_png
 
 from stego_lib import StegoError, load_run
 from stego_lib.backbone import Backbone
-from stego_lib.datasets.unpack import unpack
 from stego_lib.features.extraction import problem
 from stego_lib.networks.dino import DinoViT
 from stego_lib.utils.files import checksum, read_json, write_json
@@ -527,62 +524,3 @@ def a_TIFF_of_a_hundred_gigapixels(lair):
         content[place : place + 12] = struct.pack("<HHII", tag, 4, 1, 300_000)
     (lair.folder / "evil.tif").write_bytes(content)
     return as_image(lair, lair.folder / "evil.tif")
-
-
-# ---------------------------------------------------------------------------------------------- archives
-
-
-def as_archive(lair: Lair, path: Path) -> tuple[Path, Callable[[], Any]]:
-    return path, lambda: unpack(path, lair.folder / "target" / "deep", lambda name: name)
-
-
-for member in ("../../../escaped", "/tmp/stego-escaped", "good/../../../escaped", "..\\..\\escaped", "C:\\escaped"):
-
-    def slips(lair: Lair, member: str = member) -> tuple[Path, Callable[[], Any]]:
-        path = lair.folder / "evil.zip"
-        with zipfile.ZipFile(path, "w") as archive:
-            info = zipfile.ZipInfo("x")
-            info.filename = info.orig_filename = member
-            archive.writestr(info, b"escaped")
-        return as_archive(lair, path)
-
-    ATTACKS[f"a zip with a member called {member}"] = slips
-
-for kind, bits in (("link", stat.S_IFLNK), ("device", stat.S_IFCHR), ("pipe", stat.S_IFIFO)):
-
-    def special(lair: Lair, bits: int = bits) -> tuple[Path, Callable[[], Any]]:
-        path = lair.folder / "evil.zip"
-        with zipfile.ZipFile(path, "w") as archive:
-            info = zipfile.ZipInfo("member")
-            info.external_attr = (bits | 0o777) << 16
-            archive.writestr(info, b"/etc/passwd")
-        return as_archive(lair, path)
-
-    ATTACKS[f"a zip with a {kind}"] = special
-
-
-@attack
-def a_zip_that_unpacks_to_3_GB(lair):
-    with zipfile.ZipFile(lair.folder / "evil.zip", "w") as archive:
-        archive.writestr("first", b"")
-        add_bomb(archive, "zeros")
-    return as_archive(lair, lair.folder / "evil.zip")
-
-
-@attack
-def a_zip_whose_member_is_larger_than_it_says(lair):
-    path = lair.folder / "evil.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("x", bytes(10**7))
-    path.write_bytes(path.read_bytes().replace(struct.pack("<I", 10**7), struct.pack("<I", 100)))
-    return as_archive(lair, path)
-
-
-@attack
-def a_tar_with_a_member_that_climbs_out_called_zip(lair):
-    """Nothing here unpacks tar archives."""
-    with tarfile.open(lair.folder / "evil.zip", "w") as archive:
-        info = tarfile.TarInfo("../../escaped")
-        info.size = 3
-        archive.addfile(info, io.BytesIO(b"bad"))
-    return as_archive(lair, lair.folder / "evil.zip")

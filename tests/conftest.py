@@ -15,7 +15,6 @@ from families import small_families  # noqa: F401
 from killing import Runner, serving
 from sources import Server
 
-from stego_lib.datasets import fetch
 from stego_lib.datasets.scenes import draw_scenes
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in its background
@@ -59,9 +58,8 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server on this machine without any file; broken downloads are taken up at once."""
+    """A server on this machine without any file."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(fetch, "WAIT", 0)
     server = Server()
     yield server
     server.stop()

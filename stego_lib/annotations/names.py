@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..datasets.classes import Classes
-from ..datasets.folder import distinct_names
+from ..datasets.classes import Classes, distinct_names
 from ..utils.errors import StegoError, did_you_mean
 from ..utils.files import fingerprint, read_json, write_json
 

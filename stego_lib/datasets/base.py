@@ -42,18 +42,6 @@ class Sample:
     label_sha256: str | None
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """An image, its label map, and the SHA-256 of their files."""
-
-    image: Tensor
-    """uint8 (3, H, W)."""
-    label: Tensor | None
-    """int64 (H, W) with ids into the classes and `IGNORED`."""
-    image_sha256: str
-    label_sha256: str | None
-
-
 class SegmentationDataset(Sequence):
     """A split of a dataset: `dataset[i]` is an image and its label map.
 

@@ -204,7 +204,8 @@ def check(name: str, root: str | Path) -> bool:
     ones are printed, and are no fault.
     """
     print(f"{name} below {user_path(root).resolve()}")
-    return all([_check_split(name, root, split) for split in ("train", "val")])
+    usable = [_check_split(name, root, split) for split in ("train", "val")]
+    return all(usable)
 
 
 def _check_split(name: str, root: str | Path, split: str) -> bool:

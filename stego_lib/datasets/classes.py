@@ -50,7 +50,9 @@ class Classes:
             plain = " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
             control = any(unicodedata.category(character) == "Cc" for character in name)
             if control or not plain or plain in seen:
-                raise StegoError(f"Class name {name!r} is empty, reserved or a duplicate. Give each class its own name.")
+                raise StegoError(
+                    f"Class name {name!r} is empty, reserved or a duplicate. Give each class its own name."
+                )
             seen.add(plain)
 
     def __len__(self) -> int:

@@ -81,7 +81,6 @@ def read_image(source: Source, rules: Rules = DEFAULT) -> StoredImage:
     --------
     >>> read_image(Path("street.jpg")).rgb.size
     """
-    path = source if isinstance(source, Path) else Path(source.name)
     try:
         rgb, transparent, orientation = _read(source, rules.range)
     except StegoError as error:
@@ -199,7 +198,9 @@ def _read_raster(source: Source, limits: tuple[float, float] | None) -> tuple[Im
             if None in bands:
                 bands = plain
             if len(bands) not in (1, 3):
-                raise StegoError(f"has {len(plain)} bands, none of them red, green and blue. Save the three to be used.")
+                raise StegoError(
+                    f"has {len(plain)} bands, none of them red, green and blue. Save the three to be used."
+                )
             if len(plain) > len(bands):
                 notice("Images have bands beside red, green and blue, which are not used.")
             if file.subdatasets:
@@ -235,7 +236,9 @@ def read_ids(source: Source) -> np.ndarray:
         raise
     except BROKEN as error:
         raise StegoError(f"{name} cannot be read ({error}). Replace the file.") from error
-    stretched = {"L;2": 85, "L;4": 17}.get(raw[0], 1) if raw and file.mode == "L" else 1  # Pillow scales these to 8 bits
+    stretched = (
+        {"L;2": 85, "L;4": 17}.get(raw[0], 1) if raw and file.mode == "L" else 1
+    )  # Pillow scales these to 8 bits
     return ids // stretched
 
 

@@ -51,7 +51,9 @@ def left_out(folder: Path) -> str:
     for name in _names(folder):
         suffix = Path(name).suffix.lower()
         if (folder / name).is_dir():
-            inner = sum(Path(path).suffix.lower() in SUFFIXES for _, _, paths in os.walk(folder / name) for path in paths)
+            inner = sum(
+                Path(path).suffix.lower() in SUFFIXES for _, _, paths in os.walk(folder / name) for path in paths
+            )
             kinds["images in subfolders"] += 0 if name in RESULTS else inner
         elif suffix not in SUFFIXES | COMPANIONS:
             kinds[suffix or "files without an ending"] += 1

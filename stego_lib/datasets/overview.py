@@ -39,7 +39,9 @@ KINDS = {
 def introduction(name: str, root: str | Path, backbone: str, split: str = "val") -> str:
     """One line for the top of a page: which images it shows, how many there are, and the backbone."""
     train, other = len(open_dataset(name, root, "train")), len(open_dataset(name, root, split))
-    hint = " With CamVid at hand, `-p dataset camvid -p data_root FOLDER` shows real streets." if name == "scenes" else ""
+    hint = (
+        " With CamVid at hand, `-p dataset camvid -p data_root FOLDER` shows real streets." if name == "scenes" else ""
+    )
     weights = Path(backbone).stem if Path(backbone).suffix else backbone
     counts = f"{train:,} for training and {other:,} in {split}"
     return f"**This page shows `{name}`**: {KINDS[name]}, {counts}. Backbone: `{weights}`.{hint}"

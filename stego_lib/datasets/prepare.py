@@ -105,7 +105,9 @@ def prepare(name: str, root: str | Path) -> None:
     if missing:
         from_where = _module(name).SOURCE
         paths = "\n".join(f"    {path.resolve()}" for path in missing)
-        raise DataNotFound(f"{name} must be downloaded manually: {from_where}\n  put there, then call this again:\n{paths}")
+        raise DataNotFound(
+            f"{name} must be downloaded manually: {from_where}\n  put there, then call this again:\n{paths}"
+        )
     for source in sources:
         if source.unpack and not (target / source.path).exists() and _unpacked(target, source):
             print(f"{', '.join(source.gives)}: there already")

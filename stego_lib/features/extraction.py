@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from ..backbone import Backbone
-from ..datasets.intact import check_files
 from ..utils.errors import StegoError, brief
 from ..utils.files import Claims, checksum, disk_errors, locked, read_json, write_json
 from ..utils.notices import notice
@@ -144,7 +143,6 @@ class _Extraction:
         except (OSError, ValueError, EOFError):
             fitting = False
         if not fitting:
-            check_files(self.source.dataset)
             if "features" in self.shapes:
                 say(f"features of {self.source}: {needed_bytes(self.shapes) / 1e9:.2f} GB, to be kept in {self.folder}")
             shutil.rmtree(self.part, ignore_errors=True)

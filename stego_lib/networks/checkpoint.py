@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..datasets import DATASETS, Classes, cityscapes, cocostuff, potsdam
-from ..datasets.folder import distinct_colors
+from ..datasets.classes import distinct_colors
 from ..experiment import Experiment
 from ..utils.paths import user_path
 from .dino import DinoViT

@@ -23,7 +23,7 @@ from ..batches import Draw, draw_batch
 from ..calibration import percentile
 from ..datasets import SegmentationDataset, open_training_set
 from ..datasets.crops import COUNT, Crops
-from ..datasets.formats import BROKEN, FORMATS
+from ..datasets.images import BROKEN, FORMATS
 from ..datasets.transforms import resize_image
 from ..experiment import Experiment
 from ..features import Features

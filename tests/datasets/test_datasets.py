@@ -10,8 +10,8 @@ from common import golden
 from PIL import Image
 
 from stego_lib import DataNotFound, StegoError, open_dataset
-from stego_lib.datasets import Classes, FiveCrop, painter, scenes
-from stego_lib.datasets.crops import five_boxes
+from stego_lib.datasets import Classes, painter, scenes
+from stego_lib.datasets.crops import FiveCrop, five_boxes
 from stego_lib.datasets.layout import list_images
 from stego_lib.datasets.transforms import resize_image, resize_label
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from stego_lib import DataNotFound, Experiment, StegoError, open_dataset
 from stego_lib.datasets import open_split, open_training_set
-from stego_lib.datasets.folder import distinct_colors
+from stego_lib.datasets.classes import distinct_colors
 from stego_lib.utils.notices import Notice
 
 

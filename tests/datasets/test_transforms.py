@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stego_lib import StegoError, open_dataset
-from stego_lib.datasets import Classes, FiveCrop, RandomCrop, write_crops
-from stego_lib.datasets.crops import five_boxes
+from stego_lib.datasets import Classes
+from stego_lib.datasets.crops import FiveCrop, RandomCrop, five_boxes, write_crops
 from stego_lib.datasets.transforms import nearest_grid, resize_image, resize_label
 
 GOLDEN = golden("transforms")

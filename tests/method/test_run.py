@@ -30,7 +30,8 @@ from stego_lib import (
 from stego_lib.baselines import LinearScorer, kmeans_on_colors, kmeans_on_features, linear_on_features
 from stego_lib.batches import draw_batch
 from stego_lib.calibration import measure_correspondences, resolve_shifts
-from stego_lib.datasets import RandomCrop, open_training_set
+from stego_lib.datasets import open_training_set
+from stego_lib.datasets.crops import RandomCrop
 from stego_lib.features import open_features
 from stego_lib.features.store import FeatureStore
 from stego_lib.loss import upsample

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from stego_lib.datasets import Classes, FiveCrop, SegmentationDataset
+from stego_lib.datasets import Classes, SegmentationDataset
+from stego_lib.datasets.crops import FiveCrop
 
 from .style import find_fonts, show_image
 

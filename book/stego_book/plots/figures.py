@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from stego_lib.datasets.folder import distinct_names
+from stego_lib.datasets.classes import distinct_names
 from stego_lib.run import Run
 
 from ..studies.results import METHODS, method_names, score_table, scored

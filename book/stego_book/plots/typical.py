@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from stego_lib.datasets.folder import read_classes
+from stego_lib.datasets.classes import read_classes
 from stego_lib.datasets.images import as_tensor, read_image
 from stego_lib.run import Run
 from stego_lib.utils.errors import StegoError

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stego_lib.backbone import EMBEDDED
-from stego_lib.datasets.folder import distinct_names
+from stego_lib.datasets.classes import distinct_names
 from stego_lib.experiment import SUCCESSORS, Experiment
 from stego_lib.utils.paths import user_path
 
