@@ -1,120 +1,33 @@
-"""Refines segment borders with a dense CRF (Krähenbühl and Koltun 2011), as the paper's last step does.
+"""Refines segment borders with a dense CRF (Krähenbühl and Koltun 2011), the last step of the paper's evaluation.
 
-Two engines give the same labels: pydensecrf, which the published code uses and which needs a C++ compiler, and, where that is not
-installed, the same inference with the sparse matrices of `optional.lattice`.
+The default engine runs mean-field inference with the sparse matrices of `stego_lib.lattice`. `engine="pydensecrf"` runs the library
+that the published code uses (extra `crf`, needs a C++ compiler). Both give the same labels at 99.9 % of the pixels or more.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from .utils.notices import notice
+from .lattice import NormalizedLattice
+from .utils.errors import StegoError
 
-if TYPE_CHECKING:  # the workers that run `refine` start at once without torch
-    from torch import Tensor
-
-    from .lattice import NormalizedLattice
-
+ENGINES = ("lattice", "pydensecrf")
 ITERATIONS = 10
-LEAST = 1e-5
-"""Probabilities are clipped to it, as in the published code."""
+# Probabilities are clipped to it, as in the published code.
+MIN_PROBABILITY = 1e-5
+# Gaussian kernel: standard deviation in pixels, weight.
 SMOOTHNESS = dict(sxy=1, compat=3)
-"""Gaussian kernel: standard deviation in pixels, weight."""
+# Bilateral kernel: standard deviations in pixels and in gray levels, weight.
 APPEARANCE = dict(sxy=67, srgb=3, compat=4)
-"""Bilateral kernel: standard deviations in pixels and in gray levels, weight."""
-INSTALL = "pip install 'cython>=3' setuptools, then pip install --no-build-isolation pydensecrf2, with a C++ compiler"
-"""How to install pydensecrf. It asks for an old Cython, which cannot build it on Python 3.13 and later."""
 
 
-def engine(quiet: bool = True) -> Literal["pydensecrf", "lattice"]:
-    """What `refine` runs: "pydensecrf" where it can be imported, else "lattice". quiet: show no notice of the latter."""
-    try:
-        import pydensecrf.densecrf  # noqa: F401
-    except ImportError:
-        if not quiet:
-            notice(
-                f"pydensecrf is not installed: the CRF is the project's own, with the same labels at 99.9 % of the pixels or more, in about twice the time (to have it: {INSTALL})"
-            )
-        return "lattice"
-    return "pydensecrf"
-
-
-def refine(image: np.ndarray, maps: Sequence[np.ndarray], iterations: int = ITERATIONS) -> list[np.ndarray]:
-    """Class probabilities after mean-field inference, float32 (n, H, W), for each of several maps of one image.
-
-    image: uint8 (H, W, 3), RGB. maps: class probabilities, float32 (n, H, W); maps of one image share the kernels, which depend
-    on the image alone. Channels are passed as BGR, as in the published code (the filter is not symmetric in them).
-    """
-    return (refine_by_pydensecrf if engine() == "pydensecrf" else refine_by_lattice)(image, maps, iterations)
-
-
-def refine_by_pydensecrf(
-    image: np.ndarray, maps: Sequence[np.ndarray], iterations: int = ITERATIONS
-) -> list[np.ndarray]:
-    """`refine` by the published code's library."""
-    from pydensecrf.densecrf import DenseCRF2D
-    from pydensecrf.utils import unary_from_softmax
-
-    bgr = np.ascontiguousarray(image[:, :, ::-1])
-    height, width = bgr.shape[:2]
-    field, classes, refined = None, 0, []
-    for probabilities in maps:
-        if field is None or len(probabilities) != classes:
-            classes = len(probabilities)
-            field = DenseCRF2D(width, height, classes)
-            field.addPairwiseGaussian(**SMOOTHNESS)
-            field.addPairwiseBilateral(rgbim=bgr, **APPEARANCE)
-        field.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probabilities, clip=LEAST)))
-        refined.append(np.array(field.inference(iterations)).reshape(-1, height, width))
-    return refined
-
-
-def refine_by_lattice(image: np.ndarray, maps: Sequence[np.ndarray], iterations: int = ITERATIONS) -> list[np.ndarray]:
-    """`refine` by sparse matrices, for all maps at once: their classes lie side by side in one array, so that a kernel is applied to all together."""
-    from .lattice import NormalizedLattice
-
-    bgr = np.ascontiguousarray(image[:, :, ::-1])
-    height, width = bgr.shape[:2]
-    near = _positions(height, width)
-    alike = np.concatenate([near / APPEARANCE["sxy"], bgr.reshape(-1, 3) / APPEARANCE["srgb"]], 1)
-    kernels = (
-        (SMOOTHNESS["compat"], _grid_lattice(height, width, SMOOTHNESS["sxy"])),
-        (APPEARANCE["compat"], NormalizedLattice(alike)),
-    )
-    unary = np.concatenate([np.log(one.clip(LEAST, 1)).reshape(len(one), -1) for one in maps]).T.astype(np.float32)
-    borders = np.cumsum([len(one) for one in maps])[:-1]
-
-    def softmax(logits: np.ndarray) -> np.ndarray:
-        parts = [np.exp(part - part.max(1, keepdims=True)) for part in np.split(logits, borders, 1)]
-        return np.concatenate([part / part.sum(1, keepdims=True) for part in parts], 1)
-
-    found = softmax(unary)
-    for _ in range(iterations):
-        found = softmax(sum((weight * kernel(found) for weight, kernel in kernels if weight), unary))
-    return [np.ascontiguousarray(part.T).reshape(-1, height, width) for part in np.split(found, borders, 1)]
-
-
-@lru_cache(maxsize=2)
-def _grid_lattice(height: int, width: int, deviation: float) -> "NormalizedLattice":
-    """That of the pixels' positions, which all images of a size share."""
-    from .lattice import NormalizedLattice
-
-    return NormalizedLattice(_positions(height, width) / deviation)
-
-
-def _positions(height: int, width: int) -> np.ndarray:
-    """x and y of each pixel, (H W, 2)."""
-    return np.indices((height, width)).reshape(2, -1)[::-1].T
-
-
-def refined_labels(image: np.ndarray, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The most probable class of each pixel after `refine`: int32 (H, W) for each of the maps."""
-    return [probabilities.argmax(0).astype(np.int32) for probabilities in refine(image, maps)]
-
-
-def dense_crf(image: np.ndarray, log_probabilities: "Tensor", iterations: int = ITERATIONS) -> "Tensor":
+def dense_crf(
+    image: np.ndarray, log_probabilities: Tensor, iterations: int = ITERATIONS, *, engine: str = "lattice"
+) -> Tensor:
     """Class probabilities of each pixel after mean-field inference.
 
     Parameters
@@ -124,17 +37,103 @@ def dense_crf(image: np.ndarray, log_probabilities: "Tensor", iterations: int = 
     log_probabilities
         (n, h, w), up to a constant at each pixel; upsampled bilinearly to (H, W).
     iterations
-        Of mean-field inference.
+        Steps of mean-field inference.
+    engine
+        "lattice" or "pydensecrf".
 
     Returns
     -------
     Tensor
         float32 (n, H, W).
-    """
-    import torch
-    import torch.nn.functional as F
 
-    probabilities = (
-        F.interpolate(log_probabilities[None].float(), image.shape[:2], mode="bilinear")[0].softmax(0).cpu().numpy()
+    Raises
+    ------
+    StegoError
+        For an unknown engine, or where pydensecrf is not installed.
+
+    Examples
+    --------
+    >>> image = np.zeros((40, 60, 3), np.uint8)
+    >>> dense_crf(image, torch.rand(4, 10, 15)).shape
+    torch.Size([4, 40, 60])
+    """
+    logits = F.interpolate(log_probabilities[None].float(), image.shape[:2], mode="bilinear")[0]
+    return torch.from_numpy(refine(image, [logits.softmax(0).cpu().numpy()], iterations, engine)[0])
+
+
+def refine(
+    image: np.ndarray, maps: Sequence[np.ndarray], iterations: int = ITERATIONS, engine: str = "lattice"
+) -> list[np.ndarray]:
+    """Refines several maps of one image, which share the kernels: float32 (n, H, W) each.
+
+    image: uint8 (H, W, 3), RGB. maps: class probabilities, float32 (n, H, W). Channels are passed as BGR, as in the published
+    code, because the lattice is not symmetric in them.
+    """
+    check_engine(engine)
+    bgr = np.ascontiguousarray(image[:, :, ::-1])
+    return (_by_pydensecrf if engine == "pydensecrf" else _by_lattice)(bgr, maps, iterations)
+
+
+def check_engine(engine: str) -> None:
+    """Raises StegoError for an engine that is unknown or not installed."""
+    if engine not in ENGINES:
+        raise StegoError(f"engine={engine!r} is unknown. Choose from {', '.join(ENGINES)}.")
+    if engine == "pydensecrf":
+        try:
+            import pydensecrf.densecrf  # noqa: F401
+        except ImportError:
+            raise StegoError(
+                "engine='pydensecrf' needs pydensecrf2. Install it with a C++ compiler: pip install 'cython>=3' setuptools; "
+                "pip install --no-build-isolation pydensecrf2."
+            ) from None
+
+
+def _by_pydensecrf(bgr: np.ndarray, maps: Sequence[np.ndarray], iterations: int) -> list[np.ndarray]:
+    from pydensecrf.densecrf import DenseCRF2D
+    from pydensecrf.utils import unary_from_softmax
+
+    height, width = bgr.shape[:2]
+    refined = []
+    for probabilities in maps:
+        field = DenseCRF2D(width, height, len(probabilities))
+        field.addPairwiseGaussian(**SMOOTHNESS)
+        field.addPairwiseBilateral(rgbim=bgr, **APPEARANCE)
+        field.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probabilities, clip=MIN_PROBABILITY)))
+        refined.append(np.array(field.inference(iterations)).reshape(-1, height, width))
+    return refined
+
+
+def _by_lattice(bgr: np.ndarray, maps: Sequence[np.ndarray], iterations: int) -> list[np.ndarray]:
+    """The classes of all maps lie side by side in one array, so that a kernel is applied to all maps at once."""
+    height, width = bgr.shape[:2]
+    appearance = np.concatenate(
+        [_positions(height, width) / APPEARANCE["sxy"], bgr.reshape(-1, 3) / APPEARANCE["srgb"]], 1
     )
-    return torch.from_numpy(refine(image, [probabilities], iterations)[0])
+    kernels = (
+        (SMOOTHNESS["compat"], _grid_lattice(height, width, SMOOTHNESS["sxy"])),
+        (APPEARANCE["compat"], NormalizedLattice(appearance)),
+    )
+    logs = [np.log(map_.clip(MIN_PROBABILITY, 1)).reshape(len(map_), -1) for map_ in maps]
+    unary = np.concatenate(logs).T.astype(np.float32)
+    borders = np.cumsum([len(map_) for map_ in maps])[:-1]
+
+    def softmax(logits: np.ndarray) -> np.ndarray:
+        parts = [np.exp(part - part.max(1, keepdims=True)) for part in np.split(logits, borders, 1)]
+        return np.concatenate([part / part.sum(1, keepdims=True) for part in parts], 1)
+
+    q = softmax(unary)
+    for _ in range(iterations):
+        messages = [weight * kernel(q) for weight, kernel in kernels if weight]
+        q = softmax(sum(messages, unary))
+    return [np.ascontiguousarray(part.T).reshape(-1, height, width) for part in np.split(q, borders, 1)]
+
+
+@lru_cache(maxsize=2)
+def _grid_lattice(height: int, width: int, deviation: float) -> NormalizedLattice:
+    """The lattice of the pixels' positions, the same for all images of a size."""
+    return NormalizedLattice(_positions(height, width) / deviation)
+
+
+def _positions(height: int, width: int) -> np.ndarray:
+    """x and y of each pixel, (H W, 2)."""
+    return np.indices((height, width)).reshape(2, -1)[::-1].T

@@ -1,0 +1,145 @@
+"""From an image to its label map. `Run.predict`, `evaluate`, `segment_folder` and `export_onnx` all take this path:
+
+image -> working size -> code (averaged over the mirrored image) -> scores on the grid -> label map, with or without CRF.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import crf
+from .datasets.transforms import Size, resize_image
+from .loss import interpolation, upsample
+from .model import ALPHA, Stego
+from .utils.notices import notice
+
+# Aspect ratio up to which the shorter side of an image is brought to the evaluation size.
+MAX_ASPECT_RATIO = 4
+# Pixels per side of the blocks in which `label_maps` works.
+BLOCK = 256
+
+
+class Scores(NamedTuple):
+    """Scores of n clusters or classes on the grid of a batch of images; the largest upsampled score wins a pixel.
+
+    Scores are linear in the code, so upsampling them gives the values of the paper's order (codes first) with n channels
+    in place of K.
+    """
+
+    grid: Tensor
+    """(B, n, h, w)."""
+    code: Tensor | None = None
+    """Codes (B, K, h, w) where the scores are cosines times the length of the code, None where they are logits."""
+
+    def logits(self, size: tuple[int, int]) -> Tensor:
+        """Log-probabilities at (H, W) up to a constant at each pixel, (B, n, H, W), for the CRF."""
+        scores = upsample(self.grid, size)
+        return scores if self.code is None else ALPHA * scores / upsampled_length(self.code, size)
+
+
+def working_size(height: int, width: int, size: Size, patch: int) -> tuple[int, int]:
+    """Size at which the backbone sees an image.
+
+    An integer `size` is the length of the shorter side; sides are rounded to whole patches, and nothing is cropped. Of an
+    image longer than `MAX_ASPECT_RATIO` allows, the longer side is limited instead, and a notice says so.
+    """
+    if isinstance(size, tuple):
+        return size
+    short, long = sorted((height, width))
+    scale = min(size / short, MAX_ASPECT_RATIO * size / long)
+    if long > MAX_ASPECT_RATIO * short:
+        notice(
+            f"An image is more than {MAX_ASPECT_RATIO} times as long as wide, so its longer side is scaled to "
+            f"{MAX_ASPECT_RATIO * size} pixels and small things may vanish. Cut it into pieces to keep them."
+        )
+    rows, columns = (max(patch, round(side * scale / patch) * patch) for side in (height, width))
+    return rows, columns
+
+
+def score_image(
+    image: Tensor, scorer: Callable[[Tensor], Scores], size: Size, patch: int, published: bool = False
+) -> Scores:
+    """Scores of one image, uint8 (3, H, W), at its `working_size`. scorer: uint8 images (B, 3, h, w) -> `Scores`."""
+    target = working_size(*image.shape[1:], size, patch)
+    return scorer(resize_image(image, target, published)[None])
+
+
+def probe_scores(model: Stego, code: Tensor) -> dict[str, Scores]:
+    """Scores of the "cluster" probe and, if it was trained, of the "linear" probe, from codes (B, K, h, w)."""
+    scores = {"cluster": Scores(model.cluster_probe.similarity(code), code)}
+    if model.linear_probe.trained:
+        scores["linear"] = Scores(model.linear_probe(code))
+    return scores
+
+
+def label_maps(scores: Scores, size: tuple[int, int], ids: np.ndarray | None = None) -> Tensor:
+    """The winner of each pixel, uint8 (B, H, W).
+
+    Computed block by block, so that memory does not grow with n. A map whose largest value among the cells of a block is below
+    another's smallest cannot win there, and is skipped.
+
+    Parameters
+    ----------
+    scores
+        Scores on the grid.
+    size
+        Height and width of the label maps.
+    ids
+        The id of each of the n maps in the result, uint8 (n,); their positions by default.
+    """
+    grid = scores.grid.float()
+    numbers = torch.arange(grid.shape[1], dtype=torch.uint8) if ids is None else torch.from_numpy(ids)
+    numbers = numbers.to(grid.device)
+    if grid.shape[-2:] == size:
+        return numbers[grid.argmax(1)].cpu()
+    labels = torch.empty(len(grid), *size, dtype=torch.uint8)
+    rows, columns = (interpolation(cells, pixels) for cells, pixels in zip(grid.shape[-2:], size, strict=True))
+    for top in range(0, size[0], BLOCK):
+        vertical, row_cells = _used_cells(rows[top : top + BLOCK])
+        for left in range(0, size[1], BLOCK):
+            horizontal, column_cells = _used_cells(columns[left : left + BLOCK])
+            cells = grid[:, :, row_cells, column_cells]
+            possible = cells.amax((2, 3)) >= cells.amin((2, 3)).amax(1, keepdim=True)
+            chosen = possible.any(0).nonzero().flatten()
+            block = vertical.to(grid) @ (cells[:, chosen] @ horizontal.T.to(grid))
+            winner = block.max(1).indices  # twice as fast as argmax
+            labels[:, top : top + BLOCK, left : left + BLOCK] = numbers[chosen[winner]].cpu()
+    return labels
+
+
+def _used_cells(weights: Tensor) -> tuple[Tensor, slice]:
+    """Of the weights of all cells in some pixels, (pixels, cells), the columns of the cells in use, and their slice."""
+    cells = torch.nonzero(weights.any(0)).flatten()
+    used = slice(int(cells[0]), int(cells[-1]) + 1)
+    return weights[:, used], used
+
+
+@torch.inference_mode()
+def refined_label_maps(image: Tensor, scores: Sequence[Scores], engine: str = "lattice") -> list[Tensor]:
+    """Label maps of one image, uint8 (3, H, W), after the dense CRF: uint8 (H, W) for each of several scores (1, n, h, w)."""
+    size = image.shape[1:]
+    maps = [score.logits(size)[0].softmax(0).cpu().numpy() for score in scores]
+    refined = crf.refine(image.permute(1, 2, 0).contiguous().numpy(), maps, engine=engine)
+    return [torch.from_numpy(probabilities.argmax(0).astype(np.uint8)) for probabilities in refined]
+
+
+def upsampled_length(code: Tensor, size: tuple[int, int]) -> Tensor:
+    """Length of the upsampled code at every pixel, (B, 1, H, W), without upsampling it in both directions.
+
+    Between codes a and b, at the fraction t, `|(1 - t) a + t b|^2 = (1 - t) |a|^2 + t |b|^2 - t (1 - t) |a - b|^2`: codes are
+    upsampled along their rows, and the lengths of rows and of steps between rows give the rest.
+    """
+    height, width = size
+    wide = upsample(code, (code.shape[2], width))
+    squares = wide.square().sum(1, keepdim=True)
+    steps = F.pad((wide[:, :, 1:] - wide[:, :, :-1]).square().sum(1, keepdim=True), (0, 0, 0, 1))
+    rows = torch.arange(height, dtype=code.dtype, device=code.device)
+    position = ((rows + 0.5) * code.shape[2] / height - 0.5).clamp(min=0)  # as in `upsample`
+    first = position.long().clamp(max=code.shape[2] - 1)
+    t = (position - first).clamp(max=1)[:, None]
+    squared = upsample(squares, size) - t * (1 - t) * steps[:, :, first]
+    return squared.clamp(min=0).sqrt().clamp(min=1e-12)
