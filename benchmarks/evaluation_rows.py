@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 from threading import Event, Thread
@@ -76,14 +77,18 @@ def _kind(settings: Settings, experiment: Experiment, number: int) -> dict[str, 
             backbone(view)
 
     ways = {"published, no CRF": plain, "ours, no CRF": partial(ours, False), "ours, backbone alone": passes}
-    if crf_module.engine() == "pydensecrf":  # the published one
-        ways |= {"published, its CRFs": refined, "ours, with CRF": partial(ours, True)}
+    ways |= {"ours, with CRF": partial(ours, True)} | ({"published, its CRFs": refined} if pydensecrf() else {})
     found = interleaved(ways, min(settings.repeats, 3), settings.seconds)
     for name in found:
         if name.startswith("ours"):
             found[name] = {key: value / number if key.endswith("_s") else value for key, value in found[name].items()}
     busy = {"busy": busy_share(partial(ours, True))} if "ours, with CRF" in ways else {}
     return {"ways": found, **busy}
+
+
+def pydensecrf() -> bool:
+    """Whether the published code's CRF is installed."""
+    return find_spec("pydensecrf") is not None
 
 
 def busy_share(work: Callable[[], Any]) -> float:
@@ -117,10 +122,10 @@ def crf_engines(settings: Settings) -> dict[str, Any]:
     shown = photographs(settings.photos, size) if settings.photos else scenes(size)
     coarse = torch.randn(3, N_CLASSES, size // 8, size // 8, generator=torch.Generator().manual_seed(settings.seed))
     maps = [one.numpy() for one in upsample(3 * coarse, (size, size)).softmax(1)]
-    ways = {"lattice": partial(crf_module.refine_by_lattice, shown[0], maps)}
-    if crf_module.engine() == "lattice":
+    ways = {"lattice": partial(crf_module.refine, shown[0], maps)}
+    if not pydensecrf():
         return {"ways": timed(ways, settings), "skipped": {"pydensecrf": "it is not installed"}}
-    ways = {"pydensecrf": partial(crf_module.refine, shown[0], maps), **ways}
+    ways = {"pydensecrf": partial(crf_module.refine, shown[0], maps, engine="pydensecrf"), **ways}
     theirs, ours = (way() for way in ways.values())
     same = [float((a.argmax(0) == b.argmax(0)).mean()) for a, b in zip(theirs, ours, strict=True)]
     difference = max(float(np.abs(a - b).max()) for a, b in zip(theirs, ours, strict=True))

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,28 +16,29 @@ from .datasets import SegmentationDataset, open_split, open_training_set
 from .datasets.check import show_findings
 from .datasets.transforms import Size
 from .features import Features, open_features
-from .features.source import content_id
-from .loss import upsample
 from .metrics import confusion, identity, match, published_map, scores
 from .model import Stego
-from .probes import crf_logits, fit_probes, probe_scores
+from .predict import Scores, label_maps, probe_scores, refined_label_maps
+from .probes import fit_probes
 from .provenance import Provenance
-from .run import Run, record_path
+from .run import Run, fingerprints_of, record_path
 from .utils import devices
 from .utils.errors import StegoError
 from .utils.files import without_nan, write_json
 from .utils.memory import enough_memory
 from .utils.notices import notice
 from .utils.paths import shown_path
-from .utils.pool import Job, in_processes
 from .utils.progress import progress, say
+from .utils.threads import in_threads
 
+# Images that are scored at once.
 BATCH = 16
-"""Images that are scored at once."""
+# Methods that are also scored after the CRF, as NAME_crf.
+REFINED = ("cluster", "linear", "kmeans_features")
 
 
 @torch.inference_mode()
-def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[str, Any]:
+def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine: str = "lattice") -> dict[str, Any]:
     """Scores the run's last step on `split`, and writes the run record.
 
     Clusters are matched to classes once over the whole split; labels serve this matching, the scores and the linear probes
@@ -51,16 +52,18 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
         "val", "train" or "test", where the dataset has it.
     baselines
         Score k-means and a linear probe on the raw features too, which needs features of the training split.
+    crf_engine
+        Engine of the CRF, see `stego_lib.crf`. The record names it if it is not the default.
 
     Returns
     -------
     dict
-        The record. Its "scores" hold, for each method, accuracy, miou and iou in percent, and for clusters their matching (the
-        class of each, -1 for none): "cluster" and "linear" (STEGO), and the baselines "kmeans_features", "kmeans_pca",
-        "kmeans_colors" and "linear_features"; with `experiment.crf`, "cluster", "linear" and "kmeans_features" also as "..._crf",
-        and "crf" names the engine. Linear probes need training labels. With `experiment.official.keep_every`, "best_by_label" holds the scores of the step that
-        the labels favor, as the published code reports them; it is no result. "scores" is empty, and "unscored" says why, for
-        a split without labels or with a single class.
+        The record. Its "scores" hold, for each method, accuracy, miou and iou in percent, and for clusters their matching
+        (the class of each, -1 for none): "cluster" and "linear" (STEGO), and the baselines "kmeans_features", "kmeans_pca",
+        "kmeans_colors" and "linear_features"; with `experiment.crf`, "cluster", "linear" and "kmeans_features" also as
+        "..._crf". Linear probes need training labels. With `experiment.official.keep_every`, "best_by_label" holds the scores
+        of the step that the labels favor, as the published code reports them; it is no result. "scores" is empty, and
+        "unscored" says why, for a split without labels or with a single class.
 
         The file is metrics.json for the validation split of the run's own data, whose matching `Run.predict` uses; another
         split, other data and other settings (see `load_run`) go to metrics-SPLIT....json.
@@ -82,14 +85,15 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
     experiment, start = run.experiment, time.perf_counter()
     devices.join(experiment.device)
     run.refuse_unfitted()
+    crf.check_engine(crf_engine)
     dataset = open_split(experiment, split)
     run.refuse_other_classes(dataset)
-    root = run.folder.parent / "features"
-    if devices.first():
-        show_findings(dataset)
     with enough_memory(f"scoring {dataset.name}", "choose a smaller eval_size, baselines=False, or device='cpu'"):
-        judged = _scored(run, dataset, baselines) if dataset.has_labels else _unscored(dataset)
-    data = devices.once(lambda: content_id(dataset, root, labels=False))
+        views = open_views(run, dataset) if dataset.has_labels else None
+        if devices.first():
+            show_findings(dataset, views and views.plain.class_pixels)
+        results = _score(run, dataset, views, baselines, crf_engine) if views else _unscored(dataset)
+    data = devices.once(lambda: fingerprints_of(dataset, run.folder.parent)["images"])
     record = without_nan({
         "experiment": experiment.to_record(),
         "provenance": recorded_provenance(run),
@@ -100,7 +104,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True) -> dict[st
         "data": data,
         "images": len(dataset),
         "classes": list(run.classes.names),
-        **judged,
+        **results,
         "evaluation_seconds": round(time.perf_counter() - start, 1),
     })  # fmt: skip
     if devices.first():
@@ -120,77 +124,29 @@ def recorded_provenance(run: Run) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The features and labels of a split that is scored."""
+class Views:
+    """Features of a split, and those of its mirrored images where codes are averaged over both."""
 
     plain: Features
-    """Features of the images."""
     flipped: Features | None = None
-    """Those of the horizontally flipped images, where codes are averaged over both."""
-    published: bool = False
-    """Count as the published code does, see `metrics.confusion`."""
-
-    def batches(self, what: str) -> Iterator[Tensor]:
-        """Rows of this process's share of the batches, with a progress bar."""
-        return iter(progress(devices.share(torch.arange(len(self.plain)).split(BATCH)), what))
 
     def codes(self, model: Stego, rows: Tensor) -> Tensor:
-        """Codes of the images, (B, K, h, w)."""
+        """Codes of some images, (B, K, h, w)."""
         return model.mean_code(self.plain.rows(rows), None if self.flipped is None else self.flipped.rows(rows))
 
     def unit_features(self, rows: Tensor) -> Tensor:
-        """L2-normalized features, averaged as the codes are, (B, C, h, w)."""
-        views = [self.plain.rows(rows), *([self.flipped.rows(rows).flip(-1)] if self.flipped is not None else [])]
-        return torch.stack([F.normalize(view, dim=1) for view in views]).mean(0)
-
-    def count(self, table: Tensor, predicted: Tensor, label: Tensor) -> None:
-        """Adds pixels to a confusion matrix (n_pred, n_classes)."""
-        table += confusion(predicted, label, len(table), self.plain.n_classes, published=self.published)
-
-    def confusion(self, score_maps: Callable[[Tensor], Tensor], n_pred: int, what: str) -> Tensor:
-        """Confusion matrix, int64 (n_pred, n_classes), of the largest of score_maps(rows), (B, n_pred, H, W)."""
-        table = torch.zeros(n_pred, self.plain.n_classes, dtype=torch.int64)
-        for rows in self.batches(f"scoring {what}"):
-            self.count(table, score_maps(rows).argmax(1).cpu(), self.plain.label_rows(rows))
-        return devices.total(table)
+        """L2-normalized features of some images, averaged as the codes are, (B, C, h, w)."""
+        unit = F.normalize(self.plain.rows(rows), dim=1)
+        if self.flipped is None:
+            return unit
+        return torch.stack([unit, F.normalize(self.flipped.rows(rows).flip(-1), dim=1)]).mean(0)
 
 
-def _unscored(dataset: SegmentationDataset, why: str = "has no labels") -> dict[str, Any]:
-    text = f"{dataset.name} {dataset.split} {why}, so nothing is scored; run.predict(images) segments them"
-    notice(text)
-    return {"scores": {}, "unscored": text}
-
-
-def _scored(run: Run, dataset: SegmentationDataset, baselines: bool) -> dict[str, Any]:
-    """The part of the record that needs labels: scores, matching, confusion matrix, best step by labels."""
-    published, scored = run.experiment.official.published, open_scored(run, dataset)
-    plain = scored.plain
-    present = plain.labels_there()
-    if not present:
-        raise StegoError(
-            f"{dataset.name} {dataset.split}: every pixel of {dataset.labels[0]} and the other label maps is ignored, so there is "
-            "nothing to score; are they label maps of this dataset?"
-        )
-    if len(present) == 1:  # any segmentation could score 100
-        return _unscored(dataset, f"has no label but {dataset.classes.names[present[0]]!r} (id {present[0]})")
-    kmeans = fit_kmeans(run) if baselines else None
-    tables = _refined_tables(run, dataset, scored, kmeans)
-    tables |= _baseline_tables(run, scored) if baselines else {}
-    found = {name: _scores(name, table, published) for name, table in tables.items()}
-    return {
-        "scores": found,
-        **({"crf": crf.engine(quiet=False)} if run.experiment.crf else {}),
-        **_best_by_label(run, plain),
-        "matching": found["cluster"]["matching"],
-        "confusion": tables["cluster"].tolist(),
-    }
-
-
-def open_scored(run: Run, dataset: SegmentationDataset) -> Scored:
+def open_views(run: Run, dataset: SegmentationDataset) -> Views:
     """The features of a split as the run's experiment scores it."""
-    size, mirror = run.experiment.eval_size, run.experiment.mirror
-    flipped = _features(run, dataset, size, mirror=True) if mirror else None
-    return Scored(_features(run, dataset, size), flipped, run.experiment.official.published)
+    size = run.experiment.eval_size
+    flipped = _features(run, dataset, size, mirror=True) if run.experiment.mirror else None
+    return Views(_features(run, dataset, size), flipped)
 
 
 def _features(run: Run, dataset: SegmentationDataset, size: Size, mirror: bool = False, store: str = "") -> Features:
@@ -201,37 +157,119 @@ def _features(run: Run, dataset: SegmentationDataset, size: Size, mirror: bool =
 
 
 def _training_features(run: Run) -> Features:
-    return _features(
-        run, open_training_set(run.experiment), run.experiment.train_size, store=run.provenance.store or ""
+    training = open_training_set(run.experiment)
+    return _features(run, training, run.experiment.train_size, store=run.provenance.store or "")
+
+
+def _unscored(dataset: SegmentationDataset, reason: str = "has no labels") -> dict[str, Any]:
+    text = f"{dataset.name} {dataset.split} {reason}, so nothing is scored; run.predict(images) segments them"
+    notice(text)
+    return {"scores": {}, "unscored": text}
+
+
+def _score(run: Run, dataset: SegmentationDataset, views: Views, baselines: bool, engine: str) -> dict[str, Any]:
+    """The part of the record that needs labels: scores, matching, confusion matrix, best step by labels."""
+    experiment, published, model = run.experiment, run.experiment.official.published, run.model.eval()
+    present = [class_ for class_, pixels in enumerate(views.plain.class_pixels) if pixels]
+    if not present:
+        raise StegoError(
+            f"{dataset.name} {dataset.split} has label maps, but every pixel is ignored. Check the ids in {dataset.labels[0]}."
+        )
+    if len(present) == 1:  # any segmentation could score 100
+        return _unscored(dataset, f"has no label but {dataset.classes.names[present[0]]!r} (id {present[0]})")
+    fitted = fit_baselines(run) if baselines else {}
+    sizes = {"cluster": model.n_clusters} | ({"linear": len(run.classes)} if model.linear_probe.trained else {})
+    tables = count_pixels(
+        views,
+        lambda rows: score_rows(model, views, rows, fitted),
+        sizes | {name: len(baseline.bias) for name, baseline in fitted.items()},
+        refined=[name for name in REFINED if experiment.crf],
+        engine=engine,
+        published=published,
     )
+    results = {name: _scores(name, table, published) for name, table in tables.items()}
+    return {
+        "scores": results,
+        **({"crf": engine} if experiment.crf and engine != "lattice" else {}),
+        **_best_by_label(run, views.plain),
+        "matching": results["cluster"]["matching"],
+        "confusion": tables["cluster"].tolist(),
+    }
 
 
-def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
-    """Scores of the cluster probe at the kept step with the highest mIoU, as the published code validates: no flip, no CRF."""
-    kept = list(run.kept_weights())
-    if not kept:
-        return {}
-    model, published, found = copy.deepcopy(run.model), run.experiment.official.published, {}
-    for step, state in progress(kept, "evaluating kept steps"):
-        model.load_state_dict(state)
-        if run.experiment.probes == "after" and not run.experiment.own_prototypes:
-            fit_probes(model, _training_features(run), run.experiment.seed, linear=False)
-        found[step] = _scores("cluster", probe_confusion(model, plain, published=published), published)
-    best = max(found, key=lambda step: found[step]["miou"])
-    curve = {"steps": list(found), "miou_by_step": [scored["miou"] for scored in found.values()]}
-    return {"best_by_label": {"step": best, **found[best], **curve}}
+def count_pixels(
+    views: Views,
+    score: Callable[[Tensor], dict[str, Scores]],
+    sizes: Mapping[str, int],
+    *,
+    refined: list[str] | tuple[str, ...] = (),
+    engine: str = "lattice",
+    published: bool = False,
+) -> dict[str, Tensor]:
+    """Confusion matrices, int64 (n, n_classes), of several methods in one pass over the images.
+
+    score: numbers of images, int64 (B,) -> `Scores` by method. sizes: n of each method. refined: methods that are scored after
+    the CRF too, as NAME_crf. published: see `metrics.confusion`.
+    """
+    plain = views.plain
+    refined = [name for name in sizes if name in refined]
+    names = [*sizes, *(f"{name}_crf" for name in refined)]
+    tables = {name: torch.zeros(sizes[name.removesuffix("_crf")], plain.n_classes, dtype=torch.int64) for name in names}
+    for rows in progress(devices.share(torch.arange(len(plain)).split(BATCH)), "evaluating"):
+        by_method = score(rows)
+        maps = {name: label_maps(by_method[name], plain.image_size) for name in sizes}
+        if refined:
+            images = [
+                (image, [by_method[name].image(number) for name in refined])
+                for number, image in enumerate(plain.image_rows(rows))
+            ]
+            after_crf = list(in_threads(lambda job: refined_label_maps(*job, engine), images))
+            for column, name in enumerate(refined):
+                maps[f"{name}_crf"] = torch.stack([of_image[column] for of_image in after_crf])
+        labels = plain.label_rows(rows)
+        for name, predicted in maps.items():
+            tables[name] += confusion(predicted, labels, len(tables[name]), plain.n_classes, published=published)
+    return {name: devices.total(table) for name, table in tables.items()}
+
+
+def score_rows(model: Stego, views: Views, rows: Tensor, baselines: Mapping[str, LinearScorer]) -> dict[str, Scores]:
+    """`Scores` of both probes and of fitted baselines for some images of a split."""
+    by_method = probe_scores(model, views.codes(model, rows))
+    unit = views.unit_features(rows) if baselines else None
+    for name, baseline in baselines.items():
+        # k-means scores, 2 f.c - |c|^2, are the inner product times `ALPHA`, as for the cluster probe, so both get the same CRF.
+        inputs = views.plain.image_rows(rows).float() / 255 if name == "kmeans_colors" else unit
+        by_method[name] = Scores(baseline(inputs))
+    return by_method
 
 
 @torch.inference_mode()
 def probe_confusion(
     model: Stego, plain: Features, flipped: Features | None = None, *, probe: str = "cluster", published: bool = False
 ) -> Tensor:
-    """Confusion matrix of the "cluster" or "linear" probe, int64 (n_pred, n_classes); the features as in `Scored`."""
-    scored, cluster = Scored(plain, flipped, published), probe == "cluster"
+    """Confusion matrix of the "cluster" or "linear" probe, int64 (n, n_classes); the features as in `Views`."""
+    views, size = Views(plain, flipped), {"cluster": model.n_clusters, "linear": plain.n_classes}[probe]
     model.eval()
-    score = model.cluster_probe.similarity if cluster else model.linear_probe
-    maps = lambda rows: upsample(score(scored.codes(model, rows)), plain.image_size)  # noqa: E731
-    return scored.confusion(maps, model.n_clusters if cluster else plain.n_classes, f"the {probe} probe")
+    return count_pixels(
+        views, lambda rows: probe_scores(model, views.codes(model, rows)), {probe: size}, published=published
+    )[probe]
+
+
+def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
+    """Scores of the cluster probe at the kept step with the highest mIoU, as the published code validates: no flip, no CRF."""
+    if not run.experiment.official.keep_every:
+        return {}
+    model, published, by_step = copy.deepcopy(run.model), run.experiment.official.published, {}
+    for step, state in run.kept_weights():
+        model.load_state_dict(state)
+        if run.experiment.probes == "after" and not run.experiment.own_prototypes:
+            fit_probes(model, _training_features(run), run.experiment.seed, linear=False)
+        by_step[step] = _scores("cluster", probe_confusion(model, plain, published=published), published)
+    if not by_step:
+        return {}
+    best = max(by_step, key=lambda step: by_step[step]["miou"])
+    curve = {"steps": list(by_step), "miou_by_step": [result["miou"] for result in by_step.values()]}
+    return {"best_by_label": {"step": best, **by_step[best], **curve}}
 
 
 def fit_kmeans(run: Run) -> LinearScorer:
@@ -240,81 +278,23 @@ def fit_kmeans(run: Run) -> LinearScorer:
     return devices.once(lambda: kmeans_on_features(training, count, seed))  # others might differ in the last bit
 
 
-def refined_scores(
-    run: Run, scored: Scored, rows: Tensor, kmeans: LinearScorer | None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What both probes, and k-means on raw features (`fit_kmeans`, or None), say of every pixel of some images, int64 (B,).
-
-    Returns scores (B, n, H, W) by method, the largest is a pixel's cluster or class, and what the CRF takes, logits of that shape.
-    """
-    model, size = run.model, scored.plain.image_size
-    codes = scored.codes(model, rows)
-    found, logits = probe_scores(model, codes, size), crf_logits(model, codes, size)
-    if not model.linear_probe.trained:
-        del found["linear"], logits["linear"]
-    if kmeans is not None:
-        # 2 f.c - |c|^2: the inner product by `ALPHA`, as for the cluster probe, so both get the same CRF.
-        found["kmeans_features"] = logits["kmeans_features"] = upsample(kmeans(scored.unit_features(rows)), size)
-    return found, logits
-
-
-def _refined_tables(
-    run: Run, dataset: SegmentationDataset, scored: Scored, kmeans: LinearScorer | None
-) -> dict[str, Tensor]:
-    """Confusion matrices of both probes and of k-means on raw features, with and without CRF."""
-    model, n_classes, plain = run.model.eval(), len(run.classes), scored.plain
-    sizes = {"cluster": model.n_clusters} | ({"linear": n_classes} if model.linear_probe.trained else {})
-    sizes |= {"kmeans_features": len(kmeans.bias)} if kmeans is not None else {}
-    refine = run.experiment.crf
-    names = [*sizes, *(f"{name}_crf" for name in sizes if refine)]
-    tables = {name: torch.zeros(sizes[name.removesuffix("_crf")], n_classes, dtype=torch.int64) for name in names}
-    own = [row for rows in devices.share(torch.arange(len(plain)).split(BATCH)) for row in rows.tolist()]
-
-    def crf_jobs() -> Iterator[Job]:
-        """Counts what the methods predict, and yields the CRF's input of each image if the CRF is on."""
-        for rows in scored.batches("evaluating"):
-            label, (found, logits) = plain.label_rows(rows), refined_scores(run, scored, rows, kmeans)
-            for name in sizes:
-                scored.count(tables[name], found[name].argmax(1).cpu(), label)
-            if refine:
-                for row, image, *ours in zip(rows.tolist(), plain.image_rows(rows), *logits.values(), strict=True):
-                    maps = [one.softmax(0).cpu().numpy() for one in ours]
-                    yield str(dataset.images[row]), (image.permute(1, 2, 0).contiguous().numpy(), maps)
-
-    refined = in_processes(crf.refined_labels, crf_jobs(), len(own), "the dense CRF")
-    for row, labels in zip(own, progress(refined, "dense CRF", total=len(own), disable=not refine), strict=refine):
-        for name, predicted in zip(sizes, labels, strict=True):
-            scored.count(tables[f"{name}_crf"], torch.from_numpy(predicted), plain.label_rows(torch.tensor([row]))[0])
-    return {name: devices.total(table) for name, table in tables.items()}
-
-
-def _baseline_tables(run: Run, scored: Scored) -> dict[str, Tensor]:
-    """Confusion matrices of the other baselines, fitted on the training images."""
-    training, n_clusters, seed = _training_features(run), run.model.n_clusters, run.experiment.seed
-    plain = scored.plain
-
-    def on_features(scorer: LinearScorer, what: str) -> Tensor:
-        maps = lambda rows: upsample(scorer(scored.unit_features(rows)), plain.image_size)  # noqa: E731
-        return scored.confusion(maps, len(scorer.bias), what)
-
-    def on_colors(rows: Tensor) -> Tensor:
-        return colors(plain.image_rows(rows).float() / 255)
-
-    components = devices.once(lambda: kmeans_on_components(training, run.experiment.code_dim, n_clusters, seed))
-    colors = devices.once(lambda: kmeans_on_colors(training, n_clusters, seed))
-    tables = {
-        "kmeans_pca": on_features(components, "k-means on principal components"),
-        "kmeans_colors": scored.confusion(on_colors, n_clusters, "k-means on colors"),
+def fit_baselines(run: Run) -> dict[str, LinearScorer]:
+    """All baselines, fitted on the training images; the linear probe only where these have labels."""
+    training, count, seed = _training_features(run), run.model.n_clusters, run.experiment.seed
+    fitted = {
+        "kmeans_features": fit_kmeans(run),
+        "kmeans_pca": devices.once(lambda: kmeans_on_components(training, run.experiment.code_dim, count, seed)),
+        "kmeans_colors": devices.once(lambda: kmeans_on_colors(training, count, seed)),
     }
     if training.has_labels:
-        linear = devices.once(lambda: linear_on_features(training, seed))
-        tables["linear_features"] = on_features(linear, "the linear probe on features")
-    return tables
+        fitted["linear_features"] = devices.once(lambda: linear_on_features(training, seed))
+    return fitted
 
 
 def _scores(method: str, table: Tensor, published: bool) -> dict[str, Any]:
     """Scores of a confusion matrix, and for clusters the class of each."""
     if method.startswith("linear"):
         return scores(table, identity(table.shape[1]), published=published)
-    named = published_map(match(table)) if published else match(table)
-    return scores(table, match(table), published=published) | {"matching": named.tolist()}
+    matching = match(table)
+    named = published_map(matching) if published else matching
+    return scores(table, matching, published=published) | {"matching": named.tolist()}

@@ -35,6 +35,10 @@ class Scores(NamedTuple):
     code: Tensor | None = None
     """Codes (B, K, h, w) where the scores are cosines times the length of the code, None where they are logits."""
 
+    def image(self, number: int) -> "Scores":
+        """The scores of one image of the batch, B = 1."""
+        return Scores(*(None if part is None else part[number : number + 1] for part in self))
+
     def logits(self, size: tuple[int, int]) -> Tensor:
         """Log-probabilities at (H, W) up to a constant at each pixel, (B, n, H, W), for the CRF."""
         scores = upsample(self.grid, size)

@@ -1,4 +1,4 @@
-"""Probes fitted to the trained codes, and what they predict at every pixel.
+"""Probes fitted to the trained codes.
 
 Their gradients never reach the head, so nothing is lost by fitting them after training.
 """
@@ -14,16 +14,13 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from .features import Features
-from .loss import interpolation, upsample
-from .model import ALPHA, Stego
+from .model import Stego
 from .utils.progress import progress, stage
 
 SAMPLES = 40_000
 """Points that clusters are fitted on."""
 RESTARTS = 10
 """Starts of k-means; the one with the smallest inertia, its own objective, is kept."""
-BLOCK = 256
-"""Pixels per side of the blocks in which `most_similar` works."""
 
 
 @torch.no_grad()
@@ -133,86 +130,3 @@ def kmeans(points: Tensor, n_clusters: int, seed: int) -> Tensor:
     """k-means on points (M, C): cluster centers, float32 (n_clusters, C)."""
     fitted = KMeans(n_clusters, n_init=RESTARTS, random_state=seed).fit(points.cpu().numpy())
     return torch.from_numpy(fitted.cluster_centers_).float()
-
-
-def probe_scores(model: Stego, code: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Scores (B, n, H, W) of "cluster" and "linear" from codes (B, K, h, w); the largest is a pixel's cluster or class.
-
-    The published code upsamples the code before it probes. Scores and upsampling are linear, so here scores on the grid are
-    upsampled: the same values, with n channels in place of K. Cluster scores are cosines times the length of the upsampled
-    code.
-    """
-    return {
-        "cluster": upsample(model.cluster_probe.similarity(code), size),
-        "linear": upsample(model.linear_probe(code), size),
-    }
-
-
-def probe_maps(model: Stego, code: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Log-probabilities (B, n, H, W) of both probes on upsampled codes, from codes (B, K, h, w)."""
-    return {name: logits.log_softmax(1) for name, logits in crf_logits(model, code, size).items()}
-
-
-def crf_logits(model: Stego, code: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-    """The log-probabilities of `probe_maps` up to a constant at each pixel, for the CRF."""
-    scores = probe_scores(model, code, size)
-    return {"cluster": ALPHA * scores["cluster"] / upsampled_length(code, size), "linear": scores["linear"]}
-
-
-def upsampled_length(code: Tensor, size: tuple[int, int]) -> Tensor:
-    """Length of the upsampled code at every pixel, (B, 1, H, W), without upsampling it in both directions.
-
-    Between codes a and b, at the fraction t, `|(1 - t) a + t b|^2 = (1 - t) |a|^2 + t |b|^2 - t (1 - t) |a - b|^2`: the codes
-    are upsampled along their rows, and the lengths of rows and of steps between rows give the rest.
-    """
-    height, width = size
-    wide = upsample(code, (code.shape[2], width))
-    squares = wide.square().sum(1, keepdim=True)
-    steps = F.pad((wide[:, :, 1:] - wide[:, :, :-1]).square().sum(1, keepdim=True), (0, 0, 0, 1))
-    rows = torch.arange(height, dtype=code.dtype, device=code.device)
-    position = ((rows + 0.5) * code.shape[2] / height - 0.5).clamp(min=0)  # as in `upsample`
-    first = position.long().clamp(max=code.shape[2] - 1)
-    t = (position - first).clamp(max=1)[:, None]
-    squared = upsample(squares, size) - t * (1 - t) * steps[:, :, first]
-    return squared.clamp(min=0).sqrt().clamp(min=1e-12)
-
-
-def most_similar(maps: Tensor, size: tuple[int, int], ids: np.ndarray) -> np.ndarray:
-    """The map that is largest at each pixel after upsampling: `ids[upsample(maps[None], size)[0].argmax(0)]`.
-
-    Computed block by block, so a few megabytes are enough for an image of any size. A map whose largest value among the cells
-    of a block is below another's smallest cannot win there, and is skipped.
-
-    Parameters
-    ----------
-    maps
-        Similarities on the grid, (n, h, w).
-    size
-        Height and width of the image in pixels.
-    ids
-        The id of each map, uint8 (n,).
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 (H, W).
-    """
-    maps = maps.float().cpu()
-    found = np.empty(size, np.uint8)
-    rows, columns = (interpolation(cells, pixels) for cells, pixels in zip(maps.shape[-2:], size, strict=True))
-    for top in range(0, size[0], BLOCK):
-        vertical, of_rows = _used(rows[top : top + BLOCK])
-        for left in range(0, size[1], BLOCK):
-            horizontal, of_columns = _used(columns[left : left + BLOCK])
-            cells = maps[:, of_rows, of_columns]
-            chosen = torch.nonzero(cells.amax((1, 2)) >= cells.amin((1, 2)).max()).flatten()
-            block = (vertical @ (cells[chosen] @ horizontal.T)).max(0).indices  # twice as fast as argmax
-            found[top : top + BLOCK, left : left + BLOCK] = ids[chosen[block].numpy()]
-    return found
-
-
-def _used(weights: Tensor) -> tuple[Tensor, slice]:
-    """Of the weights of all cells in some pixels, (pixels, cells), those of cells with a weight, and which cells these are."""
-    cells = torch.nonzero(weights.any(0)).flatten()
-    used = slice(int(cells[0]), int(cells[-1]) + 1)
-    return weights[:, used], used

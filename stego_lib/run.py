@@ -18,14 +18,13 @@ from .backbone import Backbone
 from .datasets import Classes, SegmentationDataset, open_training_set
 from .datasets.classes import distinct_names, muted_colors, read_classes, without_names, write_classes
 from .datasets.images import ImageLike, as_tensor
-from .datasets.transforms import resize_image
 from .experiment import EVALUATION, MACHINE, Experiment
 from .export.onnx_file import export_onnx
 from .features import Features
 from .features.source import content_id
 from .model import Stego
 from .networks.checkpoint import read_published
-from .probes import most_similar
+from .predict import MAX_ASPECT_RATIO, Scores, label_maps, probe_scores, score_image
 from .provenance import Provenance
 from .utils import devices
 from .utils.errors import StegoError
@@ -34,8 +33,6 @@ from .utils.files import disk_errors, fingerprint, load_state, read_json, remove
 from .utils.notices import notice
 from .utils.paths import runs_root, shown_path, user_path
 
-LONGEST = 4
-"""Aspect ratio up to which `predict` brings the shorter side to the evaluation size."""
 RESUME = "train.ipynb with the same parameters and -p resume True, or train(run.experiment, resume=True)"
 
 
@@ -231,11 +228,15 @@ class Run:
         features, flipped = self.backbone(torch.cat([images, images.flip(-1)])).chunk(2)
         return self.model.mean_code(features, flipped)
 
-    def grid_code(self, image: Tensor) -> Tensor:
-        """Code (1, K, h, w) of one image, uint8 (3, H, W), at the size that `predict` works at."""
-        height, width = image.shape[1:]
-        return self.code(
-            resize_image(image, self._working_size(height, width), self.experiment.official.published)[None]
+    def scores(self, image: Tensor) -> Scores:
+        """Scores of the cluster probe on the grid of one image, uint8 (3, H, W), at the working size of `predict`."""
+        experiment = self.experiment
+        return score_image(
+            image,
+            lambda images: probe_scores(self.model, self.code(images))["cluster"],
+            experiment.eval_size,
+            self.backbone.patch,
+            experiment.official.published,
         )
 
     @overload
@@ -272,11 +273,10 @@ class Run:
             return [self.predict(image) for image in images]
         self.refuse_unfitted()
         pixels, transparent = as_tensor(images, self.classes.rules)
-        height, width = pixels.shape[1:]
-        found = most_similar(self.model.cluster_probe.similarity(self.grid_code(pixels))[0], (height, width), self._ids)
+        labels = label_maps(self.scores(pixels), tuple(pixels.shape[1:]), self._ids)[0].numpy()
         if transparent is not None:
-            found[transparent] = NOTHING
-        return found
+            labels[transparent] = NOTHING
+        return labels
 
     def export(
         self, path: str | Path, *, precision: str = "float32", outputs: tuple[str, ...] = ("labels", "scores")
@@ -315,7 +315,7 @@ class Run:
         >>> run.export("stego.onnx", precision="int8")["agreement"]
         """
         self.refuse_unfitted()
-        return export_onnx(self, path, precision, outputs, self._ids.tolist(), LONGEST)
+        return export_onnx(self, path, precision, outputs, self._ids.tolist(), MAX_ASPECT_RATIO)
 
     @property
     def matched(self) -> bool:
@@ -403,21 +403,6 @@ class Run:
             ids = np.array(matching)
             ids[ids < 0] = len(self.classes) + np.arange((ids < 0).sum())
         return ids.astype(np.uint8)
-
-    def _working_size(self, height: int, width: int) -> tuple[int, int]:
-        """The evaluation size for an image of this shape: nothing cropped, sides in whole patches, at most `LONGEST` to 1."""
-        size, patch = self.experiment.eval_size, self.backbone.patch
-        if isinstance(size, tuple):
-            return size
-        short, long = sorted((height, width))
-        scale = min(size / short, LONGEST * size / long)
-        rows, columns = (max(patch, round(side * scale / patch) * patch) for side in (height, width))
-        if long > LONGEST * short:
-            self._notice(
-                f"an image more than {LONGEST} times as long as it is wide is segmented with its longer side at "
-                f"{LONGEST * size} pixels, so that it loses more small things than other images; cut it into pieces to keep them"
-            )
-        return rows, columns
 
 
 # ---------------------------------------------------------------------------------------------- models and checkpoints

@@ -20,15 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import crf
-from ..datasets import open_training_set
 from ..experiment import Experiment
 from ..features import Features
 from ..loss import upsample
 from ..probes import sample_codes
 from ..run import Run, load_run
 from ..utils.errors import StegoError
-from ..utils.pool import Job, in_processes
 from ..utils.progress import progress
+from ..utils.threads import in_threads
 from .base import Successor, states
 
 THRESHOLD = 0.4
@@ -323,7 +322,7 @@ class Trainer(Successor):
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.student.parameters(), experiment.lr_probes)
         head = (experiment.head, *self.model.head.state_dict().values(), self.model.feature_mean)
-        what = ("masks", THRESHOLD, COVERED, crf.engine(quiet=False), experiment.official.published, *head)
+        what = ("masks", THRESHOLD, COVERED, experiment.official.published, *head)
         self.masks = self.beside_features(self._proposals, *what)
 
     def columns(self) -> list[str]:
@@ -363,23 +362,22 @@ class Trainer(Successor):
         return values
 
     def _proposals(self) -> np.ndarray:
-        """`mask_proposals` of every training image, int16 (N, H, W). The CRF runs in worker processes, which know no torch."""
+        """`mask_proposals` of every training image, int16 (N, H, W). The CRF runs in threads."""
         count, size = len(self.features), self.features.image_size
-        names = [str(image) for image in open_training_set(self.experiment).images]
 
-        def maps() -> Iterator[Job]:
+        def maps() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             self.model.eval()
             for rows in torch.arange(count).split(32):
                 with torch.no_grad():
                     codes = self.model(self.own_rows(rows)).cpu()
-                for row, code, image in zip(rows.tolist(), codes, self.features.image_rows(rows), strict=True):
+                for code, image in zip(codes, self.features.image_rows(rows), strict=True):
                     found = mask_log_probabilities(similarity_masks(code, published=self.experiment.official.published))
                     found = upsample(found[None], size)[0].softmax(0).numpy()
-                    yield names[row], (image.permute(1, 2, 0).contiguous().numpy(), [found])
+                    yield image.permute(1, 2, 0).contiguous().numpy(), found
 
         masks = np.empty((count, *size), np.int16)
-        refined = in_processes(crf.refined_labels, maps(), count, "the dense CRF")
-        for row, (found,) in enumerate(progress(refined, "mask proposals", total=count)):
+        refined = in_threads(lambda job: crf.refine(job[0], [job[1]])[0].argmax(0), maps())
+        for row, found in enumerate(progress(refined, "mask proposals", total=count)):
             masks[row] = found - 1
         return masks
 

@@ -6,7 +6,7 @@ from common import golden_tensors
 from torch.testing import assert_close
 
 from stego_lib.model import ClusterProbe, LinearProbe, Stego
-from stego_lib.probes import probe_maps
+from stego_lib.predict import probe_scores
 
 G = golden_tensors("probes")
 LOSS = dict(rtol=1e-4, atol=1e-6)
@@ -74,7 +74,7 @@ def test_cluster_loss_of_a_training_step_uses_all_clusters():
 def test_evaluation_upsamples_the_code_first_and_probes_then():
     model = Stego(10, 10, int(G["n_classes"]), extra_clusters=2)
     model.cluster_probe, model.linear_probe = cluster_probe(), linear_probe()
-    maps = probe_maps(model, G["x"], (56, 56))
+    maps = {name: scores.logits((56, 56)).log_softmax(1) for name, scores in probe_scores(model, G["x"]).items()}
     for name in ("cluster", "linear"):
         expected = G[f"eval_{name}_argmax"].long()
         # Two values may tie but for the last bit: one pixel in ten thousand is allowed to differ.

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from stego_lib.loss import upsample
 from stego_lib.model import Stego
-from stego_lib.probes import crf_logits, most_similar, probe_maps, probe_scores, upsampled_length
+from stego_lib.predict import Scores, label_maps, probe_scores, upsampled_length
 
 SIZES = [
     ((5, 7), (40, 56)),
@@ -39,13 +39,12 @@ def test_log_probabilities_are_those_of_the_published_order(grid, size):
         "cluster": model.cluster_probe.log_probabilities(full),
         "linear": model.linear_probe(full).log_softmax(1),
     }
-    found, logits, scores = (form(model, code, size) for form in (probe_maps, crf_logits, probe_scores))
+    scores = probe_scores(model, code)
     for name, expected in published.items():
-        assert_close(found[name], expected, rtol=0, atol=1e-5)
-        assert_close(logits[name].softmax(1), expected.exp(), rtol=0, atol=1e-5)
+        assert_close(scores[name].logits(size).log_softmax(1), expected, rtol=0, atol=1e-5)
         ranked = expected.topk(2, dim=1).values
         clear = ranked[:, 0] - ranked[:, 1] > 1e-4
-        assert torch.equal(scores[name].argmax(1)[clear], expected.argmax(1)[clear]) and clear.any()
+        assert torch.equal(label_maps(scores[name], size)[clear].long(), expected.argmax(1)[clear]) and clear.any()
 
 
 @pytest.mark.parametrize(("grid", "size"), SIZES)
@@ -72,10 +71,10 @@ def test_upsampling_is_interpolation_in_value_and_gradient_also_after_an_evaluat
     "grid, size",
     [((5, 7), (700, 530)), ((40, 30), (300, 601)), ((3, 4), (257, 256)), ((16, 16), (5, 9)), ((1, 9), (2, 900))],
 )
-def test_the_most_similar_map_block_by_block_is_that_of_all_at_once(grid, size):
-    maps = torch.randn(9, *grid, generator=torch.Generator().manual_seed(0)).cumsum(-1)
+def test_label_maps_block_by_block_are_those_of_all_at_once(grid, size):
+    maps = torch.randn(2, 9, *grid, generator=torch.Generator().manual_seed(0)).cumsum(-1)
     ids = np.array([3, 1, 4, 0, 5, 9, 2, 6, 255], np.uint8)
-    found = most_similar(maps, size, ids)
-    expected = ids[upsample(maps[None], size)[0].argmax(0)]
-    assert found.dtype == np.uint8 and found.shape == size
-    assert (found != expected).mean() < 1e-4, "the last bit of a sum decides between equals"
+    labels = label_maps(Scores(maps), size, ids).numpy()
+    expected = ids[upsample(maps, size).argmax(1)]
+    assert labels.dtype == np.uint8 and labels.shape == (2, *size)
+    assert (labels != expected).mean() < 1e-4, "the last bit of a sum decides between equals"

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +19,6 @@ from stego_lib import (
     baselines,
     crf,
     evaluate,
-    evaluation,
     load_run,
     open_dataset,
     probes,
@@ -37,7 +35,8 @@ from stego_lib.features.store import FeatureStore
 from stego_lib.loss import upsample
 from stego_lib.metrics import confusion, match, scores
 from stego_lib.neighbors import nearest_neighbors
-from stego_lib.probes import labels_at, probe_maps
+from stego_lib.predict import probe_scores
+from stego_lib.probes import labels_at
 from stego_lib.utils.files import TEMPORARY, load_state, save_state, write_json
 from stego_lib.utils.notices import Notice
 
@@ -440,29 +439,24 @@ def test_with_crf_both_probes_are_scored_twice(experiment, runs_dir, monkeypatch
     for i in range(6):
         row = torch.tensor([i])
         with torch.inference_mode():
-            maps = probe_maps(run.model, run.model.mean_code(store.rows(row), mirrored.rows(row)), (64, 64))
+            code = run.model.mean_code(store.rows(row), mirrored.rows(row))
+            logits = probe_scores(run.model, code)["linear"].logits((64, 64))
         image = store.image_rows(row)[0].permute(1, 2, 0).numpy().copy()
-        table = table + confusion(crf.dense_crf(image, maps["linear"][0]).argmax(0), store.label_rows(row)[0], 8, 8)
+        table = table + confusion(crf.dense_crf(image, logits[0]).argmax(0), store.label_rows(row)[0], 8, 8)
     assert record["scores"]["linear_crf"]["accuracy"] == pytest.approx(
         scores(table, torch.arange(8))["accuracy"], abs=0.05
     )
 
 
-def test_without_pydensecrf_a_notice_names_the_engine_and_the_scores_are_the_same(experiment, runs_dir, monkeypatch):
+def test_pydensecrf_gives_the_same_scores_and_is_named(experiment, runs_dir, monkeypatch):
     few_samples(monkeypatch)
     pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf is not installed (make -B setup)")
     run = train(experiment.but(steps=2, crf=True), runs_dir=runs_dir)
-    usual = evaluate(run)
-    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
-    monkeypatch.setattr(
-        evaluation, "in_processes", lambda work, jobs, *_: (work(*job) for _, job in jobs)
-    )  # workers have their own modules
-    with pytest.warns(Notice, match="pydensecrf is not installed: the CRF is the project's own"):
-        record = evaluate(run)
-    assert (usual["crf"], record["crf"]) == ("pydensecrf", "lattice")
+    usual, record = evaluate(run), evaluate(run, crf_engine="pydensecrf")
+    assert "crf" not in usual and record["crf"] == "pydensecrf"
     assert record["scores"].keys() == usual["scores"].keys() >= {"cluster_crf", "linear_crf", "kmeans_features_crf"}
-    for name, found in record["scores"].items():
-        assert found["accuracy"] == pytest.approx(usual["scores"][name]["accuracy"], abs=0.05), name
+    for name, scored in record["scores"].items():
+        assert scored["accuracy"] == pytest.approx(usual["scores"][name]["accuracy"], abs=0.05), name
 
 
 # ---------------------------------------------------------------------------------------------- reading runs, predicting
@@ -602,7 +596,7 @@ def test_what_is_predicted_is_what_is_scored(run):
     """predict and evaluate must take the same way from code to labels: code upsampled first, probed then."""
     for i in range(6):
         image = open_dataset("scenes", run.experiment.data_root, "val").image(i)
-        scored = probe_maps(run.model, run.code(image[None]), (64, 64))["cluster"][0].argmax(0)
+        scored = probe_scores(run.model, run.code(image[None]))["cluster"].logits((64, 64))[0].argmax(0)
         agreement = (run.predict(image) == scored.numpy()).mean()
         assert agreement >= 0.999, f"image {i}: {100 * agreement:.2f} % of the pixels agree"
 

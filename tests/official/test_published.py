@@ -24,7 +24,7 @@ from stego_lib.model import Stego
 from stego_lib.networks.checkpoint import read_published
 from stego_lib.networks.dino import DinoViT
 from stego_lib.networks.pickles import Placeholder, Unpickler, load_inert, plain
-from stego_lib.probes import probe_maps
+from stego_lib.predict import probe_scores
 from stego_lib.run import copy_weights
 from stego_lib.utils.notices import Notice
 
@@ -58,7 +58,8 @@ def golden_maps(golden_run):
     run, expected = golden_run
     with torch.inference_mode():
         code = run.code(torch.from_numpy(expected["images_rgb_uint8"]).movedim(-1, 1))
-        return code, probe_maps(run.model, code, (320, 320))
+        scores = probe_scores(run.model, code)
+        return code, {name: found.logits((320, 320)).log_softmax(1) for name, found in scores.items()}
 
 
 def test_golden_codes(golden_run, golden_maps):

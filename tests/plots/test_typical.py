@@ -32,7 +32,7 @@ def test_typical_patches_are_the_nearest_cells_of_each_image(run, paths):
     expected, cells = {cluster: [] for cluster in range(8)}, np.zeros(8)
     for path in paths:
         with torch.inference_mode():
-            code = run.grid_code(as_tensor(path, run.classes.rules)[0])[0]
+            code = run.scores(as_tensor(path, run.classes.rules)[0]).code[0]
         best = {}
         for row in range(code.shape[1]):
             for column in range(code.shape[2]):

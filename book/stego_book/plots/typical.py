@@ -68,7 +68,7 @@ def typical_patches(run: Run, images: Sequence[Path], count: int = 6) -> tuple[l
     found: list[list[Patch]] = [[] for _ in range(run.model.n_clusters)]
     cells = np.zeros(run.model.n_clusters)
     for path in progress(images, "typical patches"):
-        cosines = run.model.cluster_probe(run.grid_code(as_tensor(Path(path), rules)[0]))[0].float().cpu()
+        cosines = run.model.cluster_probe(run.scores(as_tensor(Path(path), rules)[0]).code)[0].float().cpu()
         best, nearest = cosines.max(0)
         height, width = best.shape
         cells += np.bincount(nearest.flatten().numpy(), minlength=len(cells))

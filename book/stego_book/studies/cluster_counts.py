@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stego_lib.backbone import preset_here
 from stego_lib.datasets import open_dataset, open_training_set
-from stego_lib.evaluation import open_scored
+from stego_lib.evaluation import open_views
 from stego_lib.features import open_features
 from stego_lib.metrics import confusion, majority, match, scores
 from stego_lib.probes import sample_cells, sample_codes
@@ -135,7 +135,7 @@ def study(run: Run, counts: Sequence[int] = COUNTS) -> dict[str, Any]:
     images = torch.arange(len(codes)) // (len(codes) // len(store))
     chosen = torch.randperm(len(codes), generator=torch.Generator().manual_seed(experiment.seed))[:POINTS]
     codes, images = F.normalize(codes[chosen], dim=1), images[chosen]
-    scored = open_scored(run, held_out)
+    scored = open_views(run, held_out)
     val_codes, val_labels = sample_cells(
         scored.plain, experiment.seed, lambda rows: scored.codes(model, rows), model.head.code_dim, 4 * POINTS
     )

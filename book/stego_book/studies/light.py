@@ -18,12 +18,13 @@ from stego_lib.backbone import Backbone, fit_sizes
 from stego_lib.baselines import LinearScorer, kmeans_on_features
 from stego_lib.batches import find_neighbors, fit_to_data
 from stego_lib.datasets import open_split, open_training_set
-from stego_lib.evaluation import Scored, probe_confusion
+from stego_lib.evaluation import Views, count_pixels, probe_confusion
 from stego_lib.experiment import Experiment
 from stego_lib.features import Features, open_features
 from stego_lib.loss import upsample
 from stego_lib.metrics import confusion, identity, match, scores
 from stego_lib.model import Stego
+from stego_lib.predict import Scores
 from stego_lib.run import Run, build_model
 from stego_lib.training import start_run, train_steps, trainer_of
 from stego_lib.utils.environment import environment
@@ -114,16 +115,16 @@ def run_light(experiment: Experiment, amount: float, runs_dir: str | Path | None
         Lightened(stored(held_out, size=experiment.eval_size, mirror=mirror), amount, raw.mean)
         for mirror in (False, True)[: 1 + experiment.mirror]
     ]
-    scored = Scored(views[0], views[1] if experiment.mirror else None)
+    scored = Views(views[0], views[1] if experiment.mirror else None)
     tables = {
         "cluster": probe_confusion(model, scored.plain, scored.flipped),
         "linear": probe_confusion(model, scored.plain, scored.flipped, probe="linear"),
-        "kmeans_features": scored.confusion(
-            lambda rows: upsample(kmeans(scored.unit_features(rows)), scored.plain.image_size),
-            model.n_clusters,
-            "k-means",
-        ),
     }
+    tables |= count_pixels(
+        scored,
+        lambda rows: {"kmeans_features": Scores(kmeans(scored.unit_features(rows)))},
+        {"kmeans_features": model.n_clusters},
+    )
     found = {
         name: scores(table, identity(len(table)) if name == "linear" else match(table))
         for name, table in tables.items()
@@ -154,7 +155,7 @@ def _by_light(model: Stego, kmeans: LinearScorer, training: Lightened) -> dict[s
         {name: torch.zeros(count, n, dtype=torch.int64) for name in ("cluster", "kmeans_features")},
     )
     each = {name: torch.zeros(count, n, training.n_classes, dtype=torch.int64) for name in of_images}
-    scored = Scored(training)
+    scored = Views(training)
     for rows in progress(torch.arange(count).split(16), "scoring the training images"):
         brightness[rows] = training.image_rows(rows).float().mean((1, 2, 3))
         labels = training.label_rows(rows)

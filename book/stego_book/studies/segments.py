@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stego_lib import crf
 from stego_lib.datasets import Classes, SegmentationDataset
 from stego_lib.datasets.transforms import resize_image, resize_label
-from stego_lib.evaluation import BATCH, fit_kmeans, open_scored, refined_scores
-from stego_lib.probes import probe_scores
+from stego_lib.evaluation import BATCH, fit_kmeans, open_views, score_rows
+from stego_lib.predict import label_maps, probe_scores, refined_label_maps
 from stego_lib.run import Run
 from stego_lib.utils.errors import StegoError
 from stego_lib.utils.files import atomic, read_json, write_json
@@ -54,42 +53,45 @@ def segments(
         Rows for `plots.grids.image_grid`: "image", uint8 (H, W, 3); "label", where there are labels, int64 (H, W) with -1 =
         ignored; and the methods of `ROWS`, ids into `Run.unnamed_segments`.
     """
-    scored, chosen = open_scored(run, dataset), torch.as_tensor(list(rows))
+    views, chosen = open_views(run, dataset), torch.as_tensor(list(rows))
     matched = bool(record["scores"])
     run.model.eval()
-    found, logits = refined_scores(run, scored, chosen, fit_kmeans(run) if matched else None)
-    images = [image.permute(1, 2, 0).contiguous().numpy() for image in scored.plain.image_rows(chosen)]
-    table: dict[str, list[np.ndarray]] = {"image": images}
+    by_method = score_rows(run.model, views, chosen, {"kmeans_features": fit_kmeans(run)} if matched else {})
+    images = views.plain.image_rows(chosen)
+    table: dict[str, list[np.ndarray]] = {"image": [image.permute(1, 2, 0).numpy() for image in images]}
     if dataset.has_labels:
-        table["label"] = [label.numpy() for label in scored.plain.label_rows(chosen)]
+        table["label"] = [label.numpy() for label in views.plain.label_rows(chosen)]
     for method, name in ROWS.items():
         plain = method.removesuffix("_crf")
-        if plain not in found or (matched and method not in record["scores"]):
+        if plain not in by_method or (matched and method not in record["scores"]):
             continue
         if method == plain:
-            clusters = [one.argmax(0).cpu().numpy() for one in found[plain]]
+            clusters = label_maps(by_method[plain], views.plain.image_size)
         elif run.experiment.crf:
-            maps = [one.softmax(0).cpu().numpy() for one in logits[plain]]
-            clusters = [crf.refined_labels(image, [one])[0] for image, one in zip(images, maps, strict=True)]
+            scores = by_method[plain]
+            clusters = [refined_label_maps(image, [scores.image(i)])[0] for i, image in enumerate(images)]
         else:
             continue
         ids = np.array(record["scores"][method]["matching"] if matched else range(run.model.n_clusters))
         spare = ids < 0
         ids[spare] = len(run.classes) + np.arange(spare.sum())
-        table[name.replace("STEGO", NAMES[run.experiment.method])] = [ids[one] for one in clusters]
+        table[name.replace("STEGO", NAMES[run.experiment.method])] = [
+            ids[clusters_of_image.numpy()] for clusters_of_image in clusters
+        ]
     return table
 
 
 @torch.inference_mode()
 def image_accuracies(run: Run, dataset: SegmentationDataset, record: dict[str, Any]) -> torch.Tensor:
     """Accuracy of STEGO's cluster probe on each image of a split, in percent, (N,); NaN where every pixel is ignored."""
-    scored = open_scored(run, dataset)
+    views = open_views(run, dataset)
     classes = torch.tensor(record["scores"]["cluster"]["matching"])
     run.model.eval()
     found = []
     for rows in progress(torch.arange(len(dataset)).split(BATCH), "accuracy of each image"):
-        labels = scored.plain.label_rows(rows)
-        clusters = probe_scores(run.model, scored.codes(run.model, rows), labels.shape[1:])["cluster"].argmax(1).cpu()
+        labels = views.plain.label_rows(rows)
+        scores = probe_scores(run.model, views.codes(run.model, rows))["cluster"]
+        clusters = label_maps(scores, views.plain.image_size).long()
         known = labels >= 0
         hits = (classes[clusters] == labels) & known
         found.append(100 * hits.sum((1, 2)) / known.sum((1, 2)))
