@@ -1,109 +1,32 @@
-"""Pre-training a small ViT: the same points in both views, the contrast, and going on after a break."""
+"""Pre-training: the same points in both views, the contrast, the initialization, resuming, the probes that watch."""
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from recipes import TINY
+from PIL import Image
+from torch import nn
 from torch.testing import assert_close
 
 from stego_book import pretraining
-from stego_book.pretraining import (
-    PretrainRecipe,
-    crops,
-    dense,
-    mix_colors,
-    point_contrast,
-    pretrain,
-    save_backbone,
-    two_views,
-    watcher,
-    watching,
-)
-from stego_lib import Backbone
+from stego_book.pretraining import PretrainRecipe, mix_colors, point_contrast, pretrain, two_views, watcher
+from stego_book.pretraining.structure import POSITION, factors
+from stego_lib import Backbone, StegoError
 
+TINY = PretrainRecipe(
+    steps=4, batch_size=4, crop=16, full_size_steps=1, full_crop=32, points=4, warmup=2, depth=1, img_size=32,
+    projection=8,
+)  # fmt: skip
+# Losses of the code that made the embedded backbone for scenes, for `TINY` on the noise of `images`.
 LOSSES = [4.322342, 4.600821, 2.488095, 3.326677]
-"""What `pretrain` gave for `TINY` on noise before its objectives had files of their own."""
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def coordinate_images(count: int, side: int) -> torch.Tensor:
-    """Images whose red is x, green is y and blue tells the image, all in [0, 1]."""
-    ramp = torch.linspace(0, 1, side)
-    x, y = ramp.expand(side, side), ramp[:, None].expand(side, side)
-    return torch.stack([torch.stack([x, y, torch.full((side, side), i / count)]) for i in range(count)])
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("crop, zoom", [(32, (0.75, 1.4)), (64, (1.0, 1.4)), (24, (1.0, 1.0))])
-def test_points_of_both_views_are_the_same_points_of_the_image(monkeypatch, seed, crop, zoom):
-    monkeypatch.setattr(crops, "mix_colors", lambda view, *_: view)  # so that a color says where it is from
-    view1, view2, where1, where2 = two_views(
-        coordinate_images(6, 64), crop, PretrainRecipe(points=12, zoom=zoom), generator(seed)
-    )
-    assert view1.shape == view2.shape == (6, 3, crop, crop) and where1.shape == where2.shape == (6, 12, 2)
-    assert not torch.equal(view1, view2), "two views, not one twice"
-    seen = [
-        F.grid_sample(view, where[:, :, None], padding_mode="border", align_corners=False)[..., 0]
-        for view, where in ((view1, where1), (view2, where2))
-    ]
-    # At the rim of a crop a lookup is up to half a pixel off, which is up to 0.5 / 0.75 pixels of the image, in each view.
-    assert_close(seen[0], seen[1], rtol=0, atol=1.5 / 64)
-    assert max(where1.abs().max(), where2.abs().max()) <= 1 + 1e-5, "the points lie within both crops"
-    assert_close(seen[0][:, 2], torch.arange(6)[:, None].expand(6, 12) / 6, rtol=0, atol=1e-5)
-
-
-def test_views_are_mirrored_now_and_then(monkeypatch):
-    monkeypatch.setattr(crops, "mix_colors", lambda view, *_: view)
-    view1, view2, *_ = two_views(coordinate_images(40, 32), 16, PretrainRecipe(points=2, zoom=(1.0, 1.0)), generator())
-    rightwards = torch.stack([view[:, 0, 8, 12] > view[:, 0, 8, 3] for view in (view1, view2)])
-    assert 0.25 < rightwards.float().mean() < 0.75 and (rightwards[0] != rightwards[1]).any()
-    assert all((view[:, 1, 12, 8] > view[:, 1, 3, 8]).all() for view in (view1, view2)), "never upside down"
-
-
-def test_views_repeat_with_the_seed():
-    images = torch.rand(2, 3, 32, 32, generator=generator())
-    for a, b in zip(
-        two_views(images, 16, PretrainRecipe(points=3), generator(5)),
-        two_views(images, 16, PretrainRecipe(points=3), generator(5)),
-        strict=True,
-    ):
-        assert torch.equal(a, b)
-
-
-def test_mixed_colors_stay_colors_and_differ_from_image_to_image():
-    images = torch.rand(1, 3, 8, 8, generator=generator()).expand(5, -1, -1, -1)
-    found = mix_colors(images, PretrainRecipe.color_mixing, generator())
-    assert found.shape == images.shape and found.min() >= 0 and found.max() <= 1
-    assert all(not torch.allclose(found[0], other, atol=0.01) for other in found[1:])
-
-
-@pytest.mark.parametrize("count, points", [(2, 1), (3, 4)])
-def test_point_contrast_equals_a_naive_loop(count, points):
-    a, b = (torch.randn(count, points, 5, generator=generator(seed)) for seed in (0, 1))
-    temperature = 0.3
-
-    def like(u, v) -> float:
-        return math.exp(F.cosine_similarity(u, v, dim=0).item() / temperature)
-
-    losses = []
-    for one, two in ((a, b), (b, a)):
-        for i in range(count):
-            for p in range(points):
-                right = like(one[i, p], two[i, p])
-                others = sum(like(one[i, p], two[j, q]) for j in range(count) if j != i for q in range(points))
-                losses.append(-math.log(right / (right + others)))
-    assert point_contrast(a, b, temperature).item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)
-
-
-def test_point_contrast_is_least_where_points_are_recognized():
-    a = torch.eye(6).view(3, 2, 6)
-    assert point_contrast(a, a, 0.1) < 1e-3 < point_contrast(a, a.roll(1, 0), 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -113,126 +36,211 @@ def images() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def trained(images, tmp_path_factory):
-    """A network after the four steps without a break, its log and its folder."""
+    """A network after four steps without a break, its log and its folder."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     return *pretrain(images, TINY, folder, save_every=2, watch=lambda vit, step: {"watched": step}), folder
 
 
-def test_pretraining_runs_and_logs_every_step(trained):
-    vit, log, folder = trained
-    assert [line["step"] for line in log] == [0, 1, 2, 3] and all(math.isfinite(line["loss"]) for line in log)
-    assert [line.get("watched") for line in log] == [None, 2, None, 4]
-    assert not vit.training and (folder / "pretraining.pt").exists()
+@pytest.mark.parametrize("crop, zoom", [(32, (0.75, 1.4)), (24, (1.0, 1.0))])
+def test_points_of_both_views_are_the_same_points_of_the_image(crop, zoom):
+    """Images whose red is x, green is y and blue tells the image; their colors are not mixed."""
+    x, y = torch.linspace(0, 1, 64).expand(64, 64), torch.linspace(0, 1, 64)[:, None].expand(64, 64)
+    shown = torch.stack([torch.stack([x, y, torch.full((64, 64), i / 40)]) for i in range(40)])
+    recipe = PretrainRecipe(points=12, zoom=zoom, color_mixing=(0, 0, 0, 0))
+    view1, view2, where1, where2 = two_views(shown, crop, recipe, generator())
+    assert view1.shape == view2.shape == (40, 3, crop, crop) and where1.shape == where2.shape == (40, 12, 2)
+    seen = [
+        F.grid_sample(view, where[:, :, None], padding_mode="border", align_corners=False)[..., 0]
+        for view, where in ((view1, where1), (view2, where2))
+    ]
+    # At the rim of a crop, a lookup is up to 0.5 / 0.75 pixels of the image off, in each view.
+    assert_close(seen[0], seen[1], rtol=0, atol=1.5 / 64)
+    assert max(where1.abs().max(), where2.abs().max()) <= 1 + 1e-5, "the points lie within both crops"
+    rightwards = torch.stack([view[:, 0, 8, -4] > view[:, 0, 8, 3] for view in (view1, view2)])
+    assert 0.25 < rightwards.float().mean() < 0.75 and (rightwards[0] != rightwards[1]).any(), "some are mirrored"
+    assert all((view[:, 1, -4, 8] > view[:, 1, 3, 8]).all() for view in (view1, view2)), "never upside down"
 
 
-def test_the_dense_contrast_gives_the_losses_that_it_gave_the_scenes(trained):
-    """Losses of the code that made the embedded scenes backbone, on the same noise."""
-    assert [line["loss"] for line in trained[1]] == pytest.approx(LOSSES, rel=1e-4)
+def test_mixed_colors_stay_colors_and_differ_from_image_to_image():
+    same = torch.rand(1, 3, 8, 8, generator=generator()).expand(5, -1, -1, -1)
+    mixed = mix_colors(same, PretrainRecipe.color_mixing, generator())
+    assert mixed.shape == same.shape and mixed.min() >= 0 and mixed.max() <= 1
+    assert all(not torch.allclose(mixed[0], other, atol=0.01) for other in mixed[1:])
 
 
-def test_pretraining_changes_the_network(trained, images, tmp_path):
-    once = pretrain(images, TINY, trained[2])[0]  # finished: nothing more is done
-    assert all(
-        torch.equal(a, b) for a, b in zip(once.state_dict().values(), trained[0].state_dict().values(), strict=True)
-    )
-    other = pretrain(images, PretrainRecipe(**(vars(TINY) | {"seed": 1})), tmp_path)[0]
-    assert not torch.equal(
-        other.state_dict()["blocks.0.attn.qkv.weight"], once.state_dict()["blocks.0.attn.qkv.weight"]
-    )
+def test_point_contrast_equals_a_naive_loop():
+    a, b = (torch.randn(3, 4, 5, generator=generator(seed)) for seed in (0, 1))
+
+    def like(u, v) -> float:
+        return math.exp(F.cosine_similarity(u, v, dim=0).item() / 0.3)
+
+    losses = []
+    for first, second in ((a, b), (b, a)):
+        for i in range(3):
+            for p in range(4):
+                right = like(first[i, p], second[i, p])
+                others = sum(like(first[i, p], second[j, q]) for j in range(3) if j != i for q in range(4))
+                losses.append(-math.log(right / (right + others)))
+    assert point_contrast(a, b, 0.3).item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
-def test_pretraining_goes_on_after_a_break_with_the_same_result(trained, images, tmp_path, monkeypatch):
-    contrast, calls = dense.point_contrast, []
+def test_the_losses_are_those_that_made_the_embedded_backbone(trained):
+    vit, log, _ = trained
+    assert [line["loss"] for line in log] == pytest.approx(LOSSES, rel=1e-4)
+    assert [line.get("watched") for line in log] == [None, 2, None, 4] and not vit.training
 
-    def breaks(*arguments):
-        calls.append(arguments)
-        if len(calls) == 4:
+
+def test_pretraining_resumes_with_the_same_result(trained, images, tmp_path):
+    def interrupt(vit: nn.Module, step: int) -> dict[str, float]:
+        if step == 3:
             raise KeyboardInterrupt
-        return contrast(*arguments)
+        return {}
 
-    monkeypatch.setattr(dense, "point_contrast", breaks)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(images, TINY, tmp_path, save_every=2)
+        pretrain(images, TINY, tmp_path, save_every=2, watch=interrupt, watch_every=1)
     vit, log = pretrain(images, TINY, tmp_path, save_every=2)
-    assert len(calls) == 4 + 2, "it went on from step 2"
     assert [line["loss"] for line in log] == [line["loss"] for line in trained[1]]
     for name, value in trained[0].state_dict().items():
         assert torch.equal(vit.state_dict()[name], value), name
+    with pytest.raises(ValueError, match="recipe"):
+        pretrain(images, replace(TINY, steps=5), tmp_path)
 
 
-def test_a_folder_of_another_recipe_is_refused(trained, images):
-    with pytest.raises(ValueError, match=r"pretraining\.pt belongs to another recipe"):
-        pretrain(images, PretrainRecipe(**(vars(TINY) | {"steps": 5})), trained[2])
-
-
-def test_a_saved_backbone_loads(trained, tmp_path):
-    save_backbone(trained[0], TINY, tmp_path / "own.safetensors", "four steps on noise")
-    backbone = Backbone(str(tmp_path / "own.safetensors"), device="cpu", precision="float32")
-    batch = torch.rand(2, 3, 32, 32, generator=generator())
-    found = backbone(batch)
-    with torch.inference_mode():
-        tokens = trained[0].forward_features((batch - pretraining.MEAN) / pretraining.STD)[:, 1:]
-    assert_close(found.flatten(2), tokens.transpose(1, 2), rtol=1e-2, atol=1e-2)  # kept in float16
-
-
-def test_the_watcher_scores_tokens_against_the_commonest_label_of_their_patch(monkeypatch):
-    """Tokens that are their own label (two pixels of each patch say otherwise) score 100 %."""
-    labels = torch.randint(0, 3, (10, 4, 4), generator=generator()).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    tokens = F.one_hot(labels[:, ::8, ::8].flatten(1), 3).float()
-    noisy = labels.clone()
-    noisy[:, ::8, :2] = 0
-    shown = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 32, 32)
-    monkeypatch.setattr(watching, "tokens_of", lambda _, images: tokens[(images[:, 0, 0, 0] * 255).round().long()])
-    found = watcher(shown, noisy, 3, batch=4)(torch.nn.Linear(1, 1), 5)
-    assert found["kmeans_miou"] == pytest.approx(100) and found["linear_miou"] == pytest.approx(100)
-
-
-def test_the_watcher_fits_the_probe_of_a_drive_on_the_frames_of_the_others(monkeypatch):
-    """Two drives whose tokens name the classes in opposite ways: right on one's own kind, wrong on the other's."""
-    labels = torch.randint(0, 2, (12, 4, 4), generator=generator()).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    drives = ["a", "b"] * 6
-    tokens = F.one_hot(labels[:, ::8, ::8].flatten(1), 2).float()
-    tokens[1::2] = 1 - tokens[1::2]
-    own = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 6)[:, None].expand(-1, 16, -1)
-    tokens = torch.cat([tokens * own[..., :1], tokens * own[..., 1:], own], -1)  # each drive in channels of its own
-    shown = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 3, 32, 32)
-    monkeypatch.setattr(watching, "tokens_of", lambda _, images: tokens[(images[:, 0, 0, 0] * 255).round().long()])
-    found = watcher(shown, labels, 2, every=1, fitted=8, drives=drives)(torch.nn.Linear(1, 1), 5)
-    assert found["linear_miou"] == pytest.approx(100) and found["other_miou"] < 60
-    assert set(watcher(shown, labels, 2)(torch.nn.Linear(1, 1), 5)) == {"kmeans_miou", "linear_miou"}
-
-
-def test_images_are_shrunk_to_the_mean_of_their_squares(images, tmp_path):
-    whole = replace(TINY, crop=8, full_crop=8, shrink=2)
-    squares = images.reshape(8, 3, 16, 2, 16, 2).permute(0, 1, 2, 4, 3, 5).flatten(4)
-    means = torch.tensor(
-        [round(float(sum(square)) / 4) for square in squares.reshape(-1, 4).tolist()], dtype=torch.uint8
-    ).view(8, 3, 16, 16)
-    losses = [
-        [line["loss"] for line in pretrain(shown, recipe, tmp_path / str(recipe.shrink))[1]]
-        for shown, recipe in ((images, whole), (means, replace(whole, shrink=1)))
-    ]
-    assert losses[0] == losses[1]
-
-
-def test_a_run_that_ends_early_keeps_the_schedule_that_was_planned(images, tmp_path):
-    """The first half of a run, laid out for the whole, takes the very steps of the whole."""
+def test_a_run_that_ends_early_keeps_the_planned_schedule(images, tmp_path):
     whole = replace(TINY, full_size_steps=0)
     half = replace(whole, steps=2, schedule_steps=4)
     losses = [[line["loss"] for line in pretrain(images, r, tmp_path / str(r.steps))[1]] for r in (whole, half)]
-    assert losses[1] == losses[0][:2]
-    assert half.varied(0, 2).schedule_steps is None
-    other = [line["loss"] for line in pretrain(images, half.varied(0, 3), tmp_path / "own")[1]]
-    assert other[2] != losses[0][2]
+    assert losses[1] == losses[0][:2] and half.varied(0, 2).schedule_steps is None
 
 
-def test_the_watcher_leaves_unlabeled_places_out(monkeypatch):
-    """Three places of four without a label, whose tokens are those of the labeled: the scores stay 100 %."""
+def test_images_without_a_chance_are_not_seen(images, tmp_path):
+    chances = torch.tensor([1.0] * 4 + [0.0] * 4)
+    changed = images.clone()
+    changed[4:] = 255 - changed[4:]
+    first, second = (
+        [line["loss"] for line in pretrain(shown, TINY, tmp_path / name, chances=chances)[1]]
+        for name, shown in (("a", images), ("b", changed))
+    )
+    assert first == second
+
+
+def test_a_saved_backbone_loads(trained, tmp_path):
+    pretraining.save_backbone(trained[0], TINY, tmp_path / "own.safetensors", "four steps on noise")
+    backbone = Backbone(str(tmp_path / "own.safetensors"), device="cpu", precision="float32")
+    batch = torch.rand(2, 3, 32, 32, generator=generator())
+    with torch.inference_mode():
+        tokens = trained[0].forward_features((batch - pretraining.MEAN) / pretraining.STD)[:, 1:]
+    assert_close(backbone(batch).flatten(2), tokens.transpose(1, 2), rtol=1e-2, atol=1e-2)  # kept in float16
+
+
+class Colors(nn.Module):
+    """A network whose patch tokens are the mean colors of the patches."""
+
+    num_prefix_tokens = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(images * pretraining.STD + pretraining.MEAN, 8).flatten(2).transpose(1, 2)
+
+
+def colored(labels: torch.Tensor, colors: list[list[int]]) -> torch.Tensor:
+    return torch.tensor(colors, dtype=torch.uint8)[labels].permute(0, 3, 1, 2)
+
+
+def test_the_watcher_scores_tokens_against_the_commonest_label_of_their_patch():
+    """Patches that show the color of their class score 100 %, whatever a few pixels and unlabeled places hold."""
     labels = torch.randint(0, 3, (10, 4, 4), generator=generator()).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    tokens = F.one_hot(labels[:, ::8, ::8].flatten(1), 3).float()
-    void = labels.clone()
-    void[:, :, 8:] = -1
-    shown = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 32, 32)
-    monkeypatch.setattr(watching, "tokens_of", lambda _, images: tokens[(images[:, 0, 0, 0] * 255).round().long()])
-    found = watcher(shown, void, 3)(torch.nn.Linear(1, 1), 5)
-    assert found["kmeans_miou"] == pytest.approx(100) and found["linear_miou"] == pytest.approx(100)
+    shown = colored(labels, [[255, 0, 0], [0, 255, 0], [0, 0, 255]])
+    noisy = labels.clone()
+    noisy[:, ::8, :2] = 0
+    noisy[:, :, 24:] = -1
+    measured = watcher(shown, noisy, 3, batch=4)(Colors(), 5)
+    assert measured == {"kmeans_miou": pytest.approx(100), "linear_miou": pytest.approx(100)}
+
+
+def test_the_probe_of_a_drive_is_fitted_on_the_frames_of_the_others():
+    """Two drives whose classes one probe separates, but no probe of one drive separates those of the other."""
+    labels = torch.randint(0, 2, (12, 4, 4), generator=generator()).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    shown = colored(labels, [[0, 0, 255], [0, 255, 255]])
+    shown[1::2] = colored(labels, [[255, 255, 0], [255, 255, 255]])[1::2]
+    measured = watcher(shown, labels, 2, every=1, fitted=8, drives=["a", "b"] * 6)(Colors(), 5)
+    assert measured["linear_miou"] == pytest.approx(100) and measured["other_miou"] < 60
+
+
+def test_only_positions_and_attention_are_structured():
+    recipe, made = replace(TINY, depth=2, img_size=48), []
+    for structured in (False, True):
+        torch.manual_seed(4)
+        made.append(pretraining.build_network(replace(recipe, structured=structured)).eval())
+    plain, given = (dict(vit.named_parameters()) for vit in made)
+    attention = {f"blocks.{i}.attn.{part}.weight" for i in range(2) for part in ("qkv", "proj")}
+    assert {name for name in plain if not torch.equal(plain[name], given[name])} == attention | {"pos_embed"}
+    positions = given["pos_embed"][0, 1:].unflatten(0, (6, 6)).double() / POSITION
+    # A quarter of the channels each is the sine and the cosine of each axis, of ever longer waves.
+    rates = 10_000.0 ** -(torch.arange(48, dtype=torch.float64) / 48)
+    (sine_y, sine_x), (cosine_y, cosine_x) = positions[2, 5].unflatten(0, (2, 2, 48))
+    for at, sine, cosine in ((2, sine_y, cosine_y), (5, sine_x, cosine_x)):
+        assert_close(sine, torch.sin(at * rates), atol=1e-5, rtol=0)
+        assert_close(cosine, torch.cos(at * rates), atol=1e-5, rtol=0)
+    # Of two groups of tokens, each gets most of its attention from its own group, in every head.
+    groups = torch.randn(2, 1, 192, generator=generator(2)) + 0.3 * torch.randn(2, 8, 192, generator=generator(3))
+    tokens = F.layer_norm(groups.flatten(0, 1), (192,))
+    own = torch.block_diag(torch.ones(8, 8), torch.ones(8, 8))
+    shares = []
+    for vit in made:
+        queries, keys, _ = vit.blocks[0].attn.qkv(tokens).unflatten(-1, (3, 3, 64)).unbind(1)
+        looks = torch.einsum("nhc,mhc->hnm", queries, keys).div(8).softmax(-1)
+        shares.append((looks * own).sum(-1).mean(-1))
+    assert (shares[0] < 0.7).all() and (shares[1] > 0.9).all()
+
+
+def test_factors_are_the_best_of_their_rank():
+    matrix = torch.randn(12, 12, generator=generator(1), dtype=torch.float64)
+    left, right = factors(matrix, 5)
+    rest = np.linalg.svd(matrix.numpy(), compute_uv=False)[5:]  # Eckart and Young
+    assert float((matrix - left @ right).square().sum()) == pytest.approx(float((rest**2).sum()))
+
+
+def test_photographs_cover_the_size_and_are_not_stretched(tmp_path: Path):
+    y, x = np.mgrid[:60, :160].astype(np.uint8)
+    Image.fromarray(np.stack([x, y, 0 * x], 2)).save(tmp_path / "wide.png")
+    (photograph,) = pretraining.read_photographs(tmp_path, (60, 80)).float()
+    assert torch.equal(photograph[0], torch.arange(40.0, 120.0).expand(60, 80)), "the middle of the columns"
+    assert torch.equal(photograph[1], torch.arange(60.0)[:, None].expand(60, 80))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(StegoError, match="image"):
+        pretraining.read_photographs(tmp_path / "none")
+
+
+def test_a_mixture_gives_each_part_its_share():
+    parts = [torch.full((count, 3, 2, 2), value, dtype=torch.uint8) for count, value in ((3, 1), (40, 2), (2, 3))]
+    images, chances = pretraining.mixture(parts, [3, 1, 1])
+    shares = [float(chances[images[:, 0, 0, 0] == value].sum()) for value in (1, 2, 3)]
+    assert shares == pytest.approx([0.6, 0.2, 0.2])
+
+
+class Frames:
+    def __init__(self, names: list[str]):
+        self.images = [Path(name) for name in names]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def test_the_last_frames_of_each_drive_are_held_out():
+    names = [f"{drive}_{number:03}.png" for drive in ("a", "b") for number in range(10)]
+    learned, held = pretraining.hold_out(Frames(names), 4)
+    assert held == [8, 9, 18, 19] and sorted(learned + held) == list(range(20))
+
+
+def test_a_curve_keeps_means_of_the_loss_and_every_measurement(tmp_path):
+    log = [{"step": i, "loss": float(i), "seconds": 6.0 * (i + 1)} for i in range(200)]
+    log[99]["kmeans_miou"] = log[199]["kmeans_miou"] = 9.9
+    pretraining.write_curve(tmp_path / "a.json", log, TINY, "some words", {"kmeans_miou": 1.0})
+    losses, measured, rest = pretraining.read_curve(tmp_path / "a.json")
+    assert len(losses) == 80 and losses["loss"].iloc[-1] == 198.5, "the last two steps"
+    assert measured["step"].tolist() == [0, 100, 200] and measured.index.tolist() == pytest.approx([0, 10, 20])
+    assert rest["about"] == "some words"

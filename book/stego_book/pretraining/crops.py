@@ -1,4 +1,4 @@
-"""Random crops of images with their colors mixed: what every objective sees."""
+"""Random crops of images with mixed colors."""
 
 import math
 from dataclasses import dataclass
@@ -42,24 +42,6 @@ def two_views(
         view, mirror = _view(images, boxes, crop, recipe, generator)
         views += [view, ((where - boxes.center[:, None]) / boxes.half[:, None] * mirror[:, None]).to(images.device)]
     return views[0], views[2], views[1], views[3]
-
-
-def large_and_small_views(
-    images: Tensor, crop: int, small_crop: int, smalls: int, recipe: PretrainRecipe, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Two overlapping random crops of each image, and `smalls` smaller ones of what the two show (DINO's multi-crop).
-
-    images: float (B, 3, H, W) in [0, 1]. Returns (2, B, 3, crop, crop) and (smalls, B, 3, small_crop, small_crop).
-    """
-    first, second = _overlapping(images, crop, recipe, generator)
-    large = [_view(images, boxes, crop, recipe, generator)[0] for boxes in (first, second)]
-    low, high = torch.minimum(first.low, second.low), torch.maximum(first.high, second.high)
-    small = []
-    for _ in range(smalls):
-        half = torch.minimum(_half(images, small_crop, recipe, generator), (high - low) / 2)
-        center = low + half + _uniform(generator, len(images), 2) * (high - low - 2 * half)
-        small.append(_view(images, _Boxes(center, half), small_crop, recipe, generator)[0])
-    return torch.stack(large), torch.stack(small) if small else images.new_empty(0, len(images), 3, 0, 0)
 
 
 def mix_colors(images: Tensor, strength: tuple[float, float, float, float], generator: torch.Generator) -> Tensor:

@@ -14,18 +14,15 @@ from .recipe import PretrainRecipe
 
 
 class DenseContrast(nn.Module):
-    """The objective that trained the embedded backbones. Colors are mixed anew for each crop, so that what is left to
-    recognize a point by is texture and shape."""
+    """The objective that trained the embedded backbones.
+
+    Colors are mixed anew for each crop, so that texture and shape are left to recognize a point by.
+    """
 
     def __init__(self, vit: VisionTransformer, recipe: PretrainRecipe):
         super().__init__()
         self.vit, self.recipe, width = vit, recipe, vit.embed_dim
         self.projector = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, recipe.projection))
-
-    @property
-    def network(self) -> VisionTransformer:
-        """What is kept of it all."""
-        return self.vit
 
     def forward(self, images: Tensor, crop: int, generator: torch.Generator) -> Tensor:
         """The loss on random crops of `crop` pixels of float images (B, 3, H, W) in [0, 1]."""
@@ -33,9 +30,6 @@ class DenseContrast(nn.Module):
         sampled = tokens_at(self.vit, torch.cat([view1, view2]), torch.cat([where1, where2]))
         ours, theirs = self.projector(sampled).chunk(2)
         return point_contrast(ours, theirs, self.recipe.temperature)
-
-    def after_step(self, done: float) -> None:
-        """Nothing follows a step."""
 
 
 def point_contrast(projected1: Tensor, projected2: Tensor, temperature: float) -> Tensor:

@@ -12,25 +12,13 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from stego_lib.utils.files import load_state, save_state
+from stego_lib.utils.files import atomic
 from stego_lib.utils.paths import user_path
 from stego_lib.utils.progress import progress
 
 from .dense import DenseContrast
-from .dino import Dino
-from .ibot import Ibot
-from .mae import Mae
 from .network import build_network
 from .recipe import PretrainRecipe
-
-OBJECTIVES: dict[str, type[DenseContrast] | type[Dino] | type[Ibot] | type[Mae]] = {
-    "dense": DenseContrast,
-    "dino": Dino,
-    "ibot": Ibot,
-    "mae": Mae,
-}
-"""What can be learned. Each is a module made of a network and a recipe: called with images, the side of a crop and a
-generator it gives the loss; `after_step` follows each step; `network` is what is kept."""
 
 
 def pretrain(
@@ -57,9 +45,8 @@ def pretrain(
     Raises ValueError for a folder that holds the state of another recipe.
     """
     device = torch.device(device)
-    with torch.random.fork_rng(
-        [device] if device.type == "cuda" else []
-    ):  # the caller's generators are left as they are
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda):  # leaves the caller's generators as they are
         torch.manual_seed(recipe.seed)
         vit = build_network(recipe)
         if start is not None:
@@ -67,16 +54,14 @@ def pretrain(
         if device.type == "cpu":  # fused attention is slow there in bfloat16 without AMX, and no faster in float32
             for block in vit.blocks:
                 block.attn.fused_attn = False
-        objective = OBJECTIVES[recipe.objective](vit, recipe).to(device)
-        parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+        objective = DenseContrast(vit, recipe).to(device)
+        parameters = list(objective.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
         log: list[dict[str, float]] = []
         state_file, first = user_path(folder) / "pretraining.pt", 0
         if state_file.exists():
-            state = load_state(state_file)
-            if _plain(PretrainRecipe()) | state["recipe"] != _plain(
-                recipe
-            ):  # a state may be older than a field of the recipe
+            state = torch.load(state_file, weights_only=True)
+            if state["recipe"] != _plain(recipe):
                 raise ValueError(f"{state_file} belongs to another recipe; remove it or name another folder")
             objective.load_state_dict(state["objective"])
             optimizer.load_state_dict(state["optimizer"])
@@ -98,23 +83,19 @@ def pretrain(
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            objective.after_step((step + 1) / recipe.steps)
             log.append(dict(step=step, loss=loss.item(), seconds=clock() - began))
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             last = step + 1 == recipe.steps
             if watch and (last or (step + 1) % (watch_every or save_every) == 0):
                 paused = clock()
-                log[-1] |= watch(objective.network.eval(), step + 1)
+                log[-1] |= watch(objective.vit.eval(), step + 1)
                 began += clock() - paused  # to look is not to train
             if last or (step + 1) % save_every == 0:
-                save_state(
-                    state_file,
-                    dict(
-                        recipe=_plain(recipe), objective=objective.state_dict(), optimizer=optimizer.state_dict(), log=log,
-                        step=step + 1,
-                    ),
-                )  # fmt: skip
-        return objective.network.eval(), log
+                states = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
+                state = {"recipe": _plain(recipe), "log": log, "step": step + 1} | states
+                with atomic(state_file) as temporary:
+                    torch.save(state, temporary)
+        return objective.vit.eval(), log
 
 
 def _shrunk(images: Tensor, by: int) -> Tensor:

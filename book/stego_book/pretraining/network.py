@@ -1,8 +1,6 @@
 """The network that is pre-trained: building it, its tokens, and the file of its weights."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import timm
@@ -30,23 +28,9 @@ def build_network(recipe: PretrainRecipe) -> VisionTransformer:
     return vit
 
 
-def all_tokens(vit: VisionTransformer, images: Tensor) -> Tensor:
-    """Tokens after the final norm, the class token first, (B, 1 + h * w, C), of float images (B, 3, H, W) in [0, 1]."""
-    return vit.forward_features(_normalized(images))
-
-
-def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
-    """What enters the blocks: the class token and the patches, each with its position, (B, 1 + h * w, C)."""
-    return vit._pos_embed(vit.patch_embed(_normalized(images)))
-
-
-def _normalized(images: Tensor) -> Tensor:
-    return (images - MEAN.to(images)) / STD.to(images)
-
-
 def tokens_of(vit: VisionTransformer, images: Tensor) -> Tensor:
-    """The patch tokens among them, (B, h * w, C)."""
-    return all_tokens(vit, images)[:, vit.num_prefix_tokens :]
+    """Patch tokens after the final norm, (B, h * w, C), of float images (B, 3, H, W) in [0, 1]."""
+    return vit.forward_features((images - MEAN.to(images)) / STD.to(images))[:, vit.num_prefix_tokens :]
 
 
 def tokens_at(vit: VisionTransformer, images: Tensor, where: Tensor) -> Tensor:
@@ -54,20 +38,6 @@ def tokens_at(vit: VisionTransformer, images: Tensor, where: Tensor) -> Tensor:
     side = images.shape[-1] // 8
     maps = tokens_of(vit, images).transpose(1, 2).unflatten(2, (side, side)).float()
     return F.grid_sample(maps, where[:, :, None], padding_mode="border", align_corners=False)[..., 0].transpose(1, 2)
-
-
-@contextmanager
-def hidden_patches(vit: VisionTransformer, mask: Tensor, instead: Tensor) -> Iterator[None]:
-    """Within it, patches whose `mask`, bool (B, h, w), is set enter the blocks as `instead`, (C,), whatever they show."""
-
-    def hide(_: object, __: object, patches: Tensor) -> Tensor:
-        return torch.where(mask[..., None], instead.to(patches), patches)
-
-    hook = vit.patch_embed.register_forward_hook(hide)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def save_backbone(vit: VisionTransformer, recipe: PretrainRecipe, path: str | Path, trained: str) -> None:

@@ -1,41 +1,12 @@
 """What determines a pre-training run: `PretrainRecipe`, and the recipes of the embedded backbones."""
 
-from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
-
-Objective: TypeAlias = Literal["dense", "dino", "ibot", "mae"]
-"""What is learned, by name; see `objectives`."""
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """What DINO and iBOT need beside the rest of a `PretrainRecipe`: a student that learns from its own moving average."""
-
-    prototypes: int = 1024
-    """K, width of the distribution that student and teacher give of a token (the published 65,536 suits millions of images)."""
-    hidden: int = 512
-    """Width of the head's hidden layers."""
-    bottleneck: int = 64
-    """Width of what is compared with the prototypes."""
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.04
-    momentum: float = 0.98
-    """Share of itself that the teacher keeps at a step; rises to 1 by a cosine. Published: 0.996, for runs of 10^5 steps."""
-    center_momentum: float = 0.9
-    small_crops: int = 4
-    """DINO: small crops an image, which the student alone sees."""
-    small_crop: int = 32
-    """DINO: side of a small crop in pixels."""
-    masked: tuple[float, float] = (0.1, 0.5)
-    """iBOT: range of the share of a crop's patches that the student does not see."""
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class PretrainRecipe:
     """Everything that determines a pre-training run, besides the images."""
 
-    objective: Objective = "dense"
-    """What is learned, see `OBJECTIVES`."""
     steps: int = 2000
     """Training steps; the last `full_size_steps` of them see crops of `full_crop` pixels."""
     batch_size: int = 64
@@ -59,10 +30,6 @@ class PretrainRecipe:
     """Dense contrast: what cosines are divided by."""
     projection: int = 64
     """Dense contrast: width of the projection on which points are compared; thrown away afterwards."""
-    masked: float = 0.75
-    """MAE: share of a crop's patches that the network does not see."""
-    distillation: Distillation = field(default_factory=Distillation)
-    """DINO and iBOT: the rest."""
     lr: float = 1e-3
     weight_decay: float = 0.05
     warmup: int = 100
