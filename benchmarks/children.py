@@ -18,10 +18,10 @@ from stego_lib import Backbone, train
 from stego_lib.features.arrays import write_rows
 from stego_lib.features.pooled import read_pooled
 from stego_lib.features.store import FeatureStore
+from stego_lib.model import build_model
 from stego_lib.neighbors import nearest_neighbors, unit_rows
 from stego_lib.neighbors_approximate import approximate_neighbors
 from stego_lib.probes import sample_cells
-from stego_lib.run import build_model
 from stego_lib.utils.files import write_json
 
 from .material import N_CLASSES, RandomFeatures, Settings, draw_folder, scenes

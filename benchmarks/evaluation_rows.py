@@ -19,7 +19,7 @@ from stego_lib import Backbone, Experiment, Run, evaluate, open_dataset
 from stego_lib import crf as crf_module
 from stego_lib.loss import upsample
 from stego_lib.metrics import confusion
-from stego_lib.run import build_model
+from stego_lib.model import build_model
 
 from .material import N_CLASSES, Settings, draw_folder, photographs, scenes, smooth
 from .measuring import interleaved, timed

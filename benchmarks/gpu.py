@@ -18,7 +18,7 @@ from stego_lib import Backbone, open_dataset, train
 from stego_lib.batches import find_neighbors
 from stego_lib.experiment import PRESETS
 from stego_lib.features import open_features
-from stego_lib.run import build_model
+from stego_lib.model import build_model
 
 from .limits import flops, throughput
 from .material import N_CLASSES, Settings, draw_folder, scenes

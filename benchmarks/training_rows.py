@@ -19,10 +19,9 @@ from stego_lib.features import open_features
 from stego_lib.features.compact import CompactFeatures, correspondence_error
 from stego_lib.features.store import Features, FeatureStore
 from stego_lib.loss import published_permutation, random_coords
-from stego_lib.model import Stego
+from stego_lib.model import Stego, build_model
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.probes import fit_probes
-from stego_lib.run import build_model
 from stego_lib.training import make_optimizer, train_step
 
 from .limits import bfloat16_is_native

@@ -21,10 +21,10 @@ from .model import Stego
 from .predict import Scores, label_maps, probe_scores, refined_label_maps
 from .probes import fit_probes
 from .provenance import Provenance
-from .run import Run, fingerprints_of, record_path
+from .run import Run, record_path
 from .utils import devices
 from .utils.errors import StegoError
-from .utils.files import without_nan, write_json
+from .utils.files import fingerprint, without_nan, write_json
 from .utils.memory import enough_memory
 from .utils.notices import notice
 from .utils.paths import shown_path
@@ -83,17 +83,17 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine
     >>> record["scores"]["cluster"]["miou"]
     """
     experiment, start = run.experiment, time.perf_counter()
-    devices.join(experiment.device)
-    run.refuse_unfitted()
+    devices.join(experiment.device, fingerprint("evaluate", experiment.to_dict(), str(run.folder.absolute()), split))
+    run.check_fitted()
     crf.check_engine(crf_engine)
     dataset = open_split(experiment, split)
-    run.refuse_other_classes(dataset)
+    run.check_classes(dataset)
     with enough_memory(f"scoring {dataset.name}", "choose a smaller eval_size, baselines=False, or device='cpu'"):
         views = open_views(run, dataset) if dataset.has_labels else None
         if devices.first():
             show_findings(dataset, views and views.plain.class_pixels)
         results = _score(run, dataset, views, baselines, crf_engine) if views else _unscored(dataset)
-    data = devices.once(lambda: fingerprints_of(dataset, run.folder.parent)["images"])
+    data = views.plain.fingerprints["images"] if views else None
     record = without_nan({
         "experiment": experiment.to_record(),
         "provenance": recorded_provenance(run),

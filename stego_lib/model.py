@@ -1,10 +1,15 @@
 """The trained parts: segmentation head, cluster probe, linear probe. The backbone is not among them."""
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .loss import upsample
+
+if TYPE_CHECKING:
+    from .experiment import Experiment
 
 ALPHA = 2.0
 """Scale of the cosines in the cluster probe's softmax. It matters only through the CRF."""
@@ -172,3 +177,20 @@ class Stego(nn.Module):
             return self(features.to(device))
         code, of_flipped = self(torch.cat([features, flipped]).to(device)).chunk(2)
         return 0.5 * (code + of_flipped.flip(-1))
+
+
+def build_model(experiment: "Experiment", in_dim: int, n_classes: int) -> Stego:
+    """A model with fresh weights drawn from the experiment's seed. in_dim: channels of the features."""
+    official = experiment.official
+    with torch.random.fork_rng([]):  # weights are drawn on the CPU
+        torch.default_generator.manual_seed(experiment.seed)
+        return Stego(
+            in_dim,
+            experiment.code_dim,
+            n_classes,
+            head=experiment.head,
+            dropout=experiment.dropout,
+            extra_clusters=official.extra_clusters,
+            decoder=official.rec_weight > 0,
+            lengths=experiment.method == "primaps",
+        )

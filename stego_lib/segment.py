@@ -99,7 +99,7 @@ def segment_folder(
     folder, output = user_path(images), user_path(output)
     paths = _images_of(folder)
     formats = chosen_formats(format, paths)
-    run.refuse_unfitted()
+    run.check_fitted()
     _refuse_other_labels(output, paths)
     segments = run.segments
     if not run.matched and without_names(segments) and not without_names(run.classes):

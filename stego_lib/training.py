@@ -13,35 +13,28 @@ from .batches import Batch, Draw, draw_batch, find_neighbors, fit_to_data
 from .calibration import calibrate
 from .datasets import open_training_set
 from .datasets.check import show_findings
+from .datasets.classes import read_classes
 from .experiment import Experiment
 from .features import Features, open_features
 from .features.shared import shared
 from .loss import stego_loss
-from .model import Stego
+from .model import Stego, build_model
 from .official.terms import optional_losses, optional_weights
 from .probes import fit_probes
 from .provenance import Provenance
-from .run import (
-    Run,
-    build_model,
-    copy_weights,
-    find_run,
-    fingerprints_of,
-    load_run,
-    new_folder,
-    read_checkpoint,
-    refuse_too_many_clusters,
-)
+from .run import Run, find_run, load_run, new_folder
 from .utils import devices
-from .utils.files import disk_errors, locked, write_json
+from .utils.errors import StegoError
+from .utils.files import disk_errors, fingerprint, write_json
 from .utils.log import TrainingLog
 from .utils.memory import enough_memory
+from .utils.notices import notice
 from .utils.paths import runs_root, user_path
 from .utils.progress import progress
 from .watch import Watch
 
+# Steps between checkpoints.
 SAVE_EVERY = 200
-"""Steps between checkpoints."""
 
 
 def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume: bool = False) -> Run:
@@ -57,8 +50,9 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     runs_dir
         Folder of runs and stored features; `runs/` of the project by default.
     resume
-        Resume the newest unfinished run of this experiment from its last checkpoint; on a CPU it ends with the weights of an
-        uninterrupted run. A finished run is returned unchanged. See `run.find_run` for what counts as the same experiment.
+        Resume the newest run of this experiment from its last checkpoint; on a CPU it ends with the weights of an
+        uninterrupted run. A finished run is not trained again. Runs are the same if their experiment and their `Provenance`
+        are.
 
     Returns
     -------
@@ -68,8 +62,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     Raises
     ------
     StegoError
-        Before long work: missing data, a broken image, an unknown backbone, a run that another process is training, settings
-        that the method does not have.
+        Before long work: missing data, a broken image, an unknown backbone, settings that the method does not have.
         Later: a loss that is not finite, a full disk; the last checkpoint is then intact.
 
     Notes
@@ -84,46 +77,85 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     method = trainer_of(experiment)
     method.refuse(experiment)
     runs_dir = user_path(runs_dir, runs_root())
-    devices.join(experiment.device)
+    devices.join(experiment.device, fingerprint("train", experiment.to_dict(), str(runs_dir.absolute()), resume))
     dataset = open_training_set(experiment)
     experiment = fit_to_data(experiment, dataset)
     with torch.random.fork_rng([]):  # networks draw random weights before they load theirs
         backbone = Backbone.of(experiment)
-        experiment = fit_sizes(experiment, backbone.geometry)
-        model = build_model(experiment, backbone.dim, len(dataset.classes)).to(backbone.device)
-        if not dataset.has_labels:
-            model.linear_probe.forget()
-        start = None if experiment.start_from is None else copy_weights(load_run(experiment.start_from), model)
+    experiment = fit_sizes(experiment, backbone.geometry)
+    model = build_model(experiment, backbone.dim, len(dataset.classes)).to(backbone.device)
+    if not dataset.has_labels:
+        model.linear_probe.forget()
+    start = None if experiment.start_from is None else start_from(load_run(experiment.start_from), model)
     features = open_features(
-        dataset, backbone, experiment.train_size, runs_dir / "features", experiment.feature_store,
+        dataset,
+        backbone,
+        experiment.train_size,
+        runs_dir / "features",
+        experiment.feature_store,
         published=experiment.official.published,
-    )  # fmt: skip
+    )
     if devices.first():
         show_findings(dataset, features.class_pixels)
     features.keep_on(backbone.device)
-    features = shared(features)
-    fingerprints = devices.once(lambda: fingerprints_of(dataset, runs_dir))
-    provenance = Provenance.of(backbone, features.kind, fingerprints, start)
-    found = devices.once(lambda: find_run(runs_dir, experiment, provenance) if resume else None)
-    if experiment.official.subtract_mean and start is None:
-        model.feature_mean.copy_(features.mean.view(1, -1, 1, 1))
-    refuse_too_many_clusters(model, features)
-    neighbors = devices.once(lambda: find_neighbors(features, model, experiment))
-    folder = found or devices.once(lambda: new_folder(runs_dir, experiment))
+    check_clusters(model, features)
+    provenance = Provenance.of(backbone, features.kind, features.fingerprints, start)
+    folder = devices.once(lambda: find_run(runs_dir, experiment, provenance) if resume else None)
+    resumed = folder is not None
+    if folder is None:
+        folder = devices.once(lambda: new_folder(runs_dir, experiment))
     run = Run(folder, experiment, dataset.classes, model, backbone)
     run.provenance = provenance
+    if resumed:
+        run.classes = read_classes(folder / "classes.json")
+        run.check_classes(dataset)
+    if experiment.official.subtract_mean and start is None:
+        model.feature_mean.copy_(features.mean.view(1, -1, 1, 1))
+    features = shared(features)
+    neighbors = devices.once(lambda: find_neighbors(features, model, experiment))
     trainer = method(run, features, neighbors)
-    busy = f"{run.folder} is being trained by another process; wait for it, or train without resume"
-    with locked(run.folder / ".lock", busy, wait=False) if devices.first() else nullcontext():
-        if found:
-            trainer.restore(run.resume(trainer.optimizer))
-        else:
-            start_run(trainer)
+    if resumed:
+        trainer.restore(run.resume(trainer.optimizer))
+    else:
+        start_run(trainer)
+    if run.step < experiment.steps:
         train_steps(trainer)
-        devices.wait()
-    model.load_state_dict(read_checkpoint(run.folder)["model"])
+    devices.wait()
+    run.load_checkpoint()
     model.eval()
     return run
+
+
+def start_from(source: Run, model: Stego) -> str:
+    """Copies head, feature mean and fitting probes of a run into `model`, and returns their fingerprint.
+
+    Probes for another number of classes or clusters start from fresh weights, with a notice. Raises StegoError where the head
+    does not fit.
+    """
+    theirs, ours = source.model.state_dict(), model.state_dict()
+    fitting = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
+    fresh = [name for name in ours if name not in fitting]
+    if source.model.head.kind != model.head.kind or any(name.startswith(("head.", "feature_mean")) for name in fresh):
+        raise StegoError(
+            f"start_from {source!r}: its head has another kind or size. Use its backbone, head and code_dim."
+        )
+    if source.step < source.experiment.steps and (source.folder / "experiment.json").exists():
+        notice(f"start_from: {source.folder} stopped at step {source.step} of {source.experiment.steps}")
+    if fresh:
+        notice(f"start_from: fresh weights for {', '.join(fresh)}, because classes or clusters differ in number")
+    model.load_state_dict(fitting, strict=False)
+    return fingerprint(*(item for pair in sorted(fitting.items()) for item in pair))
+
+
+def check_clusters(model: Stego, features: Features) -> None:
+    """StegoError for more clusters than label maps can number, or than there are grid cells."""
+    count, _, height, width = features.shape
+    limit = min(255, count * height * width)
+    if model.n_clusters > limit:
+        raise StegoError(
+            f"{model.n_clusters} clusters are too many for {count} training images of {height} x {width} grid cells and "
+            f"8-bit label maps ({limit} at most). Lower n_classes or extra_clusters."
+        )
 
 
 class Trainer:
@@ -197,7 +229,7 @@ def train_steps(trainer: Trainer) -> None:
         bar = progress(range(run.step, experiment.steps), "training", initial=run.step, total=experiment.steps)
         for step in bar:
             values = trainer.step(step)
-            run.refuse_nonfinite(values, saved)
+            check_finite(values, run, saved)
             run.step = step + 1
             if run.step == experiment.steps:
                 trainer.finish()
@@ -207,12 +239,23 @@ def train_steps(trainer: Trainer) -> None:
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             watch.look(model, run.step)
             if experiment.official.keep_every and run.step % experiment.official.keep_every == 0:
-                run.keep_weights()
+                run.save_weights()
             if run.step % SAVE_EVERY == 0 or run.step == experiment.steps:
-                run.refuse_nonfinite({f"weight {name}": value for name, value in model.state_dict().items()}, saved)
+                check_finite({f"weight {name}": value for name, value in model.state_dict().items()}, run, saved)
                 log.sync()  # before the checkpoint: every step that it counts has its line
                 run.save(trainer.optimizer, trainer.state())
                 saved = run.step
+
+
+def check_finite(values: dict[str, Any], run: Run, saved: int) -> None:
+    """StegoError for a loss term or weight that is not finite. saved: step of the last checkpoint."""
+    wrong = [name for name, value in values.items() if not torch.as_tensor(value).isfinite().all()]
+    if wrong:
+        term = next((name for name in wrong if name != "loss"), "loss")  # a part of the sum says more
+        raise StegoError(
+            f"{run.folder}: {term} is not finite at step {run.step}; the checkpoint of step {saved} is intact. "
+            "Lower lr_head or lr_probes, or check the images."
+        )
 
 
 def train_step(

@@ -8,7 +8,8 @@ import torch
 from stego_lib import Experiment
 from stego_lib.backbone import Backbone
 from stego_lib.datasets import Classes
-from stego_lib.run import Run, build_model
+from stego_lib.model import build_model
+from stego_lib.run import Run
 
 
 def random_run(root: Path, matching: list[int] | None = None, **changes: object) -> Run:

@@ -1,17 +1,18 @@
-"""Several processes that work on one run: started by torchrun or SLURM, joined by Lightning Fabric.
+"""Several processes that work on one run, started by torchrun or SLURM.
 
 They share the work of the frozen backbone; the head, which sees the whole batch, takes the same steps in each. The first alone
-writes files and shows notices. In a process alone, every function returns what it is given.
+writes files and shows notices. In a single process, every function returns what it is given.
 """
 
-import logging
 import os
+import re
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .errors import StegoError
@@ -20,80 +21,134 @@ from .notices import Notice
 Value = TypeVar("Value")
 Items = TypeVar("Items", list, tuple, Tensor)
 
-_fabric: Any = None
+# How long processes wait for each other when they meet, and while one of them may extract features.
+MEETING, WORKING = timedelta(minutes=5), timedelta(days=2)
+
+_group: Any = None
 
 
-def join(device: str) -> None:
+def join(device: str, task: str) -> None:
     """Joins the processes that torchrun or SLURM has started for this program, if there are several.
 
-    Raises StegoError without Lightning Fabric, for a device with a number ('cuda:1') and for fewer GPUs than processes.
+    Parameters
+    ----------
+    device
+        The experiment's device.
+    task
+        A fingerprint of what this process was asked to do.
+
+    Raises
+    ------
+    StegoError
+        In every process, where the tasks differ. For a device with a number ('cuda:1') and for fewer GPUs than processes.
     """
-    global _fabric
-    here, machines = _started()
-    if _fabric is not None or here * machines == 1:
+    global _group
+    place = _place()
+    if place is None:
         return
-    try:
-        import lightning_fabric
-    except ImportError:
-        raise StegoError("several processes need Lightning Fabric: pip install 'stego_lib[parallel]'") from None
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    kind = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-    if kind.index is not None:
-        raise StegoError(f"device = {device!r} is one; several processes need device 'auto', 'cuda' or 'cpu'")
-    if kind.type == "cuda" and torch.cuda.device_count() < here:
-        raise StegoError(f"{here} processes need a GPU each, this machine has {torch.cuda.device_count()}")
-    strategy = lightning_fabric.strategies.DDPStrategy(timeout=timedelta(days=2))  # one may extract features for hours
-    _fabric = lightning_fabric.Fabric(accelerator=kind.type, devices=here, num_nodes=machines, strategy=strategy)
-    _fabric.launch()
-    if not first():
-        warnings.simplefilter("ignore", Notice)
+    rank, size, local, here = place
+    kind = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
+    if ":" in kind:
+        raise StegoError(f"device={device!r} cannot serve {size} processes. Use 'auto', 'cuda' or 'cpu'.")
+    if kind == "cuda" and torch.cuda.device_count() < here:
+        raise StegoError(f"{here} processes need a GPU each; this machine has {torch.cuda.device_count()}.")
+    if _group is None:
+        if kind == "cuda":
+            torch.cuda.set_device(local)
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=MEETING, rank=rank, world_size=size)
+    tasks: list[Any] = [None] * size
+    dist.all_gather_object(tasks, task, group=_group)
+    if len(set(tasks)) > 1:
+        dist.destroy_process_group()
+        _group = None
+        raise StegoError(
+            f"the {size} processes of this launcher were given different tasks. Launch each run by itself."
+        )
+    if _group is None:
+        _group = dist.new_group(timeout=WORKING)
+        if not first():
+            warnings.simplefilter("ignore", Notice)
 
 
-def _started() -> tuple[int, int]:
-    """Processes of this program on this machine, and machines."""
+def _place() -> tuple[int, int, int, int] | None:
+    """Rank, number of processes, rank on this machine and processes on this machine; None for a single process."""
     env = os.environ
-    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
-        return int(env["LOCAL_WORLD_SIZE"]), int(env["WORLD_SIZE"]) // int(env["LOCAL_WORLD_SIZE"])
-    tasks, machines = int(env.get("SLURM_STEP_NUM_TASKS", 1)), int(env.get("SLURM_STEP_NUM_NODES", 1))
-    return (tasks // machines, machines) if tasks > 1 else (1, 1)
+    if dist.is_available() and dist.is_torchelastic_launched():
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        rank, size, local, here = (int(env[name]) for name in names)
+    elif int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        rank, size, local = (int(env[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID"))
+        here = size // int(env["SLURM_STEP_NUM_NODES"])
+        nodes = env.get("SLURM_STEP_NODELIST", "127.0.0.1")  # such as "gpu[03-05,08],login1"
+        env.setdefault("MASTER_ADDR", re.sub(r"\[(\w+).*", r"\1", nodes.split(",")[0]))
+        job, step = (int(env.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
+        env.setdefault("MASTER_PORT", str(15000 + (100 * job + step) % 10000))
+    else:
+        return None
+    return (rank, size, local, here) if size > 1 else None
 
 
 def count() -> int:
     """Number of processes."""
-    return 1 if _fabric is None else _fabric.world_size
+    return 1 if _group is None else dist.get_world_size()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return 0 if _group is None else dist.get_rank()
 
 
 def first() -> bool:
     """Whether this process writes the files."""
-    return _fabric is None or _fabric.global_rank == 0
+    return rank() == 0
 
 
 def share(items: Items) -> Items:
-    """This process's part of `items` (a list, or rows of a tensor): neighboring ones, in their order."""
-    rank = 0 if _fabric is None else _fabric.global_rank
-    return items[len(items) * rank // count() : len(items) * (rank + 1) // count()]
+    """This process's part of `items` (a list, or rows of a tensor): every n-th."""
+    return items[rank() :: count()]
 
 
 def gather(rows: Tensor) -> Tensor:
     """The rows of all processes in their order, without gradients: the inverse of `share`."""
-    if _fabric is None:
+    if _group is None:
         return rows
-    lengths = _fabric.all_gather(torch.tensor(len(rows), device=rows.device)).tolist()
-    found = _fabric.all_gather(torch.nn.functional.pad(rows, [0, 0] * (rows.ndim - 1) + [0, max(lengths) - len(rows)]))
-    return torch.cat([part[:length] for part, length in zip(found, lengths, strict=True)])
+    lengths: list[Any] = [None] * count()
+    dist.all_gather_object(lengths, len(rows), group=_group)
+    padded = torch.nn.functional.pad(rows, [0, 0] * (rows.ndim - 1) + [0, max(lengths) - len(rows)]).contiguous()
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded, group=_group)
+    gathered = rows.new_empty(sum(lengths), *rows.shape[1:])
+    for start, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+        gathered[start :: count()] = part[:length]
+    return gathered
 
 
 def total(value: Tensor) -> Tensor:
     """The sum over all processes, without gradients."""
-    return value if _fabric is None else _fabric.all_reduce(value.detach().clone(), reduce_op="sum").to(value.device)
+    if _group is None:
+        return value
+    summed = value.detach().clone().to("cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(summed, group=_group)
+    return summed.to(value.device)
 
 
 def once(compute: Callable[[], Value]) -> Value:
-    """What `compute` returns in the first process, computed there alone."""
-    return compute() if _fabric is None else _fabric.broadcast(compute() if first() else None)
+    """What `compute` returns in the first process, computed there alone; its StegoError is raised in all."""
+    if _group is None:
+        return compute()
+    result: list[Any] = [None]
+    if first():
+        try:
+            result = [compute()]
+        except StegoError as error:
+            result = [error]
+    dist.broadcast_object_list(result, group=_group)
+    if isinstance(result[0], StegoError):
+        raise result[0]
+    return result[0]
 
 
 def wait() -> None:
     """Returns when all processes have come here."""
-    if _fabric is not None:
-        _fabric.barrier()
+    if _group is not None:
+        dist.barrier(group=_group)

@@ -8,7 +8,7 @@ from stego_lib import Backbone, open_dataset, train, training
 from stego_lib.backbone import choose_precision
 from stego_lib.batches import draw_batch, find_neighbors
 from stego_lib.features import open_features
-from stego_lib.run import build_model
+from stego_lib.model import build_model
 
 
 @pytest.mark.parametrize("amx, avx512, expected", [

@@ -89,7 +89,7 @@ def test_segments_of_a_run_that_was_not_scored_are_clusters(run, images, tmp_pat
     """Neither names nor colors of classes: a cluster has the number of some class, and nothing else of it."""
     folder = tmp_path / "run"
     folder.mkdir()
-    for name in ("experiment.json", "classes.json", "checkpoint.pt"):
+    for name in ("experiment.json", "classes.json", "checkpoint.safetensors"):
         (folder / name).write_bytes((run.folder / name).read_bytes())
     bare = load_run(folder)
     with pytest.warns(Notice, match=r"was not scored with labels, so its segments are clusters .* evaluate\(run\)"):

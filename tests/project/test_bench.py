@@ -16,10 +16,9 @@ from stego_lib import Backbone
 from stego_lib.batches import Batch
 from stego_lib.crf import dense_crf
 from stego_lib.loss import published_permutation, random_coords
-from stego_lib.model import Stego
+from stego_lib.model import Stego, build_model
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.predict import probe_scores
-from stego_lib.run import build_model
 from stego_lib.training import make_optimizer, train_step
 from stego_lib.utils.notices import Notice
 

@@ -82,7 +82,7 @@ def test_the_mean_is_taken_off_where_the_experiment_says_so(experiment, store, c
 
 
 def test_an_untrained_head_is_the_one_that_training_begins_with(experiment, store):
-    from stego_lib.run import build_model
+    from stego_lib.model import build_model
 
     model, fresh = fixed_head("untrained head", store, experiment), build_model(experiment, 32, 8)
     for name, value in fresh.head.state_dict().items():

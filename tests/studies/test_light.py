@@ -13,7 +13,7 @@ from stego_lib.backbone import Backbone
 from stego_lib.batches import find_neighbors
 from stego_lib.evaluation import evaluate
 from stego_lib.features import open_features
-from stego_lib.run import build_model
+from stego_lib.model import build_model
 from stego_lib.training import train
 
 

@@ -97,9 +97,9 @@ def test_a_run_without_scores_is_scored_and_not_trained_again(experiment, traine
         with pytest.raises(KeyboardInterrupt):
             run_seeds(experiment, [0], records, runs_dir=runs_dir)
     (folder,) = runs_dir.glob("*-seed0")
-    before = (folder / "checkpoint.pt").read_bytes()
+    before = (folder / "checkpoint.safetensors").read_bytes()
     run_seeds(experiment, [0], records, runs_dir=runs_dir, resume=True)
-    assert (folder / "metrics.json").exists() and (folder / "checkpoint.pt").read_bytes() == before
+    assert (folder / "metrics.json").exists() and (folder / "checkpoint.safetensors").read_bytes() == before
     assert len(list(runs_dir.glob("*-seed0"))) == 1
 
 

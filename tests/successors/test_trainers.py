@@ -78,7 +78,7 @@ def test_a_run_trains_is_scored_and_predicts(experiment, scenes_root, tmp_path, 
 def test_a_run_goes_on_after_a_break(experiment, tmp_path, method, monkeypatch, after):
     """It ends with the weights and the log of an uninterrupted run."""
     broken_off(experiment, tmp_path / "broken", monkeypatch, after)
-    (folder,) = (path.parent for path in (tmp_path / "broken").glob("*/checkpoint.pt"))
+    (folder,) = (path.parent for path in (tmp_path / "broken").glob("*/checkpoint.safetensors"))
     resumed = train(experiment, runs_dir=tmp_path / "broken", resume=True)
     straight = train(experiment, runs_dir=tmp_path / "straight")
     assert resumed.folder == folder

@@ -63,7 +63,7 @@ def typical_patches(run: Run, images: Sequence[Path], count: int = 6) -> tuple[l
     """
     if not images:
         raise StegoError("there are no images to find typical patches in")
-    run.refuse_unfitted()
+    run.check_fitted()
     rules = read_classes(Path(images[0]).parent / "classes.json", run.classes).rules
     found: list[list[Patch]] = [[] for _ in range(run.model.n_clusters)]
     cells = np.zeros(run.model.n_clusters)

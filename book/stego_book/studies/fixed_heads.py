@@ -7,9 +7,8 @@ from sklearn.random_projection import GaussianRandomProjection
 from stego_lib.baselines import sample_features
 from stego_lib.experiment import Experiment
 from stego_lib.features import Features
-from stego_lib.model import Stego
+from stego_lib.model import Stego, build_model
 from stego_lib.probes import fit_probes
-from stego_lib.run import build_model
 from stego_lib.utils.errors import StegoError
 
 FIXED_HEADS = {

@@ -23,9 +23,9 @@ from stego_lib.experiment import Experiment
 from stego_lib.features import Features, open_features
 from stego_lib.loss import upsample
 from stego_lib.metrics import confusion, identity, match, scores
-from stego_lib.model import Stego
+from stego_lib.model import Stego, build_model
 from stego_lib.predict import Scores
-from stego_lib.run import Run, build_model
+from stego_lib.run import Run
 from stego_lib.training import start_run, train_steps, trainer_of
 from stego_lib.utils.environment import environment
 from stego_lib.utils.files import read_json, without_nan, write_json
