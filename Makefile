@@ -26,7 +26,7 @@ QUICK = tests/golden tests/method/test_loss.py tests/method/test_metrics.py test
 PAGES = README.md CONTRIBUTING.md data/README.md book/*.md book/references.bib notebooks/*.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train seeds ablations tuning export reproduce pretrain photos check test coverage pythons torture bench lab book links serve clean
+.PHONY: help setup train seeds ablations tuning export reproduce pretrain photos check test coverage pythons bench lab book links serve clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -83,9 +83,6 @@ coverage: $(READY)  ## run all tests and show the lines that no test reaches; wr
 
 pythons: $(READY)  ## set up and train with each Python on the machine (minutes and 6 GB each, removed afterwards); writes tests/reports/pythons.json
 	@$(PY) tests/pythons.py
-
-torture: $(READY)  ## 200 kills, every bad input and attack, 5,000 steps; writes tests/reports (ARGS=kills: that part)
-	@$(PY) tests/torture.py $(ARGS)
 
 bench: $(READY)  ## half an hour: time each part against a plain re-implementation; writes benchmarks/results (ARGS="step evaluation": those rows)
 	@$(PY) -m benchmarks $(ARGS)

@@ -12,7 +12,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported: no test, and noth
 
 from common import SHARED, write_backbone, write_dino
 from families import small_families  # noqa: F401
-from killing import Runner, serving
 from sources import Server
 
 from stego_lib.datasets.scenes import draw_scenes
@@ -47,13 +46,6 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder shared/ is not beside the project")
     return SHARED
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    """Runs jobs in processes of their own, which may be killed."""
-    with serving(tmp_path_factory.mktemp("runner")) as found:
-        yield found
 
 
 @pytest.fixture
