@@ -43,21 +43,17 @@ def cost(model: Costs, disk: float = 1e12) -> Figure:
 
 
 def factors(table: pd.DataFrame) -> Figure:
-    """Measured factors beside their goals: `table` as `speed.goals` makes it."""
+    """Measured factors beside their goals, from the table of `speed.goals`."""
     shown = table[table["measured"].str.endswith(" x")]
-    measured, goal, most = (
-        pd.to_numeric(shown[name].str.removesuffix(" x"), errors="coerce")
-        for name in ("measured", "goal", "at most here")
-    )
+    measured, goal = (pd.to_numeric(shown[name].str.removesuffix(" x")) for name in ("measured", "goal"))
     place = np.arange(len(shown))
     figure, axis = plt.subplots(figsize=(9, 0.45 * len(shown) + 1.2))
     axis.barh(place, measured, color=sns.color_palette("pastel")[0], label="measured")
     axis.scatter(goal, place, color="black", marker="|", s=220, linewidth=2, label="goal", zorder=3)
-    axis.scatter(most, place, color=sns.color_palette()[3], marker="x", label="at most on this machine", zorder=3)
     axis.axvline(1, color="gray", linewidth=1)
     axis.set_yticks(place, shown.index)
     axis.invert_yaxis()
-    axis.set(xscale="log", xlabel="times as fast as the published order of work, same run")
+    axis.set(xscale="log", xlabel="times as fast as the baseline, same run")
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()

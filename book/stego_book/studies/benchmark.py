@@ -10,32 +10,36 @@ from stego_lib.datasets.overview import SOURCES
 from stego_lib.experiment import PRESETS
 from stego_lib.utils.errors import StegoError
 
-from .results import METHODS, NETWORKS, mean_and_spread, published_results, read_records, summary
+from .results import METHODS, NETWORKS, check_comparable, mean_and_spread, published_results, read_records, score_table
 
 COLUMNS = ["dataset", "method", "backbone", "protocol", "accuracy", "mIoU", "source", "verified"]
 
 
 def published_rows() -> pd.DataFrame:
     """The published results, one row each in `COLUMNS`; what was not published is an empty cell."""
-    found = published_results().rename(columns={"miou": "mIoU"})
+    rows = published_results().rename(columns={"miou": "mIoU"})
     for score in ("accuracy", "mIoU"):
-        found[score] = found[score].map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
-    return found[COLUMNS]
+        rows[score] = rows[score].map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
+    return rows[COLUMNS]
 
 
 def own_rows(folders: Sequence[str | Path]) -> pd.DataFrame:
-    """The run records of each folder, one row per method: mean ± standard deviation over seeds. Verified, as they are ours."""
+    """The run records of each folder, one row per method: mean ± standard deviation over seeds. They count as verified."""
     rows = []
     for folder in folders:
-        records = read_records(folder)
+        check_comparable(records := read_records(folder))
         experiment = records[0]["experiment"]
-        for method, row in summary(records).drop("best_by_label", errors="ignore").iterrows():
-            scores = [mean_and_spread(row[score, "mean"], row[score, "std"]) for score in ("accuracy", "miou")]
-            name = METHODS[method]
+        backbone = NETWORKS.get(experiment["backbone"], Path(experiment["backbone"]).stem)
+        source = f"{Path(folder).parent.name}/{Path(folder).name}, {len(records)} seeds"
+        scores = (
+            score_table(records)
+            .drop_duplicates()
+            .groupby("method", sort=False)[["accuracy", "miou"]]
+            .agg(mean_and_spread)
+        )
+        for method, (accuracy, miou) in scores.drop("best_by_label", errors="ignore").iterrows():
             protocol = "linear" if method.startswith("linear") else "cluster"
-            backbone = NETWORKS.get(experiment["backbone"], Path(experiment["backbone"]).stem)
-            source = f"{Path(folder).parent.name}/{Path(folder).name}, {len(records)} seeds"
-            rows.append([experiment["dataset"], name, backbone, protocol, *scores, source, "yes"])
+            rows.append([experiment["dataset"], METHODS[method], backbone, protocol, accuracy, miou, source, "yes"])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -53,12 +57,8 @@ def missing_rows(own: pd.DataFrame) -> pd.DataFrame:
 
 
 def rows_by_miou(published: pd.DataFrame, dataset: str, protocol: str = "cluster") -> pd.DataFrame:
-    """The rows of a dataset and protocol that have an mIoU, best first, with it as a number. StegoError if there is none."""
-    rows = published[
-        (published["dataset"] == dataset) & (published["protocol"] == protocol) & (published["mIoU"] != "")
-    ]
+    """The rows of a dataset and protocol that have an mIoU, best first, with it as a number. Raises StegoError without any."""
+    rows = published.query("dataset == @dataset and protocol == @protocol and mIoU != ''")
     if rows.empty:
-        raise StegoError(
-            f"no published {protocol} result on {dataset!r}; there are {', '.join(sorted(set(published['dataset'])))}"
-        )
+        raise StegoError(f"there is no published {protocol} result on {dataset!r}.")
     return rows.assign(miou=rows["mIoU"].str.split().str[0].astype(float)).sort_values("miou", ascending=False)

@@ -58,7 +58,7 @@ def draw_pairs(labels: Tensor, count: int, *, across: bool, seed: int = 0) -> Pa
     flat = labels.flatten()
     usable = (labels.flatten(1) >= 0).sum(1)
     if (usable > 0).sum() < 2 if across else not (usable > 1).any():
-        raise StegoError(f"no two labeled cells {'in different images' if across else 'in one image'} to compare")
+        raise StegoError(f"there are no two labeled cells {'in different images' if across else 'in one image'}.")
     generator = torch.Generator().manual_seed(seed)
     left, right = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
     while len(left) < count:  # pairs with an ignored cell are drawn again
@@ -72,10 +72,10 @@ def draw_pairs(labels: Tensor, count: int, *, across: bool, seed: int = 0) -> Pa
     return Pairs(left, right, flat[left] == flat[right])
 
 
-def pair_correspondence(maps: Tensor, pairs: Pairs, chunk: int = 65536) -> Tensor:
+def pair_correspondence(maps: Tensor, pairs: Pairs) -> Tensor:
     """Cosine of the two cells of each pair: maps (N, C, h, w) -> (M,). Works on features, codes or colors."""
     unit = F.normalize(maps, dim=1, eps=1e-10).movedim(1, -1).flatten(0, 2)
-    chunks = zip(pairs.left.split(chunk), pairs.right.split(chunk), strict=True)
+    chunks = zip(pairs.left.split(65536), pairs.right.split(65536), strict=True)
     return torch.cat([(unit[a] * unit[b]).sum(1) for a, b in chunks])
 
 
@@ -102,10 +102,10 @@ def precision_recall(score: Tensor, same: Tensor) -> Curve:
     """How well `score` (M,), larger = more likely the same, tells the pairs with `same` (M,) from the others.
 
     Precision: the share of pairs above a threshold that are the same; recall: the share of the same pairs that are above
-    it. Average precision is the sum of precision times the growth of recall. StegoError when no pair is the same.
+    it. Average precision is the sum of precision times the growth of recall. Raises StegoError when no pair is the same.
     """
     if not same.any():
-        raise StegoError("none of the pairs has the same label, so recall is not defined")
+        raise StegoError("none of the pairs has the same label, so recall is not defined.")
     truth, values = same.numpy(), score.double().numpy()
     precision, recall, _ = precision_recall_curve(truth, values)
     return Curve(recall[::-1].copy(), precision[::-1].copy(), float(average_precision_score(truth, values)))
@@ -116,7 +116,7 @@ def write_curves(
 ) -> None:
     """Writes curves as a small JSON file: each at `points` evenly spread recalls, its average precision in full.
 
-    curves: kind of pairs -> predictor -> curve; chance: kind of pairs -> share of same pairs; about: of what they are.
+    curves: kind of pairs -> predictor -> curve; chance: kind of pairs -> share of same pairs; about: what they are of.
     """
     recall = np.linspace(0, 1, points)
 
@@ -124,7 +124,7 @@ def write_curves(
         at = np.minimum(np.searchsorted(curve.recall, recall), len(curve.recall) - 1)  # the first that is as far
         return {"precision": curve.precision[at].round(4).tolist(), "average_precision": curve.average_precision}
 
-    kinds = {title: {name: thinned(curve) for name, curve in found.items()} for title, found in curves.items()}
+    kinds = {title: {name: thinned(curve) for name, curve in panel.items()} for title, panel in curves.items()}
     write_json(path, {"about": about, "chance": chance, "recall": recall.round(4).tolist(), "curves": kinds})
 
 
@@ -133,8 +133,8 @@ def read_curves(path: str | Path) -> tuple[dict[str, dict[str, Curve]], dict[str
     content = read_json(path)
     recall = np.array(content["recall"])
     curves = {
-        title: {name: Curve(recall, np.array(c["precision"]), c["average_precision"]) for name, c in found.items()}
-        for title, found in content["curves"].items()
+        title: {name: Curve(recall, np.array(c["precision"]), c["average_precision"]) for name, c in panel.items()}
+        for title, panel in content["curves"].items()
     }
     return curves, content["chance"], content["about"]
 
@@ -147,9 +147,9 @@ def frequent_labels(labels: Tensor, count: int | None = None) -> list[int]:
 
 def query_points(labels: Tensor, count: int) -> list[tuple[int, int]]:
     """(row, column) of the cell deepest inside each of the `count` most frequent labels of an image, labels (h, w)."""
-    found = []
+    points = []
     for label in frequent_labels(labels, count):
         depth = distance_transform_edt(np.pad((labels == label).numpy(), 1))[1:-1, 1:-1]
         row, column = np.unravel_index(depth.argmax(), depth.shape)
-        found.append((int(row), int(column)))
-    return found
+        points.append((int(row), int(column)))
+    return points

@@ -1,9 +1,9 @@
-"""Run records, the tables made from them, and the published figures beside them."""
+"""Run records, tables of them, and the published figures beside them."""
 
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import pandas as pd
 
 from stego_lib.datasets.check import COUNTS
 from stego_lib.experiment import PRESETS, Experiment
+from stego_lib.provenance import Provenance
 from stego_lib.utils.errors import StegoError, did_you_mean
 from stego_lib.utils.files import atomic, read_json, read_text
 from stego_lib.utils.paths import user_path
 
+# Methods of a run record, in the order of tables -> their names. "(labels)": trained with labels.
 METHODS = {
     "kmeans_colors": "k-means on colors",
     "kmeans_features": "k-means on backbone features",
@@ -27,66 +29,73 @@ METHODS = {
     "linear_crf": "STEGO, linear probe + CRF (labels)",
     "best_by_label": "not a result: STEGO, cluster probe, step chosen by these labels",
 }
-"""Methods in a run record, in the order of tables -> their names in tables. "(labels)": trained with labels."""
-
+# `Experiment.method` -> its name in tables and figures.
+NAMES = {
+    "stego": "STEGO",
+    "smooseg": "SmooSeg",
+    "primaps": "PriMaPs-EM",
+    "hp": "HP",
+    "cause": "CAUSE-MLP",
+    "depthg": "DepthG",
+}
+# Figures of the paper, of its released checkpoints and of other methods, each with its source.
 PUBLISHED = Path(__file__).with_name("published_results.csv")
-"""Figures of the paper, of its released checkpoints and of other methods, each with its source."""
+# Backbone of a recipe -> its name in the published figures.
 NETWORKS = {"dino_vits8": "ViT-S/8", "dino_vitb8": "ViT-B/8"}
-"""Backbone of a recipe -> its name in the published figures."""
+# Method of a run record -> method and protocol of the published figure. STEGO's are after the CRF.
 PUBLISHED_AS = {
     "kmeans_features": ("DINO + k-means", "cluster"),
     "cluster_crf": ("STEGO", "cluster"),
     "linear_crf": ("STEGO", "linear"),
 }
-"""Method in a run record -> method and protocol of the published figure (STEGO's are after the CRF)."""
-NOT_COMPARED = ("seed", "device", "precision", "published", "n_classes", "validate_every")
-"""Fields of an experiment that no row of the paper prescribes."""
-
-ADDED = {"method": "stego"}
-"""Fields of an experiment that records of version 0.2.0 and before lack, and what they meant there."""
-NAMES = {
-    "stego": "STEGO", "smooseg": "SmooSeg", "primaps": "PriMaPs-EM", "hp": "HP", "cause": "CAUSE-MLP", "depthg": "DepthG",
-}  # fmt: skip
-"""`Experiment.method` -> its name in tables and figures."""
+# Fields of an experiment that no row of the paper prescribes.
+NOT_COMPARED = ("seed", "n_classes", "keep_every")
+# Scores on CamVid's test split, which no choice of this project has seen: one row per method, backbone and seed.
+TEST = "camvid_test.csv"
+# Methods of the table and the chart on the first page.
+OVERVIEW = ("kmeans_features", "kmeans_features_crf", "cluster", "cluster_crf", "linear_features")
+# Folder of the main run records -> what was scored, and the backbone.
+MAIN = {
+    "scenes": ("scenes val", "scenes_vit_tiny8"),
+    "camvid": ("CamVid val", "streets_vit_tiny8_d6"),
+    "camvid_photos_d6": ("CamVid val", "photos_vit_tiny8_d6"),
+    "camvid_photos": ("CamVid val", "photos_vit_tiny8"),
+}
 
 
 def method_names(record: dict[str, Any]) -> dict[str, str]:
-    """`METHODS` with the name of the record's own method in place of STEGO's."""
-    own = NAMES[record.get("experiment", ADDED).get("method", "stego")]
-    return {key: title.replace("STEGO", own) for key, title in METHODS.items()}
+    """`METHODS` with the name of the record's own method in place of STEGO."""
+    name = NAMES[record.get("experiment", {}).get("method", "stego")]
+    return {key: title.replace("STEGO", name) for key, title in METHODS.items()}
 
 
 def is_record(content: Any) -> bool:
     """Whether the content of a JSON file is a run record."""
-    return isinstance(content, dict) and {"experiment", "scores", "step"} <= set(content)
+    return isinstance(content, dict) and {"experiment", "provenance", "step"} <= set(content)
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """One run record; StegoError if the file is not one. Fields of `ADDED` that it lacks get their value."""
-    if not is_record(record := read_json(path)):
-        raise StegoError(f"{path} is not a run record (metrics.json of an evaluated run)")
-    return record | {"experiment": ADDED | record["experiment"]}
+    """Reads one run record. Raises StegoError for another file."""
+    record = read_json(path)
+    if not is_record(record):
+        raise StegoError(f"{path} is not a run record. Name the metrics.json of an evaluated run.")
+    return record
 
 
 def read_records(folder: str | Path) -> list[dict[str, Any]]:
-    """The run records (JSON) in a folder, sorted by file name. StegoError if there is none."""
-    found = sorted((folder := user_path(folder)).glob("*.json"))
-    if not found:
-        raise StegoError(f"{folder.resolve()} holds no run record (*.json)")
-    return [read_record(path) for path in found]
+    """Reads the run records (JSON) of a folder, sorted by file name. Raises StegoError if there is none."""
+    paths = sorted((folder := user_path(folder)).glob("*.json"))
+    if not paths:
+        raise StegoError(f"{folder.resolve()} holds no run record (*.json).")
+    return [read_record(path) for path in paths]
 
 
 def results_table(root: str | Path) -> pd.DataFrame:
-    """All run records below `root`, one row per record and method: experiment, scores in percent, hardware, versions.
+    """All run records below `root`, one row per record and method; `book/records/results.csv` holds it.
 
-    `book/records/results.csv` holds it. The JSON records stay beside it: a table has no room for confusion matrices, IoUs of
-    each class and the whole experiment, which figures and `Study` read; and runs at the same time each write their own file.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns: study (folder below root), record (file), dataset, split, images, backbone, weights (fingerprint), precision,
-        seed, step, method, accuracy, miou, machine, python, torch, timm, date.
+    Columns: study (folder below root), record (file), dataset, split, images, backbone, weights (fingerprint), precision,
+    store, seed, step, method, accuracy, miou (percent), machine, python, torch, timm, date. Confusion matrices, IoUs of
+    each class and the whole experiment are in the JSON records alone.
 
     Examples
     --------
@@ -97,75 +106,82 @@ def results_table(root: str | Path) -> pd.DataFrame:
     for path in sorted(root.rglob("*.json")):
         if not is_record(record := read_json(path)):
             continue  # curves, maps and other data of figures
-        values, environment = record["experiment"], record.get("environment", {})
+        experiment, provenance = record["experiment"], record["provenance"]
         about = {
             "study": path.parent.relative_to(root).as_posix(),
             "record": path.stem,
-            "dataset": values["dataset"],
+            "dataset": experiment["dataset"],
+        }
+        about |= {
             "split": record.get("split", "val"),
             "images": record.get("images"),
-            "backbone": values["backbone"],
-            "weights": record.get("backbone_weights"),
-            "precision": record.get("precision", values.get("precision")),
-            "seed": values["seed"],
-            "step": record["step"],
+            "backbone": experiment["backbone"],
         }
-        machine = {key: environment.get(key) for key in ("machine", "python", "torch", "timm", "date")}
-        for method, found in record["scores"].items():
-            scores = {key: round(found[key], 3) for key in ("accuracy", "miou")}
-            rows.append(about | {"method": method} | scores | machine)
+        about |= {key: provenance.get(key) for key in ("weights", "precision", "store")}
+        about |= {"seed": experiment["seed"], "step": record["step"]}
+        versions = {key: provenance["versions"].get(key) for key in ("machine", "python", "torch", "timm", "date")}
+        for method, score in record.get("scores", {}).items():
+            values = {key: round(score[key], 3) for key in ("accuracy", "miou")}
+            rows.append(about | {"method": method} | values | versions)
     return pd.DataFrame(rows)
 
 
 def scored(record: dict[str, Any]) -> dict[str, Any]:
-    """The record if it holds scores; StegoError that says why it does not."""
+    """The record if it holds scores; a StegoError with the reason if not."""
     if not record["scores"]:
         raise StegoError(record.get("unscored", "the run record holds no scores"))
     return record
 
 
-def score_table(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per method and record: method, seed, accuracy, miou (percent). StegoError if a record has no scores."""
-    if unscored := [record for record in records if not record["scores"]]:
-        reasons = "; ".join(dict.fromkeys(record.get("unscored", "no reason given") for record in unscored))
-        raise StegoError(f"{len(unscored)} of {len(records)} records have no scores: {reasons}")
-    rows = [
-        {
-            "method": method,
-            "seed": record["experiment"]["seed"],
-            **{key: found[method][key] for key in ("accuracy", "miou")},
-        }
-        for record in records
-        for found in [record["scores"] | {key: record[key] for key in ("best_by_label",) if key in record}]
-        for method in METHODS
-        if method in found
-    ]
+def score_table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """One row per record and method: method, seed, accuracy, miou (percent). Raises StegoError if a record has no scores."""
+    rows = []
+    for record in records:
+        scores = scored(record)["scores"]
+        scores = scores | {key: record[key] for key in ("best_by_label",) if key in record}
+        for method in (method for method in METHODS if method in scores):
+            values = {key: scores[method][key] for key in ("accuracy", "miou")}
+            rows.append({"method": method, "seed": record["experiment"]["seed"]} | values)
     return pd.DataFrame(rows, columns=["method", "seed", "accuracy", "miou"])
 
 
-def summary(records: list[dict[str, Any]]) -> pd.DataFrame:
+def check_comparable(records: Sequence[dict[str, Any]], ignored: Sequence[str] = ("seed", "crf")) -> None:
+    """Raises StegoError unless the records are of one experiment, one split and one provenance, but for `ignored` fields.
+
+    The CRF changes only its own rows, so records with and without it go together.
+    """
+    first = records[0]
+    for other in records[1:]:
+        differing = [
+            f"official {key}" for key in _differing(first["experiment"]["official"], other["experiment"]["official"])
+        ]
+        differing += [
+            key for key in _differing(first["experiment"], other["experiment"]) if key not in (*ignored, "official")
+        ]
+        differing += [key for key in ("split", "data") if first.get(key) != other.get(key)]
+        ours, theirs = (Provenance.from_dict(record["provenance"]) for record in (first, other))
+        differing += ours.differing(theirs)
+        if differing:
+            raise StegoError(f"records of different runs cannot be averaged: they differ in {', '.join(differing)}.")
+
+
+def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    return [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+
+
+def summary(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Mean and standard deviation over seeds, one row per method: columns (accuracy | miou, mean | std), percent.
 
-    StegoError if the records are not of one experiment that differs in nothing but seed and folders. Records with and without
-    the CRF go together: it touches no row but its own, and a run that is on record both ways counts once in the others.
+    Raises StegoError if the records differ in more than the seed: in the experiment, the data, the weights, the precision
+    or the feature store. A run that is recorded with and without the CRF counts once.
     """
-    fixed = [
-        {k: v for k, v in r["experiment"].items() if k not in ("seed", "crf")}
-        | {k: r.get(k) for k in ("split", "backbone_weights")}
-        for r in records
-    ]
-    for other in fixed[1:]:
-        differing = [key for key in fixed[0] | other if other.get(key) != fixed[0].get(key)]
-        if differing:
-            raise StegoError(
-                f"records of different experiments cannot be averaged; they differ in {', '.join(differing)}"
-            )
+    check_comparable(records)
     table = score_table(records).drop_duplicates().groupby("method")[["accuracy", "miou"]].agg(["mean", "std"])
     return table.reindex([method for method in METHODS if method in table.index])
 
 
-def collapses(records: list[dict[str, Any]]) -> list[str]:
-    """One line for each run whose codes collapsed or scattered: its seed, the finding and its step."""
+def collapses(records: Iterable[dict[str, Any]]) -> list[str]:
+    """One line for each run whose codes collapsed or scattered: its seed, what was seen, and the step."""
     return [
         f"seed {record['experiment']['seed']}: {record['codes']['seen']}"
         for record in records
@@ -173,98 +189,66 @@ def collapses(records: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def markdown_table(records: list[dict[str, Any]], published: pd.DataFrame | None = None) -> str:
+def markdown_table(records: Sequence[dict[str, Any]], published: pd.DataFrame | None = None) -> str:
     """The summary as a Markdown table, mean ± standard deviation over seeds.
 
-    published: figures to print beside it, with their source (see `published_figures`). Methods without a measurement are blank.
+    published: figures to print beside it (see `published_figures`); methods that were not measured are blank.
     """
-    titles, measured, names = ["method", "accuracy", "mIoU"], summary(records), method_names(records[0])
-    counts = score_table(records).groupby("method").seed.nunique()
+    check_comparable(records)
+    scores = score_table(records).drop_duplicates()
+    measured = scores.groupby("method")[["accuracy", "miou"]].agg(mean_and_spread)
+    counts = scores.groupby("method").seed.nunique()
+    names, columns = method_names(records[0]), ["accuracy", "mIoU"]
     known = measured.index
     if published is not None:
-        titles += ["published accuracy", "published mIoU", "source of the published figures"]
+        columns += ["published accuracy", "published mIoU", "source of the published figures"]
         known = known.union(published.index)
-    lines = []
+    rows = {}
     for method in (method for method in METHODS if method in known):
         some = method in counts and counts[method] < counts.max()
         label = f"{names[method]}, {counts[method]} of {counts.max()} seeds" if some else names[method]
-        lines.append([label, *_measured_cells(measured, method)])
-        if published is not None:
-            lines[-1] += _published_cells(published, method)
-    return _markdown(titles, lines)
+        rows[label] = [*measured.loc[method]] if method in measured.index else ["", ""]
+        if published is not None and method in published.index:
+            accuracy, miou, source = published.loc[method]
+            rows[label] += [*("" if math.isnan(value) else f"{value:.1f}" for value in (accuracy, miou)), source]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).fillna("")
+    return markdown(table.rename_axis("method").reset_index())
 
 
-def _markdown(titles: list[str], lines: list[list[str]]) -> str:
-    return "\n".join([_line(titles), "|" + "---|" * len(titles), *map(_line, lines)])
-
-
-TEST = "camvid_test.csv"
-"""Scores on CamVid's test split, which no choice of this project has seen: one row per method, backbone and seed."""
-OVERVIEW = ("kmeans_features", "kmeans_features_crf", "cluster", "cluster_crf", "linear_features")
-"""Methods of the table and the chart on the first page."""
-MAIN = {
-    "scenes": ("scenes val", "scenes_vit_tiny8"),
-    "camvid": ("CamVid val", "streets_vit_tiny8_d6"),
-    "camvid_photos_d6": ("CamVid val", "photos_vit_tiny8_d6"),
-    "camvid_photos": ("CamVid val", "photos_vit_tiny8"),
-}
-"""Folder of the main run records -> what was scored, and the backbone."""
+def markdown(table: pd.DataFrame) -> str:
+    """The columns of a table of texts in Markdown."""
+    lines = [table.columns, *table.itertuples(index=False)]
+    head, *body = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head, "|" + "---|" * len(table.columns), *body])
 
 
 def main_scores(root: str | Path) -> pd.DataFrame:
-    """Scores of the main runs below `root` and on CamVid's test split.
+    """Scores of the main runs below `root` and on CamVid's test split, in the order of tables.
 
-    Returns
-    -------
-    pandas.DataFrame
-        Columns: data ("CamVid val"), backbone, method, seed, accuracy, miou (percent); in the order of tables.
+    Columns: data ("CamVid val"), backbone, method, seed, accuracy, miou (percent).
     """
     root, parts = user_path(root), []
     for folder, (data, backbone) in MAIN.items():
-        parts.append(score_table(read_records(root / folder)).assign(data=data, backbone=backbone))
-    test = pd.read_csv(root / TEST)
-    parts.append(test.assign(data="CamVid test"))
-    found = pd.concat(parts, ignore_index=True)
-    return found[["data", "backbone", "method", "seed", "accuracy", "miou"]]
+        check_comparable(records := read_records(root / folder))
+        parts.append(score_table(records).assign(data=data, backbone=backbone))
+    parts.append(pd.read_csv(root / TEST).assign(data="CamVid test"))
+    return pd.concat(parts, ignore_index=True)[["data", "backbone", "method", "seed", "accuracy", "miou"]]
 
 
 def overview_table(root: str | Path) -> str:
     """mIoU of the methods in `OVERVIEW` on each of the main data and backbones, as a Markdown table."""
-    scores = main_scores(root)
-    columns = list(dict.fromkeys(zip(scores["data"], scores["backbone"], strict=True)))
-    found = scores.groupby(["data", "backbone", "method"])["miou"].agg(["mean", "std"])
-    lines = []
-    for method in OVERVIEW:
-        keys = [(*column, method) for column in columns]
-        lines.append(
-            [METHODS[method], *(mean_and_spread(*found.loc[key]) if key in found.index else "" for key in keys)]
-        )
-    return _markdown(["mIoU (%)", *(f"{data}, `{backbone}`" for data, backbone in columns)], lines)
+    scores = main_scores(root).query("method in @OVERVIEW").assign(method=lambda table: table["method"].map(METHODS))
+    title = "mIoU (%)"
+    column = scores["data"] + ", `" + scores["backbone"] + "`"
+    table = scores.groupby(["method", column], sort=False)["miou"].agg(mean_and_spread).unstack()
+    table = table.reindex([METHODS[method] for method in OVERVIEW])[column.unique()].fillna("")
+    return markdown(table.rename_axis(title).reset_index())
 
 
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _measured_cells(measured: pd.DataFrame, method: str) -> list[str]:
-    if method not in measured.index:
-        return ["", ""]
-    return [mean_and_spread(*measured.loc[method, score][["mean", "std"]]) for score in ("accuracy", "miou")]
-
-
-def _published_cells(published: pd.DataFrame, method: str) -> list[str]:
-    if method not in published.index:
-        return ["", "", ""]
-    figures = published.loc[method]
-    return [
-        *("" if math.isnan(figures[score]) else f"{figures[score]:.1f}" for score in ("accuracy", "miou")),
-        figures["source"],
-    ]
-
-
-def mean_and_spread(mean: float, std: float) -> str:
-    """'70.3 ± 1.4'; the mean alone where there is no spread (NaN), as for one seed."""
-    return f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}"
+def mean_and_spread(values: Iterable[float]) -> str:
+    """'70.3 ± 1.4': mean and standard deviation; the mean alone for a single value."""
+    values = pd.Series(list(values), dtype=float)
+    return f"{values.mean():.1f} ± {values.std():.1f}" if len(values) > 1 else f"{values.mean():.1f}"
 
 
 def mean_of_best(values: Sequence[float], count: int) -> float:
@@ -280,28 +264,26 @@ def mean_of_best(values: Sequence[float], count: int) -> float:
 
 
 def published_results() -> pd.DataFrame:
-    """Results that others published, one row each, as `PUBLISHED` has them; percent, NaN where none was published.
+    """Results that others published, one row each, in percent; NaN where none was published.
 
-    Columns: method, backbone, dataset, protocol ("cluster" or "linear" probe), accuracy, miou, source, and verified: "yes" where
-    the number was seen at its source, "no" where it is known from elsewhere.
+    Columns: method, backbone, dataset, protocol ("cluster" or "linear" probe), accuracy, miou, source, and verified: "yes"
+    where the number was seen at its source.
     """
     return pd.read_csv(PUBLISHED)
 
 
 def paper_rows() -> list[str]:
-    """The presets that are rows of the paper's benchmark: those of which STEGO's figures are published."""
+    """The presets that are rows of the paper's benchmark: those with published figures of STEGO."""
     return [name for name in PRESETS if "cluster_crf" in _figures_of(name).index]
 
 
 def published_figures(row: str) -> pd.DataFrame:
-    """The published figures of one row: index method (as in `METHODS`), columns accuracy, miou (percent, NaN if not given), source.
+    """The published figures of one row, a preset: index method (as in `METHODS`), columns accuracy, miou, source.
 
-    row: a preset's name. Raises StegoError if it is no row of the paper.
+    Raises StegoError if it is no row of the paper.
     """
     if row not in (rows := paper_rows()):
-        raise StegoError(
-            f"the paper's benchmark has no row {row!r}{did_you_mean(str(row), rows)}; its rows: {', '.join(rows)}"
-        )
+        raise StegoError(f"the paper has no row {row!r}{did_you_mean(str(row), rows)}; its rows: {', '.join(rows)}.")
     return _figures_of(row)
 
 
@@ -309,22 +291,30 @@ def _figures_of(preset: str) -> pd.DataFrame:
     recipe, table = PRESETS[preset], published_results()
     table = table[(table.dataset == recipe["dataset"]) & (table.backbone == NETWORKS.get(recipe["backbone"]))]
     table = table.set_index(["method", "protocol"])[["accuracy", "miou", "source"]]
-    found = {method: table.loc[key] for method, key in PUBLISHED_AS.items() if key in table.index}
-    return pd.DataFrame.from_dict(found, orient="index", columns=table.columns)
+    rows = {method: table.loc[key] for method, key in PUBLISHED_AS.items() if key in table.index}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=table.columns)
 
 
 def departures(record: dict[str, Any], row: str) -> list[str]:
-    """How a record departs from a row of the paper: fields that differ from the recipe, and a different number of images."""
-    recipe, values = Experiment.preset(row).to_record(), record["experiment"]
-    found = [
+    """How a record departs from a row of the paper, one line each.
+
+    Compared are the experiment, with all options of the authors' code as they have them; the precision and the feature
+    store (theirs are float32 and exact); and the number of scored images.
+    """
+    recipe, provenance = Experiment.preset(row, official={"published": True}).to_record(), record["provenance"]
+    expected = {**recipe.pop("official"), **recipe, "precision": "float32"}
+    values = {**record["experiment"]["official"], **record["experiment"], "precision": provenance["precision"]}
+    lines = [
         f"{key} is {values.get(key)}, the recipe's {value}"
-        for key, value in recipe.items()
+        for key, value in expected.items()
         if key not in NOT_COMPARED and values.get(key) != value
     ]
+    if provenance["store"] not in ("full", "online"):
+        lines.append(f"store is {provenance['store']}, the recipe's features are exact")
     published = COUNTS[recipe["dataset"]]["val"][0]
     if record["images"] != published:
-        found.append(f"scored on {record['images']:,} images, the published figures are of {published:,}")
-    return found
+        lines.append(f"scored on {record['images']:,} images, the published figures are of {published:,}")
+    return lines
 
 
 def fill_tables(text: str, root: str | Path) -> str:
@@ -333,10 +323,10 @@ def fill_tables(text: str, root: str | Path) -> str:
     FOLDER, relative to root: run records, or the folder of all of them, for `overview_table`.
     """
 
-    def table(found: re.Match) -> str:
-        folder = Path(root) / found[2]
+    def table(match: re.Match) -> str:
+        folder = Path(root) / match[2]
         lines = overview_table(folder) if (folder / TEST).exists() else markdown_table(read_records(folder))
-        return f"{found[1]}\n{lines}\n{found[3]}"
+        return f"{match[1]}\n{lines}\n{match[3]}"
 
     return re.sub(r"(<!-- table: (\S+) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)
 

@@ -5,25 +5,21 @@ from typing import Any
 
 from stego_lib.evaluation import evaluate
 from stego_lib.experiment import Experiment
+from stego_lib.provenance import Provenance
 from stego_lib.run import Run
 from stego_lib.training import train
 from stego_lib.utils.errors import StegoError
-from stego_lib.utils.files import write_json
+from stego_lib.utils.files import fingerprint, write_json
 from stego_lib.utils.paths import user_path
 
 from .results import read_record
 
 
-def read_seeds(text: str | int) -> list[int]:
-    """'0 1 2', '0, 1, 2' or 3 -> the seeds. Raises StegoError for anything else and for a seed that is named twice."""
-    return whole_numbers(text, "seeds")
-
-
-def whole_numbers(text: str | int, name: str) -> list[int]:
-    """The same for any parameter that is a list of numbers; `name` is what an error calls it."""
+def whole_numbers(text: str | int, name: str = "seeds") -> list[int]:
+    """'0 1 2', '0, 1, 2' or 3 -> the numbers. Raises StegoError, with the parameter's `name`, for anything else and for repeats."""
     words = str(text).replace(",", " ").split()
     if not words or not all(word.isdigit() for word in words) or len({int(word) for word in words}) < len(words):
-        raise StegoError(f"{name} = {text!r}: give whole numbers, each once, such as '0 1 2'")
+        raise StegoError(f"{name} = {text!r}: give whole numbers, each once, such as '0 1 2'.")
     return [int(word) for word in words]
 
 
@@ -38,22 +34,26 @@ def run_seeds(
 ) -> list[dict[str, Any]]:
     """Trains `experiment` with each seed and scores it on `split`; returns the run records, a copy of each in `records`.
 
-    The features are computed for the first seed and read back for the others. With `resume`, a seed whose newest run of
-    an equal experiment below `runs_dir` is finished and scored is not run again, and an interrupted one is resumed.
+    With `resume`, finished and scored runs of the same experiment and provenance below `runs_dir` are not repeated, and
+    interrupted ones are continued. The names of the copies carry a digest of experiment, provenance, split and data, so
+    that runs on other data or weights never overwrite each other.
     """
-    found = []
-    for one in [experiment.but(seed=seed) for seed in seeds]:  # an invalid seed raises before any work
-        run = train(one, runs_dir=runs_dir, resume=resume)
+    kept = []
+    for seeded in [experiment.but(seed=seed) for seed in seeds]:  # an invalid seed raises before any work
+        run = train(seeded, runs_dir=runs_dir, resume=resume)
         record = finished_record(run, split) if resume else None
-        if record is None:
-            record = evaluate(run, split)
-        write_json(user_path(records) / f"{one.name}.json", record)
-        found.append(record)
-    return found
+        record = record or evaluate(run, split)
+        origin = Provenance.from_dict(record["provenance"]).key()
+        digest = fingerprint(
+            repr(sorted(record["experiment"].items())), origin, record["split"], str(record.get("data"))
+        )
+        write_json(user_path(records) / f"{seeded.name}-{digest[:8]}.json", record)
+        kept.append(record)
+    return kept
 
 
 def finished_record(run: Run, split: str = "val") -> dict[str, Any] | None:
-    """The run record of a finished run on `split`, or None if it is not scored with these settings."""
+    """The run record of a finished run on `split`, or None if it was not scored with these settings."""
     path = run.folder / ("metrics.json" if split == "val" else f"metrics-{split}.json")
     if not path.exists():
         return None

@@ -2,36 +2,32 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from stego_lib.backbone import EMBEDDED, Backbone, fit_sizes
+from stego_lib.backbone import EMBEDDED, Backbone, choose_device, choose_precision
 from stego_lib.calibration import AUTO
-from stego_lib.datasets import open_dataset, open_split, open_training_set
-from stego_lib.evaluation import evaluate, probe_confusion
-from stego_lib.experiment import MACHINE, Experiment
-from stego_lib.features import open_features
-from stego_lib.metrics import identity, match, scores
+from stego_lib.datasets import open_split, open_training_set
+from stego_lib.evaluation import evaluate
+from stego_lib.experiment import Experiment
+from stego_lib.features.source import content_id
+from stego_lib.provenance import Provenance
 from stego_lib.training import train
-from stego_lib.utils.environment import environment
 from stego_lib.utils.errors import StegoError
-from stego_lib.utils.files import fingerprint, without_nan, write_json
+from stego_lib.utils.fields import split_backbone
+from stego_lib.utils.files import fingerprint, write_json
 from stego_lib.utils.paths import runs_root, user_path
 from stego_lib.utils.progress import progress
 
-from .fixed_heads import fixed_head
-from .results import mean_and_spread, read_record
+from .fixed_heads import score_fixed_head
+from .results import mean_and_spread, read_records
 
-NOT_DISTINCTIVE = ("data_root", "device", *MACHINE)
-"""Fields of an experiment that do not change its results."""
-
-
-_DEFAULTS = Experiment.from_dict({}).to_dict()
+PROBES = ("cluster", "linear")
 
 
 @dataclass(frozen=True)
@@ -44,178 +40,195 @@ class Variant:
     """Its value."""
     experiment: Experiment
     """Its seed is replaced by each of the study's."""
-    fixed: str | None = None
-    """A head of `FIXED_HEADS` in place of a trained one."""
     crf: bool = False
     """Whether the row reads the scores after the CRF."""
     start: Experiment | None = None
-    """The experiment whose run of the same seed this one starts from, trained first if there is none."""
+    """The experiment whose run of the same seed this one starts from; it is trained first if there is none."""
+    fixed_head: str | None = None
+    """A head of `FIXED_HEADS` in place of a trained one."""
+    light: float | None = None
+    """Share of each image's own shift that is taken off its features, see `studies.light`."""
 
-    def start_name(self, seed: int) -> str | None:
-        """What a record names as the run that it started from."""
-        return None if self.start is None else self.start.but(seed=seed).name
+    def identity(self, seed: int) -> str:
+        """Fingerprint of everything but the provenance; the same for a record of this variant, see `identity`."""
+        values = self.experiment.but(seed=seed).to_record()
+        values["start_from"] = None if self.start is None else self.start.but(seed=seed).name
+        return identity(values, self.fixed_head, self.light)
+
+
+def identity(experiment: dict[str, Any], fixed_head: str | None, light: float | None) -> str:
+    """Fingerprint of a run by its experiment (`Experiment.to_record`); shifts="auto" counts as the rule that it stands for."""
+    if experiment["shifts"] == "auto":
+        experiment = experiment | {"shifts": list(AUTO)}
+    return fingerprint(repr(sorted(experiment.items())), str(fixed_head), str(light))
 
 
 class Study:
-    """Variants times seeds, and the records of them in a folder.
+    """Variants times seeds, and their records in a folder.
 
-    A record belongs to a variant if their experiments differ in `NOT_DISTINCTIVE` alone and, for an embedded backbone, if the
-    record names the current weights: embedded weights may be replaced under the same name.
+    A record belongs to a variant if it is of the same experiment and if all that is known of both agrees: the weights of
+    the backbone, where it is embedded or a file at hand; the images, where the dataset is at hand; precision and feature
+    store. Values that an old record lacks are not compared.
+
+    Raises StegoError for two records of one variant that differ in their provenance when nothing here decides between them.
     """
 
     def __init__(self, variants: Sequence[Variant], seeds: Sequence[int], folder: str | Path):
         self.variants, self.seeds, self.folder = list(variants), list(seeds), user_path(folder)
-        self._records: dict[Any, Any] = {}
-        for path in sorted(self.folder.glob("*.json")):
-            self._keep(read_record(path))
+        self._records: dict[str, list[dict[str, Any]]] = {}
+        for record in read_records(self.folder) if any(self.folder.glob("*.json")) else []:
+            self._keep(record)
 
     def record(self, variant: Variant, seed: int) -> dict[str, Any] | None:
         """The run record of a variant with a seed, or None."""
-        found = self._records.get(_key_of(variant, seed))
-        current = current_weights(variant.experiment.backbone)
-        if found is None or not found["scores"] or (current and _weights_of(found) != current):
-            return None
-        return found
+        return self.records(variant).get(seed)
+
+    def records(self, variant: Variant) -> dict[int, dict[str, Any]]:
+        """The records of a variant by seed."""
+        candidates = {seed: self._records.get(variant.identity(seed), []) for seed in self.seeds}
+        recorded = {
+            key
+            for records in candidates.values()
+            for record in records
+            for key, value in origin(record).items()
+            if value
+        }
+        here, by_seed = known_here(variant.experiment, images=bool(recorded & {"images", "data"})), {}
+        for seed, records in candidates.items():
+            for record in records:
+                if not record["scores"] or differing(record, here):
+                    continue
+                for other in by_seed.values():
+                    if fields := differing(record, origin(other), ignored=("start",)):
+                        text = f"{self.folder} holds records of {variant.name!r} that differ in {', '.join(fields)}"
+                        raise StegoError(f"{text}. Keep them in separate folders.")
+                by_seed[seed] = record
+        return by_seed
 
     def missing(self) -> list[tuple[Variant, int]]:
         """Variants and seeds without a record, each run once, the first seed of all variants first."""
-        found: dict[Any, tuple[Variant, int]] = {}
+        runs: dict[Any, tuple[Variant, int]] = {}
         for seed in self.seeds:
             for variant in self.variants:
                 if self.record(variant, seed) is None:
-                    found.setdefault(_key_of(variant, seed), (variant, seed))
-        return list(found.values())
+                    store = (variant.experiment.precision, variant.experiment.feature_store)
+                    runs.setdefault((variant.identity(seed), store), (variant, seed))
+        return list(runs.values())
 
     def run(self, limit: int | None = None, runs_dir: str | Path | None = None) -> None:
         """Trains and scores the missing runs, at most `limit` (None: all), and writes a record for each."""
         for variant, seed in progress(self.missing()[:limit], "runs of the study"):
             record = run_variant(variant, seed, runs_dir)
             name = re.sub(r"[^a-z0-9.]+", "-", f"{variant.group} {variant.name}".lower()).strip("-")
-            write_json(self.folder / f"{name}-seed{seed}-{fingerprint(*_key_of(variant, seed))[:8]}.json", record)
+            key = fingerprint(variant.identity(seed), Provenance.from_dict(record["provenance"]).key())[:8]
+            write_json(self.folder / f"{name}-seed{seed}-{key}.json", record)
             self._keep(record)
 
     def scores(self) -> pd.DataFrame:
         """One row per recorded variant, seed and probe: group, name, seed, probe ("cluster", "linear"), accuracy, miou."""
         rows = []
         for variant in self.variants:
-            for seed in self.seeds:
-                found = (self.record(variant, seed) or {"scores": {}})["scores"]
-                for probe in ("cluster", "linear"):
-                    score = found.get(f"{probe}_crf" if variant.crf else probe)
-                    if score:
-                        values = {key: score[key] for key in ("accuracy", "miou")}
-                        rows.append(
-                            {"group": variant.group, "name": variant.name, "seed": seed, "probe": probe} | values
-                        )
+            for seed, record in self.records(variant).items():
+                for probe in PROBES:
+                    if score := record["scores"].get(f"{probe}_crf" if variant.crf else probe):
+                        rows.append([variant.group, variant.name, seed, probe, score["accuracy"], score["miou"]])
         return pd.DataFrame(rows, columns=["group", "name", "seed", "probe", "accuracy", "miou"])
 
     def table(self, group: str) -> pd.DataFrame:
         """One row per variant of a group: seeds on record, and accuracy and mIoU of both probes, mean ± standard deviation."""
-        found, rows = self.scores(), {}
-        for variant in self.variants:
-            if variant.group != group:
-                continue
-            own = found[(found["group"] == group) & (found["name"] == variant.name)]
-            row: dict[str, Any] = {"seeds": own["seed"].nunique()}
-            for probe in ("cluster", "linear"):
-                of_probe = own[own["probe"] == probe]
-                for score, title in (("accuracy", "accuracy"), ("miou", "mIoU")):
-                    values = of_probe[score]
-                    row[f"{probe} {title}"] = mean_and_spread(values.mean(), values.std()) if len(values) else "not run"
-            rows[variant.name] = row
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis(group)
+        names = [variant.name for variant in self.variants if variant.group == group]
+        scores = self.scores().query("group == @group")
+        table = scores.groupby(["name", "probe"])[["accuracy", "miou"]].agg(mean_and_spread).unstack()
+        table.columns = [f"{probe} {'mIoU' if score == 'miou' else score}" for score, probe in table.columns]
+        columns = [f"{probe} {score}" for probe in PROBES for score in ("accuracy", "mIoU")]
+        table = table.reindex(index=names, columns=columns).fillna("not run")
+        table.insert(0, "seeds", scores.groupby("name")["seed"].nunique().reindex(names).fillna(0).astype(int))
+        return table.rename_axis(group)
 
     def seconds(self) -> pd.Series:
         """Seconds that each recorded run took, training and scoring together."""
-        found = [self.record(variant, seed) for variant in self.variants for seed in self.seeds]
-        return pd.Series([record["seconds"] for record in found if record and "seconds" in record], dtype=float)
+        records = [record for variant in self.variants for record in self.records(variant).values()]
+        return pd.Series([record["seconds"] for record in records if "seconds" in record], dtype=float)
 
     def _keep(self, record: dict[str, Any]) -> None:
-        self._records[_key(record["experiment"], record.get("fixed_head"))] = record
+        key = identity(record["experiment"], record.get("fixed_head"), record.get("light"))
+        self._records.setdefault(key, []).append(record)
 
 
-def _weights_of(record: dict[str, Any]) -> str | None:
-    return record.get("provenance", {}).get("weights") or record.get("backbone_weights")
+def origin(record: dict[str, Any]) -> dict[str, Any]:
+    """Provenance of a record, and "data", the fingerprint of the scored images."""
+    return {**record["provenance"], "data": record.get("data")}
+
+
+def differing(record: dict[str, Any], known: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
+    """Names of the values in `known` that a record has too, but differently."""
+    own = origin(record)
+    unknown = [key for key in own if own[key] is None or known.get(key) is None]
+    fields = Provenance.from_dict(own).differing(Provenance.from_dict(known), (*unknown, *ignored))
+    return fields + ["data"] * ("data" not in unknown and own["data"] != known["data"])
+
+
+def known_here(experiment: Experiment, images: bool) -> dict[str, Any]:
+    """What the provenance of a run of `experiment` on this machine would be, as far as it can be known without running it.
+
+    images: read the images too, where they are at hand.
+    """
+    precision = choose_precision(experiment.precision, choose_device(experiment.device))
+    _, file = split_backbone(experiment.backbone)
+    at_hand = experiment.backbone in EMBEDDED or (file and user_path(file).is_file())
+    return {
+        "weights": _weights(experiment.backbone) if at_hand else None,
+        "precision": str(precision).removeprefix("torch."),
+        "store": experiment.feature_store,
+        **(_images(experiment.dataset, experiment.data_root, experiment.crop, experiment.n_classes) if images else {}),
+    }
 
 
 @cache
-def current_weights(backbone: str) -> str | None:
-    """Fingerprint of the weights of an embedded backbone; None for any other."""
-    return Backbone(backbone).weights_id if backbone in EMBEDDED else None
+def _weights(backbone: str) -> str:
+    return Backbone(backbone, device="cpu").weights_id
+
+
+@cache
+def _images(dataset: str, data_root: str, crop: str, n_classes: int | None) -> dict[str, str | None]:
+    """Fingerprints of the training images and of the validation images ("data"), None where they are not at hand."""
+    experiment = Experiment(dataset=dataset, data_root=data_root, crop=crop, n_classes=n_classes)
+    openers: dict[str, Callable[[], Any]] = {
+        "images": lambda: open_training_set(experiment),
+        "data": lambda: open_split(experiment, "val"),
+    }
+    if dataset == "scenes" and not (user_path(data_root) / dataset).exists():
+        return dict.fromkeys(openers)  # opening them would draw them
+    fingerprints: dict[str, str | None] = {}
+    for key, opener in openers.items():
+        try:
+            fingerprints[key] = content_id(opener(), runs_root() / "features", labels=False)
+        except StegoError:  # not at hand
+            fingerprints[key] = None
+    return fingerprints
 
 
 def run_variant(variant: Variant, seed: int, runs_dir: str | Path | None = None) -> dict[str, Any]:
     """Trains (or, for a fixed head, fits) a variant with a seed and scores it.
 
-    Returns its run record, and "seconds"; for a trained one also "training_seconds", features included where they were missing.
-    The run that it starts from is not among them.
-
-    StegoError for data without labels, before any work.
+    Returns its run record, and "seconds"; for a trained one also "training_seconds", features included where they were
+    missing, but not the run that it starts from. Raises StegoError for data without labels, before any work.
     """
     started, experiment = time.perf_counter(), variant.experiment.but(seed=seed)
-    if not open_split(experiment, "val").has_labels:
+    if variant.light is not None:
         raise StegoError(
-            f"{experiment.dataset} has no labels in val, so its runs cannot be compared by scores; train.ipynb trains without them"
+            "runs on features with light taken off are not repeated here. Their records are in book/records."
         )
+    if not open_split(experiment, "val").has_labels:
+        raise StegoError(f"{experiment.dataset} has no labels in val, so its runs cannot be compared by scores.")
     if variant.start is not None:
-        begun = train(variant.start.but(seed=seed), runs_dir=runs_dir, resume=True)
-        started, experiment = time.perf_counter(), experiment.but(start_from=str(begun.folder))
-    if variant.fixed is None:
+        first = train(variant.start.but(seed=seed), runs_dir=runs_dir, resume=True)
+        started, experiment = time.perf_counter(), experiment.but(start_from=str(first.folder))
+    if variant.fixed_head is not None:
+        record = score_fixed_head(variant.fixed_head, experiment, runs_dir)
+    else:
         run = train(experiment, runs_dir=runs_dir)
         trained = time.perf_counter() - started
-        evaluate(run, baselines=False)
-        record = run.metrics | {"training_seconds": round(trained, 1)}
-        record["experiment"]["start_from"] = variant.start_name(seed)
-    else:
-        record = score_fixed(variant.fixed, experiment, runs_dir)
+        record = evaluate(run, baselines=False) | {"training_seconds": round(trained, 1)}
+        record["experiment"]["start_from"] = variant.start and variant.start.but(seed=seed).name
     return record | {"seconds": round(time.perf_counter() - started, 1)}
-
-
-def score_fixed(kind: str, experiment: Experiment, runs_dir: str | Path | None = None) -> dict[str, Any]:
-    """A run record of a fixed head (`fixed_heads.fixed_head`): step 0, and the scores of both probes."""
-    root = user_path(runs_dir, runs_root()) / "features"
-    backbone = Backbone.of(experiment)
-    experiment = fit_sizes(experiment, backbone.geometry)
-    stored = partial(
-        open_features,
-        backbone=backbone,
-        root=root,
-        feature_store=experiment.feature_store,
-        published=experiment.official.published,
-    )
-    held_out = open_dataset(experiment.dataset, experiment.data_root, "val")
-    plain = stored(held_out, size=experiment.eval_size)
-    mirrored = stored(held_out, size=experiment.eval_size, mirror=True) if experiment.mirror else None
-    model = fixed_head(kind, stored(open_training_set(experiment), size=experiment.train_size), experiment)
-    table = probe_confusion(model, plain, mirrored)
-    found = {"cluster": scores(table, match(table))}
-    if model.linear_probe.trained:
-        found["linear"] = scores(
-            linear := probe_confusion(model, plain, mirrored, probe="linear"), identity(len(linear))
-        )
-    return without_nan({
-        "experiment": experiment.to_record(),
-        "fixed_head": kind,
-        "backbone_weights": backbone.weights_id,
-        "step": 0,
-        "split": "val",
-        "images": len(held_out),
-        "classes": list(held_out.classes.names),
-        "scores": found,
-        "matching": match(table).tolist(),
-        "confusion": table.tolist(),
-        "environment": environment(),
-    })  # fmt: skip
-
-
-def _key_of(variant: Variant, seed: int) -> tuple[str, ...]:
-    return _key(variant.experiment.but(seed=seed).to_record() | {"start_from": variant.start_name(seed)}, variant.fixed)
-
-
-def _key(experiment: dict[str, Any], fixed: str | None) -> tuple[str, ...]:
-    """Identifies a run: its experiment without `NOT_DISTINCTIVE`, missing keys at their defaults, shifts="auto" resolved."""
-    complete = _DEFAULTS | experiment
-    if complete["shifts"] == "auto":
-        complete["shifts"] = list(AUTO)
-    kept = {key: value for key, value in complete.items() if key not in NOT_DISTINCTIVE}
-    return (repr(sorted(kept.items())), str(fixed))
