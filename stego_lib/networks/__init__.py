@@ -1,1 +1,1 @@
-"""The networks behind `Backbone`: timm's, DINO's, and safe reading of weight files."""
+"""The networks behind `Backbone`: timm's, DINO's, and their weight files."""

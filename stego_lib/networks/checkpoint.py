@@ -1,30 +1,61 @@
-"""The experiment and classes of a released STEGO checkpoint, from its options and tensors."""
+"""The checkpoints that STEGO's authors released: pickles of PyTorch Lightning 1.5 with OmegaConf options.
+
+Neither package is needed, and no code of the file runs, see `weights`.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ..datasets import DATASETS, Classes, cityscapes, cocostuff, potsdam
 from ..datasets.classes import distinct_colors
 from ..experiment import Experiment
+from ..utils.errors import StegoError
 from ..utils.paths import user_path
-from .dino import DinoViT
-from .released import read_released
+from .dino import DinoViT, dino_vit
+from .weights import read_weights
 
+# Prefix of the backbone's tensors. DINO's names follow.
+VIT = "net.model."
+# Published names of the trained tensors -> names in `Stego`. "net.cluster2" is missing in a linear head.
+LAYERS = {
+    "net.cluster1.0.weight": "head.linear.weight",
+    "net.cluster1.0.bias": "head.linear.bias",
+    "net.cluster2.0.weight": "head.nonlinear.0.weight",
+    "net.cluster2.0.bias": "head.nonlinear.0.bias",
+    "net.cluster2.2.weight": "head.nonlinear.2.weight",
+    "net.cluster2.2.bias": "head.nonlinear.2.bias",
+    "cluster_probe.clusters": "cluster_probe.clusters",
+    "linear_probe.weight": "linear_probe.classifier.weight",
+    "linear_probe.bias": "linear_probe.classifier.bias",
+}
+# Tensors that evaluation does not use: a probe of an abandoned experiment, and the decoder of the reconstruction loss.
+UNUSED = {"train_cluster_probe.clusters", "decoder.weight", "decoder.bias"}
+# Attention heads of each published `model_type`.
+HEADS = {"vit_tiny": 3, "vit_small": 6, "vit_base": 12}
+# Published names of datasets -> ours, where they differ.
 DATASET_NAMES = {"potsdam": "potsdam3", "directory": "folder"}
-"""Published names of datasets -> ours, where they differ."""
+# Published options -> fields of `Experiment` with the same values.
 OPTIONS = {
-    "max_steps": "steps", "batch_size": "batch_size", "num_neighbors": "neighbors", "res": "train_size", 
-    "pointwise": "centering", "feature_samples": "points", "neg_samples": "negatives",
+    "max_steps": "steps",
+    "batch_size": "batch_size",
+    "num_neighbors": "neighbors",
+    "res": "train_size",
+    "pointwise": "centering",
+    "feature_samples": "points",
+    "neg_samples": "negatives",
     "lr": "lr_head",
-}  # fmt: skip
-"""Published options -> fields of `Experiment` with the same values."""
+}
+# Published options -> fields of `Official` with the same values.
 OFFICIAL = {
-    "zero_clamp": "zero_clamp", "stabalize": "stabilize", "rec_weight": "rec_weight", "crf_weight": "crf_weight",
+    "zero_clamp": "zero_clamp",
+    "stabalize": "stabilize",
+    "rec_weight": "rec_weight",
+    "crf_weight": "crf_weight",
     "aug_alignment_weight": "aug_alignment_weight",
-}  # fmt: skip
-"""Published options -> fields of `experiment.Official` with the same values."""
+}
 
 
 @dataclass(frozen=True)
@@ -32,9 +63,9 @@ class Published:
     """A released checkpoint in terms of this library."""
 
     experiment: Experiment
-    """The recipe, as far as the file states it; its backbone is the file itself, in float32 as published."""
+    """The recipe, as far as the file states it. Its backbone is the file itself."""
     classes: Classes
-    """Names and colors where the dataset is known and has as many, else 'class 0', 'class 1', ..."""
+    """Names and colors of a known dataset with as many classes, otherwise 'class 0', 'class 1', ..."""
     vit: DinoViT
     """The backbone."""
     weights: dict[str, Tensor]
@@ -44,42 +75,69 @@ class Published:
 
 
 def read_published(path: str | Path) -> Published:
-    """Reads a released .ckpt file. Raises StegoError that names each tensor that is missing or unknown."""
+    """Reads a released .ckpt file. Raises StegoError that names missing and unknown tensors."""
     path = user_path(path)
-    found = read_released(path)
-    weights, options = found.weights, found.options
+    stored = read_weights(path)[0]
+    stored = stored if isinstance(stored, dict) else {}
+    tensors, options = _tensors(stored, path), _options(stored)
+    weights = {ours: tensors[name].float() for name, ours in LAYERS.items() if name in tensors}
+    backbone = {name.removeprefix(VIT): value for name, value in tensors.items() if name.startswith(VIT)}
+    vit = dino_vit(backbone, path, HEADS.get(str(options.get("model_type"))))
     n_classes, n_clusters = len(weights["linear_probe.classifier.bias"]), len(weights["cluster_probe.clusters"])
-    dataset = str(options.get("dataset_name"))
-    dataset = DATASET_NAMES.get(dataset, dataset)
-    values = {ours: options[name] for name, ours in OPTIONS.items() if options.get(name) is not None}
-    official = {ours: options[name] for name, ours in OFFICIAL.items() if options.get(name) is not None}
-    values |= {
-        "official": official | {"keys": options.get("dino_feat_type") == "KK", "extra_clusters": n_clusters - n_classes},
-        "backbone": str(path), "precision": "float32", "code_dim": len(weights["head.linear.bias"]),
+    dataset = DATASET_NAMES.get(str(options.get("dataset_name")), str(options.get("dataset_name")))
+    crop = options.get("crop_type")
+    official = _renamed(options, OFFICIAL)
+    official |= {"keys": options.get("dino_feat_type") == "KK", "extra_clusters": n_clusters - n_classes}
+    values = _renamed(options, OPTIONS) | {
+        "backbone": str(path),
+        "code_dim": len(weights["head.linear.bias"]),
         "head": "nonlinear" if "head.nonlinear.0.weight" in weights else "linear",
         "dropout": 0.1 if options.get("dropout", True) else 0.0,
-        "crop": crop if (crop := options.get("crop_type")) in ("five", "random") else "none",
-    }  # fmt: skip
+        "crop": crop if crop in ("five", "random") else "none",
+        "official": official,
+    }
     if dataset in DATASETS:
         values["dataset"] = dataset
-    for ours, kind in (("weights", "weight"), ("shifts", "shift")):
-        three = [options.get(f"{pair}_{kind}") for pair in ("pos_intra", "pos_inter", "neg_inter")]
-        if None not in three:
-            values[ours] = three
-    known = _classes_of(dataset)
-    classes = known if known is not None and len(known) == n_classes else _numbered(n_classes)
-    return Published(Experiment.from_dict(values), classes, found.vit, weights, found.step)
+    for field, kind in (("weights", "weight"), ("shifts", "shift")):
+        numbers = [options.get(f"{pair}_{kind}") for pair in ("pos_intra", "pos_inter", "neg_inter")]
+        if None not in numbers:
+            values[field] = numbers
+    classes = _known_classes(dataset)
+    if classes is None or len(classes) != n_classes:
+        classes = Classes(tuple(f"class {i}" for i in range(n_classes)), tuple(distinct_colors(n_classes)))
+    step = stored.get("global_step")
+    return Published(Experiment.from_dict(values), classes, vit, weights, step if isinstance(step, int) else 0)
 
 
-def _classes_of(dataset: str) -> Classes | None:
-    """Classes of a dataset that a checkpoint may have been trained on."""
+def _tensors(stored: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The state dict; raises StegoError unless it holds exactly the known tensors. `dino_vit` checks the backbone's."""
+    tensors = stored.get("state_dict")
+    tensors = tensors if isinstance(tensors, dict) else {}
+    tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    nonlinear = any(name.startswith("net.cluster2.") for name in tensors)
+    expected = {name for name in LAYERS if nonlinear or not name.startswith("net.cluster2.")}
+    trained = {name for name in tensors if name not in UNUSED and not name.startswith(VIT)}
+    if wrong := sorted(expected ^ trained):
+        raise StegoError(f"{path} is not a released STEGO checkpoint. Missing or unknown: {', '.join(wrong)}.")
+    return tensors
+
+
+def _options(stored: dict[str, Any]) -> dict[str, Any]:
+    """The options in an OmegaConf object or a plain dictionary."""
+    parameters = stored.get("hyper_parameters")
+    options = parameters.get("cfg", parameters) if isinstance(parameters, dict) else None
+    options = getattr(options, "_content", options)
+    return {key: getattr(value, "_val", value) for key, value in options.items()} if isinstance(options, dict) else {}
+
+
+def _renamed(options: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    return {field: options[name] for name, field in names.items() if options.get(name) is not None}
+
+
+def _known_classes(dataset: str) -> Classes | None:
+    """Classes of the datasets that the authors trained on."""
     if dataset in cocostuff.FORMS:
         coarse = cocostuff.FORMS[dataset].coarse
         names = tuple(cocostuff.TABLE["names"][c] for c in coarse)
         return Classes(names, tuple(cocostuff.COLORS[c] for c in coarse))
     return {"cityscapes": cityscapes.CLASSES, "potsdam3": potsdam.CLASSES}.get(dataset)
-
-
-def _numbered(count: int) -> Classes:
-    """Classes without names."""
-    return Classes(tuple(f"class {i}" for i in range(count)), tuple(distinct_colors(count)))

@@ -1,4 +1,4 @@
-"""What a network makes of an image's size, found by trying."""
+"""Feature dimension and stride of a network, inferred with dummy forward passes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,83 +10,80 @@ from torch import Tensor, nn
 from ..utils.errors import StegoError, brief
 from ..utils.fields import Size
 
-LARGEST_SIDE = 8192
-"""Pixels per side of the largest image."""
+# Pixels per side of the largest image that an `Experiment` accepts.
+MAX_SIDE = 8192
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a network makes of an image's size."""
+    """Shape of a network's features, and the image sizes it accepts."""
 
     dim: int
     """C, channels of the features."""
     patch: int
-    """Pixels per side of one grid cell: the patch of a ViT, the stride of the last stage of a network with stages."""
+    """Pixels per side of a grid cell: the patch size of a ViT, or the stride of the last stage."""
     only: tuple[int, int] | None
-    """The one size (H, W) that the network takes; None for any that divides into grid cells."""
+    """The single size (H, W) that the network accepts; None if it accepts any multiple of `patch`."""
     normed: bool
-    """Whether timm applies the network's final norm to its features."""
+    """Whether timm applies the network's final norm to its intermediate features."""
 
     def fits(self, height: int, width: int) -> bool:
-        """Whether the network takes images of this size in pixels."""
+        """Whether the network accepts images of this size in pixels."""
         return (height, width) == self.only or not (self.only or height % self.patch or width % self.patch)
 
     def nearest(self, size: Size) -> Size:
-        """The fitting size nearest to `size`."""
+        """The accepted size nearest to `size`; `size` itself if it is accepted."""
+        sides = size if isinstance(size, tuple) else (size, size)
+        if self.fits(*sides):
+            return size
         if self.only is not None:
             return self.only
-        return tuple(map(self._side, size)) if isinstance(size, tuple) else self._side(size)  # type: ignore[return-value]
-
-    def _side(self, pixels: int) -> int:
-        return min(max(1, round(pixels / self.patch)), LARGEST_SIDE // self.patch) * self.patch
+        height, width = (self.patch * min(max(1, round(n / self.patch)), MAX_SIDE // self.patch) for n in sides)
+        return (height, width) if isinstance(size, tuple) else height
 
 
 @torch.inference_mode()
 def measure(network: nn.Module, name: str) -> Geometry:
-    """The geometry of a network: tried on the smallest image, and else on the size that it was made for.
+    """Infers the geometry with dummy forward passes on small images, or on the network's default size.
 
-    Shapes alone are needed, so a network without weights on the device "meta" will do. Raises StegoError that calls the
-    network `name` if it gives no map of features.
+    Works for a network on the "meta" device. Raises StegoError if the network `name` gives no feature map.
     """
+    problem = "its last stage is not a grid over the image"
     try:
         cell = int(network.feature_info[-1]["reduction"])
+        small = [(2 * cell, 3 * cell)]
+        default = getattr(getattr(network, "patch_embed", None), "img_size", None)
+        default = default or network.pretrained_cfg["input_size"][1:]
+        if not is_vit(network):  # some networks with stages accept nothing larger than their default size
+            small.append((default[0] + 2 * cell, default[1] + cell))
+        for normed in (True, False):
+            for sizes in (small, [tuple(default)]):
+                try:
+                    shapes = [_shape(network, size, normed) for size in sizes]
+                except Exception as error:  # networks raise many types for a size or a norm they do not support
+                    problem = brief(error)
+                    continue
+                if all((h * cell, w * cell) == size for (_, h, w), size in zip(shapes, sizes, strict=True)):
+                    return Geometry(shapes[0][0], cell, None if sizes is small else sizes[0], normed)
     except (AttributeError, KeyError, IndexError, TypeError) as error:
-        raise StegoError(_no_map(name, brief(error))) from error
-    made_for = (getattr(network, "pretrained_cfg", None) or {}).get("input_size", ())[1:]
-    made_for = getattr(getattr(network, "patch_embed", None), "img_size", None) or made_for
-    small = (2 * cell, 3 * cell)
-    # A network with stages may know positions up to the size that it was made for, and no further.
-    larger = (made_for[0] + 2 * cell, made_for[1] + cell) if made_for and not is_vit(network) else small
-    problem = ""
-    for normed in (True, False):
-        for sizes in filter(None, ([small, larger], [tuple(made_for)] if made_for else None)):
-            try:
-                maps = [feature_map(network, _blank(network, size), -1, normed).shape for size in sizes]
-            except Exception as error:  # whatever a network raises for a size, or a norm, that it was not made for
-                problem = problem or brief(error)
-                continue
-            if all((1, h * cell, w * cell) == (n, *size) for (n, _, h, w), size in zip(maps, sizes, strict=True)):
-                return Geometry(maps[0][1], cell, None if sizes[0] == small else sizes[0], normed)
-    raise StegoError(_no_map(name, problem or "its last stage is no grid over the image"))
+        problem = brief(error)
+    raise StegoError(f"backbone {name!r} gives no feature map ({problem}). Use a ViT or convolutional network of timm.")
 
 
-def _blank(network: nn.Module, size: tuple[int, int]) -> Tensor:
-    return torch.zeros(1, 3, *size, device=next(network.parameters()).device)
-
-
-def _no_map(name: str, reason: str) -> str:
-    return f"backbone {name!r} gives no map of features ({reason}); choose a ViT or a convolutional network of timm"
+def _shape(network: nn.Module, size: tuple[int, int], normed: bool) -> torch.Size:
+    image = torch.zeros(1, 3, *size, device=next(network.parameters()).device)
+    return feature_map(network, image, -1, normed).shape[1:]
 
 
 def is_vit(network: Any) -> bool:
-    """Whether a network has blocks of tokens to choose from, rather than stages."""
+    """Whether a network has a sequence of transformer blocks, rather than stages."""
     return hasattr(network, "blocks") and hasattr(network, "num_prefix_tokens")
 
 
 def feature_map(network: nn.Module, images: Tensor, block: int, normed: bool) -> Tensor:
-    """Features of a block, or of the last stage (-1), after the final norm wherever the network keeps it: (B, C, h, w)."""
-    found = network.forward_intermediates(
+    """Features (B, C, h, w) of a block, or of the last stage (-1), after the network's final norm if it has one."""
+    features = network.forward_intermediates(
         images, indices=[block], norm=normed, intermediates_only=True, stop_early=True
     )[-1]
-    norm = getattr(getattr(network, "head", None), "norm", None)  # of ConvNeXt, which timm's intermediates leave out
-    return norm(found) if isinstance(norm, LayerNorm2d) else found
+    norm = getattr(getattr(network, "head", None), "norm", None)  # ConvNeXt's, which timm does not apply here
+    return norm(features) if isinstance(norm, LayerNorm2d) else features

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from stego_lib.backbone import SHORT_NAMES
+from stego_lib.networks.loading import SHORT_NAMES
 from stego_lib.datasets.overview import SOURCES
 from stego_lib.experiment import PRESETS
 from stego_lib.utils.errors import StegoError

@@ -1,0 +1,74 @@
+"""Weight files, read without running code from them."""
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..utils.errors import StegoError
+
+
+class Stub:
+    """Stands for a class of PyTorch Lightning or OmegaConf. Unpickling only fills its `__dict__`."""
+
+
+# Classes in the checkpoints of STEGO's authors, which are loaded without the packages that define them.
+STUBS = (
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.nodes.AnyNode",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "typing.Any",
+)
+# What a pickle may build besides tensors. DINO's checkpoints hold a Namespace.
+ALLOWED = [dict, list, defaultdict, argparse.Namespace, *((Stub, name) for name in STUBS)]
+# Keys under which authors store the state dict of their network.
+WRAPPERS = ("state_dict", "model", "teacher", "target_encoder")
+
+
+def read_weights(path: Path) -> tuple[Any, dict[str, str]]:
+    """Content and metadata of a .safetensors file, or of a file of `torch.save`, which has no metadata.
+
+    Raises StegoError for a file that is missing or broken, or that asks for a class or function outside `ALLOWED`.
+    """
+    if not path.is_file():
+        raise StegoError(f"weights file {path.absolute()} does not exist. Check the path.")
+    try:
+        if path.suffix.lower() == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        with torch.serialization.safe_globals(ALLOWED):
+            return torch.load(path, map_location="cpu", weights_only=True), {}
+    except Exception as error:  # torch, zipfile, pickle and safetensors raise many types for a broken file
+        raise StegoError(
+            f"{path} cannot be read as weights. The file is broken, or holds objects other than tensors."
+        ) from error
+
+
+def unwrap(stored: Any, first: str) -> dict[str, Tensor]:
+    """Tensors of the network whose first tensor is called `first`, without what their authors wrap them in."""
+    for key in WRAPPERS:
+        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
+            stored = stored[key]
+    if not isinstance(stored, dict):
+        return {}
+    tensors = {str(name): value for name, value in stored.items() if isinstance(value, Tensor)}
+    prefixes = [name.removesuffix(first) for name in tensors if name.endswith(first)]  # such as 'module.encoder_q.'
+    prefix = min(prefixes, key=len, default="")
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def fill(network: nn.Module, weights: dict[str, Tensor], source: Any, assign: bool = False) -> None:
+    """Loads float32 weights; raises StegoError unless all names and shapes are those of the network."""
+    weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    try:
+        network.load_state_dict(weights, assign=assign)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise StegoError(f"{source} does not hold the weights of this network. {reason}") from error
