@@ -69,14 +69,14 @@ def dino_vit(weights: dict[str, Tensor], source: Any, heads: int | None = None) 
         width, _, _, patch = weights["patch_embed.proj.weight"].shape
         side = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
         hidden = len(weights["blocks.0.mlp.fc1.weight"])
-        heads = heads or width / HEAD_WIDTH
-        if width % heads:
-            raise ValueError(f"{width} channels cannot have {heads:g} attention heads; give their number as heads=N")
-    except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
+        heads, rest = (heads, width % heads) if heads else divmod(width, HEAD_WIDTH)
+        if rest:
+            raise ValueError(f"{width} channels do not divide into attention heads; give their number as heads=N")
+    except (KeyError, IndexError, ValueError) as error:
         raise StegoError(f"{source} does not hold a DINO ViT ({error}).") from None
     with torch.device("meta"):
         vit = DinoViT(
-            img_size=side * patch, patch_size=patch, embed_dim=width, num_heads=int(heads), mlp_ratio=hidden / width,
+            img_size=side * patch, patch_size=patch, embed_dim=width, num_heads=heads, mlp_ratio=hidden / width,
             depth=len({name.split(".")[1] for name in weights if name.startswith("blocks.")}),
             qkv_bias="blocks.0.attn.qkv.bias" in weights, norm_layer=partial(nn.LayerNorm, eps=1e-6),
             num_classes=0, dynamic_img_size=True, weight_init="skip",

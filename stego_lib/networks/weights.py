@@ -1,7 +1,6 @@
 """Weight files, read without running code from them."""
 
 import argparse
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,15 @@ STUBS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "typing.Any",
 )
-# What a pickle may build besides tensors. DINO's checkpoints hold a Namespace.
-ALLOWED = [dict, list, defaultdict, argparse.Namespace, *((Stub, name) for name in STUBS)]
+# What a pickle may call besides PyTorch's own list. DINO's checkpoints hold a Namespace. PyTorch fills only plain
+# dictionaries, so one replaces OmegaConf's defaultdict.
+ALLOWED = [
+    dict,
+    list,
+    argparse.Namespace,
+    (lambda *_: {}, "collections.defaultdict"),
+    *((Stub, name) for name in STUBS),
+]
 # Keys under which authors store the state dict of their network.
 WRAPPERS = ("state_dict", "model", "teacher", "target_encoder")
 

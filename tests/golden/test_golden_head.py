@@ -100,7 +100,7 @@ def test_features_of_the_second_last_block_equal_the_published_ones(kept_pth):
 @pytest.mark.parametrize("kind", ["feat", "KK"])
 @torch.inference_mode()
 def test_features_and_keys_of_the_last_block_and_their_codes_equal_the_published_ones(kept_pth, kind):
-    found = features(kept_pth, G, "64x64", features=kind)
+    found = features(kept_pth, G, "64x64", keys=kind == "KK")
     assert_close(found, G[f"{kind}_feats_64x64"], **CLOSE)
     assert_close(head("nonlinear")(found), G[f"{kind}_code_64x64"], **CLOSE)
 
@@ -120,7 +120,7 @@ def test_position_embeddings_of_every_size(whole, size):
 @pytest.mark.parametrize("kind", ["feat", "KK"])
 @torch.inference_mode()
 def test_features_and_codes_of_every_size(whole, whole_pth, kind, size):
-    found = features(whole_pth, whole, size, features=kind)
+    found = features(whole_pth, whole, size, keys=kind == "KK")
     if size == "224x224":
         assert_close(found[:, :, ::4, ::4], whole[f"{kind}_feats_224x224_every4th"], **CLOSE)
     else:
