@@ -429,5 +429,5 @@ def test_wrong_values_are_named(experiment, key, value):
 def test_a_run_trained_on_keys_of_an_earlier_block_loads_as_such(experiment, tmp_path):
     run = train(experiment.but(features="KK", block=-2, steps=1), runs_dir=tmp_path)
     again = load_run(run.folder)
-    assert (again.backbone.features, again.backbone.block) == ("KK", 0)
+    assert (again.backbone.keys, again.backbone.block) == (True, 0)
     assert again.backbone.fingerprint() == run.backbone.fingerprint()

@@ -70,6 +70,7 @@ def test_no_code_loads_pickles():
 NAMES = ("<img src=x onerror=alert(1)>", "$\\frac{$ & <b>", "a\nb")
 
 
+@pytest.mark.filterwarnings("ignore::stego_lib.utils.notices.Notice")
 def test_names_of_files_are_text_in_tables_and_figures(run_folder, tmp_path):
     """A name may hold HTML, which a notebook would run, or TeX, on which a figure would fail."""
     folder = tmp_path / "data" / "imgs" / "train"

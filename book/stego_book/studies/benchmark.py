@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from stego_lib.networks.loading import SHORT_NAMES
 from stego_lib.datasets.overview import SOURCES
 from stego_lib.experiment import PRESETS
+from stego_lib.networks.loading import SHORT_NAMES
 from stego_lib.utils.errors import StegoError
 
 from .results import METHODS, NETWORKS, check_comparable, mean_and_spread, published_results, read_records, score_table
