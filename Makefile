@@ -21,26 +21,26 @@ DATA ?=
 
 # What `make check` tests: the published code's numbers, the layout of the code, the pages.
 QUICK = tests/golden tests/method/test_loss.py tests/method/test_metrics.py tests/method/test_experiment.py \
-	tests/project/test_layers.py tests/project/test_build.py tests/project/test_reports.py tests/book/test_book.py
+	tests/project/test_layers.py tests/book/test_book.py
 # What `make links` reads.
 PAGES = README.md CONTRIBUTING.md data/README.md book/*.md book/references.bib notebooks/*.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train seeds ablations tuning export reproduce pretrain photos check test coverage pythons bench lab book links serve clean
+.PHONY: help setup train seeds ablations tuning export reproduce pretrain photos check test bench lab book links serve clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-10s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## make the environment and install everything into it (CONSTRAINTS=: the newest dependencies)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml book/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed, this is $$($(PYTHON) --version); name another: make PYTHON=python3.12"; exit 1; }
 	@echo "setting up $(VENV) (once; about 6 GB and a few minutes) ..."
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	@{ $(PY) -m pip install --quiet --upgrade pip && $(PIP) --editable '.[all]' --editable book; } >$(SETUP_LOG) 2>&1 || { cat $(SETUP_LOG); exit 1; }
+	@{ $(PY) -m pip install --quiet --upgrade pip && $(PIP) --editable '.[all]' --editable 'book[lab,render]'; } >$(SETUP_LOG) 2>&1 || { cat $(SETUP_LOG); exit 1; }
 	@$(PIP) --no-build-isolation --editable '.[crf]' >$(CRF_LOG) 2>&1 || \
-		echo "set up without pydensecrf, which could not be built, so the CRF takes the slower engine, see $(CRF_LOG) (it needs a C++ compiler and Python's headers; with them: make -B setup)"
+		echo "pydensecrf could not be built (it needs a C++ compiler); only engine=\"pydensecrf\" and its tests need it, see $(CRF_LOG)"
 	@touch $@
 
 train: $(READY)  ## train and evaluate STEGO by notebooks/train.ipynb (the embedded default; ARGS="-p ..." for another)
@@ -57,7 +57,7 @@ tuning: $(READY)  ## train the runs of the appendix on the shifts that have no r
 	@$(NOTEBOOK) notebooks/choosing_evidence.ipynb runs/choosing_evidence.ipynb -p limit -1 $(ARGS)
 
 export: $(READY)  ## write a run as one ONNX file: make export RUN=runs/NAME (FILE=stego.onnx if not given)
-	@$(PY) -c "import sys; from stego_lib import load_run; load_run(sys.argv[1]).export(sys.argv[2])" "$(RUN)" "$(FILE)"
+	@$(PY) -c "import sys; from stego_lib import load_run; from stego_lib.export import export_onnx; export_onnx(load_run(sys.argv[1]), sys.argv[2])" "$(RUN)" "$(FILE)"
 
 reproduce: $(READY)  ## one row of the paper: make reproduce ROW=cityscapes-vitb8 DATA=FOLDER (notebooks/reproduce.ipynb)
 	@$(NOTEBOOK) notebooks/reproduce.ipynb "runs/reproduce-$(ROW).ipynb" -p row "$(ROW)" $(if $(DATA),-p data_root "$(DATA)") $(ARGS)
@@ -68,7 +68,7 @@ pretrain: $(READY)  ## train the backbone for scenes again (notebooks/pretrain_s
 photos: $(READY)  ## train the backbone for photographs again: make photos DATA=FOLDER, which holds photos/, photos_more/ and camvid/ (notebooks/pretrain_photos.ipynb)
 	@$(NOTEBOOK) notebooks/pretrain_photos.ipynb runs/pretrain_photos.ipynb $(if $(DATA),-p data_root "$(DATA)") $(ARGS)
 
-check: $(READY)  ## seconds: the hooks of .pre-commit-config.yaml on every file, and the quick tests
+check: $(READY)  ## a minute: the hooks of .pre-commit-config.yaml on every file, and the quick tests
 	@VENV=$(VENV) $(PY) -m pre_commit run --all-files
 	@OMP_NUM_THREADS=1 $(PY) -m pytest --durations=0 --durations-min=5 $(QUICK) $(ARGS)
 
@@ -76,13 +76,6 @@ test: $(READY)  ## minutes: ruff, mypy, all tests
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
-
-coverage: $(READY)  ## run all tests and show the lines that no test reaches; writes tests/reports/coverage.json
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-report= $(ARGS)
-	@$(PY) tests/reached.py
-
-pythons: $(READY)  ## set up and train with each Python on the machine (minutes and 6 GB each, removed afterwards); writes tests/reports/pythons.json
-	@$(PY) tests/pythons.py
 
 bench: $(READY)  ## half an hour: time each part against a plain re-implementation; writes benchmarks/results (ARGS="step evaluation": those rows)
 	@$(PY) -m benchmarks $(ARGS)

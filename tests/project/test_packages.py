@@ -1,0 +1,100 @@
+"""The two packages: what the wheel of the library holds, that it works alone, and how much code an import loads."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from common import ROOT
+
+LIBRARY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+BOOK = tomllib.loads((ROOT / "book" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+
+# Third-party packages come from the environment of the test; the repository, its packages and their editable installations do not.
+TRAIN = """
+import importlib.util, json, os, sys
+installed, data = sys.argv[1:]
+ours = ("stego_lib", "stego_book")
+others = [path for path in sys.path if not any(os.path.isdir(os.path.join(path or ".", name)) for name in ours)]
+sys.path[:] = [installed, *others]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", str(finder))]
+assert importlib.util.find_spec("stego_book") is None
+import stego_lib
+values = dict(train_size=64, eval_size=64, steps=3, batch_size=4, neighbors=2, crf=False, device="cpu", data_root=data)
+run = stego_lib.train(stego_lib.Experiment.preset("scenes", **values), runs_dir="runs")
+record = stego_lib.evaluate(run)
+labels = run.predict(sorted(p.path for p in os.scandir(os.path.join(data, "scenes", "val", "images")))[0])
+print(json.dumps({"library": stego_lib.__file__, "shape": labels.shape, "scores": list(record["scores"])}))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the library, built from a copy of the checkout."""
+    pytest.importorskip("setuptools", minversion="77")
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("stego_lib", "book", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__", "_build", "records")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    command = [*PIP, "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "."]
+    subprocess.run(command, cwd=folder, check=True)
+    return next(folder.glob("stego_lib-*.whl"))
+
+
+def test_the_wheel_holds_the_library_and_its_weights_only(wheel):
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    files = [path for path in (ROOT / "stego_lib").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert held == {str(path.relative_to(ROOT)) for path in files}
+    assert "stego_lib/py.typed" in held and any(name.endswith(".safetensors") for name in held)
+
+
+def test_the_wheel_alone_trains_and_predicts(wheel, tmp_path, scenes_root):
+    installed, work = tmp_path / "installed", tmp_path / "work"
+    command = [*PIP, "install", "--quiet", "--no-deps", "--no-index", "--target", installed, wheel]
+    subprocess.run(command, check=True)
+    work.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", TRAIN, str(installed), str(scenes_root)]
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert Path(result["library"]).is_relative_to(installed) and result["shape"] == [64, 64]
+    assert "cluster" in result["scores"] and len(list((work / "runs").glob("*/checkpoint.safetensors"))) == 1
+
+
+def test_dependencies_are_few_and_tested_versions_are_given():
+    assert len(LIBRARY["dependencies"]) <= 10
+    assert LIBRARY["name"] in BOOK["dependencies"] and BOOK["version"] in (ROOT / "CITATION.cff").read_text()
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-")
+    optional = [LIBRARY["optional-dependencies"], BOOK["optional-dependencies"]]
+    wanted = (
+        LIBRARY["dependencies"]
+        + BOOK["dependencies"]
+        + [line for part in optional for more in part.values() for line in more]
+    )
+    for name in {re.split(r"[^\w-]", line)[0] for line in wanted} - {"stego_lib"}:
+        assert re.search(rf"^{name.lower().replace('_', '-')}==", constraints, re.MULTILINE), name
+
+
+def lines_loaded(module: str) -> int:
+    """Lines of our files that importing a module loads."""
+    code = f"import sys, {module}; print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('stego_lib')))"
+    files = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return sum(len(Path(file).read_text(encoding="utf-8").splitlines()) for file in files.split())
+
+
+def test_the_architecture_page_tells_how_much_an_import_loads():
+    text = (ROOT / "book" / "architecture.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| `(stego_lib\.\w+)` \| ([\d,]+) \|$", text, re.MULTILINE)
+    assert {"stego_lib.loss", "stego_lib.training"} <= {module for module, _ in table}
+    for module, lines in table:
+        assert lines_loaded(module) == pytest.approx(int(lines.replace(",", "")), abs=100), module
