@@ -1,6 +1,5 @@
-"""Large sets: neighbors, exact and approximate, and the memory of training from large stores."""
+"""Large sets: neighbors, and the memory of training from large stores."""
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -13,22 +12,16 @@ from .published_order import nearest
 
 LARGE = 600_000
 """Images that must be possible by exact comparison."""
-MOST = 10_000_000
-"""Images whose store must be possible."""
 
 
 def neighbors(settings: Settings) -> dict[str, Any]:
-    """Nearest neighbors of 4,000 images (30 each, as the published loop); time and memory of more, read from a file; 384 channels.
-
-    "approximate": by faiss, of a million images, the share of true neighbors among them ("recall", of 256 images), and memory for
-    ten millions, extrapolated from that of two numbers of images.
-    """
+    """Nearest neighbors of 4,000 images (30 each, as the published loop); time and memory of more; 384 channels."""
     dim = settings.choose(384, 16)
     count, many = settings.choose(4000, 100), settings.choose(40_000, 200)
     features = torch.randn(count, dim, generator=torch.Generator().manual_seed(settings.seed))
     ways = {"published": lambda: nearest(features), "ours": lambda: nearest_neighbors(features, 29)}
     row: dict[str, Any] = {"ways": timed(ways, settings)}
-    child = in_child("benchmarks.children", "neighbors", settings.folder, many, dim)
+    child = in_child("benchmarks.children", "neighbors", many, dim)
     per_pair = child["seconds"] / many**2
     row["many"] = {
         "images": many, "seconds": child["seconds"], "peak_bytes": child["peak_bytes"],
@@ -38,15 +31,6 @@ def neighbors(settings: Settings) -> dict[str, Any]:
         "images": LARGE, "hours": per_pair * LARGE**2 / 3600,
         "bytes": child["peak_bytes"] + 7 * 8 * (LARGE - many),  # what grows are the neighbors found
     }  # fmt: skip
-    if importlib.util.find_spec("faiss") is None:
-        return row | {"skipped": {"approximate": "faiss is not installed"}}
-    few, more = settings.choose(500_000, 3000), settings.choose(1_000_000, 6000)
-    found = {n: in_child("benchmarks.children", "approximate", settings.folder, n, dim) for n in (few, more)}
-    grows = (found[more]["peak_bytes"] - found[few]["peak_bytes"]) / (more - few)
-    row["approximate"] = {
-        "images": more, **found[more], "exact_hours": per_pair * more**2 / 3600,
-        "extrapolated": {"images": MOST, "bytes": found[more]["peak_bytes"] + grows * (MOST - more)},
-    }  # fmt: skip
     return row
 
 
@@ -54,13 +38,7 @@ def memory(settings: Settings) -> dict[str, Any]:
     """Peak memory of `train` from a store of 10 GB, its features computed, checked, read at random, probes fitted.
 
     The backbone is replaced by random numbers; everything else is as in a run: 12,500 drawn JPEGs of 224 px, ViT-S/8's shape.
-    "large": the peak of opening the store of ten million images of that shape, of sampling codes for the probes (a tenth), and of
-    training steps with random neighbors. Its files are sparse (zeros that take no room on the disk).
     """
     images, steps = settings.choose(12_500, 12), settings.choose(60, 3)
-    row = in_child("benchmarks.children", "train", settings.folder, int(settings.tiny), images, steps) | {
-        "steps": steps
-    }
-    large = settings.choose(MOST, 1000)
-    row["large"] = in_child("benchmarks.children", "large", settings.folder, int(settings.tiny), large, steps)
-    return row
+    row = in_child("benchmarks.children", "train", settings.folder, int(settings.tiny), images, steps)
+    return row | {"steps": steps}

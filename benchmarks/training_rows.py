@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from stego_book.pretraining import STREETS, DenseContrast, PretrainRecipe, build_network
 from stego_lib import Backbone, Experiment, open_dataset
 from stego_lib.batches import Batch, draw_batch, find_neighbors
-from stego_lib.features import open_features
+from stego_lib.features import Features, open_features
 from stego_lib.features.compact import CompactFeatures, correspondence_error
-from stego_lib.features.store import Features, FeatureStore
+from stego_lib.features.store import FullFeatures
 from stego_lib.loss import published_permutation, random_coords
 from stego_lib.model import Stego, build_model
 from stego_lib.neighbors import nearest_neighbors
@@ -106,13 +106,13 @@ def compact(settings: Settings) -> dict[str, Any]:
     size, count = settings.choose(320, 64), settings.choose(256, 12)
     folder = draw_folder(settings.folder / "compact", scenes(size, settings.choose(64, 4)), count, 1)
     dataset, backbone = open_dataset("folder", folder, "train"), Backbone("scenes_vit_tiny8", precision="float32")
-    full, small = (open_features(dataset, backbone, size, folder / "stores", kind) for kind in ("store", "compact"))
-    assert isinstance(full, FeatureStore) and isinstance(small, CompactFeatures)
+    full, small = (open_features(dataset, backbone, size, folder / "stores", kind) for kind in ("full", "compact"))
+    assert isinstance(full, FullFeatures) and isinstance(small, CompactFeatures)
     generator = torch.Generator().manual_seed(settings.seed)
 
-    def batch(features: Features, file: Path | None = None) -> Callable[[], Any]:
+    def batch(features: Features, folder: Path | None = None) -> Callable[[], Any]:
         def read() -> None:
-            if file is not None and hasattr(os, "posix_fadvise"):
+            for file in folder.glob("*/*.npy") if folder is not None and hasattr(os, "posix_fadvise") else ():
                 with open(file, "rb") as opened:
                     os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             features.rows(torch.randint(count, (32,), generator=generator))
@@ -122,14 +122,17 @@ def compact(settings: Settings) -> dict[str, Any]:
     some = torch.randperm(count, generator=generator)[:8]
     ways = {"full store": batch(full), "compact store": batch(small)}
     cold = {
-        f"{name}, from the disk": batch(features, features.folder / "features.npy")
+        f"{name}, from the disk": batch(features, features.folder)
         for name, features in {"full store": full, "compact store": small}.items()
     }
     os.sync()  # what was not written yet cannot be forgotten
     return {
         "ways": timed(ways, settings)
         | timed(cold, settings),  # apart: a file that was forgotten is not in memory for the others
-        "bytes": {"full": 2 * math.prod(full.shape), "compact": (small.folder / "features.npy").stat().st_size},
+        "bytes": {
+            "full": 2 * math.prod(full.shape),
+            "compact": sum(path.stat().st_size for path in small.folder.glob("*/features.npy")),
+        },
         "components": len(small.components.basis),
         "channels": full.shape[1],
         "error": {

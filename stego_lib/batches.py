@@ -12,11 +12,9 @@ from .backbone import Backbone
 from .datasets import SegmentationDataset
 from .experiment import Experiment
 from .features import Features
-from .features.pooled import Pooled
 from .loss import negative_permutation, published_permutation, random_coords
 from .model import Stego
 from .neighbors import nearest_neighbors
-from .neighbors_approximate import find_nearest
 from .official.losses import CRF_POINTS, CRF_SIDE, random_pixels
 from .official.views import augmented_views
 from .utils.errors import StegoError
@@ -105,20 +103,22 @@ def find_neighbors(features: Features, model: Stego, experiment: Experiment) -> 
 
     A notice is shown if all images are alike, because nothing can be learned from comparing them.
     """
-    mean = model.feature_mean.flatten().cpu()
-    typical = F.normalize(sum(F.normalize(part, dim=1).sum(0) for part in features.pooled_parts()), dim=0)
-    if all((F.normalize(part, dim=1) @ typical).min() > ALIKE for part in features.pooled_parts()):
+    pooled = features.pooled
+    units = F.normalize(pooled, dim=1)
+    if (units @ F.normalize(units.sum(0), dim=0)).min() > ALIKE:
         notice(
             f"the {len(features)} training images look all alike to the backbone: neighbors and negatives are the same image "
             "again, so expect nothing of this run; are they copies, or blank?"
         )
+    mean = model.feature_mean.flatten()
+    pooled = pooled - mean.cpu()
     if (
         experiment.official.published
-    ):  # the published featurizer is in training mode, so channels of the mean feature drop out
+    ):  # the authors' featurizer is in training mode, so channels of the mean feature drop out
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(experiment.seed)
-            return nearest_neighbors(F.dropout(features.pooled - mean, experiment.dropout), experiment.neighbors)
-    return find_nearest(Pooled(features, mean), experiment.neighbors)
+            pooled = F.dropout(pooled, experiment.dropout)
+    return nearest_neighbors(pooled, experiment.neighbors, device=mean.device)
 
 
 def fit_to_data(experiment: Experiment, dataset: SegmentationDataset) -> Experiment:

@@ -4,30 +4,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .features.pooled import Rows
 from .utils.errors import StegoError
 from .utils.progress import progress
 
 
-def nearest_neighbors(global_features: Rows, k: int, chunk: int = 4096) -> Tensor:
+def nearest_neighbors(
+    global_features: Tensor, k: int, chunk: int = 4096, device: torch.device | str | None = None
+) -> Tensor:
     """The `k` nearest neighbors of each image by cosine, nearest first, without the image itself.
 
-    Exact: every pair is compared, in blocks of `chunk` x `chunk` images. Beside features and result, memory holds about two
-    blocks: 8 chunk (chunk + C + 4 k) bytes, 0.2 GB. Time grows with N squared; `optional.approximate` serves more images.
+    Exact: every pair is compared, in blocks of `chunk` x `chunk` images, so time grows with N squared.
 
     Parameters
     ----------
     global_features
-        (N, C), features of each image averaged over positions, on any device.
+        (N, C), features of each image averaged over positions.
     k
         Neighbors of each image.
     chunk
         Images per block.
+    device
+        Where blocks are compared; None: where the features are.
 
     Returns
     -------
     Tensor
-        int64 (N, k), on the same device.
+        int64 (N, k), on the device of the features.
 
     Raises
     ------
@@ -41,32 +43,27 @@ def nearest_neighbors(global_features: Rows, k: int, chunk: int = 4096) -> Tenso
     """
     count = len(global_features)
     if k < 1 or k >= count:
-        raise StegoError(
-            f"{k} neighbors were asked for, but there are {count} images: neighbors must be 1 to {count - 1}"
-        )
-    return torch.cat(
-        [_nearest(global_features, start, k, chunk) for start in progress(range(0, count, chunk), "nearest neighbors")]
-    )
+        raise StegoError(f"{count} images cannot have {k} neighbors each. Choose neighbors from 1 to {count - 1}.")
+    blocks = F.normalize(global_features.float(), dim=1).split(chunk)
+    device = device or global_features.device
+    neighbors = [_nearest(blocks, number, k, device) for number in progress(range(len(blocks)), "nearest neighbors")]
+    return torch.cat(neighbors).to(global_features.device)
 
 
-def _nearest(features: Rows, start: int, k: int, chunk: int) -> Tensor:
-    """Neighbors of the rows from `start` to `start + chunk`, int64 (at most chunk, k)."""
-    rows = unit_rows(features, start, chunk)
-    best, index = rows.new_empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.int64, device=rows.device)
-    for first in range(0, len(features), chunk):
-        similar = rows @ unit_rows(features, first, chunk).T
-        if first == start:
+def _nearest(blocks: tuple[Tensor, ...], number: int, k: int, device: torch.device | str) -> Tensor:
+    """Neighbors of the images of block `number`, int64 (n, k)."""
+    rows, first = blocks[number].to(device), 0
+    best, index = rows.new_empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.int64, device=device)
+    for other, block in enumerate(blocks):
+        similar = rows @ block.to(device).T
+        if other == number:
             similar.fill_diagonal_(-torch.inf)
-        values, columns = similar.topk(min(k, similar.shape[1]), dim=1)
+        values, columns = similar.topk(min(k, len(block)), dim=1)
         best, index = torch.cat([best, values], 1), torch.cat([index, columns + first], 1)
         best, kept = best.topk(min(k, best.shape[1]), dim=1)
         index = index.gather(1, kept)
+        first += len(block)
     return index
-
-
-def unit_rows(features: Rows, start: int, count: int) -> Tensor:
-    """Features of at most `count` images from `start` on, each divided by its length: float32 (n, C)."""
-    return F.normalize(features[start : start + count].float(), dim=1)
 
 
 def shared_content(shares: Tensor, partners: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from .datasets.check import show_findings
 from .datasets.classes import read_classes
 from .experiment import Experiment
 from .features import Features, open_features
-from .features.shared import shared
 from .loss import stego_loss
 from .model import Stego, build_model
 from .official.terms import optional_losses, optional_weights
@@ -111,7 +110,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
         run.check_classes(dataset)
     if experiment.official.subtract_mean and start is None:
         model.feature_mean.copy_(features.mean.view(1, -1, 1, 1))
-    features = shared(features)
+    features = features.shared()
     neighbors = devices.once(lambda: find_neighbors(features, model, experiment))
     trainer = method(run, features, neighbors)
     if resumed:

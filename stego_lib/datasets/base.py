@@ -2,8 +2,8 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,10 +15,9 @@ from torch import Tensor
 
 from ..utils.errors import StegoError
 from ..utils.notices import notice
-from ..utils.progress import progress
 from .classes import Classes, Rules
 from .images import Source, StoredImage, has_transparency, read_ids, read_image
-from .layout import checksum_of, state_of
+from .layout import state_of
 
 # Label of pixels that are left out of scores and of the linear probe.
 IGNORED = -1
@@ -49,6 +48,8 @@ class SegmentationDataset(Sequence):
     for an image without one. `names[i]` tells the images apart.
     """
 
+    pieces = 1
+    """Rows that an image file gives."""
     published = False
     """Decode labels as the authors' code does, where that differs (see `open_dataset`)."""
     release = ""
@@ -154,37 +155,19 @@ class SegmentationDataset(Sequence):
         """Why label maps may belong to another release, or ""; `ids`: pixels of each stored id, int64 (256,)."""
         return ""
 
-    def identity(self, *, labels: bool = True) -> list:
-        """What a stored result depends on, wherever the files lie: name, split, classes, and name and checksum of every file.
-
-        Without `labels`, of the images alone. Reads every file once for each state of it; `state` reads none.
-        """
-        files = self._files(labels)
-        with ThreadPoolExecutor() as pool:  # hashing runs outside Python's lock
-            sums = list(
-                progress(pool.map(checksum_of, files), f"checksums of {self.name} {self.split}", total=len(files))
-            )
-        return [*self._about(labels), [(path.name, sum_) for path, sum_ in zip(files, sums, strict=True)]]
-
-    def state(self, *, labels: bool = True) -> list:
-        """What `identity` was computed for: place, size and time of change of every file, found without reading any."""
-        return [
-            *self._about(labels),
-            [(str(p), (s := state_of(p)).st_size, s.st_mtime_ns) for p in self._files(labels)],
-        ]
-
     def settings(self, *, labels: bool) -> list:
         """Name and split, and what decides beside the content of the files which pixels, or labels, are read from them."""
-        return self._about(labels)
-
-    def _about(self, labels: bool) -> list:
-        """Name and split, how images are read, and what decides beside the files which ids are ignored."""
         labels = labels and self.has_labels
         read = [READING, self.rules.range, self.rules.exif == "ignore"]
         return [self.name, self.split, *read, *([len(self.classes), self.published] if labels else [None, False])]
 
-    def _files(self, labels: bool) -> list[Path]:
-        return [path for path in [*self.images, *(self.labels if labels else ())] if path is not None]
+    def listing(self) -> list:
+        """Name relative to their common folder, size and time of change of every file, found without reading any."""
+        paths = list(dict.fromkeys(path for path in [*self.images, *self.labels] if path is not None))
+        root = os.path.commonpath([path.parent for path in paths])
+        states = [state_of(path) for path in paths]
+        names = [str(path).removeprefix(root) for path in paths]
+        return [(name, state.st_size, state.st_mtime_ns) for name, state in zip(names, states, strict=True)]
 
 
 def _open_hashed(path: Path) -> tuple[BinaryIO, str]:

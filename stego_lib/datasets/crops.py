@@ -70,16 +70,10 @@ class Crops(SegmentationDataset, ABC):
 
     @abstractmethod
     def cut(self) -> list:
-        """How images are cropped, for `identity`."""
+        """How images are cropped, for `settings`."""
 
     def settings(self, *, labels: bool) -> list:
         return [*self.whole.settings(labels=labels), *self.cut()]
-
-    def identity(self, *, labels: bool = True) -> list:
-        return [*self.whole.identity(labels=labels), *self.cut()]
-
-    def state(self, *, labels: bool = True) -> list:
-        return [*self.whole.state(labels=labels), *self.cut()]
 
     def cut_like(self, image: Tensor, index: int) -> Tensor:
         """Crop `index` of a map (..., H, W) of the whole image."""

@@ -1,4 +1,4 @@
-"""Frozen features computed on demand."""
+"""Features computed on demand, in one process or shared by several."""
 
 from functools import cached_property
 from pathlib import Path
@@ -6,45 +6,40 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .extraction import ensure, usual_batch
-from .prefetch import ReadAhead
-from .source import Source
-from .store import Features
+from ..utils import devices
+from .store import Features, Reader, Source, Store, StoredFeatures
 
 
-class OnlineFeatures(Features):
+class OnlineFeatures(StoredFeatures):
     """Features computed on demand, from images read in threads; only `pooled` is kept on disk.
 
     They are rounded to float16 like stored ones, and differ from these by rounding at most, as batches have other rows. An
     image that occurs twice in one call goes through the backbone once.
     """
 
-    def __init__(self, source: Source, root: str | Path):
-        shapes = source.shapes
-        _, self.shape = shapes["features"]  # type: ignore[assignment]  # of four
-        self.image_size = shapes["images"][1][2:]  # type: ignore[assignment]  # of two
-        self.name, self.has_labels = str(source), "labels" in shapes
-        self.n_classes = len(source.dataset.classes)
-        self._source, self._root = source, Path(root)
-        self._images = ReadAhead(source.image, source.dataset.images)
-        self._labels = ReadAhead(source.label, source.dataset.images)
-        self._batch = usual_batch(source.backbone)
+    kind = "online"
+
+    def __init__(self, source: Source, root: Path, verify: bool = False):
+        super().__init__(source)
+        self._root, self._verify = root, verify
+        self._images, self._labels = (Reader(read, source.dataset.pieces) for read in (source.image, source.label))
+        if not source.mirror:  # of mirrored images only rows are needed
+            self.store  # noqa: B018
 
     @cached_property
-    def pooled_folder(self) -> Path:  # type: ignore[override]  # computed when it is asked for
-        """Where pooled features lie: they are computed once, and kept in a small store."""
-        source = self._source
-        name = f"{source.dataset.name}-{source.dataset.split}-mean-{source.fingerprint(self._root, 'pooled')}"
-        shapes = {"pooled": source.shapes["pooled"]}
-        return ensure(source, self._root / name, shapes)
+    def store(self) -> Store:  # type: ignore[override]
+        return self._open()
+
+    def _open(self) -> Store:
+        """Mean features, fingerprints and class pixels, from one pass over the images."""
+        store = Store(self.source, self._root, "pooled")
+        store.complete({}, lambda features, samples: {}, self._verify)
+        return store
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
         wanted, position = index.unique(return_inverse=True)
-        found = []
-        for rows in wanted.split(self._batch):
-            images = torch.stack(self._images.take(rows.tolist()))
-            found.append(self._source.features(images, rows.tolist()).half().to(device))
-        return torch.cat(found)[position.to(device)].float()
+        maps = [self.source.features(self.image_rows(rows), rows.tolist()) for rows in wanted.split(self.source.batch)]
+        return torch.cat([features.half().to(device) for features in maps])[position.to(device)].float()
 
     def stored_labels(self, index: Tensor) -> Tensor:
         return torch.stack(self._labels.take(index.tolist()))
@@ -54,3 +49,32 @@ class OnlineFeatures(Features):
 
     def prefetch(self, index: Tensor) -> None:
         self._images.prefetch(index.unique().tolist())
+
+    def shared(self) -> Features:
+        return self if devices.count() == 1 else SharedFeatures(self)
+
+
+class SharedFeatures(Features):
+    """Online features of which each of several processes computes a part of the rows that all ask for."""
+
+    def __init__(self, features: OnlineFeatures):
+        self._features, self.kind = features, features.kind
+        self.name, self.shape, self.image_size = features.name, features.shape, features.image_size
+        self.has_labels, self.n_classes = features.has_labels, features.n_classes
+        self.fingerprints, self.class_pixels = features.fingerprints, features.class_pixels
+        self.pooled = features.pooled
+
+    def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        wanted, position = index.unique(return_inverse=True)
+        own = devices.share(wanted)
+        rows = self._features.rows(own, device) if len(own) else torch.empty(0, *self.shape[1:], device=device)
+        return devices.gather(rows).to(device)[position.to(device)]
+
+    def stored_labels(self, index: Tensor) -> Tensor:
+        return self._features.stored_labels(index)
+
+    def image_rows(self, index: Tensor) -> Tensor:
+        return self._features.image_rows(index)
+
+    def prefetch(self, index: Tensor) -> None:
+        self._features.prefetch(devices.share(index.unique()))

@@ -1,8 +1,15 @@
-"""Frozen features of a dataset: the interface, and the store on disk."""
+"""Features of a split: the interface, and the store on disk."""
 
+import math
+import os
+import shutil
+import time
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,58 +17,73 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..utils.files import read_json
-from .arrays import read_rows
-from .pooled import PART, read_pooled
-from .source import NO_LABEL
+from ..backbone import Backbone
+from ..datasets import SegmentationDataset
+from ..datasets.base import Sample
+from ..datasets.transforms import Size, resize_image, resize_label
+from ..utils.errors import StegoError, brief
+from ..utils.files import checksum, disk_errors, fingerprint, read_json, write_json
+from ..utils.memory import enough_memory
+from ..utils.notices import notice
+from ..utils.progress import progress, say
 
+# To be raised when the content or the layout of stores changes; those of another version are not used.
+VERSION = 6
+# Images in a shard, the part of a store that appears whole.
+SHARD = 1024
+# Value of ignored pixels in stored label maps.
+NO_LABEL = 255
+# Part of a GPU's free memory that features may take; the rest is for training.
 GPU_SHARE = 0.6
-"""Part of a GPU's free memory that features may take; the rest is for training."""
+# Seconds without a new shard after which a process computes those of the others.
+PATIENCE = 3600
+# Seconds after which a temporary folder that nobody writes to is removed.
+STALE = 86_400
+
+Arrays = dict[str, tuple[type, tuple[int, ...]]]
+Encode = Callable[[Tensor, list[Sample]], dict[str, Tensor]]
 
 
 class Features(ABC):
-    """Features, label maps and images of one dataset at one size, read by row; a row is an image.
+    """Features, label maps and images of one split at one size, read by row; a row is an image.
 
-    Kept on disk (`FeatureStore`) or computed on demand (`online.OnlineFeatures`), with the same numbers.
+    Attributes
+    ----------
+    name
+        Dataset and split, for messages.
+    shape
+        (N, C, h, w) of the features.
+    image_size
+        (H, W) of images and label maps.
+    has_labels, n_classes
+        Whether there are label maps, and the number of classes.
+    fingerprints
+        Of the content of the split's images ("images") and label maps ("labels", None without), wherever the files lie.
+    class_pixels
+        Pixels of each class in the label maps at this size; None without labels.
+    pooled
+        Features averaged over positions, float32 (N, C).
+    kind
+        "full", "compact" or "online".
     """
 
     name: str
-    """How messages call them."""
     shape: tuple[int, int, int, int]
-    """(N, C, h, w) of the features."""
     image_size: tuple[int, int]
-    """(H, W) of images and label maps."""
     has_labels: bool
     n_classes: int
     fingerprints: dict[str, str | None]
-    """Of the content of the split's images ("images") and label maps ("labels", None without), wherever the files lie."""
     class_pixels: list[int] | None
-    """Pixels of each class in the label maps at this size; None without labels."""
-    pooled_folder: Path
-    """Where the file of pooled features lies."""
-    kind: Literal["full", "compact", "online"] = "online"
-    """Whether they are kept on disk, as they are or on fewer components, or computed on demand."""
+    pooled: Tensor
+    kind: Literal["full", "compact", "online"]
 
     def __len__(self) -> int:
         return self.shape[0]
 
     @property
-    def pooled(self) -> Tensor:
-        """Features averaged over positions, float32 (N, C): all of them in memory."""
-        return self.pooled_rows(slice(None))
-
-    def pooled_rows(self, rows: slice | Tensor) -> Tensor:
-        """The same of some images, float32 (n, C); these alone are read."""
-        return read_pooled(self.pooled_folder, rows)
-
-    def pooled_parts(self) -> Iterator[Tensor]:
-        """The same of all images, a part at a time."""
-        return (self.pooled_rows(slice(first, first + PART)) for first in range(0, len(self), PART))
-
-    @property
     def mean(self) -> Tensor:
         """Mean feature of the dataset, float32 (C,)."""
-        return (sum(part.sum(0, dtype=torch.float64) for part in self.pooled_parts()) / len(self)).float()
+        return self.pooled.mean(0, dtype=torch.float64).float()
 
     @abstractmethod
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -80,81 +102,398 @@ class Features(ABC):
         stored = self.stored_labels(index).to(device)
         return stored.long().masked_fill(stored == NO_LABEL, -1)
 
-    def labels_there(self) -> list[int]:
-        """The classes that occur in the labels, in rising order."""
-        seen = torch.zeros(256, dtype=torch.bool)
-        for rows in torch.arange(len(self)).split(16) if self.has_labels else ():
-            seen |= torch.bincount(self.stored_labels(rows).flatten(), minlength=256) > 0
-        seen[NO_LABEL] = False
-        return seen.nonzero().flatten().tolist()
-
-    def prefetch(self, index: Tensor) -> None:  # noqa: B027 (a store has nothing to prepare)
-        """Announces the rows that will be asked for next."""
-
-    def keep_on(self, device: torch.device) -> bool:
-        """Copies stored features to a GPU with room for them; says whether it did."""
-        return False
-
-
-def _as_head_reads(stored: Tensor) -> Tensor:
-    # Channels last, by one copy: the head's 1 x 1 convolutions are then plain matrix products.
-    return stored.to(torch.float32, memory_format=torch.channels_last)
-
-
-class FeatureStore(Features):
-    """Features, label maps and images on disk; rows are read without loading the rest. Made by `opening.open_store`.
-
-    features: float16 (N, C, h, w); labels: uint8 (N, H, W), 255 = ignored, or None; images: uint8 (N, 3, H, W). These three
-    are memory-mapped; `rows`, `label_rows` and `image_rows` read the files.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder, self.pooled_folder, self.name, self.kind = folder, folder, folder.name, "full"
-        self.about = read_json(folder / "about.json")
-        self.has_labels, self.n_classes = self.about["labels"], self.about["n_classes"]
-        self.shape, self.image_size = self.features.shape, self.images.shape[2:]
-        self._resident: Tensor | None = None
-
-    @cached_property
-    def features(self) -> np.ndarray:
-        return np.load(self.folder / "features.npy", mmap_mode="r")
-
-    @cached_property
-    def images(self) -> np.ndarray:
-        return np.load(self.folder / "images.npy", mmap_mode="r")
-
-    @cached_property
-    def labels(self) -> Any:
-        return np.load(self.folder / "labels.npy", mmap_mode="r") if self.has_labels else None
-
-    def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        if self._resident is not None and self._resident.device == torch.device(device):
-            return _as_head_reads(self._resident[index.to(device)])
-        return _as_head_reads(self._read("features", index).to(device))
-
-    def stored_labels(self, index: Tensor) -> Tensor:
-        return self._read("labels", index)
-
-    def image_rows(self, index: Tensor) -> Tensor:
-        return self._read("images", index)
+    def prefetch(self, index: Tensor) -> None:  # noqa: B027 (stored features need no preparation)
+        """Announces the rows that are needed next."""
 
     def keep_on(self, device: torch.device, free: int | None = None) -> bool:
-        """Copies the features to a GPU with room for them; says whether it did.
+        """Copies stored features to a GPU if they fit; returns whether it did. free: bytes, None asks the GPU."""
+        return False
 
-        free: free bytes of the device; None asks the GPU, and is 0 for a CPU.
+    def shared(self) -> "Features":
+        """Features whose rows all processes ask for together: of online features each process computes a part."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A split at one size, and the backbone: computes rows. For `mirror` and `published` see `open_features`."""
+
+    dataset: SegmentationDataset
+    backbone: Backbone
+    size: Size
+    mirror: bool = False
+    published: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.dataset.name} {self.dataset.split}{' (mirrored)' if self.mirror else ''}"
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (len(self.dataset), self.backbone.dim, *self.backbone.grid(*self.image_size))
+
+    def sample(self, row: int) -> Sample:
+        """Image uint8 (3, H, W) and label map uint8 (H, W) at this size, and the digests of their files."""
+        sample = self.dataset.sample(row)
+        label = None if sample.label is None else self._resized(sample.label)
+        return replace(sample, image=resize_image(sample.image, self.size, self.published), label=label)
+
+    def image(self, row: int) -> Tensor:
+        return resize_image(self.dataset.image(row), self.size, self.published)
+
+    def label(self, row: int) -> Tensor:
+        return self._resized(self.dataset.label(row))
+
+    def _resized(self, label: Tensor | None) -> Tensor:
+        assert label is not None
+        resized = resize_label(label, self.size)
+        return resized.masked_fill(resized < 0, NO_LABEL).to(torch.uint8)
+
+    def features(self, images: Tensor, rows: Sequence[int]) -> Tensor:
+        """Float32 (B, C, h, w) of uint8 images (B, 3, H, W), on the backbone's device. `rows` name the images in errors."""
+        options = "choose a smaller train_size or eval_size, precision='bfloat16' or device='cpu'"
+        with enough_memory(f"features of {self}", options):
+            features = self.backbone(images.flip(-1) if self.mirror else images)
+        bad = ~features.half().isfinite().flatten(1).all(1)
+        if bad.any():
+            path = self.dataset.images[rows[int(bad.nonzero()[0])]]
+            raise StegoError(
+                f"backbone {self.backbone.name!r} gives features of {path} that float16 cannot hold. Check its weights, or use "
+                "precision='float32' or another backbone."
+            )
+        return features
+
+    @property
+    def batch(self) -> int:
+        """Images that go through the backbone at once; crops of one file stay together."""
+        count = 64 if self.backbone.device.type == "cuda" else 16
+        return count // self.dataset.pieces * self.dataset.pieces
+
+
+class Reader:
+    """Reads rows in threads. Rows of one file, its crops, are read by one thread, so that the file is read once."""
+
+    def __init__(self, read: Callable[[int], Any], pieces: int):
+        self._read, self._pieces = read, pieces
+        self._pool = ThreadPoolExecutor(os.cpu_count(), "reading")
+        self._futures: dict[int, tuple[Future, int]] = {}
+
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """Starts reading the rows that are not being read already."""
+        new = [row for row in dict.fromkeys(rows) if row not in self._futures]
+        for _, group in groupby(new, key=lambda row: row // self._pieces):
+            of_file = list(group)
+            future = self._pool.submit(lambda numbers: [self._read(row) for row in numbers], of_file)
+            self._futures |= {row: (future, position) for position, row in enumerate(of_file)}
+
+    def take(self, rows: Sequence[int]) -> list:
+        """Waits for these rows. Raises the error of a row that cannot be read."""
+        self.prefetch(rows)
+        futures = {row: self._futures.pop(row) for row in dict.fromkeys(rows)}
+        return [futures[row][0].result()[futures[row][1]] for row in rows]
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def content_fingerprints(dataset: SegmentationDataset, root: Path) -> dict[str, str | None]:
+    """Fingerprints of the content of a split's images and label maps, wherever the files lie.
+
+    All files are read, once for each state of them: `root` keeps the result by their names, sizes and times of change.
+    """
+    path = _contents(root, _listing(dataset))
+    if not path.exists():
+        with ThreadPoolExecutor() as pool:  # hashing runs outside Python's lock
+            images, labels = (pool.map(_checksum, paths) for paths in (dataset.images, dataset.labels))
+            bar = progress(zip(images, labels, strict=True), f"checksums of {dataset.name}", total=len(dataset))
+            write_json(path, _combine(dataset, list(bar)))
+    return read_json(path)
+
+
+def _listing(dataset: SegmentationDataset) -> str:
+    return fingerprint([*dataset.settings(labels=True), *dataset.listing()])
+
+
+def _contents(root: Path, listing: str) -> Path:
+    return root / ".contents" / f"{listing}.json"
+
+
+def _checksum(path: Path | None) -> str | None:
+    with disk_errors(path or ""):
+        return None if path is None else checksum(path)
+
+
+def _combine(dataset: SegmentationDataset, digests: list[tuple[str, str | None]]) -> dict[str, str | None]:
+    """Fingerprints of images and label maps from the SHA-256 of each row's files."""
+    images = [(path.name, image) for path, (image, _) in zip(dataset.images, digests, strict=True)]
+    labels = [(path.name, label) for path, (_, label) in zip(dataset.labels, digests, strict=True) if path is not None]
+    labeled = fingerprint([*dataset.settings(labels=True), labels]) if dataset.has_labels else None
+    return {"images": fingerprint([*dataset.settings(labels=False), images]), "labels": labeled}
+
+
+class Store:
+    """Arrays with a row for each image, in shards: FOLDER/shard-00000/NAME.npy and shard.json.
+
+    A shard appears by rename when it is complete; about.json appears after the last. The folder's name tells the settings
+    and the listing of the files (names, sizes, times of change), so a changed file gives another store. A store of the
+    same settings whose files had the same content is used wherever these files lie now.
+    """
+
+    def __init__(self, source: Source, root: Path, kind: str, *settings: object):
+        dataset, backbone = source.dataset, source.backbone
+        self.source, self._root, self._listing = source, root, _listing(dataset)
+        self._resident: dict[str, Tensor] = {}
+        self.shard_rows = SHARD // dataset.pieces * dataset.pieces
+        self.shards = math.ceil(len(dataset) / self.shard_rows)
+        rules = (VERSION, *dataset.settings(labels=True), source.size, source.mirror, source.published)
+        stem = f"{dataset.name}-{dataset.split}-{kind}-{fingerprint(*rules, backbone.fingerprint(), *settings)}"
+        self.folder = root / f"{stem}-{self._listing}"
+        others = () if (self.folder / "about.json").exists() else sorted(root.glob(f"{stem}-*/about.json"))
+        for path in others:
+            about = read_json(path)
+            if about["images"] == len(dataset) and about["fingerprints"] == content_fingerprints(dataset, root):
+                self.folder = path.parent
+
+    def complete(self, arrays: Arrays, encode: Encode, verify: bool = False) -> None:
+        """Computes missing and damaged shards.
+
+        arrays: type and shape of a row of each array; "pooled" is added. encode: float32 features (B, C, h, w) and samples
+        -> a batch of each array.
         """
+        self.arrays: Arrays = arrays | {"pooled": (np.float32, (self.source.backbone.dim,))}
+        self._encode = encode
+        about = self.folder / "about.json"
+        with disk_errors(self.folder):
+            missing = [number for number in range(self.shards) if not self._usable(number, verify)]
+            if missing:
+                self._extract(missing)
+            if missing or not about.exists():
+                write_json(about, self._about())
+        self.about = read_json(about)
+
+    def read(self, name: str, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """Rows of an array, on `device`."""
+        resident = self._resident.get(name)
+        if resident is not None and resident.device == torch.device(device):
+            return resident[index.to(device)]
+        rows, (dtype, shape), size = index.tolist(), self.arrays[name], self._row_bytes(name)
+        values = np.empty((len(rows), *shape), dtype)
+        # Read, not mapped: fresh maps cost a fifth more time, and the pages of open ones count as the process's memory.
+        for number, group in groupby(
+            sorted(range(len(rows)), key=rows.__getitem__), lambda i: rows[i] // self.shard_rows
+        ):
+            path = self._shard(number) / f"{name}.npy"
+            with open(path, "rb", buffering=0) as file:
+                start = os.fstat(file.fileno()).st_size - len(self._rows(number)) * size  # behind the header
+                for i in group:
+                    file.seek(start + rows[i] % self.shard_rows * size)
+                    if file.readinto(values[i]) != size:
+                        raise IndexError(f"{path} has no row {rows[i]}")
+        return torch.from_numpy(values).to(device)
+
+    def read_all(self, name: str) -> Tensor:
+        """An array as a whole."""
+        return torch.from_numpy(np.concatenate([np.load(self._shard(n) / f"{name}.npy") for n in range(self.shards)]))
+
+    def keep_on(self, device: torch.device, names: tuple[str, ...], free: int | None = None) -> bool:
+        """Copies arrays to a GPU if they fit, see `Features.keep_on`."""
         if free is None:
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-        if self.features.nbytes > GPU_SHARE * free:
+        if len(self.source.dataset) * sum(self._row_bytes(name) for name in names) > GPU_SHARE * free:
             return False
+        rows = torch.arange(len(self.source.dataset)).split(self.shard_rows)
         try:
-            resident = torch.empty(self.shape, dtype=torch.float16, device=device)
-            for rows in torch.arange(len(self)).split(64):
-                resident[rows[0] : rows[-1] + 1] = self._read("features", rows).to(device)
+            self._resident = {name: torch.cat([self.read(name, some, device) for some in rows]) for name in names}
         except torch.OutOfMemoryError:  # others use the GPU too
             return False
-        self._resident = resident
         return True
 
-    def _read(self, name: str, index: Tensor) -> Tensor:
-        return torch.from_numpy(read_rows(self.folder / f"{name}.npy", index.tolist()))
+    def _shard(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}"
+
+    def _rows(self, number: int) -> range:
+        return range(number * self.shard_rows, min((number + 1) * self.shard_rows, len(self.source.dataset)))
+
+    def _row_bytes(self, name: str) -> int:
+        dtype, shape = self.arrays[name]
+        return np.dtype(dtype).itemsize * math.prod(shape)
+
+    def _usable(self, number: int, verify: bool) -> bool:
+        """Whether a shard is there with arrays of the right types and sizes; a damaged one is removed with a notice."""
+        shard, count = self._shard(number), len(self._rows(number))
+        if not shard.exists():
+            return False
+        try:
+            sums = read_json(shard / "shard.json")["sha256"]
+            for name, (dtype, shape) in self.arrays.items():
+                array = np.load(shard / f"{name}.npy", mmap_mode="r")
+                if (array.dtype, array.shape) != (dtype, (count, *shape)):
+                    raise ValueError(f"{name}.npy has another type or size")
+                if verify and checksum(shard / f"{name}.npy") != sums[name]:
+                    raise ValueError(f"{name}.npy was changed")
+        except (OSError, ValueError, EOFError, KeyError) as error:
+            notice(f"{shard} is damaged ({brief(error)}) and is computed again")
+            shutil.rmtree(shard)
+            return False
+        return True
+
+    def _extract(self, missing: list[int]) -> None:
+        """Computes this process's part of the missing shards, and waits for those of other processes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        needed = sum(len(self._rows(number)) for number in missing) * sum(map(self._row_bytes, self.arrays))
+        free = shutil.disk_usage(self.folder).free
+        if needed > 0.95 * free:
+            raise StegoError(
+                f"features of {self.source} need {needed / 1e9:.1f} GB, but {self._root} has {free / 1e9:.1f} GB free. "
+                "Choose another runs_dir, feature_store='compact' or feature_store='online'."
+            )
+        for path in self.folder.glob(".shard-*"):
+            if time.time() - path.stat().st_mtime > STALE:
+                shutil.rmtree(path, ignore_errors=True)
+        rank, count = _rank()
+        own = [number for number in missing if number % count == rank]
+        if rank == 0:
+            say(f"features of {self.source}: {needed / 1e9:.2f} GB in {self.folder}")
+        total, reader = sum(len(self._rows(n)) for n in own), Reader(self.source.sample, self.source.dataset.pieces)
+        with progress((), f"features of {self.source}", total=total) as bar:
+            try:
+                for number in own:
+                    self._compute(number, reader, bar.update)
+                started, said = time.monotonic(), False
+                while others := [number for number in missing if not self._shard(number).exists()]:
+                    if not said:
+                        say(f"waiting for other processes to compute features of {self.source}")
+                    said = True
+                    if time.monotonic() - started > PATIENCE:
+                        self._compute(others[0], reader, bar.update)
+                    time.sleep(0.2)
+            finally:
+                reader.close()
+
+    def _compute(self, number: int, reader: Reader, advance: Callable[[int], object]) -> None:
+        """Writes a shard under another name and renames it, unless it exists by now."""
+        rows, shard = self._rows(number), self._shard(number)
+        if shard.exists():
+            return
+        temporary = shard.with_name(f".{shard.name}-{uuid.uuid4().hex[:8]}")
+        temporary.mkdir()
+        try:
+            size, digests, pixels = self.source.batch, [], np.zeros(len(self.source.dataset.classes), np.int64)
+            for start in range(0, len(rows), size):
+                batch = rows[start : start + size]
+                samples = reader.take(batch)
+                reader.prefetch(rows[start + size : start + 2 * size])
+                features = self.source.features(torch.stack([sample.image for sample in samples]), batch)
+                arrays = self._encode(features, samples) | {"pooled": features.mean((2, 3))}
+                for name, values in arrays.items():
+                    _append(temporary / f"{name}.npy", values, len(rows))
+                for sample in samples:
+                    digests.append([sample.image_sha256, sample.label_sha256])
+                    if sample.label is not None:
+                        pixels += np.bincount(sample.label.numpy().ravel(), minlength=256)[: len(pixels)]
+                advance(len(batch))
+            sums = {path.stem: checksum(path) for path in temporary.glob("*.npy")}
+            record = {"sha256": sums, "class_pixels": pixels.tolist(), "digests": digests}
+            write_json(temporary / "shard.json", record)
+            temporary.rename(shard)
+        except OSError:
+            if not shard.exists():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _about(self) -> dict[str, Any]:
+        """What about.json says of a complete store."""
+        source = self.source
+        shards = [read_json(self._shard(number) / "shard.json") for number in range(self.shards)]
+        fingerprints = _combine(source.dataset, [tuple(pair) for shard in shards for pair in shard["digests"]])
+        write_json(_contents(self._root, self._listing), fingerprints)
+        pixels = np.sum([shard["class_pixels"] for shard in shards], axis=0).tolist()
+        return {
+            "dataset": source.dataset.name,
+            "split": source.dataset.split,
+            "images": len(source.dataset),
+            "backbone": source.backbone.name,
+            "precision": str(source.backbone.precision).removeprefix("torch."),
+            "fingerprints": fingerprints,
+            "class_pixels": pixels if source.dataset.has_labels else None,
+        }
+
+
+def _append(path: Path, rows: Tensor, total: int) -> None:
+    """Appends rows to a .npy file of `total` rows, which is made first if it does not exist."""
+    array = rows.cpu().contiguous().numpy()
+    with open(path, "ab") as file:
+        if file.tell() == 0:
+            header = {"descr": array.dtype.str, "fortran_order": False, "shape": (total, *array.shape[1:])}
+            np.lib.format.write_array_header_1_0(file, header)
+        file.write(array.data)
+
+
+def _rank() -> tuple[int, int]:
+    """Number of this process among those that torchrun or srun has started together, and their number."""
+    for rank, count in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if rank in os.environ and count in os.environ:
+            return int(os.environ[rank]), int(os.environ[count])
+    return 0, 1
+
+
+class StoredFeatures(Features):
+    """What features of all kinds read from their store."""
+
+    def __init__(self, source: Source):
+        self.source, self.name, self.shape, self.image_size = source, str(source), source.shape, source.image_size
+        self.has_labels, self.n_classes = source.dataset.has_labels, len(source.dataset.classes)
+
+    store: Store
+
+    @property
+    def folder(self) -> Path:
+        """The store's folder."""
+        return self.store.folder
+
+    @property
+    def fingerprints(self) -> dict[str, str | None]:  # type: ignore[override]
+        return self.store.about["fingerprints"]
+
+    @property
+    def class_pixels(self) -> list[int] | None:  # type: ignore[override]
+        return self.store.about["class_pixels"]
+
+    @property
+    def pooled(self) -> Tensor:  # type: ignore[override]
+        return self.store.read_all("pooled")
+
+
+class FullFeatures(StoredFeatures):
+    """Features, label maps and images on disk; rows are read without loading the rest."""
+
+    kind = "full"
+
+    def __init__(self, source: Source, root: Path, verify: bool = False):
+        super().__init__(source)
+        arrays: Arrays = {"features": (np.float16, self.shape[1:]), "images": (np.uint8, (3, *self.image_size))}
+        if self.has_labels:
+            arrays["labels"] = (np.uint8, self.image_size)
+        self.store = Store(source, root, "full")
+        self.store.complete(arrays, self._encode, verify)
+
+    def _encode(self, features: Tensor, samples: list[Sample]) -> dict[str, Tensor]:
+        arrays = {"features": features.half(), "images": torch.stack([sample.image for sample in samples])}
+        return arrays | ({"labels": torch.stack([s.label for s in samples])} if self.has_labels else {})
+
+    def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        # Channels last, by one copy: the head's 1 x 1 convolutions are then plain matrix products.
+        return self.store.read("features", index, device).to(torch.float32, memory_format=torch.channels_last)
+
+    def stored_labels(self, index: Tensor) -> Tensor:
+        return self.store.read("labels", index)
+
+    def image_rows(self, index: Tensor) -> Tensor:
+        return self.store.read("images", index)
+
+    def keep_on(self, device: torch.device, free: int | None = None) -> bool:
+        return self.store.keep_on(device, ("features",), free)

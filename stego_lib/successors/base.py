@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from ..batches import Draw
-from ..datasets import open_training_set
 from ..experiment import SUCCESSORS, Experiment, recipe_of
-from ..features.source import Source
 from ..official.terms import optional_weights
 from ..training import Trainer
 from ..utils import devices
 from ..utils.errors import StegoError
-from ..utils.files import atomic
+from ..utils.files import atomic, fingerprint
 from ..utils.notices import notice
 
 
@@ -86,11 +84,11 @@ class Successor(Trainer):
         The file's name is `what` and a fingerprint of images, backbone and settings.
         """
         root, experiment = self.run.folder.parent / "features", self.experiment
-        dataset = open_training_set(experiment)
-        source = Source(dataset, self.run.backbone, experiment.train_size, False, experiment.official.published)
+        images, backbone = self.features.fingerprints["images"], self.run.backbone.fingerprint()
+        key = fingerprint(images, backbone, experiment.train_size, experiment.official.published, *settings)
 
         def file() -> Path:
-            path = root / f"{what}-{source.fingerprint(root, what, *settings)}.npy"
+            path = root / f"{what}-{key}.npy"
             if not path.exists():
                 with atomic(path) as temporary, open(temporary, "wb") as file:
                     np.save(file, compute())

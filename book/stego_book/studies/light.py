@@ -37,8 +37,9 @@ class Lightened(Features):
         self.fingerprints, self.class_pixels = features.fingerprints, features.class_pixels
         self.kind = features.kind
 
-    def pooled_rows(self, rows: slice | Tensor) -> Tensor:
-        own = self._features.pooled_rows(rows)
+    @property
+    def pooled(self) -> Tensor:  # type: ignore[override]
+        own = self._features.pooled
         return own - self.amount * (own - self._mean)
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
