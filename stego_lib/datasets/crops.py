@@ -31,6 +31,7 @@ class Crops(SegmentationDataset, ABC):
     """
 
     kind = "crop"
+    pieces = COUNT
 
     def __init__(self, dataset: SegmentationDataset, ratio: float = RATIO):
         if not 0 < ratio <= 1:

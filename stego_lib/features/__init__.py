@@ -5,12 +5,13 @@ from pathlib import Path
 from ..backbone import Backbone
 from ..datasets import SegmentationDataset
 from ..datasets.transforms import Size
+from ..utils.errors import StegoError
 from ..utils.paths import user_path
 from .compact import CompactFeatures
 from .online import OnlineFeatures
-from .store import Features, FullFeatures, Source, content_fingerprints
+from .store import Features, FullFeatures, Source
 
-__all__ = ["Features", "content_fingerprints", "open_features"]
+__all__ = ["Features", "open_features"]
 
 
 def open_features(
@@ -56,5 +57,7 @@ def open_features(
     torch.Size([2, 192, 16, 16])
     """
     kinds = {"full": FullFeatures, "compact": CompactFeatures, "online": OnlineFeatures}
+    if store not in kinds:
+        raise StegoError(f"store is {store!r}. Choose {', '.join(kinds)}.")
     source = Source(dataset, backbone, size, mirror, published)
     return kinds[store](source, user_path(root), verify)
