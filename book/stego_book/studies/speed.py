@@ -97,7 +97,6 @@ def goals(rows: dict[str, Any]) -> pd.DataFrame:
         add(work, f"< {goal} min", minutes, "{:.1f} min", lambda value, goal=goal: value < goal)
     for work, goal, *keys in (
         ("peak memory of training, store of 10 GB", 3, "memory", "peak_bytes"),
-        ("peak memory of training, 10 million images", 3, "memory", "large", "peak_bytes"),
         ("neighbors of 600,000 images, extrapolated", 8, "neighbors", "extrapolated", "bytes"),
     ):
         size = _get(rows, *keys)
