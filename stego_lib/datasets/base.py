@@ -25,8 +25,8 @@ IGNORED = -1
 UNKNOWN = -2
 # Stored id of ignored pixels.
 VOID = 255
-# Raise this whenever the same file gives other pixels or labels than before.
-READING = 3
+# Raise this when an ordinary file gives other pixels or labels than before; run records hold fingerprints made with it.
+READING = 2
 
 
 @dataclass(frozen=True, eq=False)

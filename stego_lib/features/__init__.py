@@ -9,9 +9,9 @@ from ..utils.errors import StegoError
 from ..utils.paths import user_path
 from .compact import CompactFeatures
 from .online import OnlineFeatures
-from .store import Features, FullFeatures, Source
+from .store import Features, FullFeatures, Source, content_fingerprints
 
-__all__ = ["Features", "open_features"]
+__all__ = ["Features", "content_fingerprints", "open_features"]
 
 
 def open_features(

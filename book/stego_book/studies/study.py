@@ -15,7 +15,7 @@ from stego_lib.calibration import AUTO
 from stego_lib.datasets import open_split, open_training_set
 from stego_lib.evaluation import evaluate
 from stego_lib.experiment import Experiment
-from stego_lib.features.source import content_id
+from stego_lib.features import content_fingerprints
 from stego_lib.provenance import Provenance
 from stego_lib.training import train
 from stego_lib.utils.errors import StegoError
@@ -202,7 +202,7 @@ def _images(dataset: str, data_root: str, crop: str, n_classes: int | None) -> d
     fingerprints: dict[str, str | None] = {}
     for key, opener in openers.items():
         try:
-            fingerprints[key] = content_id(opener(), runs_root() / "features", labels=False)
+            fingerprints[key] = content_fingerprints(opener(), runs_root() / "features")["images"]
         except StegoError:  # not at hand
             fingerprints[key] = None
     return fingerprints
