@@ -15,13 +15,12 @@ from .features import Features
 from .loss import negative_permutation, published_permutation, random_coords
 from .model import Stego
 from .neighbors import nearest_neighbors
-from .official.losses import CRF_POINTS, CRF_SIDE, random_pixels
-from .official.views import augmented_views
+from .official import draw_optional
 from .utils.errors import StegoError
 from .utils.notices import notice
 
+# Cosine of every image's mean feature with that of all images, above which the images count as copies.
 ALIKE = 1 - 1e-5
-"""Cosine of every image's mean feature with that of all images above which the images count as copies."""
 
 
 @dataclass
@@ -40,14 +39,11 @@ class Batch:
     """int64 (negatives, B) random partners."""
     label: Tensor | None
     """int64 (B, H, W), for the linear probe alone."""
+    # For the optional terms of the authors' code alone, see `official.draw_optional`.
     images: Tensor | None = None
-    """(B, 3, H, W) normalized colors, for the CRF-inspired loss alone."""
     crf_points: Tensor | None = None
-    """int64 (2, n), see `optional.losses.crf_loss`."""
     feats_view: Tensor | None = None
-    """(B, C, h, w) features of an augmented view of each image, for the augmentation alignment alone."""
     view_coords: Tensor | None = None
-    """(B, h, w, 2) where the cells of the view lie in the image."""
 
 
 class Draw:
@@ -89,12 +85,7 @@ def draw_batch(
         permutations=torch.stack([partner_of(size, generator) for _ in range(experiment.negatives)]).to(device),
         label=features.label_rows(draw.rows, device) if features.has_labels else None,
     )
-    if experiment.official.crf_weight:
-        batch.images = backbone.normalize(features.image_rows(draw.rows)).float()
-        batch.crf_points = random_pixels(CRF_POINTS, CRF_SIDE, generator).to(device)
-    if experiment.official.aug_alignment_weight:
-        views, coords = augmented_views(features.image_rows(draw.rows), features.shape[2:])
-        batch.feats_view, batch.view_coords = model.centered(backbone(views)), coords.to(device)
+    draw_optional(batch, draw.rows, features, model, backbone, experiment, generator)
     return batch
 
 
@@ -106,15 +97,10 @@ def find_neighbors(features: Features, model: Stego, experiment: Experiment) -> 
     pooled = features.pooled
     units = F.normalize(pooled, dim=1)
     if (units @ F.normalize(units.sum(0), dim=0)).min() > ALIKE:
-        notice(
-            f"the {len(features)} training images look all alike to the backbone: neighbors and negatives are the same image "
-            "again, so expect nothing of this run; are they copies, or blank?"
-        )
+        notice(f"the {len(features)} training images look alike to the backbone, so nothing can be learned from them")
     mean = model.feature_mean.flatten()
     pooled = pooled - mean.cpu()
-    if (
-        experiment.official.published
-    ):  # the authors' featurizer is in training mode, so channels of the mean feature drop out
+    if experiment.official.published:  # the authors' featurizer is in training mode: channels drop out
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(experiment.seed)
             pooled = F.dropout(pooled, experiment.dropout)
@@ -129,12 +115,12 @@ def fit_to_data(experiment: Experiment, dataset: SegmentationDataset) -> Experim
     count = len(dataset)
     if count < 2:
         raise StegoError(
-            f"{dataset.name} has one training image; an image's partners are others, so add images, or cut it with crop='five'"
+            f"{dataset.name} has one training image, which has no partners. Add images, or use crop='five'."
         )
     limits = {"batch_size": count, "neighbors": count - 1}
     changes = {name: limit for name, limit in limits.items() if getattr(experiment, name) > limit}
     if changes:
-        text = ", ".join(f"{name} is {value} (asked: {getattr(experiment, name)})" for name, value in changes.items())
+        text = ", ".join(f"{name} is {value}" for name, value in changes.items())
         notice(f"{dataset.name} has {count} training images, so {text}")
     return experiment.but(**changes)
 

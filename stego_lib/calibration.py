@@ -12,11 +12,11 @@ from .features import Features
 from .loss import center, correspondence, negative_permutation, published_permutation, random_coords, sample
 from .utils.progress import progress
 
+# Images that are measured: IMAGES x points^4 correspondences of each kind.
 IMAGES = 256
-"""Images that are measured: IMAGES x points^4 correspondences of each kind."""
+# What shifts="auto" stands for: a quarter of the self and kNN pairs attract, and three in a hundred random ones. The chapter
+# on choosing l and b shows the trials behind it.
 AUTO = ("p75", "p75", "p97")
-"""What shifts="auto" stands for: a quarter of the self and kNN pairs attract, and three in a hundred random ones. The chapter
-on choosing l and b shows the trials behind it."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Calibration:
     shifts: tuple[float, float, float]
     """b, as the loss uses them."""
     rule: tuple[float | str, ...]
-    """What was asked for: numbers, or percentiles of the measured correspondences such as 'p75'."""
+    """The experiment's shifts: numbers, or percentiles of the measured correspondences such as 'p75'."""
     attracting: tuple[float, float, float]
     """Share of the measured pairs above their shift, in [0, 1]: those that attract."""
     images: int
@@ -50,26 +50,23 @@ def calibrate(features: Features, neighbors: Tensor, mean: Tensor, experiment: E
     """
     measured = measure_correspondences(features, neighbors, mean, experiment)
     rule, shifts = shift_rule(experiment), resolve_shifts(experiment, measured)
-    own, knn, rand = ((values > b).double().mean().item() for values, b in zip(measured.values(), shifts, strict=True))
-    images, attracting = min(len(features), IMAGES), (own, knn, rand)
-    reason = _reason(experiment, rule, attracting, images)
-    return Calibration(shifts, rule, attracting, images, reason, histograms(measured))
+    images = min(len(features), IMAGES)
+    kinds = zip(("self", "kNN", "random"), rule, measured.values(), shifts, strict=True)
+    attracting, shares = [], []
+    for name, given, values, shift in kinds:
+        attracting.append((values > shift).double().mean().item())
+        origin = f"at {given}" if isinstance(given, str) else "given"
+        shares.append(f"{name} {origin}: {100 * attracting[-1]:.1f} % of the pairs attract")
+    source = "by the rule 'auto'" if experiment.shifts == "auto" else "by the experiment"
+    how = "spatially centered" if experiment.centering else "not centered"
+    reason = f"set {source} on correspondences of {images} training images, {how}; {', '.join(shares)}"
+    own, knn, rand = attracting
+    return Calibration(shifts, rule, (own, knn, rand), images, reason, histograms(measured))
 
 
 def shift_rule(experiment: Experiment) -> tuple[float | str, ...]:
     """The experiment's shifts as numbers or percentiles, with `AUTO` in place of "auto"."""
     return AUTO if experiment.shifts == "auto" else experiment.shifts
-
-
-def _reason(experiment: Experiment, rule: tuple, attracting: tuple[float, ...], images: int) -> str:
-    how = "spatially centered" if experiment.centering else "not centered"
-    how += ", of features minus the dataset's mean" if experiment.official.subtract_mean else ""
-    origin = "by the rule 'auto'" if experiment.shifts == "auto" else "as the experiment asks"
-    shares = ", ".join(
-        f"{name} {'at ' + asked if isinstance(asked, str) else 'given'}: {100 * share:.1f} % of the pairs attract"
-        for name, asked, share in zip(("self", "kNN", "random"), rule, attracting, strict=True)
-    )
-    return f"set {origin} on correspondences of {images} training images, {how}; {shares}"
 
 
 def measure_correspondences(
@@ -96,7 +93,7 @@ def measure_correspondences(
     generator = torch.Generator().manual_seed(experiment.seed)
     partner_of = published_permutation if experiment.official.published else negative_permutation
     order = torch.randperm(len(features), generator=generator)[:IMAGES]
-    found: dict[str, list[Tensor]] = {"self": [], "knn": [], "rand": []}
+    measured: dict[str, list[Tensor]] = {"self": [], "knn": [], "rand": []}
     for rows in progress(order.split(experiment.batch_size), "measuring correspondences"):
         if len(rows) < 2:
             continue  # a single image has no random partner
@@ -111,14 +108,14 @@ def measure_correspondences(
         }
         for kind, other in pairs.items():
             values = correspondence(f, other)
-            found[kind].append((center(values) if experiment.centering else values).flatten())
-    return {kind: torch.cat(values) for kind, values in found.items()}
+            measured[kind].append((center(values) if experiment.centering else values).flatten())
+    return {kind: torch.cat(values) for kind, values in measured.items()}
 
 
 def resolve_shifts(experiment: Experiment, measured: dict[str, Tensor]) -> tuple[float, float, float]:
     """The three shifts as numbers: 'p70' becomes the 70th percentile of the measured correspondences of its kind."""
     own, knn, rand = (
-        shift if isinstance(shift, float) else percentile(values, float(shift[1:]))
+        percentile(values, float(shift[1:])) if isinstance(shift, str) else shift
         for shift, values in zip(shift_rule(experiment), measured.values(), strict=True)
     )
     return own, knn, rand
@@ -127,7 +124,7 @@ def resolve_shifts(experiment: Experiment, measured: dict[str, Tensor]) -> tuple
 def balance(
     measured: dict[str, Tensor], shifts: tuple[float, float, float], weights: tuple[float, float, float]
 ) -> dict[str, dict[str, float]]:
-    """How hard each kind of pairs pulls codes together and pushes them apart at these shifts, before any training.
+    """Mean attractive and repulsive force of each kind of pairs at these shifts, before any training.
 
     The slope of the loss against S is -(F - b) wherever S > 0, so F - b acts as a force.
 
@@ -137,24 +134,23 @@ def balance(
         For self, knn and rand: "shift"; "attracting", the share of pairs with F > b; "pull" and "push", weight times the mean
         force of either sign; "net", pull - push, which equals weight * (mean F - b).
     """
-    found = {}
+    forces = {}
     for (kind, values), shift, weight in zip(measured.items(), shifts, weights, strict=True):
         force = values.double() - shift
         pull, push = (weight * (sign * force).clamp(min=0).mean().item() for sign in (1, -1))
         attracting = (force > 0).double().mean().item()
-        found[kind] = {"shift": shift, "attracting": attracting, "pull": pull, "push": push, "net": pull - push}
-    return found
+        forces[kind] = {"shift": shift, "attracting": attracting, "pull": pull, "push": push, "net": pull - push}
+    return forces
 
 
 def histograms(measured: dict[str, Tensor], bins: int = 100) -> dict[str, list[float]]:
     """Densities of the measured correspondences over [-1, 1] by kind, and "edges", the borders of the bins."""
     edges = torch.linspace(-1, 1, bins + 1)
     counts = {kind: torch.histc(values, bins, -1, 1) for kind, values in measured.items()}
-    return {"edges": edges.tolist()} | {
-        kind: (c / c.sum() / (edges[1] - edges[0])).tolist() for kind, c in counts.items()
-    }
+    densities = {kind: (count / count.sum() / (edges[1] - edges[0])).tolist() for kind, count in counts.items()}
+    return {"edges": edges.tolist()} | densities
 
 
 def percentile(values: Tensor, percent: float) -> float:
-    """The value, one of `values` (M,), that `percent` (0 to 100) per cent of them lie below."""
+    """The member of `values` (M,) that `percent` (0 to 100) per cent of them lie below."""
     return float(np.percentile(values.numpy(), percent, method="nearest"))

@@ -144,7 +144,7 @@ class Experiment:
         recipe = DEFAULT_PRESET.get(name, name)
         if recipe not in PRESETS:
             known = [*PRESETS, *DEFAULT_PRESET]
-            raise StegoError(f"unknown preset {name!r}{did_you_mean(name, known)}; choose one of {', '.join(PRESETS)}.")
+            raise StegoError(f"unknown preset {name!r}{did_you_mean(name, known)}. Choose one of {', '.join(PRESETS)}.")
         return cls.from_dict(PRESETS[recipe] | SUCCESSORS.get(changes.get("method", "stego"), {}) | changes)
 
     @classmethod
@@ -193,19 +193,24 @@ class Experiment:
     def name(self) -> str:
         """Short name of the run: dataset, backbone, what differs from their recipe, and the seed."""
         network, file = split_backbone(self.backbone)
-        recipe = asdict(recipe_of(self.dataset, self.backbone))
-        changed = _differences(asdict(self), recipe)
-        text = "-".join(f"{key}_{value}" for key, value in changed.items())
+        recipe, ignored = recipe_of(self.dataset, self.backbone), ("dataset", "backbone", "seed", "official", *MACHINE)
+        changes = {key: getattr(self, key) for key in self.differing(recipe, ignored)}
+        changes |= {
+            key: value for key, value in asdict(self.official).items() if value != getattr(recipe.official, key)
+        }
+        if self.start_from is not None:
+            changes["start_from"] = Path(self.start_from).name
+        text = "-".join(f"{key}_{value}" for key, value in changes.items())
         if len(text) > 48:
-            text = text[:40] + hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
-        parts = [self.dataset, Path(network).name or Path(file).stem, *filter(None, [text]), f"seed{self.seed}"]
-        return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
+            text = text[:40] + hashlib.sha256(text.encode()).hexdigest()[:8]
+        parts = [self.dataset, Path(network).name or Path(file).stem, text, f"seed{self.seed}"]
+        return re.sub(r"[^\w.+-]+", "_", "-".join(filter(None, parts)))
 
 
+# Fields that matter when a run is evaluated, and not when it is trained.
 EVALUATION = ("eval_size", "mirror", "crf")
-"""Fields that matter when a run is evaluated, and not when it is trained."""
+# Fields that say where and how a run is computed. `Provenance` records the precision and the store that were used.
 MACHINE = ("data_root", "device", "feature_store", "precision")
-"""Fields that say where and how a run is computed. `provenance` records the precision and the store that were used."""
 
 
 def recipe_of(dataset: str, backbone: str) -> Experiment:
@@ -213,19 +218,6 @@ def recipe_of(dataset: str, backbone: str) -> Experiment:
     own = [name for name, values in PRESETS.items() if (values["dataset"], values["backbone"]) == (dataset, backbone)]
     name = own[0] if own else DEFAULT_PRESET.get(dataset, dataset)
     return Experiment(**PRESETS.get(name, {}))
-
-
-def _differences(values: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
-    """What differs from a recipe, options of the authors' code by their own names, as a run's name shows it."""
-    named = ("dataset", "backbone", "seed", *MACHINE)
-    found = {
-        key: value for key, value in values.items() if key not in named and key != "official" and value != recipe[key]
-    }
-    options = recipe["official"]
-    found |= {key: value for key, value in values["official"].items() if value != options[key]}
-    if "start_from" in found:
-        found["start_from"] = Path(found["start_from"]).name
-    return found
 
 
 def _explained(init: Any) -> Any:
@@ -248,46 +240,87 @@ def _explain(problem: Any, kind: type, values: dict[str, Any]) -> str:
     if place[0] == "official" and len(place) > 1:
         kind, values, place = Official, values["official"], place[1:]
     key, known = place[0], [field.name for field in fields(kind)]
-    if key not in known:
-        option = kind is Experiment and key in {field.name for field in fields(Official)}
-        return f"unknown key {key!r}" + (f"; write official={{{key!r}: ...}}" if option else did_you_mean(key, known))
-    return f"{key} = {values.get(key)!r}: {problem['msg']}"
+    if key in known:
+        return f"{key} = {values.get(key)!r}: {problem['msg'].removeprefix('Value error, ')}"
+    if kind is Experiment and key in [field.name for field in fields(Official)]:
+        return f"unknown key {key!r}; write official={{{key!r}: ...}}"
+    return f"unknown key {key!r}{did_you_mean(key, known)}"
 
 
 for _checked in (Official, Experiment):
     _checked.__init__ = _explained(_checked.__init__)  # type: ignore[misc]
 
 
+# The recipes, as changes of the defaults. 'scenes', 'camvid' and 'folder' are this project's, the others the paper's.
 PRESETS: dict[str, dict[str, Any]] = {
     "scenes": dict(
-        dataset="scenes", backbone="scenes_vit_tiny8", train_size=128, eval_size=128, head="linear", code_dim=64, steps=300,
+        dataset="scenes",
+        backbone="scenes_vit_tiny8",
+        train_size=128,
+        eval_size=128,
+        head="linear",
+        code_dim=64,
+        steps=300,
         probes="after",
     ),
     "camvid": dict(
-        dataset="camvid", backbone="dino_vits8", train_size=(240, 320), eval_size=(240, 320), code_dim=64, steps=100,
+        dataset="camvid",
+        backbone="dino_vits8",
+        train_size=(240, 320),
+        eval_size=(240, 320),
+        code_dim=64,
+        steps=100,
         probes="after",
     ),
     "folder": dict(dataset="folder", backbone="dino_vits8", code_dim=64, steps=1000, probes="after"),
     "cocostuff27-vits8": dict(
-        dataset="cocostuff27", backbone="dino_vits8", crop="five", centering=True,
-        weights=(0.67, 0.25, 0.63), shifts=(0.08, 0.02, 0.66),
+        dataset="cocostuff27",
+        backbone="dino_vits8",
+        crop="five",
+        centering=True,
+        weights=(0.67, 0.25, 0.63),
+        shifts=(0.08, 0.02, 0.66),
     ),
     "cocostuff27-vitb8": dict(
-        dataset="cocostuff27", backbone="dino_vitb8", crop="five", code_dim=90, steps=7000, batch_size=32, centering=True,
-        weights=(0.1, 1.0, 0.1538476246415498), shifts=(0.12, 0.2, 1.0),
+        dataset="cocostuff27",
+        backbone="dino_vitb8",
+        crop="five",
+        code_dim=90,
+        steps=7000,
+        batch_size=32,
+        centering=True,
+        weights=(0.1, 1.0, 0.1538476246415498),
+        shifts=(0.12, 0.2, 1.0),
     ),
     "cityscapes-vitb8": dict(
-        dataset="cityscapes", backbone="dino_vitb8", crop="five", code_dim=100, steps=7000, batch_size=32, centering=False,
+        dataset="cityscapes",
+        backbone="dino_vitb8",
+        crop="five",
+        code_dim=100,
+        steps=7000,
+        batch_size=32,
         weights=(1.0, 0.577453483136995, 0.9058762625226623),
         shifts=(0.45828472207, 0.1754346515479633, 0.31361241889448443),
     ),
-    # The published config has b_rand 0.46 for Potsdam, a later study 0.76; the published one is taken.
+    # b_rand is 0.46 in the published config, and 0.76 in a later study.
     "potsdam3-vits8": dict(
-        dataset="potsdam3", backbone="dino_vits8", centering=True, weights=(0.67, 0.25, 0.63), shifts=(0.08, 0.02, 0.46),
+        dataset="potsdam3",
+        backbone="dino_vits8",
+        centering=True,
+        weights=(0.67, 0.25, 0.63),
+        shifts=(0.08, 0.02, 0.46),
     ),
-}  # fmt: skip
-"""The recipes, as changes of the defaults. 'scenes', 'camvid' and 'folder' are this project's, the others the paper's."""
+}
 
+# The usual recipe of a dataset, where it is not named like the dataset.
+DEFAULT_PRESET = {
+    "cityscapes": "cityscapes-vitb8",
+    "cocostuff27": "cocostuff27-vitb8",
+    "potsdam3": "potsdam3-vits8",
+}
+
+# Settings that `Experiment.preset` takes with a `method`: published ones, where they differ from the recipe's. Shifts are
+# measured, because those of a recipe belong to STEGO's loss; steps are the recipe's.
 SUCCESSORS: dict[str, dict[str, Any]] = {
     "smooseg": dict(
         head="silu",
@@ -304,12 +337,3 @@ SUCCESSORS: dict[str, dict[str, Any]] = {
     "cause": dict(head="nonlinear", code_dim=90, probes="after"),
     "depthg": dict(weights=(0.58, 0.36, 0.7), shifts="auto", probes="after"),
 }
-"""Settings that `Experiment.preset` takes with a `method`: published ones, where they differ from the recipe's; but shifts are
-measured anew, because those of a recipe belong to STEGO's loss, and steps are the recipe's."""
-
-DEFAULT_PRESET = {
-    "cityscapes": "cityscapes-vitb8",
-    "cocostuff27": "cocostuff27-vitb8",
-    "potsdam3": "potsdam3-vits8",
-}
-"""The usual recipe of a dataset, where it has another name than the dataset."""

@@ -18,7 +18,7 @@ from .experiment import Experiment
 from .features import Features, open_features
 from .loss import stego_loss
 from .model import Stego, build_model
-from .official.terms import optional_losses, optional_weights
+from .official import optional_losses, optional_weights
 from .probes import fit_probes
 from .provenance import Provenance
 from .run import Run, find_run, load_run, new_folder

@@ -1,8 +1,7 @@
 """Watches a training run for collapse, without labels: how many groups the codes of a few fixed positions form."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,56 +13,60 @@ from .model import Stego
 from .utils.files import read_json, write_json
 from .utils.notices import notice
 
+# Steps between two measurements.
 EVERY = 25
-"""Steps between two measurements."""
+# Step of the first verdict; before it the head is close to its initial weights.
 BEGIN = 50
-"""Step of the first verdict; before it the head is close to its initial weights."""
+# Images, and grid cells of each, that are measured.
 IMAGES, CELLS = 32, 16
-"""Images, and grid cells of each, that are measured."""
+# Groups or clusters below which codes have collapsed.
 FEWEST = 1.5
-"""Groups or clusters below which codes have collapsed: those of all images, or of each image, are nearly alike."""
+# Mean correspondence of a code with its nearest code in another image, below which codes have scattered.
 LOOSEST = 0.5
-"""Mean correspondence of a code with its nearest one in another image, below which codes have scattered."""
-
-SEEN = ("groups", "within", "nearest", "clusters")
-"""What is measured."""
 
 
-@dataclass(frozen=True)
-class Symptom:
-    """What a run reports, and how to mend it."""
+class Symptom(NamedTuple):
+    """A sign of collapse and what to do about it."""
 
-    measured: str
-    """Which of `SEEN`."""
-    below: float
-    """The value below which it is reported."""
+    measure: str
+    limit: float  # values below it are reported
     finding: str
-    """What the notice says, with a place for the value."""
     cause: str
-    """Why it happens."""
-    move: str
-    """Where the shifts should go: "raise" or "lower"."""
+    move: str  # where the shifts should go: "raise" or "lower"
 
 
+# The first that applies is reported.
 SYMPTOMS = (
     Symptom(
-        "groups", FEWEST, "the codes are nearly all alike ({:.2f} groups): they have collapsed",
-        "the shifts lie below most correspondences, so nearly all pairs attract, random ones too", "raise",
+        "groups",
+        FEWEST,
+        "the codes are nearly all alike ({:.2f} groups): they have collapsed",
+        "the shifts lie below most correspondences, so nearly all pairs attract, random ones too",
+        "raise",
     ),
     Symptom(
-        "within", FEWEST, "the codes of each image are nearly all alike ({:.2f} groups): they have collapsed",
-        "the shift of self pairs lies below most correspondences within an image, so every image gets one code", "raise",
+        "within",
+        FEWEST,
+        "the codes of each image are nearly all alike ({:.2f} groups): they have collapsed",
+        "the shift of self pairs lies below most correspondences within an image, so every image gets one code",
+        "raise",
     ),
     Symptom(
-        "nearest", LOOSEST, "codes resemble none in other images (mean nearest correspondence {:.2f}): they have scattered",
-        "the shifts of kNN and self pairs lie above nearly all correspondences, so even similar positions repel", "lower",
+        "nearest",
+        LOOSEST,
+        "codes resemble none in other images (mean nearest correspondence {:.2f}): they have scattered",
+        "the shifts of kNN and self pairs lie above nearly all correspondences, so even similar positions repel",
+        "lower",
     ),
     Symptom(
-        "clusters", FEWEST, "nearly all codes are in one cluster ({:.2f} in use): they have collapsed",
-        "the cluster probe follows codes that have collapsed, or one kind of region fills the images", "raise",
+        "clusters",
+        FEWEST,
+        "nearly all codes are in one cluster ({:.2f} in use): they have collapsed",
+        "the cluster probe follows codes that have collapsed, or one kind of region fills the images",
+        "raise",
     ),
-)  # fmt: skip
-"""What is looked for, the first that applies is reported."""
+)
+MEASURES = tuple(symptom.measure for symptom in SYMPTOMS)
 
 
 def effective_groups(codes: Tensor) -> tuple[float, float]:
@@ -72,28 +75,32 @@ def effective_groups(codes: Tensor) -> tuple[float, float]:
     1 / the mean of max(S, 0), over positions of different images and over different positions of the same image: n groups
     of equal size with orthogonal codes give n, equal codes give 1, codes that all repel each other give infinity.
     """
-    images, positions, _ = codes.shape
-    flat, own = codes.flatten(0, 1), torch.arange(images).repeat_interleave(positions)
-    pull, same = (flat @ flat.T).clamp(min=0), own[:, None] == own[None]
-    over, within = pull[~same].mean().item(), pull[same & ~torch.eye(len(flat), dtype=torch.bool)].mean().item()
-    return _inverse(over), _inverse(within)
-
-
-def _inverse(mean: float) -> float:
-    return 1 / mean if mean > 0 else float("inf")
+    cosines, same = _cosines(codes)
+    pull = cosines.clamp(min=0)
+    others, own = pull[~same].mean().item(), pull[same & ~torch.eye(len(pull), dtype=torch.bool)].mean().item()
+    return _inverse(others), _inverse(own)
 
 
 def nearest_elsewhere(codes: Tensor) -> float:
-    """Mean over all positions of the largest S with a position of another image, in [-1, 1]."""
-    images, positions, _ = codes.shape
-    flat, own = codes.flatten(0, 1), torch.arange(images).repeat_interleave(positions)
-    return (flat @ flat.T).masked_fill(own[:, None] == own[None], -1).amax(1).mean().item()
+    """Mean over all positions of the largest S with a position of another image, in [-1, 1]. codes as above."""
+    cosines, same = _cosines(codes)
+    return cosines.masked_fill(same, -1).amax(1).mean().item()
 
 
 def effective_clusters(labels: Tensor, n_clusters: int) -> float:
     """exp of the entropy of cluster sizes: n for n equal clusters, 1 if one cluster holds all. labels: int64 (M,)."""
     share = torch.bincount(labels.flatten(), minlength=n_clusters).double()
     return torch.special.entr(share / share.sum()).sum().exp().item()
+
+
+def _cosines(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """S between all positions, and whether both are of the same image: (P M, P M)."""
+    flat, image = codes.flatten(0, 1), torch.arange(len(codes)).repeat_interleave(codes.shape[1])
+    return flat @ flat.T, image[:, None] == image[None]
+
+
+def _inverse(mean: float) -> float:
+    return 1 / mean if mean > 0 else float("inf")
 
 
 class Watch:
@@ -104,21 +111,17 @@ class Watch:
     before a probe with probes="after" is fitted); "collapsed"; and "seen", the finding and what to change, or null.
     """
 
-    def __init__(self, folder: Path, store: Features, experiment: Experiment, step: int):
+    def __init__(self, folder: Path, features: Features, experiment: Experiment, step: int):
         self.path, self.experiment = folder / "watch.json", experiment
-        rows = torch.linspace(0, len(store) - 1, min(IMAGES, len(store))).long()
-        features = store.rows(rows).flatten(2)
-        cells = torch.linspace(0, features.shape[2] - 1, min(CELLS, features.shape[2])).long()
-        self.features = features[:, :, cells, None]
-        self.found: dict[str, Any] = {name: [] for name in ("steps", *SEEN)} | {"collapsed": False, "seen": None}
-        if step and self.path.exists():
-            self._resume(step)
-
-    def _resume(self, step: int) -> None:
-        """Keeps the measurements up to `step` of a resumed run."""
-        known = read_json(self.path)
-        kept = sum(one <= step for one in known["steps"])
-        self.found = known | {name: known[name][:kept] for name in ("steps", *SEEN)}
+        rows = torch.linspace(0, len(features) - 1, min(IMAGES, len(features))).long()
+        maps = features.rows(rows).flatten(2)
+        cells = torch.linspace(0, maps.shape[2] - 1, min(CELLS, maps.shape[2])).long()
+        self.features = maps[:, :, cells, None]
+        self.record: dict[str, Any] = {name: [] for name in ("steps", *MEASURES)} | {"collapsed": False, "seen": None}
+        if step and self.path.exists():  # a resumed run keeps the measurements up to its step
+            record = read_json(self.path)
+            kept = sum(measured <= step for measured in record["steps"])
+            self.record = record | {name: record[name][:kept] for name in ("steps", *MEASURES)}
 
     @torch.no_grad()
     def look(self, model: Stego, step: int) -> None:
@@ -128,36 +131,28 @@ class Watch:
             return
         training = model.training
         model.eval()
-        code = model(self.features.to(model.feature_mean.device)).cpu()
+        code = model(self.features.to(model.feature_mean.device))
         model.train(training)
-        unit = F.normalize(code[..., 0], dim=1).transpose(1, 2)
-        probed = last or self.experiment.probes == "joint"
-        labels = model.cluster_probe(code.to(model.feature_mean.device)).argmax(1).cpu() if probed else None
-        count = model.n_clusters
-        used = None if labels is None else effective_clusters(labels, count)
-        seen = (*effective_groups(unit), nearest_elsewhere(unit), used)
-        for name, value in zip(("steps", *SEEN), (step, *map(_rounded, seen)), strict=True):
-            self.found[name].append(value)
-        if not self.found["collapsed"] and step >= BEGIN and (wrong := self._wrong(*seen)):
-            self.found |= {"collapsed": True, "seen": f"step {step}: {wrong}"}
-            notice(self.found["seen"])
-        write_json(self.path, self.found)
+        clusters = None
+        if last or self.experiment.probes == "joint":
+            clusters = effective_clusters(model.cluster_probe(code).argmax(1).cpu(), model.n_clusters)
+        unit = F.normalize(code.cpu()[..., 0], dim=1).transpose(1, 2)
+        values = dict(zip(MEASURES, (*effective_groups(unit), nearest_elsewhere(unit), clusters), strict=True))
+        self.record["steps"].append(step)
+        for name, value in values.items():  # JSON has no infinity
+            self.record[name].append(None if value in (None, float("inf")) else float(f"{value:.4g}"))
+        if step >= BEGIN and not self.record["collapsed"]:
+            self._judge(step, values)
+        write_json(self.path, self.record)
 
-    def _wrong(self, *seen: float | None) -> str | None:
-        """What is wrong, and what to change, or None. seen: values in the order of `SEEN`."""
-        values = dict(zip(SEEN, seen, strict=True))
+    def _judge(self, step: int, values: dict[str, float | None]) -> None:
+        """Records the first symptom that applies, with a notice."""
         for symptom in SYMPTOMS:
-            value = values[symptom.measured]
-            if value is not None and value < symptom.below:
-                return f"{symptom.finding.format(value)}. {self._advice(symptom.move)}"
-        return None
-
-    def _advice(self, move: str) -> str:
-        if self.experiment.shifts == "auto":
-            return f"{move.capitalize()} the shifts that 'auto' set, with percentiles (the chapter on choosing l and b), and look at the backbone's correspondences"
-        return f"Set shifts='auto', or {move} the shifts; the run's histograms show where they are"
-
-
-def _rounded(value: float | None) -> float | None:
-    """Four digits; None for infinity, which JSON lacks."""
-    return None if value is None or value == float("inf") else float(f"{value:.4g}")
+            value = values[symptom.measure]
+            if value is not None and value < symptom.limit:
+                remedy = f"{symptom.move} the shifts, see the chapter on choosing l and b"
+                if self.experiment.shifts != "auto":
+                    remedy = f"set shifts='auto', or {remedy}"
+                self.record |= {"collapsed": True, "seen": f"step {step}: {symptom.finding.format(value)}; {remedy}"}
+                notice(self.record["seen"])
+                return

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..batches import Draw
 from ..experiment import SUCCESSORS, Experiment, recipe_of
-from ..official.terms import optional_weights
+from ..official import optional_weights
 from ..training import Trainer
 from ..utils import devices
 from ..utils.errors import StegoError

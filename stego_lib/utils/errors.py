@@ -4,10 +4,7 @@ import difflib
 
 
 class StegoError(ValueError):
-    """Something outside the code is wrong: a parameter, a file, a missing package.
-
-    The message says what is wrong, where, and what to do. A notebook shows it without the traceback.
-    """
+    """Something outside the code is wrong: a parameter, a file, a missing package. A notebook shows it without traceback."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
@@ -23,6 +20,6 @@ def brief(error: Exception) -> str:
 
 
 def did_you_mean(name: str, known: list[str], count: int = 1) -> str:
-    """' (did you mean ...?)' with at most `count` known names that are spelled like `name`, nothing if there is none."""
+    """' (did you mean ...?)' with at most `count` known names of similar spelling; empty if there is none."""
     near = difflib.get_close_matches(name, known, n=count, cutoff=0.6)
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""

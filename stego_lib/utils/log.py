@@ -3,10 +3,9 @@
 import csv
 import os
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 
-from .errors import StegoError, brief
+from .errors import StegoError
 from .files import atomic
 
 
@@ -18,13 +17,15 @@ class TrainingLog:
 
     def __init__(self, path: Path, first: int, columns: Iterable[str]):
         names = ["step", *columns]
-        kept = _rows(path, first)
-        with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as new:
-            writer = csv.DictWriter(new, names)
-            writer.writeheader()
-            writer.writerows(kept)
+        lines = [",".join(names)]
+        if first:  # a process that was killed may have left more, the last of them cut short
+            lines = path.read_text(encoding="utf-8").splitlines()[: first + 1] if path.exists() else []
+            if [line.split(",")[0] for line in lines] != ["step", *map(str, range(first))]:
+                raise StegoError(f"{path} lacks lines of the checkpoint's {first} steps. Train without resume.")
+        with atomic(path) as temporary:
+            temporary.write_text("\n".join([*lines, ""]), encoding="utf-8", newline="\n")
         self.file = open(path, "a", newline="", encoding="utf-8")
-        self.writer = csv.DictWriter(self.file, names)
+        self.writer = csv.DictWriter(self.file, names, lineterminator="\n")
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Adds the line of a step."""
@@ -40,18 +41,3 @@ class TrainingLog:
 
     def __exit__(self, *error: object) -> None:
         self.file.close()
-
-
-def _rows(path: Path, count: int) -> list[dict[str, str]]:
-    """The lines of the first `count` steps. A process that was killed may have left more, the last of them cut short."""
-    if not count:
-        return []
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(islice(csv.DictReader(file), count))
-        whole = [row["step"] for row in rows] == [str(step) for step in range(count)]
-    except (OSError, ValueError, KeyError) as error:
-        raise StegoError(f"{path} cannot be read ({brief(error)}); train without resume") from error
-    if not whole:
-        raise StegoError(f"{path} lacks lines of the {count} steps that the checkpoint counts; train without resume")
-    return rows

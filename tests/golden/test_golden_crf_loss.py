@@ -5,7 +5,7 @@ import torch
 from common import golden_tensors
 from torch.testing import assert_close
 
-from stego_lib.official.losses import CRF_POINTS, CRF_SIDE, crf_loss, image_crf_loss, random_pixels
+from stego_lib.official import CRF_POINTS, CRF_SIDE, crf_loss, image_crf_loss, random_pixels
 
 G = golden_tensors("crf_loss")
 LOSS = dict(rtol=1e-4, atol=1e-6)

@@ -29,7 +29,7 @@ from stego_lib.metrics import published_map
 from stego_lib.model import Stego
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.official import terms
-from stego_lib.official.losses import alignment_loss, image_crf_loss, reconstruction_loss
+from stego_lib.official import alignment_loss, image_crf_loss, reconstruction_loss
 from stego_lib.official.views import augmented_views, view_coords
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)

@@ -1,0 +1,168 @@
+"""Loss terms of the authors' code that no recipe of the paper uses, off by default; see `experiment.Official`.
+
+Two of its options have no counterpart here: salience masks, whose files were not released, and the repulsion term, of which
+the code holds a weight alone.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+import torchvision.transforms.functional as TF
+from torch import Tensor
+from torchvision import transforms
+
+from .loss import sample
+
+if TYPE_CHECKING:
+    from .backbone import Backbone
+    from .batches import Batch
+    from .experiment import Experiment
+    from .features import Features
+    from .model import Stego
+
+# Pixels per side at which the CRF-inspired loss compares colors and codes, and how many of them.
+CRF_SIDE, CRF_POINTS = 56, 1000
+# Ranges of a view's area as a fraction of the image, and of its aspect ratio.
+SCALE, RATIO = (0.8, 1.0), (3 / 4, 4 / 3)
+PHOTOMETRIC = transforms.Compose(
+    [
+        transforms.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1),
+        transforms.RandomGrayscale(0.2),
+        transforms.RandomApply([transforms.GaussianBlur(5)], 0.5),
+    ]
+)
+
+
+def optional_weights(experiment: "Experiment") -> dict[str, float]:
+    """Weights of the optional terms that are on, by the name of their loss."""
+    official = experiment.official
+    weights = dict(loss_rec=official.rec_weight, loss_crf=official.crf_weight, loss_aug=official.aug_alignment_weight)
+    return {name: weight for name, weight in weights.items() if weight}
+
+
+def draw_optional(
+    batch: "Batch",
+    rows: Tensor,
+    features: "Features",
+    model: "Stego",
+    backbone: "Backbone",
+    experiment: "Experiment",
+    generator: torch.Generator,
+) -> None:
+    """Adds to a batch what the optional terms that are on need of its images, int64 (B,)."""
+    terms, device = optional_weights(experiment), batch.feats.device
+    if "loss_crf" in terms:
+        batch.images = backbone.normalize(features.image_rows(rows)).float()
+        batch.crf_points = random_pixels(CRF_POINTS, CRF_SIDE, generator).to(device)
+    if "loss_aug" in terms:
+        views, coords = augmented_views(features.image_rows(rows), features.shape[2:])
+        batch.feats_view, batch.view_coords = model.centered(backbone(views)), coords.to(device)
+
+
+def optional_losses(
+    model: "Stego", batch: "Batch", feats: Tensor, code: Tensor, experiment: "Experiment"
+) -> dict[str, Tensor]:
+    """Values of the optional terms that are on, for the images' features (B, C, h, w) and codes (B, K, h, w)."""
+    terms = optional_weights(experiment)
+    losses = {}
+    if "loss_rec" in terms:
+        losses["loss_rec"] = reconstruction_loss(feats, model.decoder(code))
+    if "loss_crf" in terms:
+        losses["loss_crf"] = image_crf_loss(batch.images, code, batch.crf_points)
+    if "loss_aug" in terms:
+        view = model.head(batch.feats_view)
+        losses["loss_aug"] = alignment_loss(code, view, batch.view_coords, published=experiment.official.published)
+    return losses
+
+
+def reconstruction_loss(feats: Tensor, rebuilt: Tensor) -> Tensor:
+    """Negative mean cosine similarity of the frozen features and their reconstruction from the code, both (B, C, h, w)."""
+    return -F.cosine_similarity(feats, rebuilt, dim=1, eps=1e-10).mean()
+
+
+def crf_loss(
+    guidance: Tensor,
+    codes: Tensor,
+    points: Tensor,
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.15,
+    gamma: float = 0.05,
+    w1: float = 10.0,
+    w2: float = 3.0,
+    shift: float = 0.0,
+) -> Tensor:
+    """Negative product of code similarity and CRF affinity for every pair of points, (B, n, n).
+
+    guidance: colors (B, 3, H, W); codes: (B, K, H, W) of unit length; points: int64 (2, n), rows and columns, the same for each
+    image. With d the squared distance in pixels and g that in color, the affinity is
+    w1 exp(-d / 2 alpha - g / 2 beta) + w2 exp(-d / 2 gamma) - shift: the two kernels of a dense CRF.
+    """
+    rows, columns = points
+    distance = (points[:, :, None] - points[:, None]).square().sum(0)
+    colors, codes = guidance[:, :, rows, columns], codes[:, :, rows, columns]
+    contrast = (colors[:, :, :, None] - colors[:, :, None]).square().sum(1)
+    affinity = w1 * torch.exp(-distance / (2 * alpha) - contrast / (2 * beta)) + w2 * torch.exp(-distance / (2 * gamma))
+    return -torch.einsum("bka,bkc->bac", codes, codes) * (affinity - shift)
+
+
+def image_crf_loss(images: Tensor, code: Tensor, points: Tensor) -> Tensor:
+    """Mean of `crf_loss` after both maps are resized to CRF_SIDE x CRF_SIDE pixels.
+
+    images: normalized colors (B, 3, H, W); code: (B, K, h, w); points: int64 (2, n) in [0, CRF_SIDE).
+    """
+    colors, codes = (F.interpolate(maps, (CRF_SIDE, CRF_SIDE), mode="bilinear") for maps in (images, code))
+    return crf_loss(colors, F.normalize(codes, dim=1, eps=1e-10), points).mean()
+
+
+def random_pixels(count: int, side: int, generator: torch.Generator) -> Tensor:
+    """Rows and columns of random pixels of a square: int64 (2, count)."""
+    return torch.randint(side, (2, count), generator=generator)
+
+
+def alignment_loss(code: Tensor, code_view: Tensor, coords: Tensor, *, published: bool = False) -> Tensor:
+    """Negative mean cosine similarity of the codes of an augmented view and the image's codes at the same positions.
+
+    code, code_view: (B, K, h, w) of images and of their views; coords: (B, h, w, 2), where each cell of the view lies in the
+    image, as `loss.sample` takes it. `published` repeats a defect: the lookup swaps the axes, so a cell of the view is
+    compared with the mirrored cell across the diagonal (square grids alone; ValueError for others).
+    """
+    if published and code.shape[2] != code.shape[3]:
+        raise ValueError(f"the published alignment needs square grids, not {tuple(code.shape[2:])}")
+    there = sample(code, coords)
+    there = there if published else there.transpose(2, 3)
+    return -F.cosine_similarity(there, code_view, dim=1, eps=1e-10).mean()
+
+
+def augmented_views(images: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """One random view of each image: a resized crop, perhaps flipped horizontally, with changed colors.
+
+    images: uint8 (B, 3, H, W); grid: (h, w) of the codes. Returns the views, uint8 (B, 3, H, W), and where each of their grid
+    cells lies in the image, (B, h, w, 2), as `view_coords` gives it. Draws from torch's global generator.
+    """
+    views, coords = [], []
+    size = images.shape[-2:]
+    for image in images:
+        box = transforms.RandomResizedCrop.get_params(image, SCALE, RATIO)
+        mirrored = bool(torch.rand(()) < 0.5)
+        view = TF.resized_crop(image, *box, list(size), antialias=True)
+        views.append(PHOTOMETRIC(view.flip(-1) if mirrored else view))
+        coords.append(view_coords(box, mirrored, size, grid))
+    return torch.stack(views), torch.stack(coords)
+
+
+def view_coords(box: tuple[int, int, int, int], mirrored: bool, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Where the centers of a view's cells lie in the image: (h, w, 2) as (x, y), -1 and 1 being the image's outer cells.
+
+    box: (top, left, height, width) of the crop in pixels; mirrored: whether the crop was then flipped horizontally; size:
+    (H, W) of the image; grid: (h, w).
+    """
+    axes = []
+    for start, length, pixels, cells in zip(box[:2], box[2:], size, grid, strict=True):
+        middle = start + (torch.arange(cells) + 0.5) / cells * length  # in pixels of the image
+        cell = middle / pixels * cells - 0.5  # in cells of the image, 0 = the first one's center
+        axes.append(2 * cell / max(cells - 1, 1) - 1)
+    y, x = axes
+    y, x = torch.meshgrid(y, x.flip(0) if mirrored else x, indexing="ij")
+    return torch.stack([x, y], dim=-1)
