@@ -99,13 +99,14 @@ def _read(source: Source, limits: tuple[float, float] | None) -> tuple[Image.Ima
     orientation = 1
     try:
         with Image.open(source, formats=FORMATS) as file:
+            special = _needs_rasterio(file)  # first: a PNG loses what this looks at when its EXIF data are read
             orientation = _orientation(file)
-            if not _needs_rasterio(file):
+            if not special:
                 file.load()
                 if file.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(file, "is_animated", False):
                     notice(PAGES)
                 return *_to_rgb(file, limits, getattr(file, "tag_v2", {}).get(262) == 0), orientation
-    except UnidentifiedImageError:
+    except (UnidentifiedImageError, SyntaxError):
         if _content(source)[:4] not in TIFF_MARKS:
             raise
     return *_read_raster(source, limits), orientation
@@ -135,13 +136,13 @@ def _needs_rasterio(file: Image.Image) -> bool:
     """Whether Pillow reads an opened file wrongly or in part."""
     if file.format == "TIFF":
         tags = file.tag_v2  # type: ignore[attr-defined]
-        bits, kinds = set(np.atleast_1d(tags.get(258, 1)).tolist()), set(np.atleast_1d(tags.get(339, 1)).tolist())
-        simple = bits <= {1, 8} and kinds == {1}
+        bits, kinds = np.atleast_1d(tags.get(258, 1)).tolist(), np.atleast_1d(tags.get(339, 1)).tolist()
+        simple = {*bits} <= {1, 8} and {*kinds} == {1} and len(bits) == len(file.getbands())
         gray = file.mode in ("I;16", "I;16B", "F")
-        special = GDAL_TAGS & set(tags) or file.n_frames > 1 or tags.get(274, 1) != 1  # type: ignore[attr-defined]
+        special = GDAL_TAGS & {*tags} or tags.get(274, 1) != 1 or file.n_frames > 1  # type: ignore[attr-defined]
         return bool(special) or not (simple or gray)
-    stored = [tile[3] if isinstance(tile[3], str) else str(tile[3]) for tile in getattr(file, "tile", ())]
-    return file.format == "JPEG2000" or (not file.mode.startswith("I") and any(";16" in mode for mode in stored))
+    deep_color = not file.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(file, "tile", ()))
+    return file.format == "JPEG2000" or deep_color
 
 
 def _to_rgb(
@@ -173,7 +174,9 @@ def _from_array(
         bad = ~np.isfinite(values).all(-1)
         void = bad if void is None else void | bad
         scaled = (np.nan_to_num(values).astype(np.float64) - limits[0]) / (limits[1] - limits[0])
-        values = (255 * np.clip(1 - scaled if white_is_zero else scaled, 0, 1)).round().astype(np.uint8)
+        values = (255 * np.clip(scaled, 0, 1)).round().astype(np.uint8)
+    if white_is_zero:
+        values = 255 - values
     rgb = Image.fromarray(np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3))))
     if void is None or not void.any():
         return rgb, None
@@ -206,10 +209,12 @@ def _read_raster(source: Source, limits: tuple[float, float] | None) -> tuple[Im
             if file.subdatasets:
                 notice(PAGES)
             values = np.moveaxis(file.read(bands), 0, -1)
+            white_is_zero = "MINISWHITE" in file.tags(ns="IMAGE_STRUCTURE")
             if ColorInterp.palette in file.colorinterp and values.dtype == np.uint8:
                 palette = file.colormap(bands[0])
                 values = np.array([palette.get(i, (0, 0, 0))[:3] for i in range(256)], np.uint8)[values[..., 0]]
-            return _from_array(values, limits, file.dataset_mask() < 128)
+                white_is_zero = False  # the palette says so already
+            return _from_array(values, limits, file.dataset_mask() < 128, white_is_zero)
     except rasterio.errors.RasterioError as error:
         raise OSError(error) from error
 

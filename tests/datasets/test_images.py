@@ -1,0 +1,267 @@
+"""Reading images and label maps: formats, depths, transparency, orientations, against files of Pillow and GDAL."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stego_lib import StegoError, open_dataset
+from stego_lib.datasets.classes import Rules
+from stego_lib.datasets.images import as_tensor, read_ids, read_image
+from stego_lib.utils.notices import Notice
+
+RGB = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+GRAY = RGB[..., 0]
+# 16 bits, of which a 12-bit sensor fills the lower ones.
+TWELVE = (GRAY.astype(np.uint16) << 4) + 7
+UPPER = np.zeros((16, 24), bool)
+UPPER[:8] = True
+
+
+def pixels(path, rules=Rules()) -> np.ndarray:
+    return np.asarray(read_image(path, rules).rgb)
+
+
+def write_tiff(path, bands, mask=None, colors="", **options):
+    """Writes (bands, H, W) as GDAL does. colors: color interpretation of each band."""
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed (extra `geo`)")
+    count, height, width = bands.shape
+    options = dict(driver="GTiff", count=count, height=height, width=width, dtype=bands.dtype) | options
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+        with rasterio.open(path, "w", **options) as file:
+            if colors:
+                file.colorinterp = [rasterio.enums.ColorInterp[color] for color in colors.split()]
+            file.write(bands)
+            if mask is not None:
+                file.write_mask(mask)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp", "gif", "ppm", "jp2"])
+def test_lossless_formats(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    image = RGB // 64 * 64 if suffix == "gif" else RGB  # at most 256 colors
+    Image.fromarray(image).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    np.testing.assert_array_equal(pixels(path), image)
+    with open(path, "rb") as file:
+        np.testing.assert_array_equal(np.asarray(read_image(file).rgb), image)
+    np.testing.assert_array_equal(np.asarray(read_image(io.BytesIO(path.read_bytes())).rgb), image)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    image = Image.fromarray(RGB).convert(mode)
+    image.save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(pixels(tmp_path / "a.tif"), np.asarray(image.convert("RGB")))
+
+
+# ---------------------------------------------------------------------------------------------- more than 8 bits
+
+DEEP = {
+    "12-bit PNG": lambda path: Image.fromarray(TWELVE).save(path, "PNG"),
+    "12-bit TIFF": lambda path: Image.fromarray(TWELVE).save(path, "TIFF"),
+    "float": lambda path: Image.fromarray(TWELVE.astype(np.float32)).save(path, "TIFF"),
+    "int32": lambda path: Image.fromarray(TWELVE.astype(np.int32)).save(path, "TIFF"),
+    "signed": lambda path: write_tiff(path, TWELVE[None].astype(np.int16)),
+    "16-bit color PNG": lambda path: write_tiff(path, np.stack([TWELVE] * 3), driver="PNG"),
+    "16-bit color TIFF": lambda path: write_tiff(path, np.stack([TWELVE] * 3)),
+    "float color": lambda path: write_tiff(path, np.stack([TWELVE] * 3).astype(np.float32)),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_more_than_8_bits_need_a_range(tmp_path, name):
+    DEEP[name](tmp_path / "a.x")
+    with pytest.raises(StegoError, match=r"range.*classes\.json"):
+        read_image(tmp_path / "a.x")
+    expected = np.round(255 * np.clip((TWELVE.astype(float) - 500) / 3000, 0, 1))
+    np.testing.assert_array_equal(pixels(tmp_path / "a.x", Rules((500, 3500))), np.stack([expected] * 3, -1))
+
+
+def test_white_is_zero(tmp_path):
+    """As radiographs are stored."""
+    write_tiff(tmp_path / "a.tif", TWELVE[None], photometric="MINISWHITE")
+    Image.fromarray(TWELVE).save(tmp_path / "b.tif", tiffinfo={262: 0})
+    for name in ("a.tif", "b.tif"):
+        expected = 255 * (1 - TWELVE / 4095.0)
+        np.testing.assert_allclose(pixels(tmp_path / name, Rules((0, 4095)))[..., 0], expected, atol=0.51)
+
+
+def test_a_range_scales_all_images_of_a_folder_alike(tmp_path):
+    (tmp_path / "imgs/train").mkdir(parents=True)
+    for name, values in (("bright", TWELVE), ("dark", TWELVE // 8)):
+        Image.fromarray(values).save(tmp_path / f"imgs/train/{name}.png")
+    (tmp_path / "classes.json").write_text('{"range": [0, 4095]}')
+    bright, dark = (open_dataset("folder", tmp_path, "train").image(i)[0].float() for i in (0, 1))
+    np.testing.assert_allclose(dark, bright / 8, atol=1)
+
+
+# ---------------------------------------------------------------------------------------------- transparency and bands
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_transparent_pixels_are_white_and_void(tmp_path, kind):
+    alpha = np.full((16, 24, 1), 255, np.uint8)
+    alpha[:8], alpha[8:10] = 0, 204
+    Image.fromarray(np.dstack([RGB, alpha])).save(
+        tmp_path / "a.x", kind, **({"lossless": True} if kind == "WEBP" else {})
+    )
+    read = read_image(tmp_path / "a.x")
+    np.testing.assert_array_equal(read.transparent, UPPER)
+    expected = np.where(alpha == 0, 255, RGB * (alpha / 255) + 255 - alpha)
+    assert np.abs(np.asarray(read.rgb) - expected).max() <= 1
+
+
+def test_transparent_pixels_are_ignored_in_label_maps(tmp_path):
+    for kind in ("imgs", "labels"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+    Image.fromarray(np.dstack([RGB, np.where(UPPER, 0, 255).astype(np.uint8)])).save(tmp_path / "imgs/train/a.png")
+    Image.fromarray(np.ones((16, 24), np.uint8)).save(tmp_path / "labels/train/a.png")
+    (tmp_path / "classes.json").write_text('{"names": ["a", "b"]}')
+    dataset = open_dataset("folder", tmp_path, "train")
+    for label in (dataset[0][1], dataset.label(0)):
+        np.testing.assert_array_equal(label, np.where(UPPER, -1, 1))
+
+
+@pytest.mark.parametrize("options", [{}, dict(photometric="YCBCR", compress="JPEG"), dict(tiled=True, blockxsize=16, blockysize=16)], ids=str)  # fmt: skip
+def test_the_internal_mask_of_a_geotiff(tmp_path, options):
+    bands = np.full((3, 16, 24), 200, np.uint8)
+    read = read_image(write_tiff(tmp_path / "a.tif", bands, np.where(UPPER, 0, 255).astype(np.uint8), **options))
+    np.testing.assert_array_equal(read.transparent, UPPER)
+    assert (
+        np.abs(np.asarray(read.rgb)[~UPPER].astype(int) - 200).max() <= 2 and np.asarray(read.rgb)[UPPER].min() == 255
+    )
+
+
+@pytest.mark.parametrize("nodata, dtype", [(0, np.uint8), (-9999, np.float32), (np.nan, np.float32)])
+def test_nodata_and_nan_are_void(tmp_path, nodata, dtype):
+    values = np.where(UPPER, nodata, 100).astype(dtype)
+    read = read_image(write_tiff(tmp_path / "a.tif", values[None], nodata=nodata), Rules((0, 255)))
+    np.testing.assert_array_equal(read.transparent, UPPER)
+    assert (np.asarray(read.rgb)[~UPPER] == 100).all()
+
+
+def test_the_color_interpretation_decides_about_the_fourth_band(tmp_path):
+    bands = np.concatenate([RGB.transpose(2, 0, 1), GRAY[None]])
+    with pytest.warns(Notice, match="bands"):
+        read = read_image(write_tiff(tmp_path / "nir.tif", bands, colors="red green blue undefined"))
+    np.testing.assert_array_equal(np.asarray(read.rgb), RGB)
+    assert read.transparent is None
+    swapped = write_tiff(tmp_path / "bgr.tif", bands[[2, 1, 0]], colors="blue green red")
+    np.testing.assert_array_equal(pixels(swapped), RGB)
+    alpha = read_image(write_tiff(tmp_path / "alpha.tif", bands, colors="red green blue alpha"))
+    np.testing.assert_array_equal(alpha.transparent, GRAY < 128)
+
+
+def test_three_bands_are_colors_and_five_are_refused(tmp_path):
+    bands = RGB.transpose(2, 0, 1)
+    np.testing.assert_array_equal(pixels(write_tiff(tmp_path / "a.tif", bands, photometric="MINISBLACK")), RGB)
+    with pytest.raises(StegoError, match="5 bands"):
+        read_image(write_tiff(tmp_path / "b.tif", np.concatenate([bands, bands[:2]])))
+
+
+def test_pages_and_frames_are_mentioned(tmp_path):
+    images = [Image.fromarray(RGB // 64 * 64), Image.fromarray(RGB[::-1] // 64 * 64)]
+    for name in ("a.tif", "a.gif", "a.webp"):
+        images[0].save(tmp_path / name, save_all=True, append_images=images[1:])
+        with pytest.warns(Notice, match="first"):
+            read_image(tmp_path / name)
+
+
+# ---------------------------------------------------------------------------------------------- orientation
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_images_unless_told_otherwise(tmp_path, kind, orientation):
+    """Each orientation, as the standard defines it: where the first row and column lie."""
+    smooth = np.kron(RGB[:4, :6], np.ones((16, 16, 1), np.uint8))
+    stored = {
+        1: smooth, 2: smooth[:, ::-1], 3: smooth[::-1, ::-1], 4: smooth[::-1], 5: smooth.swapaxes(0, 1),
+        6: np.rot90(smooth), 7: smooth[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(smooth, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.x", kind, exif=exif, **options)
+    read, ignored = read_image(tmp_path / "a.x"), read_image(tmp_path / "a.x", Rules(exif="ignore"))
+    assert read.orientation == orientation
+    assert np.abs(np.asarray(read.rgb).astype(int) - smooth).max() < 12
+    assert np.abs(np.asarray(ignored.rgb).astype(int) - stored).max() < 12
+
+
+def test_a_broken_exif_block_is_ignored(tmp_path):
+    text = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04six\0\0\0\0\0"  # orientation "six"
+    for name, exif in (("a.jpg", text), ("a.png", b"junk" * 5), ("a.webp", b"Exif\0\0junk")):
+        Image.fromarray(RGB).save(tmp_path / name, exif=exif)
+        assert read_image(tmp_path / name).orientation == 1
+
+
+@pytest.mark.parametrize("rule, said", [("", True), (', "exif": "apply"', False), (', "exif": "ignore"', False)])
+def test_turned_images_with_label_maps_give_a_notice(tmp_path, rule, said, recwarn):
+    for kind in ("imgs", "labels"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(RGB).save(tmp_path / "imgs/train/a.jpg", exif=exif)
+    Image.fromarray(np.zeros((16, 24), np.uint8)).save(tmp_path / "labels/train/a.png")
+    (tmp_path / "classes.json").write_text(f'{{"names": ["a"]{rule}}}')
+    dataset = open_dataset("folder", tmp_path, "train")
+    with pytest.warns(Notice, match="EXIF") if said else pytest.MonkeyPatch.context():
+        dataset[0]
+
+
+# ---------------------------------------------------------------------------------------------- label maps and broken files
+
+
+def test_ids_of_label_maps_are_read_as_stored(tmp_path):
+    ids = (GRAY % 4).astype(np.uint8)
+    palette = Image.fromarray(ids)
+    palette.putpalette([9, 9, 9, 0, 0, 0, 200, 0, 0, 9, 9, 9])
+    for image, options in ((Image.fromarray(ids), {}), (palette, {}), (palette, {"bits": 2}), (Image.fromarray(ids.astype(np.uint16)), {})):  # fmt: skip
+        image.save(tmp_path / "a.png", **options)
+        np.testing.assert_array_equal(read_ids(tmp_path / "a.png"), ids)
+
+
+def test_gray_of_two_bits_is_not_stretched(tmp_path):
+    """Pillow makes 85 of a stored 1."""
+    rasterio = pytest.importorskip("rasterio")
+    ids = GRAY % 4
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+        with rasterio.open(
+            tmp_path / "a.png", "w", driver="PNG", height=16, width=24, count=1, dtype="uint8", nbits=2
+        ) as file:
+            file.write(ids, 1)
+    np.testing.assert_array_equal(read_ids(tmp_path / "a.png"), ids)
+
+
+@pytest.mark.parametrize("mode, kind", [("L", "JPEG"), ("RGB", "PNG"), ("LA", "PNG"), ("F", "TIFF")])
+def test_label_maps_without_ids_are_refused(tmp_path, mode, kind):
+    Image.fromarray(GRAY).convert(mode).save(tmp_path / "a.png", kind)
+    with pytest.raises(StegoError, match=r"a\.png.*class id"):
+        read_ids(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", None, b"II*\0junk"], ids=["empty", "text", "cut short", "TIFF"])
+def test_broken_files_are_named(tmp_path, content):
+    Image.fromarray(GRAY).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2] if content is None else content)
+    for read in (read_image, read_ids):
+        with pytest.raises(StegoError, match=r"a\.png cannot be read"):
+            read(tmp_path / "a.png")
+
+
+def test_paths_that_were_typed_are_expanded_and_listed_ones_are_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    Image.fromarray(RGB).save(tmp_path / "price$PLACE.png")
+    np.testing.assert_array_equal(as_tensor(tmp_path / "price$PLACE.png")[0].movedim(0, -1), RGB)
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    assert as_tensor("$PLACE/a.png")[0].shape == (3, 16, 24)
+
+
+@pytest.mark.parametrize("image", [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8), 3])
+def test_what_is_no_image_is_refused(image):
+    with pytest.raises(StegoError, match="uint8"):
+        as_tensor(image)
