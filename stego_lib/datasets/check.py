@@ -153,12 +153,13 @@ def _label_rows(dataset: SegmentationDataset, counts: np.ndarray, survey: Survey
     ids = f"ids seen: {', '.join(map(str, seen[:10]))}{', ...' if len(seen) > 10 else ''}"
     if dataset.name == "folder":
         ids += "; ids start at 0, and 255 means ignored: where it is an object, store the id of its class"
-    sampled = survey is not None and survey.looked < len(dataset)
+    # Counts of training are of resized label maps, which may lose the rarest of many classes.
+    complete = dataset.name == "folder" if survey is None else survey.looked == len(dataset)
     only = names[present[0]] if present else ""
     return [
         (not present, f"no pixel of the label maps has a class ({ids})", True),
         (len(present) == 1, f"{only!r} is the only class in the label maps ({ids}), so scores would mean nothing", True),
-        (len(present) > 1 and absent and not sampled,
+        (len(present) > 1 and absent and complete,
          f"{len(absent)} of {len(names)} classes occur in no label map: {_few(absent)} ({ids})", False),
     ]  # fmt: skip
 

@@ -101,15 +101,15 @@ def test_no_data_set_is_left_out():
 
 
 def expect_checksums_of(server: Server, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in's lists are not the published ones, so their checksums take the place of those in the recipe."""
+    """The checksums of the stand-in's lists take the place of the published ones."""
 
     def of_stand_in(source):
         parts = urlsplit(source.url or "")
         content = server.files.get(f"/{parts.netloc}{parts.path}")
         return replace(source, sha256=hashlib.sha256(content).hexdigest()) if source.sha256 else source
 
-    recipe = RECIPES[name]
-    monkeypatch.setitem(RECIPES, name, replace(recipe, sources=tuple(map(of_stand_in, recipe.sources))))
+    folder, sources = RECIPES[name]
+    monkeypatch.setitem(RECIPES, name, (folder, tuple(map(of_stand_in, sources))))
 
 
 def short_recipe(name: str, root: Path, backbone: Path) -> Experiment:

@@ -1,17 +1,38 @@
-"""Your own images: without labels, without class names, and files that contradict each other."""
+"""Your own images: layouts, classes.json, images without labels, files that contradict each other."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 import standins
-from PIL import Image
+import torch
 
 from stego_lib import DataNotFound, Experiment, StegoError, open_dataset
-from stego_lib.datasets import open_split, open_training_set
-from stego_lib.datasets.classes import distinct_colors
+from stego_lib.datasets import Classes, open_split, open_training_set
+from stego_lib.datasets.classes import (
+    Rules,
+    cluster_classes,
+    distinct_colors,
+    distinct_names,
+    read_classes,
+    write_classes,
+)
 from stego_lib.utils.notices import Notice
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+STORED = np.array([[0, 1, 2, 255, 255, 1, 0, 0]] * 6, np.uint8)
+NAMES = {"names": ["road", "tree", "car"], "colors": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
+
+
+@pytest.fixture
+def labeled(tmp_path):
+    """Two labeled images a split."""
+    for split in ("train", "val"):
+        for name in "ba":
+            standins.save(tmp_path / f"folder/imgs/{split}/{name}.png", IMAGE)
+            standins.save(tmp_path / f"folder/labels/{split}/{name}.png", STORED)
+    (tmp_path / "folder/classes.json").write_text(json.dumps(NAMES))
+    return tmp_path
 
 
 @pytest.fixture
@@ -19,134 +40,168 @@ def images(tmp_path):
     """Two images a split, nothing else."""
     for split in ("train", "val"):
         for name in ("a.jpg", "b.png"):
-            standins.save(tmp_path / "folder/imgs" / split / name, np.zeros((6, 8, 3), np.uint8))
+            standins.save(tmp_path / "folder/imgs" / split / name, IMAGE)
     return tmp_path
 
 
-def label(root, split, name):
-    standins.save(root / "folder/labels" / split / f"{name}.png", np.zeros((6, 8), np.uint8))
+@pytest.mark.parametrize("place", [".", "folder"])
+def test_a_labeled_folder(labeled, place):
+    dataset = open_dataset("folder", labeled / place, "val")
+    assert dataset.names == ["a", "b"] and dataset.has_labels
+    assert dataset.classes == Classes(("road", "tree", "car"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
+    image, label = dataset[1]
+    np.testing.assert_array_equal(image.movedim(0, -1), IMAGE)
+    assert label.dtype == torch.int64 and label[0].tolist() == [0, 1, 2, -1, -1, 1, 0, 0]
 
 
-def test_images_alone_have_nameless_classes(images):
+def test_images_do_not_depend_on_labels(labeled):
+    before = [open_dataset("folder", labeled, "train").image(i) for i in range(2)]
+    for path in (labeled / "folder/labels/train").iterdir():
+        standins.save(path, STORED[:, ::-1])
+    after = open_dataset("folder", labeled, "train")
+    assert all(torch.equal(before[i], after[i][0]) for i in range(2))
+    for path in (labeled / "folder/labels").rglob("*.png"):
+        path.unlink()
+    (labeled / "folder/labels/train").rmdir()
+    unlabeled = open_dataset("folder", labeled, "train")
+    assert all(torch.equal(before[i], unlabeled[i][0]) for i in range(2)) and unlabeled[0][1] is None
+
+
+def test_images_alone_have_clusters(images):
     dataset = open_dataset("folder", images, "train")
-    assert not dataset.has_labels and dataset.label(0) is None and len(dataset) == 2
+    assert not dataset.has_labels and dataset.label(0) is None
     assert dataset.classes.names == tuple(f"cluster {i}" for i in range(27))
-    five = open_dataset("folder", images, "val", n_classes=5)
-    assert five.classes.names == tuple(f"cluster {i}" for i in range(5)) and len(five.classes.colors) == 5
     experiment = Experiment.preset("folder", data_root=str(images), n_classes=3)
     assert len(open_split(experiment, "train").classes) == len(open_training_set(experiment).classes) == 3
 
 
-def test_a_number_of_clusters_beside_the_data_sets_own_classes_is_refused(images, scenes_root):
+def test_names_without_labels_and_n_classes(images, scenes_root):
     (images / "folder/classes.json").write_text('{"names": ["road", "tree"]}')
+    assert open_dataset("folder", images, "train").classes.names == ("road", "tree")
     assert len(open_dataset("folder", images, "train", n_classes=2).classes) == 2
-    with pytest.raises(StegoError, match=r"n_classes is 5, but folder has 2 classes of its own.*extra_clusters"):
-        open_dataset("folder", images, "train", n_classes=5)
-    assert len(open_dataset("scenes", scenes_root, "val", n_classes=8).classes) == 8
-    with pytest.raises(StegoError, match=r"n_classes is 27, but scenes has 8 classes"):
-        open_dataset("scenes", scenes_root, "val", n_classes=27)
-
-
-def test_the_number_of_classes_changes_what_is_stored_only_where_there_are_labels(images):
-    identities = [open_dataset("folder", images, "train", n_classes=n).identity() for n in (None, 5)]
-    assert identities[0] == identities[1], "features of images without labels are the same"
-    for name in "ab":
-        label(images, "train", name)
-    identities = []
-    for names in (["road"], ["road", "tree"]):
-        (images / "folder/classes.json").write_text(json.dumps({"names": names}))
-        identities.append(open_dataset("folder", images, "train").identity())
-    assert identities[0] != identities[1], "ids beyond the last class are stored as ignored"
+    for name, root in (("folder", images), ("scenes", scenes_root)):
+        with pytest.raises(StegoError, match="n_classes"):
+            open_dataset(name, root, "train", n_classes=5)
 
 
 @pytest.mark.parametrize("place", ["folder", "."])
 def test_just_images_serve_as_both_splits(tmp_path, place):
     for i in range(3):
-        standins.save(tmp_path / place / f"{i}.jpg", np.full((6, 8, 3), 40 * i, np.uint8))
+        standins.save(tmp_path / place / f"{i}.jpg", IMAGE)
     (tmp_path / place / "notes.txt").write_text("no image")
+    standins.save(tmp_path / place / "._0.jpg", IMAGE)
     train = open_dataset("folder", tmp_path, "train")
-    with pytest.warns(Notice, match=r"no imgs/train and imgs/val: its 3 images serve as both, none is held out"):
+    with pytest.warns(Notice, match="none is held out"):
         val = open_dataset("folder", tmp_path, "val")
     assert train.images == val.images == [tmp_path / place / f"{i}.jpg" for i in range(3)]
-    assert not train.has_labels and len(train.classes) == 27
 
 
-def test_images_beside_the_splits_are_not_taken(images):
-    standins.save(images / "folder/cover.png", np.zeros((6, 8, 3), np.uint8))
-    standins.save(images / "logo.png", np.zeros((6, 8, 3), np.uint8))
+def test_a_folder_that_was_segmented_into_itself_can_be_trained_on(tmp_path):
+    for name in ("a.jpg", "labels/a.png", "overlays/a.jpg", "areas.csv"):
+        standins.save(tmp_path / name, IMAGE) if name != "areas.csv" else (tmp_path / name).touch()
+    assert open_dataset("folder", tmp_path, "train").names == ["a"]
+
+
+def test_images_beside_the_splits_are_not_read(images):
+    standins.save(images / "folder/cover.png", IMAGE)
     assert open_dataset("folder", images, "val").names == ["a", "b"]
 
 
-@pytest.mark.parametrize("there, missing", [("train", "val"), ("val", "train")])
-def test_one_split_is_enough_not_to_take_the_images_beside_it(images, there, missing):
-    standins.save(images / "folder/cover.png", np.zeros((6, 8, 3), np.uint8))
-    shutil.rmtree(images / "folder/imgs" / missing)
-    assert open_dataset("folder", images, there).names == ["a", "b"]
-    with pytest.raises(DataNotFound, match="imgs/train"):
-        open_dataset("folder", images, missing)
-
-
-def test_labels_beside_just_images_are_explained(tmp_path):
-    standins.save(tmp_path / "a.png", np.zeros((6, 8, 3), np.uint8))
-    standins.save(tmp_path / "labels/a.png", np.zeros((6, 8), np.uint8))
-    with pytest.raises(StegoError, match=r"has labels, but no imgs/train and imgs/val"):
+@pytest.mark.parametrize("place", ["", "imgs/train"])
+def test_folders_without_images_say_what_they_hold(tmp_path, place):
+    for name in ("a.heic", "b.heic"):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / name).touch()
+    standins.save(tmp_path / place / "more/c.png", IMAGE)
+    with pytest.raises(StegoError, match=r"2 \.heic, 1 images in subfolders"):
         open_dataset("folder", tmp_path, "train")
 
 
-def test_class_names_are_used_without_labels(images):
-    (images / "folder/classes.json").write_text('{"names": ["road", "tree"]}')
-    assert open_dataset("folder", images, "train").classes.names == ("road", "tree")
-
-
 def test_labels_of_one_split_need_names_for_both(images):
-    """Else training would have another number of classes than scoring."""
     for name in "ab":
-        label(images, "val", name)
+        standins.save(images / f"folder/labels/val/{name}.png", STORED)
     for split in ("train", "val"):
-        with pytest.raises(StegoError, match=r"classes\.json is missing"):
+        with pytest.raises(StegoError, match=r"classes\.json"):
             open_dataset("folder", images, split)
-    (images / "folder/classes.json").write_text('{"names": ["road"]}')
+    (images / "folder/classes.json").write_text(json.dumps(NAMES))
     assert [open_dataset("folder", images, split).has_labels for split in ("train", "val")] == [False, True]
 
 
-def test_labels_of_some_images_only_are_explained(images):
-    (images / "folder/classes.json").write_text('{"names": ["road"]}')
-    label(images, "train", "a")
-    with pytest.raises(StegoError, match=r"1 of 2 label maps are missing.*b\.png"):
-        open_dataset("folder", images, "train")
+def missing_label(folder):
+    (folder / "labels/train/b.png").unlink()
 
 
-def test_two_images_of_one_name_are_explained(images):
-    standins.save(images / "folder/imgs/train/a.png", np.zeros((6, 8, 3), np.uint8))
-    with pytest.raises(StegoError, match=r"a\.(png|jpg) and another image differ in their ending only"):
-        open_dataset("folder", images, "train")
+def twin(folder):
+    standins.save(folder / "imgs/train/b.jpg", IMAGE)
 
 
-@pytest.mark.parametrize("color", [[1, 2], [1, 2, 256], [-1, 2, 3], ["red", 0, 0], [0.5, 0, 0]])
-def test_a_wrong_color_is_explained(images, color):
-    (images / "folder/classes.json").write_text(json.dumps({"names": ["road"], "colors": [color]}))
-    with pytest.raises(StegoError, match=r"is no color; a color is \[red, green, blue\]"):
-        open_dataset("folder", images, "train")
+@pytest.mark.parametrize("spoil, said", [(missing_label, r"1 of 2 label maps.*b\.png"), (twin, r"b\.png and b\.jpg")])
+def test_files_that_contradict_each_other(labeled, spoil, said):
+    spoil(labeled / "folder")
+    with pytest.raises(StegoError, match=said):
+        open_dataset("folder", labeled, "train")
 
 
-def test_the_darkest_and_the_brightest_colors_are_colors(images):
-    (images / "folder/classes.json").write_text('{"names": ["road"], "colors": [[0, 255, 0]]}')
-    assert open_dataset("folder", images, "train").classes.colors == ((0, 255, 0),)
+def test_a_missing_folder(tmp_path):
+    with pytest.raises(DataNotFound, match="imgs/train") as caught:
+        open_dataset("folder", tmp_path, "train")
+    assert str((tmp_path / "folder").resolve()) in str(caught.value) and isinstance(caught.value, FileNotFoundError)
 
 
-@pytest.mark.parametrize("count", [1, 27, 100])
-def test_made_up_colors_are_told_apart(count):
-    colors = np.array(distinct_colors(count))
-    assert len({tuple(color) for color in colors}) == count
-    if count <= 27:
-        distance = np.abs(colors[:, None] - colors[None]).max(-1) + 255 * np.eye(count)
-        assert distance.min() >= 20
+def test_identity_changes_with_the_files_and_the_rules(labeled):
+    def identity():
+        return open_dataset("folder", labeled, "train").identity()
+
+    seen = [identity()]
+    assert identity() == seen[0]
+    standins.save(labeled / "folder/labels/train/a.png", STORED[:, ::-1])
+    seen.append(identity())
+    (labeled / "folder/classes.json").write_text(json.dumps(NAMES | {"exif": "ignore"}))
+    seen.append(identity())
+    assert all(seen.count(one) == 1 for one in seen)
 
 
-def test_a_label_map_stored_as_jpeg_is_refused_whatever_its_name(images):
-    (images / "folder/classes.json").write_text('{"names": ["road", "tree"]}')
-    for name in "ab":
-        label(images, "train", name)
-    Image.new("L", (8, 6)).save(images / "folder/labels/train/b.png", "JPEG")
-    with pytest.raises(StegoError, match=r"labels/train/b\.png is a JPEG.*export the labels anew as PNG"):
-        open_dataset("folder", images, "train").label(1)
+# ---------------------------------------------------------------------------------------------- classes.json
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{", "[]", "3", '{"names": []}', '{"names": "road"}', '{"names": ["a", 3]}', '{"names": ["a", "A "]}', '{"names": [""]}',
+        '{"names": ["a\\nb"]}', '{"names": ["no class"]}', '{"names": ["a", "b"], "colors": [[1, 2, 3]]}', '{"names": ["a"], "colors": 5}',
+        '{"names": ["a"], "colors": [[1, 2, 256]]}', '{"names": ["a"], "colors": [[0.5, 2, 3]]}', '{"names": ["a"], "color": []}',
+        '{"names": ["a"], "range": [1]}', '{"names": ["a"], "range": [5, 5]}', '{"names": ["a"], "range": [0, true]}',
+        '{"names": ["a"], "exif": "no"}',
+    ],
+)  # fmt: skip
+def test_wrong_classes_files_are_named(tmp_path, content):
+    (tmp_path / "classes.json").write_text(content)
+    with pytest.raises(StegoError, match=r"classes\.json"):
+        read_classes(tmp_path / "classes.json")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_classes_files_are_utf_8(tmp_path, encoding):
+    (tmp_path / "classes.json").write_text('{"names": ["Straße", "树"]}', encoding=encoding)
+    classes = read_classes(tmp_path / "classes.json")
+    assert classes.names == ("Straße", "树") and len(set(classes.colors)) == 2
+    (tmp_path / "classes.json").write_text('{"names": ["Straße"]}', encoding="utf-16")
+    with pytest.raises(StegoError, match="UTF-8"):
+        read_classes(tmp_path / "classes.json")
+
+
+def test_rules_survive_writing_and_need_no_names(tmp_path):
+    path = tmp_path / "classes.json"
+    path.write_text('{"names": ["a"], "range": [-1000, 3000.5], "exif": "ignore", "remark": "kept out"}')
+    classes = read_classes(path)
+    write_classes(tmp_path / "again.json", classes)
+    assert read_classes(tmp_path / "again.json") == classes and classes.rules == Rules((-1000, 3000.5), "ignore")
+    path.write_text('{"range": [0, 4095]}')
+    unnamed = read_classes(path, cluster_classes(4))
+    assert len(unnamed) == 4 and unnamed.rules.range == (0, 4095)
+
+
+def test_generated_colors_and_names_are_distinct():
+    colors = np.array(distinct_colors(27))
+    assert (np.abs(colors[:, None] - colors[None]).max(-1) + 255 * np.eye(27)).min() >= 20
+    assert distinct_names(["food", "sky", "Food"], ["image"]) == ["food (id 0)", "sky", "Food (id 2)"]

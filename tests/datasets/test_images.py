@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from stego_lib import StegoError, open_dataset
-from stego_lib.datasets.classes import Rules
+from stego_lib.datasets.classes import DEFAULT, Rules
 from stego_lib.datasets.images import as_tensor, read_ids, read_image
 from stego_lib.utils.notices import Notice
 
@@ -19,7 +19,7 @@ UPPER = np.zeros((16, 24), bool)
 UPPER[:8] = True
 
 
-def pixels(path, rules=Rules()) -> np.ndarray:
+def pixels(path, rules=DEFAULT) -> np.ndarray:
     return np.asarray(read_image(path, rules).rgb)
 
 
@@ -28,13 +28,16 @@ def write_tiff(path, bands, mask=None, colors="", **options):
     rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed (extra `geo`)")
     count, height, width = bands.shape
     options = dict(driver="GTiff", count=count, height=height, width=width, dtype=bands.dtype) | options
-    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), pytest.warns(rasterio.errors.NotGeoreferencedWarning):
-        with rasterio.open(path, "w", **options) as file:
-            if colors:
-                file.colorinterp = [rasterio.enums.ColorInterp[color] for color in colors.split()]
-            file.write(bands)
-            if mask is not None:
-                file.write_mask(mask)
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        pytest.warns(rasterio.errors.NotGeoreferencedWarning),
+        rasterio.open(path, "w", **options) as file,
+    ):
+        if colors:
+            file.colorinterp = [rasterio.enums.ColorInterp[color] for color in colors.split()]
+        file.write(bands)
+        if mask is not None:
+            file.write_mask(mask)
     return path
 
 
@@ -226,13 +229,8 @@ def test_ids_of_label_maps_are_read_as_stored(tmp_path):
 
 def test_gray_of_two_bits_is_not_stretched(tmp_path):
     """Pillow makes 85 of a stored 1."""
-    rasterio = pytest.importorskip("rasterio")
     ids = GRAY % 4
-    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
-        with rasterio.open(
-            tmp_path / "a.png", "w", driver="PNG", height=16, width=24, count=1, dtype="uint8", nbits=2
-        ) as file:
-            file.write(ids, 1)
+    write_tiff(tmp_path / "a.png", ids[None], driver="PNG", nbits=2)
     np.testing.assert_array_equal(read_ids(tmp_path / "a.png"), ids)
 
 

@@ -1,0 +1,185 @@
+"""`check` and the notices of training: each finding on a small dataset, and none on a good one."""
+
+import re
+import time
+import warnings
+
+import numpy as np
+import pytest
+import standins
+from PIL import Image
+from sources import TILES
+
+from stego_lib.datasets import check as checking
+from stego_lib.datasets import open_dataset
+from stego_lib.datasets.check import COUNTS, check, show_findings
+from stego_lib.datasets.prepare import FINE_LISTS
+from stego_lib.utils.notices import Notice
+
+
+def test_the_published_numbers(shared):
+    notes = (shared / "reference" / "paper.md").read_text()
+    numbers = {number.replace(",", "") for number in re.findall(r"\d[\d,]*", notes)}
+    for counts in (COUNTS["cityscapes"], COUNTS["camvid"], COUNTS["cocostuff15"]):
+        assert {str(count) for split in counts.values() for count in split} <= numbers
+    assert all(source.sha256 in notes for source in FINE_LISTS)
+    assert {split: COUNTS["potsdam3"][split][1] for split in ("train", "val")} == {
+        split: 225 * len(TILES[split]) for split in ("train", "val")
+    }
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Three images a split with labels of two classes."""
+    for split in ("train", "val"):
+        for i in range(3):
+            label = standins.stripes([0, 1, 255], 12, 24)
+            image = np.random.default_rng(i).integers(0, 256, (12, 24, 3), dtype=np.uint8)
+            standins.save(tmp_path / f"folder/imgs/{split}/{i}.png", image)
+            standins.save(tmp_path / f"folder/labels/{split}/{i}.png", label)
+    (tmp_path / "folder/classes.json").write_text('{"names": ["background", "lesion"]}')
+    return tmp_path
+
+
+def test_a_good_dataset(own, capsys):
+    assert check("folder", own)
+    text = capsys.readouterr().out
+    assert "train: 3 images" in text and "WRONG" not in text and "note" not in text
+    assert "33.3 % of the pixels ignored" in text and re.search(r"lesion +33\.3 %", text)
+
+
+def rewrite(root, name, array, **options):
+    return standins.save(root / "folder" / name, np.asarray(array, np.uint8), **options)
+
+
+def objects_of_255(root):
+    for split in ("train", "val"):
+        for i in range(3):
+            rewrite(root, f"labels/{split}/{i}.png", standins.stripes([0, 255], 12, 24))
+
+
+def unlabeled_with_masks_elsewhere(root):
+    (root / "folder/labels").rename(root / "folder/masks")
+    for split in ("train", "val"):
+        for path in (root / "folder/masks" / split).iterdir():
+            path.rename(root / f"folder/masks/{split}{path.name}")
+
+
+def only_ignored(root):
+    for split in ("train", "val"):
+        for i in range(3):
+            rewrite(root, f"labels/{split}/{i}.png", np.full((12, 24), 255))
+
+
+def save_exif(root):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.new("RGB", (24, 12)).save(root / "folder/imgs/train/1.png", exif=exif)
+
+
+# What is done to the folder -> what the finding says, and whether it misleads.
+FINDINGS = {
+    "objects stored as 255": (objects_of_255, "'background' is the only class.*ids seen: 0, 255", True),
+    "all ignored": (only_ignored, "no pixel.*ids seen: 255", True),
+    "a class that is absent": (
+        lambda root: (root / "folder/classes.json").write_text('{"names": ["a", "b", "c"]}'), "1 of 3 classes.*: c", False,
+    ),
+    "an unknown id": (lambda root: rewrite(root, "labels/train/1.png", np.full((12, 24), 7)), r"1\.png holds id 7", True),
+    "another size": (lambda root: rewrite(root, "labels/train/1.png", np.zeros((12, 20))), r"\(12, 20\)", True),
+    "a broken image": (lambda root: (root / "folder/imgs/train/1.png").write_bytes(b"x"), r"1\.png cannot be read", True),
+    "left-out files": (lambda root: (root / "folder/imgs/train/b.heic").write_bytes(b"x"), r"left out.*1 \.heic", False),
+    "images in subfolders": (lambda root: rewrite(root, "imgs/train/more/b.png", np.zeros((2, 2))), "1 images in subfolders", False),
+    "label maps among images": (
+        lambda root: [rewrite(root, f"{kind}/train/1_mask.png", np.zeros((12, 24))) for kind in ("imgs", "labels")],
+        "named like label maps", True,
+    ),
+    "label maps elsewhere": (unlabeled_with_masks_elsewhere, "unlabeled; masks in", False),
+    "EXIF": (save_exif, "1 of 3 images are turned upright", False),
+    "transparent pixels": (
+        lambda root: rewrite(root, "imgs/train/1.png", np.dstack([np.zeros((12, 24, 3)), standins.stripes([0, 255], 12, 24)])),
+        "1 of 3 images have transparent pixels", False,
+    ),
+    "invisible images": (lambda root: rewrite(root, "imgs/train/1.png", np.zeros((12, 24, 4))), "transparent all over", True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FINDINGS)
+def test_findings(own, capsys, name):
+    spoil, said, misleads = FINDINGS[name]
+    spoil(own)
+    assert check("folder", own) is not misleads
+    text = capsys.readouterr().out
+    assert re.search(said, text), text
+    assert text.count("WRONG: ") == text.count("WRONG") and ("WRONG" in text) == misleads
+
+
+RELEASES = {
+    "CamVid from 1": ("camvid", lambda: standins.stripes([4, 4, 4, 4, 4, 3], 12, 24), "start at 1"),
+    "CamVid with 32 classes": ("camvid", lambda: standins.stripes([4, 17, 21], 12, 24), "32 classes"),
+    "trainIds": ("cityscapes", lambda: standins.stripes([0, 1, 10, 255], 12, 24), "trainIds"),
+    "COCO-Stuff from 1": ("cocostuff27", lambda: standins.stripes([11, 1], 12, 24), "start at 1"),
+    "COCO stuff-only pixelmaps": ("cocostuff27", lambda: standins.stripes([92, 183], 12, 24), "183"),
+    "Potsdam in BGR": ("potsdam3", lambda: standins.stripes([4, 4, 2, 0], 400, 400), "swapped"),
+}
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_label_maps_of_another_release(tmp_path, capsys, name):
+    dataset, draw, said = RELEASES[name]
+    standins.camvid(tmp_path, {"train": 1, "val": 1}, 12, 24)
+    standins.cityscapes(tmp_path, {"train": 1, "val": 1}, 12, 24)
+    standins.cocostuff(tmp_path, {"train": 1, "val": 1}, ("Coco164kFull_Stuff_Coarse_7.txt",), 12, 24)
+    if dataset == "potsdam3":
+        for tile in (*TILES["train"], *TILES["val"]):
+            standins.potsdam_tile(tmp_path, tile, 400)
+            colors = np.array(standins.COLORS, np.uint8)[draw()]
+            standins.save(tmp_path / f"potsdam/5_Labels_all/top_potsdam_{tile}_label.tif", colors)
+    else:
+        for path in open_dataset(dataset, tmp_path, "val").labels:
+            standins.save(path, draw())
+    assert not check(dataset, tmp_path)
+    assert re.search(f"WRONG.*{said}", capsys.readouterr().out, re.DOTALL)
+
+
+def test_a_sample_is_spread_over_the_split(tmp_path, capsys, monkeypatch):
+    """Three of seven label maps: the first, the middle one, the last."""
+    standins.camvid(tmp_path, {"train": 7, "val": 1}, 12, 24)
+    for i, path in enumerate(sorted((tmp_path / "camvid/trainannot").iterdir())):
+        standins.save(path, np.full((12, 24), {0: 1, 3: 2, 6: 11}.get(i, 5), np.uint8))
+    monkeypatch.setattr(checking, "SAMPLE", 3)
+    check("camvid", tmp_path)
+    text = capsys.readouterr().out
+    assert "train: 7 images (published: 367), of which 3 were read" in text
+    assert "33.3 % of the pixels ignored" in text and re.search(r"building +33\.3 %   pole +33\.3 %\n", text)
+
+
+def test_both_splits_are_checked_whatever_the_first_is(own, capsys):
+    (own / "folder/imgs/train/0.png").write_bytes(b"x")
+    assert not check("folder", own)
+    assert "val: 3 images" in capsys.readouterr().out
+    assert not check("camvid", own) and "MISSING" in capsys.readouterr().out
+
+
+def test_training_repeats_what_listing_and_counts_tell(own):
+    (own / "folder/imgs/train/b.heic").write_bytes(b"x")
+    dataset = open_dataset("folder", own, "train")
+    with pytest.warns(Notice) as shown:
+        show_findings(dataset, [500, 0])
+    texts = [str(warning.message) for warning in shown]
+    assert len(texts) == 2 and "1 .heic" in texts[0] and "'background' is the only class" in texts[1]
+    (own / "folder/imgs/train/b.heic").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        show_findings(dataset, [500, 20])
+
+
+def test_many_images_are_listed_in_seconds(tmp_path):
+    """A name is looked up in a set, not in a list."""
+    for kind in ("imgs", "labels"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+        for i in range(5_000):
+            (tmp_path / kind / "train" / f"{i}.png").touch()
+    (tmp_path / "classes.json").write_text('{"names": ["a"]}')
+    start = time.process_time()
+    show_findings(open_dataset("folder", tmp_path, "train"))
+    assert time.process_time() - start < 2
