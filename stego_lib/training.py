@@ -74,7 +74,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     >>> run = train(Experiment.preset("scenes", steps=20))
     """
     method = trainer_of(experiment)
-    method.refuse(experiment)
+    method.check(experiment)
     runs_dir = user_path(runs_dir, runs_root())
     devices.join(experiment.device, fingerprint("train", experiment.to_dict(), str(runs_dir.absolute()), resume))
     dataset = open_training_set(experiment)
@@ -171,7 +171,7 @@ class Trainer:
         self.precision = torch.float32 if self.experiment.official.published else run.backbone.precision
 
     @classmethod
-    def refuse(cls, experiment: Experiment) -> None:
+    def check(cls, experiment: Experiment) -> None:
         """StegoError for an experiment that the method cannot train; called before any work."""
 
     def columns(self) -> list[str]:

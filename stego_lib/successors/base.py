@@ -1,12 +1,11 @@
-"""What the trainers of the successors share."""
+"""Base class of the successors' trainers, and what several of them use."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..batches import Draw
 from ..experiment import SUCCESSORS, Experiment, recipe_of
@@ -19,43 +18,36 @@ from ..utils.notices import notice
 
 
 class Successor(Trainer):
-    """A `Trainer` that sees images without partners, and updates by one loss."""
+    """A `Trainer` that sees images without partners and minimizes one loss."""
 
-    unused: tuple[str, ...] = (
-        "weights",
-        "shifts",
-        "centering",
-        "zero_clamp",
-        "stabilize",
-        "points",
-        "neighbors",
-        "negatives",
-    )
-    """Settings of STEGO's loss that the method does not have."""
+    # Settings of STEGO's loss that the method does not use.
+    unused: tuple[str, ...] = ("weights", "shifts", "centering", "points", "neighbors", "negatives")
+    # The clusters are fitted after the last step, so weights of earlier steps cannot be scored.
+    clusters_fitted_last = False
 
     @classmethod
-    def refuse(cls, experiment: Experiment) -> None:
-        """StegoError for probes that are trained beside the head, and for optional terms, which successors do not have.
-
-        A notice names what differs from the recipe and makes no difference here.
-        """
-        if experiment.probes != "after":
-            raise StegoError(f"method={experiment.method!r} fits its probes after training: probes='after'")
-        if optional := optional_weights(experiment):
+    def check(cls, experiment: Experiment) -> None:
+        """StegoError for options that the method does not support; a notice for settings that it does not use."""
+        unsupported = [] if experiment.probes == "after" else [f"probes={experiment.probes!r}"]
+        unsupported += optional_weights(experiment)
+        if cls.clusters_fitted_last and experiment.official.keep_every:
+            unsupported.append("keep_every")
+        if unsupported:
             raise StegoError(
-                f"{', '.join(optional)}: terms of STEGO's loss, which method={experiment.method!r} does not have"
+                f"method={experiment.method!r} does not support {', '.join(unsupported)}. "
+                "Set probes='after' and leave the other options off."
             )
         recipe = recipe_of(experiment.dataset, experiment.backbone).but(**SUCCESSORS[experiment.method])
         if idle := [key for key in cls.unused if getattr(experiment, key) != getattr(recipe, key)]:
-            notice(f"method={experiment.method!r} has no use for {', '.join(idle)}: they change nothing")
+            notice(f"method={experiment.method!r} does not use {', '.join(idle)}")
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.model.feature_mean.device
 
     def draw(self, number: int) -> tuple[Tensor, Tensor, torch.Generator]:
-        """Images of a step, int64 (B,), their centered features (B, C, h, w), and the generator of its other random choices."""
+        """Images of a step, int64 (B,), their centered features (B, C, h, w), and a generator for other random choices."""
         draw = Draw(self.neighbors, self.experiment, number)
         torch.manual_seed(draw.seed)  # dropout uses the global generator
         if number + 1 < self.experiment.steps:
@@ -63,52 +55,63 @@ class Successor(Trainer):
         self.model.train()
         return draw.rows, self.model.centered(self.features.rows(draw.rows, self.device)), draw.generator
 
-    def update(self, loss: Tensor, parts: dict[str, Tensor], most: float | None = None) -> dict[str, float]:
-        """One step of the optimizer. Returns the loss and its parts. most: the gradient's norm is clipped to it."""
+    def update(self, loss: Tensor, parts: dict[str, Tensor | float], clip: float | None = None) -> dict[str, float]:
+        """One optimizer step; `clip` limits the gradient's norm. Returns the loss and its parts."""
         self.optimizer.zero_grad()
         loss.backward()
-        if most is not None:
-            torch.nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], most)
+        if clip is not None:
+            nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], clip)
         self.optimizer.step()
-        return {name: float(value) for name, value in {"loss": loss.detach(), **parts}.items()}
+        return {"loss": float(loss.detach())} | {name: float(value) for name, value in parts.items()}
 
-    def own_rows(self, rows: Tensor) -> Tensor:
-        """Features (B, C, h, w), computed here where none are stored: several processes that compute them together would wait."""
-        if self.features.kind != "online":
-            return self.features.rows(rows, self.device)
-        return self.run.backbone(self.features.image_rows(rows)).half().float()
+    def beside_features(self, compute: Callable[[], np.ndarray], name: str, *settings: object) -> np.ndarray:
+        """`compute()`, one row per training image, kept in a file that is named by images, backbone and settings.
 
-    def beside_features(self, compute: Callable[[], np.ndarray], what: str, *settings: object) -> np.ndarray:
-        """What `compute` makes of every training image, once: kept in a file beside the features, which is read by row.
-
-        The file's name is `what` and a fingerprint of images, backbone and settings.
+        Every process computes, because features may be computed by all processes together.
         """
-        root, experiment = self.run.folder.parent / "features", self.experiment
-        images, backbone = self.features.fingerprints["images"], self.run.backbone.fingerprint()
-        key = fingerprint(images, backbone, experiment.train_size, experiment.official.published, *settings)
-
-        def file() -> Path:
-            path = root / f"{what}-{key}.npy"
-            if not path.exists():
+        features, experiment = self.features, self.experiment
+        images = features.fingerprints["images"], features.image_size, experiment.crop, experiment.official.published
+        made_from = images, features.kind, self.run.backbone.fingerprint(), settings
+        key = devices.once(lambda: fingerprint(*made_from))
+        path = self.run.folder.parent / "features" / f"{name}-{key}.npy"
+        if not devices.once(path.exists):
+            values = compute()
+            if devices.first():
                 with atomic(path) as temporary, open(temporary, "wb") as file:
-                    np.save(file, compute())
-            return path
+                    np.save(file, values)
+            devices.wait()
+        return np.load(path, mmap_mode="r")
 
-        return np.load(devices.once(file), mmap_mode="r")
+
+def unit_patches(maps: Tensor) -> Tensor:
+    """(B, C, h, w) -> patches (B h w, C) of unit length, in the order image, row, column."""
+    return F.normalize(maps.permute(0, 2, 3, 1).flatten(0, 2), dim=1)
 
 
 def random_cells(maps: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` random positions of each image of maps (B, C, h, w), in row-major order, int64 (B, count); all if there are fewer."""
-    images, positions = len(maps), maps[0, 0].numel()
-    drawn = [torch.randperm(positions, generator=generator)[:count] for _ in range(images)]
+    """`count` random cells of each map (B, C, h, w) in row-major order, int64 (B, count); all if there are fewer."""
+    images, cells = len(maps), maps[0, 0].numel()
+    drawn = [torch.randperm(cells, generator=generator)[:count] for _ in range(images)]
     return torch.stack(drawn).to(maps.device)
 
 
 def at_cells(maps: Tensor, cells: Tensor) -> Tensor:
-    """Maps (B, C, h, w) at positions (B, P): (B, C, P, 1)."""
+    """Maps (B, C, h, w) at cells (B, P): (B, C, P, 1)."""
     return maps.flatten(2).gather(2, cells[:, None].expand(-1, maps.shape[1], -1))[..., None]
 
 
-def states(**modules: Any) -> dict[str, Any]:
-    """State of each module, by name, as a checkpoint keeps it."""
-    return {name: module.state_dict() for name, module in modules.items()}
+@torch.no_grad()
+def update_ema(average: nn.Module, student: nn.Module, decay: float) -> None:
+    """average <- decay average + (1 - decay) student for every parameter, in place."""
+    for e, s in zip(average.parameters(), student.parameters(), strict=True):
+        e.lerp_(s, 1 - decay)
+
+
+def weighted_info_nce(logits: Tensor, weights: Tensor, allowed: Tensor) -> Tensor:
+    """Weighted mean over pairs of log sum_k exp(l_ik) - l_ij, k over the allowed pairs of anchor i.
+
+    logits, weights and bool allowed are (anchors, patches). Returns a number; 0 without a weight.
+    """
+    tiny = torch.finfo(logits.dtype).tiny  # keeps the logarithm finite for an anchor without a pair
+    spread = (logits.exp() * allowed).sum(1, keepdim=True).clamp(min=tiny).log()
+    return (weights * (spread - logits)).sum() / weights.sum().clamp(min=1)

@@ -270,7 +270,15 @@ def test_light_makes_what_is_missing_and_shows_the_rest(small, tmp_path):
 def test_after_stego_reads_the_records(tmp_path):
     text, _ = run("after_stego", {}, tmp_path)
     rows = {line.split("  ")[0] for line in text.splitlines()}
-    assert rows >= {"k-means on the features", "STEGO", "SmooSeg", "PriMaPs-EM", "HP", "CAUSE-MLP", "DepthG"}
+    assert rows >= {
+        "k-means on the features",
+        "STEGO",
+        "SmooSeg",
+        "PriMaPs-EM",
+        "HP",
+        "CAUSE-MLP",
+        "depth term (ours, after DepthG)",
+    }
 
 
 def test_the_photographs_that_come_with_the_project_are_small_and_can_be_read():

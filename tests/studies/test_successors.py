@@ -18,7 +18,7 @@ from stego_lib.utils.files import read_json, write_json
 def test_variants_have_the_published_settings_and_steps_of_their_own(folder):
     base = base_of(folder)
     found = {variant.name: variant for variant in successors(base)}
-    assert found["STEGO"].experiment == base and ("DepthG" in found) == (folder == "scenes")
+    assert found["STEGO"].experiment == base and ("depth term (ours, after DepthG)" in found) == (folder == "scenes")
     for method, name in NAMES.items():
         if name in found and method != "stego":
             experiment = found[name].experiment

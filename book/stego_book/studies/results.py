@@ -36,7 +36,7 @@ NAMES = {
     "primaps": "PriMaPs-EM",
     "hp": "HP",
     "cause": "CAUSE-MLP",
-    "depthg": "DepthG",
+    "depthg": "depth term (ours, after DepthG)",
 }
 # Figures of the paper, of its released checkpoints and of other methods, each with its source.
 PUBLISHED = Path(__file__).with_name("published_results.csv")
