@@ -6,98 +6,116 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from ..datasets.classes import Classes
-from ..utils.files import atomic
-from .regions import regions
+from ..utils.files import fingerprint
+from .outputs import OutputFolder
 
 
-def category_id(id_: int) -> int:
-    """COCO's number of a segment: its id in label maps plus 1, for 0 is what belongs to no category."""
-    return id_ + 1
+def stable_id(*parts: object) -> int:
+    """A positive number that depends on the parts alone, so that ids stay when images are added. It fits into a double."""
+    return 1 + int(fingerprint(*parts)[:13], 16)
 
 
 class Coco:
-    """What both kinds of annotations share: images and categories, written to one JSON file at the end."""
+    """Images, categories and annotations in one JSON file. The category of a segment is its id in label maps + 1."""
 
-    file = ""
+    summary = ""
 
-    def __init__(self, output: Path, segments: Classes):
+    def __init__(self, output: OutputFolder, segments: Classes):
         self.output, self.segments = output, segments
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
 
+    def file(self, image: Path) -> str | None:
+        """Name of the file of an image, below the output folder."""
+        return None
+
     def begin(self, image: Path, label: np.ndarray) -> int:
-        """Lists an image; its number."""
+        """Lists an image; returns its id."""
         height, width = label.shape
-        number = len(self.images) + 1
+        number = stable_id(image.name)
         self.images.append({"id": number, "file_name": image.name, "width": width, "height": height})
         return number
 
-    def finish(self) -> None:
-        """Writes the file."""
+    def finish(self, source: str) -> None:
+        """Writes the JSON file."""
         categories = [
-            {"id": category_id(id_), "name": name, "supercategory": "", "isthing": 0, "color": list(color)}
+            {"id": id_ + 1, "name": name, "supercategory": "", "isthing": 0, "color": list(color)}
             for id_, (name, color) in enumerate(zip(self.segments.names, self.segments.colors, strict=True))
         ]
-        text = json.dumps({"images": self.images, "annotations": self.annotations, "categories": categories})
-        with atomic(self.output / self.file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        content = {
+            "info": {"description": "Segments found by STEGO", "version": "1.0"},
+            "licenses": [],
+            "images": self.images,
+            "annotations": self.annotations,
+            "categories": categories,
+        }
+        with self.output.write(self.summary, source) as temporary:
+            temporary.write_text(json.dumps(content), encoding="utf-8")
 
 
 class CocoPanoptic(Coco):
     """panoptic.json, and panoptic/NAME.png with the number of each pixel's segment as R + 256 G + 65536 B.
 
-    Every segment is one "stuff" segment an image, for nothing tells objects of one kind apart. Pixels of no segment have number 0.
+    Every segment is one "stuff" segment per image. Pixels of no segment have the number 0.
     """
 
-    file = "panoptic.json"
+    summary = "panoptic.json"
 
-    def add(self, image: Path, label: np.ndarray) -> None:
-        """Adds a label map."""
+    def file(self, image: Path) -> str:
+        return f"panoptic/{image.stem}.png"
+
+    def add(self, image: Path, label: np.ndarray, source: str) -> None:
+        """Adds a label map, uint8 (H, W)."""
         number = self.begin(image, label)
-        inside = label < len(self.segments)
-        colored = np.zeros((*label.shape, 3), np.uint8)
-        colored[..., 0] = np.where(inside, label, 0) + inside  # at most 255 segments: the red channel alone
-        path = self.output / "panoptic" / f"{image.stem}.png"
-        with atomic(path) as temporary:
-            Image.fromarray(colored).save(temporary)
-        described = []
-        for id_ in np.unique(label[inside]).tolist():
-            mask = label == id_
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            left, top = int(columns[0]), int(rows[0])
-            box = [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
-            described.append(
-                {"id": id_ + 1, "category_id": category_id(id_), "area": int(mask.sum()), "bbox": box, "iscrowd": 0}
-            )
-        self.annotations.append({"image_id": number, "file_name": path.name, "segments_info": described})
+        numbers = np.where(label < len(self.segments), label + 1, 0).astype(np.uint8)  # at most 255: the red channel
+        with self.output.write(self.file(image), source) as temporary:
+            Image.fromarray(np.stack([numbers, 0 * numbers, 0 * numbers], 2)).save(temporary)
+        present = np.unique(numbers[numbers > 0]).tolist()
+        segments = [{"id": id_, "category_id": id_, "iscrowd": 0, **_measures(numbers == id_)} for id_ in present]
+        self.annotations.append({"image_id": number, "file_name": f"{image.stem}.png", "segments_info": segments})
 
 
 class CocoInstances(Coco):
     """instances.json: every connected region of a segment is an instance, with a run-length encoded mask.
 
-    A connected region is no object: objects of one kind that touch are one instance, and one that is partly hidden may be two.
+    A connected region is not an object: objects of one kind that touch are one instance, and one that is partly hidden may
+    be two.
     """
 
-    file = "instances.json"
+    summary = "instances.json"
 
-    def add(self, image: Path, label: np.ndarray) -> None:
-        """Adds a label map."""
-        from pycocotools import mask as encoder
-
+    def add(self, image: Path, label: np.ndarray, source: str) -> None:
+        """Adds a label map, uint8 (H, W)."""
         number = self.begin(image, label)
-        for region in regions(label):
-            if region.id >= len(self.segments):
-                continue
-            height, width = region.mask.shape
-            full = np.zeros(label.shape, np.uint8, order="F")
-            full[region.top : region.top + height, region.left : region.left + width] = region.mask
-            encoded = encoder.encode(full)
-            self.annotations.append(
-                {
-                    "id": len(self.annotations) + 1, "image_id": number, "category_id": category_id(region.id),
-                    "segmentation": {"size": list(label.shape), "counts": encoded["counts"].decode("ascii")},
-                    "area": int(region.mask.sum()), "bbox": [region.left, region.top, width, height], "iscrowd": 0,
-                }
-            )  # fmt: skip
+        for id_ in np.unique(label[label < len(self.segments)]).tolist():
+            regions, count = ndimage.label(label == id_, np.ones((3, 3), bool))
+            for region in range(1, count + 1):
+                mask = _encoded(regions == region)
+                segmentation = {"size": list(label.shape), "counts": mask["counts"].decode("ascii")}
+                self.annotations.append(
+                    {
+                        "id": stable_id(image.name, id_, region),
+                        "image_id": number,
+                        "category_id": id_ + 1,
+                        "segmentation": segmentation,
+                        "iscrowd": 0,
+                        **_measures(regions == region),
+                    }
+                )
+
+
+def _encoded(mask: np.ndarray) -> dict[str, Any]:
+    from pycocotools import mask as coco_mask
+
+    return coco_mask.encode(np.asfortranarray(mask, np.uint8))
+
+
+def _measures(mask: np.ndarray) -> dict[str, Any]:
+    """Area and bounding box of a mask."""
+    from pycocotools import mask as coco_mask
+
+    encoded = _encoded(mask)
+    return {"area": int(coco_mask.area(encoded)), "bbox": coco_mask.toBbox(encoded).astype(int).tolist()}

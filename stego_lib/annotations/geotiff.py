@@ -1,70 +1,72 @@
-"""Label maps as GeoTIFF, where the image was."""
+"""Label maps as GeoTIFF, at the place of the image."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..datasets.classes import Classes
-from ..utils.files import atomic
 from ..utils.notices import notice
+from .outputs import OutputFolder
 
-SCALE, TIEPOINT, TRANSFORM, KEYS, DOUBLES, TEXTS = 33550, 33922, 34264, 34735, 34736, 34737
-GEOREFERENCE = (SCALE, TIEPOINT, TRANSFORM, KEYS, DOUBLES, TEXTS)
-"""Tags that say where a GeoTIFF's pixels are: scale, tie points, transformation, and the keys of the coordinate system."""
-NODATA = 42113
-"""GDAL's tag for the value of pixels without data. A label map has its own, 255, whatever the image had."""
-ORIENTATION = 274
+# Value of pixels without data in a label map.
+NODATA = 255
 
 
-def georeference(path: Path) -> list[tuple[int, int, int, Any, bool]]:
-    """The tags of `GEOREFERENCE` in an image file as tifffile writes them; none for a file without, or that is no TIFF."""
-    import tifffile
+def georeference(path: Path, shape: tuple[int, int]) -> dict[str, Any] | None:
+    """CRS and transform of an image as rasterio reads them, also from world files; None without, or for another shape."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return []
     try:
-        with tifffile.TiffFile(path) as file:
-            tags = file.pages.first.tags
-            turned = tags.valueof(ORIENTATION, 1) != 1  # the label map is upright, its georeference would not be
-            found = [tag for code in GEOREFERENCE if (tag := tags.get(code)) is not None]
-            placed = {tag.code for tag in found} & {TIEPOINT, TRANSFORM}
-            return [(tag.code, tag.dtype, tag.count, tag.value, True) for tag in found] if placed and not turned else []
-    except (tifffile.TiffFileError, OSError, ValueError, IndexError):
-        return []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as file:
+                if file.shape != shape or (file.transform.is_identity and not file.gcps[0]):
+                    return None
+                gcps, gcps_crs = file.gcps
+                return {"gcps": gcps, "crs": gcps_crs} if gcps else {"transform": file.transform, "crs": file.crs}
+    except RasterioIOError:
+        return None
 
 
 class GeoTiff:
-    """geotiff/NAME.tif: ids with their colors, and the georeference of the image; 255 is "no data".
+    """geotiff/NAME.tif: ids with their colors and the georeference of the image. Images without one are left out."""
 
-    Images without a georeference in the file are left out, with a notice; world files (.tfw) are not read.
-    """
+    summary = None
 
-    def __init__(self, output: Path, segments: Classes):
-        self.folder, self.segments = output / "geotiff", segments
-        self.without: list[str] = []
+    def __init__(self, output: OutputFolder, segments: Classes):
+        self.output, self.segments = output, segments
+        self.left_out: list[str] = []
 
-    def add(self, image: Path, label: np.ndarray) -> None:
-        """Writes the label map of an image, if it has a georeference."""
-        import tifffile
+    def file(self, image: Path) -> str:
+        """Name of the file of an image, below the output folder."""
+        return f"geotiff/{image.stem}.tif"
 
-        tags = georeference(image)
-        if not tags:
-            self.without.append(image.name)
+    def add(self, image: Path, label: np.ndarray, source: str) -> None:
+        """Writes a label map, uint8 (H, W)."""
+        import rasterio
+
+        place = georeference(image, label.shape)
+        if place is None:
+            self.left_out.append(image.name)
             return
-        palette = np.full((3, 256), 65535, np.uint16)
-        palette[:, : len(self.segments)] = 257 * np.array(self.segments.colors, np.uint16).T
-        nodata = (NODATA, "s", 0, "255", True)
-        with atomic(self.folder / f"{image.stem}.tif") as temporary:
-            tifffile.imwrite(
-                temporary, label, photometric="palette", colormap=palette, compression="zlib", metadata=None,
-                extratags=[*tags, nodata],
-            )  # fmt: skip
+        height, width = label.shape
+        form = dict(driver="GTiff", count=1, dtype="uint8", nodata=NODATA, compress="deflate", tiled=True)
+        with (
+            self.output.write(self.file(image), source) as temporary,
+            rasterio.open(
+                temporary, "w", height=height, width=width, blockxsize=256, blockysize=256, **form, **place
+            ) as file,
+        ):
+            file.write(label, 1)
+            file.write_colormap(1, dict(enumerate(self.segments.colors)))
 
-    def finish(self) -> None:
-        """Says which images have no georeference."""
-        if self.without:
+    def finish(self, source: str) -> None:
+        """Shows a notice about images without a georeference."""
+        if self.left_out:
             notice(
-                f"{len(self.without)} images have no georeference in the file (or are turned by their orientation tag), so no GeoTIFF "
-                f"of them is written; the first: {self.without[0]}"
+                f"No GeoTIFF is written for {len(self.left_out)} images without a georeference, or turned by their EXIF "
+                f"orientation; the first is {self.left_out[0]}."
             )
