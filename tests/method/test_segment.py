@@ -181,7 +181,7 @@ def test_memory_of_a_large_image_is_a_few_bytes_per_pixel(run, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert 0 < int(done.stdout.split()[-1]) * 1024 / 2000**2 < 20
+    assert 0 < int(done.stdout.split()[-1]) * 1024 / 2000**2 < 26
 
 
 def test_an_interrupted_call_goes_on_where_it_stopped(run, images, tmp_path, monkeypatch, capsys):
