@@ -150,7 +150,8 @@ def test_a_missing_folder(tmp_path):
 
 def test_identity_changes_with_the_files_and_the_rules(labeled):
     def identity():
-        return open_dataset("folder", labeled, "train").identity()
+        dataset = open_dataset("folder", labeled, "train")
+        return [dataset.listing(), dataset.settings(labels=True)]
 
     seen = [identity()]
     assert identity() == seen[0]
