@@ -30,6 +30,7 @@ from . import browser
 from .check import problems
 from .notebooks import main as run_notebook
 from .notebooks import parameters_of
+from .reference import write_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "book" / "_build"
@@ -53,7 +54,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 # Chapters that show CamVid where it is at hand. The backbone is embedded, so that a build needs no network.
 SHOW_CAMVID = ("train", "correspondence", "loss", "data", "evaluation", "choosing", "stego_from_scratch")
 # What is copied beside the notebooks.
-PAGES = ("CHANGELOG.md", "CITATION.cff", "book/*.md", "book/api/*.md", "book/*.bib", "book/_toc.yml", "book/_static/*")
+PAGES = ("CHANGELOG.md", "CITATION.cff", "book/*.md", "book/*.bib", "book/_toc.yml", "book/_static/*")
 
 
 def pages(toc: Path) -> list[str]:
@@ -122,6 +123,7 @@ def put_together(names: list[str], with_browser_page: bool) -> None:
         target = SOURCE / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+    write_reference(SOURCE)
     folder = SOURCE / "book" / "figures"
     folder.mkdir(exist_ok=True)
     for name in names:
