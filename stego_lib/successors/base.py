@@ -47,7 +47,7 @@ class Successor(Trainer):
         return self.model.feature_mean.device
 
     def draw(self, number: int) -> tuple[Tensor, Tensor, torch.Generator]:
-        """Images of a step, int64 (B,), their centered features (B, C, h, w), and a generator for other random choices."""
+        """Images of a step, int64 (B,), their centered features (B, C, h, w), and a generator for other choices."""
         draw = Draw(self.neighbors, self.experiment, number)
         torch.manual_seed(draw.seed)  # dropout uses the global generator
         if number + 1 < self.experiment.steps:

@@ -1,12 +1,13 @@
 """CAUSE-MLP (Kim et al., 2023, "Causal Unsupervised Semantic Segmentation").
 
-A codebook of concepts divides frozen features so that similar patches share entries (modularity of a graph). A head and a
-projection then attract patches whose concepts are alike, compared with a moving average of both and a bank of its vectors. At
-the end a cluster probe is fitted by the same modularity loss.
+A codebook of concepts divides frozen features so that similar patches share entries (modularity of a graph). A head and
+a projection then attract patches whose concepts are alike, compared with a moving average of both and a bank of its
+vectors. At the end a cluster probe is fitted by the same modularity loss.
 
-Shapes: maps (B, C, h, w); patches of one image (P, C); concepts int64 (M,), M = B h w in the order image, row, column, are
-numbers of codebook entries. Formulas follow the released code (ByungKwanLee/Causal-Unsupervised-Segmentation, commit ee0aa84)
-and are tested against its numbers. Its last stage trains the evaluated head with labels; here labels train the linear probe alone.
+Shapes: maps (B, C, h, w); patches of one image (P, C); concepts int64 (M,), M = B h w in the order image, row, column,
+are numbers of codebook entries. Formulas follow the released code (ByungKwanLee/Causal-Unsupervised-Segmentation,
+commit ee0aa84) and are tested against its numbers. Its last stage trains the evaluated head with labels; here labels
+train the linear probe alone.
 """
 
 import copy
@@ -43,7 +44,8 @@ FITTING = 100
 def sample_blocks(maps: Tensor, order: Tensor, block: int = BLOCK) -> Tensor:
     """Keeps one patch of each block of block x block patches: (B, C, h, w) -> (B, C, h / block, w / block).
 
-    order: which patch of its block is kept, in [0, block ** 2), of the blocks by image, row, column, int64. `block` divides h and w.
+    order: which patch of its block is kept, in [0, block ** 2), of the blocks by image, row, column, int64. `block`
+    divides h and w.
     """
     blocks = maps.unfold(2, block, block).unfold(3, block, block).flatten(4)
     index = order.view(len(maps), 1, *blocks.shape[2:4], 1).expand(-1, maps.shape[1], -1, -1, -1)
@@ -70,8 +72,8 @@ def assignment(patches: Tensor, codebook: Tensor) -> Tensor:
 def modularity_loss(feats: Tensor, codebook: Tensor) -> Tensor:
     """Negative modularity of a codebook as a soft clustering, mean over images, in [-1, 1].
 
-    Two patches share max_k tanh(C_pk C_qk / 0.1). feats: (B, C, h, w), without gradient; codebook: entries, or centroids of a
-    cluster probe, (K, C).
+    Two patches share max_k tanh(C_pk C_qk / 0.1). feats: (B, C, h, w), without gradient; codebook: entries, or
+    centroids of a cluster probe, (K, C).
 
     Examples
     --------
@@ -95,7 +97,7 @@ def nearest_concepts(feats: Tensor, codebook: Tensor) -> Tensor:
 
 
 def concept_pairs(codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """Concepts that attract, with a cosine above `ATTRACT`, and that repel, below `REPEL`: (K, C) -> bool (K, K) twice."""
+    """Concepts that attract (cosine above `ATTRACT`) and that repel (below `REPEL`): (K, C) -> bool (K, K) twice."""
     unit = F.normalize(codebook, dim=1)
     cosines = unit @ unit.T
     return cosines > ATTRACT, cosines < REPEL
@@ -106,19 +108,15 @@ def contrastive_loss(
 ) -> Tensor:
     """InfoNCE of each image against the teacher's patches of the batch and against the bank, mean over these terms.
 
-    Positive pairs have attracting concepts; the denominator holds repelling ones too. A patch is not its own pair. Time grows
-    with M squared.
+    Positive pairs have attracting concepts; the denominator holds repelling ones too. A patch is not its own pair. Time
+    grows with M squared.
 
     Parameters
     ----------
-    student
-        Projections of the head, (B, D, h, w).
-    teacher
-        Projections of the averaged head, (B, D, h, w), without gradient.
-    concepts
-        `nearest_concepts`, int64 (M,).
-    pairs
-        `concept_pairs` of the codebook.
+    student, teacher
+        Projections of the head and, without gradient, of the averaged head, (B, D, h, w).
+    concepts, pairs
+        `nearest_concepts`, int64 (M,), and `concept_pairs` of the codebook.
     bank
         Vectors (V, D) and their concepts, int64 (V,), see `update_bank`; both empty at first.
 
@@ -132,8 +130,7 @@ def contrastive_loss(
     >>> feats, codebook = torch.rand(2, 384, 8, 8), torch.rand(30, 384)
     >>> student, teacher = torch.rand(2, 64, 8, 8), torch.rand(2, 64, 8, 8)
     >>> empty = torch.empty(0, 64), torch.empty(0, dtype=torch.long)
-    >>> contrastive_loss(student, teacher, nearest_concepts(feats, codebook), concept_pairs(codebook), empty).shape
-    torch.Size([])
+    >>> loss = contrastive_loss(student, teacher, nearest_concepts(feats, codebook), concept_pairs(codebook), empty)
     """
     z, units, bank_units = unit_patches(student), unit_patches(teacher).detach(), F.normalize(bank[0], dim=1)
     terms = []
@@ -158,10 +155,11 @@ def _term(anchors: Tensor, others: Tensor, positives: Tensor, negatives: Tensor)
 def update_bank(
     bank: tuple[Tensor, Tensor], teacher: Tensor, concepts: Tensor, order: Tensor, keep: int = BANK
 ) -> tuple[Tensor, Tensor]:
-    """Appends a random half of the teacher's vectors of each concept to the bank, which keeps the newest `keep` of each.
+    """Appends a random half of the teacher's vectors of each concept to the bank, which keeps the newest `keep`.
 
-    bank: vectors (V, D) and their concepts, int64 (V,), ascending; teacher: (B, D, h, w); concepts: int64 (M,); order: a random
-    permutation of the M patches. Of a concept with n patches the first n // 2 in it are appended, in this order.
+    bank: vectors (V, D) and their concepts, int64 (V,), ascending; teacher: (B, D, h, w); concepts: int64 (M,); order:
+    a random permutation of the M patches. Of a concept with n patches the first n // 2 in it are appended, in this
+    order.
     """
     order = order[concepts[order].argsort(stable=True)]
     rank, count = _ranks(concepts[order])
@@ -180,7 +178,7 @@ def _ranks(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Trainer(Successor):
-    """Fits the codebook, trains the head, and fits the cluster probe, in this order. The averaged head becomes the run's head."""
+    """Fits the codebook, trains the head, then fits the cluster probe. The averaged head becomes the run's head."""
 
     clusters_fitted_last = True
 
@@ -227,7 +225,7 @@ class Trainer(Successor):
         super().finish()
 
     def _fit(self, entries: Tensor, code: Callable[[Tensor], Tensor], title: str) -> Tensor:
-        """Entries (K, C) after `FITTING` steps of `modularity_loss` on code(features), with the probes' learning rate."""
+        """Entries (K, C) after `FITTING` steps of `modularity_loss` on code(features)."""
         entries = entries.clone().requires_grad_()
         optimizer, size = torch.optim.Adam([entries], self.experiment.lr_probes), self.experiment.batch_size
         for number in progress(range(FITTING), title):
@@ -250,10 +248,8 @@ class Trainer(Successor):
         return entries.detach()
 
     def state(self) -> dict[str, Any]:
-        return {
-            "codebook": self.codebook, "bank": self.bank[0], "bank_concepts": self.bank[1],
-            "project": self.project.state_dict(), "average": self.average.state_dict(),
-        }  # fmt: skip
+        tensors = {"codebook": self.codebook, "bank": self.bank[0], "bank_concepts": self.bank[1]}
+        return tensors | {"project": self.project.state_dict(), "average": self.average.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.codebook = state["codebook"].to(self.device)

@@ -1,8 +1,9 @@
-"""Depth term (ours, after DepthG; Sick et al., CVPR 2024): STEGO's loss with a depth term, at points spread over the depth.
+"""Depth term (ours, after DepthG; Sick et al., CVPR 2024) beside STEGO's loss, at points spread over the depth.
 
-The formula of the depth correspondence is ours. Depth is a constant map of each training image from any monocular estimator;
-prediction needs none. Three defects of the released code (leonsick/depthg, commit c284180) are behind `published`: its depth
-correspondence holds no depth, depth is read at other points than codes, and points are read transposed.
+The formula of the depth correspondence is ours. Depth is a constant map of each training image from any monocular
+estimator; prediction needs none. Three defects of the released code (leonsick/depthg, commit c284180) are behind
+`published`: its depth correspondence holds no depth, depth is read at other points than codes, and points are read
+transposed.
 
 Shapes: depth (B, 1, H, W) in [0, 1], larger is farther; codes (B, K, h, w); points (B, S, S, 2) as (x, y) in [-1, 1].
 """
@@ -36,7 +37,8 @@ WEIGHT, SHIFT = 0.19, 0.03
 FADE, EVERY = 0.8, 300
 # Percentile of the depth correspondences that replaces the shift where the run's shifts are "auto"; it does not fade.
 AUTO = 75.0
-# Field of view in degrees, across the longer side, of the camera that turns depth into points, and stretch along its axis.
+# Field of view in degrees, across the longer side, of the camera that turns depth into points, and stretch along its
+# axis.
 FIELD_OF_VIEW, STRETCH = 90.0, 5.0
 
 
@@ -61,9 +63,9 @@ def depth_correspondence(depth1: Tensor, depth2: Tensor, *, published: bool = Fa
 def depth_loss(depth: Tensor, code: Tensor, coords: Tensor, shift: float, *, published: bool = False) -> Tensor:
     """-(D - shift) * max(S, 0) for every pair of points of an image (paper, section 3): (B, S, S, S, S).
 
-    Codes (B, K, h, w) of points (B, S, S, 2) at similar depth (B, 1, H, W) attract, others repel. Depth is averaged in the patches
-    of the codes and read at the same points. published: depth resized to S x S wherever the points are, and the published
-    `depth_correspondence`.
+    Codes (B, K, h, w) of points (B, S, S, 2) at similar depth (B, 1, H, W) attract, others repel. Depth is averaged in
+    the patches of the codes and read at the same points. published: depth resized to S x S wherever the points are, and
+    the published `depth_correspondence`.
     """
     if published:
         depths = F.interpolate(depth, coords.shape[1:3], mode="bilinear", align_corners=True)
@@ -91,7 +93,8 @@ def point_cloud(depth: Tensor, *, published: bool = False) -> Tensor:
 def farthest_points(points: Tensor, count: int) -> Tensor:
     """Farthest-point sampling: the first point, then always the one farthest from those chosen (the first of equals).
 
-    (B, N, D) -> indices in the order of choice, int64 (B, count), each at most once. StegoError if there are fewer points.
+    (B, N, D) -> indices in the order of choice, int64 (B, count), each at most once. StegoError if there are fewer
+    points.
     """
     if count > points.shape[1]:
         raise StegoError(
@@ -112,8 +115,8 @@ def farthest_points(points: Tensor, count: int) -> Tensor:
 def depth_coords(depth: Tensor, size: tuple[int, int], points: int, *, published: bool = False) -> Tensor:
     """S x S patch centers of each image, spread over the point cloud of its depth (paper, section 3): (B, S, S, 2).
 
-    depth: (B, 1, H, W); size: (h, w) of the codes; points: S. published: as in `point_cloud`; and coordinates are (y, x), which
-    `loss.sample` reads as (x, y), and never reach the last row or column.
+    depth: (B, 1, H, W); size: (h, w) of the codes; points: S. published: as in `point_cloud`; and coordinates are (y,
+    x), which `loss.sample` reads as (x, y), and never reach the last row or column.
 
     Examples
     --------
@@ -131,7 +134,7 @@ def depth_coords(depth: Tensor, size: tuple[int, int], points: int, *, published
 
 
 class Trainer(Successor):
-    """Trains the head by STEGO's loss and the depth term, at farthest points. Needs a depth map per image, see `read_depth`."""
+    """Trains the head by STEGO's loss and the depth term, at farthest points; needs depth maps, see `read_depth`."""
 
     unused = ()
 
@@ -191,10 +194,11 @@ class Trainer(Successor):
 
 
 def read_depth(dataset: SegmentationDataset, index: int) -> Tensor:
-    """Depth map of training image `index`, uint8 (1, H, W), scaled from the smallest (0) to the largest value (255) of its image.
+    """Depth map of training image `index`, uint8 (1, H, W): 0 is the smallest and 255 the largest value of its image.
 
-    The file is DATASET/depth/SPLIT/NAME.png with one gray value per pixel, 8 or 16 bits, of the size of the image NAME; it is
-    cropped as the image is. `scenes` comes with depth maps. StegoError for a map that is missing, broken or no depth map.
+    The file is DATASET/depth/SPLIT/NAME.png with one gray value per pixel, 8 or 16 bits, of the size of the image NAME;
+    it is cropped as the image is. `scenes` comes with depth maps. StegoError for a map that is missing, broken or no
+    depth map.
     """
     whole, number = _whole(dataset, index)
     size, file = whole.read(number).rgb.size, depth_file(dataset, index)

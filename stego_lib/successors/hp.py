@@ -1,11 +1,11 @@
 """HP (Seong et al., CVPR 2023, "Leveraging Hidden Positives for Unsupervised Semantic Segmentation").
 
-A patch attracts its hidden positives: patches of the batch that are more similar to it than anything in a pool of random
-patches. A second set of positives comes from a moving average of the head and counts more as training goes on.
+A patch attracts its hidden positives: patches of the batch that are more similar to it than anything in a pool of
+random patches. A second set of positives comes from a moving average of the head and counts more as training goes on.
 
 Shapes: maps (B, C, h, w); patches (M, C) of unit length, M = B h w in the order image, row, column; pairs (M, M) as
-(anchor, patch). Formulas follow the released code (hynnsk/HP, commit 8913644) and are tested against its numbers. Features are
-computed once, so the consistency with color-augmented images is left out.
+(anchor, patch). Formulas follow the released code (hynnsk/HP, commit 8913644) and are tested against its numbers.
+Features are computed once, so the consistency with color-augmented images is left out.
 """
 
 import copy
@@ -44,7 +44,7 @@ WARMUP = 0.43
 
 @torch.no_grad()
 def reference_pools(feats: Tensor, ema_head: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One random patch per image, (Q, C, h, w) -> unit features (Q, C), unit codes of `ema_head` (Q, K) (section 3.2)."""
+    """A random patch of each image, (Q, C, h, w) -> unit features (Q, C) and codes (Q, K) (paper, section 3.2)."""
     cells = torch.randint(feats[0, 0].numel(), (len(feats), 1), generator=generator).to(feats.device)
     patches = at_cells(feats, cells)
     return unit_patches(patches), unit_patches(ema_head(patches))
@@ -82,9 +82,10 @@ def hp_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Half the sum of the global and the local contrastive loss, mean over images (paper, sections 3.2 and 3.3).
 
-    A pair weighs 1 as a feature positive plus `lam` as a positive of the averaged head. As in the released code, an anchor
-    without a feature positive is left out, positives of the averaged head are not in the denominator, and the loss is scaled by
-    tau / 0.07. Memory grows with M squared; for large batches give maps of P random cells, (B, C, P, 1).
+    A pair weighs 1 as a feature positive plus `lam` as a positive of the averaged head. As in the released code, an
+    anchor without a feature positive is left out, positives of the averaged head are not in the denominator, and the
+    loss is scaled by tau / 0.07. Memory grows with M squared; for large batches give maps of P random cells, (B, C, P,
+    1).
 
     Parameters
     ----------
@@ -96,10 +97,8 @@ def hp_loss(
         `reference_pools`, (Q, C) and (Q, K).
     negatives
         Random pairs for the denominator, bool (h w, M), the same for the anchors of every image.
-    lam
-        `ema_weight`, in [0, 1].
-    tau
-        Temperature.
+    lam, tau
+        `ema_weight`, in [0, 1], and temperature.
 
     Returns
     -------
@@ -142,10 +141,10 @@ def neighbor_cells(height: int, width: int) -> Tensor:
 def attention_weights(attention: Tensor, grid: tuple[int, int], sigma: float | None = None) -> Tensor:
     """Weight of each 3 x 3 neighbor in the local mix of one image (paper, section 3.3): (h w, 9), 0 outside the grid.
 
-    attention: softmax attention of the last block, (heads, tokens, tokens) as (query, key), whose last h w tokens are patches.
-    Averaged over heads, it is clipped at each patch's 10 % and 90 % quantiles, goes through a softmax over all patches, is set to 0
-    below its mean, and is divided by the number of neighbors inside the grid. sigma: a factor, by default h w / 28, which is the
-    released constant 28 at 28 x 28 patches.
+    attention: softmax attention of the last block, (heads, tokens, tokens) as (query, key), whose last h w tokens are
+    patches. Averaged over heads, it is clipped at each patch's 10 % and 90 % quantiles, goes through a softmax over all
+    patches, is set to 0 below its mean, and is divided by the number of neighbors inside the grid. sigma: a factor, by
+    default h w / 28, which is the released constant 28 at 28 x 28 patches.
     """
     cells, neighbors = grid[0] * grid[1], neighbor_cells(*grid).to(attention.device)
     shares = attention[:, -cells:, -cells:].float().mean(0)
@@ -170,8 +169,8 @@ def local_mix(code: Tensor, weights: Tensor, cells: Tensor) -> Tensor:
 class Trainer(Successor):
     """Trains the head by hidden positives.
 
-    Temperature and negatives are those of `SETTINGS` for the dataset, else `OTHER_DATASETS`; correspondences.json records them.
-    The attention of the training images is computed once and kept beside the features.
+    Temperature and negatives are those of `SETTINGS` for the dataset, else `OTHER_DATASETS`; correspondences.json
+    records them. The attention of the training images is computed once and kept beside the features.
     """
 
     def __init__(self, run: Run, features: Features, neighbors: Tensor):

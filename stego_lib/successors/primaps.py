@@ -1,12 +1,13 @@
 """PriMaPs-EM (Hahn et al., TMLR 2024, "Boosting Unsupervised Semantic Segmentation with Principal Mask Proposals").
 
-Each image is divided once into masks of similar patches, around the principal directions of its own features. Then prototypes
-of classes, one set for the whole dataset, are fitted by expectation and maximization: each mask takes the class that most of its
-pixels have for a teacher, and a student learns these pseudo labels; the teacher is a moving average of the student.
+Each image is divided once into masks of similar patches, around the principal directions of its own features. Then
+prototypes of classes, one set for the whole dataset, are fitted by expectation and maximization: each mask takes the
+class that most of its pixels have for a teacher, and a student learns these pseudo labels; the teacher is a moving
+average of the student.
 
-Shapes: features or codes (C, h, w) of one image or (B, C, h, w) of several; masks and pseudo labels int64 (B, H, W), -1 where
-there is none. Formulas follow the released code (visinf/primaps, commit 7ca7757) and are tested against its numbers; its color
-augmentation of the student's images is left out.
+Shapes: features or codes (C, h, w) of one image or (B, C, h, w) of several; masks and pseudo labels int64 (B, H, W), -1
+where there is none. Formulas follow the released code (visinf/primaps, commit 7ca7757) and are tested against its
+numbers; its color augmentation of the student's images is left out.
 """
 
 import copy
@@ -29,14 +30,16 @@ from ..utils.progress import progress
 from ..utils.threads import in_threads
 from .base import Successor
 
-# A patch joins a mask from this share of the largest similarity to its seed; masks end when so many patches have one (released code).
+# A patch joins a mask from this share of the largest similarity to its seed; masks end when so many patches have one
+# (released code).
 THRESHOLD, COVERED = 0.4, 0.95
 # Power of (1 - mean confidence) that weighs a class (released code).
 FOCUS = 2
 # Steps between two updates of the teacher, and its largest decay (released code).
 EMA_EVERY, DECAY = 10, 0.98
-# Share of the steps that fit the prototypes by `Prototypes.clustering_loss`: 2 of 52 epochs (released code). At least so many steps,
-# but at most a third of all: two published epochs are hundreds of steps, and a dozen steps leave the prototypes where they began.
+# Share of the steps that fit the prototypes by `Prototypes.clustering_loss`: 2 of 52 epochs (released code). At least
+# so many steps, but at most a third of all: two published epochs are hundreds of steps, and a dozen steps leave the
+# prototypes where they began.
 FIRST_STAGE, FIRST_STEPS = 2 / 52, 100
 
 
@@ -53,9 +56,9 @@ def principal_direction(patches: Tensor) -> Tensor:
 def similarity_masks(feats: Tensor, threshold: float = THRESHOLD, *, published: bool = False) -> Tensor:
     """Masks of one image (C, h, w), each of patches that the masks before it left (paper, section 3.2): (n, h, w).
 
-    The seed of a mask is the unused patch that stands out most along the principal direction of the unused patches. A patch joins
-    from `threshold` times the largest similarity. The masks hold the cosine with the seed divided by the largest, 0 outside.
-    published: where all unused patches have a negative projection, a used patch is the seed.
+    The seed of a mask is the unused patch that stands out most along the principal direction of the unused patches. A
+    patch joins from `threshold` times the largest similarity. The masks hold the cosine with the seed divided by the
+    largest, 0 outside. published: where all unused patches have a negative projection, a used patch is the seed.
     """
     patches = feats.flatten(1).T
     unit, unused = F.normalize(patches, dim=1), torch.ones(len(patches), dtype=torch.bool, device=feats.device)
@@ -82,7 +85,8 @@ def median(maps: Tensor) -> Tensor:
 def mask_log_probabilities(similarities: Tensor) -> Tensor:
     """Log-probabilities of a background and of each mask at every patch: (n, h, w) -> (n + 1, h, w).
 
-    Masks are smoothed by a median and stretched, so they are nearly everywhere 0 or 1; the background is 1 where no mask is.
+    Masks are smoothed by a median and stretched, so they are nearly everywhere 0 or 1; the background is 1 where no
+    mask is.
     """
     masks = (10 * median(similarities)).clamp(0, 1)
     inside = masks[masks > 0]
@@ -105,7 +109,7 @@ def mask_proposals(code: Tensor, image: np.ndarray, *, published: bool = False) 
 
 
 class Prototypes(nn.Module):
-    """One vector per class as a direction v (n, C) and a length g (n,), trained apart: logits g <unit v, code>. g begins at 1."""
+    """One vector per class as a direction v (n, C) and a length g (n,), trained apart: logits g <unit v, code>."""
 
     def __init__(self, directions: Tensor):
         super().__init__()
@@ -128,11 +132,9 @@ class Prototypes(nn.Module):
 
 
 def principal_prototypes(codes: Tensor, count: int) -> Tensor:
-    """First principal directions of codes (M, C), centered: (count, C) of unit length, with the largest entry positive."""
+    """First principal directions of codes (M, C), centered: (count, C) of unit length, largest entry positive."""
     if count > codes.shape[1]:
-        raise StegoError(
-            f"codes of {codes.shape[1]} channels have no {count} principal directions. Lower extra_clusters or raise code_dim."
-        )
+        raise StegoError(f"codes of {codes.shape[1]} channels have no {count} principal directions. Raise code_dim.")
     centered = (codes - codes.mean(0)).double()
     directions = torch.linalg.eigh(centered.T @ centered).eigenvectors.flip(1)[:, :count].T.to(codes)
     return directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
@@ -141,7 +143,8 @@ def principal_prototypes(codes: Tensor, count: int) -> Tensor:
 def pseudo_labels(masks: Tensor, classes: Tensor, n_classes: int) -> Tensor:
     """E step: each mask takes the most frequent class of its pixels (paper, section 3.3), the first of several.
 
-    masks: numbers of the masks of each image; classes: the teacher's, in [0, n_classes); both int64 (B, H, W), as is the result.
+    masks: numbers of the masks of each image; classes: the teacher's, in [0, n_classes); both int64 (B, H, W), as is
+    the result.
 
     Examples
     --------
@@ -163,8 +166,8 @@ def class_weights(logits: Tensor) -> Tensor:
 def focal_loss(logits: Tensor, pseudo: Tensor, *, published: bool = False) -> Tensor:
     """M step: cross-entropy of the student, weighted by `class_weights` (paper, section 3.3).
 
-    logits (B, n, H, W), pseudo labels int64 (B, H, W). Mean over pixels with a pseudo label, 0 without any. published: over all
-    pixels, where those without count as 0.
+    logits (B, n, H, W), pseudo labels int64 (B, H, W). Mean over pixels with a pseudo label, 0 without any. published:
+    over all pixels, where those without count as 0.
 
     Examples
     --------
@@ -177,17 +180,17 @@ def focal_loss(logits: Tensor, pseudo: Tensor, *, published: bool = False) -> Te
 
 @torch.no_grad()
 def update_teacher(teacher: Prototypes, student: Prototypes, update: int) -> None:
-    """Moves the teacher towards the student in update number 1, 2, ...: copies for the first two, then decay 1 - 1 / number."""
+    """Moves the teacher towards the student in update number 1, 2, ...: two copies, then decay 1 - 1 / number."""
     decay = 0.0 if update <= 2 else min(1 - 1 / update, DECAY)
     for e, s in zip(teacher.parameters(), student.parameters(), strict=True):
         e.lerp_(s, 1 - decay)
 
 
 class Trainer(Successor):
-    """Fits prototypes to the codes of a frozen head: raw features (head='none'), or those of the run that `start_from` names.
+    """Fits prototypes to the codes of a frozen head: raw features (head='none') or codes of the run `start_from`.
 
-    Prototypes begin with principal directions and the first stage, or with the clusters of a run that has as many. The teacher's
-    are the clusters of the run. Masks of the training images are computed once and kept beside the features.
+    Prototypes begin with principal directions and the first stage, or with the clusters of a run that has as many. The
+    teacher's are the clusters of the run. Masks of the training images are computed once and kept beside the features.
     """
 
     unused = (*Successor.unused, "lr_head")

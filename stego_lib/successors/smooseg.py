@@ -4,8 +4,8 @@ Positions with similar features should get similar labels. The teacher's prototy
 smoothness loss weighs the distances of probabilities by feature correspondences and trains the head. The student's
 prototypes learn the teacher's labels, and the teacher is their moving average.
 
-Shapes: features (B, C, h, w), codes (B, K, h, w), prototypes (n, K), logits and probabilities (B, n, h, w). Formulas follow
-the released code (mc-lan/SmooSeg, commit 1eecdec) and are tested against its numbers.
+Shapes: features (B, C, h, w), codes (B, K, h, w), prototypes (n, K), logits and probabilities (B, n, h, w). Formulas
+follow the released code (mc-lan/SmooSeg, commit 1eecdec) and are tested against its numbers.
 """
 
 from typing import Any
@@ -43,11 +43,12 @@ def smoothness_loss(
 ) -> tuple[Tensor, Tensor]:
     """mean_pq (R_pq - shift)(1 - cos(P_p, P_q)) over all pairs of positions of two images (paper, section 3.2).
 
-    Feature correspondences R and cosines are inner products of unit vectors, so the mean of their products is an inner product
-    of means and no pair is formed: mean_pq (f_p . f_q)(P_p . P_q) = <mean_p f_p P_p^T, mean_q f_q P_q^T>.
+    Feature correspondences R and cosines are inner products of unit vectors, so the mean of their products is an inner
+    product of means and no pair is formed: mean_pq (f_p . f_q)(P_p . P_q) = <mean_p f_p P_p^T, mean_q f_q P_q^T>.
 
-    images, partners: `moments` of the images, and of the same images or others of the batch. Pairs with a correspondence above
-    the shift attract. centering: center R spatially, see `loss.center`. Returns the loss and the mean distance 1 - cos.
+    images, partners: `moments` of the images, and of the same images or others of the batch. Pairs with a
+    correspondence above the shift attract. centering: center R spatially, see `loss.center`. Returns the loss and the
+    mean distance 1 - cos.
 
     Examples
     --------
@@ -88,11 +89,7 @@ def smooseg_loss(
     partners
         Another image of the batch for each, int64 (B,), see `loss.negative_permutation`.
     shifts
-        b within images and between them; published: (-0.02, 0.5) for Cityscapes, (-0.02, 0.48) for CocoStuff.
-    temperature
-        Of the teacher's probabilities.
-    centering
-        As in `smoothness_loss`.
+        b within and between images; published: (-0.02, 0.5) for Cityscapes, (-0.02, 0.48) for CocoStuff.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""PriMaPs-EM against the released code's numbers: masks of an image, E step, M step, six steps of training, first stage."""
+"""PriMaPs-EM against the released code's numbers: masks, E step, M step, training, first stage."""
 
 from collections.abc import Iterator
 
@@ -26,7 +26,7 @@ def labels(stored: Tensor) -> Tensor:
 
 @pytest.fixture
 def stored_signs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
-    """Gives each principal direction the sign that the released code had by chance; a list of the directions to come."""
+    """Gives each principal direction the released sign, which was left to chance. Yields the directions to come."""
     own, stored = primaps.principal_direction, []
 
     def signed(patches: Tensor) -> Tensor:
