@@ -67,7 +67,7 @@ def test_pairs_that_do_not_exist_are_an_error():
 def test_correspondence_of_pairs_is_the_cosine_of_their_cells():
     maps = torch.randn(5, 7, 4, 6, generator=GENERATOR)
     pairs = draw_pairs(LABELS, 50, across=True)
-    for found, left, right in zip(pair_correspondence(maps, pairs, chunk=8), pairs.left, pairs.right, strict=True):
+    for found, left, right in zip(pair_correspondence(maps, pairs), pairs.left, pairs.right, strict=True):
         one, other = (maps[c // CELLS, :, c % CELLS // 6, c % 6] for c in (left, right))
         assert found.item() == pytest.approx(torch.cosine_similarity(one, other, dim=0).item(), abs=1e-5)
 

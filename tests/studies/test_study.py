@@ -1,164 +1,139 @@
-"""Studies: what is on record is not run again, tables are made from records; the grids of the chapters."""
+"""Studies: which records are those of a variant, tables from records, and runs that leave a record."""
 
-import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
-from common import tiny_experiment
+from common import few_samples, tiny_experiment, write_backbone
 from records import study_record
 
-from stego_book.studies import study
-from stego_book.studies.ablations import LADDER, ablations, dimensions, ladder, paper_layout, sweeps
 from stego_book.studies.study import Study, Variant
-from stego_lib import Experiment
+from stego_lib import Backbone, Experiment, StegoError
 from stego_lib.calibration import AUTO
 from stego_lib.utils.files import read_json, write_json
 
-BASE = Experiment.preset("scenes")
+BASE = Experiment.preset("scenes", data_root="nowhere")
 TWO = [Variant("K", "8", BASE.but(code_dim=8)), Variant("K", "16", BASE.but(code_dim=16))]
 
 
-@pytest.fixture
-def weights(monkeypatch):
-    """Makes today's embedded weights be called "now"."""
-    monkeypatch.setattr(study, "current_weights", lambda backbone: "now")
-    return "now"
+def stored(folder, variant, seed=0, miou=40.0, name="a", **provenance):
+    """A study of two seeds whose folder holds this record."""
+    write_json(folder / f"{name}.json", study_record(variant, seed, miou, **provenance))
+    return Study([variant], [0, 1], folder)
 
 
-def test_a_record_is_found_by_its_experiment_whatever_its_file_is_called(tmp_path, weights):
-    write_json(tmp_path / "anything.json", study_record(TWO[0], 1, 40.0, weights))
-    found = Study(TWO, [0, 1], tmp_path)
-    assert found.record(TWO[0], 1)["scores"]["cluster"]["miou"] == 40.0
-    assert found.record(TWO[0], 0) is None and found.record(TWO[1], 1) is None
-    assert [(v.name, seed) for v, seed in found.missing()] == [("8", 0), ("16", 0), ("16", 1)], "first seeds first"
+def test_a_record_is_found_by_its_experiment_whatever_its_file_is_called(tmp_path):
+    write_json(tmp_path / "anything.json", study_record(TWO[0], 1, 40.0))
+    study = Study(TWO, [0, 1], tmp_path)
+    assert study.record(TWO[0], 1)["scores"]["cluster"]["miou"] == 40.0
+    assert study.record(TWO[0], 0) is None and study.record(TWO[1], 1) is None
+    assert [(v.name, seed) for v, seed in study.missing()] == [("8", 0), ("16", 0), ("16", 1)], "first seeds first"
     elsewhere = replace(TWO[0], experiment=TWO[0].experiment.but(data_root="/other", device="cpu"))
-    assert found.record(elsewhere, 1) is not None, "where a run was made does not tell it apart"
+    assert study.record(elsewhere, 1) is not None, "where a run was made does not tell it apart"
 
 
-def test_a_record_of_other_weights_does_not_count(tmp_path, weights):
-    write_json(tmp_path / "old.json", study_record(TWO[0], 0, 40.0, "then"))
-    assert Study(TWO, [0], tmp_path).record(TWO[0], 0) is None
+def test_embedded_weights_that_were_replaced_do_not_count(tmp_path):
+    assert stored(tmp_path, TWO[0], weights="of last year").record(TWO[0], 0) is None
+    now = Backbone(BASE.backbone).weights_id
+    assert stored(tmp_path, TWO[0], weights=now).record(TWO[0], 0) is not None
 
 
-def test_the_embedded_weights_are_those_that_a_record_names():
-    assert study.current_weights("scenes_vit_tiny8") == study.Backbone("scenes_vit_tiny8").weights_id
-    assert study.current_weights("dino_vits8") is None
+def test_two_weights_files_of_one_name_are_two_backbones(tmp_path):
+    """Every file of a hub is called model.safetensors."""
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    files = [write_backbone(folder / "model.safetensors", seed) for seed, folder in enumerate(folders)]
+    ours, theirs = (Variant("K", "8", BASE.but(backbone=str(path))) for path in files)
+    study = stored(tmp_path / "records", ours, weights=Backbone(str(files[0])).weights_id)
+    assert study.record(ours, 0) is not None and study.record(theirs, 0) is None
 
 
-def test_a_record_without_a_newer_key_has_its_default(tmp_path, weights):
-    old = study_record(TWO[0], 0, 40.0, weights)
-    del old["experiment"]["rec_weight"]
-    write_json(tmp_path / "old.json", old)
-    assert Study(TWO, [0], tmp_path).record(TWO[0], 0) is not None
+@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"feature_store": "compact"}], ids=str)
+def test_another_precision_or_store_does_not_count(change, tmp_path):
+    study = stored(tmp_path, TWO[0])
+    other = replace(TWO[0], experiment=TWO[0].experiment.but(**change))
+    assert study.record(TWO[0], 0) is not None and study.record(other, 0) is None
+    key = {"feature_store": "store"}.get(*change, *change)
+    assert stored(tmp_path, TWO[0], **{key: next(iter(change.values()))}).record(other, 0) is not None
 
 
-def test_fixed_and_trained_heads_are_told_apart(tmp_path, weights):
-    write_json(tmp_path / "a.json", study_record(TWO[0], 0, 40.0, weights) | {"fixed_head": "pca"})
-    assert Study(TWO, [0], tmp_path).record(TWO[0], 0) is None
-    assert Study(TWO, [0], tmp_path).record(replace(TWO[0], fixed="pca"), 0) is not None
-
-
-def test_the_table_has_mean_and_spread_and_says_what_was_not_run(tmp_path, weights):
-    values = {0: 40.0, 1: 44.0, 2: 45.0}
-    for seed, miou in values.items():
-        write_json(tmp_path / f"{seed}.json", study_record(TWO[0], seed, miou, weights))
-    found = Study(TWO, [0, 1, 2], tmp_path)
-    table = found.table("K")
-    m, s = np.mean(list(values.values())), np.std(list(values.values()), ddof=1)
-    assert table.loc["8", "cluster mIoU"] == f"{m:.1f} ± {s:.1f}"
-    assert table.loc["8", "cluster accuracy"] == f"{m + 10:.1f} ± {s:.1f}"
-    assert list(table["seeds"]) == [3, 0] and set(table.loc["16"].iloc[1:]) == {"not run"}
-    assert found.seconds().tolist() == [2.0] * 3
-    after = Study([replace(TWO[0], crf=True)], [0, 1, 2], tmp_path)
-    assert after.table("K").loc["8", "cluster mIoU"] == f"{m + 1:.1f} ± {s:.1f}", "read after the CRF"
-
-
-def test_a_run_leaves_a_record_and_is_not_repeated(scenes_root, backbone_file, tmp_path, monkeypatch):
+def test_records_of_other_images_do_not_count_and_runs_are_not_repeated(
+    scenes_root, backbone_file, tmp_path, monkeypatch
+):
+    few_samples(monkeypatch)
     base = tiny_experiment(scenes_root, backbone_file, steps=3, probes="after")
-    variants = [
-        Variant("K", "8", base),
-        Variant("again", "the same", base),
-        Variant("pca", "4", base.but(head="linear", code_dim=4), fixed="pca"),
-    ]
+    pca = Variant("pca", "4", base.but(head="linear", code_dim=4), fixed_head="pca")
+    variants = [Variant("K", "8", base), Variant("again", "the same", base), pca]
     Study(variants, [0, 1], tmp_path / "records").run(limit=2, runs_dir=tmp_path / "runs")
     files = sorted((tmp_path / "records").glob("*.json"))
     assert [path.name.rsplit("-", 1)[0] for path in files] == ["k-8-seed0", "pca-4-seed0"]
     trained, fixed = map(read_json, files)
     assert trained["step"] == 3 and fixed["step"] == 0 and fixed["fixed_head"] == "pca"
+    assert trained["provenance"]["images"] == fixed["provenance"]["images"] is not None
     assert set(fixed["scores"]) == {"cluster", "linear"} <= set(trained["scores"])
     assert np.array(fixed["confusion"]).sum() == 6 * 64 * 64
     again = Study(variants, [0], tmp_path / "records")
     assert again.missing() == []
-    monkeypatch.setattr(study, "run_variant", lambda *_: pytest.fail("it was on record"))
-    again.run(runs_dir=tmp_path / "runs")
     assert again.table("again").loc["the same", "cluster mIoU"] == again.table("K").loc["8", "cluster mIoU"]
     assert again.table("pca").loc["4", "linear mIoU"] == f"{fixed['scores']['linear']['miou']:.1f}"
-    json.dumps(trained), json.dumps(fixed)
+
+    root = shutil.copytree(scenes_root, tmp_path / "data")
+    first, second, *_ = sorted((root / "scenes" / "imgs" / "train").iterdir())
+    shutil.copy(second, first)
+    other = [replace(variant, experiment=variant.experiment.but(data_root=str(root))) for variant in variants]
+    assert len(Study(other, [0], tmp_path / "records").missing()) == 2, "one image is another"
 
 
-def test_the_ladder_adds_one_ingredient_at_a_time():
-    rungs = ladder(BASE.but(crop="five", centering=True, zero_clamp=False))
-    keys = ("zero_clamp", "crop", "centering")
-    assert [tuple(getattr(rung.experiment, key) for key in keys) for rung in rungs] == [
-        (False, "none", False), (True, "none", False), (True, "five", False), (True, "five", True), (True, "five", True),
-    ]  # fmt: skip
-    assert [rung.crf for rung in rungs] == [False] * 4 + [True]
-    assert rungs[3].experiment == rungs[4].experiment and rungs[4].experiment.crf
+def test_records_that_nothing_here_tells_apart_are_an_error(tmp_path):
+    """A weights file that is not at hand has one name and could be either."""
+    variant = Variant("K", "8", BASE.but(backbone="gone.safetensors"))
+    stored(tmp_path, variant, 0, weights="a")
+    study = stored(tmp_path, variant, 1, name="b", weights="b")
+    with pytest.raises(StegoError, match="weights"):
+        study.table("K")
 
 
-def test_a_sweep_changes_one_value_and_passes_through_the_base():
-    base = BASE.but(crf=False)
-    groups: dict[str, list] = {}
-    for variant in sweeps(BASE):
-        groups.setdefault(variant.group, []).append(variant)
-    assert set(groups) == {"head", "code_dim", "neighbors", "negatives", "b_self", "b_knn", "b_rand", "l_knn", "l_rand"}
-    for group, variants in groups.items():
-        assert base in [variant.experiment for variant in variants], group
-        assert len({repr(variant.experiment) for variant in variants}) == len(variants) > 1
-        for variant in variants:
-            changed = [k for k, v in variant.experiment.to_dict().items() if v != base.to_dict()[k]]
-            assert len(changed) <= 1, (group, changed)
+def test_fixed_and_trained_heads_are_told_apart(tmp_path):
+    fixed = replace(TWO[0], fixed_head="pca")
+    study = stored(tmp_path, fixed)
+    assert study.record(TWO[0], 0) is None and study.record(fixed, 0) is not None
 
 
-def test_shifts_move_as_percentiles_or_as_numbers():
-    named = {
-        kind: [v.experiment.shifts for v in sweeps(BASE.but(shifts=("p10", 0.3, "p90"))) if v.group == kind]
-        for kind in ("b_self", "b_knn", "b_rand")
-    }
-    assert [s[0] for s in named["b_self"]] == ["p0", "p10", "p30"]
-    assert [s[1] for s in named["b_knn"]] == [0.2, 0.3, 0.4]
-    assert [s[2] for s in named["b_rand"]] == ["p70", "p90", "p100"]
-
-
-def test_the_default_grid_is_an_hour_at_a_minute_a_run(tmp_path):
-    """Runs that the chapter asks for with three seeds, equal ones counted once."""
-    runs = {repr(v.experiment) for v in ablations(BASE)}
-    assert 20 <= len(runs) <= 24
-    assert len(Study(ablations(BASE), [0, 1, 2], tmp_path).missing()) == 3 * len(runs)
-
-
-def test_dimensions_share_the_trained_runs_with_the_sweep_of_k():
-    swept = {repr(v.experiment) for v in sweeps(BASE) if v.group == "code_dim"}
-    found = dimensions(BASE, [2, 8])
-    assert {repr(v.experiment) for v in found if v.fixed is None} == swept
-    assert [v.name for v in found if v.fixed == "pca"] == ["2", "8"] and [
-        v.name for v in found if v.fixed == "features"
-    ] == ["all"]
-
-
-def test_the_papers_layout_ticks_what_is_on(tmp_path, weights):
-    table = paper_layout(Study(ladder(BASE), [0], tmp_path))
-    assert (table[["0-clamp", "5-crop", "centering", "CRF"]] == "✓").sum(axis=1).tolist() == [0, 1, 2, 3, 4]
-    assert table.index.name == "" and list(table.index) == [v.name for v in ladder(BASE)]
-    assert isinstance(table, pd.DataFrame) and LADDER not in table.columns
-
-
-def test_auto_and_its_percentiles_are_one_experiment(tmp_path, weights):
-    """A record made before shifts had the word, or by the percentiles themselves, is that of "auto"."""
+def test_auto_and_its_percentiles_are_one_experiment(tmp_path):
     spelled, auto = (Variant("b", "auto", BASE.but(shifts=shifts)) for shifts in (AUTO, "auto"))
     other = Variant("b", "other", BASE.but(shifts=("p75", "p75", "p96")))
-    write_json(tmp_path / "a.json", study_record(spelled, 0, 40.0, weights))
-    found = Study([auto, other], [0], tmp_path)
-    assert found.record(auto, 0) is not None and found.record(other, 0) is None
+    study = stored(tmp_path, spelled)
+    assert study.record(auto, 0) is not None and study.record(other, 0) is None
+
+
+def test_the_table_has_mean_and_spread_and_says_what_was_not_run(tmp_path):
+    values = {0: 40.0, 1: 44.0, 2: 45.0}
+    for seed, miou in values.items():
+        write_json(tmp_path / f"{seed}.json", study_record(TWO[0], seed, miou))
+    study = Study(TWO, [0, 1, 2], tmp_path)
+    table = study.table("K")
+    mean, std = np.mean(list(values.values())), np.std(list(values.values()), ddof=1)
+    assert table.loc["8", "cluster mIoU"] == f"{mean:.1f} ± {std:.1f}"
+    assert table.loc["8", "cluster accuracy"] == f"{mean + 10:.1f} ± {std:.1f}"
+    assert list(table["seeds"]) == [3, 0] and set(table.loc["16"].iloc[1:]) == {"not run"}
+    assert study.seconds().tolist() == [2.0] * 3
+    after = Study([replace(TWO[0], crf=True)], [0, 1, 2], tmp_path)
+    assert after.table("K").loc["8", "cluster mIoU"] == f"{mean + 1:.1f} ± {std:.1f}", "read after the CRF"
+    assert Study(TWO, [0], tmp_path / "none").table("K")["seeds"].tolist() == [0, 0]
+
+
+def test_a_variant_may_start_from_a_run_which_its_record_names(scenes_root, backbone_file, tmp_path, monkeypatch):
+    few_samples(monkeypatch)
+    base = tiny_experiment(scenes_root, backbone_file, steps=3, probes="after")
+    longer = base.but(steps=6)
+    variants = [Variant("steps", "first", base), Variant("steps", "second", longer, start=base)]
+    study = Study(variants, [0, 1], tmp_path / "records")
+    study.run(None, tmp_path / "runs")
+    assert not study.missing() and not Study(variants, [0, 1], tmp_path / "records").missing()
+    runs = [read_json(path)["steps"] for path in (tmp_path / "runs").glob("*/experiment.json")]
+    assert sorted(runs) == [3, 3, 6, 6], "the runs of the first variant are those to start from"
+    for seed in (0, 1):
+        assert study.record(variants[1], seed)["experiment"]["start_from"] == base.but(seed=seed).name
+    assert Study([Variant("steps", "second", longer)], [0], tmp_path / "records").missing(), "without a start"

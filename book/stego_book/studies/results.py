@@ -211,7 +211,8 @@ def markdown_table(records: Sequence[dict[str, Any]], published: pd.DataFrame | 
         if published is not None and method in published.index:
             accuracy, miou, source = published.loc[method]
             rows[label] += [*("" if math.isnan(value) else f"{value:.1f}" for value in (accuracy, miou)), source]
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).fillna("")
+    rows = {label: cells + [""] * (len(columns) - len(cells)) for label, cells in rows.items()}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
     return markdown(table.rename_axis("method").reset_index())
 
 

@@ -141,7 +141,7 @@ class Study:
         table = scores.groupby(["name", "probe"])[["accuracy", "miou"]].agg(mean_and_spread).unstack()
         table.columns = [f"{probe} {'mIoU' if score == 'miou' else score}" for score, probe in table.columns]
         columns = [f"{probe} {score}" for probe in PROBES for score in ("accuracy", "mIoU")]
-        table = table.reindex(index=names, columns=columns).fillna("not run")
+        table = table.astype(object).reindex(index=names, columns=columns, fill_value="not run").fillna("not run")
         table.insert(0, "seeds", scores.groupby("name")["seed"].nunique().reindex(names).fillna(0).astype(int))
         return table.rename_axis(group)
 

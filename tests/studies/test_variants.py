@@ -1,0 +1,260 @@
+"""The variants of the chapters: each list changes what it says and nothing else. Tables made from their records."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from common import ROOT
+from PIL import Image
+from records import record, study_record
+
+from stego_book.studies import quality, tuning
+from stego_book.studies import successors as of_successors
+from stego_book.studies.ablations import ablations, dimensions, ladder, paper_layout, sweeps
+from stego_book.studies.results import MAIN, NAMES
+from stego_book.studies.study import Study, Variant
+from stego_book.studies.successors import KMEANS, SETS, base_of, class_means, comparison, overview, successors
+from stego_lib import Experiment
+from stego_lib.calibration import AUTO, shift_rule
+from stego_lib.datasets import painter, scenes
+from stego_lib.experiment import SUCCESSORS
+from stego_lib.utils.files import read_json, write_json
+
+RECIPE = Experiment.preset("scenes")
+BASE = tuning.brief(Experiment.preset("scenes", backbone="a_file.safetensors"))
+
+
+def keep(folder, variant, seed, miou, **more):
+    write_json(folder / f"{variant.group}-{variant.name}-{seed}.json", study_record(variant, seed, miou) | more)
+
+
+def changed(variant, base=BASE) -> set[str]:
+    """Fields of the experiment, and options of the authors' code, in which a variant differs from the base."""
+    ours, theirs = ({**(values := e.to_dict()).pop("official"), **values} for e in (variant.experiment, base))
+    return {key for key in ours if ours[key] != theirs[key]}
+
+
+def test_the_ladder_adds_one_ingredient_at_a_time(tmp_path):
+    rungs = ladder(RECIPE.but(crop="five", centering=True, official={"zero_clamp": False}))
+    found = [(e.official.zero_clamp, e.crop, e.centering) for e in (rung.experiment for rung in rungs)]
+    assert found == [(False, "none", False), (True, "none", False), (True, "five", False)] + [(True, "five", True)] * 2
+    assert [rung.crf for rung in rungs] == [False] * 4 + [True]
+    assert rungs[3].experiment == rungs[4].experiment and rungs[4].experiment.crf
+    table = paper_layout(Study(rungs, [0], tmp_path))
+    assert (table[["0-clamp", "5-crop", "centering", "CRF"]] == "✓").sum(axis=1).tolist() == [0, 1, 2, 3, 4]
+    assert list(table.index) == [rung.name for rung in rungs]
+
+
+def test_a_sweep_changes_one_value_and_passes_through_the_base(tmp_path):
+    base = RECIPE.but(crf=False)
+    groups: dict[str, list] = {}
+    for variant in sweeps(RECIPE):
+        groups.setdefault(variant.group, []).append(variant)
+    assert set(groups) == {"head", "code_dim", "neighbors", "negatives", "b_self", "b_knn", "b_rand", "l_knn", "l_rand"}
+    for group, variants in groups.items():
+        assert base in [variant.experiment for variant in variants], group
+        assert len({repr(variant.experiment) for variant in variants}) == len(variants) > 1
+        assert all(len(changed(variant, base)) <= 1 for variant in variants), group
+    runs = {repr(variant.experiment) for variant in ablations(RECIPE)}
+    assert len(Study(ablations(RECIPE), [0, 1, 2], tmp_path).missing()) == 3 * len(runs), "equal ones count once"
+
+
+def test_shifts_move_as_percentiles_or_as_numbers():
+    moved = {
+        kind: [v.experiment.shifts for v in sweeps(RECIPE.but(shifts=("p10", 0.3, "p90"))) if v.group == kind]
+        for kind in ("b_self", "b_knn", "b_rand")
+    }
+    assert [s[0] for s in moved["b_self"]] == ["p0", "p10", "p30"]
+    assert [s[1] for s in moved["b_knn"]] == [0.2, 0.3, 0.4]
+    assert [s[2] for s in moved["b_rand"]] == ["p70", "p90", "p100"]
+
+
+def test_dimensions_share_the_trained_runs_with_the_sweep_of_k():
+    swept = {repr(v.experiment) for v in sweeps(RECIPE) if v.group == "code_dim"}
+    variants = dimensions(RECIPE, [2, 8])
+    assert {repr(v.experiment) for v in variants if v.fixed_head is None} == swept
+    names = {kind: [v.name for v in variants if v.fixed_head == kind] for kind in ("pca", "features")}
+    assert names == {"pca": ["2", "8"], "features": ["all"]}
+
+
+def test_each_list_of_the_chapter_on_shifts_changes_what_it_says():
+    assert BASE.steps == tuning.STEPS and not BASE.crf
+    methods = {variant.name: variant for variant in tuning.methods(BASE)}
+    assert changed(methods[tuning.AUTO]) == set() and changed(methods[tuning.KMEANS]) == {"head"}
+    for name, recipe in tuning.PUBLISHED.items():
+        variant = methods[f"published shifts of {name}"]
+        assert changed(variant) <= {"shifts", "weights", "centering"}
+        assert variant.experiment.shifts == Experiment.preset(recipe).shifts
+    camvid = BASE.but(dataset="camvid")
+    for base, count in ((BASE, 12), (camvid, 3)):
+        rules = {shift_rule(variant.experiment) for variant in tuning.grid(base)}
+        assert len(rules) == count and AUTO in rules
+        assert all(changed(variant, base) <= {"shifts"} for variant in tuning.grid(base))
+    assert {frozenset(changed(variant)) for variant in tuning.weights(BASE)} == {frozenset(), frozenset({"weights"})}
+    assert set().union(*map(changed, tuning.extras(BASE))) == {"centering", "subtract_mean"}
+    first, *others = tuning.one_change(camvid)
+    single = [{"head"}, {"subtract_mean", "centering"}, {"shifts"}, {"steps"}, {"neighbors"}, {"probes"}]
+    assert first.experiment == camvid and [changed(variant, camvid) for variant in others] == single
+
+
+def test_draws_repeat_differ_and_pair_two_kinds_of_shifts():
+    bases, blocks = [BASE, Experiment.preset("camvid", backbone="b.safetensors")], {"x": 3, "y": 5}
+    drawn = tuning.draws(bases, blocks, seed=1, count=30)
+    assert drawn[:20] == tuning.draws(bases, blocks, seed=1, count=10)
+    assert drawn != tuning.draws(bases, blocks, seed=2, count=30)
+    moved = tuning.draws(bases, {"z/x": 3, "a/y": 5}, seed=1, count=30)
+    assert [v.experiment.backbone[2:] for v in moved] == [v.experiment.backbone for v in drawn], "in whatever folder"
+    for published, auto in zip(drawn[::2], drawn[1::2], strict=True):
+        assert auto.experiment.shifts == "auto" and published.experiment.shifts != "auto"
+        same = published.experiment.but(shifts="auto", weights=BASE.weights, centering=BASE.centering)
+        assert same == auto.experiment and 0 <= same.official.block < blocks[same.backbone]
+    assert {v.experiment.official.keys for v in drawn} == {False, True}
+    assert {v.experiment.dataset for v in drawn} == {"scenes", "camvid"}
+
+
+def test_the_bound_waits_for_the_whole_grid_and_takes_its_best(tmp_path):
+    variants = tuning.grid(BASE)
+    for number, variant in enumerate(variants[:-1]):
+        keep(tmp_path, variant, 0, 10.0 + number % 5)
+    assert tuning.best_by_labels(Study(variants, [0], tmp_path)) == []
+    keep(tmp_path, variants[-1], 0, 30.0)
+    (best,) = tuning.best_by_labels(Study(variants, [0], tmp_path))
+    assert best.experiment == variants[-1].experiment and "not a result" in best.name
+
+
+def test_collapses_are_counted_from_records(tmp_path):
+    variants = tuning.draws([BASE], {"x": 2}, seed=3, count=2)
+    for number, variant in enumerate(variants[:3]):
+        codes = {"groups": 1.0 + number, "within": 1.0, "seen": None}
+        keep(tmp_path, variant, 3, 5.0 * number, collapsed=number == 0, codes=codes)
+    found = tuning.collapses(Study(variants, [3], tmp_path))
+    assert found["shifts"].tolist() == [tuning.TRANSFERRED, tuning.AUTO, tuning.TRANSFERRED]
+    assert found["number"].tolist() == [0, 0, 1] and found["groups"].tolist() == [1, 2, 3]
+    assert found["collapsed"].tolist() == [True, False, False]
+
+
+def test_the_table_of_clusterings_is_means_over_heads_and_seeds(tmp_path):
+    assert tuning.clustering_table(tmp_path).empty
+    for head, values in enumerate(([40.0, 44.0], [50.0, 50.0])):
+        ways = {"k-means": {"miou": values, "accuracy": values, "agreement": 0.5 + head / 10}}
+        write_json(tmp_path / f"{head}.json", record(head) | {"scores": {}, "ways": ways})
+    row = tuning.clustering_table(tmp_path).loc[("scenes", "k-means")]
+    assert row["heads"] == 2 and row["mIoU"] == 46 and row["agreement"] == pytest.approx(0.55)
+    assert row["of seeds"] == pytest.approx(2) and row["of heads"] == pytest.approx(32**0.5), "variances 8, 0 and 32"
+
+
+def test_heads_differ_in_nothing_else_and_are_compared_on_other_scenes(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "draw_scenes", partial(scenes.draw_scenes, train=2, val=1))
+    paper, branch = tuning.heads(BASE)
+    assert paper.experiment.head == "nonlinear" and paper.experiment.but(head="linear") == branch.experiment
+    root = Path(tuning.other_scenes(tmp_path))
+    assert read_json(root / "scenes" / "drawn.json")["seed"] == tuning.HEAD_SERIES
+    assert tuning.HEAD_SERIES not in (scenes.SEED, scenes.PRETRAINING_SEED)
+    first = np.array(Image.open(root / "scenes" / "imgs" / "train" / "0000.png"))
+    assert np.array_equal(first, painter.paint_scene(tuning.HEAD_SERIES, 0, painter.SIZE)[0])
+
+
+def recipe_records(cluster, features):
+    for seed, values in enumerate(zip(cluster, features, strict=True)):
+        scores = zip(("cluster", "kmeans_features"), values, strict=True)
+        yield record(seed) | {"scores": {name: {"accuracy": 1.0, "miou": miou} for name, miou in scores}}
+
+
+def test_goals_are_judged_from_records(tmp_path):
+    recipes = {"scenes": [*recipe_records([40.0, 41.0], [35.0, 36.0])]}
+    recipes["camvid"] = [*recipe_records([20.0, 24.0], [20.0] * 2)]
+    cell = Variant(tuning.GRID, "75 99", BASE.but(shifts=("p75", "p75", "p99")))
+    (best,) = tuning.recipe_by_labels(BASE.but(steps=7, crf=True), [cell])
+    assert best.experiment == BASE.but(steps=7, shifts=("p75", "p75", "p99"))
+    for seed in range(2):
+        keep(tmp_path, best, seed, 41.25 + seed)
+    chosen = {"scenes": Study([best], [0, 1], tmp_path), "camvid": Study([], [0], tmp_path)}
+    drawn = pd.DataFrame({"shifts": [tuning.TRANSFERRED, tuning.AUTO] * 50, "collapsed": [True, False] * 50})
+    found = tuning.goals(recipes, chosen, drawn)
+    assert found["measured"].to_dict() == {
+        "scenes: standard deviation over seeds": "0.71 (2 seeds)",
+        "scenes: above k-means on features": "+5.0 (2 seeds)",
+        "scenes: behind shifts chosen by labels": "1.25 (2 and 2 seeds)",
+        "camvid: standard deviation over seeds": "2.83 (2 seeds)",
+        "camvid: above k-means on features": "+2.0 (2 seeds)",
+        "camvid: behind shifts chosen by labels": "",
+        "collapses, shifts auto": "0 of 50",
+        "collapses, shifts published": "50 of 50",
+    }
+    assert found["reached"].tolist() == ["met", "met", "missed", "missed", "missed", "not measured", "met", ""]
+    assert tuning.goals({}, {}, drawn[:90])["reached"].tolist() == ["not measured"] * 2
+
+
+@pytest.mark.parametrize("folder", SETS)
+def test_successors_have_the_published_settings_and_steps_of_their_own(folder):
+    base = base_of(folder)
+    variants = {variant.name: variant for variant in successors(base)}
+    assert variants["STEGO"].experiment == base and ("DepthG" in variants) == (folder == "scenes")
+    for method, name in NAMES.items():
+        if name in variants and method != "stego":
+            experiment = variants[name].experiment
+            steps = of_successors.STEPS[base.dataset].get(method, base.steps)
+            assert (experiment.method, experiment.steps) == (method, steps)
+            assert all(getattr(experiment, key) == value for key, value in SUCCESSORS[method].items())
+    started = variants["PriMaPs-EM on STEGO's code"]
+    assert started.start == base and (started.experiment.head, started.experiment.code_dim) == (
+        base.head,
+        base.code_dim,
+    )
+    published = variants["SmooSeg, published shifts"].experiment
+    assert published == variants["SmooSeg"].experiment.but(shifts=of_successors.PUBLISHED_SHIFTS)
+
+
+def test_the_comparison_of_successors_averages_the_records_of_each_method(tmp_path):
+    variants = successors(base_of("camvid"))
+    for number, variant in enumerate(variants[:2]):
+        for seed in range(3):
+            kept = study_record(variant, seed, 40.0 + 10 * number + seed) | {"training_seconds": 30.0 + seed, "step": 7}
+            kept["scores"]["cluster"]["iou"] = [10.0 * number, 20.0 + seed]
+            write_json(tmp_path / "own" / f"{number}-{seed}.json", kept)
+    for seed in range(2):
+        kept = study_record(variants[0], seed, 50.0)
+        kept["scores"]["kmeans_features"] = {"accuracy": 60.0, "miou": 30.0 + 2 * seed, "iou": [1.0, 3.0 + seed]}
+        write_json(tmp_path / "main" / f"{seed}.json", kept | {"classes": ["sky", "sea"]})
+    study = Study(variants, [0, 1, 2], tmp_path / "own")
+    table = comparison(study, tmp_path / "main")
+    assert list(table.index) == [KMEANS, "STEGO", "SmooSeg"] and table["seeds"].tolist() == [2, 3, 3]
+    assert table.loc["SmooSeg", "mIoU"] == "51.0 ± 1.0"
+    assert table.loc[KMEANS, "mIoU"] == f"31.0 ± {np.std([30, 32], ddof=1):.1f}"
+    assert table.loc["STEGO", "seconds of training"] == "31" and table.loc["STEGO", "steps"] == "7"
+    means, names = class_means(study, tmp_path / "main")
+    expected = {KMEANS: [1.0, 3.5], "STEGO": [0.0, 21.0], "SmooSeg": [10.0, 21.0]}
+    assert names == ["sky", "sea"] and {name: values.tolist() for name, values in means.items()} == expected
+
+
+def test_the_overview_has_every_set_of_the_project():
+    table = overview(ROOT / "book" / "records", [0, 1, 2])
+    assert list(dict.fromkeys(table.columns.get_level_values(0))) == list(SETS.values()) and set(SETS) < set(MAIN)
+    assert (table.loc[["STEGO", "SmooSeg", "PriMaPs-EM", "HP", "CAUSE-MLP", KMEANS]] != "").all().all()
+
+
+def test_a_fast_way_is_within_the_spread_unless_it_is_further_below(tmp_path):
+    base = Experiment.preset("scenes", backbone="a_file.safetensors")
+    both = quality.studies(base, [0, 1], tmp_path)
+    assert set(quality.verdicts(both).stack()) == {"not run"}
+    values = ([48.0, 49.0], [46.0, 47.0], [70.0], [48.0, 50.0], [47.0, 48.0], [48.5, 49.5])
+    variants = [(study, variant) for study in both for variant in study.variants]
+    for (study, variant), (way, changes), scores in zip(variants, quality.WAYS.items(), values, strict=True):
+        e = variant.experiment
+        assert variant.name == way and e == base.but(**changes, crf=not changes)
+        for seed, miou in enumerate(scores):
+            kept = study_record(variant, seed, miou, precision=e.precision, store=e.feature_store)
+            write_json(study.folder / f"{way}-{seed}.json", kept)
+    both = quality.studies(base, [0, 1], tmp_path)
+    table, verdicts = quality.table(both), quality.verdicts(both)
+    assert table["seeds"].tolist() == [2, 2, 1, 2, 2, 2] and table.loc["online joint", "linear mIoU"] == "49.0 ± 1.4"
+    assert verdicts["cluster"].tolist() == verdicts["linear"].tolist() == [
+        "not run",  # one seed has no spread
+        "-2.5, spread 1.4: below it",
+        "+2.0, spread 0.7: within",
+        "-0.5, spread 1.4: within",
+        "-1.0, spread 0.7: below it",
+        "+0.5, spread 0.7: within",
+    ]  # fmt: skip
