@@ -17,7 +17,7 @@ from ..utils.errors import StegoError
 from ..utils.notices import notice
 from .classes import Classes, Rules
 from .images import Source, StoredImage, has_transparency, read_ids, read_image
-from .layout import state_of
+from .layout import readable
 
 # Label of pixels that are left out of scores and of the linear probe.
 IGNORED = -1
@@ -56,6 +56,8 @@ class SegmentationDataset(Sequence):
     """The ids that label maps hold, and what other ids probably mean, for an error; "" names the number of classes."""
 
     def __init__(self, name: str, split: str, classes: Classes, images: list[Path], labels: list[Path | None]):
+        if not images:
+            raise StegoError(f"{name} {split} lists no image. Get its files again.")
         self.name, self.split, self.classes = name, split, classes
         self.images, self.labels = images, labels
         self.names = [path.stem for path in images]
@@ -165,17 +167,18 @@ class SegmentationDataset(Sequence):
         """Name relative to their common folder, size and time of change of every file, found without reading any."""
         paths = list(dict.fromkeys(path for path in [*self.images, *self.labels] if path is not None))
         root = os.path.commonpath([path.parent for path in paths])
-        states = [state_of(path) for path in paths]
-        names = [str(path).removeprefix(root) for path in paths]
-        return [(name, state.st_size, state.st_mtime_ns) for name, state in zip(names, states, strict=True)]
+        states = []
+        for path in paths:
+            with readable(path):
+                state = path.stat()
+            states.append((str(path).removeprefix(root), state.st_size, state.st_mtime_ns))
+        return states
 
 
 def _open_hashed(path: Path) -> tuple[BinaryIO, str]:
-    """A file's bytes as an open file, named like it, and their SHA-256. StegoError for a file that cannot be read."""
-    try:
+    """A file's bytes as an open file, named like it, and their SHA-256."""
+    with readable(path):
         content = path.read_bytes()
-    except OSError as error:
-        raise StegoError(f"{path} cannot be read ({error.strerror}). Replace or remove the file.") from error
     file = io.BytesIO(content)
     file.name = str(path)  # type: ignore[misc]
     return file, hashlib.sha256(content).hexdigest()

@@ -71,7 +71,5 @@ def load(name: str, root: str | Path, split: str) -> Cityscapes:
         folder / "gtFine" / split / path.parent.name / path.name.replace("_leftImg8bit", "_gtFine_labelIds")
         for path in images
     ]
-    if not images:
-        raise StegoError(f"{folder / 'leftImg8bit' / split} holds no image. Expected: {LAYOUT}.")
     check_files(labels, "label maps")
     return Cityscapes(name, split, CLASSES, images, labels)

@@ -1,20 +1,18 @@
 """The classes of a dataset, and the reader of a folder's classes.json: names, colors, and how its images are read."""
 
 import colorsys
-import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from ..utils.errors import StegoError, did_you_mean
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+
+from ..utils.errors import StegoError
 from ..utils.files import read_json, write_json
-
-# Keys of classes.json; others are ignored, unless they look like a misspelled one.
-KEYS = ("names", "colors", "range", "exif")
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,13 @@ class Rules:
     range: tuple[float, float] | None = None
     """Stored values of black and white, for images of more than 8 bits per channel."""
     exif: Literal["apply", "ignore"] | None = None
-    """Rotate images by their EXIF orientation, or leave the pixels as stored. None: rotate, with a notice if there are labels."""
+    """Rotate images by their EXIF orientation, or leave them as stored. None: rotate, with a notice if there are labels."""
+
+    def __post_init__(self) -> None:
+        if self.range and self.range[0] >= self.range[1]:
+            raise StegoError(
+                f"The range of stored values is {self.range}. Write the value of black, then that of white."
+            )
 
 
 DEFAULT = Rules()
@@ -38,13 +42,11 @@ class Classes:
     colors: tuple[tuple[int, int, int], ...]
     """(R, G, B) of each class, 0 to 255."""
     rules: Rules = DEFAULT
-    """How the images of the folder are read that the names come from."""
+    """How the images of the folder with these classes are read."""
 
     def __post_init__(self) -> None:
-        if len(self.names) != len(self.colors) or not self.names:
-            raise StegoError(
-                f"There are {len(self.names)} class names and {len(self.colors)} colors. Give one color per class."
-            )
+        if len(self.names) != len(self.colors):
+            raise StegoError(f"There are {len(self.names)} class names and {len(self.colors)} colors. Make them agree.")
         seen = {"no class"}  # figures use this name for pixels without a class
         for name in self.names:
             plain = " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
@@ -57,6 +59,18 @@ class Classes:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
+
+
+class _ClassesFile(BaseModel, extra="forbid"):
+    """The content of classes.json."""
+
+    names: list[Annotated[str, Field(strict=True)]] | None = None
+    colors: list[tuple[Byte, Byte, Byte]] | None = None
+    range: tuple[Annotated[FiniteFloat, Field(strict=True)], Annotated[FiniteFloat, Field(strict=True)]] | None = None
+    exif: Literal["apply", "ignore"] | None = None
 
 
 def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
@@ -76,39 +90,22 @@ def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
     StegoError
         If the file is missing or invalid.
     """
-    content = read_json(path) if path.exists() else {}
-    names = content.get("names", unnamed and list(unnamed.names)) if isinstance(content, dict) else None
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise StegoError(f'{path} does not name the classes. Write {{"names": ["road", "tree"]}} into it.')
-    for key in content.keys() - set(KEYS):
-        if guess := did_you_mean(str(key).casefold(), list(KEYS)):
-            raise StegoError(f"{path} has an unknown key {key!r}{guess}. Rename or remove it.")
-    rules = _read_rules(path, content)
-    if unnamed is not None and "names" not in content:
-        return replace(unnamed, rules=rules)
-    colors = content.get("colors") or distinct_colors(len(names))
-    if not isinstance(colors, list) or not all(map(_is_color, colors)):
-        raise StegoError(f"{path}: a color is not [red, green, blue], each 0 to 255. Correct or remove the colors.")
+    stored = read_json(path) if path.exists() else {}
     try:
-        return Classes(tuple(names), tuple((red, green, blue) for red, green, blue in colors), rules)
+        content = _ClassesFile.model_validate(stored)
+        rules = Rules(content.range, content.exif)
+        if content.names:
+            colors = content.colors or distinct_colors(len(content.names))
+            return Classes(tuple(content.names), tuple(colors), rules)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "content"
+        raise StegoError(f"{path}: {place}: {first['msg']}. It may hold names, colors, range and exif.") from None
     except StegoError as error:
         raise StegoError(f"{path}: {error}") from None
-
-
-def _is_color(color: Any) -> bool:
-    return isinstance(color, list | tuple) and len(color) == 3 and all(c in range(256) for c in color)
-
-
-def _read_rules(path: Path, content: dict[str, Any]) -> Rules:
-    limits, exif = content.get("range"), content.get("exif")
-    if exif not in (None, "apply", "ignore"):
-        raise StegoError(f'{path}: "exif" is {exif!r}. Write "apply" or "ignore".')
-    if limits is None:
-        return Rules(exif=exif)
-    numbers = isinstance(limits, list) and len(limits) == 2 and all(type(end) in (int, float) for end in limits)
-    if not numbers or not -math.inf < limits[0] < limits[1] < math.inf:
-        raise StegoError(f'{path}: "range" is {limits!r}. Write [LOW, HIGH], the stored values of black and white.')
-    return Rules((limits[0], limits[1]), exif)
+    if unnamed is None or content.names is not None:
+        raise StegoError(f'{path} does not name the classes. Write {{"names": ["road", "tree"]}} into it.')
+    return replace(unnamed, rules=rules)
 
 
 def write_classes(path: Path, classes: Classes) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils.errors import StegoError
 from ..utils.files import read_json, read_text
 from .base import IGNORED, UNKNOWN, SegmentationDataset
 from .classes import Classes, Rules, distinct_colors
@@ -87,9 +86,6 @@ def load(name: str, root: str | Path, split: str) -> CocoStuff:
     lists = [folder / "curated" / year / list_ for list_ in form.lists[split]]
     path = next((path for path in lists if path.exists()), lists[0])
     check_files([path], "lists of images")
-    ids = read_text(path).split()
-    if not ids:
-        raise StegoError(f"{path} is empty. It lists one image id per line; get it again.")
-    images = [folder / "images" / year / f"{id_}.jpg" for id_ in ids]
+    images = [folder / "images" / year / f"{id_}.jpg" for id_ in read_text(path).split()]
     check_files([*images], "images")
     return CocoStuff(name, split, form.classes, images, pair_by_stem(images, folder / "annotations" / year))

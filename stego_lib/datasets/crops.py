@@ -3,17 +3,12 @@
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torchvision.transforms.functional as TF
-from PIL import Image
 from torch import Tensor
 
 from ..utils.errors import StegoError
-from ..utils.paths import user_path
-from ..utils.progress import progress
 from .base import Sample, SegmentationDataset
 
 # Height and width of a crop relative to the image.
@@ -126,24 +121,3 @@ def five_boxes(height: int, width: int, ratio: float = RATIO) -> list[Box]:
     h, w = int(ratio * height), int(ratio * width)
     corners = [(top, left, h, w) for top in (0, height - h) for left in (0, width - w)]
     return [*corners, (round((height - h) / 2), round((width - w) / 2), h, w)]
-
-
-def write_crops(dataset: Crops, folder: str | Path) -> None:
-    """Writes every crop below `folder` in the layout of the authors' code, for use outside this project.
-
-    img/SPLIT/N.jpg and, with labels, label/SPLIT/N.png with N = 5 * image + crop; a label map holds class + 1, and 0
-    where ignored. names-SPLIT.txt lists the crops' names.
-    """
-    if len(dataset.classes) > 255:
-        raise StegoError(f"{dataset.name} has {len(dataset.classes)} classes. This layout holds at most 255.")
-    folder = user_path(folder)
-    for kind in ("img", "label"):
-        (folder / kind / dataset.split).mkdir(parents=True, exist_ok=True)
-    for number in progress(range(len(dataset)), f"crops of {dataset.name} {dataset.split}"):
-        image, label = dataset[number]
-        TF.to_pil_image(image).save(folder / "img" / dataset.split / f"{number}.jpg")
-        if label is not None:
-            stored = Image.fromarray((label + 1).numpy().astype(np.uint8))
-            stored.save(folder / "label" / dataset.split / f"{number}.png")
-    names = "".join(f"{name}\n" for name in dataset.names)
-    (folder / f"names-{dataset.split}.txt").write_text(names, encoding="utf-8", errors="surrogateescape")

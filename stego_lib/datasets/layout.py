@@ -2,7 +2,8 @@
 
 import os
 from collections import Counter
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..utils.errors import DataNotFound, StegoError
@@ -34,10 +35,8 @@ def has_images(folder: Path) -> bool:
 
 def _names(folder: Path) -> list[str]:
     """Names of the visible files and folders in a folder, sorted."""
-    try:
+    with readable(folder):
         return sorted(name for name in os.listdir(folder) if visible(Path(name)))
-    except OSError as error:
-        raise StegoError(f"Folder {folder} cannot be read ({error.strerror}). Name another one.") from error
 
 
 def visible(path: Path) -> bool:
@@ -65,7 +64,7 @@ def pair_by_stem(images: list[Path], labels: Path, suffix: str = ".png") -> list
     """The label map `labels`/STEM`suffix` of each image. StegoError if one is missing."""
     present = set(_names(labels)) if labels.is_dir() else set()
     paths: list[Path | None] = [labels / f"{path.stem}{suffix}" for path in images]
-    check_files(paths, f"label maps of {images[0].parent}", present)
+    check_files(paths, "label maps", present)
     return paths
 
 
@@ -102,23 +101,16 @@ def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "val")
         raise StegoError(f"{name} has no split {split!r}. Choose one of {', '.join(known)}.")
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns an OSError into a StegoError that names the file or folder."""
+    try:
+        yield
+    except OSError as error:
+        raise StegoError(f"{path} cannot be read ({error.strerror}). Replace or remove it.") from error
+
+
 def checksum_of(path: Path) -> str:
-    """SHA-256 of a file, computed once per process and state of the file."""
-    state = state_of(path)
-    try:
-        return _cached_checksum(path, state.st_ino, state.st_size, state.st_mtime_ns)
-    except OSError as error:
-        raise StegoError(f"{path} cannot be read ({error.strerror}); replace or remove it") from error
-
-
-@cache
-def _cached_checksum(path: Path, *_state: int) -> str:
-    return checksum(path)
-
-
-def state_of(path: Path) -> os.stat_result:
-    """`path.stat()`; StegoError for a file that cannot be read."""
-    try:
-        return path.stat()
-    except OSError as error:
-        raise StegoError(f"{path} cannot be read ({error.strerror}); replace or remove it") from error
+    """SHA-256 of a file."""
+    with readable(path):
+        return checksum(path)

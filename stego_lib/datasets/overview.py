@@ -16,24 +16,16 @@ LABEL_SPACES: dict[str, Classes] = {
     **{name: form.classes for name, form in cocostuff.FORMS.items()},
     "potsdam3": potsdam.CLASSES,
 }
-# Where the files of each dataset come from.
-SOURCES = {
-    "scenes": "nothing: drawn by code",
-    "camvid": camvid.SOURCE,
-    "cityscapes": cityscapes.SOURCE,
-    **{name: cocostuff.SOURCE.replace("NAME", name) for name in cocostuff.FORMS},
-    "potsdam3": potsdam.SOURCE,
-    "folder": "your own images",
-}
-# What the images of each dataset are.
+# What the images of each dataset are, and where they come from.
 KINDS = {
-    "scenes": "synthetic scenes, drawn by code",
-    "camvid": "real street images, filmed from a car",
-    "cityscapes": "real street images",
-    **dict.fromkeys(cocostuff.FORMS, "real photographs"),
-    "potsdam3": "real aerial images",
-    "folder": "your own images",
+    "scenes": ("synthetic scenes, drawn by code", "nothing: drawn by code"),
+    "camvid": ("real street images, filmed from a car", camvid.SOURCE),
+    "cityscapes": ("real street images", cityscapes.SOURCE),
+    **{name: ("real photographs", cocostuff.SOURCE.replace("NAME", name)) for name in cocostuff.FORMS},
+    "potsdam3": ("real aerial images", potsdam.SOURCE),
+    "folder": ("your own images", "your own images"),
 }
+SOURCES = {name: source for name, (_, source) in KINDS.items()}
 
 
 def introduction(name: str, root: str | Path, backbone: str, split: str = "val") -> str:
@@ -44,7 +36,7 @@ def introduction(name: str, root: str | Path, backbone: str, split: str = "val")
     )
     weights = Path(backbone).stem if Path(backbone).suffix else backbone
     counts = f"{train:,} for training and {other:,} in {split}"
-    return f"**This page shows `{name}`**: {KINDS[name]}, {counts}. Backbone: `{weights}`.{hint}"
+    return f"**This page shows `{name}`**: {KINDS[name][0]}, {counts}. Backbone: `{weights}`.{hint}"
 
 
 def overview(root: str | Path) -> list[dict[str, Any]]:

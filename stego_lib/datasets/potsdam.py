@@ -96,8 +96,6 @@ def load(name: str, root: str | Path, split: str) -> Potsdam:
         return Potsdam(name, split, CLASSES, images, [path if path.exists() else None for path in stored])
     check_files([folder / LISTS[split]], "lists of patches")
     images = [folder / "imgs" / f"{patch}.mat" for patch in read_text(folder / LISTS[split]).split()]
-    if not images:
-        raise StegoError(f"{folder / LISTS[split]} is empty. It lists one patch per line; get it again.")
     check_files([*images], "patches")
     if split == "all":
         labels = [path if path.exists() else None for path in (folder / "gt" / path.name for path in images)]

@@ -3,8 +3,8 @@
 import os
 import zipfile
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from urllib.parse import urlsplit
 
 from ..utils.errors import DataNotFound, StegoError, brief
@@ -90,28 +90,20 @@ def prepare(name: str, root: str | Path) -> None:
     root = user_path(root)
     if name not in RECIPES:
         open_dataset(name, root, "train")  # draws the scenes, says what belongs into a folder of your own
-        print(f"{name}: ready below {root}")
-        return
+        return print(f"{name}: ready below {root}")
     folder, sources = RECIPES[name]
     target = root / folder
-    patches = [target / part for part in (POTSDAM_PATCHES.path, "imgs", "potsdam/imgs")]
-    if name == "potsdam3" and any(path.exists() for path in patches):
+    if name == "potsdam3" and any((target / part).exists() for part in (POTSDAM_PATCHES.path, "imgs")):
         sources = (POTSDAM_PATCHES,)
-    missing = [
-        target / source.path
-        for source in sources
-        if not source.url and not (target / source.path).exists() and not _unpacked(target, source)
-    ]
+    todo = [source for source in sources if (target / source.path).exists() or not _is_unpacked(target, source)]
+    missing = [target / source.path for source in todo if not source.url and not (target / source.path).exists()]
     if missing:
-        from_where = _module(name).SOURCE
+        module = import_module(f".{DATASETS[name]}", __package__)
         paths = "\n".join(f"    {path.resolve()}" for path in missing)
         raise DataNotFound(
-            f"{name} must be downloaded manually: {from_where}\n  put there, then call this again:\n{paths}"
+            f"{name} must be downloaded manually: {module.SOURCE}\n  put there, then try again:\n{paths}"
         )
-    for source in sources:
-        if source.unpack and not (target / source.path).exists() and _unpacked(target, source):
-            print(f"{', '.join(source.gives)}: there already")
-            continue
+    for source in todo:
         print(f"{source.path} ...")
         _get(source, target)
     print(f"next: python -m stego_lib.datasets check {name} --root {root}")
@@ -128,11 +120,7 @@ def make_ready(name: str, root: str | Path) -> None:
         raise StegoError(f"{name} cannot be used. See why: python -m stego_lib.datasets check {name} --root {root}")
 
 
-def _module(name: str) -> ModuleType:
-    return __import__(f"{__package__}.{DATASETS[name]}", fromlist=["SOURCE"])
-
-
-def _unpacked(target: Path, source: Source) -> bool:
+def _is_unpacked(target: Path, source: Source) -> bool:
     return bool(source.gives) and all((target / part).exists() for part in source.gives)
 
 
@@ -145,20 +133,17 @@ def _get(source: Source, target: Path) -> None:
     pooch.get_logger().setLevel("WARNING")
     path = target / source.path
     unpack = pooch.Unzip(extract_dir=os.path.relpath(target / source.unpack, path.parent)) if source.unpack else None
+    known = source.sha256 and f"sha256:{source.sha256}"
     try:
         if source.url:
-            pooch.retrieve(
-                _address(source.url), source.sha256 and f"sha256:{source.sha256}", path.name, path.parent, unpack,
-                pooch.HTTPDownloader(progressbar=True),
-            )  # fmt: skip
+            bar = pooch.HTTPDownloader(progressbar=True)
+            pooch.retrieve(_address(source.url), known, path.name, path.parent, unpack, bar)
         elif unpack:
             unpack(str(path), "fetch", None)
-    except zipfile.BadZipFile as error:
-        raise StegoError(f"{path} is no complete zip archive ({error}). Remove it and get it again.") from error
-    except (OSError, ValueError) as error:  # the network, the disk; a wrong checksum
+    except (OSError, ValueError, zipfile.BadZipFile) as error:  # network and disk; a wrong checksum; a broken archive
         raise StegoError(
-            f"{source.url or path} cannot be fetched or unpacked ({brief(error)}). Check network and disk, or put the file "
-            f"there: {path}"
+            f"{source.url or path} cannot be fetched or unpacked ({brief(error)}). Check network and disk, remove a broken "
+            f"archive, or put a whole one there: {path}"
         ) from error
 
 

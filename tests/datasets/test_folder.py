@@ -193,7 +193,7 @@ def test_classes_files_are_utf_8(tmp_path, encoding):
 
 def test_rules_survive_writing_and_need_no_names(tmp_path):
     path = tmp_path / "classes.json"
-    path.write_text('{"names": ["a"], "range": [-1000, 3000.5], "exif": "ignore", "remark": "kept out"}')
+    path.write_text('{"names": ["a"], "range": [-1000, 3000.5], "exif": "ignore"}')
     classes = read_classes(path)
     write_classes(tmp_path / "again.json", classes)
     assert read_classes(tmp_path / "again.json") == classes and classes.rules == Rules((-1000, 3000.5), "ignore")

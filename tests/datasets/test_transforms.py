@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stego_lib import StegoError, open_dataset
-from stego_lib.datasets import Classes
-from stego_lib.datasets.crops import FiveCrop, RandomCrop, five_boxes, write_crops
+from stego_lib.datasets.crops import FiveCrop, RandomCrop, five_boxes
 from stego_lib.datasets.transforms import nearest_grid, resize_image, resize_label
 
 GOLDEN = golden("transforms")
@@ -111,18 +110,6 @@ def test_five_crops_are_the_published_ones(pair):
         np.testing.assert_array_equal(label, np.where(published == 255, -1, published))
 
 
-def test_written_crops_are_the_published_files(pair, tmp_path):
-    write_crops(FiveCrop(pair), tmp_path / "cropped")
-    for number in range(10):
-        with Image.open(tmp_path / f"cropped/label/train/{number}.png") as file:
-            np.testing.assert_array_equal(np.asarray(file), GOLDEN["five.saved_label_png"][number])
-        with Image.open(tmp_path / f"cropped/img/train/{number}.jpg") as file:
-            difference = np.asarray(file).astype(int) - GOLDEN["five.saved_jpg_decoded"][number]
-        assert np.abs(difference).mean() < 1, "JPEG libraries differ a little"
-    assert len(list((tmp_path / "cropped/img/train").iterdir())) == 10
-    assert (tmp_path / "cropped/names-train.txt").read_text().split()[6] == "street1-crop1" == FiveCrop(pair).names[6]
-
-
 def test_random_crops_are_decided_by_the_seed(pair):
     crops, again, other = RandomCrop(pair), RandomCrop(pair), RandomCrop(pair, seed=1)
     assert len(crops) == 10 == len(set(crops.names)) and crops.names[6] == "street1-random1"
@@ -174,13 +161,6 @@ def test_five_crops_cover_the_image(height, width, ratio):
     assert (seen == rows[:, None] & columns[None]).all() and seen[0, 0] and seen[-1, -1] and seen[0, -1] and seen[-1, 0]
     top, left, *size = boxes[4]
     assert size == [h, w] and abs(2 * top + h - height) <= 1 and abs(2 * left + w - width) <= 1
-
-
-def test_crops_of_more_classes_than_their_files_count_are_refused(pair, tmp_path):
-    pair.classes = Classes([str(i) for i in range(256)], [(0, 0, 0)] * 256)
-    with pytest.raises(StegoError, match="256 classes"):
-        write_crops(FiveCrop(pair), tmp_path / "cropped")
-    assert not (tmp_path / "cropped").exists()
 
 
 @pytest.mark.parametrize(
