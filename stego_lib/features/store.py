@@ -20,6 +20,7 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..datasets import SegmentationDataset
 from ..datasets.base import Sample
+from ..datasets.layout import checksum_of
 from ..datasets.transforms import Size, resize_image, resize_label
 from ..utils.errors import StegoError, brief
 from ..utils.files import checksum, disk_errors, fingerprint, read_json, write_json
@@ -207,7 +208,8 @@ def content_fingerprints(dataset: SegmentationDataset, root: Path) -> dict[str, 
     path = _contents(root, _listing(dataset))
     if not path.exists():
         with ThreadPoolExecutor() as pool:  # hashing runs outside Python's lock
-            images, labels = (pool.map(_checksum, paths) for paths in (dataset.images, dataset.labels))
+            images = pool.map(checksum_of, dataset.images)
+            labels = pool.map(lambda path: None if path is None else checksum_of(path), dataset.labels)
             bar = progress(zip(images, labels, strict=True), f"checksums of {dataset.name}", total=len(dataset))
             write_json(path, _combine(dataset, list(bar)))
     return read_json(path)
@@ -219,11 +221,6 @@ def _listing(dataset: SegmentationDataset) -> str:
 
 def _contents(root: Path, listing: str) -> Path:
     return root / ".contents" / f"{listing}.json"
-
-
-def _checksum(path: Path | None) -> str | None:
-    with disk_errors(path or ""):
-        return None if path is None else checksum(path)
 
 
 def _combine(dataset: SegmentationDataset, digests: list[tuple[str, str | None]]) -> dict[str, str | None]:
