@@ -66,8 +66,8 @@ class SharedFeatures(Features):
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
         wanted, position = index.unique(return_inverse=True)
-        own = devices.share(wanted)
-        rows = self._features.rows(own, device) if len(own) else torch.empty(0, *self.shape[1:], device=device)
+        own, computing = devices.share(wanted), self._features.source.backbone.device  # the only one for a group of GPUs
+        rows = self._features.rows(own, computing) if len(own) else torch.empty(0, *self.shape[1:], device=computing)
         return devices.gather(rows).to(device)[position.to(device)]
 
     def stored_labels(self, index: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..datasets import SegmentationDataset
 from ..datasets.base import Sample
 from ..datasets.layout import checksum_of
 from ..datasets.transforms import Size, resize_image, resize_label
+from ..utils import devices
 from ..utils.errors import StegoError, brief
 from ..utils.files import checksum, disk_errors, fingerprint, read_json, write_json
 from ..utils.memory import enough_memory
@@ -36,10 +38,8 @@ SHARD = 1024
 NO_LABEL = 255
 # Part of a GPU's free memory that features may take; the rest is for training.
 GPU_SHARE = 0.6
-# Seconds without a new shard after which a process computes those of the others.
+# Seconds after which a process stops waiting for shards of the others and computes them.
 PATIENCE = 3600
-# Seconds after which a temporary folder that nobody writes to is removed.
-STALE = 86_400
 
 Arrays = dict[str, tuple[type, tuple[int, ...]]]
 Encode = Callable[[Tensor, list[Sample]], dict[str, Tensor]]
@@ -269,6 +269,8 @@ class Store:
                 self._extract(missing)
             if missing or not about.exists():
                 write_json(about, self._about())
+                for path in self.folder.glob(".shard-*"):  # of killed processes
+                    shutil.rmtree(path, ignore_errors=True)
         self.about = read_json(about)
 
     def read(self, name: str, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -347,28 +349,21 @@ class Store:
                 f"features of {self.source} need {needed / 1e9:.1f} GB, but {self._root} has {free / 1e9:.1f} GB free. "
                 "Choose another runs_dir, feature_store='compact' or feature_store='online'."
             )
-        for path in self.folder.glob(".shard-*"):
-            if time.time() - path.stat().st_mtime > STALE:
-                shutil.rmtree(path, ignore_errors=True)
-        rank, count = _rank()
+        rank, count = (devices.place() or (0, 1))[:2]
         own = [number for number in missing if number % count == rank]
         if rank == 0:
             say(f"features of {self.source}: {needed / 1e9:.2f} GB in {self.folder}")
-        total, reader = sum(len(self._rows(n)) for n in own), Reader(self.source.sample, self.source.dataset.pieces)
-        with progress((), f"features of {self.source}", total=total) as bar:
-            try:
-                for number in own:
-                    self._compute(number, reader, bar.update)
-                started, said = time.monotonic(), False
-                while others := [number for number in missing if not self._shard(number).exists()]:
-                    if not said:
-                        say(f"waiting for other processes to compute features of {self.source}")
-                    said = True
-                    if time.monotonic() - started > PATIENCE:
-                        self._compute(others[0], reader, bar.update)
+        reader, total = Reader(self.source.sample, self.source.dataset.pieces), sum(len(self._rows(n)) for n in own)
+        with closing(reader), progress((), f"features of {self.source}", total=total) as bar:
+            for number in own:
+                self._compute(number, reader, bar.update)
+            others, started = [number for number in missing if number not in own], time.monotonic()
+            if others:
+                say(f"waiting for other processes to compute features of {self.source}")
+            for number in others:
+                while not self._shard(number).exists() and time.monotonic() - started < PATIENCE:
                     time.sleep(0.2)
-            finally:
-                reader.close()
+                self._compute(number, reader, bar.update)  # unless it is there by now
 
     def _compute(self, number: int, reader: Reader, advance: Callable[[int], object]) -> None:
         """Writes a shard under another name and renames it, unless it exists by now."""
@@ -428,14 +423,6 @@ def _append(path: Path, rows: Tensor, total: int) -> None:
             header = {"descr": array.dtype.str, "fortran_order": False, "shape": (total, *array.shape[1:])}
             np.lib.format.write_array_header_1_0(file, header)
         file.write(array.data)
-
-
-def _rank() -> tuple[int, int]:
-    """Number of this process among those that torchrun or srun has started together, and their number."""
-    for rank, count in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
-        if rank in os.environ and count in os.environ:
-            return int(os.environ[rank]), int(os.environ[count])
-    return 0, 1
 
 
 class StoredFeatures(Features):

@@ -43,10 +43,10 @@ def join(device: str, task: str) -> None:
         In every process, where the tasks differ. For a device with a number ('cuda:1') and for fewer GPUs than processes.
     """
     global _group
-    place = _place()
-    if place is None:
+    launched = place()
+    if launched is None:
         return
-    rank, size, local, here = place
+    rank, size, local, here = launched
     kind = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
     if ":" in kind:
         raise StegoError(f"device={device!r} cannot serve {size} processes. Use 'auto', 'cuda' or 'cpu'.")
@@ -70,7 +70,7 @@ def join(device: str, task: str) -> None:
             warnings.simplefilter("ignore", Notice)
 
 
-def _place() -> tuple[int, int, int, int] | None:
+def place() -> tuple[int, int, int, int] | None:
     """Rank, number of processes, rank on this machine and processes on this machine; None for a single process."""
     env = os.environ
     if dist.is_available() and dist.is_torchelastic_launched():
