@@ -88,7 +88,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine
     crf.check_engine(crf_engine)
     dataset = open_split(experiment, split)
     run.check_classes(dataset)
-    with enough_memory(f"scoring {dataset.name}", "choose a smaller eval_size, baselines=False, or device='cpu'"):
+    with enough_memory(f"scoring {dataset.name}", "Lower eval_size, or use baselines=False or device='cpu'."):
         views = open_views(run, dataset) if dataset.has_labels else None
         if devices.first():
             show_findings(dataset, views and views.plain.class_pixels)

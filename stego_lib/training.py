@@ -36,6 +36,10 @@ from .watch import Watch
 SAVE_EVERY = 200
 
 
+@torch.inference_mode(False)  # whatever mode the caller is in
+@torch.enable_grad()
+@torch.autocast("cpu", enabled=False)
+@torch.autocast("cuda", enabled=False)
 def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume: bool = False) -> Run:
     """Trains the head and both probes on the training split.
 
@@ -221,7 +225,7 @@ def train_steps(trainer: Trainer) -> None:
     watch = Watch(run.folder, features, experiment, run.step)
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),  # dropout uses the caller's generators
-        enough_memory(f"a training step on {features.name}", "choose a smaller batch_size, code_dim or train_size, or device='cpu'"),
+        enough_memory(f"a training step on {features.name}", "Lower batch_size, code_dim or train_size."),
         disk_errors(path),
         TrainingLog(path, run.step, trainer.columns()) if devices.first() else nullcontext() as log,
     ):  # fmt: skip

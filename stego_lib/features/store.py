@@ -155,7 +155,7 @@ class Source:
 
     def features(self, images: Tensor, rows: Sequence[int]) -> Tensor:
         """Float32 (B, C, h, w) of uint8 images (B, 3, H, W), on the backbone's device. `rows` name the images in errors."""
-        options = "choose a smaller train_size or eval_size, precision='bfloat16' or device='cpu'"
+        options = "Lower train_size or eval_size."
         with enough_memory(f"features of {self}", options):
             features = self.backbone(images.flip(-1) if self.mirror else images)
         bad = ~features.half().isfinite().flatten(1).all(1)

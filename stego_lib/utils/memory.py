@@ -5,16 +5,15 @@ from contextlib import contextmanager
 
 import torch
 
-from .errors import StegoError, brief
+from .errors import StegoError
 
 
 @contextmanager
-def enough_memory(what: str, options: str) -> Iterator[None]:
-    """Turns a lack of GPU or CPU memory into a StegoError that names `what` needs it and the `options` that need less."""
+def enough_memory(what: str, remedy: str) -> Iterator[None]:
+    """Turns a lack of GPU or CPU memory into a StegoError: `what` needs more memory, and a sentence of what needs less."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        lacking = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-        if not lacking:
-            raise
-        raise StegoError(f"{what} needs more memory than there is ({brief(error)}); {options}") from error
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+            raise StegoError(f"{what} needs more memory than there is. {remedy}") from error
+        raise

@@ -64,4 +64,4 @@ class Lines(tqdm):
         now = time.monotonic()
         if msg != "" and now - Lines.last >= LINE_EVERY:
             Lines.last = now
-            say(f"{self.desc.removesuffix(': ')}: {self.n:,} of {self.total or '?'}")
+            say(f"{self.desc.removesuffix(': ')}: {self.n:,} of {self.total or 0:,}")

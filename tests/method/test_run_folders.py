@@ -1,152 +1,109 @@
-"""Which folder a run gets, and which runs are found again."""
+"""Which folder a run gets, which run is found again, and where its records go."""
 
 import os
-import re
+import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
+from common import few_samples, tiny_experiment
+from PIL import Image
 
-from stego_lib import Experiment, StegoError
-from stego_lib import run as run_module
+from stego_lib import Experiment, StegoError, evaluate, load_run, open_dataset, train
+from stego_lib.provenance import Provenance
 from stego_lib.run import find_run, new_folder, newest_run
-from stego_lib.utils.files import save_state, write_json
+from stego_lib.utils.files import read_json, write_json
 from stego_lib.utils.notices import Notice
 
-ASKED = Experiment(steps=10, seed=1)
-BACKBONE = SimpleNamespace(weights_id="ours")
-DATA = {"images": "these", "all": "these and their labels"}
+WANTED = Experiment(steps=10, seed=1)
+MADE_FROM = Provenance(images="a", labels="b", weights="c", precision="float32", store="full", versions={"torch": "2"})
 
 
-def made(folder: Path, experiment: object = ASKED, weights: str | None = "ours", data: object = DATA) -> Path:
-    """A run folder with the least that it takes to be found."""
-    state = {"step": 3, "model": {"feature_mean": torch.zeros(1, 2, 1, 1)}, "optimizer": {}, "shifts": [0.1, 0.2, 0.3]}
-    state["data"] = data
-    save_state(folder / "checkpoint.pt", state if weights is None else state | {"backbone_weights": weights})
-    write_json(folder / "experiment.json", experiment.to_dict() if isinstance(experiment, Experiment) else experiment)
+def made(folder: Path, experiment: Experiment = WANTED, **changes: str) -> Path:
+    """A run folder with what it takes to be found."""
+    write_json(folder / "experiment.json", experiment.to_dict())
+    write_json(folder / "provenance.json", MADE_FROM.to_dict() | changes)
+    for name in ("classes.json", "checkpoint.safetensors"):
+        (folder / name).touch()
     return folder
 
 
-# ---------------------------------------------------------------------------------------------- a new folder
+def test_every_run_gets_a_folder_of_its_own(tmp_path):
+    folders = {new_folder(tmp_path / "runs", WANTED) for _ in range(9)}
+    assert len(folders) == 9 and all(WANTED.name in folder.name for folder in folders)
+    (tmp_path / "file").touch()
+    with pytest.raises(StegoError, match="file"):
+        new_folder(tmp_path / "file", WANTED)
 
 
-def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path):
-    """Below a folder that is made if need be; named by time and experiment."""
-    where = tmp_path / "not" / "there yet"
-    found = [new_folder(where, ASKED) for _ in range(30)]
-    assert (
-        len(set(found)) == 30
-        and sorted(where.iterdir()) == sorted(found)
-        and not any(map(list, map(Path.iterdir, found)))
-    )
-    names = re.compile(rf"(\d{{8}}-\d{{6}})-{re.escape(ASKED.name)}(-\d+)?")
-    assert all(names.fullmatch(folder.name) for folder in found)
-    moments = {names.fullmatch(folder.name)[1] for folder in found}
-    for moment in moments:
-        numbers = [names.fullmatch(folder.name)[2] for folder in found if folder.name.startswith(moment)]
-        assert numbers == [None, *(f"-{number}" for number in range(2, len(numbers) + 1))]
+def test_the_newest_run_of_the_same_experiment_and_provenance_is_found(tmp_path):
+    older, newer = (made(tmp_path / name) for name in ("z", "a"))
+    os.utime(older / "checkpoint.safetensors", (1, 1))
+    made(tmp_path / "unfinished" / "deeper")
+    moved = WANTED.but(data_root="elsewhere", device="cpu", crf=False, eval_size=64)
+    assert find_run(tmp_path, moved, MADE_FROM) == newer == newest_run(tmp_path)
+    (newer / "checkpoint.safetensors").unlink()
+    assert find_run(tmp_path, WANTED, Provenance.from_dict(MADE_FROM.to_dict() | {"versions": {}})) == older
 
 
-def test_a_place_that_cannot_hold_runs_is_named(tmp_path):
-    (tmp_path / "runs").write_text("a file")
-    with pytest.raises(StegoError, match=r"runs cannot be written .*name a folder that can"):
-        new_folder(tmp_path / "runs", ASKED)
+@pytest.mark.parametrize("field", ["images", "labels", "weights", "precision", "store", "start"])
+def test_a_run_with_another_provenance_is_not_resumed_and_a_notice_says_why(tmp_path, field):
+    made(tmp_path / "a", **{field: "other"})
+    with pytest.warns(Notice, match=f"step 0; a differs in {field}"):
+        assert find_run(tmp_path, WANTED, MADE_FROM) is None
 
 
-# ---------------------------------------------------------------------------------------------- finding a run again
+def test_a_run_of_another_experiment_is_not_resumed(tmp_path):
+    made(tmp_path / "a", WANTED.but(steps=11))
+    with pytest.warns(Notice, match="step 0$"):
+        assert find_run(tmp_path, WANTED, MADE_FROM) is None
+    with pytest.raises(StegoError, match="no run"):
+        newest_run(tmp_path / "nowhere")
 
 
-def test_the_newest_run_of_this_experiment_is_found(tmp_path):
-    """Newest by the time and number in its name; how and where it was computed does not matter, nor where its data lay."""
-    assert (
-        find_run(tmp_path, ASKED, BACKBONE, DATA) is None
-        and find_run(tmp_path / "nowhere", ASKED, BACKBONE, DATA) is None
-    )
-    for number in ("", "-2", "-9"):
-        made(tmp_path / f"20260102-000000-a{number}")
-    second = made(
-        tmp_path / "20260102-000000-a-10", ASKED.but(feature_store="online", device="cpu", data_root="elsewhere")
-    )
-    for number, change in enumerate(
-        [dict(seed=2), dict(steps=11, code_dim=3, batch_size=2, points=4), dict(seed=4, backbone="other")]
-    ):
-        made(tmp_path / f"20260103-00000{number}-a", ASKED.but(**change))
-    os.utime(second / "checkpoint.pt", (0, 0))
-    assert find_run(tmp_path, ASKED, BACKBONE, DATA) == second
-    assert find_run(tmp_path, ASKED.but(seed=3), BACKBONE, DATA) is None
+def test_provenance_compares_everything_but_versions():
+    other = Provenance.from_dict(MADE_FROM.to_dict() | {"versions": {"torch": "3"}, "unknown": 1})
+    assert other.differing(MADE_FROM) == [] and other.key() == MADE_FROM.key()
+    bfloat16 = Provenance.from_dict(MADE_FROM.to_dict() | {"precision": "bfloat16", "start": "d"})
+    assert bfloat16.differing(MADE_FROM) == ["precision", "start"] and bfloat16.key() != MADE_FROM.key()
+    ignored = ("precision", "start")
+    assert bfloat16.differing(MADE_FROM, ignored) == [] and bfloat16.key(ignored) == MADE_FROM.key(ignored)
+    assert Provenance.from_dict({}).differing(MADE_FROM) == ["images", "labels", "weights", "precision", "store"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "[1]", "3", '{"steps": -1}', '{"novelty": 1}', '{"steps": []}'])
-def test_a_run_that_cannot_be_read_is_passed_over_and_an_older_one_found(tmp_path, content):
-    older = made(tmp_path / "20260101-000000-a")
-    made(tmp_path / "20260102-000000-a")
-    (tmp_path / "20260102-000000-a" / "experiment.json").write_text(content)
-    with pytest.warns(Notice, match=r"20260102-000000-a/experiment\.json is passed over: "):
-        assert find_run(tmp_path, ASKED, BACKBONE, DATA) == older
+# ---------------------------------------------------------------------------------------------- with trained runs
 
 
-def test_a_run_without_a_checkpoint_is_no_run(tmp_path):
-    older, newer = made(tmp_path / "20260101-000000-a"), made(tmp_path / "20260102-000000-a")
-    (newer / "checkpoint.pt").unlink()
-    assert find_run(tmp_path, ASKED, BACKBONE, DATA) == older
-    (older / "checkpoint.pt").unlink()
-    assert find_run(tmp_path, ASKED, BACKBONE, DATA) is None
+@pytest.fixture
+def experiment(scenes_root, backbone_file, tmp_path, monkeypatch):
+    few_samples(monkeypatch)
+    return tiny_experiment(shutil.copytree(scenes_root, tmp_path / "data"), backbone_file, steps=2)
 
 
-def test_a_run_on_other_weights_is_passed_over_and_an_older_one_found(tmp_path):
-    older = made(tmp_path / "20260101-000000-a")
-    made(tmp_path / "20260102-000000-a", weights="theirs")
-    with pytest.warns(Notice, match="20260102-000000-a is passed over: it was trained on other weights of"):
-        assert find_run(tmp_path, ASKED, BACKBONE, DATA) == older
+def test_a_run_is_resumed_wherever_its_data_lie_but_not_on_other_data(experiment, tmp_path):
+    run = train(experiment, runs_dir=tmp_path / "runs")
+    shutil.copytree(tmp_path / "data", tmp_path / "moved", copy_function=shutil.copyfile)
+    moved = experiment.but(data_root=str(tmp_path / "moved"), mirror=False)
+    assert train(moved, runs_dir=tmp_path / "runs", resume=True).folder == run.folder
+    image = open_dataset("scenes", tmp_path / "moved", "train").images[0]
+    Image.open(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(image)
+    with pytest.warns(Notice, match="differs in images"):
+        assert train(moved, runs_dir=tmp_path / "runs", resume=True).folder != run.folder
 
 
-@pytest.mark.parametrize("other, why", [
-    ({"images": "others", "all": "others too"}, "its training images were others"),
-    ({"images": "these", "all": "and other labels"}, "the label maps of its training images have changed"),
-])  # fmt: skip
-def test_a_run_on_other_data_is_passed_over_and_an_older_one_found(tmp_path, other, why):
-    older = made(tmp_path / "20260101-000000-a")
-    made(tmp_path / "20260102-000000-a", data=other)
-    with pytest.warns(Notice, match=f"20260102-000000-a is passed over: {why}"):
-        assert find_run(tmp_path, ASKED, BACKBONE, DATA) == older
-
-
-def test_of_a_checkpoint_that_does_not_name_its_data_the_place_tells(tmp_path):
-    """Those of earlier versions; the same place, however it is spelled."""
-    folder = made(tmp_path / "20260101-000000-a", ASKED.but(data_root="data/../data"), data=None)
-    assert find_run(tmp_path, ASKED.but(data_root=str(Path("data").resolve())), BACKBONE, DATA) == folder
-    with pytest.warns(Notice, match="it was trained on data in .*, and does not tell which files these were"):
-        assert find_run(tmp_path, ASKED.but(data_root="elsewhere"), BACKBONE, DATA) is None
-
-
-def test_the_same_weights_may_have_another_name_or_place_now(tmp_path):
-    """A file that was moved, or a network by its long name; other weights under another name are another experiment."""
-    folder = made(tmp_path / "20260101-000000-a", ASKED.but(backbone="/a/mine.safetensors"))
-    assert find_run(tmp_path, ASKED.but(backbone="/b/mine.safetensors"), BACKBONE, DATA) == folder
-    assert find_run(tmp_path, ASKED.but(backbone="vit_tiny_patch16_224"), BACKBONE, DATA) == folder
-    with pytest.warns(
-        Notice, match="no run of exactly this experiment .* has backbone /a/mine.safetensors, now dino_vits8"
-    ):
-        assert find_run(tmp_path, ASKED.but(backbone="dino_vits8"), SimpleNamespace(weights_id="theirs"), DATA) is None
-
-
-def test_a_checkpoint_that_names_no_weights_is_taken(tmp_path):
-    """Those of earlier versions."""
-    assert find_run(tmp_path, ASKED, BACKBONE, DATA) is None
-    folder = made(tmp_path / "20260101-000000-a", weights=None)
-    assert find_run(tmp_path, ASKED, BACKBONE, DATA) == folder
-
-
-def test_the_run_made_last_is_the_one_whose_checkpoint_is(tmp_path, monkeypatch):
-    """Whatever the folders are called; those without a checkpoint are no runs."""
-    folders = [made(tmp_path / name) for name in ("b", "c", "a")]
-    for age, folder in enumerate(folders):
-        os.utime(folder / "checkpoint.pt", (1000 + age, 1000 + age))
-    (tmp_path / "d").mkdir()
-    made(tmp_path / "features" / "deeper")
-    assert newest_run(tmp_path) == newest_run(str(tmp_path)) == tmp_path / "a"
-    monkeypatch.setattr(run_module, "runs_root", lambda: tmp_path)
-    assert newest_run() == tmp_path / "a"
-    with pytest.raises(StegoError, match=r"d holds no run; train one first"):
-        newest_run(tmp_path / "d")
+def test_each_evaluation_has_its_own_record_and_predict_uses_that_of_the_own_data(experiment, tmp_path):
+    run = train(experiment, runs_dir=tmp_path / "runs")
+    shutil.copytree(tmp_path / "data", tmp_path / "other")
+    for path in (tmp_path / "other" / "scenes").rglob("val/*.png"):
+        Image.open(path).transpose(Image.Transpose.ROTATE_180).save(path)
+    record = evaluate(run)
+    others = [
+        evaluate(run, "train"),
+        evaluate(load_run(run.folder, data_root=str(tmp_path / "other"))),
+        evaluate(load_run(run.folder, eval_size=32)),
+    ]
+    assert run.metrics == record
+    kept = [read_json(path) for path in run.folder.glob("metrics-*.json")]
+    assert len(kept) == 3 and all(other in kept for other in others), "each in a file of its own"
+    shutil.move(tmp_path / "data", tmp_path / "moved")
+    assert evaluate(load_run(run.folder, data_root=str(tmp_path / "moved")))["data"] == record["data"]
+    assert len(list(run.folder.glob("metrics*.json"))) == 4, "the same evaluation replaces its record"

@@ -1,4 +1,4 @@
-"""Bars where somebody looks; lines, few of them, where a notebook runs unattended; names for what has no steps."""
+"""Bars where somebody looks; few lines where a notebook runs unattended; nothing without an error stream."""
 
 import sys
 from types import SimpleNamespace
@@ -6,60 +6,33 @@ from types import SimpleNamespace
 import pytest
 
 from stego_lib.utils import progress as module
-from stego_lib.utils.progress import progress, stage
+from stego_lib.utils.progress import progress, say, stage
 
 
-@pytest.fixture
-def clock(monkeypatch) -> list[float]:
-    """The time, in seconds, that lines are spaced by."""
-    now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(module.Lines, "last", 1000.0)
-    return now
-
-
-def kernel(monkeypatch, asks: bool) -> None:
-    """As if this were the kernel of a notebook whose front end can be asked something, or not."""
-    found = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=asks)))
-    monkeypatch.setitem(sys.modules, "IPython", found)
+def kernel(monkeypatch, attended: bool) -> None:
+    """As if this were the kernel of a notebook whose front end somebody watches, or not."""
+    shell = SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=attended))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     monkeypatch.delenv(module.BARS, raising=False)
 
 
-def work(clock: list[float], seconds: float) -> None:
+@pytest.mark.parametrize("seconds, lines", [(20, 0), (100, 3)])
+def test_an_unattended_notebook_gets_few_lines_and_none_for_short_work(monkeypatch, capsys, seconds, lines):
+    kernel(monkeypatch, attended=False)
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    monkeypatch.setattr(module.Lines, "last", 1000.0)
     for _ in progress(range(1000), "training"):
-        clock[0] += seconds / 1000
-    with stage("fitting probes"):
-        clock[0] += 1
+        now[0] += seconds / 1000
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == lines and all(line.startswith("training: ") and line.endswith(" of 1,000") for line in said)
 
 
-@pytest.mark.parametrize("seconds, lines", [(20, 0), (100, 3), (36_000, 10)])
-def test_an_unattended_notebook_gets_few_lines_and_none_for_short_work(monkeypatch, clock, capsys, seconds, lines):
-    kernel(monkeypatch, asks=False)
-    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
-    work(clock, seconds)
-    said = capsys.readouterr().err
-    assert "\r" not in said
-    told = [line for line in said.splitlines() if line.startswith("training: ") and line.endswith(" of 1,000")]
-    assert abs(len(told) - lines) <= 1, told
-    assert said.splitlines()[len(told) :] in ([], ["fitting probes"]), (
-        "a part that has no steps is named when it begins"
-    )
-
-
-def test_a_part_without_steps_is_named_when_it_begins(monkeypatch, clock, capsys):
-    kernel(monkeypatch, asks=False)
-    clock[0] += module.LINE_EVERY
-    with stage("fitting probes"):
-        assert capsys.readouterr().err == "fitting probes\n"
-    with stage("another at once"):
-        pass
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("asked", [True, False])
-def test_people_in_jupyterlab_and_at_a_terminal_get_bars(monkeypatch, capsys, asked):
-    kernel(monkeypatch, asks=not asked)
-    if asked:  # the project's runner, at a terminal
+@pytest.mark.parametrize("requested", [True, False])
+def test_people_get_bars(monkeypatch, capsys, requested):
+    kernel(monkeypatch, attended=not requested)
+    if requested:  # the project's runner, at a terminal
         monkeypatch.setenv(module.BARS, "1")
     list(progress(range(3), "training"))
     with stage("fitting probes"):
@@ -69,10 +42,16 @@ def test_people_in_jupyterlab_and_at_a_terminal_get_bars(monkeypatch, capsys, as
 
 
 @pytest.mark.parametrize("variable", ["LOCAL_RANK", "SLURM_LOCALID"])
-def test_of_several_processes_the_first_one_alone_shows_bars(monkeypatch, capsys, variable):
+def test_only_the_first_of_several_processes_shows_bars(monkeypatch, capsys, variable):
     for rank in ("1", "0"):
         monkeypatch.setenv(variable, rank)
         assert list(progress(range(3), "training")) == [0, 1, 2]
-        with stage("fitting probes"):
-            pass
         assert bool(capsys.readouterr().err) == (rank == "0")
+
+
+def test_nothing_is_shown_without_an_error_stream(monkeypatch):
+    """As in QGIS and under pythonw."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert list(progress(range(3), "training")) == [0, 1, 2]
+    with stage("fitting probes"):
+        say("a line")
