@@ -48,16 +48,6 @@ def test_separate_groups_with_an_entry_each_have_the_best_modularity():
     assert cause.modularity_loss(opposite, rand(ENTRIES, CHANNELS)) == 0
 
 
-def test_one_patch_of_each_block_is_kept():
-    rows, columns = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
-    maps = torch.stack([rows, columns])[None].float().repeat(2, 1, 1, 1)
-    order = torch.randint(4, (12,), generator=torch.Generator().manual_seed(0))
-    sampled = cause.sample_blocks(maps, order, 2)
-    for number, kept in enumerate(order.tolist()):
-        image, (y, x) = number // 6, divmod(number % 6, 3)
-        assert sampled[image, :, y, x].tolist() == [2 * y + kept // 2, 2 * x + kept % 2]
-
-
 @pytest.mark.parametrize("bank", [EMPTY, BANK], ids=["empty", "bank"])
 def test_contrastive_loss_equals_that_of_a_loop(bank):
     feats, codebook, teacher = (
@@ -93,20 +83,3 @@ def test_without_a_positive_pair_the_loss_is_zero_and_so_is_its_gradient():
     loss = cause.contrastive_loss(student, rand(1, 4, 1, 2, seed=1), torch.tensor([0, 1]), pairs, EMPTY)
     loss.backward()
     assert loss == 0 and student.grad.abs().max() == 0
-
-
-def test_bank_equals_that_of_lists():
-    lists: dict[int, list] = {}
-    bank, keep = EMPTY, 4
-    for step in range(5):
-        generator, teacher = torch.Generator().manual_seed(step), rand(COUNT, 4, *GRID, seed=step)
-        concepts = torch.randint(ENTRIES, (COUNT * CELLS,), generator=generator)
-        order = torch.randperm(COUNT * CELLS, generator=generator)
-        vectors = teacher.movedim(1, -1).flatten(0, 2)
-        for concept in concepts.unique().tolist():
-            own = [vectors[n] for n in order.tolist() if concepts[n] == concept]
-            lists[concept] = (lists.get(concept, []) + own[: len(own) // 2])[-keep:]
-        bank = cause.update_bank(bank, teacher, concepts, order, keep)
-        assert bank[1].tolist() == [concept for concept in sorted(lists) for _ in lists[concept]]
-        assert torch.equal(bank[0], torch.stack([v for concept in sorted(lists) for v in lists[concept]]))
-    assert bank[1].bincount().max() == keep

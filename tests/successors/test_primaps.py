@@ -63,13 +63,6 @@ def test_patches_without_a_feature_do_not_hang(published):
     assert (primaps.mask_log_probabilities(masks).argmax(0) == 0).all(), "background"
 
 
-def test_median_is_numpys():
-    maps = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(0))
-    padded = np.pad(maps.numpy(), ((0, 0), (1, 1), (1, 1)), mode="reflect")
-    expected = [[[np.median(one[y : y + 3, x : x + 3]) for x in range(5)] for y in range(4)] for one in padded]
-    assert_close(primaps.median(maps), torch.tensor(np.array(expected)))
-
-
 def test_pseudo_labels_are_the_mode_of_each_mask():
     generator = torch.Generator().manual_seed(0)
     masks = torch.randint(-1, 5, (3, 6, 7), generator=generator)
@@ -97,18 +90,6 @@ def test_focal_loss_is_that_of_a_naive_loop(published):
     expected = torch.stack(terms).sum() / (18 if published else len(terms))
     assert_close(primaps.focal_loss(logits, pseudo, published=published), expected)
     assert primaps.focal_loss(logits, torch.full_like(pseudo, -1), published=published) == 0
-
-
-def test_logits_of_prototypes_are_those_of_a_weight_normed_convolution():
-    generator = torch.Generator().manual_seed(0)
-    prototypes = primaps.Prototypes(torch.randn(3, 5, generator=generator))
-    prototypes.lengths.data = torch.tensor([1.0, 2.0, -0.5])
-    code = torch.randn(2, 5, 4, 4, generator=generator)
-    layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(5, 3, 1, bias=False))
-    layer.parametrizations.weight.original0.data = prototypes.lengths.data.view(3, 1, 1, 1).clone()
-    layer.parametrizations.weight.original1.data = prototypes.directions.data.view(3, 5, 1, 1).clone()
-    expected = layer(F.interpolate(code, (9, 11), mode="bilinear"))
-    assert_close(prototypes(code, (9, 11)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_prototypes_begin_with_principal_directions():
