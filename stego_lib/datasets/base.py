@@ -129,8 +129,8 @@ class SegmentationDataset(Sequence):
             )
         if turned:
             notice(
-                f"{self.name}: images are turned upright as their EXIF data say, and label maps are taken to match. If they "
-                'match the stored pixels, write "exif": "ignore" into classes.json; "apply" ends this notice.'
+                f"{self.name}: images are turned upright by EXIF, and label maps are assumed to match. If they match "
+                'the stored pixels, write "exif": "ignore" into classes.json; "apply" ends this notice.'
             )
         if read.transparent is not None:
             label = np.where(read.transparent, IGNORED, label)
@@ -158,7 +158,7 @@ class SegmentationDataset(Sequence):
         return ""
 
     def settings(self, *, labels: bool) -> list:
-        """Name and split, and what decides beside the content of the files which pixels, or labels, are read from them."""
+        """Name, split and all that decides, beside the files' content, which pixels or labels are read."""
         labels = labels and self.has_labels
         read = [READING, self.rules.range, self.rules.exif == "ignore"]
         return [self.name, self.split, *read, *([len(self.classes), self.published] if labels else [None, False])]

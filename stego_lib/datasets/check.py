@@ -29,7 +29,7 @@ COUNTS: dict[str, dict[str, tuple[int, ...]]] = {
 SAMPLE = 2000
 # Name of a label map beside its image.
 MASK_NAME = re.compile(
-    r"(.+?)[ ._-](?:masks?|labels?|labelids|seg|segmentation|ground_?truth|gt|annotations?|annot|L|P)\d*|masks?[ ._-](.+)",
+    r"(.+?)[ ._-](?:masks?|labels?|labelids|seg|segmentation|groundtruth|gt|annot(?:ations?)?|L|P)\d*|masks?[ ._-](.+)",
     re.IGNORECASE,
 )
 
@@ -139,7 +139,7 @@ def _unread_labels(dataset: SegmentationDataset) -> Row:
     root = images.parent.parent if images.parent.name == "imgs" else images
     used = {"imgs", "depth", "overlays"} | ({"labels"} if (root / "labels" / "val").is_dir() else set())
     names = [path.name for path in sorted(root.iterdir()) if path.name not in used and has_images(path)]
-    text = f"it counts as unlabeled; {_few(names)} in {root} is not read. Label maps belong to labels/train and labels/val."
+    text = f"unlabeled; {_few(names)} in {root} is not read. Label maps belong to labels/train and labels/val."
     return names, text, False
 
 
@@ -158,7 +158,7 @@ def _label_rows(dataset: SegmentationDataset, counts: np.ndarray, survey: Survey
     only = names[present[0]] if present else ""
     return [
         (not present, f"no pixel of the label maps has a class ({ids})", True),
-        (len(present) == 1, f"{only!r} is the only class in the label maps ({ids}), so scores would mean nothing", True),
+        (len(present) == 1, f"{only!r} is the only class in the label maps ({ids}): scores would mean nothing", True),
         (len(present) > 1 and absent and complete,
          f"{len(absent)} of {len(names)} classes occur in no label map: {_few(absent)} ({ids})", False),
     ]  # fmt: skip
@@ -170,14 +170,15 @@ def _file_rows(dataset: SegmentationDataset, survey: Survey) -> list[Row]:
     more = f"\n      and {len(survey.broken) - 5} more" if len(survey.broken) > 5 else ""
     doubt = dataset.doubt(survey.ids)
     choice = 'label maps must match; "exif": "ignore" in classes.json leaves images as stored'
+    looked = survey.looked
     rotated = survey.rotated and dataset.has_labels and dataset.rules.exif is None
     return [
         (survey.broken, f"{len(survey.broken)} of {survey.looked} images cannot be used:{broken}{more}", True),
         (doubt, doubt, True),
         (rotated, f"{survey.rotated} of {survey.looked} images are turned upright by EXIF; {choice}", False),
-        (survey.transparent, f"{survey.transparent} of {survey.looked} images have transparent pixels, which are ignored", False),
-        (survey.invisible, f"{survey.invisible} of {survey.looked} images are transparent all over: is the fourth channel "
-         "something else?", True),
+        (survey.transparent, f"{survey.transparent} of {looked} images have transparent pixels, which are void", False),
+        (survey.invisible, f"{survey.invisible} of {looked} images are fully transparent: is the fourth channel alpha?",
+         True),
     ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ class Rules:
     range: tuple[float, float] | None = None
     """Stored values of black and white, for images of more than 8 bits per channel."""
     exif: Literal["apply", "ignore"] | None = None
-    """Rotate images by their EXIF orientation, or leave them as stored. None: rotate, with a notice if there are labels."""
+    """Rotate images by EXIF orientation, or leave them as stored. None: rotate, with a notice if there are labels."""
 
     def __post_init__(self) -> None:
         if self.range and self.range[0] >= self.range[1]:

@@ -50,8 +50,8 @@ class CocoStuff(SegmentationDataset):
 
     rules = Rules(exif="ignore")
     release = (
-        "stuffthingmaps have ids 0 to 181, and 255 where unlabeled. Take stuffthingmaps_trainval2017.zip (the stuff-only "
-        "pixelmaps have ids up to 183), or subtract 1 if ids start at 1"
+        "stuffthingmaps have ids 0 to 181, and 255 where unlabeled. Take stuffthingmaps_trainval2017.zip (the "
+        "stuff-only pixelmaps have ids up to 183), or subtract 1 if ids start at 1"
     )
 
     def label_table(self) -> np.ndarray:

@@ -20,8 +20,8 @@ def load(name: str, root: Path, split: str, n_classes: int | None = None) -> Seg
     """Opens root/NAME, or root itself, in the layout above.
 
     classes.json (see `read_classes`) is required where there are labels. Without labels and names there are `n_classes`
-    (default `N_CLASSES`) clusters, "cluster 0" and so on. A folder that holds images and no imgs/ serves unlabeled: both
-    splits are all of its images, and a notice says so.
+    (default `N_CLASSES`) clusters, "cluster 0" and so on. In a folder with images and without
+    imgs/, both splits are all images, unlabeled, and a notice says so.
     """
     check_split(name, split)
     plain = _plain_folder(root, name)
@@ -35,9 +35,7 @@ def load(name: str, root: Path, split: str, n_classes: int | None = None) -> Seg
     for path in images:
         twin = stems.setdefault(path.stem, path)
         if twin != path:
-            raise StegoError(
-                f"{path} and {twin.name} differ only in their ending. Rename one, or move it to labels/ if it is a label map."
-            )
+            raise StegoError(f"{path} and {twin.name} differ only in their ending. Rename one, or move it to labels/.")
     has_maps = not plain and (folder / "labels" / split).is_dir()
     labels = pair_by_stem(images, folder / "labels" / split) if has_maps else [None for _ in images]
     labeled = not plain and (folder / "labels").exists()  # of one split at least: both need the same classes

@@ -169,7 +169,8 @@ def _from_array(
         if limits is None:
             held = f"{values.dtype} values from {known.min():g} to {known.max():g}" if known.size else str(values.dtype)
             raise StegoError(
-                f'holds {held}. Write "range": [LOW, HIGH], the values of black and white, into the classes.json of the folder.'
+                f'holds {held}. Write "range": [LOW, HIGH], the values of black and white, into the classes.json of '
+                "the folder."
             )
         bad = ~np.isfinite(values).all(-1)
         void = bad if void is None else void | bad

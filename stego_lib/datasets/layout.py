@@ -13,8 +13,8 @@ from .images import SUFFIXES
 
 # Endings of files that nobody expects to be read as images.
 COMPANIONS = {
-    ".txt", ".md", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".html", ".ini", ".db", ".py", ".ipynb", ".log",
-    ".xmp", ".aae", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".ovr", ".aux", ".lnk", ".url", ".sha256", ".md5",
+    ".txt", ".md", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".html", ".ini", ".db", ".py", ".ipynb",
+    ".log", ".xmp", ".aae", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".ovr", ".aux", ".lnk", ".url", ".sha256", ".md5",
 }  # fmt: skip
 # Subfolders that hold label maps and results, not images.
 RESULTS = {"labels", "overlays", "depth", "labelme", "panoptic", "geotiff"}
@@ -81,7 +81,7 @@ def check_files(paths: list[Path | None], what: str, present: set[str] | None = 
 def find_folder(root: str | Path, names: tuple[str, ...], needs: tuple[str, ...], layout: str, source: str) -> Path:
     """The dataset's folder: the first of root/NAME, or root itself, that holds one of `needs`.
 
-    Raises DataNotFound that says where it looked, which files belong there (`layout`) and where they come from (`source`).
+    Raises DataNotFound that says where it looked, which files belong there (`layout`) and their `source`.
     """
     root = user_path(root)
     candidates = [*(root / name for name in names), root]

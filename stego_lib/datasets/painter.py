@@ -13,31 +13,29 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+# Class names; the position is the label id.
 CLASSES = ("sky", "water", "meadow", "wall", "tree", "house", "ball", "zebra")
-"""Class names; the position is the label id."""
 STUFF, THINGS = CLASSES[:4], CLASSES[4:]
+# Version of the drawings: raise it when the images change.
 VERSION = 2
-"""Version of the drawings: raise it when the images change."""
+# Height and width of a scene in pixels.
 SIZE = 128
-"""Height and width of a scene in pixels."""
 
 Grid = np.ndarray
 
 
 def paint_scene(seed: int, index: int, size: int = SIZE, weather: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Draws scene number `index` of the endless series `seed`, as the weather has it or, without `weather`, clear.
+    """Draws scene `index` of the endless series `seed`: image, uint8 (H, W, 3), and label map, uint8 (H, W).
 
-    Returns the image, uint8 (H, W, 3), and its label map, uint8 (H, W) with ids into `CLASSES`. The same
-    arguments give the same image, and clear or not the labels are the same; every pixel is labeled.
+    The label map holds ids into `CLASSES` and does not depend on `weather`. The same arguments give the same image.
     """
-    image, label, _ = paint_with_distance(seed, index, size, weather)
-    return image, label
+    return paint_with_distance(seed, index, size, weather)[:2]
 
 
 def paint_with_distance(
     seed: int, index: int, size: int = SIZE, weather: bool = True
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`paint_scene`, and how far away each pixel is, uint8 (H, W): 255 for the first layer of paint, 0 for the last."""
+    """`paint_scene`, and the distance of each pixel, uint8 (H, W): 255 for the first layer of paint, 0 for the last."""
     rng = np.random.default_rng([seed, index])
     y, x = np.mgrid[:size, :size].astype(np.float32)
     image = np.zeros((size, size, 3), np.float32)
@@ -48,9 +46,8 @@ def paint_with_distance(
     def lay(name: str, mask: Grid, shade: Grid | float = 1.0) -> None:
         dark, bright = _color_pair(rng)
         mix = _TEXTURES[name](rng, x, y)[..., None]
-        color = (dark * (1 - mix) + bright * mix) * np.asarray(shade, np.float32).reshape(
-            np.shape(shade) + (1,) * (np.ndim(shade) == 2)
-        )
+        light = np.asarray(shade, np.float32)
+        color = (dark * (1 - mix) + bright * mix) * (light[..., None] if light.ndim else light)
         alpha = mask[..., None]
         image[:] = image * (1 - alpha) + color * alpha
         label[mask > 0.5] = CLASSES.index(name)
@@ -109,7 +106,7 @@ def _dusk(rng: np.random.Generator, image: Grid) -> Grid:
 
 
 def _color_pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A dark and a bright color, the same distribution for every class."""
+    """A dark and a bright color, of one distribution for every class."""
     hue, saturation, value = rng.uniform(0, 1), rng.uniform(0.1, 0.8), rng.uniform(0.55, 1.0)
     bright = colorsys.hsv_to_rgb(hue, saturation, value)
     dark = colorsys.hsv_to_rgb(
@@ -125,7 +122,7 @@ def _noise(rng: np.random.Generator, size: int, cells: tuple[int, int]) -> Grid:
 
 
 def _turned(rng: np.random.Generator, x: Grid, y: Grid, spread: float) -> tuple[Grid, Grid]:
-    """Coordinates turned by a random angle of standard deviation `spread` (radians), with a random origin."""
+    """Coordinates rotated by a random angle of standard deviation `spread` (radians), with a random origin."""
     angle = rng.normal(0, spread)
     u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
     return u + rng.uniform(0, 64), v + rng.uniform(0, 64)
@@ -185,7 +182,7 @@ def _sharpen(values: Grid, gain: float) -> Grid:
 
 
 def _polygon(size: int, points: Grid) -> Grid:
-    """Mask in [0, 1] of a polygon, smoothed at the rim by drawing it four times as large."""
+    """Mask in [0, 1] of a polygon, drawn four times as large for smooth borders."""
     canvas = Image.new("L", (4 * size, 4 * size))
     ImageDraw.Draw(canvas).polygon([tuple(point) for point in 4 * points], fill=255)
     return np.asarray(canvas.resize((size, size), Image.Resampling.BOX), np.float32) / 255

@@ -27,8 +27,8 @@ LAYOUT = (
     "or 2_Ortho_RGB/*_RGB.tif and 5_Labels_all/*_label.tif (the raw tiles)"
 )
 SOURCE = (
-    "www.isprs.org, benchmark '2D Semantic Labeling Potsdam', after registration: 2_Ortho_RGB.zip and 5_Labels_all.zip (both "
-    "in Potsdam.zip); or the published patches, potsdam.zip"
+    "www.isprs.org, benchmark '2D Semantic Labeling Potsdam', after registration: 2_Ortho_RGB.zip and 5_Labels_all.zip "
+    "(both in Potsdam.zip); or the published patches, potsdam.zip"
 )
 
 

@@ -142,8 +142,8 @@ def _get(source: Source, target: Path) -> None:
             unpack(str(path), "fetch", None)
     except (OSError, ValueError, zipfile.BadZipFile) as error:  # network and disk; a wrong checksum; a broken archive
         raise StegoError(
-            f"{source.url or path} cannot be fetched or unpacked ({brief(error)}). Check network and disk, remove a broken "
-            f"archive, or put a whole one there: {path}"
+            f"{source.url or path} cannot be fetched or unpacked ({brief(error)}). Check network and disk, remove a "
+            f"broken archive, or put a whole one there: {path}"
         ) from error
 
 

@@ -35,7 +35,7 @@ def load(name: str, root: Path, split: str) -> SegmentationDataset:
 
 
 def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = painter.SIZE, series: int = SEED) -> None:
-    """Draws the first `train` and `val` scenes of a series, of `size` pixels, into `folder`, which appears when complete."""
+    """Draws the first `train` and `val` scenes of a series into `folder`, which appears when complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".scenes.") as temporary:
         unfinished = Path(temporary) / "scenes"

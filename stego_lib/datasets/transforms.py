@@ -6,17 +6,16 @@ import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 from torch import Tensor
 
+# Rows of an image that are scaled at once.
 STRIP = 128
-"""Rows of an image that are scaled at once."""
+# N: shorter side scaled to N, then center crop N x N (as published). (H, W): scaled to H x W, nothing cut off.
 Size = int | tuple[int, int]
-"""N: shorter side scaled to N, then center crop N x N (the published way). (H, W): scaled to H x W, nothing cut off."""
 
 
 def resize_image(image: Tensor, size: Size, published: bool = False) -> Tensor:
     """uint8 (3, H, W) -> uint8 (3, h, w), bilinear with antialiasing.
 
-    published: each new pixel is the nearest old one instead, as in the published code (images look rougher, and
-    lie on their label maps pixel by pixel).
+    published: each new pixel is the nearest old one instead, as in the authors' code.
     """
     if published:
         height, width = image.shape[1:]
@@ -30,12 +29,10 @@ def resize_image(image: Tensor, size: Size, published: bool = False) -> Tensor:
 
 
 def _antialiased(image: Tensor, height: int, width: int) -> Tensor:
-    """uint8 (3, H, W) -> uint8 (3, height, width) as `TF.resize` does it, a strip at a time: floats take four times the memory."""
+    """uint8 (3, H, W) -> uint8 (3, height, width) like `TF.resize`, in strips: floats take four times the memory."""
     if image.shape[1:] == (height, width):
         return image
-    narrow = torch.empty(
-        image.shape[0], image.shape[1], width
-    )  # made at once: pieces between large blocks would break memory up
+    narrow = torch.empty(image.shape[0], image.shape[1], width)  # allocated at once, against fragmented memory
     for strip, rows in zip(image.split(STRIP, 1), narrow.split(STRIP, 1), strict=True):
         rows[:] = _interpolated(strip.float(), strip.shape[1], width)
     return _interpolated(narrow, height, width).round().to(torch.uint8)
@@ -46,7 +43,7 @@ def _interpolated(values: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize_label(label: Tensor, size: Size) -> Tensor:
-    """int64 (H, W) -> int64 (h, w): the nearest pixel, exactly the one that the published code takes."""
+    """int64 (H, W) -> int64 (h, w): the nearest pixel, exactly the one that the authors' code takes."""
     height, width = label.shape
     rows, columns = nearest_grid(height, width, size)
     return label[rows[:, None], columns]
@@ -55,8 +52,8 @@ def resize_label(label: Tensor, size: Size) -> Tensor:
 def nearest_grid(height: int, width: int, size: Size) -> tuple[Tensor, Tensor]:
     """The old row of each new row and the old column of each new column, int64, for an H x W image.
 
-    For a size N the other side becomes int(N * long / short), and the crop begins at half of what is over, halves
-    rounded to the even number (Python's `round`): the rules of torchvision, which the published code uses.
+    As in torchvision: for a size N the longer side becomes int(N * long / short), and the crop starts at
+    round((side - N) / 2).
     """
     if not isinstance(size, int):
         return _nearest(height, size[0]), _nearest(width, size[1])
@@ -68,10 +65,10 @@ def nearest_grid(height: int, width: int, size: Size) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(old: int, new: int) -> Tensor:
-    """The pixel of a line of `old` that each of `new` takes, int64 (new,).
+    """The pixel of `old` ones in a line that each of `new` takes, int64 (new,).
 
-    Pillow's rule: the middle of the first new pixel, then one step after the other added up. The running sum differs
-    from multiplying at some sizes (51 x 72 to 32), where rounding decides which of two pixels is nearest.
+    As in Pillow: the middle of the first new pixel, plus a running sum of steps. Multiplying instead would round
+    differently at some sizes (51 x 72 to 32).
     """
     step = old / new
     return torch.from_numpy(np.cumsum([step / 2, *[step] * (new - 1)]).astype(np.int64))

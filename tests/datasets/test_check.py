@@ -77,30 +77,35 @@ def save_exif(root):
     Image.new("RGB", (24, 12)).save(root / "folder/imgs/train/1.png", exif=exif)
 
 
+def image(root, name="imgs/train/1.png"):
+    return root / "folder" / name
+
+
+LESION = standins.stripes([0, 255], 12, 24)
+HALF = np.dstack([np.zeros((12, 24, 3)), LESION])
+MORE_NAMES = '{"names": ["a", "b", "c"]}'
+MASK = np.zeros((12, 24))
+
 # What is done to the folder -> what the finding says, and whether it misleads.
 FINDINGS = {
     "objects stored as 255": (objects_of_255, "'background' is the only class.*ids seen: 0, 255", True),
     "all ignored": (only_ignored, "no pixel.*ids seen: 255", True),
-    "a class that is absent": (
-        lambda root: (root / "folder/classes.json").write_text('{"names": ["a", "b", "c"]}'), "1 of 3 classes.*: c", False,
-    ),
-    "an unknown id": (lambda root: rewrite(root, "labels/train/1.png", np.full((12, 24), 7)), r"1\.png holds id 7", True),
-    "another size": (lambda root: rewrite(root, "labels/train/1.png", np.zeros((12, 20))), r"\(12, 20\)", True),
-    "a broken image": (lambda root: (root / "folder/imgs/train/1.png").write_bytes(b"x"), r"1\.png cannot be read", True),
-    "left-out files": (lambda root: (root / "folder/imgs/train/b.heic").write_bytes(b"x"), r"left out.*1 \.heic", False),
-    "images in subfolders": (lambda root: rewrite(root, "imgs/train/more/b.png", np.zeros((2, 2))), "1 images in subfolders", False),
+    "an absent class": (lambda root: image(root, "classes.json").write_text(MORE_NAMES), "1 of 3 classes.*: c", False),
+    "an unknown id": (lambda root: rewrite(root, "labels/train/1.png", MASK + 7), r"1\.png holds id 7", True),
+    "another size": (lambda root: rewrite(root, "labels/train/1.png", MASK[:, 4:]), r"\(12, 20\)", True),
+    "a broken image": (lambda root: image(root).write_bytes(b"x"), r"1\.png cannot be read", True),
+    "left-out files": (lambda root: image(root).with_suffix(".heic").touch(), r"left out.*1 \.heic", False),
+    "subfolders": (lambda root: rewrite(root, "imgs/train/more/b.png", MASK), "1 images in subfolders", False),
     "label maps among images": (
-        lambda root: [rewrite(root, f"{kind}/train/1_mask.png", np.zeros((12, 24))) for kind in ("imgs", "labels")],
-        "named like label maps", True,
+        lambda root: [rewrite(root, f"{kind}/train/1_mask.png", MASK) for kind in ("imgs", "labels")],
+        "named like label maps",
+        True,
     ),
     "label maps elsewhere": (unlabeled_with_masks_elsewhere, "unlabeled; masks in", False),
     "EXIF": (save_exif, "1 of 3 images are turned upright", False),
-    "transparent pixels": (
-        lambda root: rewrite(root, "imgs/train/1.png", np.dstack([np.zeros((12, 24, 3)), standins.stripes([0, 255], 12, 24)])),
-        "1 of 3 images have transparent pixels", False,
-    ),
-    "invisible images": (lambda root: rewrite(root, "imgs/train/1.png", np.zeros((12, 24, 4))), "transparent all over", True),
-}  # fmt: skip
+    "transparent pixels": (lambda root: rewrite(root, "imgs/train/1.png", HALF), "have transparent pixels", False),
+    "invisible images": (lambda root: rewrite(root, "imgs/train/1.png", 0 * HALF), "fully transparent", True),
+}
 
 
 @pytest.mark.parametrize("name", FINDINGS)

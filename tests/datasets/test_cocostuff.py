@@ -31,7 +31,8 @@ def test_names_and_colors_tell_the_classes_apart(root, name, count):
 
 
 def test_a_class_has_the_same_color_in_each_form(root):
-    colors = [dict(zip(c.names, c.colors, strict=True)) for c in (open_dataset(f"cocostuff{n}", root, "val").classes for n in (27, 15, 3))]  # fmt: skip
+    classes = [open_dataset(f"cocostuff{n}", root, "val").classes for n in (27, 15, 3)]
+    colors = [dict(zip(c.names, c.colors, strict=True)) for c in classes]
     assert list(colors[2]) == ["sky (stuff)", "plant (stuff)", "ground (stuff)"]
     assert colors[2].items() <= colors[1].items() <= colors[0].items()
 
@@ -60,7 +61,7 @@ def test_every_stored_id_becomes_its_class_by_name(root, name):
 
 @pytest.mark.parametrize("name", ["cocostuff27", "cocostuff15", "cocostuff3"])
 def test_published_labels_are_those_of_the_published_loader(root, name):
-    """Its rules, one pixel at a time: an id without a coarse class becomes 0, 255 is ignored, the smaller forms come after."""
+    """Pixel by pixel: an id without a coarse class becomes 0, 255 is ignored, the smaller forms come after."""
     standins.save(
         root / "cocostuff/annotations/val2017/000000000009.png", np.arange(256, dtype=np.uint8).reshape(16, 16)
     )

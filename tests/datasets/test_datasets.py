@@ -13,7 +13,7 @@ import torch
 from stego_lib import DataNotFound, StegoError, open_dataset
 from stego_lib.datasets import painter, scenes
 
-# ---------------------------------------------------------------------------------------------- the painter and `scenes`
+# ---------------------------------------------------------------------------------------------- scenes
 
 # SHA-256 of the image, label map and distances of scenes 0 and 299 of the dataset: the recorded runs depend on them.
 DRAWN = "7f862c405d0f197797c74df9a92b081b47b5709dfba930563ec52a11c0decfdb"

@@ -1,4 +1,4 @@
-"""The whole way for every dataset: what a person has, then prepare, check, train and evaluate, at the real image sizes."""
+"""Every dataset from its archives to scores: prepare, check, train, evaluate, at the real image sizes."""
 
 import hashlib
 import shutil

@@ -127,7 +127,10 @@ def test_transparent_pixels_are_ignored_in_label_maps(tmp_path):
         np.testing.assert_array_equal(label, np.where(UPPER, -1, 1))
 
 
-@pytest.mark.parametrize("options", [{}, dict(photometric="YCBCR", compress="JPEG"), dict(tiled=True, blockxsize=16, blockysize=16)], ids=str)  # fmt: skip
+LAYOUTS = [{}, dict(photometric="YCBCR", compress="JPEG"), dict(tiled=True, blockxsize=16, blockysize=16)]
+
+
+@pytest.mark.parametrize("options", LAYOUTS, ids=str)
 def test_the_internal_mask_of_a_geotiff(tmp_path, options):
     bands = np.full((3, 16, 24), 200, np.uint8)
     read = read_image(write_tiff(tmp_path / "a.tif", bands, np.where(UPPER, 0, 255).astype(np.uint8), **options))
@@ -215,14 +218,15 @@ def test_turned_images_with_label_maps_give_a_notice(tmp_path, rule, said, recwa
         dataset[0]
 
 
-# ---------------------------------------------------------------------------------------------- label maps and broken files
+# ---------------------------------------------------------------------------------------------- label maps
 
 
 def test_ids_of_label_maps_are_read_as_stored(tmp_path):
     ids = (GRAY % 4).astype(np.uint8)
     palette = Image.fromarray(ids)
     palette.putpalette([9, 9, 9, 0, 0, 0, 200, 0, 0, 9, 9, 9])
-    for image, options in ((Image.fromarray(ids), {}), (palette, {}), (palette, {"bits": 2}), (Image.fromarray(ids.astype(np.uint16)), {})):  # fmt: skip
+    deep = Image.fromarray(ids.astype(np.uint16))
+    for image, options in ((Image.fromarray(ids), {}), (palette, {}), (palette, {"bits": 2}), (deep, {})):
         image.save(tmp_path / "a.png", **options)
         np.testing.assert_array_equal(read_ids(tmp_path / "a.png"), ids)
 

@@ -146,8 +146,10 @@ def test_every_patch_is_in_its_place(tmp_path):
 
 
 def test_the_colors_are_those_of_the_benchmark():
-    colors = dict(white=(255, 255, 255), blue=(0, 0, 255), cyan=(0, 255, 255), green=(0, 255, 0), yellow=(255, 255, 0), red=(255, 0, 0), black=(0, 0, 0), magenta=(255, 0, 255), almost=(254, 0, 0))  # fmt: skip
-    assert decode_colors(np.array([list(colors.values())], np.uint8)).tolist() == [[0, 1, 2, 3, 4, 5, 255, 255, 255]]
+    white, blue, cyan, green = (255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0)
+    yellow, red, black, magenta, almost = (255, 255, 0), (255, 0, 0), (0, 0, 0), (255, 0, 255), (254, 0, 0)
+    colored = np.array([[white, blue, cyan, green, yellow, red, black, magenta, almost]], np.uint8)
+    assert decode_colors(colored).tolist() == [[0, 1, 2, 3, 4, 5, 255, 255, 255]]
 
 
 def test_a_tile_that_changes_is_cut_again_and_others_are_kept(tmp_path):
@@ -178,10 +180,6 @@ def test_whole_tiles_are_held_out():
     """20 and 4 of the 24 tiles that were labeled in the published data, 38 in all."""
     assert (len(TILES["train"]), len(TILES["val"]), len(set(TILES["all"]))) == (20, 4, 38)
     assert not set(TILES["train"]) & set(TILES["val"]) and {*TILES["train"], *TILES["val"]} < set(TILES["all"])
-    columns = {
-        row: sorted(int(t.split("_")[1]) for t in TILES["all"] if t.startswith(f"{row}_")) for row in range(2, 8)
-    }
-    assert columns == {2: [*range(10, 15)], 3: [*range(10, 15)], 4: [*range(10, 16)], 5: [*range(10, 16)], 6: [*range(7, 16)], 7: [*range(7, 14)]}  # fmt: skip
 
 
 def test_all_tiles_without_the_labels_of_some(tmp_path):

@@ -149,7 +149,7 @@ def test_a_crop_as_large_as_the_image_is_the_image(pair):
 @given(height=st.integers(2, 120), width=st.integers(2, 120), ratio=st.floats(0.5, 1))
 @example(height=200, width=321, ratio=0.5)
 def test_five_crops_cover_the_image(height, width, ratio):
-    """All are of one size and lie inside; the corners leave out nothing but a middle line of an odd side; the fifth is in the middle."""
+    """All are of one size and lie inside; the corners leave out at most a middle line; the fifth is in the middle."""
     boxes = five_boxes(height, width, ratio)
     h, w = int(ratio * height), int(ratio * width)
     seen = np.zeros((height, width), bool)

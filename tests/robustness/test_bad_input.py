@@ -97,7 +97,7 @@ FILES = {
     "a label map in colors": (lambda w: write(w.label, noise(SIDE, SIDE, 3)), "class id"),
     "an unknown id": (lambda w: write(w.label, noise(SIDE, SIDE, high=4)), r"2\.png holds id 3"),
     "a missing label map": (lambda w: w.label.unlink(), r"1 of 5 label maps.*2\.png"),
-    "two images of one name": (lambda w: write(w.image.with_suffix(".jpg"), noise(SIDE, SIDE, 3)), r"2\.png and 2\.jpg"),
+    "twins": (lambda w: write(w.image.with_suffix(".jpg"), noise(SIDE, SIDE, 3)), r"2\.png and 2\.jpg"),
     "a missing classes.json": (lambda w: (w.folder / "classes.json").unlink(), r"classes\.json"),
     "a classes.json cut short": (lambda w: w.classes('{"names": ["ro'), r"classes\.json"),
     "an empty folder": (lambda w: [path.unlink() for path in w.image.parent.iterdir()], "no image"),
