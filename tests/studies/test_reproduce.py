@@ -55,7 +55,7 @@ def check_records(folder: Path, seeds: list[int]) -> list[dict]:
     assert [record["experiment"]["seed"] for record in kept] == seeds
     for record in kept:
         assert STEGO | BASELINES | {"kmeans_features_crf"} == record["scores"].keys()
-        assert record["step"] == SHORT["steps"] and record["experiment"]["published"]
+        assert record["step"] == SHORT["steps"] and record["experiment"]["official"]["published"]
     return kept
 
 
@@ -75,7 +75,8 @@ def test_a_row_runs_to_its_table(tmp_path, dino_file, monkeypatch, capsys):
     assert "not the paper's row: scored on 1 images, the published figures are of 500" in said
     assert (tmp_path / "my data/cityscapes/archives/gtFine_trainvaltest.zip.sha256").exists(), "it was verified"
     executed = nbformat.read(tmp_path / "runs" / f"reproduce-{row}.ipynb", 4)
-    assert any("published: 2,975" in output.get("text", "") for cell in executed.cells for output in cell.get("outputs", []))  # fmt: skip
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    assert any("published: 2,975" in output.get("text", "") for output in outputs)
 
 
 def run_cells(parameters: dict[str, object]) -> dict[str, object]:
@@ -93,8 +94,8 @@ def test_the_other_rows_run_to_their_tables(row, tmp_path, dino_file, monkeypatc
     few_samples(monkeypatch)
     place(row, tmp_path / "data", tmp_path / "source")
     seeds = [3, 5] if row == "potsdam3-vits8" else [3]  # its CRF is quick
-    parameters = dict(row=row, seeds=str(seeds).strip("[]"), data_root=str(tmp_path / "data"), backbone=str(dino_file), runs_dir=str(tmp_path / "runs"))  # fmt: skip
-    run_cells(parameters | SHORT)
+    where = {"data_root": str(tmp_path / "data"), "runs_dir": str(tmp_path / "runs")}
+    run_cells({"row": row, "seeds": str(seeds).strip("[]"), "backbone": str(dino_file)} | where | SHORT)
     kept = check_records(tmp_path / "runs" / "records" / row, seeds)
     assert results.markdown_table(kept, results.published_figures(row)) in capsys.readouterr().out
 
@@ -119,12 +120,12 @@ def test_data_that_are_not_there_end_it_with_one_clear_error(tmp_path, monkeypat
     status = make(tmp_path, "cityscapes-vitb8", tmp_path / "data", monkeypatch, runs_dir=tmp_path / "work")
     said = capfd.readouterr().err
     assert status != 0 and "Traceback" not in said
-    assert said.count("cityscapes is to be had by hand only: www.cityscapes-dataset.com, after registration") == 1
+    assert said.count("www.cityscapes-dataset.com") == 1
     assert not (tmp_path / "work").exists(), "no work was done"
 
 
 @pytest.mark.parametrize("row", ["cityscape-vitb8", "scenes", None])
 def test_a_row_that_does_not_exist_ends_before_any_work(row, tmp_path):
-    with pytest.raises(StegoError, match=r"no row .*its rows: cocostuff27-vits8, .*potsdam3-vits8"):
+    with pytest.raises(StegoError, match="its rows"):
         run_cells(dict(row=row, data_root=str(tmp_path / "data"), runs_dir=str(tmp_path / "work")))
     assert list(tmp_path.iterdir()) == []

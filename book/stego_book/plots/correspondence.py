@@ -72,7 +72,9 @@ def step_points(rows: dict[str, Tensor], coords: dict[str, Tensor]) -> Figure:
 
 
 def precision_recall(curves: dict[str, dict[str, Curve]], chance: dict[str, float]) -> Figure:
-    """One panel a kind of pairs, one curve a predictor; the dotted line is what guessing gives, `chance` of each panel."""
+    """One panel a kind of pairs, one curve a predictor; the dotted line is what guessing gives, `chance` of each
+    panel.
+    """
     figure, axes = plt.subplots(1, len(curves), figsize=(4.9 * len(curves), 4), sharey=True, squeeze=False)
     styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)))
     for axis, (title, found) in zip(axes[0], curves.items(), strict=True):

@@ -26,8 +26,8 @@ def explorer_data(images: Tensor, spaces: dict[str, Tensor], names: list[str]) -
 
     images: uint8 (N, 3, H, W). spaces: name -> maps (N, C, h, w), such as backbone features and codes, on one grid.
     names: of the images. Returns grid [h, w], images (PNG as data addresses), names, and of each space its name,
-    channels C, scale and vectors: base64 of int8 (N, h, w, C); times the scale they are the unit vectors. `floor` is the
-    5th percentile of the cosines, below which the page draws nothing. StegoError if sizes do not agree.
+    channels C, scale and vectors: base64 of int8 (N, h, w, C); times the scale they are the unit vectors. `floor` is
+    the 5th percentile of the cosines, below which the page draws nothing. StegoError if sizes do not agree.
     """
     grids = {tuple(maps.shape[-2:]) for maps in spaces.values()}
     if len(grids) != 1 or {len(maps) for maps in spaces.values()} != {len(images)} or len(names) != len(images):

@@ -37,11 +37,11 @@ def image_grid(
     Parameters
     ----------
     rows
-        Name of a row -> its cells: an image, uint8 (H, W, 3) or a tensor (3, H, W); a label map (H, W) of ids; None for an
-        empty cell.
+        Name of a row -> its cells: an image, uint8 (H, W, 3) or a tensor (3, H, W); a label map (H, W) of ids; None
+        for an empty cell.
     classes
-        Names and colors of the ids in label maps: those of the longest are painted, all are in the legend. With ignored pixels
-        in a label map the legend explains their color.
+        Names and colors of the ids in label maps: those of the longest are painted, all are in the legend. With
+        ignored pixels in a label map the legend explains their color.
     titles
         Titles of the columns.
     brighten

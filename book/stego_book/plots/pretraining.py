@@ -8,6 +8,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .style import panels
+
 MEASURES = {
     "kmeans_miou": "k-means, mIoU (%)",
     "linear_miou": "linear probe (labels), mIoU (%)",
@@ -19,7 +21,7 @@ MEASURES = {
 def matched_points(view1: Tensor, view2: Tensor, where1: Tensor, where2: Tensor) -> Figure:
     """Two crops of each image, one above the other, with the points that must be recognized; see `two_views`."""
     count, crop = len(view1), view1.shape[-1]
-    figure, axes = plt.subplots(2, count, figsize=(2.25 * count, 4.6), squeeze=False)
+    figure, axes = plt.subplots(2, count, figsize=(2.25 * count, 4.6), squeeze=False, layout="constrained")
     for row, views, points, name in zip(
         axes, (view1, view2), (where1, where2), ("first crop", "second crop"), strict=True
     ):
@@ -31,13 +33,14 @@ def matched_points(view1: Tensor, view2: Tensor, where1: Tensor, where2: Tensor)
             for number, (x, y) in enumerate(pixels.tolist(), 1):
                 axis.text(x + 1.5, y, str(number), color="white", fontsize=8, weight="bold")
             axis.set(xticks=[], yticks=[])
-    figure.tight_layout()
     return figure
 
 
 def learning_curves(stages: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
-    """The loss, and what was measured, by minutes of training; stage -> the tables of `read_curve`. Stages follow each other."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4))
+    """The loss, and what was measured, by minutes of training; stage -> the tables of `read_curve`. Stages follow each
+    other.
+    """
+    figure, (left, right) = panels(2, size=(4.75, 3.4))
     begins = 0.0
     for number, (name, (losses, measured)) in enumerate(stages.items()):
         left.plot(begins + losses.index, losses["loss"], color="black")
@@ -57,18 +60,16 @@ def learning_curves(stages: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> 
     left.set(title="loss", xlabel="minutes of training")
     right.set(title="mIoU (%), images not trained on", xlabel="minutes of training", ylim=(0, None))
     right.legend(fontsize=9, loc="lower left")
-    figure.tight_layout()
     return figure
 
 
 def objectives(measured: Mapping[str, pd.DataFrame]) -> Figure:
     """One panel a measure, one line a recipe, by minutes of training; `measured`: name -> table of `read_curve`."""
     common = {key: title for key, title in MEASURES.items() if all(key in table for table in measured.values())}
-    figure, axes = plt.subplots(1, len(common), figsize=(4.75 * len(common), 3.4))
+    figure, axes = panels(len(common), size=(4.75, 3.4))
     for axis, (key, title) in zip(axes, common.items(), strict=True):
         for (name, table), color, marker in zip(measured.items(), sns.color_palette(), "os^d", strict=False):
             axis.plot(table.index, table[key], marker=marker, color=color, label=name)
         axis.set(title=title, xlabel="minutes of training", ylim=(0, None))
     axes[0].legend(fontsize=9)
-    figure.tight_layout()
     return figure

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -10,18 +9,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from ..studies.speed import CITYSCAPES_CROPS, Costs
+from .style import panels
 
 WAYS = {"published order": "o", "online": "s", "store": "^", "store, 8 machines": "D"}
 
 
 def cost(model: Costs, disk: float = 1e12) -> Figure:
-    """Hours of a training in each way, and bytes of the store, from 1,000 to 10 million images; `disk`: a disk in bytes."""
+    """Hours of a training in each way, and bytes of the store, from 1,000 to 10 million images; `disk`: a disk in
+    bytes.
+    """
     images = np.geomspace(1e3, 1e7, 41)
     seconds: dict[str, Callable[[float], float]] = {
         "published order": model.published, "online": model.online,
         "store": model.store, "store, 8 machines": lambda count: model.store(count, 8),
     }  # fmt: skip
-    figure, (time, room) = plt.subplots(1, 2, figsize=(11, 4))
+    figure, (time, room) = panels(2, size=(5.5, 4))
     for (name, way), color in zip(seconds.items(), sns.color_palette(), strict=False):
         hours = [way(count) / 3600 for count in images]
         time.loglog(images, hours, color=color, marker=WAYS[name], markevery=8, label=name)
@@ -38,7 +40,6 @@ def cost(model: Costs, disk: float = 1e12) -> Figure:
     room.set(title="room of the store", xlabel="images", ylabel="GB")
     for axis in (time, room):
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    figure.tight_layout()
     return figure
 
 
@@ -47,7 +48,7 @@ def factors(table: pd.DataFrame) -> Figure:
     shown = table[table["measured"].str.endswith(" x")]
     measured, goal = (pd.to_numeric(shown[name].str.removesuffix(" x")) for name in ("measured", "goal"))
     place = np.arange(len(shown))
-    figure, axis = plt.subplots(figsize=(9, 0.45 * len(shown) + 1.2))
+    figure, (axis,) = panels(1, size=(9, 0.45 * len(shown) + 1.2))
     axis.barh(place, measured, color=sns.color_palette("pastel")[0], label="measured")
     axis.scatter(goal, place, color="black", marker="|", s=220, linewidth=2, label="goal", zorder=3)
     axis.axvline(1, color="gray", linewidth=1)
@@ -56,5 +57,4 @@ def factors(table: pd.DataFrame) -> Figure:
     axis.set(xscale="log", xlabel="times as fast as the baseline, same run")
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
-    figure.tight_layout()
     return figure

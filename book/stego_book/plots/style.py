@@ -1,13 +1,13 @@
 """What all figures share: style, colors of classes, legends, fonts for any script."""
 
-import unicodedata
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.figure import Figure
@@ -19,16 +19,49 @@ from stego_lib.datasets import Classes
 from stego_lib.utils.notices import notice
 from stego_lib.utils.paths import user_path
 
+# Color of ignored pixels.
 UNMATCHED = (255, 255, 255)
-"""Color of ignored pixels."""
+# Pixels per side of the largest image in a figure; of a larger one every second pixel is shown, or every third ...
 SHOWN = 1024
-"""Pixels per side of the largest image in a figure; of a larger one every second pixel is shown, or every third ..."""
 
 
 def use_style() -> None:
     """One look for all figures: legible at book width, colors that the color-blind tell apart."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.95)
     plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "savefig.bbox": "tight", "axes.titleweight": "bold"})
+
+
+def panels(
+    count: int,
+    columns: int | None = None,
+    *,
+    size: tuple[float, float],
+    sharey: bool = False,
+    height_ratios: Sequence[float] | None = None,
+) -> tuple[Figure, list[plt.Axes]]:
+    """A figure with `count` axes, `columns` in a row (None: all), each of this size in inches."""
+    columns = min(count, columns or count)
+    lines = -(-count // columns)
+    figure, axes = plt.subplots(
+        lines,
+        columns,
+        figsize=(size[0] * columns, size[1] * lines),
+        sharey=sharey,
+        squeeze=False,
+        layout="constrained",
+        height_ratios=height_ratios,
+    )
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    return figure, list(axes.flat[:count])
+
+
+def bars_and_dots(axis: plt.Axes, table: pd.DataFrame, x: str, y: str, order: Sequence[str] | None = None) -> None:
+    """Means as bars, single values as dots."""
+    options = {"x": x, "y": y, "order": order, "ax": axis}
+    sns.barplot(table, errorbar=None, color=sns.color_palette("pastel")[0], **options)
+    sns.stripplot(table, color="black", size=4, jitter=0.12, **options)
+    axis.set(ylabel="")
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> Path:
@@ -88,42 +121,35 @@ def as_they_are(texts: Iterable[Text]) -> None:
 
 
 def find_fonts(*texts: str) -> list[str]:
-    """Font families for these texts: the usual ones, and installed ones that have the letters which those lack.
+    """Font families for these texts: the usual ones, and installed ones with the letters that those lack.
 
-    What is drawn from now on falls back on them too; text that an axis already has (titles, labels of axes) must be given
-    them. A notice tells of each script that no font has.
+    Later figures fall back on them too; text that an axis already has (titles, labels of axes) must be given them. A
+    notice names the letters that no font has, once.
     """
     families = list(plt.rcParams["font.family"])
-    missing = {letter for text in texts for letter in text if letter.isprintable()} - _letters(families)
+    usual = [font_manager.findfont(font_manager.FontProperties(family=[family])) for family in families]
+    missing = {letter for text in texts for letter in text if letter.isprintable()}.difference(*map(_letters, usual))
     for font in font_manager.fontManager.ttflist if missing else []:
-        if font.name not in families and not font.name.startswith("Last Resort") and missing & _letters_of(font.fname):
+        if missing & _letters(font.fname) and not font.name.startswith("Last Resort"):
             families.append(font.name)
-            missing -= _letters_of(font.fname)
+            missing -= _letters(font.fname)
     plt.rcParams["font.family"] = families
-    scripts = {unicodedata.name(letter, "other").partition(" ")[0]: letter for letter in sorted(missing)}
-    if new := set(scripts) - _BOXES:
-        _BOXES.update(new)
+    if new := missing - _WITHOUT_FONT:
+        _WITHOUT_FONT.update(new)
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # matplotlib says it of each letter
-        told = ", ".join(f"{script} (such as {scripts[script]})" for script in sorted(new))
+        letters = "".join(sorted(new)[:10])
         notice(
-            f"no font on this machine has letters of some names, {told}: figures show boxes in their place; install a font that "
-            "has them (Noto Sans CJK, Noto Sans ...), and restart Python"
+            f"no font on this machine has the letters {letters}: figures show boxes. Install one, such as Noto Sans CJK"
         )
     return families
 
 
-_BOXES: set[str] = set()
-"""Scripts of which it was said that no font has them."""
-
-
-def _letters(families: Iterable[str]) -> set[str]:
-    """What matplotlib can draw with these families."""
-    paths = [font_manager.findfont(font_manager.FontProperties(family=[family])) for family in families]
-    return set().union(*map(_letters_of, paths))
+# Letters that a notice was given for.
+_WITHOUT_FONT: set[str] = set()
 
 
 @cache
-def _letters_of(path: str) -> frozenset[str]:
+def _letters(path: str) -> frozenset[str]:
     """The letters that a font file has."""
     try:
         return frozenset(map(chr, font_manager.get_font(path).get_charmap()))

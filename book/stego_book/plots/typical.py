@@ -39,7 +39,8 @@ class Patch:
 
 @torch.inference_mode()
 def typical_patches(run: Run, images: Sequence[Path], count: int = 6) -> tuple[list[list[Patch]], np.ndarray]:
-    """The most typical patches of each cluster: those of its grid cells whose codes have the largest cosines with its center.
+    """The most typical patches of each cluster: those of its grid cells whose codes have the largest cosines with its
+    center.
 
     Parameters
     ----------
@@ -53,8 +54,9 @@ def typical_patches(run: Run, images: Sequence[Path], count: int = 6) -> tuple[l
     Returns
     -------
     tuple
-        For each cluster its patches, the most typical first (fewer, where the cluster is in fewer images); and each cluster's
-        share of all grid cells, float64 (n_clusters,), which sums to 1. Cells in which an image is transparent count as others.
+        For each cluster its patches, the most typical first (fewer, where the cluster is in fewer images); and each
+        cluster's share of all grid cells, float64 (n_clusters,), which sums to 1. Cells in which an image is
+        transparent count as others.
 
     Raises
     ------
@@ -82,7 +84,8 @@ def typical_patches(run: Run, images: Sequence[Path], count: int = 6) -> tuple[l
 
 
 def patch_grid(run: Run, patches: Sequence[Sequence[Patch]], count: int = 6) -> Figure:
-    """One row a cluster: its patches in the part of the image around them, each in a frame. Empty clusters are left out.
+    """One row a cluster: its patches in the part of the image around them, each in a frame. Empty clusters are left
+    out.
 
     patches: as from `typical_patches`. count: columns.
     """
@@ -128,8 +131,8 @@ def _in_context(patch: Patch, run: Run) -> tuple[np.ndarray, tuple[float, float,
 def name_form(run: Run) -> Any:
     """A form for JupyterLab: a field for the name of each segment, and a button that saves them by `Run.name_segments`.
 
-    Equal names merge; an empty field drops. None where nobody can type: in a notebook that runs unattended, outside of notebooks,
-    or without ipywidgets.
+    Equal names merge; an empty field drops. None where nobody can type: in a notebook that runs unattended, outside of
+    notebooks, or without ipywidgets.
     """
     try:
         import ipywidgets as widgets
@@ -166,7 +169,9 @@ def _present_names(run: Run) -> dict[str, str | None]:
 
 
 def cluster_counts(records: Sequence[dict[str, Any]]) -> Figure:
-    """mIoU by the number of clusters, and where each criterion would choose, one panel a dataset, from `studies.cluster_counts`."""
+    """mIoU by the number of clusters, and where each criterion would choose, one panel a dataset, from
+    `studies.cluster_counts`.
+    """
     datasets = list(dict.fromkeys(record["experiment"]["dataset"] for record in records))
     figure, axes = plt.subplots(1, len(datasets), figsize=(5 * len(datasets), 4), squeeze=False, layout="constrained")
     for axis, dataset in zip(axes[0], datasets, strict=True):

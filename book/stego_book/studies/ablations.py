@@ -56,7 +56,9 @@ def ablations(base: Experiment) -> list[Variant]:
 
 
 def dimensions(base: Experiment, dims: Sequence[int]) -> list[Variant]:
-    """Fixed heads at each number of dimensions, the features themselves, and the trained head where the K sweep has it."""
+    """Fixed heads at each number of dimensions, the features themselves, and the trained head where the K sweep has
+    it.
+    """
     base, variants = base.but(crf=False), []
     for kind, head in FIXED_HEADS.items():
         if head == "none":

@@ -24,7 +24,9 @@ def published_rows() -> pd.DataFrame:
 
 
 def own_rows(folders: Sequence[str | Path]) -> pd.DataFrame:
-    """The run records of each folder, one row per method: mean ± standard deviation over seeds. They count as verified."""
+    """The run records of each folder, one row per method: mean ± standard deviation over seeds. They count as
+    verified.
+    """
     rows = []
     for folder in folders:
         check_comparable(records := read_records(folder))
@@ -57,7 +59,9 @@ def missing_rows(own: pd.DataFrame) -> pd.DataFrame:
 
 
 def rows_by_miou(published: pd.DataFrame, dataset: str, protocol: str = "cluster") -> pd.DataFrame:
-    """The rows of a dataset and protocol that have an mIoU, best first, with it as a number. Raises StegoError without any."""
+    """The rows of a dataset and protocol that have an mIoU, best first, with it as a number. Raises StegoError without
+    any.
+    """
     rows = published.query("dataset == @dataset and protocol == @protocol and mIoU != ''")
     if rows.empty:
         raise StegoError(f"there is no published {protocol} result on {dataset!r}.")

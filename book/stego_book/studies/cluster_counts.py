@@ -55,7 +55,8 @@ def criteria(codes: Tensor, images: Tensor, counts: Sequence[int] = COUNTS, seed
     codes
         L2-normalized codes, (M, K).
     images
-        The image of each code, int64 (M,). Halves for the stability are halves of the images, as codes of one image are alike.
+        The image of each code, int64 (M,). Halves for the stability are halves of the images, as codes of one image
+        are alike.
     counts
         Numbers of clusters, each 2 to M / 2.
     seed
@@ -64,9 +65,10 @@ def criteria(codes: Tensor, images: Tensor, counts: Sequence[int] = COUNTS, seed
     Returns
     -------
     dict
-        Each of `CRITERIA` -> one value a count. Silhouette, Calinski-Harabasz and Davies-Bouldin judge the clusters of k-means;
-        "BIC of a mixture" is that of Gaussians with full covariances on `MIXED_DIM` principal components; "stability" is the mean
-        adjusted Rand index of k-means on one half of the images and on the other, over `SPLITS` divisions.
+        Each of `CRITERIA` -> one value a count. Silhouette, Calinski-Harabasz and Davies-Bouldin judge the clusters of
+        k-means; "BIC of a mixture" is that of Gaussians with full covariances on `MIXED_DIM` principal components;
+        "stability" is the mean adjusted Rand index of k-means on one half of the images and on the other, over
+        `SPLITS` divisions.
 
     Raises
     ------
@@ -115,9 +117,10 @@ def scored_counts(
 ) -> dict[str, list[float]]:
     """mIoU in percent of k-means with each number of clusters.
 
-    codes: L2-normalized, (M, K), that clusters are fitted to. held_out, labels: codes of held-out images (N, K), and their
-    labels, int64 (N,), -1 = ignored. "miou" is after Hungarian matching, where clusters without a class are errors;
-    "miou_named" gives each cluster its most frequent class, as a person does who names the clusters and merges equal ones.
+    codes: L2-normalized, (M, K), that clusters are fitted to. held_out, labels: codes of held-out images (N, K), and
+    their labels, int64 (N,), -1 = ignored. "miou" is after Hungarian matching, where clusters without a class are
+    errors; "miou_named" gives each cluster its most frequent class, as a person does who names the clusters and merges
+    equal ones.
     """
     values: dict[str, list[float]] = {"miou": [], "miou_named": []}
     for count in counts:
@@ -176,8 +179,8 @@ def chosen_counts(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
 def losses(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """mIoU that a choice of the number of clusters loses against the best number, one column a record, and the mean.
 
-    Rows: each criterion; the number of classes; and "always N", the same N for all records: of all N the one that loses least.
-    The last two need labels. A criterion is worth something if it loses less than they do.
+    Rows: each criterion; the number of classes; and "always N", the same N for all records: of all N the one that
+    loses least. The last two need labels. A criterion is worth something if it loses less than they do.
     """
     columns, always = {}, {}
     for record in records:

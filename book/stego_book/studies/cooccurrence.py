@@ -101,8 +101,9 @@ def pair_kernel(images: Tensor, grid: tuple[int, int], pairs: Pairs) -> Tensor:
 def precision_recall(score: Tensor, same: Tensor) -> Curve:
     """How well `score` (M,), larger = more likely the same, tells the pairs with `same` (M,) from the others.
 
-    Precision: the share of pairs above a threshold that are the same; recall: the share of the same pairs that are above
-    it. Average precision is the sum of precision times the growth of recall. Raises StegoError when no pair is the same.
+    Precision: the share of pairs above a threshold that are the same; recall: the share of the same pairs that are
+    above it. Average precision is the sum of precision times the growth of recall. Raises StegoError when no pair is
+    the same.
     """
     if not same.any():
         raise StegoError("none of the pairs has the same label, so recall is not defined.")

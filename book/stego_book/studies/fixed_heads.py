@@ -34,8 +34,8 @@ def fixed_head(kind: str, store: Features, experiment: Experiment) -> Stego:
     ----------
     kind
         "pca": the first `code_dim` principal components of the features of random grid cells, minus their mean; "random
-        projection": that many Gaussian directions; "untrained head": the experiment's own head with its initial weights;
-        "features": the features themselves.
+        projection": that many Gaussian directions; "untrained head": the experiment's own head with its initial
+        weights; "features": the features themselves.
     store
         Features of the training split.
     experiment

@@ -1,8 +1,9 @@
 """How much of an image's own mean should the features keep? A study of light, weather and time of day.
 
-A dusk drive moves the features of whole images, so clusters may follow the light instead of the class. `Lightened` takes a
-share of that shift off. The records in book/records/studies/light were made by training STEGO, and k-means, on such features
-(commit 00045c4 has the code): scores on the validation split, and on the darkest third of the training images and the others.
+A dusk drive moves the features of whole images, so clusters may follow the light instead of the class. `Lightened`
+takes a share of that shift off. The records in book/records/studies/light were made by training STEGO, and k-means, on
+such features (commit 00045c4 has the code): scores on the validation split, and on the darkest third of the training
+images and the others.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ METHODS = {"kmeans_features": "k-means", "cluster": "clusters"}
 
 
 class Lightened(Features):
-    """Features f - amount * (m - mean), where m is the mean feature of the image and `mean` that of the training images.
+    """Features f - amount * (m - mean), where m is the mean feature of the image and `mean` that of the training
+    images.
 
     Neighbors are found by the pooled features, which change in the same way.
     """
@@ -55,10 +57,11 @@ class Lightened(Features):
 
 
 def dependence(table: Tensor) -> float:
-    """How much an image tells about the cluster of its pixels, without labels: I(image; cluster) / H(cluster), in [0, 1].
+    """How much an image tells about the cluster of its pixels, without labels: I(image; cluster) / H(cluster), in [0,
+    1].
 
-    table: pixels of each image in each cluster, int64 (N, n). 0 if all images have the same shares of clusters, 1 if each image
-    has one cluster.
+    table: pixels of each image in each cluster, int64 (N, n). 0 if all images have the same shares of clusters, 1 if
+    each image has one cluster.
     """
     joint = table.double() / table.sum()
     of_images, of_clusters = joint.sum(1, keepdim=True), joint.sum(0, keepdim=True)
@@ -75,8 +78,10 @@ def light_records(base: Experiment, seeds: Sequence[int], folder: str | Path) ->
 
 
 def light_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """One row per amount: mIoU of k-means and of STEGO on the validation split, on the dark and on the other training images
-    (mean ± standard deviation over seeds); how much the image tells about the cluster, and neighbors shared with amount 0."""
+    """One row per amount: mIoU of k-means and of STEGO on the validation split, on the dark and on the other training
+    images
+    (mean ± standard deviation over seeds); how much the image tells about the cluster, and neighbors shared with
+    amount 0."""
     rows = []
     for record in records:
         row: dict[str, Any] = {"taken off": record["light"]}

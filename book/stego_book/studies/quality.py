@@ -1,4 +1,6 @@
-"""Does speed cost quality? Scores with stored, compact or online features, in bfloat16, with probes fitted after or jointly."""
+"""Does speed cost quality? Scores with stored, compact or online features, in bfloat16, with probes fitted after or
+jointly.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -93,9 +93,9 @@ def read_records(folder: str | Path) -> list[dict[str, Any]]:
 def results_table(root: str | Path) -> pd.DataFrame:
     """All run records below `root`, one row per record and method; `book/records/results.csv` holds it.
 
-    Columns: study (folder below root), record (file), dataset, split, images, backbone, weights (fingerprint), precision,
-    store, seed, step, method, accuracy, miou (percent), machine, python, torch, timm, date. Confusion matrices, IoUs of
-    each class and the whole experiment are in the JSON records alone.
+    Columns: study (folder below root), record (file), dataset, split, images, backbone, weights (fingerprint),
+    precision, store, seed, step, method, accuracy, miou (percent), machine, python, torch, timm, date. Confusion
+    matrices, IoUs of each class and the whole experiment are in the JSON records alone.
 
     Examples
     --------
@@ -134,7 +134,9 @@ def scored(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def score_table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """One row per record and method: method, seed, accuracy, miou (percent). Raises StegoError if a record has no scores."""
+    """One row per record and method: method, seed, accuracy, miou (percent). Raises StegoError if a record has no
+    scores.
+    """
     rows = []
     for record in records:
         scores = scored(record)["scores"]
@@ -146,7 +148,8 @@ def score_table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def check_comparable(records: Sequence[dict[str, Any]], ignored: Sequence[str] = ("seed", "crf")) -> None:
-    """Raises StegoError unless the records are of one experiment, one split and one provenance, but for `ignored` fields.
+    """Raises StegoError unless the records are of one experiment, one split and one provenance, but for `ignored`
+    fields.
 
     The CRF changes only its own rows, so records with and without it go together.
     """
@@ -172,8 +175,8 @@ def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 def summary(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Mean and standard deviation over seeds, one row per method: columns (accuracy | miou, mean | std), percent.
 
-    Raises StegoError if the records differ in more than the seed: in the experiment, the data, the weights, the precision
-    or the feature store. A run that is recorded with and without the CRF counts once.
+    Raises StegoError if the records differ in more than the seed: in the experiment, the data, the weights, the
+    precision or the feature store. A run that is recorded with and without the CRF counts once.
     """
     check_comparable(records)
     table = score_table(records).drop_duplicates().groupby("method")[["accuracy", "miou"]].agg(["mean", "std"])
@@ -267,8 +270,8 @@ def mean_of_best(values: Sequence[float], count: int) -> float:
 def published_results() -> pd.DataFrame:
     """Results that others published, one row each, in percent; NaN where none was published.
 
-    Columns: method, backbone, dataset, protocol ("cluster" or "linear" probe), accuracy, miou, source, and verified: "yes"
-    where the number was seen at its source.
+    Columns: method, backbone, dataset, protocol ("cluster" or "linear" probe), accuracy, miou, source, and verified:
+    "yes" where the number was seen at its source.
     """
     return pd.read_csv(PUBLISHED)
 
@@ -333,7 +336,7 @@ def fill_tables(text: str, root: str | Path) -> str:
 
 
 def main(paths: Sequence[str]) -> None:
-    """python -m stego_book.studies.results PAGE.md ... book/records/results.csv: updates tables from the run records."""
+    """python -m stego_book.studies.results PAGE.md ... book/records/results.csv: updates tables from records."""
     for path in map(Path, paths):
         if path.suffix == ".csv":
             with atomic(path) as temporary:

@@ -16,7 +16,9 @@ from .results import read_record
 
 
 def whole_numbers(text: str | int, name: str = "seeds") -> list[int]:
-    """'0 1 2', '0, 1, 2' or 3 -> the numbers. Raises StegoError, with the parameter's `name`, for anything else and for repeats."""
+    """'0 1 2', '0, 1, 2' or 3 -> the numbers. Raises StegoError, with the parameter's `name`, for anything else and
+    for repeats.
+    """
     words = str(text).replace(",", " ").split()
     if not words or not all(word.isdigit() for word in words) or len({int(word) for word in words}) < len(words):
         raise StegoError(f"{name} = {text!r}: give whole numbers, each once, such as '0 1 2'.")
@@ -32,7 +34,8 @@ def run_seeds(
     runs_dir: str | Path | None = None,
     resume: bool = False,
 ) -> list[dict[str, Any]]:
-    """Trains `experiment` with each seed and scores it on `split`; returns the run records, a copy of each in `records`.
+    """Trains `experiment` with each seed and scores it on `split`; returns the run records, a copy of each in
+    `records`.
 
     With `resume`, finished and scored runs of the same experiment and provenance below `runs_dir` are not repeated, and
     interrupted ones are continued. The names of the copies carry a digest of experiment, provenance, split and data, so

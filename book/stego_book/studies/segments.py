@@ -42,16 +42,16 @@ def segments(
     dataset
         The split.
     record
-        The run record of this split, which holds the matching of each method. Where it holds no scores (no labels), k-means
-        is left out, because nothing says which of its clusters is which of STEGO's.
+        The run record of this split, which holds the matching of each method. Where it holds no scores (no labels),
+        k-means is left out, because nothing says which of its clusters is which of STEGO's.
     rows
         Numbers of the images.
 
     Returns
     -------
     dict
-        Rows for `plots.grids.image_grid`: "image", uint8 (H, W, 3); "label", where there are labels, int64 (H, W) with -1 =
-        ignored; and the methods of `ROWS`, ids into `Run.unnamed_segments`.
+        Rows for `plots.grids.image_grid`: "image", uint8 (H, W, 3); "label", where there are labels, int64 (H, W) with
+        -1 = ignored; and the methods of `ROWS`, ids into `Run.unnamed_segments`.
     """
     views, chosen = open_views(run, dataset), torch.as_tensor(list(rows))
     matched = bool(record["scores"])
@@ -83,7 +83,7 @@ def segments(
 
 @torch.inference_mode()
 def image_accuracies(run: Run, dataset: SegmentationDataset, record: dict[str, Any]) -> torch.Tensor:
-    """Accuracy of STEGO's cluster probe on each image of a split, in percent, (N,); NaN where every pixel is ignored."""
+    """Accuracy of STEGO's cluster probe on each image of a split, in percent, (N,); NaN without labeled pixels."""
     views = open_views(run, dataset)
     classes = torch.tensor(record["scores"]["cluster"]["matching"])
     run.model.eval()
@@ -101,8 +101,8 @@ def image_accuracies(run: Run, dataset: SegmentationDataset, record: dict[str, A
 def best_and_worst(accuracies: torch.Tensor, count: int = 3) -> list[int]:
     """Numbers of the `count` images with the highest accuracy, best first, then of those with the lowest, worst last.
 
-    Of images that lie closer to each other in the split than a twentieth of its length (frames of a video show nearly the
-    same), the first to be chosen is taken. Images without labeled pixels are left out.
+    Of images that lie closer to each other in the split than a twentieth of its length (frames of a video show nearly
+    the same), the first to be chosen is taken. Images without labeled pixels are left out.
     """
     known = [i for i, value in enumerate(accuracies.tolist()) if value == value]
     apart = len(accuracies) // 20
@@ -117,7 +117,8 @@ def best_and_worst(accuracies: torch.Tensor, count: int = 3) -> list[int]:
 
 
 def write_maps(folder: str | Path, table: dict[str, list[np.ndarray]], names: Sequence[str], classes: Classes) -> None:
-    """Writes the methods' label maps of `segments` as palette PNGs, folder/METHOD/NAME.png, and their order, images.json.
+    """Writes the methods' label maps of `segments` as palette PNGs, folder/METHOD/NAME.png, and their order,
+    images.json.
 
     Images and labels are left out.
     """
@@ -137,8 +138,8 @@ def read_maps(
 ) -> tuple[dict[str, list[np.ndarray]], list[str]]:
     """What `write_maps` wrote, and the names of the images.
 
-    dataset: the split, if it is at hand: images and labels then stand above the maps, at the size of the maps. StegoError for a
-    name that the split does not have.
+    dataset: the split, if it is at hand: images and labels then stand above the maps, at the size of the maps.
+    StegoError for a name that the split does not have.
     """
     folder = user_path(folder)
     names: list[str] = read_json(folder / "images.json")

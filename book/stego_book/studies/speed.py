@@ -25,7 +25,9 @@ IMAGES = {
 
 
 def read_results(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The results in `folder` and their files, the oldest first, without trials (`--tiny`). Raises StegoError without any."""
+    """The results in `folder` and their files, the oldest first, without trials (`--tiny`). Raises StegoError without
+    any.
+    """
     results = [(path, read_json(path)) for path in sorted(folder.glob("*.json"))]
     results = [(path, result) for path, result in results if not result["settings"]["tiny"]]
     if not results:
@@ -48,7 +50,9 @@ def newest_rows(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def exports(row: dict[str, Any]) -> pd.DataFrame:
-    """One line for each exported file of the row "exports": megabytes, pixels (%) labeled as by `Run.predict`, seconds per image."""
+    """One line for each exported file of the row "exports": megabytes, pixels (%) labeled as by `Run.predict`, seconds
+    per image.
+    """
     lines = {}
     for kind, measured in row["kinds"].items():
         images = f"{kind}, {measured['image'][0]} x {measured['image'][1]}"
@@ -133,7 +137,7 @@ def _get(values: Any, *keys: str) -> Any:
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds and bytes that the parts of a training with ViT-S/8 at 224 px take on the machine they were measured on."""
+    """Seconds and bytes of the parts of a training with ViT-S/8 at 224 px on the measured machine."""
 
     extraction_s: float
     """The backbone, an image."""
@@ -148,10 +152,11 @@ class Costs:
     bytes: int = 2 * 384 * 28 * 28 + 4 * 224 * 224 + 4 * 384
     """An image in a store: features in float16, colors and labels in a byte each, the mean feature in float32."""
     compact_bytes: int = 128 * (28 * 28 + 4) + 4 * 384
-    """An image in a compact store, at most: a third of the channels in a byte each, their units, and the mean feature."""
+    """An image in a compact store, at most: a third of the channels in a byte each, their units, and the mean feature.
+    """
 
     def store(self, images: float, machines: int = 1) -> float:
-        """Seconds of a training from a store: every image once through the backbone, shared out; neighbors; the steps."""
+        """Seconds of a training from a store: features of every image, shared by machines; neighbors; steps."""
         return images * self.extraction_s / machines + images**2 * self.pair_s + STEPS * self.step_s
 
     def online(self, images: float) -> float:

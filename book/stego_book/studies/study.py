@@ -57,7 +57,9 @@ class Variant:
 
 
 def identity(experiment: dict[str, Any], fixed_head: str | None, light: float | None) -> str:
-    """Fingerprint of a run by its experiment (`Experiment.to_record`); shifts="auto" counts as the rule that it stands for."""
+    """Fingerprint of a run by its experiment (`Experiment.to_record`); shifts="auto" counts as the rule that it stands
+    for.
+    """
     if experiment["shifts"] == "auto":
         experiment = experiment | {"shifts": list(AUTO)}
     return fingerprint(repr(sorted(experiment.items())), str(fixed_head), str(light))
@@ -66,11 +68,12 @@ def identity(experiment: dict[str, Any], fixed_head: str | None, light: float | 
 class Study:
     """Variants times seeds, and their records in a folder.
 
-    A record belongs to a variant if it is of the same experiment and if all that is known of both agrees: the weights of
-    the backbone, where it is embedded or a file at hand; the images, where the dataset is at hand; precision and feature
-    store. Values that an old record lacks are not compared.
+    A record belongs to a variant if it is of the same experiment and if all that is known of both agrees: the weights
+    of the backbone, where it is embedded or a file at hand; the images, where the dataset is at hand; precision and
+    feature store. Values that an old record lacks are not compared.
 
-    Raises StegoError for two records of one variant that differ in their provenance when nothing here decides between them.
+    Raises StegoError for two records of one variant that differ in their provenance when nothing here decides between
+    them.
     """
 
     def __init__(self, variants: Sequence[Variant], seeds: Sequence[int], folder: str | Path):
@@ -125,7 +128,9 @@ class Study:
             self._keep(record)
 
     def scores(self) -> pd.DataFrame:
-        """One row per recorded variant, seed and probe: group, name, seed, probe ("cluster", "linear"), accuracy, miou."""
+        """One row per recorded variant, seed and probe: group, name, seed, probe ("cluster", "linear"), accuracy,
+        miou.
+        """
         rows = []
         for variant in self.variants:
             for seed, record in self.records(variant).items():
@@ -135,7 +140,9 @@ class Study:
         return pd.DataFrame(rows, columns=["group", "name", "seed", "probe", "accuracy", "miou"])
 
     def table(self, group: str) -> pd.DataFrame:
-        """One row per variant of a group: seeds on record, and accuracy and mIoU of both probes, mean ± standard deviation."""
+        """One row per variant of a group: seeds on record, and accuracy and mIoU of both probes, mean ± standard
+        deviation.
+        """
         names = [variant.name for variant in self.variants if variant.group == group]
         scores = self.scores().query("group == @group")
         table = scores.groupby(["name", "probe"])[["accuracy", "miou"]].agg(mean_and_spread).unstack()
@@ -169,7 +176,8 @@ def differing(record: dict[str, Any], known: dict[str, Any], ignored: Sequence[s
 
 
 def known_here(experiment: Experiment, images: bool) -> dict[str, Any]:
-    """What the provenance of a run of `experiment` on this machine would be, as far as it can be known without running it.
+    """What the provenance of a run of `experiment` on this machine would be, as far as it can be known without running
+    it.
 
     images: read the images too, where they are at hand.
     """

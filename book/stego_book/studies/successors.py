@@ -16,8 +16,8 @@ from .results import MAIN, NAMES, mean_and_spread, read_records
 from .study import Study, Variant
 
 GROUP = "method"
-# Steps by dataset and method that train for 60 to 90 s on one core of an AMD EPYC in float32, where STEGO's recipe takes
-# half a minute; DepthG has the recipe's steps.
+# Steps by dataset and method that train for 60 to 90 s on one core of an AMD EPYC in float32, where STEGO's recipe
+# takes half a minute; DepthG has the recipe's steps.
 STEPS = {
     "scenes": {"smooseg": 1500, "primaps": 300, "hp": 60, "cause": 30},
     "camvid": {"smooseg": 300, "primaps": 120, "hp": 40, "cause": 30},
@@ -58,7 +58,8 @@ def base_of(folder: str, **changes: Any) -> Experiment:
 
 
 def comparison(study: Study, baselines: str | Path) -> pd.DataFrame:
-    """One row per method: seeds, accuracy and mIoU without and with CRF, linear probe, steps, seconds; mean ± standard deviation.
+    """One row per method: seeds, accuracy and mIoU without and with CRF, linear probe, steps, seconds; mean ± standard
+    deviation.
 
     baselines: folder of records of STEGO's recipe, for k-means on the same features.
     """
@@ -71,7 +72,9 @@ def comparison(study: Study, baselines: str | Path) -> pd.DataFrame:
 
 
 def class_means(study: Study, baselines: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """IoU of each class in percent, mean over seeds, of k-means and of each method without CRF; and the names of the classes."""
+    """IoU of each class in percent, mean over seeds, of k-means and of each method without CRF; and the names of the
+    classes.
+    """
     kmeans = read_records(baselines)
     rows = {KMEANS: (kmeans, "kmeans_features")} | {
         name: (found, "cluster") for name, found in _recorded(study).items()

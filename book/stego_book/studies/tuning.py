@@ -21,7 +21,8 @@ HEADS, ONE_CHANGE = "segmentation head", "one thing changed"
 KMEANS, AUTO, BEST = "k-means on features", "auto", "not a result: best of the grid by labels"
 # Recipes of the paper whose shifts are tried as they stand -> their presets; and the name of draws with such shifts.
 PUBLISHED, TRANSFERRED = {"CocoStuff-27": "cocostuff27-vits8", "Cityscapes": "cityscapes-vitb8"}, "published"
-# Percentiles of the grid of each dataset, of self and kNN pairs and of random pairs. CamVid's is coarse, as its runs are long.
+# Percentiles of the grid of each dataset, of self and kNN pairs and of random pairs. CamVid's is coarse, as its runs
+# are long.
 TIES, RANDOM = {"scenes": (60, 75, 90), "camvid": (75,)}, {"scenes": (80, 90, 97, 99), "camvid": (90, 97, 99)}
 # Weights l beside the recipe's: all alike, kNN and random halved and doubled, and the paper's for CocoStuff.
 OTHER_WEIGHTS = (
@@ -47,7 +48,9 @@ def brief(base: Experiment) -> Experiment:
 
 
 def published_shifts(base: Experiment, recipe: str) -> Experiment:
-    """`base` with shifts, weights and centering of a recipe of the paper, found by hand for another backbone and dataset."""
+    """`base` with shifts, weights and centering of a recipe of the paper, found by hand for another backbone and
+    dataset.
+    """
     values = Experiment.preset(recipe)
     return base.but(shifts=values.shifts, weights=values.weights, centering=values.centering)
 
@@ -102,7 +105,9 @@ def heads(base: Experiment) -> list[Variant]:
 
 
 def one_change(base: Experiment) -> list[Variant]:
-    """`base` as it stands, and with one thing changed in each of several: which part holds STEGO back on weak features."""
+    """`base` as it stands, and with one thing changed in each of several: which part holds STEGO back on weak
+    features.
+    """
     base = base.but(crf=False)
     changes: dict[str, dict[str, Any]] = {
         "the recipe": {},
@@ -125,7 +130,9 @@ def other_scenes(folder: str | Path) -> str:
 
 
 def best_by_labels(study: Study) -> list[Variant]:
-    """The grid's variant with the highest mean mIoU, an upper bound chosen by labels; empty until the whole grid is on record."""
+    """The grid's variant with the highest mean mIoU, an upper bound chosen by labels; empty until the whole grid is on
+    record.
+    """
     scores = study.scores().query("group == @GRID and probe == 'cluster'")
     if scores.empty or any(variant.group == GRID for variant, _ in study.missing()):
         return []
@@ -140,8 +147,8 @@ def recipe_by_labels(recipe: Experiment, chosen: Sequence[Variant]) -> list[Vari
 
 
 def draws(bases: Sequence[Experiment], backbones: dict[str, int], seed: int, count: int) -> list[Variant]:
-    """Random draws of a base (a dataset), a backbone (name or file -> its blocks), a block, a type of features, and of a recipe
-    of the paper, whose shifts are tried as they stand against shifts="auto" on the same features.
+    """Random draws of a base (a dataset), a backbone (name or file -> its blocks), a block, a type of features, and of
+    a recipe of the paper, whose shifts are tried as they stand against shifts="auto" on the same features.
 
     Draws depend on the seed, the bases and the order of the backbones alone. Give the same seed to the study.
     """
@@ -158,7 +165,7 @@ def draws(bases: Sequence[Experiment], backbones: dict[str, int], seed: int, cou
 
 
 def short(base: Experiment) -> Experiment:
-    """`base` with small images and short, cheap training: enough to see a collapse, too little for a score to report."""
+    """`base` with small images and short training: enough to see a collapse, too little for a score."""
     sizes = [
         size // 2 // 8 * 8 if isinstance(size, int) else tuple(side // 3 // 8 * 8 for side in size)
         for size in (base.train_size, base.eval_size)
@@ -191,8 +198,8 @@ def collapses(study: Study) -> pd.DataFrame:
 def goals(recipes: dict[str, list[dict[str, Any]]], chosen: dict[str, Study], drawn: pd.DataFrame) -> pd.DataFrame:
     """One line for each goal: the target, the measured value, and "met", "missed" or "not measured".
 
-    recipes: dataset -> run records of its recipe as it stands, one per seed. chosen: dataset -> study of `recipe_by_labels`.
-    drawn: of `collapses`.
+    recipes: dataset -> run records of its recipe as it stands, one per seed. chosen: dataset -> study of
+    `recipe_by_labels`. drawn: of `collapses`.
     """
     lines = []
 
@@ -222,10 +229,11 @@ def goals(recipes: dict[str, list[dict[str, Any]]], chosen: dict[str, Study], dr
 def clustering_table(folder: str | Path) -> pd.DataFrame:
     """Ways to cluster the codes of trained runs, one row per dataset and way, from the records in a folder.
 
-    k-means, spherical k-means, a Gaussian mixture, merging of small clusters and a consensus of starts clustered the codes
-    of each head with several seeds, which also drew the codes; commit 00045c4 has the code. heads: trained runs. mIoU: mean
-    over heads and seeds. of seeds, of heads: standard deviations, of one head's seeds (root mean square over heads) and of
-    the heads' means. agreement: mean adjusted Rand index of two seeds on validation codes, without labels.
+    k-means, spherical k-means, a Gaussian mixture, merging of small clusters and a consensus of starts clustered the
+    codes of each head with several seeds, which also drew the codes; commit 00045c4 has the code. heads: trained runs.
+    mIoU: mean over heads and seeds. of seeds, of heads: standard deviations, of one head's seeds (root mean square
+    over heads) and of the heads' means. agreement: mean adjusted Rand index of two seeds on validation codes, without
+    labels.
     """
     rows = []
     for record in read_records(folder) if any(user_path(folder).glob("*.json")) else []:
