@@ -191,7 +191,7 @@ def test_goals_are_judged_from_records(tmp_path):
 def test_successors_have_the_published_settings_and_steps_of_their_own(folder):
     base = base_of(folder)
     variants = {variant.name: variant for variant in successors(base)}
-    assert variants["STEGO"].experiment == base and ("DepthG" in variants) == (folder == "scenes")
+    assert variants["STEGO"].experiment == base and (NAMES["depthg"] in variants) == (folder == "scenes")
     for method, name in NAMES.items():
         if name in variants and method != "stego":
             experiment = variants[name].experiment
