@@ -9,6 +9,7 @@ from stego_lib import Experiment, train
 from stego_lib.backbone import EMBEDDED_FOR_PHOTOGRAPHS
 from stego_lib.datasets import open_training_set
 from stego_lib.datasets.scenes import draw_scenes
+from stego_lib.export import export_onnx
 from stego_lib.utils.paths import data_root
 
 from .material import Settings
@@ -38,7 +39,7 @@ def _kind(settings: Settings, experiment: Experiment) -> dict[str, Any]:
     image = open_training_set(run.experiment).image(0).permute(1, 2, 0).contiguous().numpy()
     ways, files = {"predict": partial(run.predict, image)}, {}
     for precision in ("float32", "int8"):
-        about = run.export(settings.folder / f"{precision}.onnx", precision=precision, outputs=("labels",))
+        about = export_onnx(run, settings.folder / f"{precision}.onnx", precision=precision, outputs=("labels",))
         session = onnxruntime.InferenceSession(about["path"], providers=["CPUExecutionProvider"])
         ways[f"onnxruntime, {precision}"] = partial(session.run, ["labels"], {"image": image})
         files[precision] = {"bytes": about["bytes"], "agreement": about["agreement"], "compared_on": about["compared_on"]}  # fmt: skip

@@ -49,26 +49,30 @@ def working_size(height: int, width: int, size: Size, patch: int) -> tuple[int, 
     """Size at which the backbone sees an image.
 
     An integer `size` is the length of the shorter side; sides are rounded to whole patches, and nothing is cropped. Of an
-    image longer than `MAX_ASPECT_RATIO` allows, the longer side is limited instead, and a notice says so.
+    image longer than `MAX_ASPECT_RATIO` allows, the longer side is limited instead.
     """
     if isinstance(size, tuple):
         return size
-    short, long = sorted((height, width))
-    scale = min(size / short, MAX_ASPECT_RATIO * size / long)
-    if long > MAX_ASPECT_RATIO * short:
-        notice(
-            f"An image is more than {MAX_ASPECT_RATIO} times as long as wide, so its longer side is scaled to "
-            f"{MAX_ASPECT_RATIO * size} pixels and small things may vanish. Cut it into pieces to keep them."
-        )
-    rows, columns = (max(patch, round(side * scale / patch) * patch) for side in (height, width))
-    return rows, columns
+    # Integers and `sym_max`, not floats and `max`, so that `export` can trace the function for all sizes.
+    divisor = torch.sym_max(MAX_ASPECT_RATIO * torch.sym_min(height, width), torch.sym_max(height, width)) * patch
+
+    def whole_patches(side: int) -> int:
+        return torch.sym_max(1, (2 * MAX_ASPECT_RATIO * size * side + divisor) // (2 * divisor)) * patch
+
+    return whole_patches(height), whole_patches(width)
 
 
 def score_image(
     image: Tensor, scorer: Callable[[Tensor], Scores], size: Size, patch: int, published: bool = False
 ) -> Scores:
     """Scores of one image, uint8 (3, H, W), at its `working_size`. scorer: uint8 images (B, 3, h, w) -> `Scores`."""
-    target = working_size(*image.shape[1:], size, patch)
+    height, width = image.shape[1:]
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width) and isinstance(size, int):
+        notice(
+            f"An image is more than {MAX_ASPECT_RATIO} times as long as wide, so its longer side is scaled to "
+            f"{MAX_ASPECT_RATIO * size} pixels and small things may vanish. Cut it into pieces to keep them."
+        )
+    target = working_size(height, width, size, patch)
     return scorer(resize_image(image, target, published)[None])
 
 

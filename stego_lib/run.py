@@ -19,10 +19,9 @@ from .datasets import Classes, SegmentationDataset
 from .datasets.classes import distinct_names, muted_colors, read_classes, without_names, write_classes
 from .datasets.images import ImageLike, as_tensor
 from .experiment import EVALUATION, MACHINE, Experiment
-from .export.onnx_file import export_onnx
 from .model import Stego, build_model
 from .networks.checkpoint import read_published
-from .predict import MAX_ASPECT_RATIO, Scores, label_maps, probe_scores, score_image
+from .predict import Scores, label_maps, probe_scores, score_image
 from .provenance import Provenance
 from .utils import devices
 from .utils.errors import StegoError
@@ -261,45 +260,6 @@ class Run:
         if transparent is not None:
             labels[transparent] = NOTHING
         return labels
-
-    def export(
-        self, path: str | Path, *, precision: str = "float32", outputs: tuple[str, ...] = ("labels", "scores")
-    ) -> dict[str, Any]:
-        """Writes the run as one ONNX file: from an RGB image of any size to a score of each segment at every pixel.
-
-        Normalization, resizing, backbone, head, cluster probe and matching are in the graph; a dense CRF is not. Its input is
-        "image", uint8 (H, W, 3). Names and colors of the ids, sizes and origin are in the file's metadata, each as JSON.
-
-        Parameters
-        ----------
-        path
-            The file, .onnx.
-        precision
-            "float32", or "int8": the weights of the matrix products in 8 bits, a quarter of the size.
-        outputs
-            What the graph returns, see `export.graph.OUTPUTS`. A large image needs 4 bytes per pixel and segment for "scores".
-
-        Returns
-        -------
-        dict
-            The metadata, and "path", "bytes", "agreement": the share of the pixels of some images, named by "compared_on", that
-            such a graph labels as `predict` does in float32. A line says it too.
-
-        Raises
-        ------
-        StegoError
-            Where onnx and onnxruntime are not installed, for an unfinished run, and for a backbone that torch cannot trace.
-
-        Notes
-        -----
-        A backbone that cannot be traced for free sizes is exported for one working size, with a notice.
-
-        Examples
-        --------
-        >>> run.export("stego.onnx", precision="int8")["agreement"]
-        """
-        self.check_fitted()
-        return export_onnx(self, path, precision, outputs, self._ids.tolist(), MAX_ASPECT_RATIO)
 
     @property
     def matched(self) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stego_lib import Experiment, Run, train
 from stego_lib.backbone import EMBEDDED_FOR_PHOTOGRAPHS
+from stego_lib.export import export_onnx
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "book" / "try"
@@ -54,6 +55,6 @@ def write_files(run: Run, runtime: Path, target: Path) -> None:
         shutil.copyfile(path, target / path.name)
     for number, name in enumerate(SAMPLES, start=1):
         shutil.copyfile(PHOTOGRAPHS / name, target / f"sample-{number}.jpg")
-    about = run.export(target / "stego.onnx", precision="int8", outputs=GRID)
+    about = export_onnx(run, target / "stego.onnx", precision="int8", outputs=GRID)
     kept = {key: about[key] for key in ("names", "colors", "ids")}
     (target / "stego.json").write_text(json.dumps(kept), encoding="utf-8")

@@ -1,0 +1,282 @@
+"""Writes a run as one ONNX file, and compares what the file predicts with what the run predicts."""
+
+import copy
+import json
+import logging
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .backbone import Backbone
+from .datasets import open_training_set
+from .datasets.painter import paint_scene
+from .predict import working_size
+from .run import Run
+from .utils.errors import DataNotFound, StegoError, brief
+from .utils.files import atomic
+from .utils.notices import notice
+from .utils.paths import shown_path, user_path
+from .utils.progress import say
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+OPSET = 18
+PRECISIONS = ("float32", "int8")
+# What a graph can return.
+OUTPUTS = {
+    "labels": "uint8 (H, W), the id of each pixel, 255 for none",
+    "scores": "float32 (n, H, W), one map per id, the largest wins; a last one for dropped clusters, if any",
+    "similarity": "float32 (1, clusters, h, w), codes times cluster centers on the grid",
+    "code": "float32 (1, K, h, w)",
+    "features": "float32 (1, C, h, w), of the backbone",
+}
+# Images on which a file is compared with the run, each at three sizes.
+COMPARED = 4
+# Sizes (H, W) of resized copies of them.
+COMPARED_SIZES = ((400, 600), (192, 256))
+# Share of the pixels on which a graph in float32 must agree with the run.
+MIN_AGREEMENT = 0.999
+
+
+def export_onnx(
+    run: Run, path: str | Path, *, precision: str = "float32", outputs: Sequence[str] = ("labels", "scores")
+) -> dict[str, Any]:
+    """Writes a run as one ONNX file: from an RGB image of any size to a label map of that size.
+
+    Resizing, normalization, backbone, head, cluster probe and matching are in the graph; the dense CRF is not. The input is
+    "image", uint8 (H, W, 3). Names and colors of the ids, sizes and origin are in the file's metadata, each as JSON.
+
+    Parameters
+    ----------
+    run
+        The run.
+    path
+        The file, .onnx.
+    precision
+        "float32", or "int8": the weights of the matrix products in 8 bits, a quarter of the size.
+    outputs
+        What the graph returns, see `OUTPUTS`. For a large image "scores" takes 4 bytes per pixel and segment.
+
+    Returns
+    -------
+    dict
+        The metadata, and "path", "bytes", "agreement": the share of the pixels that the file labels as `run.predict` does in
+        float32, measured on the images that "compared_on" names, at their own size and resized.
+
+    Raises
+    ------
+    StegoError
+        Where onnx, onnxruntime or onnxscript is not installed, for an unfinished run, an unknown precision or output, and a
+        backbone that torch cannot export.
+
+    Notes
+    -----
+    A backbone that cannot be exported for all sizes is exported for one working size, with a notice.
+
+    Examples
+    --------
+    >>> export_onnx(run, "stego.onnx", precision="int8")["agreement"]
+    """
+    if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
+        raise StegoError(f"Exporting needs {', '.join(missing)}. Run: pip install 'stego_lib[export]'")
+    if precision not in PRECISIONS or isinstance(outputs, str) or not outputs or not set(outputs) <= set(OUTPUTS):
+        raise StegoError(
+            f"precision={precision!r}, outputs={outputs!r} is not possible. Choose from {', '.join(PRECISIONS)}, and a tuple of "
+            f"{', '.join(OUTPUTS)}."
+        )
+    run.check_fitted()
+    path, run = user_path(path), _in_float32(run)
+    images, source = _images(run)
+    experiment, size = run.experiment, run.experiment.eval_size
+    names = tuple(dict.fromkeys([*outputs, "labels"]))  # labels are compared with the run's
+    try:
+        model = _traced(run, size, names)
+        agreement = _agreement(run, model, images)
+        reason = (
+            f"it labels only {100 * agreement:.2f} % of the pixels as the run does" if agreement < MIN_AGREEMENT else ""
+        )
+    except Exception as error:  # torch and onnx raise many types for networks that they do not know
+        reason = brief(error)
+    if reason:
+        size = (size, size) if isinstance(size, int) else size
+        notice(
+            f"Backbone {experiment.backbone!r} cannot be exported for all sizes ({reason}). The graph resizes every image to "
+            f"{size[0]} x {size[1]} pixels, whatever its aspect ratio."
+        )
+        try:
+            model = _traced(run, size, names)
+            agreement = _agreement(run, model, images)
+        except Exception as error:
+            raise StegoError(f"Backbone {experiment.backbone!r} cannot be exported ({brief(error)}).") from error
+    if precision == "int8":
+        model = _quantized(model)
+        agreement = _agreement(run, model, images)
+    about = {
+        "names": run.segments.names,
+        "ids": run._ids.tolist(),
+        "colors": run.segments.colors,
+        "outputs": {name: OUTPUTS[name] for name in outputs},
+        "matched": run.matched,
+        "precision": precision,
+        "working_size": size,
+        "free_sizes": not reason,
+        "patch": run.backbone.patch,
+        "mirror": experiment.mirror,
+        "dataset": experiment.dataset,
+        "backbone": experiment.backbone,
+        "run": run.folder.name,
+        "step": run.step,
+        "crf": False,
+    }
+    if "labels" not in outputs:
+        del model.graph.output[-1]
+    for key, value in about.items():
+        model.metadata_props.add(key=key, value=json.dumps(value))
+    with atomic(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+    say(
+        f"{shown_path(path)}: {path.stat().st_size / 1e6:.1f} MB, {precision}; labels {100 * agreement:.2f} % of the pixels of "
+        f"{source} as predict does{', without CRF' if experiment.crf else ''}"
+    )
+    return about | {"path": path, "bytes": path.stat().st_size, "agreement": agreement, "compared_on": source}
+
+
+class Graph(nn.Module):
+    """A run from an image, uint8 (H, W, 3), to `outputs`. size: as `Experiment.eval_size`, but (H, W) stands for one size."""
+
+    def __init__(self, run: Run, size: int | tuple[int, int], outputs: Sequence[str]):
+        super().__init__()
+        self.backbone, self.model, self.mirror = run.backbone, run.model, run.experiment.mirror
+        self.size, self.outputs, self.published = size, outputs, run.experiment.official.published
+        ids = run._ids.tolist()
+        # Ids in the order of their maps; that of dropped clusters comes last, and may win too.
+        maps = [*range(len(run.segments)), *sorted({id_ for id_ in ids if id_ >= len(run.segments)})]
+        clusters = [[cluster for cluster, id_ in enumerate(ids) if id_ == map_] for map_ in maps]
+        # Clusters of each map, filled up with the number of a map of minus infinity.
+        widest = max(map(len, clusters))
+        self.clusters = torch.tensor([row + [len(ids)] * (widest - len(row)) for row in clusters])
+        self.ids = torch.tensor(maps, dtype=torch.uint8)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The outputs, in their order."""
+        height, width = image.shape[:2]
+        pixels = self.resize(image.permute(2, 0, 1))[None].float()
+        images = torch.cat([pixels, pixels.flip(-1)]) if self.mirror else pixels
+        features = self.backbone.maps((images / 255 - self.backbone.mean) / self.backbone.std)
+        plain, flipped = features.chunk(2) if self.mirror else (features, None)
+        code = self.model.mean_code(plain, flipped)
+        made = {"features": plain, "code": code, "similarity": self.model.cluster_probe.similarity(code)}
+        if {"labels", "scores"} & set(self.outputs):
+            cells = made["similarity"][0]
+            maps = _bilinear(height, cells.shape[1]) @ (cells @ _bilinear(width, cells.shape[2]).T)
+            never = torch.full_like(maps[:1], torch.finfo(torch.float32).min)
+            made["scores"] = torch.cat([maps, never])[self.clusters].amax(1)
+            made["labels"] = self.ids[made["scores"].argmax(0)]
+        return tuple(made[name] for name in self.outputs)
+
+    def resize(self, image: Tensor) -> Tensor:
+        """`datasets.transforms.resize_image`, uint8 (3, H, W), in operations that ONNX has."""
+        height, width = image.shape[1:]
+        rows, columns = working_size(height, width, self.size, self.backbone.patch)
+        if self.published:
+            return image[:, _nearest(rows, height)][:, :, _nearest(columns, width)]
+        return (_antialiased(rows, height) @ (image.float() @ _antialiased(columns, width).T)).round()
+
+
+def _antialiased(new: int, old: int) -> Tensor:
+    """Share of each old pixel of a line in each new one, (new, old), as `F.interpolate(antialias=True)` has it."""
+    step = old / new
+    center = (torch.arange(new)[:, None] + 0.5) * step
+    weights = (1 - (torch.arange(old) + 0.5 - center).abs() / torch.sym_max(step, 1.0)).clamp(min=0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _bilinear(new: int, old: int) -> Tensor:
+    """Share of each old pixel of a line in each new one, (new, old), as `F.interpolate(mode="bilinear")` has it."""
+    position = ((torch.arange(new) + 0.5) * (old / new) - 0.5).clamp(min=0)
+    position = position.minimum(torch.ones(1) * (old - 1))
+    return (1 - (position[:, None] - torch.arange(old)).abs()).clamp(min=0)
+
+
+def _nearest(new: int, old: int) -> Tensor:
+    """The old pixel that each new one of a line takes, int64 (new,), by a running sum as in `nearest_grid`."""
+    steps = torch.ones(new, dtype=torch.float64) * old / new  # a quotient of integers would be float32 in ONNX
+    return torch.where(torch.arange(new) == 0, steps / 2, steps).cumsum(0).long()
+
+
+def _traced(run: Run, size: int | tuple[int, int], outputs: Sequence[str]) -> "ModelProto":
+    """`Graph` as an ONNX model that takes images of all sizes."""
+    dynamic = torch.export.Dim.DYNAMIC
+    program = torch.onnx.export(
+        Graph(run, size, outputs).eval(),
+        (torch.zeros(200, 300, 3, dtype=torch.uint8),),
+        dynamo=True,
+        opset_version=OPSET,
+        verbose=False,
+        dynamic_shapes=({0: dynamic, 1: dynamic},),
+        input_names=["image"],
+        output_names=list(outputs),
+    )
+    return program.model_proto
+
+
+def _quantized(model: "ModelProto") -> "ModelProto":
+    """The model with the weights of its matrix products in 8 bits, a scale for each column."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # advice on graphs without inferred shapes
+    options = dict(weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"])
+    try:
+        with TemporaryDirectory() as folder:
+            quantize_dynamic(model, Path(folder) / "int8.onnx", **options)
+            return onnx.load(Path(folder) / "int8.onnx")
+    finally:
+        logging.disable(before)
+
+
+def _in_float32(run: Run) -> Run:
+    """The same run on the CPU in float32; the run itself stays as it is."""
+    converted = copy.copy(run)
+    converted.experiment = run.experiment.but(device="cpu", precision="float32")
+    converted.model = copy.deepcopy(run.model).cpu().eval()
+    ready = (run.backbone.device.type, run.backbone.precision) == ("cpu", torch.float32)
+    converted.backbone = run.backbone if ready else Backbone.of(converted.experiment)
+    return converted
+
+
+def _images(run: Run) -> tuple[list[np.ndarray], str]:
+    """Images to compare on, uint8 (H, W, 3), whole, halved and resized, and where they are from."""
+    try:
+        dataset = open_training_set(run.experiment)
+        rows = np.linspace(0, len(dataset) - 1, min(COMPARED, len(dataset))).astype(int)
+        images = [dataset.image(int(row)).permute(1, 2, 0).numpy() for row in rows]
+        source = f"{len(rows)} training images of {run.experiment.dataset} at {1 + len(COMPARED_SIZES)} sizes"
+    except DataNotFound:
+        images = [paint_scene(0, index)[0] for index in range(COMPARED)]
+        source = f"{COMPARED} drawn scenes at {1 + len(COMPARED_SIZES)} sizes (the training images are not here)"
+    resized = [
+        np.asarray(Image.fromarray(image).resize((width, height)))
+        for image in images
+        for height, width in COMPARED_SIZES
+    ]
+    halved = [image[:, : image.shape[1] // 2] if number % 2 else image for number, image in enumerate(images)]
+    return [*halved, *resized], source
+
+
+def _agreement(run: Run, model: "ModelProto", images: Sequence[np.ndarray]) -> float:
+    """Share of the pixels of images, uint8 (H, W, 3), that a model labels as `run.predict` does."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    same = [(session.run(["labels"], {"image": np.array(image)})[0] == run.predict(image)).ravel() for image in images]
+    return float(np.concatenate(same).mean())

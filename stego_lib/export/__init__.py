@@ -1,1 +1,0 @@
-"""Out of the project: a trained run as one ONNX file (`Run.export`)."""
