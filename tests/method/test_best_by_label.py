@@ -9,7 +9,7 @@ from common import tiny_experiment
 
 from stego_book.studies import results
 from stego_lib import baselines, evaluate, probes, train
-from stego_lib.utils.files import load_state
+from stego_lib.utils.states import load_state
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def few_samples(monkeypatch):
 @pytest.mark.parametrize("changes", [dict(), dict(probes="after"), dict(published=True, extra_clusters=6)], ids=str)
 def test_kept_steps_score_as_runs_that_ended_there(scenes_root, backbone_file, tmp_path, changes):
     experiment = tiny_experiment(scenes_root, backbone_file, steps=7, **changes)
-    run = train(experiment.but(validate_every=2), runs_dir=tmp_path)
+    run = train(experiment.but(official=dict(keep_every=2)), runs_dir=tmp_path)
     found = evaluate(run, baselines=False)["best_by_label"]
     ended = [train(experiment.but(steps=step, mirror=False), runs_dir=tmp_path) for step in (2, 4, 6)]
     expected = [evaluate(other, baselines=False)["scores"]["cluster"] for other in ended]
@@ -31,7 +31,7 @@ def test_kept_steps_score_as_runs_that_ended_there(scenes_root, backbone_file, t
     assert found["step"] == 2 * (best + 1) and found["miou"] == max(found["miou_by_step"])
     assert found["accuracy"] == pytest.approx(expected[best]["accuracy"], abs=0.02)
     for step, other in zip((2, 4, 6), ended, strict=True):
-        kept = load_state(run.folder / "kept" / f"{step:07d}.pt")["model"]
+        kept = load_state(run.folder / "kept" / f"{step:07d}.safetensors")
         left = "probe" if experiment.probes == "after" else "cluster"  # what is fitted anew at the end
         head = {name: value for name, value in other.model.state_dict().items() if left not in name}
         assert all(torch.equal(kept[name], value) for name, value in head.items())
@@ -40,7 +40,7 @@ def test_kept_steps_score_as_runs_that_ended_there(scenes_root, backbone_file, t
 def test_scores_and_model_are_those_of_the_last_step(scenes_root, backbone_file, tmp_path):
     experiment = tiny_experiment(scenes_root, backbone_file, steps=5)
     plain = train(experiment, runs_dir=tmp_path)
-    run = train(experiment.but(validate_every=1), runs_dir=tmp_path)
+    run = train(experiment.but(official=dict(keep_every=1)), runs_dir=tmp_path)
     assert all(torch.equal(value, run.model.state_dict()[name]) for name, value in plain.model.state_dict().items())
     assert not (plain.folder / "kept").exists(), "off by default"
     before, record = evaluate(plain, baselines=False), evaluate(run, baselines=False)

@@ -22,11 +22,9 @@ def test_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch, amx, av
     assert choose_precision("float32", cpu) is torch.float32 and choose_precision("bfloat16", cpu) is torch.bfloat16
 
 
-@pytest.mark.filterwarnings("ignore:the features of scenes train need more than")  # of random weights
-@pytest.mark.parametrize("kind", ["store", "compact"])
-def test_stored_features_have_their_channels_last_in_memory(scenes_root, backbone_file, tmp_path, kind):
+def test_stored_features_have_their_channels_last_in_memory(scenes_root, backbone_file, tmp_path):
     backbone = Backbone(str(backbone_file), device="cpu", precision="float32")
-    features = open_features(open_dataset("scenes", scenes_root, "train"), backbone, 64, tmp_path, kind)
+    features = open_features(open_dataset("scenes", scenes_root, "train"), backbone, 64, tmp_path)
     found = features.rows(torch.tensor([3, 1, 3]))
     assert found.dtype is torch.float32 and found.is_contiguous(memory_format=torch.channels_last)
 
@@ -35,7 +33,7 @@ def test_a_step_in_bfloat16_is_that_in_float32_but_for_rounding(scenes_root, bac
     experiment = tiny_experiment(scenes_root, backbone_file, dropout=0.0)
     backbone = Backbone.of(experiment.but(precision="float32"))
     store = open_features(
-        open_dataset("scenes", scenes_root, "train"), backbone, experiment.train_size, tmp_path, "store"
+        open_dataset("scenes", scenes_root, "train"), backbone, experiment.train_size, tmp_path, "full"
     )
     moved, values = {}, {}
     for precision in (torch.float32, torch.bfloat16):
