@@ -127,7 +127,7 @@ NAMING = [*TEXTS, *sorted((ROOT / "notebooks").glob("*.ipynb")), *sorted((ROOT /
 NAMING += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data" / "README.md"]
 FILE = re.compile(r"[\w./-]*\w\.(?:py|ipynb|csv|json|md|toml|yml|bib|svg|html)\b")
 # Files that a reader names.
-READERS_FILES = {"out.ipynb", "train.py"}
+READERS_FILES = {"out.ipynb", "train.py", "SLURM_ARRAY_TASK_ID.ipynb"}
 
 
 @cache
