@@ -1,5 +1,6 @@
 """A compact store: features on a few principal components, 8 bits a number."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from ..utils.progress import progress, say
 from .online import OnlineFeatures
 from .store import Source, Store
 
-# Mean error of a feature correspondence up to which components are left out. With it, cluster mIoU changed by 0.1 or less on
-# scenes and CamVid (three seeds, chapter on speed).
+# Mean error of a feature correspondence up to which components are left out. With it, cluster mIoU changed by 0.1 or
+# less on scenes and CamVid (three seeds, chapter on speed).
 ERROR = 0.004
 # At most a third of the components is kept, so that codes take at most a sixth of the features' bytes.
 MAX_SHARE = 1 / 3
@@ -27,7 +28,10 @@ COMPARED = 2000
 
 @dataclass(frozen=True)
 class Components:
-    """Principal components: features are about mean + code @ basis. mean (C,), basis (P, C), error: that of a correspondence."""
+    """Principal components, mean (C,) and basis (P, C): features are about mean + code @ basis.
+
+    error: mean error of a correspondence.
+    """
 
     mean: Tensor
     basis: Tensor
@@ -101,6 +105,8 @@ class CompactFeatures(OnlineFeatures):
     def _components(self, path: Path) -> Components:
         """The store's components, fitted now unless they are stored."""
         if not path.exists():
+            for shard in path.parent.glob("shard-*"):  # of components that are lost
+                shutil.rmtree(shard)
             rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values
             bar = progress(rows.split(16), f"principal components of {self.name}")
             fitted = fit_components(torch.cat([super(CompactFeatures, self).rows(some) for some in bar]))
@@ -108,8 +114,9 @@ class CompactFeatures(OnlineFeatures):
             say(f"compact features of {self.name}: {len(fitted.basis)} of {self.shape[1]} components, {error}")
             if fitted.error > ERROR:
                 notice(f"features of {self.name} need more components, {error}; feature_store='full' keeps all")
-            with atomic(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, mean=fitted.mean, basis=fitted.basis, error=fitted.error)
+            if not path.exists():  # else another process was faster
+                with atomic(path) as temporary, open(temporary, "wb") as file:
+                    np.savez(file, mean=fitted.mean, basis=fitted.basis, error=fitted.error)
         with np.load(path) as file:
             return Components(torch.from_numpy(file["mean"]), torch.from_numpy(file["basis"]), float(file["error"]))
 

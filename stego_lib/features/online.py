@@ -13,8 +13,8 @@ from .store import Features, Reader, Source, Store, StoredFeatures
 class OnlineFeatures(StoredFeatures):
     """Features computed on demand, from images read in threads; only `pooled` is kept on disk.
 
-    They are rounded to float16 like stored ones, and differ from these by rounding at most, as batches have other rows. An
-    image that occurs twice in one call goes through the backbone once.
+    They are rounded to float16 like stored ones, and differ from these by rounding at most, as batches have other rows.
+    An image that occurs twice in one call goes through the backbone once.
     """
 
     kind = "online"
@@ -66,7 +66,7 @@ class SharedFeatures(Features):
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
         wanted, position = index.unique(return_inverse=True)
-        own, computing = devices.share(wanted), self._features.source.backbone.device  # the only one for a group of GPUs
+        own, computing = devices.share(wanted), self._features.source.backbone.device  # GPUs exchange nothing else
         rows = self._features.rows(own, computing) if len(own) else torch.empty(0, *self.shape[1:], device=computing)
         return devices.gather(rows).to(device)[position.to(device)]
 

@@ -46,37 +46,23 @@ Encode = Callable[[Tensor, list[Sample]], dict[str, Tensor]]
 
 
 class Features(ABC):
-    """Features, label maps and images of one split at one size, read by row; a row is an image.
+    """Features, label maps and images of one split at one size, read by row; a row is an image."""
 
-    Attributes
-    ----------
-    name
-        Dataset and split, for messages.
-    shape
-        (N, C, h, w) of the features.
-    image_size
-        (H, W) of images and label maps.
-    has_labels, n_classes
-        Whether there are label maps, and the number of classes.
-    fingerprints
-        Of the content of the split's images ("images") and label maps ("labels", None without), wherever the files lie.
-    class_pixels
-        Pixels of each class in the label maps at this size; None without labels.
-    pooled
-        Features averaged over positions, float32 (N, C).
-    kind
-        "full", "compact" or "online".
-    """
-
+    kind: Literal["full", "compact", "online"]
     name: str
+    """Dataset and split, for messages."""
     shape: tuple[int, int, int, int]
+    """(N, C, h, w) of the features."""
     image_size: tuple[int, int]
+    """(H, W) of images and label maps."""
     has_labels: bool
     n_classes: int
     fingerprints: dict[str, str | None]
+    """Of the content of the split's images ("images") and label maps ("labels", or None), wherever they lie."""
     class_pixels: list[int] | None
+    """Pixels of each class in the label maps at this size; None without labels."""
     pooled: Tensor
-    kind: Literal["full", "compact", "online"]
+    """Features averaged over positions, float32 (N, C)."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -154,7 +140,7 @@ class Source:
         return resized.masked_fill(resized < 0, NO_LABEL).to(torch.uint8)
 
     def features(self, images: Tensor, rows: Sequence[int]) -> Tensor:
-        """Float32 (B, C, h, w) of uint8 images (B, 3, H, W), on the backbone's device. `rows` name the images in errors."""
+        """float32 (B, C, h, w) of uint8 images (B, 3, H, W), on the backbone's device. `rows` are for errors."""
         options = "Lower train_size or eval_size."
         with enough_memory(f"features of {self}", options):
             features = self.backbone(images.flip(-1) if self.mirror else images)
@@ -162,8 +148,8 @@ class Source:
         if bad.any():
             path = self.dataset.images[rows[int(bad.nonzero()[0])]]
             raise StegoError(
-                f"backbone {self.backbone.name!r} gives features of {path} that float16 cannot hold. Check its weights, or use "
-                "precision='float32' or another backbone."
+                f"backbone {self.backbone.name!r} gives features of {path} that float16 cannot hold. "
+                "Check its weights, or use precision='float32'."
             )
         return features
 
@@ -234,9 +220,9 @@ def _combine(dataset: SegmentationDataset, digests: list[tuple[str, str | None]]
 class Store:
     """Arrays with a row for each image, in shards: FOLDER/shard-00000/NAME.npy and shard.json.
 
-    A shard appears by rename when it is complete; about.json appears after the last. The folder's name tells the settings
-    and the listing of the files (names, sizes, times of change), so a changed file gives another store. A store of the
-    same settings whose files had the same content is used wherever these files lie now.
+    A shard appears by rename when it is complete; about.json appears after the last. The folder's name tells the
+    settings and the listing of the files (names, sizes, times of change), so a changed file gives another store. A
+    store of the same settings whose files had the same content is used wherever these files lie now.
     """
 
     def __init__(self, source: Source, root: Path, kind: str, *settings: object):
@@ -257,8 +243,8 @@ class Store:
     def complete(self, arrays: Arrays, encode: Encode, verify: bool = False) -> None:
         """Computes missing and damaged shards.
 
-        arrays: type and shape of a row of each array; "pooled" is added. encode: float32 features (B, C, h, w) and samples
-        -> a batch of each array.
+        arrays: type and shape of a row of each array; "pooled" is added. encode: float32 features (B, C, h, w) and
+        samples -> a batch of each array.
         """
         self.arrays: Arrays = arrays | {"pooled": (np.float32, (self.source.backbone.dim,))}
         self._encode = encode
@@ -281,9 +267,8 @@ class Store:
         rows, (dtype, shape), size = index.tolist(), self.arrays[name], self._row_bytes(name)
         values = np.empty((len(rows), *shape), dtype)
         # Read, not mapped: fresh maps cost a fifth more time, and the pages of open ones count as the process's memory.
-        for number, group in groupby(
-            sorted(range(len(rows)), key=rows.__getitem__), lambda i: rows[i] // self.shard_rows
-        ):
+        order = sorted(range(len(rows)), key=rows.__getitem__)
+        for number, group in groupby(order, lambda i: rows[i] // self.shard_rows):
             path = self._shard(number) / f"{name}.npy"
             with open(path, "rb", buffering=0) as file:
                 start = os.fstat(file.fileno()).st_size - len(self._rows(number)) * size  # behind the header
@@ -405,11 +390,7 @@ class Store:
         write_json(_contents(self._root, self._listing), fingerprints)
         pixels = np.sum([shard["class_pixels"] for shard in shards], axis=0).tolist()
         return {
-            "dataset": source.dataset.name,
-            "split": source.dataset.split,
             "images": len(source.dataset),
-            "backbone": source.backbone.name,
-            "precision": str(source.backbone.precision).removeprefix("torch."),
             "fingerprints": fingerprints,
             "class_pixels": pixels if source.dataset.has_labels else None,
         }

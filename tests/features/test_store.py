@@ -25,7 +25,7 @@ ARRAYS = ["features.npy", "images.npy", "labels.npy", "pooled.npy"]
 
 
 def extract(data, backbone_file, root, rank=0, size=1, die_after=-1):
-    """In a process of its own, one of `size` as torchrun starts them; counts the images that go through the backbone."""
+    """In a process of its own, one of `size` as torchrun starts them; counts the images that the backbone sees."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     os.environ |= dict(zip(names, map(str, (rank, rank, size, size)), strict=True)) | {"TORCHELASTIC_RUN_ID": "1"}
     torch.set_num_threads(1)
