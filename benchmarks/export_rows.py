@@ -19,8 +19,8 @@ from .measuring import timed
 def exports(settings: Settings) -> dict[str, Any]:
     """One image from pixels to labels, and the files: bytes, and the share of pixels labeled as `predict` does.
 
-    Runs of the embedded backbones: scenes of 128 px, and the photographs of data/photographs. The file is run by onnxruntime on the
-    CPU; `predict` is the same with torch, without CRF, and reads no file either.
+    Runs of the embedded backbones: scenes of 128 px, and the photographs of data/photographs. The file is run by
+    onnxruntime on the CPU; `predict` is the same with torch, without CRF, and reads no file either.
     """
     images = settings.folder / "data"
     draw_scenes(images / "scenes", train=settings.choose(200, 16), val=2)
@@ -42,5 +42,5 @@ def _kind(settings: Settings, experiment: Experiment) -> dict[str, Any]:
         about = export_onnx(run, settings.folder / f"{precision}.onnx", precision=precision, outputs=("labels",))
         session = onnxruntime.InferenceSession(about["path"], providers=["CPUExecutionProvider"])
         ways[f"onnxruntime, {precision}"] = partial(session.run, ["labels"], {"image": image})
-        files[precision] = {"bytes": about["bytes"], "agreement": about["agreement"], "compared_on": about["compared_on"]}  # fmt: skip
+        files[precision] = {key: about[key] for key in ("bytes", "agreement", "compared_on")}
     return {"ways": timed(ways, settings), "files": files, "image": list(image.shape[:2])}

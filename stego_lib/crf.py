@@ -1,7 +1,8 @@
 """Refines segment borders with a dense CRF (Krähenbühl and Koltun 2011), the last step of the paper's evaluation.
 
-The default engine runs mean-field inference with the sparse matrices of `stego_lib.lattice`. `engine="pydensecrf"` runs the library
-that the published code uses (extra `crf`, needs a C++ compiler). Both give the same labels at 99.9 % of the pixels or more.
+The default engine runs mean-field inference with the sparse matrices of `stego_lib.lattice`. `engine="pydensecrf"` runs
+the library that the published code uses (extra `crf`, needs a C++ compiler). Both give the same labels at 99.9 % of the
+pixels or more.
 """
 
 from collections.abc import Sequence
@@ -66,8 +67,8 @@ def refine(
 ) -> list[np.ndarray]:
     """Refines several maps of one image, which share the kernels: float32 (n, H, W) each.
 
-    image: uint8 (H, W, 3), RGB. maps: class probabilities, float32 (n, H, W). Channels are passed as BGR, as in the published
-    code, because the lattice is not symmetric in them.
+    image: uint8 (H, W, 3), RGB. maps: class probabilities, float32 (n, H, W). Channels are passed as BGR, as in the
+    published code, because the lattice is not symmetric in them.
     """
     check_engine(engine)
     bgr = np.ascontiguousarray(image[:, :, ::-1])
@@ -83,8 +84,8 @@ def check_engine(engine: str) -> None:
             import pydensecrf.densecrf  # noqa: F401
         except ImportError:
             raise StegoError(
-                "engine='pydensecrf' needs pydensecrf2. Install it with a C++ compiler: pip install 'cython>=3' setuptools; "
-                "pip install --no-build-isolation pydensecrf2."
+                "engine='pydensecrf' needs pydensecrf2 and a C++ compiler. Run: pip install 'cython>=3' setuptools; "
+                "pip install --no-build-isolation pydensecrf2"
             ) from None
 
 

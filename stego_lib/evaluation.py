@@ -41,8 +41,8 @@ REFINED = ("cluster", "linear", "kmeans_features")
 def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine: str = "lattice") -> dict[str, Any]:
     """Scores the run's last step on `split`, and writes the run record.
 
-    Clusters are matched to classes once over the whole split; labels serve this matching, the scores and the linear probes
-    alone (paper, section 4).
+    Clusters are matched to classes once over the whole split; labels serve this matching, the scores and the linear
+    probes alone (paper, section 4).
 
     Parameters
     ----------
@@ -58,15 +58,15 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine
     Returns
     -------
     dict
-        The record. Its "scores" hold, for each method, accuracy, miou and iou in percent, and for clusters their matching
-        (the class of each, -1 for none): "cluster" and "linear" (STEGO), and the baselines "kmeans_features", "kmeans_pca",
-        "kmeans_colors" and "linear_features"; with `experiment.crf`, "cluster", "linear" and "kmeans_features" also as
-        "..._crf". Linear probes need training labels. With `experiment.official.keep_every`, "best_by_label" holds the scores
-        of the step that the labels favor, as the published code reports them; it is no result. "scores" is empty, and
-        "unscored" says why, for a split without labels or with a single class.
+        The record. Its "scores" hold, for each method, accuracy, miou and iou in percent, and for clusters their
+        matching (the class of each, -1 for none): "cluster" and "linear" (STEGO), and the baselines "kmeans_features",
+        "kmeans_pca", "kmeans_colors" and "linear_features"; with `experiment.crf`, "cluster", "linear" and
+        "kmeans_features" also as "..._crf". Linear probes need training labels. With `experiment.official.keep_every`,
+        "best_by_label" holds the scores of the step that the labels favor, as the published code reports them; it is no
+        result. "scores" is empty, and "unscored" says why, for a split without labels or with a single class.
 
-        The file is metrics.json for the validation split of the run's own data, whose matching `Run.predict` uses; another
-        split, other data and other settings (see `load_run`) go to metrics-SPLIT....json.
+        The file is metrics.json for the validation split of the run's own data, whose matching `Run.predict` uses;
+        another split, other data and other settings (see `load_run`) go to metrics-SPLIT....json.
 
     Raises
     ------
@@ -75,7 +75,8 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine
 
     Notes
     -----
-    Started by torchrun or SLURM, each process scores a part of the images; the confusion matrices are those of one process.
+    Started by torchrun or SLURM, each process scores a part of the images; the confusion matrices are those of one
+    process.
 
     Examples
     --------
@@ -117,7 +118,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine
 
 
 def recorded_provenance(run: Run) -> dict[str, Any]:
-    """The run's provenance, with the versions that scored it; what a released checkpoint does not tell is taken from here."""
+    """The run's provenance with the versions that scored it. What a released checkpoint lacks is taken from here."""
     now = Provenance.of(run.backbone, run.experiment.feature_store, {"images": None, "labels": None}).to_dict()
     known = {key: value for key, value in run.provenance.to_dict().items() if value}
     return now | known | {"versions": now["versions"]}
@@ -173,7 +174,7 @@ def _score(run: Run, dataset: SegmentationDataset, views: Views, baselines: bool
     present = [class_ for class_, pixels in enumerate(views.plain.class_pixels) if pixels]
     if not present:
         raise StegoError(
-            f"{dataset.name} {dataset.split} has label maps, but every pixel is ignored. Check the ids in {dataset.labels[0]}."
+            f"Every pixel of {dataset.name} {dataset.split} is ignored. Check the ids in {dataset.labels[0]}."
         )
     if len(present) == 1:  # any segmentation could score 100
         return _unscored(dataset, f"has no label but {dataset.classes.names[present[0]]!r} (id {present[0]})")
@@ -208,8 +209,8 @@ def count_pixels(
 ) -> dict[str, Tensor]:
     """Confusion matrices, int64 (n, n_classes), of several methods in one pass over the images.
 
-    score: numbers of images, int64 (B,) -> `Scores` by method. sizes: n of each method. refined: methods that are scored after
-    the CRF too, as NAME_crf. published: see `metrics.confusion`.
+    score: numbers of images, int64 (B,) -> `Scores` by method. sizes: n of each method. refined: methods that are
+    scored after the CRF too, as NAME_crf. published: see `metrics.confusion`.
     """
     plain = views.plain
     refined = [name for name in sizes if name in refined]
@@ -237,7 +238,8 @@ def score_rows(model: Stego, views: Views, rows: Tensor, baselines: Mapping[str,
     by_method = probe_scores(model, views.codes(model, rows))
     unit = views.unit_features(rows) if baselines else None
     for name, baseline in baselines.items():
-        # k-means scores, 2 f.c - |c|^2, are the inner product times `ALPHA`, as for the cluster probe, so both get the same CRF.
+        # k-means scores, 2 f.c - |c|^2, are the inner product times `ALPHA`, as for the cluster probe, so both get the
+        # same CRF.
         inputs = views.plain.image_rows(rows).float() / 255 if name == "kmeans_colors" else unit
         by_method[name] = Scores(baseline(inputs))
     return by_method
@@ -256,7 +258,7 @@ def probe_confusion(
 
 
 def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
-    """Scores of the cluster probe at the kept step with the highest mIoU, as the published code validates: no flip, no CRF."""
+    """Scores of the cluster probe at the best kept step, as the published code validates: no flip, no CRF."""
     if not run.experiment.official.keep_every:
         return {}
     model, published, by_step = copy.deepcopy(run.model), run.experiment.official.published, {}
@@ -273,7 +275,7 @@ def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
 
 
 def fit_kmeans(run: Run) -> LinearScorer:
-    """k-means on the raw features of the training split, with the run's seed and number of clusters: the baseline of STEGO."""
+    """k-means on the raw features of the training split, with the run's seed and number of clusters."""
     training, count, seed = _training_features(run), run.model.n_clusters, run.experiment.seed
     return devices.once(lambda: kmeans_on_features(training, count, seed))  # others might differ in the last bit
 

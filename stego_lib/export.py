@@ -51,8 +51,9 @@ def export_onnx(
 ) -> dict[str, Any]:
     """Writes a run as one ONNX file: from an RGB image of any size to a label map of that size.
 
-    Resizing, normalization, backbone, head, cluster probe and matching are in the graph; the dense CRF is not. The input is
-    "image", uint8 (H, W, 3). Names and colors of the ids, sizes and origin are in the file's metadata, each as JSON.
+    Resizing, normalization, backbone, head, cluster probe and matching are in the graph; the dense CRF is not. The
+    input is "image", uint8 (H, W, 3). Names and colors of the ids, sizes and origin are in the file's metadata, each as
+    JSON.
 
     Parameters
     ----------
@@ -68,14 +69,14 @@ def export_onnx(
     Returns
     -------
     dict
-        The metadata, and "path", "bytes", "agreement": the share of the pixels that the file labels as `run.predict` does in
-        float32, measured on the images that "compared_on" names, at their own size and resized.
+        The metadata, and "path", "bytes", "agreement": the share of the pixels that the file labels as `run.predict`
+        does in float32, measured on the images that "compared_on" names, at their own size and resized.
 
     Raises
     ------
     StegoError
-        Where onnx, onnxruntime or onnxscript is not installed, for an unfinished run, an unknown precision or output, and a
-        backbone that torch cannot export.
+        Where onnx, onnxruntime or onnxscript is not installed, for an unfinished run, an unknown precision or output,
+        and a backbone that torch cannot export.
 
     Notes
     -----
@@ -89,8 +90,8 @@ def export_onnx(
         raise StegoError(f"Exporting needs {', '.join(missing)}. Run: pip install 'stego_lib[export]'")
     if precision not in PRECISIONS or isinstance(outputs, str) or not outputs or not set(outputs) <= set(OUTPUTS):
         raise StegoError(
-            f"precision={precision!r}, outputs={outputs!r} is not possible. Choose from {', '.join(PRECISIONS)}, and a tuple of "
-            f"{', '.join(OUTPUTS)}."
+            f"precision={precision!r}, outputs={outputs!r} is not possible. Choose from {', '.join(PRECISIONS)}, "
+            f"and a tuple of {', '.join(OUTPUTS)}."
         )
     run.check_fitted()
     path, run = user_path(path), _in_float32(run)
@@ -108,8 +109,8 @@ def export_onnx(
     if reason:
         size = (size, size) if isinstance(size, int) else size
         notice(
-            f"Backbone {experiment.backbone!r} cannot be exported for all sizes ({reason}). The graph resizes every image to "
-            f"{size[0]} x {size[1]} pixels, whatever its aspect ratio."
+            f"Backbone {experiment.backbone!r} cannot be exported for all sizes ({reason}). The graph resizes "
+            f"every image to {size[0]} x {size[1]} pixels, whatever its aspect ratio."
         )
         try:
             model = _traced(run, size, names)
@@ -143,14 +144,14 @@ def export_onnx(
     with atomic(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     say(
-        f"{shown_path(path)}: {path.stat().st_size / 1e6:.1f} MB, {precision}; labels {100 * agreement:.2f} % of the pixels of "
-        f"{source} as predict does{', without CRF' if experiment.crf else ''}"
+        f"{shown_path(path)}: {path.stat().st_size / 1e6:.1f} MB, {precision}; labels {100 * agreement:.2f} % of "
+        f"the pixels of {source} as predict does{', without CRF' if experiment.crf else ''}"
     )
     return about | {"path": path, "bytes": path.stat().st_size, "agreement": agreement, "compared_on": source}
 
 
 class Graph(nn.Module):
-    """A run from an image, uint8 (H, W, 3), to `outputs`. size: as `Experiment.eval_size`, but (H, W) stands for one size."""
+    """A run from an image, uint8 (H, W, 3), to `outputs`. size: shorter side, or (H, W) for all images."""
 
     def __init__(self, run: Run, size: int | tuple[int, int], outputs: Sequence[str]):
         super().__init__()

@@ -1,7 +1,7 @@
-"""The permutohedral lattice (Adams, Baek and Davis 2010): a Gaussian filter of many points in a few dimensions, in linear time.
+"""The permutohedral lattice (Adams, Baek and Davis 2010): a Gaussian filter of points in linear time.
 
-Points are spread over the corners of the simplex that they lie in, the corners are blurred along each axis of the lattice, and
-the points read them again. All three are linear, so they are sparse matrices, built once from the points.
+Points are spread over the corners of the simplex that they lie in, the corners are blurred along each axis of the
+lattice, and the points read them again. All three steps are linear, so they are sparse matrices.
 """
 
 import numpy as np
@@ -26,7 +26,8 @@ class Lattice:
     def __init__(self, points: np.ndarray):
         count, dims = points.shape
         keys, shares = corners(points)
-        # A key is d small integers; one number for all of them makes sorting cheap. A border of 1 has room for the neighbors.
+        # A key is d small integers; one number for all of them makes sorting cheap. A border of 1 has room for the
+        # neighbors.
         low = keys.min((0, 1)) - dims - 1
         strides = np.concatenate([[1], np.cumprod((keys.max((0, 1)) - low + dims + 2)[:-1].astype(np.int64))])
         numbers, corner_of = np.unique((keys - low) @ strides, return_inverse=True)
@@ -39,10 +40,10 @@ class Lattice:
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """Filters float32 (N, C)."""
-        found = self._splat @ values
+        at_corners = self._splat @ values
         for blur in self._blurs:
-            found = blur @ found
-        return self._scale * (self._slice @ found)
+            at_corners = blur @ at_corners
+        return self._scale * (self._slice @ at_corners)
 
 
 class NormalizedLattice(Lattice):
@@ -55,7 +56,7 @@ class NormalizedLattice(Lattice):
 
 
 def corners(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The simplex of each point: the d + 1 corners as integers (N, d + 1, d), and its barycentric shares in them, float32 (N, d + 1).
+    """Corners (N, d + 1, d), int, of the simplex of each point, and barycentric shares in them, float32 (N, d + 1).
 
     The last coordinate of a corner is minus the sum of the others, so it is left out.
     """
@@ -92,7 +93,7 @@ def _directions(dims: int) -> np.ndarray:
 
 
 def _blur(numbers: np.ndarray, step: int) -> sparse.csr_array:
-    """Each corner plus half of its two neighbors along an axis, where they exist: (M, M). numbers: the corners', ascending."""
+    """Each corner plus half of its two neighbors along an axis, where they exist: (M, M). numbers: ascending."""
     count = len(numbers)
     parts = [sparse.eye_array(count, dtype=np.float32, format="csr")]
     for neighbor in (numbers - step, numbers + step):

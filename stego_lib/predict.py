@@ -1,6 +1,7 @@
 """From an image to its label map. `Run.predict`, `evaluate`, `segment_folder` and `export_onnx` all take this path:
 
-image -> working size -> code (averaged over the mirrored image) -> scores on the grid -> label map, with or without CRF.
+image -> working size -> code (averaged over the mirrored image) -> scores on the grid -> label map, with or without
+CRF.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,8 +27,8 @@ BLOCK = 256
 class Scores(NamedTuple):
     """Scores of n clusters or classes on the grid of a batch of images; the largest upsampled score wins a pixel.
 
-    Scores are linear in the code, so upsampling them gives the values of the paper's order (codes first) with n channels
-    in place of K.
+    Scores are linear in the code, so upsampling them gives the values of the paper's order (codes first) with n
+    channels in place of K.
     """
 
     grid: Tensor
@@ -48,8 +49,8 @@ class Scores(NamedTuple):
 def working_size(height: int, width: int, size: Size, patch: int) -> tuple[int, int]:
     """Size at which the backbone sees an image.
 
-    An integer `size` is the length of the shorter side; sides are rounded to whole patches, and nothing is cropped. Of an
-    image longer than `MAX_ASPECT_RATIO` allows, the longer side is limited instead.
+    An integer `size` is the length of the shorter side; sides are rounded to whole patches, and nothing is cropped. Of
+    an image longer than `MAX_ASPECT_RATIO` allows, the longer side is limited instead.
     """
     if isinstance(size, tuple):
         return size
@@ -87,8 +88,8 @@ def probe_scores(model: Stego, code: Tensor) -> dict[str, Scores]:
 def label_maps(scores: Scores, size: tuple[int, int], ids: np.ndarray | None = None) -> Tensor:
     """The winner of each pixel, uint8 (B, H, W).
 
-    Computed block by block, so that memory does not grow with n. A map whose largest value among the cells of a block is below
-    another's smallest cannot win there, and is skipped.
+    Computed block by block, so that memory does not grow with n. A map whose largest value among the cells of a block
+    is below another's smallest cannot win there, and is skipped.
 
     Parameters
     ----------
@@ -128,7 +129,7 @@ def _used_cells(weights: Tensor) -> tuple[Tensor, slice]:
 
 @torch.inference_mode()
 def refined_label_maps(image: Tensor, scores: Sequence[Scores], engine: str = "lattice") -> list[Tensor]:
-    """Label maps of one image, uint8 (3, H, W), after the dense CRF: uint8 (H, W) for each of several scores (1, n, h, w)."""
+    """Label maps of one image, uint8 (3, H, W), after the CRF: uint8 (H, W) for each of several scores, B = 1."""
     size = image.shape[1:]
     maps = [score.logits(size)[0].softmax(0).cpu().numpy() for score in scores]
     refined = crf.refine(image.permute(1, 2, 0).contiguous().numpy(), maps, engine=engine)
@@ -138,8 +139,8 @@ def refined_label_maps(image: Tensor, scores: Sequence[Scores], engine: str = "l
 def upsampled_length(code: Tensor, size: tuple[int, int]) -> Tensor:
     """Length of the upsampled code at every pixel, (B, 1, H, W), without upsampling it in both directions.
 
-    Between codes a and b, at the fraction t, `|(1 - t) a + t b|^2 = (1 - t) |a|^2 + t |b|^2 - t (1 - t) |a - b|^2`: codes are
-    upsampled along their rows, and the lengths of rows and of steps between rows give the rest.
+    Between codes a and b, at the fraction t, `|(1 - t) a + t b|^2 = (1 - t) |a|^2 + t |b|^2 - t (1 - t) |a - b|^2`:
+    codes are upsampled along their rows, and the lengths of rows and of steps between rows give the rest.
     """
     height, width = size
     wide = upsample(code, (code.shape[2], width))

@@ -42,17 +42,18 @@ def segment_folder(
 ) -> pd.DataFrame:
     """Segments every image of a folder, at its own resolution.
 
-    Writes output/labels/NAME.png (8-bit palette PNG of the ids of `Run.predict`, in the colors of `Run.segments`; 255 where the
-    image is transparent or a cluster was dropped), output/overlays/NAME.jpg (the colors over the image), output/areas.csv, and
-    the annotations that `format` names. Segments have the names of `Run.name_segments`.
+    Writes output/labels/NAME.png (8-bit palette PNG of the ids of `Run.predict`, in the colors of `Run.segments`; 255
+    where the image is transparent or a cluster was dropped), output/overlays/NAME.jpg (the colors over the image),
+    output/areas.csv, and the annotations that `format` names. Segments have the names of `Run.name_segments`.
 
-    It may be interrupted and called again: images whose results were made from the same file, by the same run and settings, are
-    not segmented again. output/origin.txt records the source and the checksum of every file.
+    It may be interrupted and called again: images whose results were made from the same file, by the same run and
+    settings, are not segmented again. output/origin.txt records the source and the checksum of every file.
 
     Parameters
     ----------
     run
-        The trained run. If it was evaluated, its segments are classes; otherwise they are clusters, and a notice says so.
+        The trained run. If it was evaluated, its segments are classes; otherwise they are clusters, and a notice says
+        so.
     images
         Folder with the images; its subfolders are not searched.
     output
@@ -63,13 +64,16 @@ def segment_folder(
         "png", or one or several of these, which are written beside it:
 
         * "coco-panoptic": panoptic.json and panoptic/NAME.png, one segment of each name per image;
-        * "coco-instances": instances.json. Every connected region is an instance. Connected regions are not objects: two cars
+        * "coco-instances": instances.json. Every connected region is an instance. Connected regions are not objects:
+        two cars
           that touch are one instance, a car behind a pole is two;
-        * "labelme": labelme/NAME.json, polygons of connected regions, each simplified by at most a pixel. Holes are covered by
+        * "labelme": labelme/NAME.json, polygons of connected regions, each simplified by at most a pixel. Holes are
+        covered by
           the polygons that lie in them, because the largest polygons come first;
         * "geotiff": geotiff/NAME.tif with the georeference of the image.
 
-        In COCO's files, category = id in the label map + 1, and ids of images and annotations depend on file names alone.
+        In COCO's files, category = id in the label map + 1, and ids of images and annotations depend on file names
+        alone.
     overwrite
         Replace files in `output` that this function did not write, or that were changed since.
 
@@ -82,12 +86,14 @@ def segment_folder(
     Raises
     ------
     StegoError
-        For a folder without readable images, two images of one name, an opacity out of range, an unknown format or missing
-        package, and a file in `output` that would be overwritten. A notice counts single images that cannot be read.
+        For a folder without readable images, two images of one name, an opacity out of range, an unknown format or
+        missing package, and a file in `output` that would be overwritten. A notice counts single images that cannot be
+        read.
 
     Examples
     --------
-    >>> table = segment_folder(load_run("runs/my_run"), "my_images", "my_segments", format=("coco-instances", "labelme"))
+    >>> table = segment_folder(load_run("runs/my_run"), "my_images", "my_segments", format=("coco-instances",
+    "labelme"))
     """
     if not 0 <= opacity <= 1:
         raise StegoError(f"opacity={opacity!r} must be between 0 (image alone) and 1 (colors alone).")
@@ -121,7 +127,7 @@ def segment_folder(
         table.to_csv(temporary, float_format="%.2f", encoding="utf-8", errors="surrogateescape")  # names may be no text
     if outdated := out.outdated({everything, *sources.values()}):
         notice(
-            f"{len(outdated)} files in {shown_path(out.path)} are from an earlier call with other images, names or settings; "
+            f"{len(outdated)} files in {shown_path(out.path)} are of an earlier call with other images or settings; "
             f"the first is {outdated[0]}. Remove them, or request their format again."
         )
     return table
@@ -184,8 +190,8 @@ def _segment(
         notice(f"{len(broken)} of {len(sources)} images cannot be read and are left out. The first: {broken[0]}")
     if turned:
         notice(
-            f"{turned} of {len(sources)} images, and their label maps, are turned upright by their EXIF orientation. To keep "
-            'them as stored, write {"exif": "ignore"} into classes.json beside them.'
+            f"{turned} of {len(sources)} images and their label maps are turned upright by their EXIF orientation. "
+            'To keep them as stored, write {"exif": "ignore"} into classes.json beside them.'
         )
     new, seconds = len(rows) - kept, time.perf_counter() - start
     again = f"; {kept} were up to date" if kept else ""

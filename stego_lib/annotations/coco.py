@@ -14,7 +14,7 @@ from .outputs import OutputFolder
 
 
 def stable_id(*parts: object) -> int:
-    """A positive number that depends on the parts alone, so that ids stay when images are added. It fits into a double."""
+    """A positive number below 2^53 that depends on the parts alone, so that ids stay when images are added."""
     return 1 + int(fingerprint(*parts)[:13], 16)
 
 
@@ -81,8 +81,8 @@ class CocoPanoptic(Coco):
 class CocoInstances(Coco):
     """instances.json: every connected region of a segment is an instance, with a run-length encoded mask.
 
-    A connected region is not an object: objects of one kind that touch are one instance, and one that is partly hidden may
-    be two.
+    A connected region is not an object: objects of one kind that touch are one instance, and one that is partly hidden
+    may be two.
     """
 
     summary = "instances.json"

@@ -15,7 +15,7 @@ NODATA = 255
 
 
 def georeference(path: Path, shape: tuple[int, int]) -> dict[str, Any] | None:
-    """CRS and transform of an image as rasterio reads them, also from world files; None without, or for another shape."""
+    """CRS and transform of an image, also from world files; None without, or if its shape is another."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
@@ -67,6 +67,6 @@ class GeoTiff:
         """Shows a notice about images without a georeference."""
         if self.left_out:
             notice(
-                f"No GeoTIFF is written for {len(self.left_out)} images without a georeference, or turned by their EXIF "
+                f"No GeoTIFF is written for {len(self.left_out)} images without a georeference, or turned by EXIF "
                 f"orientation; the first is {self.left_out[0]}."
             )

@@ -20,8 +20,9 @@ IGNORED = "__ignore__"
 class LabelMe:
     """labelme/NAME.json: polygons of connected regions, simplified by at most `TOLERANCE` pixels.
 
-    LabelMe's polygons have no holes, so they are sorted by size, the largest first: what lies in a hole is smaller than what
-    surrounds it, and is drawn over it. Pixels of no segment are polygons called "__ignore__", because they may be holes too.
+    LabelMe's polygons have no holes, so they are sorted by size, the largest first: what lies in a hole is smaller than
+    what surrounds it, and is drawn over it. Pixels of no segment are polygons called "__ignore__", because they may be
+    holes too.
     """
 
     summary = None

@@ -90,7 +90,7 @@ def write_names(
 
 
 def read_names(path: Path, step: int, centers: Tensor) -> dict[int, str | None]:
-    """Cluster -> its name, None if it is dropped; empty without the file. Raises StegoError for names of other clusters."""
+    """Cluster -> its name, None if dropped; empty without the file. StegoError for names of other clusters."""
     if not path.exists():
         return {}
     content = read_json(path)

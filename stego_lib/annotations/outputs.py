@@ -11,8 +11,8 @@ from ..utils.files import atomic, checksum
 class OutputFolder:
     """Writes files, and a line for each of them into origin.txt: SHA-256, source and name.
 
-    The source says what a file was made from. A file whose content is in no line is not ours: somebody else wrote it, or
-    changed it since.
+    The source says what a file was made from. A file whose content is in no line is not ours: somebody else wrote it,
+    or changed it since.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Every format of annotations, written by `segment_folder` or its writers and read back by a reader that is not ours."""
+"""Every format of annotations, read back by a reader that is not ours."""
 
 import json
 from pathlib import Path

@@ -20,7 +20,7 @@ def engine(request):
 
 
 def refine(case: str, image: str = "image_used_rgb_uint8", **options) -> torch.Tensor:
-    """Class probabilities of a golden case. The published code loses one gray level here and there, so its own image is stored."""
+    """Class probabilities of a golden case. The image is stored as the published code saw it."""
     return crf.dense_crf(G[f"{case}.{image}"], torch.from_numpy(G[f"{case}.logprobs"]), **options)
 
 

@@ -13,7 +13,7 @@ def points(count: int, dims: int, spread: float) -> np.ndarray:
 
 @pytest.mark.parametrize("dims", [1, 2, 3, 5])
 def test_corners_hold_their_point(dims):
-    """Shares are not negative and sum to 1; the corners' mean by shares is the point; corners of one simplex, of different colors."""
+    """Shares are not negative and sum to 1; the corners' mean by shares is the point; corners have different colors."""
     given = points(200, dims, 2.0)
     keys, shares = corners(given)
     assert keys.shape == (200, dims + 1, dims) and shares.shape == (200, dims + 1)

@@ -54,7 +54,7 @@ def test_the_length_is_that_of_the_upsampled_code(grid, size):
 
 
 def test_upsampling_is_interpolation_in_value_and_gradient_also_after_an_evaluation():
-    """What the matrices are made of is kept; made first in inference mode, for sizes that no other test has, it must serve training all the same."""
+    """Matrices are cached: made in inference mode, for sizes that no other test has, they must serve training too."""
     maps, grown = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 23, 19)
     with torch.inference_mode():
         upsample(maps, (23, 19))
