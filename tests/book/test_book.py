@@ -209,7 +209,8 @@ def test_errors_and_missing_figures_of_a_notebook_are_reported(tmp_path):
 
 
 GOOD = """<html><body><img src="other.html"><article><h1 id="top">x</h1><a href="other.html#there">o</a>
-<a href="#top">t</a><a href="https://example.org/a">elsewhere</a><img src="p.png" alt="An image of something"></article></body></html>"""
+<a href="#top">t</a><a href="https://example.org/a">elsewhere</a>
+<img src="p.png" alt="An image of something"></article></body></html>"""
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def _overlapping(
 
 
 def _half(images: Tensor, crop: int, recipe: PretrainRecipe, generator: torch.Generator) -> Tensor:
-    """(B, 2): half the extent that a crop of random enlargement covers; the same share as its extent has of the image."""
+    """Half the extent of randomly enlarged crops, as a share of half the image, (B, 2)."""
     height, width = images.shape[-2:]
     # A crop as large as the image can only be had by enlarging.
     smallest = crop / min(height, width)

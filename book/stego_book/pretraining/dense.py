@@ -1,6 +1,7 @@
 """Dense contrast: the same point, seen in two crops, must be recognized among points of other images.
 
-InfoNCE (van den Oord et al. 2018) on bilinearly sampled patch tokens, as in dense contrastive learning (Wang et al. 2021).
+InfoNCE (van den Oord et al. 2018) on bilinearly sampled patch tokens, as in dense contrastive learning (Wang et al.
+2021).
 """
 
 import torch

@@ -34,15 +34,37 @@ def pretrain(
     watch: Callable[[VisionTransformer, int], dict[str, float]] | None = None,
     watch_every: int | None = None,
 ) -> tuple[VisionTransformer, list[dict[str, float]]]:
-    """Trains a ViT on `images`, uint8 (N, 3, H, W), and returns it with its log: step, loss, seconds of training (on a CPU of
-    processor time, of all threads together).
+    """Trains a ViT on images without labels; resumes from `folder` with the same result on a CPU.
 
-    It begins with the weights `start` (a state dict of an earlier stage) or with random ones. chances: (N,), how likely
-    each image is to be drawn; None is all alike. The images are kept, cut and colored on `device`. precision: what
-    the network computes in there; weights, losses and the optimizer stay float32. State is kept in `folder` every
-    `save_every` steps; called again it resumes there with the same result on a CPU. `watch(vit, step)` may return
-    numbers to add to the log every `watch_every` steps (None: whenever state is kept); it must not change the network.
-    Raises ValueError for a folder that holds the state of another recipe.
+    Parameters
+    ----------
+    images
+        uint8 (N, 3, H, W).
+    recipe
+        Everything else that determines the run.
+    folder
+        Where state is saved, every `save_every` steps.
+    start
+        State dict of an earlier stage; None for random weights.
+    chances
+        Sampling weight of each image, (N,); None for equal ones.
+    device
+        Where images are kept and cropped, and the network computes.
+    precision
+        Of the network's computation; weights, losses and the optimizer stay float32.
+    watch
+        Called with the network and the step every `watch_every` steps (None: whenever state is saved). What it
+        returns is added to the log. It must not change the network.
+
+    Returns
+    -------
+    network, log
+        The log has step, loss and seconds of training (on a CPU of processor time) of each step.
+
+    Raises
+    ------
+    ValueError
+        If `folder` holds the state of another recipe.
     """
     device = torch.device(device)
     cuda = [device] if device.type == "cuda" else []
@@ -89,7 +111,7 @@ def pretrain(
             if watch and (last or (step + 1) % (watch_every or save_every) == 0):
                 paused = clock()
                 log[-1] |= watch(objective.vit.eval(), step + 1)
-                began += clock() - paused  # to look is not to train
+                began += clock() - paused
             if last or (step + 1) % save_every == 0:
                 states = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
                 state = {"recipe": _plain(recipe), "log": log, "step": step + 1} | states

@@ -20,7 +20,7 @@ MEAN, STD = (torch.tensor(IMAGENET[key]).view(3, 1, 1) for key in ("mean", "std"
 
 
 def build_network(recipe: PretrainRecipe) -> VisionTransformer:
-    """The recipe's ViT with random weights, from torch's global generator; with what `structure` gives if it says so."""
+    """The recipe's ViT with random weights from torch's global generator, structured if the recipe says so."""
     arguments = recipe.timm_arguments()
     vit = timm.create_model(arguments.pop("architecture"), **arguments)
     if recipe.structured:

@@ -19,7 +19,8 @@ class PretrainRecipe:
     schedule_steps: int | None = None
     """Steps that the learning rate's schedule is laid out for, where a run ends before its end; None: `steps`."""
     shrink: int = 1
-    """Images are averaged over squares of so many pixels before crops are cut: the same view costs fewer tokens, and nothing flickers."""
+    """Images are averaged over squares of this many pixels per side before crops are cut: the same view costs
+    fewer tokens."""
     zoom: tuple[float, float] = (0.75, 1.4)
     """Range of the enlargement from image to crop (log-uniform)."""
     color_mixing: tuple[float, float, float, float] = (0.35, 0.3, 0.15, 0.2)
@@ -51,7 +52,7 @@ class PretrainRecipe:
         )  # fmt: skip
 
     def varied(self, seed: int, steps: int | None = None) -> "PretrainRecipe":
-        """The recipe with another seed and, if given, another number of steps: its phases shortened alike, the schedule whole."""
+        """The recipe with another seed and, if given, another number of steps; its phases are shortened with it."""
         if steps is None:
             return replace(self, seed=seed)
         full = max(1, steps // 10) if self.full_size_steps else 0
@@ -69,9 +70,9 @@ PHOTOS = PretrainRecipe(
 )  # fmt: skip
 """How `photos_vit_tiny8` began, on CamVid's training images and photographs in the shares `PHOTOS_SHARES`.
 
-Crops of 80 pixels show 114 to 240 pixels of an image of 320 x 240, a sixth to three quarters of it, so that a place in the
-crop tells of a place in the image. Color tells more of a street than of a scene, and is mixed less. 1,300 steps were
-planned; the time for them was up at 660.
+Crops of 80 pixels show 114 to 240 pixels of an image of 320 x 240, a sixth to three quarters of it, so that a position
+in the crop says something about the position in the image. Color tells more of a street than of a scene, and
+is mixed less. 1,300 steps were planned; the time for them was up at 660.
 """
 PHOTOS_SECOND_STAGE = replace(
     PHOTOS, steps=200, schedule_steps=None, batch_size=16, crop=112, zoom=(0.467, 0.9), lr=3e-4, warmup=20
@@ -86,5 +87,6 @@ STREETS = (
     replace(_SIX, steps=1_200, zoom=(0.5, 1.0)),
     replace(_SIX, steps=600, crop=112, batch_size=16, zoom=(0.467, 0.9), lr=3e-4),
 )
-"""How `photos_vit_tiny8_d6` was trained, in three stages: six blocks; images averaged to half their size, a quarter of the tokens for
-the same view; then crops of 80 pixels nearer to the size of use, and those of `PHOTOS_SECOND_STAGE`."""
+"""How `photos_vit_tiny8_d6` was trained, with six blocks, in three stages: images averaged to half their size,
+a quarter of
+the tokens for the same view; crops of 80 pixels nearer to the size of use; crops of `PHOTOS_SECOND_STAGE`."""

@@ -1,4 +1,4 @@
-"""The images of `photos_vit_tiny8_d6`: training frames of CamVid and photographs, and the frames that measure progress."""
+"""The images of `photos_vit_tiny8_d6`: CamVid's training frames, photographs, and frames that measure progress."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

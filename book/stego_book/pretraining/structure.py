@@ -19,10 +19,10 @@ PASS, PASS_NOISE = 0.4, 0.4
 
 @torch.no_grad()
 def structure(vit: VisionTransformer) -> None:
-    """Puts sinusoidal positions and mimetic attention in the place of random ones, drawing from torch's global generator.
+    """Replaces random positions and attention by sinusoidal positions and mimetic attention (torch's global generator).
 
-    Positions: waves of the row and the column of a patch (Vaswani et al. 2017, in two dimensions as in MAE), zero for the
-    class token. Attention (Trockman and Kolter 2023): queries and keys of each head such that a token looks at what
+    Positions: waves of the row and the column of a patch (Vaswani et al. 2017, in two dimensions as in MAE), zero for
+    the class token. Attention (Trockman and Kolter 2023): queries and keys of each head such that a token looks at what
     is like it, W_q^T W_k ~ 0.7 Z + 0.7 I; values and projection such that it gives off a part of what it sees,
     W_proj W_v ~ 0.4 Z - 0.4 I, with Z normal of variance 1/C. Everything else stays as it is.
     """
@@ -41,7 +41,7 @@ def structure(vit: VisionTransformer) -> None:
 
 
 def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best factors of a rank: (C, C) -> (C, rank) and (rank, C), by singular values shared alike between the two."""
+    """The best factors of a rank: (C, C) -> (C, rank) and (rank, C), by singular values split evenly between them."""
     left, strengths, right = torch.linalg.svd(matrix)
     root = strengths[:rank].sqrt()
     return left[:, :rank] * root, root[:, None] * right[:rank]

@@ -24,10 +24,11 @@ def watcher(
 ) -> Callable[[nn.Module, int], dict[str, float]]:
     """A `watch` for `pretrain`: mIoU (percent) of k-means and of a linear probe on the patch tokens of labeled images.
 
-    images: uint8 (N, 3, H, W); labels: int64 (N, H, W), below 0 = ignored. Both are fitted on the first `fitted` images (None: 60 %),
-    on one token in `every`, and scored on all of the rest, at one label a token (the commonest of its patch). drives: the name of
-    each image's drive; with them a third number, "other_miou", is that of linear probes fitted on the frames of the other drives,
-    one for each drive that is scored. The labels are looked at, never learned from.
+    images: uint8 (N, 3, H, W). labels: int64 (N, H, W), below 0 = ignored; the commonest label of a patch is
+    its token's.
+    Both probes are fitted on one token in `every` of the first `fitted` images (None: 60 %) and scored on the rest.
+    drives: name of each image's drive. With it, "other_miou" is the mIoU of linear probes fitted on the frames
+    of the other drives. The network never learns from the labels.
     """
     count, _, height, width = images.shape
     cells = labels.reshape(count, height // 8, 8, width // 8, 8).transpose(2, 3).flatten(3).mode(-1).values.flatten(1)
