@@ -88,5 +88,5 @@ STREETS = (
     replace(_SIX, steps=600, crop=112, batch_size=16, zoom=(0.467, 0.9), lr=3e-4),
 )
 """How `photos_vit_tiny8_d6` was trained, with six blocks, in three stages: images averaged to half their size,
-a quarter of
-the tokens for the same view; crops of 80 pixels nearer to the size of use; crops of `PHOTOS_SECOND_STAGE`."""
+a quarter of the tokens for the same view; crops of 80 pixels nearer to the size of use; crops of
+`PHOTOS_SECOND_STAGE`."""
