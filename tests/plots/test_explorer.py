@@ -145,11 +145,3 @@ def test_a_plain_image_stands_there_while_scripts_are_off(browser_without_script
     still = browser_without_scripts.find_element("class name", "plain")
     assert still.is_displayed() and still.get_attribute("alt") == "a <still> image"
     assert not browser_without_scripts.find_element("class name", "live").is_displayed()
-
-
-def test_it_fits_a_telephone(browser, page):
-    browser.set_window_size(500, 900)  # the narrowest that a window can be
-    canvases = open_page(browser, page)
-    width = browser.execute_script("return document.documentElement.clientWidth")
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    assert all(canvas.rect["x"] + canvas.rect["width"] <= width for canvas in canvases)

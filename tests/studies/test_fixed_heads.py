@@ -3,16 +3,12 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from common import tiny_experiment
-from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
-from stego_book.studies.fixed_heads import FIXED_HEADS, fixed_head
-from stego_lib import Backbone, StegoError, baselines, open_dataset
-from stego_lib.evaluation import evaluate, probe_confusion
+from stego_book.studies.fixed_heads import fixed_head
+from stego_lib import Backbone, StegoError, open_dataset
 from stego_lib.features import open_features
-from stego_lib.training import train
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +39,6 @@ def test_pca_codes_are_the_principal_components(experiment, store, cells):
     found = codes(model, store)
     signs = np.sign((found * expected).sum(0))  # a component's sign is free
     assert found == pytest.approx(expected * signs, abs=1e-3 * float(np.abs(expected).max()))
-
-
-def test_k_means_on_components_is_that_of_scikit_learn_on_the_projected_features(store):
-    unit = F.normalize(baselines.sample_features(store, 0)[0], dim=1).numpy()
-    projected = PCA(5, svd_solver="full").fit_transform(unit)
-    expected = KMeans(7, n_init=10, random_state=0).fit_predict(projected)
-    scorer = baselines.kmeans_on_components(store, 5, 7, 0)
-    found = scorer(torch.from_numpy(unit)[:, :, None, None])[:, :, 0, 0].argmax(1)
-    assert (found.numpy() == expected).mean() > 0.99
-    apart = baselines.kmeans_on_features(store, 7, 0)(torch.from_numpy(unit)[:, :, None, None])[:, :, 0, 0].argmax(1)
-    assert (apart.numpy() == expected).mean() < 0.99, "five components are not the whole"
-    all_of_them = baselines.kmeans_on_components(store, 10_000, 7, 0)
-    assert all_of_them.weight.shape == (7, unit.shape[1])
 
 
 @pytest.mark.filterwarnings("ignore:The number of components")
@@ -90,15 +73,6 @@ def test_an_untrained_head_is_the_one_that_training_begins_with(experiment, stor
     assert not torch.equal(fresh.cluster_probe.clusters, model.cluster_probe.clusters), "clusters are fitted"
 
 
-@pytest.mark.parametrize("kind", FIXED_HEADS)
-def test_every_code_is_nearest_to_the_cluster_that_it_helped_to_make(kind, experiment, store):
-    """Clusters are where k-means left them: no cluster is empty on the images that it was fitted to."""
-    model = fixed_head(kind, store, experiment.but(head=FIXED_HEADS[kind]))
-    with torch.no_grad():
-        nearest = model.cluster_probe(model.eval()(store.rows(torch.arange(len(store))))).argmax(1)
-    assert len(nearest.unique()) == 8
-
-
 @pytest.mark.parametrize("kind, head", [("pca", "nonlinear"), ("features", "linear"), ("pcs", "linear")])
 def test_a_head_of_the_wrong_kind_is_refused(kind, head, experiment, store):
     with pytest.raises(StegoError, match=kind):
@@ -108,16 +82,3 @@ def test_a_head_of_the_wrong_kind_is_refused(kind, head, experiment, store):
 def test_more_components_than_channels_are_refused(experiment, store):
     with pytest.raises(StegoError, match="code_dim"):
         fixed_head("pca", store, experiment.but(head="linear", code_dim=33))
-
-
-def test_the_short_way_to_the_confusion_matrix_is_the_long_one(experiment, tmp_path):
-    """`evaluate` upsamples codes and then compares; `probe_confusion` compares and then upsamples."""
-    run = train(experiment.but(mirror=True), runs_dir=tmp_path)
-    record = evaluate(run, baselines=False)
-    dataset = open_dataset("scenes", experiment.data_root, "val")
-    plain = open_features(dataset, run.backbone, 64, tmp_path / "features")
-    mirrored = open_features(dataset, run.backbone, 64, tmp_path / "features", mirror=True)
-    table = probe_confusion(run.model, plain, mirrored)
-    assert table.sum() == 6 * 64 * 64
-    assert np.abs(table.numpy() - np.array(record["confusion"])).sum() <= 6, "equal but for ties within rounding"
-    assert not torch.equal(table, probe_confusion(run.model, plain)), "the mirror image counts"

@@ -1,1 +1,1 @@
-"""The book's questions: records and tables, seeds, ablations, tuning, quality, speed, co-occurrence, clusterers."""
+"""The book's questions: records and tables, seeds, ablations, tuning, quality, speed, co-occurrence."""
