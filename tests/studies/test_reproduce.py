@@ -94,7 +94,9 @@ def test_the_other_rows_run_to_their_tables(row, tmp_path, dino_file, monkeypatc
     place(row, tmp_path / "data", tmp_path / "source")
     seeds = [3, 5] if row == "potsdam3-vits8" else [3]  # its CRF is quick
     where = {"data_root": str(tmp_path / "data"), "runs_dir": str(tmp_path / "runs")}
-    run_cells({"row": row, "seeds": str(seeds).strip("[]"), "backbone": str(dino_file)} | where | SHORT)
+    run_cells(
+        {"row": row, "seeds": str(seeds).strip("[]"), "backbone": str(dino_file), "resume": False} | where | SHORT
+    )
     kept = check_records(tmp_path / "runs" / "records" / row, seeds)
     assert results.markdown_table(kept, results.published_figures(row)) in capsys.readouterr().out
 
