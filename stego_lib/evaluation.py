@@ -20,7 +20,6 @@ from .metrics import confusion, identity, match, published_map, scores
 from .model import Stego
 from .predict import Scores, label_maps, probe_scores, refined_label_maps
 from .probes import fit_probes
-from .provenance import Provenance
 from .run import Run, record_path
 from .utils import devices
 from .utils.errors import StegoError
@@ -97,7 +96,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine
     data = views.plain.fingerprints["images"] if views else None
     record = without_nan({
         "experiment": experiment.to_record(),
-        "provenance": recorded_provenance(run),
+        "provenance": run.provenance.scored(run.backbone, experiment.feature_store).to_dict(),
         "step": run.step,
         "shifts": list(run.shifts),
         **run.observed,
@@ -115,13 +114,6 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine
             say(f"run record: {shown_path(path)}")
     devices.wait()
     return record
-
-
-def recorded_provenance(run: Run) -> dict[str, Any]:
-    """The run's provenance with the versions that scored it. What a released checkpoint lacks is taken from here."""
-    now = Provenance.of(run.backbone, run.experiment.feature_store, {"images": None, "labels": None}).to_dict()
-    known = {key: value for key, value in run.provenance.to_dict().items() if value}
-    return now | known | {"versions": now["versions"]}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a result was made from: `Provenance`, compared wherever runs or records are compared."""
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from .backbone import Backbone
@@ -39,7 +39,9 @@ class Provenance:
     """Packages, machine and date, see `utils.environment`. They do not count in comparisons."""
 
     @classmethod
-    def of(cls, backbone: Backbone, store: str, fingerprints: dict[str, str | None], start: str | None = None):
+    def of(
+        cls, backbone: Backbone, store: str, fingerprints: dict[str, str | None], start: str | None = None
+    ) -> "Provenance":
         """The provenance of a run on this machine. fingerprints: "images" and "labels" of the training split."""
         precision = str(backbone.precision).removeprefix("torch.")
         return cls(
@@ -51,6 +53,16 @@ class Provenance:
             start=start,
             versions=environment(),
         )
+
+    def scored(self, backbone: Backbone, store: str) -> "Provenance":
+        """The provenance of a record scored here. Where precision or store are not those of training, it names both."""
+        here = Provenance.of(backbone, store, {"images": self.images, "labels": self.labels}, self.start)
+        mixed = {
+            name: f"{trained}, scored with {getattr(here, name)}"
+            for name in ("precision", "store")
+            if (trained := getattr(self, name)) not in (None, getattr(here, name))
+        }
+        return replace(here, **mixed)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any] | None) -> "Provenance":

@@ -107,3 +107,12 @@ def test_each_evaluation_has_its_own_record_and_predict_uses_that_of_the_own_dat
     shutil.move(tmp_path / "data", tmp_path / "moved")
     assert evaluate(load_run(run.folder, data_root=str(tmp_path / "moved")))["data"] == record["data"]
     assert len(list(run.folder.glob("metrics*.json"))) == 4, "the same evaluation replaces its record"
+
+
+def test_a_record_tells_when_it_was_scored_in_another_way_than_the_run_was_trained(experiment, tmp_path):
+    """Else its scores would be averaged with those of runs that were trained and scored alike."""
+    run = train(experiment, runs_dir=tmp_path / "runs")
+    alike = Provenance.from_dict(evaluate(run, baselines=False)["provenance"])
+    assert alike.differing(run.provenance) == []
+    other = evaluate(load_run(run.folder, feature_store="online"), baselines=False)["provenance"]
+    assert Provenance.from_dict(other).differing(alike) == ["store"]
