@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from stego_lib.datasets.overview import SOURCES
 from stego_lib.experiment import PRESETS
 from stego_lib.networks.loading import SHORT_NAMES
 from stego_lib.utils.errors import StegoError
 
+from ..overview import SOURCES
 from .results import METHODS, NETWORKS, check_comparable, mean_and_spread, published_results, read_records, score_table
 
 COLUMNS = ["dataset", "method", "backbone", "protocol", "accuracy", "mIoU", "source", "verified"]

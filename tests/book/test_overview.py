@@ -1,12 +1,10 @@
-"""The table of all datasets, and the lists that notebooks take as text."""
+"""The table of all datasets."""
 
-import pytest
 import standins
 
-from stego_book.studies.seeds import whole_numbers
-from stego_lib import StegoError, open_dataset
+from stego_book.overview import LABEL_SPACES, SOURCES, overview
+from stego_lib import open_dataset
 from stego_lib.datasets import DATASETS
-from stego_lib.datasets.overview import LABEL_SPACES, SOURCES, overview
 
 
 def test_every_data_set_has_a_source_and_a_label_space_or_takes_yours():
@@ -31,18 +29,3 @@ def test_the_overview_tells_what_is_there(tmp_path, scenes_root):
     rows = {row["dataset"]: row for row in overview(tmp_path)}
     assert (rows["camvid"]["train"], rows["camvid"]["val"], rows["camvid"]["classes"]) == ("2", "1", 11)
     assert rows["scenes"]["train"] == "12" and rows["cityscapes"]["train"] == "not here"
-
-
-@pytest.mark.parametrize("text", ["0 1 2", "0, 1,2", "0\n1 2"])
-def test_whole_numbers_are_read_as_a_shell_gives_them(text):
-    assert whole_numbers(text, "dims") == [0, 1, 2]
-
-
-def test_a_single_number_comes_as_a_number_from_a_shell():
-    assert whole_numbers(3, "dims") == [3]
-
-
-@pytest.mark.parametrize("text", ["", "1 1", "a", "1.5", "-1", None])
-def test_anything_else_is_refused(text):
-    with pytest.raises(StegoError, match=r"dims = .* whole numbers"):
-        whole_numbers(text, "dims")

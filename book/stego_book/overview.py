@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from ..utils.errors import StegoError
-from . import camvid, cityscapes, cocostuff, open_dataset, painter, potsdam
-from .classes import Classes
-from .scenes import COLORS
+from stego_lib import StegoError
+from stego_lib.datasets import Classes, camvid, cityscapes, cocostuff, open_dataset, painter, potsdam
+from stego_lib.datasets.scenes import COLORS
 
 # Names and colors of the classes of every dataset but "folder".
 LABEL_SPACES: dict[str, Classes] = {
