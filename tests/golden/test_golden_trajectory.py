@@ -33,10 +33,10 @@ def weights(when: str) -> dict[str, torch.Tensor]:
 def replayed() -> tuple[Stego, list[dict[str, float]]]:
     """The model after the ten steps, and the values of each step."""
     experiment = Experiment(
-        code_dim=10, batch_size=4, dropout=0.0, extra_clusters=int(G["extra_clusters"]), points=int(G["feature_samples"]), negatives=int(G["neg_samples"]),
+        code_dim=10, batch_size=4, dropout=0.0, official={"extra_clusters": int(G["extra_clusters"])}, points=int(G["feature_samples"]), negatives=int(G["neg_samples"]),
         weights=tuple(G[f"w_{name}_weight_f64"].item() for name in KINDS.values()),
         shifts=tuple(G[f"w_{name}_shift_f64"].item() for name in KINDS.values()),
-        centering=True, zero_clamp=True, stabilize=False, lr_head=5e-4, lr_probes=5e-3,
+        centering=True, lr_head=5e-4, lr_probes=5e-3,
     )  # fmt: skip
     assert experiment.lr_head == pytest.approx(G["lr_net"].item()) and experiment.lr_probes == pytest.approx(
         G["lr_probes"].item()
