@@ -29,9 +29,10 @@ from .published_order import Published, crf
 def evaluation(settings: Settings) -> dict[str, Any]:
     """One image of 320 px with its mirror image, without and with CRF: ViT-S/8, K = 70, 27 classes.
 
-    Ours is `evaluate` itself on a folder of JPEGs, features computed anew, files, confusion and matching included, divided by
-    the images; the baseline has its images in memory. "backbone alone" is the two passes of all images, decoded before; "busy" the share
-    of the cores' time in which ours with CRF computes. Of each kind: a drawn smooth image, and one with texture.
+    Ours is `evaluate` on a folder of JPEGs, divided by the number of images: features are computed anew; files,
+    confusion matrix and matching are included. The baseline has its images in memory. "backbone alone" is the two
+    passes of all images, already decoded; "busy" the share of the cores' time in which ours with CRF computes. Kinds: a
+    drawn smooth image, and one with texture.
     """
     number, size = settings.choose(8, 3), settings.choose(320, 48)
     kinds = {"smooth (drawn)": smooth(size), "texture (drawn)": scenes(size, 8, settings.seed)}
@@ -116,7 +117,8 @@ def busy_share(work: Callable[[], Any]) -> float:
 def crf_engines(settings: Settings) -> dict[str, Any]:
     """The dense CRF of three maps of an image of 320 px, 27 classes: pydensecrf, and the project's own engine.
 
-    Seconds are of one process. "same_labels" is the share of pixels with the same label, "difference" the largest of a probability.
+    Seconds are of one process. "same_labels" is the share of pixels with the same label, "difference" the largest
+    difference of a probability.
     """
     size = settings.choose(320, 48)
     shown = photographs(settings.photos, size) if settings.photos else scenes(size)

@@ -1,8 +1,8 @@
 """The Cityscapes-sized recipe from end to end on a GPU, within ten minutes: `python -m benchmarks.gpu`.
 
-14,875 drawn JPEGs of 224 px, decoded for real; ViT-B/8 with random weights, in bfloat16; K = 100; 7,000 steps of batch 32 with
-both probes. Measures extraction (beside the machine's fastest matrix product), neighbors, training and peak memory. It runs
-on a CPU too, but there it takes days: `--tiny` tries it out.
+14,875 drawn JPEGs of 224 px; ViT-B/8 with random weights, in bfloat16; K = 100; 7,000 steps of batch 32 with both
+probes. Measures extraction (beside the machine's fastest matrix product), neighbors, training and peak memory. On a CPU
+it takes days; `--tiny` tries it out.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CROPS, STEPS = 14_875, 7_000
 
 
 def full_recipe(settings: Settings) -> dict[str, Any]:
-    """The Cityscapes-sized recipe: 14,875 crops of 224 px from JPEG, ViT-B/8 in bfloat16, K = 100, 7,000 steps of batch 32."""
+    """The Cityscapes-sized recipe: 14,875 JPEG crops of 224 px, ViT-B/8 in bfloat16, K = 100, 7,000 steps of 32."""
     network = "vit_base_patch8_224"
     recipe = PRESETS["cityscapes-vitb8"] | dict(crop="none", train_size=settings.choose(224, 32), seed=settings.seed)
     if settings.tiny:
@@ -50,7 +50,8 @@ def full_recipe(settings: Settings) -> dict[str, Any]:
     ceiling = throughput(backbone.precision, backbone.device, settings.tiny)
     images_per_second = count / extraction_s
     return {
-        "images": count, "steps": experiment.steps, "precision": str(backbone.precision), "device": str(backbone.device),
+        "images": count, "steps": experiment.steps,
+        "precision": str(backbone.precision), "device": str(backbone.device),
         "extraction_s": extraction_s, "images_per_second": images_per_second,
         "gflop_per_image": per_image / 1e9, "matmul_gflop_per_s": ceiling,
         "share_of_matmul": images_per_second * per_image / 1e9 / ceiling,

@@ -20,7 +20,7 @@ SHAPES = ((785 * 4, 384, 1536), (2048, 2048, 2048), (8192, 8192, 8192))
 def limits(settings: Settings) -> dict[str, Any]:
     """The machine's own limit: the fastest matrix product in float32 and bfloat16, and the work of one image.
 
-    Seconds of an image at this throughput are the least that any implementation needs here that works in this precision.
+    Seconds of an image at this throughput are a lower bound for any implementation in this precision.
     """
     device = choose_device("auto")
     found = {name: throughput(getattr(torch, name), device, settings.tiny) for name in ("float32", "bfloat16")}
@@ -54,7 +54,7 @@ def throughput(dtype: torch.dtype, device: torch.device, tiny: bool = False) -> 
 
 
 def flops(name: str, size: int) -> int:
-    """Floating-point operations of one image through timm's ViT `name`, counted (a multiplication and an addition are two)."""
+    """Floating-point operations of one image through timm's ViT `name`; a multiplication and an addition are two."""
     with torch.device("meta"), torch.inference_mode():  # shapes alone
         vit = timm.create_model(name, num_classes=0, dynamic_img_size=True).eval()
         for block in vit.blocks:

@@ -76,9 +76,9 @@ class RandomFeatures(Backbone):
 
 
 def draw_folder(folder: Path, images: list[np.ndarray], train: int, val: int, seed: int = 0) -> Path:
-    """A dataset in the layout of `folder`: `train` and `val` JPEGs, each one of `images` shifted, with labels of 27 classes.
+    """A dataset in the layout of `folder`: `train` and `val` JPEGs, each one of `images` shifted, and label maps.
 
-    A label map is made of 4 x 4 rectangles; it says nothing of the image.
+    A label map is 4 x 4 rectangles of random classes of 27, unrelated to the image.
     """
     rng = np.random.default_rng(seed)
     for split, count in {"train": train, "val": val}.items():

@@ -30,7 +30,7 @@ QUICK = 3.0
 def interleaved(ways: dict[str, Callable[[], Any]], repeats: int, seconds: float) -> dict[str, dict[str, float]]:
     """Calls all `ways` in turn, `repeats` times or until `seconds` are over (once at least).
 
-    Returns for each way median_s, min_s, max_s and n. As the ways take turns, what else the machine does hits all of them.
+    Returns for each way median_s, min_s, max_s and n. As the ways take turns, other load on the machine affects all.
     """
     taken: dict[str, list[float]] = {name: [] for name in ways}
     begun = time.perf_counter()

@@ -1,9 +1,9 @@
 """The baseline: the published order of work, written anew and as plainly as it can be. The library never imports it.
 
-What it does that the library does not: the frozen backbone runs on image and neighbor at every step, in float32, with
-the matrix of attention written out; logits are brought to full size before the labeled pixels are picked; each part of the
-loss samples and normalizes its own maps; three optimizers. In evaluation: one image at a time, its mirror image in a pass
-of its own, codes brought to full size before they are probed, and one CRF after another.
+Unlike the library, it runs the frozen backbone on image and neighbor at every step, in float32, with an explicit
+attention matrix; it resizes logits to full size before it picks the labeled pixels; each part of the loss samples and
+normalizes its own maps; and it has three optimizers. In evaluation it takes one image at a time, its mirror image in a
+separate pass, resizes codes to full size before the probes, and runs one CRF after another.
 """
 
 import copy
@@ -99,7 +99,7 @@ class Published:
 
     @torch.no_grad()
     def code(self, image: Tensor) -> Tensor:
-        """Code (1, K, h, w) of one uint8 image (1, 3, H, W): the mean over two passes, the second on its mirror image."""
+        """Code (1, K, h, w) of one uint8 image (1, 3, H, W): the mean over the image and its mirror image."""
         head = self.model.head.eval()
         return (head(self.features(image)) + head(self.features(image.flip(3))).flip(3)) / 2
 

@@ -37,7 +37,7 @@ def neighbors(settings: Settings) -> dict[str, Any]:
 def memory(settings: Settings) -> dict[str, Any]:
     """Peak memory of `train` from a store of 10 GB, its features computed, checked, read at random, probes fitted.
 
-    The backbone is replaced by random numbers; everything else is as in a run: 12,500 drawn JPEGs of 224 px, ViT-S/8's shape.
+    The backbone is replaced by random numbers; the rest is as in a run: 12,500 drawn JPEGs of 224 px, ViT-S/8's shape.
     """
     images, steps = settings.choose(12_500, 12), settings.choose(60, 3)
     row = in_child("benchmarks.children", "train", settings.folder, int(settings.tiny), images, steps)

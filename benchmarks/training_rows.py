@@ -98,10 +98,10 @@ def pretraining(settings: Settings) -> dict[str, Any]:
 
 
 def compact(settings: Settings) -> dict[str, Any]:
-    """Random batches of 32 images at 320 px from a full and from a compact store, features of drawn scenes by the embedded backbone.
+    """Random batches of 32 images at 320 px from a full and a compact store of drawn scenes, embedded backbone.
 
-    "from the disk": the system forgets the files before, as where a store is larger than the memory. "bytes" of the features in
-    both, "components" and the mean "error" of a correspondence, as measured when they were fitted, and on other images.
+    "from the disk": with a cold file cache, as where a store is larger than the memory. "bytes" of the features in
+    both, "components", and the mean "error" of a correspondence as measured at the fit and on other images.
     """
     size, count = settings.choose(320, 64), settings.choose(256, 12)
     folder = draw_folder(settings.folder / "compact", scenes(size, settings.choose(64, 4)), count, 1)
@@ -143,7 +143,7 @@ def compact(settings: Settings) -> dict[str, Any]:
 
 
 def rest(settings: Settings) -> dict[str, Any]:
-    """A training step but for the backbone and the reading of features, batch 32: head, loss, both probes, optimizer; K = 100.
+    """A training step without backbone and reading of features, batch 32: head, loss, probes, optimizer; K = 100.
 
     "channels first, float32": ours as it was, its features in the order of the backbone's maps.
     """

@@ -1,4 +1,4 @@
-"""Installs the clone of the project that this file is part of; run by the first cell of each notebook in a fresh runtime."""
+"""Installs this clone of the project; the first cell of each notebook runs it in a fresh runtime."""
 
 import importlib.metadata
 import importlib.util

@@ -34,15 +34,15 @@ class Official:
     """Clamp the code correspondences at zero. All recipes do."""
     stabilize: bool = False
     """Also clamp the code correspondences at 0.8."""
-    extra_clusters: int = Field(0, ge=0)
+    extra_clusters: int = Field(default=0, ge=0)
     """Clusters in addition to one per class."""
-    rec_weight: float = Field(0.0, ge=0, allow_inf_nan=False)
+    rec_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of the reconstruction of features from codes."""
-    crf_weight: float = Field(0.0, ge=0, allow_inf_nan=False)
+    crf_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of the CRF-inspired loss."""
-    aug_alignment_weight: float = Field(0.0, ge=0, allow_inf_nan=False)
+    aug_alignment_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of the alignment with augmented views. The backbone then runs at every step."""
-    keep_every: int = Field(0, ge=0)
+    keep_every: int = Field(default=0, ge=0)
     """Keep the weights every so many steps, so that `evaluate` can name the step that labels favor; 0 = off (authors: 400)."""
 
 
@@ -63,7 +63,7 @@ class Experiment:
     """Name of the dataset, see `open_dataset`."""
     data_root: Folder = Field(default_factory=lambda: str(paths.data_root()))
     """Folder that holds the folders of the datasets."""
-    n_classes: int | None = Field(None, ge=1, le=255)
+    n_classes: int | None = Field(default=None, ge=1, le=255)
     """Number of clusters for a `folder` that names no classes, 27 by default. Other datasets have their own number."""
     backbone: BackboneName = "scenes_vit_tiny8"
     """Embedded name, timm name, a .safetensors, .pth or .ckpt file, or NAME@FILE: weights of a timm network in a file."""
@@ -79,9 +79,9 @@ class Experiment:
     head: Literal["nonlinear", "silu", "linear", "none"] = "nonlinear"
     """Segmentation head: linear plus two-layer branch (the paper's), the same with SiLU instead of ReLU, the linear branch
     alone, or the features themselves."""
-    code_dim: int = Field(70, ge=1, le=4096)
+    code_dim: int = Field(default=70, ge=1, le=4096)
     """K, channels of the code."""
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     """Channel dropout at the input of each branch of the head."""
     weights: Weights = (1.0, 0.58, 0.91)
     """l_self, l_knn, l_rand: weights of the three correspondence terms."""
@@ -90,26 +90,26 @@ class Experiment:
     correspondences of the training features such as 'p70', or 'auto': percentiles by one rule, without labels (`calibration.calibrate`)."""
     centering: bool = False
     """Spatial centering of the feature correspondences (paper, section 3.2). The rule 'auto' was found without it."""
-    points: int = Field(11, ge=1, le=64)
+    points: int = Field(default=11, ge=1, le=64)
     """S: correspondences are computed between S x S random points of each image."""
-    neighbors: int = Field(7, ge=1)
+    neighbors: int = Field(default=7, ge=1)
     """The kNN partner of an image is one of this many nearest neighbors."""
-    negatives: int = Field(5, ge=1)
+    negatives: int = Field(default=5, ge=1)
     """Random partners of each image in a step."""
     probes: Literal["joint", "after"] = "joint"
     """'joint' trains both probes together with the head, as in the paper; 'after' fits k-means and multinomial regression to
     the trained codes."""
 
     # Training
-    steps: int = Field(5000, ge=1)
+    steps: int = Field(default=5000, ge=1)
     """Training steps."""
-    batch_size: int = Field(16, ge=2)
+    batch_size: int = Field(default=16, ge=2)
     """Images per step; at least two, because an image's negatives are the others of its batch."""
-    lr_head: float = Field(5e-4, gt=0, allow_inf_nan=False)
+    lr_head: float = Field(default=5e-4, gt=0, allow_inf_nan=False)
     """Adam's learning rate for the head."""
-    lr_probes: float = Field(5e-3, gt=0, allow_inf_nan=False)
+    lr_probes: float = Field(default=5e-3, gt=0, allow_inf_nan=False)
     """Adam's learning rate for both probes."""
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of everything random."""
     start_from: Folder | None = None
     """Run folder or released .ckpt whose head and probes training starts from; None for fresh weights."""

@@ -54,7 +54,7 @@ def write_backbone(path: Path, seed: int = 0, metadata: dict[str, str] | None = 
 
 
 def write_dino(path: Path) -> Path:
-    """A network as DINO's authors publish theirs (patches of 8, positions for 224 pixels, heads 64 wide), tiny, with random weights."""
+    """A tiny network with random weights in DINO's format: patches of 8, positions for 224 pixels, heads 64 wide."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vit = timm.create_model("vit_small_patch8_224", embed_dim=64, depth=2, num_heads=1, num_classes=0)
@@ -88,11 +88,13 @@ def broken_off(experiment: Experiment, runs_dir: Path, monkeypatch: pytest.Monke
 def tiny_experiment(root: Path, backbone: Path, **changes: object) -> Experiment:
     """Scenes of 64 pixels on the tiny backbone, on the CPU in float32 so that results repeat bit for bit.
 
-    Options of the authors' code are given by their own names. Settings that a successor of STEGO has no use for stay at the recipe's.
+    Options of the authors' code are given by their own names. Settings that a successor does not use keep the recipe's
+    value.
     """
     values: dict = dict(
-        data_root=str(root), backbone=str(backbone), train_size=64, eval_size=64, code_dim=8, steps=7, batch_size=4, points=3, neighbors=2,
-        negatives=2, shifts=("p70", 0.1, "p80"), device="cpu", precision="float32", crf=False,
+        data_root=str(root), backbone=str(backbone), train_size=64, eval_size=64, code_dim=8, steps=7,
+        batch_size=4, points=3, neighbors=2, negatives=2, shifts=("p70", 0.1, "p80"),
+        device="cpu", precision="float32", crf=False,
     )  # fmt: skip
     options = {field.name for field in fields(Official)}
     official = {key: changes.pop(key) for key in list(changes) if key in options}

@@ -22,10 +22,12 @@ FOREIGN = {
 
 
 OPTIONS = dict(
-    dataset_name="cityscapes", model_type="vit_small", dino_feat_type="feat", projection_type="nonlinear", dim=6, dropout=True, crop_type="five",
-    max_steps=7000, batch_size=32, num_neighbors=7, res=224, zero_clamp=True, stabalize=True, pointwise=False, feature_samples=9, neg_samples=4,
-    lr=1e-3, neg_inter_weight=0.9, pos_inter_weight=0.5, pos_intra_weight=1, neg_inter_shift=0.3, pos_inter_shift=0.2, pos_intra_shift=0.4,
-    rec_weight=0.0, crf_weight=0.0, aug_alignment_weight=0.0, log_dir="x", pretrained_weights=None, alpha=0.5, tags=["a", "b"],
+    dataset_name="cityscapes", model_type="vit_small", dino_feat_type="feat", projection_type="nonlinear", dim=6,
+    dropout=True, crop_type="five", max_steps=7000, batch_size=32, num_neighbors=7, res=224, zero_clamp=True,
+    stabalize=True, pointwise=False, feature_samples=9, neg_samples=4, lr=1e-3, neg_inter_weight=0.9,
+    pos_inter_weight=0.5, pos_intra_weight=1, neg_inter_shift=0.3, pos_inter_shift=0.2, pos_intra_shift=0.4,
+    rec_weight=0.0, crf_weight=0.0, aug_alignment_weight=0.0, log_dir="x", pretrained_weights=None, alpha=0.5,
+    tags=["a", "b"],
 )  # fmt: skip
 
 
@@ -38,7 +40,8 @@ def tensors(n_classes: int = 8, extra: int = 0, seed: int = 0) -> OrderedDict[st
         )
         found = {f"net.model.{key}": value + 0.1 * torch.randn_like(value) for key, value in vit.state_dict().items()}
         shapes = {
-            "net.cluster1.0.weight": (6, 48, 1, 1), "net.cluster1.0.bias": (6,), "net.cluster2.0.weight": (48, 48, 1, 1),
+            "net.cluster1.0.weight": (6, 48, 1, 1), "net.cluster1.0.bias": (6,),
+            "net.cluster2.0.weight": (48, 48, 1, 1),
             "net.cluster2.0.bias": (48,), "net.cluster2.2.weight": (6, 48, 1, 1), "net.cluster2.2.bias": (6,),
             "train_cluster_probe.clusters": (n_classes, 6), "cluster_probe.clusters": (n_classes + extra, 6),
             "linear_probe.weight": (n_classes, 6, 1, 1), "linear_probe.bias": (n_classes,),
@@ -73,7 +76,8 @@ def write_ckpt(path: Path, state: dict[str, Any], *, options: dict[str, Any] | N
         config._metadata.flags = defaultdict(dict, struct=False)
         torch.save(
             {
-                "epoch": 1, "global_step": 7000, "pytorch-lightning_version": "1.5.10", "state_dict": state, "optimizer_states": [],
+                "epoch": 1, "global_step": 7000, "pytorch-lightning_version": "1.5.10",
+                "state_dict": state, "optimizer_states": [],
                 "callbacks": {made["ModelCheckpoint"]: {"best_model_score": torch.tensor(21.0)}},
                 "hparams_name": "kwargs", "hyper_parameters": {"n_classes": 8, "cfg": config},
             } | more,

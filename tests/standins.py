@@ -69,7 +69,7 @@ def cityscapes(root: Path, counts: dict[str, int], height: int = 1024, width: in
 def cocostuff(
     root: Path, counts: dict[str, int], lists: tuple[str, ...], height: int = 480, width: int = 640, first: int = 9
 ) -> None:
-    """root/cocostuff with `counts` images a split, all of them in each of `lists`; the ids in use of 0 to 181, and 255 below."""
+    """root/cocostuff with `counts` images a split, all of them in each of `lists`; used ids of 0 to 181, and 255."""
     used = [id_ for id_ in range(182) if id_ not in UNUSED]
     for split, count in counts.items():
         ids = [f"{first + i:012d}" for i in range(count)]

@@ -40,7 +40,7 @@ class Lightened(Features):
         self.kind = features.kind
 
     @property
-    def pooled(self) -> Tensor:  # type: ignore[override]
+    def pooled(self) -> Tensor:
         own = self._features.pooled
         return own - self.amount * (own - self._mean)
 

@@ -251,8 +251,8 @@ def overview_table(root: str | Path) -> str:
 
 def mean_and_spread(values: Iterable[float]) -> str:
     """'70.3 ± 1.4': mean and standard deviation; the mean alone for a single value."""
-    values = pd.Series(list(values), dtype=float)
-    return f"{values.mean():.1f} ± {values.std():.1f}" if len(values) > 1 else f"{values.mean():.1f}"
+    series = pd.Series(list(values), dtype=float)
+    return f"{series.mean():.1f} ± {series.std():.1f}" if len(series) > 1 else f"{series.mean():.1f}"
 
 
 def mean_of_best(values: Sequence[float], count: int) -> float:

@@ -1,8 +1,10 @@
 """Time and memory: the results of `make bench`, the goals beside them, and a cost model."""
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,7 @@ def goals(rows: dict[str, Any]) -> pd.DataFrame:
 
     Rows that are missing are "not measured".
     """
-    lines: list[tuple[str, str, Any, str, bool]] = []
+    lines: list[tuple[str, str, str, str]] = []
 
     def add(work: str, goal: str, value: float | None, form: str, good: Callable[[float], bool]) -> None:
         shown = "not measured" if value is None else form.format(value)
@@ -98,14 +100,14 @@ def goals(rows: dict[str, Any]) -> pd.DataFrame:
     ):
         seconds = _get(rows, row, "total_s")
         minutes = None if seconds is None else seconds / 60
-        add(work, f"< {goal} min", minutes, "{:.1f} min", lambda value, goal=goal: value < goal)
+        add(work, f"< {goal} min", minutes, "{:.1f} min", partial(operator.gt, goal))
     for work, goal, *keys in (
         ("peak memory of training, store of 10 GB", 3, "memory", "peak_bytes"),
         ("neighbors of 600,000 images, extrapolated", 8, "neighbors", "extrapolated", "bytes"),
     ):
         size = _get(rows, *keys)
         gigabytes = None if size is None else size / 1e9
-        add(work, f"< {goal} GB", gigabytes, "{:.2f} GB", lambda value, goal=goal: value < goal)
+        add(work, f"< {goal} GB", gigabytes, "{:.2f} GB", partial(operator.gt, goal))
     full, compact = (_get(rows, "compact", "bytes", store) for store in ("full", "compact"))
     share = None if full is None else full / compact
     add("compact store: bytes of features", "<= 1/6 of float16", share, "1/{:.1f}", lambda value: value >= 6)

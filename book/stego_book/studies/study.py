@@ -96,7 +96,8 @@ class Study:
             for key, value in origin(record).items()
             if value
         }
-        here, by_seed = known_here(variant.experiment, images=bool(recorded & {"images", "data"})), {}
+        here = known_here(variant.experiment, images=bool(recorded & {"images", "data"}))
+        by_seed: dict[int, dict[str, Any]] = {}
         for seed, records in candidates.items():
             for record in records:
                 if not record["scores"] or differing(record, here):
@@ -200,7 +201,7 @@ def _weights(backbone: str) -> str:
 @cache
 def _images(dataset: str, data_root: str, crop: str, n_classes: int | None) -> dict[str, str | None]:
     """Fingerprints of the training images and of the validation images ("data"), None where they are not at hand."""
-    experiment = Experiment(dataset=dataset, data_root=data_root, crop=crop, n_classes=n_classes)
+    experiment = Experiment.from_dict(dict(dataset=dataset, data_root=data_root, crop=crop, n_classes=n_classes))
     openers: dict[str, Callable[[], Any]] = {
         "images": lambda: open_training_set(experiment),
         "data": lambda: open_split(experiment, "val"),

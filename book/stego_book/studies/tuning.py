@@ -218,11 +218,11 @@ def goals(recipes: dict[str, list[dict[str, Any]]], chosen: dict[str, Study], dr
         add(f"{name}: above k-means on features", f"at least {target:g}", gain, "{:+.1f}", gain >= target, seeds)
         seeds = f"{len(best)} and {len(ours)} seeds"
         add(f"{name}: behind shifts chosen by labels", "at most 1.0", behind, "{:.2f}", behind <= 1, seeds)
-    for kind, target in ((AUTO, "none of 50"), (TRANSFERRED, "counted beside it")):
+    for kind, hoped in ((AUTO, "none of 50"), (TRANSFERRED, "counted beside it")):
         collapsed = drawn.loc[drawn["shifts"] == kind, "collapsed"]
         verdict = "" if kind == TRANSFERRED else "missed" if collapsed.any() else "met"
         verdict = NOT_MEASURED if len(collapsed) < 50 else verdict
-        lines.append([f"collapses, shifts {kind}", target, f"{collapsed.sum()} of {len(collapsed)}", verdict])
+        lines.append([f"collapses, shifts {kind}", hoped, f"{collapsed.sum()} of {len(collapsed)}", verdict])
     return pd.DataFrame(lines, columns=["goal", "target", "measured", "reached"]).set_index("goal")
 
 
