@@ -7,6 +7,7 @@ pixels or more.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .lattice import NormalizedLattice
-from .utils.errors import StegoError
+from .utils.errors import StegoError, check_choice
 
 ENGINES = ("lattice", "pydensecrf")
 ITERATIONS = 10
@@ -77,16 +78,12 @@ def refine(
 
 def check_engine(engine: str) -> None:
     """Raises StegoError for an engine that is unknown or not installed."""
-    if engine not in ENGINES:
-        raise StegoError(f"engine={engine!r} is unknown. Choose from {', '.join(ENGINES)}.")
-    if engine == "pydensecrf":
-        try:
-            import pydensecrf.densecrf  # noqa: F401
-        except ImportError:
-            raise StegoError(
-                "engine='pydensecrf' needs pydensecrf2 and a C++ compiler. Run: pip install 'cython>=3' setuptools; "
-                "pip install --no-build-isolation pydensecrf2"
-            ) from None
+    check_choice("engine", engine, ENGINES)
+    if engine == "pydensecrf" and find_spec("pydensecrf") is None:
+        raise StegoError(
+            "engine='pydensecrf' needs pydensecrf2 and a C++ compiler. Run: pip install 'cython>=3' setuptools; "
+            "pip install --no-build-isolation pydensecrf2"
+        )
 
 
 def _by_pydensecrf(bgr: np.ndarray, maps: Sequence[np.ndarray], iterations: int) -> list[np.ndarray]:

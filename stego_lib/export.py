@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,8 @@ from .datasets import open_training_set
 from .datasets.painter import paint_scene
 from .predict import working_size
 from .run import Run
-from .utils.errors import DataNotFound, StegoError, brief
+from .utils.errors import DataNotFound, StegoError, brief, check_choice, check_installed
 from .utils.files import atomic
-from .utils.notices import notice
 from .utils.paths import shown_path, user_path
 from .utils.progress import say
 
@@ -30,17 +28,9 @@ if TYPE_CHECKING:
 
 OPSET = 18
 PRECISIONS = ("float32", "int8")
-# What a graph can return.
-OUTPUTS = {
-    "labels": "uint8 (H, W), the id of each pixel, 255 for none",
-    "scores": "float32 (n, H, W), one map per id, the largest wins; a last one for dropped clusters, if any",
-    "similarity": "float32 (1, clusters, h, w), codes times cluster centers on the grid",
-    "code": "float32 (1, K, h, w)",
-    "features": "float32 (1, C, h, w), of the backbone",
-}
-# Images on which a file is compared with the run, each at three sizes.
+OUTPUTS = ("labels", "scores", "similarity", "code", "features")
+# Images on which a file is compared with the run: at their own size, and resized to (H, W).
 COMPARED = 4
-# Sizes (H, W) of resized copies of them.
 COMPARED_SIZES = ((400, 600), (192, 256))
 # Share of the pixels on which a graph in float32 must agree with the run.
 MIN_AGREEMENT = 0.999
@@ -49,11 +39,10 @@ MIN_AGREEMENT = 0.999
 def export_onnx(
     run: Run, path: str | Path, *, precision: str = "float32", outputs: Sequence[str] = ("labels", "scores")
 ) -> dict[str, Any]:
-    """Writes a run as one ONNX file: from an RGB image of any size to a label map of that size.
+    """Writes a run as one ONNX file: from "image", RGB uint8 (H, W, 3) of any size, to a label map of that size.
 
     Resizing, normalization, backbone, head, cluster probe and matching are in the graph; the dense CRF is not. The
-    input is "image", uint8 (H, W, 3). Names and colors of the ids, sizes and origin are in the file's metadata, each as
-    JSON.
+    file's metadata hold the names and colors of the ids, sizes and origin, each as JSON.
 
     Parameters
     ----------
@@ -64,99 +53,76 @@ def export_onnx(
     precision
         "float32", or "int8": the weights of the matrix products in 8 bits, a quarter of the size.
     outputs
-        What the graph returns, see `OUTPUTS`. For a large image "scores" takes 4 bytes per pixel and segment.
+        One or several of
+
+        * "labels": uint8 (H, W), 255 for dropped clusters;
+        * "scores": float32 (n, H, W), one map per id, the largest wins; a last one for dropped clusters, if any;
+        * "similarity": float32 (1, clusters, h, w), codes times cluster centers on the grid;
+        * "code": float32 (1, K, h, w);
+        * "features": float32 (1, C, h, w), of the backbone.
 
     Returns
     -------
     dict
         The metadata, and "path", "bytes", "agreement": the share of the pixels that the file labels as `run.predict`
-        does in float32, measured on the images that "compared_on" names, at their own size and resized.
+        does in float32, on the images that "compared_on" names.
 
     Raises
     ------
     StegoError
-        Where onnx, onnxruntime or onnxscript is not installed, for an unfinished run, an unknown precision or output,
-        and a backbone that torch cannot export.
-
-    Notes
-    -----
-    A backbone that cannot be exported for all sizes is exported for one working size, with a notice.
+        For missing packages, an unfinished run, an unknown precision or output, and a backbone that cannot be exported.
 
     Examples
     --------
     >>> export_onnx(run, "stego.onnx", precision="int8")["agreement"]
     """
-    if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
-        raise StegoError(f"Exporting needs {', '.join(missing)}. Run: pip install 'stego_lib[export]'")
-    if precision not in PRECISIONS or isinstance(outputs, str) or not outputs or not set(outputs) <= set(OUTPUTS):
-        raise StegoError(
-            f"precision={precision!r}, outputs={outputs!r} is not possible. Choose from {', '.join(PRECISIONS)}, "
-            f"and a tuple of {', '.join(OUTPUTS)}."
-        )
+    check_installed("export_onnx", ["onnx", "onnxruntime", "onnxscript"], "export")
+    check_choice("precision", precision, PRECISIONS)
+    outputs = [outputs] if isinstance(outputs, str) else list(outputs)
+    for name in outputs:
+        check_choice("outputs", name, OUTPUTS)
     run.check_fitted()
     path, run = user_path(path), _in_float32(run)
     images, source = _images(run)
-    experiment, size = run.experiment, run.experiment.eval_size
-    names = tuple(dict.fromkeys([*outputs, "labels"]))  # labels are compared with the run's
-    try:
-        model = _traced(run, size, names)
-        agreement = _agreement(run, model, images)
-        reason = (
-            f"it labels only {100 * agreement:.2f} % of the pixels as the run does" if agreement < MIN_AGREEMENT else ""
-        )
-    except Exception as error:  # torch and onnx raise many types for networks that they do not know
-        reason = brief(error)
-    if reason:
-        size = (size, size) if isinstance(size, int) else size
-        notice(
-            f"Backbone {experiment.backbone!r} cannot be exported for all sizes ({reason}). The graph resizes "
-            f"every image to {size[0]} x {size[1]} pixels, whatever its aspect ratio."
-        )
-        try:
-            model = _traced(run, size, names)
-            agreement = _agreement(run, model, images)
-        except Exception as error:
-            raise StegoError(f"Backbone {experiment.backbone!r} cannot be exported ({brief(error)}).") from error
+    model, agreement = _checked_graph(run, list(dict.fromkeys([*outputs, "labels"])), images)
     if precision == "int8":
         model = _quantized(model)
         agreement = _agreement(run, model, images)
+    if "labels" not in outputs:  # they were needed for the comparison
+        del model.graph.output[-1]
     about = {
         "names": run.segments.names,
         "ids": run._ids.tolist(),
         "colors": run.segments.colors,
-        "outputs": {name: OUTPUTS[name] for name in outputs},
         "matched": run.matched,
         "precision": precision,
-        "working_size": size,
-        "free_sizes": not reason,
+        "working_size": run.experiment.eval_size,
         "patch": run.backbone.patch,
-        "mirror": experiment.mirror,
-        "dataset": experiment.dataset,
-        "backbone": experiment.backbone,
+        "mirror": run.experiment.mirror,
+        "dataset": run.experiment.dataset,
+        "backbone": run.experiment.backbone,
         "run": run.folder.name,
         "step": run.step,
-        "crf": False,
     }
-    if "labels" not in outputs:
-        del model.graph.output[-1]
     for key, value in about.items():
         model.metadata_props.add(key=key, value=json.dumps(value))
     with atomic(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     say(
         f"{shown_path(path)}: {path.stat().st_size / 1e6:.1f} MB, {precision}; labels {100 * agreement:.2f} % of "
-        f"the pixels of {source} as predict does{', without CRF' if experiment.crf else ''}"
+        f"the pixels of {source} as predict does{', without CRF' if run.experiment.crf else ''}"
     )
     return about | {"path": path, "bytes": path.stat().st_size, "agreement": agreement, "compared_on": source}
 
 
 class Graph(nn.Module):
-    """A run from an image, uint8 (H, W, 3), to `outputs`. size: shorter side, or (H, W) for all images."""
+    """A run from an image, uint8 (H, W, 3), to `outputs`."""
 
-    def __init__(self, run: Run, size: int | tuple[int, int], outputs: Sequence[str]):
+    def __init__(self, run: Run, outputs: Sequence[str]):
         super().__init__()
-        self.backbone, self.model, self.mirror = run.backbone, run.model, run.experiment.mirror
-        self.size, self.outputs, self.published = size, outputs, run.experiment.official.published
+        self.backbone, self.model, self.outputs = run.backbone, run.model, outputs
+        self.size, self.mirror = run.experiment.eval_size, run.experiment.mirror
+        self.published = run.experiment.official.published
         ids = run._ids.tolist()
         # Ids in the order of their maps; that of dropped clusters comes last, and may win too.
         maps = [*range(len(run.segments)), *sorted({id_ for id_ in ids if id_ >= len(run.segments)})]
@@ -174,13 +140,13 @@ class Graph(nn.Module):
         features = self.backbone.maps((images / 255 - self.backbone.mean) / self.backbone.std)
         plain, flipped = features.chunk(2) if self.mirror else (features, None)
         code = self.model.mean_code(plain, flipped)
-        made = {"features": plain, "code": code, "similarity": self.model.cluster_probe.similarity(code)}
-        if {"labels", "scores"} & set(self.outputs):
-            cells = made["similarity"][0]
-            maps = _bilinear(height, cells.shape[1]) @ (cells @ _bilinear(width, cells.shape[2]).T)
-            never = torch.full_like(maps[:1], torch.finfo(torch.float32).min)
-            made["scores"] = torch.cat([maps, never])[self.clusters].amax(1)
-            made["labels"] = self.ids[made["scores"].argmax(0)]
+        similarity = self.model.cluster_probe.similarity(code)
+        cells = similarity[0]
+        maps = _bilinear(height, cells.shape[1]) @ (cells @ _bilinear(width, cells.shape[2]).T)
+        never = torch.full_like(maps[:1], torch.finfo(torch.float32).min)
+        scores = torch.cat([maps, never])[self.clusters].amax(1)
+        labels = self.ids[scores.argmax(0)]
+        made = dict(features=plain, code=code, similarity=similarity, scores=scores, labels=labels)
         return tuple(made[name] for name in self.outputs)
 
     def resize(self, image: Tensor) -> Tensor:
@@ -213,20 +179,30 @@ def _nearest(new: int, old: int) -> Tensor:
     return torch.where(torch.arange(new) == 0, steps / 2, steps).cumsum(0).long()
 
 
-def _traced(run: Run, size: int | tuple[int, int], outputs: Sequence[str]) -> "ModelProto":
-    """`Graph` as an ONNX model that takes images of all sizes."""
-    dynamic = torch.export.Dim.DYNAMIC
-    program = torch.onnx.export(
-        Graph(run, size, outputs).eval(),
-        (torch.zeros(200, 300, 3, dtype=torch.uint8),),
-        dynamo=True,
-        opset_version=OPSET,
-        verbose=False,
-        dynamic_shapes=({0: dynamic, 1: dynamic},),
-        input_names=["image"],
-        output_names=list(outputs),
+def _checked_graph(run: Run, outputs: Sequence[str], images: Sequence[np.ndarray]) -> tuple["ModelProto", float]:
+    """The graph for images of all sizes, and its `_agreement` with the run."""
+    try:
+        dynamic = torch.export.Dim.DYNAMIC
+        model = torch.onnx.export(
+            Graph(run, outputs).eval(),
+            (torch.zeros(200, 300, 3, dtype=torch.uint8),),
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            dynamic_shapes=({0: dynamic, 1: dynamic},),
+            input_names=["image"],
+            output_names=list(outputs),
+        ).model_proto
+        agreement = _agreement(run, model, images)
+        problem = f"the graph labels only {100 * agreement:.2f} % of the pixels as the run does"
+        if agreement >= MIN_AGREEMENT:
+            return model, agreement
+    except Exception as error:  # torch and onnx raise many types for networks that they do not know
+        problem = brief(error)
+    raise StegoError(
+        f"Backbone {run.experiment.backbone!r} cannot be exported for images of all sizes ({problem}). "
+        "One size for all images may work: load_run(RUN, eval_size=(224, 224))."
     )
-    return program.model_proto
 
 
 def _quantized(model: "ModelProto") -> "ModelProto":
@@ -256,22 +232,17 @@ def _in_float32(run: Run) -> Run:
 
 
 def _images(run: Run) -> tuple[list[np.ndarray], str]:
-    """Images to compare on, uint8 (H, W, 3), whole, halved and resized, and where they are from."""
+    """Images to compare on, uint8 (H, W, 3), at their own and other sizes, and where they are from."""
     try:
         dataset = open_training_set(run.experiment)
-        rows = np.linspace(0, len(dataset) - 1, min(COMPARED, len(dataset))).astype(int)
-        images = [dataset.image(int(row)).permute(1, 2, 0).numpy() for row in rows]
-        source = f"{len(rows)} training images of {run.experiment.dataset} at {1 + len(COMPARED_SIZES)} sizes"
+        rows = np.linspace(0, len(dataset) - 1, COMPARED).astype(int)
+        images = [dataset.image(row).permute(1, 2, 0).numpy() for row in rows.tolist()]
+        source = f"training images of {run.experiment.dataset}"
     except DataNotFound:
         images = [paint_scene(0, index)[0] for index in range(COMPARED)]
-        source = f"{COMPARED} drawn scenes at {1 + len(COMPARED_SIZES)} sizes (the training images are not here)"
-    resized = [
-        np.asarray(Image.fromarray(image).resize((width, height)))
-        for image in images
-        for height, width in COMPARED_SIZES
-    ]
-    halved = [image[:, : image.shape[1] // 2] if number % 2 else image for number, image in enumerate(images)]
-    return [*halved, *resized], source
+        source = "drawn scenes (the training images are not here)"
+    resized = [np.array(Image.fromarray(image).resize(size[::-1])) for image in images for size in COMPARED_SIZES]
+    return [*images, *resized], f"{COMPARED} {source} at {1 + len(COMPARED_SIZES)} sizes"
 
 
 def _agreement(run: Run, model: "ModelProto", images: Sequence[np.ndarray]) -> float:

@@ -1,9 +1,8 @@
 """The formats of annotations by name."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
-from ..utils.errors import StegoError
+from ..utils.errors import check_choice, check_installed
 from .coco import CocoInstances, CocoPanoptic
 from .geotiff import GeoTiff
 from .labelme import LabelMe
@@ -24,9 +23,7 @@ def chosen_formats(format: str | Sequence[str]) -> list[str]:
     """The requested formats without "png". Raises StegoError for an unknown one, and where its packages are missing."""
     formats = [format] if isinstance(format, str) else list(dict.fromkeys(format))
     for name in formats:
-        if name not in (PNG, *WRITERS):
-            raise StegoError(f"format={name!r} is unknown. Choose from {', '.join([PNG, *WRITERS])}.")
+        check_choice("format", name, (PNG, *WRITERS))
         packages, extra = NEEDS.get(name, ([], ""))
-        if missing := [package for package in packages if find_spec(package) is None]:
-            raise StegoError(f"format={name!r} needs {', '.join(missing)}. Run: pip install 'stego_lib[{extra}]'")
+        check_installed(f"format={name!r}", packages, extra)
     return [name for name in formats if name != PNG]

@@ -1,6 +1,8 @@
 """Errors that a user can fix."""
 
 import difflib
+import importlib.util
+from collections.abc import Iterable, Sequence
 
 
 class StegoError(ValueError):
@@ -23,3 +25,16 @@ def did_you_mean(name: str, known: list[str], count: int = 1) -> str:
     """' (did you mean ...?)' with at most `count` known names of similar spelling; empty if there is none."""
     near = difflib.get_close_matches(name, known, n=count, cutoff=0.6)
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raises StegoError if the value of a parameter is none of its choices."""
+    choices = list(choices)
+    if value not in choices:
+        raise StegoError(f"{name}={value!r} is unknown. Choose from {', '.join(choices)}.")
+
+
+def check_installed(purpose: str, packages: Sequence[str], extra: str) -> None:
+    """Raises StegoError if packages of the extra are missing."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise StegoError(f"{purpose} needs {', '.join(missing)}. Run: pip install 'stego_lib[{extra}]'")

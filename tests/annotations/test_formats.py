@@ -137,7 +137,7 @@ def test_a_geotiff_keeps_its_place(run, tmp_path):
 def test_an_unknown_format_and_a_missing_package_are_named(monkeypatch):
     with pytest.raises(StegoError, match="'coco'"):
         chosen_formats("coco")
-    monkeypatch.setattr("stego_lib.annotations.formats.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name, package in {"coco-instances": "pycocotools", "labelme": "shapely", "geotiff": "rasterio"}.items():
         with pytest.raises(StegoError, match=package):
             chosen_formats(("png", name))
