@@ -13,7 +13,7 @@ from torch import Tensor
 from . import crf
 from .baselines import LinearScorer, kmeans_on_colors, kmeans_on_components, kmeans_on_features, linear_on_features
 from .datasets import SegmentationDataset, open_split, open_training_set
-from .datasets.check import show_findings
+from .datasets.findings import show_findings
 from .datasets.transforms import Size
 from .features import Features, open_features
 from .metrics import confusion, identity, match, published_map, scores

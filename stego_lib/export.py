@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from .backbone import Backbone
 from .datasets import open_training_set
-from .datasets.painter import paint_scene
 from .predict import working_size
 from .run import Run
 from .utils.errors import DataNotFound, StegoError, brief, check_choice, check_installed
@@ -239,6 +238,8 @@ def _images(run: Run) -> tuple[list[np.ndarray], str]:
         images = [dataset.image(row).permute(1, 2, 0).numpy() for row in rows.tolist()]
         source = f"training images of {run.experiment.dataset}"
     except DataNotFound:
+        from .datasets.painter import paint_scene
+
         images = [paint_scene(0, index)[0] for index in range(COMPARED)]
         source = "drawn scenes (the training images are not here)"
     resized = [np.array(Image.fromarray(image).resize(size[::-1])) for image in images for size in COMPARED_SIZES]

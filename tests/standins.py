@@ -12,7 +12,7 @@ import scipy.io
 from PIL import Image
 
 from stego_lib.datasets.cocostuff import UNUSED
-from stego_lib.datasets.potsdam_tiles import COLORS
+from stego_lib.datasets.potsdam import COLORS
 
 
 def save(path: Path, array: np.ndarray, **options: object) -> Path:

@@ -16,8 +16,7 @@ from torch import Tensor
 from ..utils.errors import StegoError
 from ..utils.notices import notice
 from .classes import Classes, Rules
-from .images import Source, StoredImage, has_transparency, read_ids, read_image
-from .layout import readable
+from .images import Source, StoredImage, has_transparency, naming, read_ids, read_image
 
 # Label of pixels that are left out of scores and of the linear probe.
 IGNORED = -1
@@ -114,10 +113,8 @@ class SegmentationDataset(Sequence):
         """Class of each pixel of `stored` ids, int64 (H, W), where the image that was `read` is not transparent."""
         if stored is None:
             return None
-        try:
+        with naming(f"label map {self.labels[index]}"):
             label = self.decode(stored)
-        except StegoError as error:
-            raise StegoError(f"label map {self.labels[index]} {error}") from None
         if read is None:
             return torch.from_numpy(label)
         turned = read.orientation > 1 and self.rules.exif is None
@@ -169,7 +166,7 @@ class SegmentationDataset(Sequence):
         root = os.path.commonpath([path.parent for path in paths])
         states = []
         for path in paths:
-            with readable(path):
+            with naming(path):
                 state = path.stat()
             states.append((str(path).removeprefix(root), state.st_size, state.st_mtime_ns))
         return states
@@ -177,7 +174,7 @@ class SegmentationDataset(Sequence):
 
 def _open_hashed(path: Path) -> tuple[BinaryIO, str]:
     """A file's bytes as an open file, named like it, and their SHA-256."""
-    with readable(path):
+    with naming(path):
         content = path.read_bytes()
     file = io.BytesIO(content)
     file.name = str(path)  # type: ignore[misc]

@@ -7,28 +7,25 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from ..utils.errors import StegoError
 from ..utils.files import read_json, write_json
+
+Range: TypeAlias = tuple[float, float]
+"""Stored values of black and white."""
 
 
 @dataclass(frozen=True)
 class Rules:
     """How the images of a folder are read."""
 
-    range: tuple[float, float] | None = None
+    range: Range | None = None
     """Stored values of black and white, for images of more than 8 bits per channel."""
     exif: Literal["apply", "ignore"] | None = None
     """Rotate images by EXIF orientation, or leave them as stored. None: rotate, with a notice if there are labels."""
-
-    def __post_init__(self) -> None:
-        if self.range and self.range[0] >= self.range[1]:
-            raise StegoError(
-                f"The range of stored values is {self.range}. Write the value of black, then that of white."
-            )
 
 
 DEFAULT = Rules()
@@ -45,16 +42,12 @@ class Classes:
     """How the images of the folder with these classes are read."""
 
     def __post_init__(self) -> None:
-        if len(self.names) != len(self.colors):
-            raise StegoError(f"There are {len(self.names)} class names and {len(self.colors)} colors. Make them agree.")
         seen = {"no class"}  # figures use this name for pixels without a class
         for name in self.names:
             plain = " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
             control = any(unicodedata.category(character) == "Cc" for character in name)
             if control or not plain or plain in seen:
-                raise StegoError(
-                    f"Class name {name!r} is empty, reserved or a duplicate. Give each class its own name."
-                )
+                raise StegoError(f"Class name {name!r} is empty, reserved or a duplicate. Choose another one.")
             seen.add(plain)
 
     def __len__(self) -> int:
@@ -67,10 +60,19 @@ Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 class _ClassesFile(BaseModel, extra="forbid"):
     """The content of classes.json."""
 
-    names: list[Annotated[str, Field(strict=True)]] | None = None
+    names: Annotated[list[Annotated[str, Field(strict=True)]], Field(min_length=1)] | None = None
     colors: list[tuple[Byte, Byte, Byte]] | None = None
     range: tuple[Annotated[FiniteFloat, Field(strict=True)], Annotated[FiniteFloat, Field(strict=True)]] | None = None
     exif: Literal["apply", "ignore"] | None = None
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        if self.range and self.range[0] >= self.range[1]:
+            raise ValueError(f"the range is {self.range}; write the value of black, then that of white")
+        if self.colors is not None and len(self.colors) != len(self.names or ()):
+            raise ValueError(f"there are {len(self.names or ())} names and {len(self.colors)} colors")
+        Classes(tuple(self.names or ()), ())  # checks the names
+        return self
 
 
 def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
@@ -80,30 +82,26 @@ def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
     ----------
     path
         A JSON file: {"names": [...], "colors": [[r, g, b], ...], "range": [low, high], "exif": "apply" or "ignore"}.
-        Everything but the names is optional. range: stored values of black and white, for images of more than 8 bits
-        per channel. exif: rotate images by their EXIF orientation (the default), or leave them as stored.
+        Everything but the names is optional; range and exif are those of `Rules`.
     unnamed
         The classes to use where the file, or its names, are missing; None if names are required.
 
     Raises
     ------
     StegoError
-        If the file is missing or invalid.
+        If the file, or the names, are missing, or the content is invalid.
     """
-    stored = read_json(path) if path.exists() else {}
     try:
-        content = _ClassesFile.model_validate(stored)
-        rules = Rules(content.range, content.exif)
-        if content.names:
-            colors = content.colors or distinct_colors(len(content.names))
-            return Classes(tuple(content.names), tuple(colors), rules)
+        content = _ClassesFile.model_validate(read_json(path) if path.exists() else {})
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "content"
         raise StegoError(f"{path}: {place}: {first['msg']}. It may hold names, colors, range and exif.") from None
-    except StegoError as error:
-        raise StegoError(f"{path}: {error}") from None
-    if unnamed is None or content.names is not None:
+    rules = Rules(content.range, content.exif)
+    if content.names:
+        colors = content.colors or distinct_colors(len(content.names))
+        return Classes(tuple(content.names), tuple(colors), rules)
+    if unnamed is None:
         raise StegoError(f'{path} does not name the classes. Write {{"names": ["road", "tree"]}} into it.')
     return replace(unnamed, rules=rules)
 

@@ -29,54 +29,45 @@ class Crops(SegmentationDataset, ABC):
     pieces = COUNT
 
     def __init__(self, dataset: SegmentationDataset, ratio: float = RATIO):
-        if not 0 < ratio <= 1:
-            raise StegoError(f"A crop's ratio is {ratio}. Choose a number above 0, at most 1.")
         self.whole, self.ratio = dataset, ratio
         images = [path for path in dataset.images for _ in range(COUNT)]
         labels = [path for path in dataset.labels for _ in range(COUNT)]
         super().__init__(dataset.name, dataset.split, dataset.classes, images, labels)
-        self._last = threading.local()
         self.names = [f"{name}-{self.kind}{i}" for name in dataset.names for i in range(COUNT)]
+        self._last = threading.local()
 
     @property
     def has_labels(self) -> bool:
         return self.whole.has_labels
 
     def sample(self, index: int) -> Sample:
-        whole = self._whole("sample", index // COUNT)
+        whole = self._whole("sample", index)
         label = None if whole.label is None else self.cut_like(whole.label, index)
         return replace(whole, image=self.cut_like(whole.image, index), label=label)
 
     def image(self, index: int) -> Tensor:
-        return self.cut_like(self._whole("image", index // COUNT), index)
+        return self.cut_like(self._whole("image", index), index)
 
     def label(self, index: int) -> Tensor | None:
-        label = self._whole("label", index // COUNT)
+        label = self._whole("label", index)
         return None if label is None else self.cut_like(label, index)
 
-    def _whole(self, what: str, number: int) -> Any:
-        """The sample, image or label of whole image `number`; each thread keeps the last for its other crops."""
-        if getattr(self._last, "key", None) != (what, number):
-            self._last.value, self._last.key = getattr(self.whole, what)(number), (what, number)
+    def _whole(self, what: str, index: int) -> Any:
+        """The sample, image or label that crop `index` is cut from; each thread keeps the last for the other crops."""
+        key = (what, index // COUNT)
+        if getattr(self._last, "key", None) != key:
+            self._last.value, self._last.key = getattr(self.whole, what)(index // COUNT), key
         return self._last.value
 
     @abstractmethod
     def boxes(self, index: int, height: int, width: int) -> list[Box]:
         """Where image `index` of this height and width is cut."""
 
-    @abstractmethod
-    def cut(self) -> list:
-        """How images are cropped, for `settings`."""
-
-    def settings(self, *, labels: bool) -> list:
-        return [*self.whole.settings(labels=labels), *self.cut()]
-
     def cut_like(self, image: Tensor, index: int) -> Tensor:
         """Crop `index` of a map (..., H, W) of the whole image."""
-        whole, which = divmod(index, COUNT)
-        top, left, height, width = self.boxes(whole, *image.shape[-2:])[which]
-        if not height or not width:
-            raise StegoError(f"Image {self.images[index]} is too small to be cropped. Remove it, or use crop='none'.")
+        if self.ratio > 1 or int(self.ratio * min(image.shape[-2:])) < 1:
+            raise StegoError(f"{self.images[index]} is too small to be cropped, or the ratio {self.ratio} is above 1.")
+        top, left, height, width = self.boxes(index // COUNT, *image.shape[-2:])[index % COUNT]
         return image[..., top : top + height, left : left + width]
 
 
@@ -86,15 +77,14 @@ class FiveCrop(Crops):
     def boxes(self, index: int, height: int, width: int) -> list[Box]:
         return five_boxes(height, width, self.ratio)
 
-    def cut(self) -> list:
-        return ["five-crop", self.ratio]
+    def settings(self, *, labels: bool) -> list:
+        return [*self.whole.settings(labels=labels), "five-crop", self.ratio]
 
 
 class RandomCrop(Crops):
     """Five crops at random positions, the same for the same seed.
 
-    The authors' code draws its positions from Python's hash of tuples, which changed with Python 3.8, so its positions
-    cannot be reproduced; number and size of the crops are the same.
+    The positions of the authors' code cannot be reproduced: they came from Python's hash of tuples, which has changed.
     """
 
     kind = "random"
@@ -108,8 +98,8 @@ class RandomCrop(Crops):
         places = np.random.default_rng([self.seed, index]).integers(0, (height - h + 1, width - w + 1), (COUNT, 2))
         return [(top, left, h, w) for top, left in places.tolist()]
 
-    def cut(self) -> list:
-        return ["random-crop", self.ratio, self.seed]
+    def settings(self, *, labels: bool) -> list:
+        return [*self.whole.settings(labels=labels), "random-crop", self.ratio, self.seed]
 
 
 # The crops that an experiment can name.

@@ -2,6 +2,8 @@
 
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -13,10 +15,10 @@ from PIL.ExifTags import Base
 from PIL.Image import Transpose
 from torch import Tensor
 
-from ..utils.errors import StegoError
+from ..utils.errors import StegoError, check_installed
 from ..utils.notices import notice
 from ..utils.paths import user_path
-from .classes import DEFAULT, Rules
+from .classes import DEFAULT, Range, Rules
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 """A path, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W)."""
@@ -59,11 +61,22 @@ class StoredImage:
     """EXIF orientation of the file, 1 to 8."""
 
 
+@contextmanager
+def naming(name: object) -> Iterator[None]:
+    """Turns errors of reading a file into StegoErrors that start with its name."""
+    try:
+        yield
+    except StegoError as error:
+        raise StegoError(f"{name} {error}") from None
+    except BROKEN as error:
+        raise StegoError(f"{name} cannot be read ({error}). Replace or remove the file.") from error
+
+
 def read_image(source: Source, rules: Rules = DEFAULT) -> StoredImage:
     """Reads an image file as upright 8-bit RGB.
 
-    Pillow reads 8-bit images and 16-bit or float grayscale. rasterio (extra `geo`) reads JPEG 2000, 16-bit color, and
-    TIFF with masks, nodata, further bands or other types; it goes by the file's color interpretation and masks.
+    Pillow reads 8-bit images and 16-bit gray PNG. rasterio (extra `geo`) reads JPEG 2000, 16-bit color, and TIFF with
+    more bits, masks, nodata or further bands; it goes by the file's color interpretation and masks.
 
     Parameters
     ----------
@@ -81,12 +94,8 @@ def read_image(source: Source, rules: Rules = DEFAULT) -> StoredImage:
     --------
     >>> read_image(Path("street.jpg")).rgb.size
     """
-    try:
+    with naming(f"image {name_of(source)}"):
         rgb, transparent, orientation = _read(source, rules.range)
-    except StegoError as error:
-        raise StegoError(f"image {_name(source)} {error}") from None
-    except BROKEN as error:
-        raise StegoError(f"image {_name(source)} cannot be read ({error}). Replace or remove the file.") from error
     if orientation > 1 and rules.exif != "ignore":
         rgb = rgb.transpose(TURNS[orientation])
         if transparent is not None:
@@ -94,7 +103,12 @@ def read_image(source: Source, rules: Rules = DEFAULT) -> StoredImage:
     return StoredImage(rgb, transparent, orientation)
 
 
-def _read(source: Source, limits: tuple[float, float] | None) -> tuple[Image.Image, np.ndarray | None, int]:
+def name_of(source: Source) -> str:
+    """The path of a file, for errors."""
+    return str(source if isinstance(source, Path) else getattr(source, "name", "in memory"))
+
+
+def _read(source: Source, limits: Range | None) -> tuple[Image.Image, np.ndarray | None, int]:
     """RGB as stored, transparent pixels, EXIF orientation."""
     orientation = 1
     try:
@@ -105,15 +119,11 @@ def _read(source: Source, limits: tuple[float, float] | None) -> tuple[Image.Ima
                 file.load()
                 if file.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(file, "is_animated", False):
                     notice(PAGES)
-                return *_to_rgb(file, limits, getattr(file, "tag_v2", {}).get(262) == 0), orientation
+                return *_to_rgb(file, limits), orientation
     except (UnidentifiedImageError, SyntaxError):
         if _content(source)[:4] not in TIFF_MARKS:
             raise
-    return *_read_raster(source, limits), orientation
-
-
-def _name(source: Source) -> str:
-    return str(getattr(source, "name", "in memory")) if not isinstance(source, Path) else str(source)
+    return *_read_raster(_content(source), limits), orientation
 
 
 def _content(source: Source) -> bytes:
@@ -134,90 +144,85 @@ def _orientation(file: Image.Image) -> int:
 
 def _needs_rasterio(file: Image.Image) -> bool:
     """Whether Pillow reads an opened file wrongly or in part."""
-    if file.format == "TIFF":
-        tags = file.tag_v2  # type: ignore[attr-defined]
-        bits, kinds = np.atleast_1d(tags.get(258, 1)).tolist(), np.atleast_1d(tags.get(339, 1)).tolist()
-        simple = {*bits} <= {1, 8} and {*kinds} == {1} and len(bits) == len(file.getbands())
-        gray = file.mode in ("I;16", "I;16B", "F")
-        special = GDAL_TAGS & {*tags} or tags.get(274, 1) != 1 or file.n_frames > 1  # type: ignore[attr-defined]
-        return bool(special) or not (simple or gray)
-    deep_color = not file.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(file, "tile", ()))
-    return file.format == "JPEG2000" or deep_color
+    raw = file.tile[0][3] if getattr(file, "tile", ()) else ""  # how pixels are stored, as in "RGB;16B"
+    if file.format != "TIFF":
+        return file.format == "JPEG2000" or (";16" in str(raw) and not file.mode.startswith("I"))
+    tags = file.tag_v2  # type: ignore[attr-defined]
+    bits, kinds = np.atleast_1d(tags.get(258, 1)).tolist(), np.atleast_1d(tags.get(339, 1)).tolist()
+    simple = {*bits} <= {1, 8} and {*kinds} == {1} and len(bits) == len(file.getbands())
+    special = GDAL_TAGS & {*tags} or tags.get(274, 1) != 1 or file.n_frames > 1  # type: ignore[attr-defined]
+    return bool(special) or not simple
 
 
-def _to_rgb(
-    image: Image.Image, limits: tuple[float, float] | None, white_is_zero: bool = False
-) -> tuple[Image.Image, np.ndarray | None]:
+def _to_rgb(image: Image.Image, limits: Range | None) -> tuple[Image.Image, np.ndarray | None]:
     """An image of any mode as RGB on white, and its transparent pixels."""
     if image.mode.startswith(("I", "F")):
-        return _from_array(np.asarray(image)[..., None], limits, None, white_is_zero)
+        values = np.asarray(image)[..., None]
+        known = np.isfinite(values).all(-1)
+        return _on_white(_scale(values, known, limits), ~known)
     if not image.has_transparency_data:
         return image.convert("RGB"), None
     layered = image.convert("RGBA")
-    transparent = np.asarray(layered.getchannel("A")) < 128
     rgb = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-    rgb.paste("white", mask=Image.fromarray(transparent))
-    return rgb, transparent if transparent.any() else None
+    return _on_white(np.asarray(rgb), np.asarray(layered.getchannel("A")) < 128)
 
 
-def _from_array(
-    values: np.ndarray, limits: tuple[float, float] | None, void: np.ndarray | None, white_is_zero: bool = False
-) -> tuple[Image.Image, np.ndarray | None]:
-    """Stored values (H, W, 1 or 3) as RGB, `void` pixels and those that are not finite in white."""
-    if values.dtype != np.uint8:
-        known = values[np.isfinite(values).all(-1) & (True if void is None else ~void)]
-        if limits is None:
-            held = f"{values.dtype} values from {known.min():g} to {known.max():g}" if known.size else str(values.dtype)
-            raise StegoError(
-                f'holds {held}. Write "range": [LOW, HIGH], the values of black and white, into the classes.json of '
-                "the folder."
-            )
-        bad = ~np.isfinite(values).all(-1)
-        void = bad if void is None else void | bad
-        scaled = (np.nan_to_num(values).astype(np.float64) - limits[0]) / (limits[1] - limits[0])
-        values = (255 * np.clip(scaled, 0, 1)).round().astype(np.uint8)
-    if white_is_zero:
-        values = 255 - values
-    rgb = Image.fromarray(np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3))))
-    if void is None or not void.any():
-        return rgb, None
-    rgb.paste("white", mask=Image.fromarray(void))
-    return rgb, void
+def _scale(values: np.ndarray, known: np.ndarray, limits: Range | None) -> np.ndarray:
+    """Stored values (H, W, channels) as uint8. known: bool (H, W), where there are values."""
+    if values.dtype == np.uint8:
+        return values
+    if limits is None:
+        span = f" from {values[known].min():g} to {values[known].max():g}" if known.any() else ""
+        raise StegoError(
+            f'holds {values.dtype} values{span}. Write "range": [LOW, HIGH], the values of black and white, into the '
+            "classes.json of the folder."
+        )
+    low, high = limits
+    scaled = (np.nan_to_num(values).astype(np.float64) - low) / (high - low)
+    return (255 * np.clip(scaled, 0, 1)).round().astype(np.uint8)
 
 
-def _read_raster(source: Source, limits: tuple[float, float] | None) -> tuple[Image.Image, np.ndarray | None]:
+def _on_white(values: np.ndarray, void: np.ndarray) -> tuple[Image.Image, np.ndarray | None]:
+    """uint8 values (H, W, 1 or 3) as an RGB image, white where `void`; and `void`, or None if it is False everywhere."""
+    shown = np.where(void[..., None], np.uint8(255), values)
+    rgb = Image.fromarray(np.ascontiguousarray(np.broadcast_to(shown, (*void.shape, 3))))
+    return rgb, void if void.any() else None
+
+
+def _read_raster(content: bytes, limits: Range | None) -> tuple[Image.Image, np.ndarray | None]:
     """Reads an image with rasterio: bands by their color interpretation, missing pixels by masks, alpha and nodata."""
-    try:
-        import rasterio
-        from rasterio.enums import ColorInterp
-        from rasterio.io import MemoryFile
-    except ImportError:
-        raise StegoError("needs rasterio. Install it: pip install 'stego_lib[geo]'.") from None
+    check_installed("Reading it", ["rasterio"], "geo")
+    import rasterio
+    from rasterio.enums import ColorInterp
+    from rasterio.io import MemoryFile
+
     warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
     try:
-        with MemoryFile(_content(source)) as memory, memory.open() as file:
+        with MemoryFile(content) as memory, memory.open() as file:
             colors = {kind: band for band, kind in reversed(list(enumerate(file.colorinterp, 1)))}
             plain = [band for band, kind in enumerate(file.colorinterp, 1) if kind != ColorInterp.alpha]
             bands = [colors.get(kind) for kind in (ColorInterp.red, ColorInterp.green, ColorInterp.blue)]
             if None in bands:
                 bands = plain
             if len(bands) not in (1, 3):
-                raise StegoError(
-                    f"has {len(plain)} bands, none of them red, green and blue. Save the three to be used."
-                )
+                raise StegoError(f"has {len(plain)} bands, not red, green and blue. Save the three to be used.")
             if len(plain) > len(bands):
                 notice("Images have bands beside red, green and blue, which are not used.")
             if file.subdatasets:
                 notice(PAGES)
-            values = np.moveaxis(file.read(bands), 0, -1)
-            white_is_zero = "MINISWHITE" in file.tags(ns="IMAGE_STRUCTURE")
+            values, white_is_zero = (
+                np.moveaxis(file.read(bands), 0, -1),
+                "MINISWHITE" in file.tags(ns="IMAGE_STRUCTURE"),
+            )
             if ColorInterp.palette in file.colorinterp and values.dtype == np.uint8:
                 palette = file.colormap(bands[0])
                 values = np.array([palette.get(i, (0, 0, 0))[:3] for i in range(256)], np.uint8)[values[..., 0]]
                 white_is_zero = False  # the palette says so already
-            return _from_array(values, limits, file.dataset_mask() < 128, white_is_zero)
+            known = (file.dataset_mask() >= 128) & np.isfinite(values).all(-1)
     except rasterio.errors.RasterioError as error:
         raise OSError(error) from error
+    values = _scale(values, known, limits)
+    return _on_white(255 - values if white_is_zero else values, ~known)
 
 
 def has_transparency(path: Path) -> bool:
@@ -231,21 +236,12 @@ def has_transparency(path: Path) -> bool:
 
 def read_ids(source: Source) -> np.ndarray:
     """The ids of a label map as stored, int64 (H, W). StegoError for a broken file, a JPEG, colors and fractions."""
-    name = f"label map {_name(source)}"
-    try:
-        with Image.open(source, formats=FORMATS) as file:
-            raw = [str(tile[3]) for tile in getattr(file, "tile", ())]
-            if file.format == "JPEG" or file.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-                raise StegoError(f"{name} is {file.format} {file.mode}. Save one class id per pixel as 8-bit gray PNG.")
-            ids = np.array(file).astype(np.int64)
-    except StegoError:
-        raise
-    except BROKEN as error:
-        raise StegoError(f"{name} cannot be read ({error}). Replace the file.") from error
-    stretched = (
-        {"L;2": 85, "L;4": 17}.get(raw[0], 1) if raw and file.mode == "L" else 1
-    )  # Pillow scales these to 8 bits
-    return ids // stretched
+    with naming(f"label map {name_of(source)}"), Image.open(source, formats=FORMATS) as file:
+        if file.format == "JPEG" or file.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+            raise StegoError(f"is {file.format} {file.mode}. Save one class id per pixel as 8-bit gray PNG.")
+        raw = file.tile[0][3] if file.mode == "L" and getattr(file, "tile", ()) else ""
+        stretched = {"L;2": 85, "L;4": 17}.get(str(raw), 1)  # Pillow scales these to 8 bits
+        return np.array(file).astype(np.int64) // stretched
 
 
 def as_tensor(image: ImageLike, rules: Rules = DEFAULT) -> tuple[Tensor, np.ndarray | None]:
@@ -259,28 +255,20 @@ def as_tensor(image: ImageLike, rules: Rules = DEFAULT) -> tuple[Tensor, np.ndar
         read = read_image(user_path(image) if isinstance(image, str) else image, rules)
         image, transparent = read.rgb, read.transparent
     elif isinstance(image, Image.Image):
-        try:
+        with naming("The image"):
             image, transparent = _to_rgb(image, rules.range)
-        except StegoError as error:
-            raise StegoError(f"The image {error}") from None
-    if isinstance(image, Image.Image):
-        image = _as_array(image)
-    if isinstance(image, np.ndarray) and image.ndim == 3 and image.dtype == np.uint8:
-        usable = image.flags.c_contiguous and image.flags.writeable  # torch takes neither views nor read-only arrays
-        image = torch.from_numpy(image if usable else np.array(image, order="C")).movedim(-1, 0)
-    fits = isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3 and image.dtype == torch.uint8
-    if not isinstance(image, Tensor) or not fits or not image.numel():
-        array = isinstance(image, Tensor | np.ndarray)
-        what = f"{image.dtype} of shape {tuple(image.shape)}" if array else type(image).__name__
-        raise StegoError(f"An image must be a uint8 array (H, W, 3) or a uint8 tensor (3, H, W), not {what}.")
-    return image, transparent
-
-
-def _as_array(image: Image.Image) -> np.ndarray:
-    """uint8 (H, W, 3) of an RGB image, in strips: NumPy's own way needs the memory of two more."""
-    width, height = image.size
-    array = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, 256):
-        bottom = min(top + 256, height)
-        array[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
-    return array
+    if isinstance(image, Image.Image | np.ndarray):
+        image = np.array(image, order="C")  # a copy: torch takes neither read-only arrays nor negative strides
+        if image.ndim == 3 and image.dtype == np.uint8:
+            image = torch.from_numpy(image).movedim(-1, 0)
+    if (
+        isinstance(image, Tensor)
+        and image.dtype == torch.uint8
+        and image.ndim == 3
+        and len(image) == 3
+        and image.numel()
+    ):
+        return image, transparent
+    array = isinstance(image, Tensor | np.ndarray)
+    what = f"{image.dtype} of shape {tuple(image.shape)}" if array else type(image).__name__
+    raise StegoError(f"An image must be a uint8 array (H, W, 3) or a uint8 tensor (3, H, W), not {what}.")

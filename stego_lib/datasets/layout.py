@@ -1,15 +1,12 @@
 """Where the files of a dataset lie, and which label map belongs to which image."""
 
-import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ..utils.errors import DataNotFound, StegoError
 from ..utils.files import checksum
 from ..utils.paths import user_path
-from .images import SUFFIXES
+from .images import SUFFIXES, naming
 
 # Endings of files that nobody expects to be read as images.
 COMPANIONS = {
@@ -22,7 +19,7 @@ RESULTS = {"labels", "overlays", "depth", "labelme", "panoptic", "geotiff"}
 
 def list_images(folder: Path) -> list[Path]:
     """Images directly in `folder`, sorted by name. StegoError if there is none, or the folder cannot be read."""
-    images = [folder / name for name in _names(folder) if Path(name).suffix.lower() in SUFFIXES]
+    images = _images(folder)
     if not images:
         raise StegoError(f"Folder {folder} holds no image{left_out(folder)}. Put .jpg or .png files there.")
     return images
@@ -30,13 +27,17 @@ def list_images(folder: Path) -> list[Path]:
 
 def has_images(folder: Path) -> bool:
     """Whether a folder exists and holds an image."""
-    return folder.is_dir() and any(Path(name).suffix.lower() in SUFFIXES for name in _names(folder))
+    return folder.is_dir() and bool(_images(folder))
 
 
-def _names(folder: Path) -> list[str]:
-    """Names of the visible files and folders in a folder, sorted."""
-    with readable(folder):
-        return sorted(name for name in os.listdir(folder) if visible(Path(name)))
+def _images(folder: Path) -> list[Path]:
+    return [path for path in _entries(folder) if path.suffix.lower() in SUFFIXES]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """The visible files and folders in a folder, sorted."""
+    with naming(folder):
+        return sorted(filter(visible, folder.iterdir()), key=lambda path: path.name)
 
 
 def visible(path: Path) -> bool:
@@ -47,14 +48,13 @@ def visible(path: Path) -> bool:
 def left_out(folder: Path) -> str:
     """What of a folder is not read, " (30 .heic, 5 images in subfolders are not read)"; "" for nothing."""
     kinds: Counter[str] = Counter()
-    for name in _names(folder):
-        suffix = Path(name).suffix.lower()
-        if (folder / name).is_dir():
-            inner = sum(
-                Path(path).suffix.lower() in SUFFIXES for _, _, paths in os.walk(folder / name) for path in paths
-            )
-            kinds["images in subfolders"] += 0 if name in RESULTS else inner
-        elif suffix not in SUFFIXES | COMPANIONS:
+    for path in _entries(folder):
+        suffix = path.suffix.lower()
+        if suffix in SUFFIXES | COMPANIONS or path.name in RESULTS:
+            continue
+        if path.is_dir():
+            kinds["images in subfolders"] += sum(inner.suffix.lower() in SUFFIXES for inner in path.rglob("*"))
+        else:
             kinds[suffix or "files without an ending"] += 1
     parts = [f"{count} {kind}" for kind, count in kinds.most_common() if count]
     return f" ({', '.join(parts)} are not read)" if parts else ""
@@ -62,7 +62,7 @@ def left_out(folder: Path) -> str:
 
 def pair_by_stem(images: list[Path], labels: Path, suffix: str = ".png") -> list[Path | None]:
     """The label map `labels`/STEM`suffix` of each image. StegoError if one is missing."""
-    present = set(_names(labels)) if labels.is_dir() else set()
+    present = {path.name for path in _entries(labels)} if labels.is_dir() else set()
     paths: list[Path | None] = [labels / f"{path.stem}{suffix}" for path in images]
     check_files(paths, "label maps", present)
     return paths
@@ -101,16 +101,7 @@ def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "val")
         raise StegoError(f"{name} has no split {split!r}. Choose one of {', '.join(known)}.")
 
 
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turns an OSError into a StegoError that names the file or folder."""
-    try:
-        yield
-    except OSError as error:
-        raise StegoError(f"{path} cannot be read ({error.strerror}). Replace or remove it.") from error
-
-
 def checksum_of(path: Path) -> str:
     """SHA-256 of a file."""
-    with readable(path):
+    with naming(path):
         return checksum(path)

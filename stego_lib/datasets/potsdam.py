@@ -1,26 +1,51 @@
 """Potsdam-3: aerial images with three classes, as published (.mat files) or cut from the raw ISPRS tiles."""
 
+import shutil
+import tempfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-import scipy.io
 from PIL import Image
 
 from ..utils.errors import StegoError
-from ..utils.files import read_text
+from ..utils.files import read_json, read_text, write_json
+from ..utils.progress import progress
 from .base import IGNORED, UNKNOWN, SegmentationDataset
 from .classes import Classes, Rules
-from .images import Source, StoredImage
+from .images import Source, StoredImage, name_of, read_image
 from .layout import check_files, check_split, find_folder, list_images, pair_by_stem
-from .potsdam_tiles import RAW_IMAGES, TILES, cut_tiles, tile_doubt
 
 CLASSES = Classes(
     ("road and car", "building and clutter", "vegetation and tree"), ((90, 90, 100), (213, 94, 0), (0, 140, 100))
 )
-# Stored id (road, building, low vegetation, tree, car, clutter) -> class.
+# Stored id (road, building, low vegetation, tree, car, clutter) -> class, and its color in the raw label maps.
 FINE_TO_COARSE = (0, 1, 2, 2, 0, 1)
+COLORS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
+# Stored id of pixels without a class.
 UNLABELED = 255
+# Shares of the pixels of a label tile that are reported: colors of no class, and black, which the benchmark's label
+# maps without boundaries hold.
+MAX_UNKNOWN, MAX_BLACK = 0.01, 0.2
+# Folders of the raw images, the raw label maps, and the patches; the file that tells what patches were cut from.
+RAW_IMAGES, RAW_LABELS, PATCHES, ABOUT = "2_Ortho_RGB", "5_Labels_all", "patches", "about.json"
+# Downsampling factor of a tile, and pixels per side of a patch.
+SHRINK, SIDE = 2, 200
+# The 24 tiles whose labels the ISPRS contest had made public, and the 4 of them that are held out: this project's
+# choice, one from each part of the town.
+LABELED = (
+    *(f"{row}_{column}" for row in (2, 3, 4, 5) for column in (10, 11, 12)),
+    *(f"{row}_{column}" for row in (6, 7) for column in range(7, 13)),
+)
+HELD_OUT = ("2_12", "4_11", "6_9", "7_10")
+OTHERS = (
+    *("2_13", "2_14", "3_13", "3_14", "4_13", "4_14", "4_15"),
+    *("5_13", "5_14", "5_15", "6_13", "6_14", "6_15", "7_13"),
+)
+# Split -> tiles, and the published list of patches.
+TILES = {
+    "train": tuple(tile for tile in LABELED if tile not in HELD_OUT), "val": HELD_OUT, "all": (*LABELED, *OTHERS),
+}  # fmt: skip
 LISTS = {"train": "labeled_train.txt", "val": "labeled_test.txt", "all": "all.txt"}
 LAYOUT = (
     "imgs/ID.mat, gt/ID.mat, labeled_train.txt, labeled_test.txt, all.txt (the published patches), "
@@ -61,7 +86,13 @@ class Potsdam(SegmentationDataset):
     def doubt(self, ids: np.ndarray) -> str:
         if ids[4] > 1.5 * ids[2]:
             return "id 4 (car) is more frequent than id 2 (low vegetation): are red and blue swapped in the label maps?"
-        return tile_doubt(sorted({path.parent.parent for path in self.images if path.suffix == ".png"}))
+        bad = []
+        for folder in sorted({path.parent.parent for path in self.images if path.suffix == ".png"}):
+            about = read_json(folder / ABOUT)
+            if about.get("unknown", 0) > MAX_UNKNOWN or about.get("black", 0) > MAX_BLACK:
+                bad.append(f"{folder.name} {100 * (about['unknown'] + about['black']):.1f} %")
+        text = f"{len(bad)} label tiles hold colors of no class, which are ignored: {', '.join(bad[:5])} of the pixels"
+        return f"{text}; was one resized, or saved as JPEG?" if bad else ""
 
 
 class PotsdamPatches(Potsdam):
@@ -69,12 +100,23 @@ class PotsdamPatches(Potsdam):
 
     def read(self, index: int, file: BinaryIO | None = None) -> StoredImage:
         stored = read_mat(file or self.images[index], "img")
-        if stored.ndim != 3 or stored.shape[2] < 3 or stored.dtype != np.uint8:
-            raise StegoError(f"{self.images[index]}: 'img' is not uint8 (height, width, 3 or 4). Get the file again.")
         return StoredImage(Image.fromarray(np.ascontiguousarray(stored[..., :3])), None, 1)  # the fourth is infrared
 
     def read_label(self, source: Source) -> np.ndarray:
         return read_mat(source, "gt").astype(np.int64)
+
+
+def read_mat(source: Source, name: str) -> np.ndarray:
+    """The array "img" or "gt" of a MATLAB file (version 7 or older; no code is run)."""
+    import scipy.io
+
+    try:
+        array = scipy.io.loadmat(source, variable_names=[name])[name]
+        if name == "img" and (array.ndim != 3 or array.shape[2] < 3 or array.dtype != np.uint8):
+            raise TypeError("not uint8 (height, width, 3 or 4)")
+        return array
+    except Exception as error:  # scipy raises a dozen types for a broken file
+        raise StegoError(f"{name_of(source)} is no MATLAB file with {name!r} ({error}). Get it again.") from error
 
 
 def load(name: str, root: str | Path, split: str) -> Potsdam:
@@ -83,31 +125,91 @@ def load(name: str, root: str | Path, split: str) -> Potsdam:
     Published patches: train is labeled_train.txt (4,545, on which the authors' code trains), val labeled_test.txt
     (855), "all" all.txt (8,550); there, the patches without a label map are ignored in scores.
 
-    Raw tiles: each 6000 x 6000 tile is shrunk by 2 and cut into 225 patches, once (see `potsdam_tiles`). The published
-    split drew patches of 24 tiles at random, so raw tiles cannot give it. Here whole tiles are held out, which is
-    stricter: val is 4 of the same 24 tiles (900 patches), train the other 20 (4,500), "all" all 38.
+    Raw tiles: each 6000 x 6000 tile is shrunk by 2 and cut into 225 patches, once. The published split drew patches of
+    24 tiles at random, so raw tiles cannot give it. Here whole tiles are held out, which is stricter: val is 4 of the
+    same 24 tiles (900 patches), train the other 20 (4,500), "all" all 38.
     """
     check_split(name, split, tuple(LISTS))
     folder = find_folder(root, ("potsdam", "potsdam3", "potsdam/potsdam"), ("imgs", RAW_IMAGES), LAYOUT, SOURCE)
-    if not (folder / "imgs").exists():
-        patches = cut_tiles(folder, TILES[split])
-        images = [path for patch in patches for path in list_images(patch / "imgs")]
-        stored = [path.parent.parent / "gt" / path.name for path in images]
-        return Potsdam(name, split, CLASSES, images, [path if path.exists() else None for path in stored])
-    check_files([folder / LISTS[split]], "lists of patches")
-    images = [folder / "imgs" / f"{patch}.mat" for patch in read_text(folder / LISTS[split]).split()]
-    check_files([*images], "patches")
-    if split == "all":
-        labels = [path if path.exists() else None for path in (folder / "gt" / path.name for path in images)]
+    if (folder / "imgs").exists():
+        check_files([folder / LISTS[split]], "lists of patches")
+        images = [folder / "imgs" / f"{patch}.mat" for patch in read_text(folder / LISTS[split]).split()]
+        check_files([*images], "patches")
+        if split != "all":
+            return PotsdamPatches(name, split, CLASSES, images, pair_by_stem(images, folder / "gt", ".mat"))
     else:
-        labels = pair_by_stem(images, folder / "gt", ".mat")
-    return PotsdamPatches(name, split, CLASSES, images, labels)
+        images = [path for patches in cut_tiles(folder, TILES[split]) for path in list_images(patches / "imgs")]
+    labels = [path.parent.parent / "gt" / path.name for path in images]
+    kind = PotsdamPatches if (folder / "imgs").exists() else Potsdam
+    return kind(name, split, CLASSES, images, [path if path.exists() else None for path in labels])
 
 
-def read_mat(source: Source, name: str) -> np.ndarray:
-    """The array `name` of a MATLAB file (version 7 or older; no code is run)."""
-    try:
-        return scipy.io.loadmat(source, variable_names=[name])[name]
-    except Exception as error:  # scipy raises a dozen types for a broken file
-        path = getattr(source, "name", source) if not isinstance(source, Path) else source
-        raise StegoError(f"{path} is no MATLAB file with an array {name!r} ({error}). Get it again.") from error
+def cut_tiles(folder: Path, tiles: tuple[str, ...]) -> list[Path]:
+    """Cuts those of `tiles` that are not cut yet, or changed since; returns the folder of each, patches/TILE.
+
+    A tile's folder, with imgs/ and gt/, appears when all of it is written.
+    """
+    todo = [tile for tile in tiles if not _up_to_date(folder, tile)]
+    check_files([_sources(folder, tile)[0] for tile in todo], "tiles")
+    for tile in progress(todo, "cutting Potsdam tiles"):
+        _cut_tile(folder, tile)
+    return [folder / PATCHES / tile for tile in tiles]
+
+
+def _sources(folder: Path, tile: str) -> tuple[Path, Path]:
+    """The raw image and the raw label map of a tile, which may be missing; archives hold them in a folder or not."""
+    names = (RAW_IMAGES, f"top_potsdam_{tile}_RGB.tif"), (RAW_LABELS, f"top_potsdam_{tile}_label.tif")
+    image, label = (next((folder / kind).rglob(name), folder / kind / name) for kind, name in names)
+    return image, label
+
+
+def _state(folder: Path, tile: str) -> dict[str, list[int]]:
+    """Size and time of change of a tile's files."""
+    paths = [path for path in _sources(folder, tile) if path.exists()]
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+
+
+def _up_to_date(folder: Path, tile: str) -> bool:
+    """Whether patches were cut from the tile's files as they are now, or the raw tile was removed since."""
+    patches = folder / PATCHES / tile
+    if not patches.exists() or not _sources(folder, tile)[0].exists():
+        return patches.exists()
+    return read_json(patches / ABOUT)["files"] == _state(folder, tile)
+
+
+def decode_colors(colored: np.ndarray) -> np.ndarray:
+    """Colors, uint8 (H, W, 3) -> fine ids, uint8 (H, W), `UNLABELED` for other colors."""
+    ids = np.full(colored.shape[:2], UNLABELED, np.uint8)
+    for id_, color in enumerate(COLORS):
+        ids[(colored == color).all(-1)] = id_
+    return ids
+
+
+def _cut_tile(folder: Path, tile: str) -> None:
+    source, labels = _sources(folder, tile)
+    about: dict[str, Any] = {"files": _state(folder, tile)}  # first: what changes while it is read is cut again
+    # As in the published patches: the mean of each 2 x 2 pixels, and the top left of their labels.
+    image = read_image(source).rgb
+    layers, sizes = {"imgs": np.asarray(image.reduce(SHRINK))}, {image.size}
+    if labels.exists() or tile in LABELED:
+        check_files([labels], "label tiles")
+        label = read_image(labels).rgb
+        colored = np.asarray(label)[::SHRINK, ::SHRINK]
+        layers["gt"], sizes = decode_colors(colored), {image.size, label.size}
+        about["black"] = float((colored == 0).all(-1).mean())
+        about["unknown"] = float((layers["gt"] == UNLABELED).mean()) - about["black"]
+    if len(sizes) > 1 or image.width % (SHRINK * SIDE) or image.height % (SHRINK * SIDE):
+        raise StegoError(f"{source} and its label map are {sizes}; both have 6000 x 6000 pixels. Get them again.")
+    target = folder / PATCHES / tile
+    target.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{tile}.") as temporary:
+        unfinished = Path(temporary) / tile
+        for kind, layer in layers.items():
+            (unfinished / kind).mkdir(parents=True)
+            for row in range(layer.shape[0] // SIDE):
+                for column in range(layer.shape[1] // SIDE):
+                    patch = layer[row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE]
+                    Image.fromarray(patch).save(unfinished / kind / f"{tile}_{row:02d}_{column:02d}.png")
+        write_json(unfinished / ABOUT, about)
+        shutil.rmtree(target, ignore_errors=True)
+        unfinished.rename(target)

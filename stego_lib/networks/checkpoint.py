@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..datasets import DATASETS, Classes, cityscapes, cocostuff, potsdam
+from ..datasets import DATASETS, Classes
 from ..datasets.classes import distinct_colors
 from ..experiment import Experiment
 from ..utils.errors import StegoError
@@ -136,8 +136,8 @@ def _renamed(options: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 
 def _known_classes(dataset: str) -> Classes | None:
     """Classes of the datasets that the authors trained on."""
+    from ..datasets import cityscapes, cocostuff, potsdam
+
     if dataset in cocostuff.FORMS:
-        coarse = cocostuff.FORMS[dataset].coarse
-        names = tuple(cocostuff.TABLE["names"][c] for c in coarse)
-        return Classes(names, tuple(cocostuff.COLORS[c] for c in coarse))
+        return cocostuff.FORMS[dataset].classes
     return {"cityscapes": cityscapes.CLASSES, "potsdam3": potsdam.CLASSES}.get(dataset)

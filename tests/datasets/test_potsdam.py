@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from stego_lib import StegoError, open_dataset
-from stego_lib.datasets import potsdam_tiles
-from stego_lib.datasets.potsdam_tiles import TILES, cut_tiles, decode_colors
+from stego_lib.datasets import potsdam
+from stego_lib.datasets.potsdam import TILES, cut_tiles, decode_colors
 
 CLASS_OF = {0: 0, 1: 1, 2: 2, 3: 2, 4: 0, 5: 1}
 """Paper: roads and cars, buildings and clutter, vegetation and trees."""
@@ -133,7 +133,7 @@ def test_every_patch_is_in_its_place(tmp_path):
     rng, folder = np.random.default_rng(0), tmp_path / "potsdam"
     raw, fine = rng.integers(0, 256, (800, 1200, 3), dtype=np.uint8), rng.integers(0, 6, (800, 1200))
     standins.save(folder / "2_Ortho_RGB/top_potsdam_7_13_RGB.tif", raw)
-    standins.save(folder / "5_Labels_all/top_potsdam_7_13_label.tif", np.array(potsdam_tiles.COLORS, np.uint8)[fine])
+    standins.save(folder / "5_Labels_all/top_potsdam_7_13_label.tif", np.array(potsdam.COLORS, np.uint8)[fine])
     (patches,) = cut_tiles(folder, ("7_13",))
     assert len(list((patches / "imgs").iterdir())) == 6 == len(list((patches / "gt").iterdir()))
     mean = raw.reshape(400, 2, 600, 2, 3).mean((1, 3))
@@ -201,7 +201,7 @@ def test_missing_and_unfit_tiles_are_named(tmp_path):
     with pytest.raises(StegoError, match=r"top_potsdam_2_12_label\.tif"):
         open_dataset("potsdam3", tmp_path, "val")
     standins.save(folder / "5_Labels_all/top_potsdam_2_12_label.tif", np.zeros((400, 800, 3), np.uint8))
-    with pytest.raises(StegoError, match="differ in size"):
+    with pytest.raises(StegoError, match="6000 x 6000"):
         open_dataset("potsdam3", tmp_path, "val")
     standins.save(folder / "2_Ortho_RGB/top_potsdam_2_12_RGB.tif", np.zeros((400, 500, 3), np.uint8))
     with pytest.raises(StegoError, match="6000 x 6000"):

@@ -1,7 +1,5 @@
 """`prepare`: downloads from a server on this machine, archives that a person put in place."""
 
-import builtins
-
 import pytest
 import standins
 from sources import CAMVID, cityscapes_archives, coco_server, zipped_folder
@@ -92,13 +90,6 @@ def test_own_images_and_scenes(tmp_path, capsys, scenes_root):
 
 
 def test_without_pooch_the_error_names_the_extra(camvid, monkeypatch):
-    load = builtins.__import__
-
-    def without_pooch(name, *arguments, **options):
-        if name == "pooch":
-            raise ImportError(name)
-        return load(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_pooch)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(StegoError, match=r"stego_lib\[prepare\]"):
         prepare("camvid", camvid)

@@ -138,7 +138,7 @@ def test_random_crops_cut_image_and_label_alike(pair):
 @pytest.mark.parametrize("ratio", [0, -0.5, 1.01])
 def test_a_ratio_out_of_range_is_explained(pair, ratio):
     with pytest.raises(StegoError, match="ratio"):
-        FiveCrop(pair, ratio)
+        FiveCrop(pair, ratio).image(0)
 
 
 def test_a_crop_as_large_as_the_image_is_the_image(pair):
