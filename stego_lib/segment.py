@@ -1,9 +1,8 @@
 """A folder of images in, label maps out."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +41,9 @@ def segment_folder(
 ) -> pd.DataFrame:
     """Segments every image of a folder, at its own resolution.
 
-    Writes output/labels/NAME.png (8-bit palette PNG of the ids of `Run.predict`, in the colors of `Run.segments`; 255
-    where the image is transparent or a cluster was dropped), output/overlays/NAME.jpg (the colors over the image),
-    output/areas.csv, and the annotations that `format` names. Segments have the names of `Run.name_segments`.
+    Writes output/labels/NAME.png (8-bit palette PNG of the ids of `Run.predict`, 255 for none), output/overlays/NAME.jpg
+    (the colors over the image), output/areas.csv, and the annotations that `format` names. Segments have the names and
+    colors of `Run.segments`.
 
     It may be interrupted and called again: images whose results were made from the same file, by the same run and
     settings, are not segmented again. output/origin.txt records the source and the checksum of every file.
@@ -52,8 +51,7 @@ def segment_folder(
     Parameters
     ----------
     run
-        The trained run. If it was evaluated, its segments are classes; otherwise they are clusters, and a notice says
-        so.
+        The trained run. If it was evaluated, segments are classes; otherwise they are clusters, and a notice says so.
     images
         Folder with the images; its subfolders are not searched.
     output
@@ -61,19 +59,13 @@ def segment_folder(
     opacity
         Of the colors in the overlays, 0 to 1.
     format
-        "png", or one or several of these, which are written beside it:
+        "png", or one or several of
 
         * "coco-panoptic": panoptic.json and panoptic/NAME.png, one segment of each name per image;
-        * "coco-instances": instances.json. Every connected region is an instance. Connected regions are not objects:
-        two cars
-          that touch are one instance, a car behind a pole is two;
-        * "labelme": labelme/NAME.json, polygons of connected regions, each simplified by at most a pixel. Holes are
-        covered by
-          the polygons that lie in them, because the largest polygons come first;
+        * "coco-instances": instances.json. Every connected region is an instance: two cars that touch are one, a car
+          behind a pole is two;
+        * "labelme": labelme/NAME.json, polygons of connected regions, each simplified by at most a pixel;
         * "geotiff": geotiff/NAME.tif with the georeference of the image.
-
-        In COCO's files, category = id in the label map + 1, and ids of images and annotations depend on file names
-        alone.
     overwrite
         Replace files in `output` that this function did not write, or that were changed since.
 
@@ -81,19 +73,17 @@ def segment_folder(
     -------
     pandas.DataFrame
         One row per image, one column per segment: its percentage of the pixels that belong to one (NaN without any).
-        Rows sum to 100. Columns are the names of `Run.segments`; equal names are followed by their id.
+        Equal names of segments are followed by their id.
 
     Raises
     ------
     StegoError
         For a folder without readable images, two images of one name, an opacity out of range, an unknown format or
-        missing package, and a file in `output` that would be overwritten. A notice counts single images that cannot be
-        read.
+        missing package, and a file in `output` that would be overwritten. A notice counts single unreadable images.
 
     Examples
     --------
-    >>> table = segment_folder(load_run("runs/my_run"), "my_images", "my_segments", format=("coco-instances",
-    "labelme"))
+    >>> table = segment_folder(run, "my_images", "my_segments", format=("coco-instances", "labelme"))
     """
     if not 0 <= opacity <= 1:
         raise StegoError(f"opacity={opacity!r} must be between 0 (image alone) and 1 (colors alone).")
@@ -114,15 +104,15 @@ def segment_folder(
 
     settings = _settings(run, segments, opacity, rules)
     sources = {path: fingerprint(settings, checksum_of(path)) for path in paths}
-    rows = _segment(run, sources, out, opacity, rules)
-    done = [path for path in paths if path.name in rows]
+    areas = _segment(run, sources, out, opacity, rules)
+    done = [path for path in paths if path.name in areas]
     everything = fingerprint(*(sources[path] for path in done))
     for writer in writers:
         for path in progress(done, type(writer).__name__):
             writer.add(path, _read_label(out, path), sources[path])
         writer.finish(everything)
     columns = distinct_names(segments.names, [INDEX])
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis(INDEX)
+    table = pd.DataFrame.from_dict(areas, orient="index", columns=columns).rename_axis(INDEX)
     with out.write("areas.csv", everything) as temporary:
         table.to_csv(temporary, float_format="%.2f", encoding="utf-8", errors="surrogateescape")  # names may be no text
     if outdated := out.outdated({everything, *sources.values()}):
@@ -138,53 +128,36 @@ def _segment(
 ) -> dict[str, np.ndarray]:
     """Segments the images that are not up to date; returns the areas of each by file name."""
     segments, start = run.segments, time.perf_counter()
-    rows: dict[str, np.ndarray] = {}
+    areas: dict[str, np.ndarray] = {}
     broken: list[StegoError] = []
     turned = kept = 0
 
-    def read(path: Path) -> StoredImage | np.ndarray | StegoError:
-        """The image; its label map if it is up to date; or why it cannot be read."""
+    def read(path: Path) -> StoredImage | StegoError | None:
+        """The image, why it cannot be read, or None if its results are up to date."""
         if all(out.source(name(path)) == sources[path] for name in (_label_name, _overlay_name)):
-            return _read_label(out, path)
+            return None
         try:
             return read_image(path, rules)
         except StegoError as error:
             return error
 
-    def write(path: Path, image: Image.Image, label: np.ndarray) -> None:
-        stored = Image.fromarray(label)
-        palette = [component for color in segments.colors for component in color]
-        stored.putpalette(palette + [255] * (768 - len(palette)))
-        overlay = Image.blend(image, stored.convert("RGB"), opacity)
-        overlay.thumbnail((MAX_JPEG_SIDE, MAX_JPEG_SIDE))
-        with out.write(_overlay_name(path), sources[path]) as temporary:
-            overlay.save(temporary)
-        with out.write(_label_name(path), sources[path]) as temporary:
-            stored.save(temporary)
-
-    with ThreadPoolExecutor(1) as writer:
-        writing: Future[None] | None = None
-        reading = progress(in_threads(read, sources, workers=1), "segmenting", total=len(sources))
-        for path, image in zip(sources, reading, strict=True):
-            if isinstance(image, StegoError):
-                broken.append(image)
-                continue
-            if isinstance(image, np.ndarray):
-                rows[path.name] = _areas(image, len(segments))
-                kept += 1
-                continue
+    reading = progress(in_threads(read, sources, workers=1), "segmenting", total=len(sources))
+    for path, image in zip(sources, reading, strict=True):
+        if isinstance(image, StegoError):
+            broken.append(image)
+            continue
+        if image is None:
+            kept += 1
+            label = _read_label(out, path)
+        else:
             turned += image.orientation > 1 and rules.exif != "ignore"
             label = run.predict(image.rgb)
             if image.transparent is not None:
                 label[image.transparent] = NOTHING
-            rows[path.name] = _areas(label, len(segments))
-            if writing is not None:
-                writing.result()
-            writing = writer.submit(write, path, image.rgb, label)
-        if writing is not None:
-            writing.result()
+            _write(out, path, sources[path], image.rgb, label, segments, opacity)
+        areas[path.name] = _areas(label, len(segments))
 
-    if broken and not rows:
+    if broken and not areas:
         raise broken[0]
     if broken:
         notice(f"{len(broken)} of {len(sources)} images cannot be read and are left out. The first: {broken[0]}")
@@ -193,10 +166,25 @@ def _segment(
             f"{turned} of {len(sources)} images and their label maps are turned upright by their EXIF orientation. "
             'To keep them as stored, write {"exif": "ignore"} into classes.json beside them.'
         )
-    new, seconds = len(rows) - kept, time.perf_counter() - start
+    new, seconds = len(areas) - kept, time.perf_counter() - start
     again = f"; {kept} were up to date" if kept else ""
     say(f"{new} images segmented in {seconds:.1f} s, {new / seconds:.1f} images per second{again}")
-    return rows
+    return areas
+
+
+def _write(
+    out: OutputFolder, path: Path, source: str, image: Image.Image, label: np.ndarray, segments: Classes, opacity: float
+) -> None:
+    """Writes the label map and the overlay of an image."""
+    stored = Image.fromarray(label)
+    palette = np.array(segments.colors).ravel().tolist()
+    stored.putpalette(palette + [255] * (768 - len(palette)))
+    overlay = Image.blend(image, stored.convert("RGB"), opacity)
+    overlay.thumbnail((MAX_JPEG_SIDE, MAX_JPEG_SIDE))
+    with out.write(_overlay_name(path), source) as temporary:
+        overlay.save(temporary)
+    with out.write(_label_name(path), source) as temporary:
+        stored.save(temporary)
 
 
 def _label_name(image: Path) -> str:
@@ -214,26 +202,19 @@ def _read_label(out: OutputFolder, image: Path) -> np.ndarray:
 
 def _settings(run: Run, segments: Classes, opacity: float, rules: Rules) -> str:
     """Fingerprint of all that results depend on, except the image."""
-    experiment, weights = run.experiment, sorted(run.model.state_dict().items())
     names = ("eval_size", "mirror", "official", "precision")
-    return fingerprint(
-        run.backbone.weights_id,
-        run._ids.tolist(),
-        [list(pair) for pair in weights],
-        [repr(getattr(experiment, name)) for name in names],
-        [segments.names, segments.colors, float(opacity), repr(rules)],
-    )
+    values = [repr(getattr(run.experiment, name)) for name in names]
+    weights = [list(pair) for pair in sorted(run.model.state_dict().items())]
+    drawn = [run._ids.tolist(), segments.names, segments.colors, float(opacity), repr(rules)]
+    return fingerprint(run.backbone.weights_id, weights, values, drawn)
 
 
 def _images_of(folder: Path) -> list[Path]:
     """The images of a folder. Raises StegoError for none, and for two whose results would have one name."""
     paths = list_images(folder)
-    stems = sorted(path.stem for path in paths)
-    for stem, following in pairwise(stems):
-        if stem == following:
-            raise StegoError(
-                f"{folder} holds several images called {stem}. Rename them, or their results would collide."
-            )
+    stem, count = Counter(path.stem for path in paths).most_common(1)[0]
+    if count > 1:
+        raise StegoError(f"{folder} holds {count} images called {stem}. Rename them, or their results would collide.")
     return paths
 
 

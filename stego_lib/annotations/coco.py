@@ -10,40 +10,31 @@ from scipy import ndimage
 
 from ..datasets.classes import Classes
 from ..utils.files import fingerprint
-from .outputs import OutputFolder
+from .outputs import OutputFolder, Writer
 
 
-def stable_id(*parts: object) -> int:
-    """A positive number below 2^53 that depends on the parts alone, so that ids stay when images are added."""
-    return 1 + int(fingerprint(*parts)[:13], 16)
-
-
-class Coco:
+class Coco(Writer):
     """Images, categories and annotations in one JSON file. The category of a segment is its id in label maps + 1."""
 
     summary = ""
 
     def __init__(self, output: OutputFolder, segments: Classes):
-        self.output, self.segments = output, segments
+        super().__init__(output, segments)
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
 
-    def file(self, image: Path) -> str | None:
-        """Name of the file of an image, below the output folder."""
-        return None
-
-    def begin(self, image: Path, label: np.ndarray) -> int:
+    def add_image(self, image: Path, label: np.ndarray) -> int:
         """Lists an image; returns its id."""
         height, width = label.shape
-        number = stable_id(image.name)
-        self.images.append({"id": number, "file_name": image.name, "width": width, "height": height})
-        return number
+        id_ = _stable_id(image.name)
+        self.images.append({"id": id_, "file_name": image.name, "width": width, "height": height})
+        return id_
 
     def finish(self, source: str) -> None:
-        """Writes the JSON file."""
+        pairs = zip(self.segments.names, self.segments.colors, strict=True)
         categories = [
-            {"id": id_ + 1, "name": name, "supercategory": "", "isthing": 0, "color": list(color)}
-            for id_, (name, color) in enumerate(zip(self.segments.names, self.segments.colors, strict=True))
+            {"id": number, "name": name, "supercategory": "", "isthing": 0, "color": list(color)}
+            for number, (name, color) in enumerate(pairs, start=1)
         ]
         content = {
             "info": {"description": "Segments found by STEGO", "version": "1.0"},
@@ -68,14 +59,15 @@ class CocoPanoptic(Coco):
         return f"panoptic/{image.stem}.png"
 
     def add(self, image: Path, label: np.ndarray, source: str) -> None:
-        """Adds a label map, uint8 (H, W)."""
-        number = self.begin(image, label)
         numbers = np.where(label < len(self.segments), label + 1, 0).astype(np.uint8)  # at most 255: the red channel
         with self.output.write(self.file(image), source) as temporary:
             Image.fromarray(np.stack([numbers, 0 * numbers, 0 * numbers], 2)).save(temporary)
-        present = np.unique(numbers[numbers > 0]).tolist()
-        segments = [{"id": id_, "category_id": id_, "iscrowd": 0, **_measures(numbers == id_)} for id_ in present]
-        self.annotations.append({"image_id": number, "file_name": f"{image.stem}.png", "segments_info": segments})
+        segments = []
+        for id_ in np.unique(numbers[numbers > 0]).tolist():
+            _, area, box = _encode(numbers == id_)
+            segments.append({"id": id_, "category_id": id_, "iscrowd": 0, "area": area, "bbox": box})
+        image_id, name = self.add_image(image, label), f"{image.stem}.png"
+        self.annotations.append({"image_id": image_id, "file_name": name, "segments_info": segments})
 
 
 class CocoInstances(Coco):
@@ -88,34 +80,24 @@ class CocoInstances(Coco):
     summary = "instances.json"
 
     def add(self, image: Path, label: np.ndarray, source: str) -> None:
-        """Adds a label map, uint8 (H, W)."""
-        number = self.begin(image, label)
+        image_id = self.add_image(image, label)
         for id_ in np.unique(label[label < len(self.segments)]).tolist():
             regions, count = ndimage.label(label == id_, np.ones((3, 3), bool))
             for region in range(1, count + 1):
-                mask = _encoded(regions == region)
-                segmentation = {"size": list(label.shape), "counts": mask["counts"].decode("ascii")}
-                self.annotations.append(
-                    {
-                        "id": stable_id(image.name, id_, region),
-                        "image_id": number,
-                        "category_id": id_ + 1,
-                        "segmentation": segmentation,
-                        "iscrowd": 0,
-                        **_measures(regions == region),
-                    }
-                )
+                mask, area, box = _encode(regions == region)
+                annotation = {"id": _stable_id(image.name, id_, region), "image_id": image_id, "category_id": id_ + 1}
+                self.annotations.append(annotation | {"segmentation": mask, "iscrowd": 0, "area": area, "bbox": box})
 
 
-def _encoded(mask: np.ndarray) -> dict[str, Any]:
+def _stable_id(*parts: object) -> int:
+    """A positive number below 2^53 that depends on the parts alone, so that ids stay when images are added."""
+    return 1 + int(fingerprint(*parts)[:13], 16)
+
+
+def _encode(mask: np.ndarray) -> tuple[dict[str, Any], int, list[int]]:
+    """Run-length encoding, area and bounding box of a mask."""
     from pycocotools import mask as coco_mask
 
-    return coco_mask.encode(np.asfortranarray(mask, np.uint8))
-
-
-def _measures(mask: np.ndarray) -> dict[str, Any]:
-    """Area and bounding box of a mask."""
-    from pycocotools import mask as coco_mask
-
-    encoded = _encoded(mask)
-    return {"area": int(coco_mask.area(encoded)), "bbox": coco_mask.toBbox(encoded).astype(int).tolist()}
+    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    area, box = int(coco_mask.area(encoded)), coco_mask.toBbox(encoded).astype(int).tolist()
+    return {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}, area, box

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..datasets.classes import Classes
-from .outputs import OutputFolder
+from .outputs import Writer
 
 # Version of LabelMe whose format this is.
 VERSION = "5.5.0"
@@ -17,25 +16,17 @@ TOLERANCE = 1.0
 IGNORED = "__ignore__"
 
 
-class LabelMe:
+class LabelMe(Writer):
     """labelme/NAME.json: polygons of connected regions, simplified by at most `TOLERANCE` pixels.
 
-    LabelMe's polygons have no holes, so they are sorted by size, the largest first: what lies in a hole is smaller than
-    what surrounds it, and is drawn over it. Pixels of no segment are polygons called "__ignore__", because they may be
-    holes too.
+    LabelMe's polygons have no holes. Therefore the largest come first, and a smaller one that lies in a hole is drawn
+    over the one around it. Pixels of no segment are polygons called "__ignore__", because they may be holes too.
     """
 
-    summary = None
-
-    def __init__(self, output: OutputFolder, segments: Classes):
-        self.output, self.segments = output, segments
-
     def file(self, image: Path) -> str:
-        """Name of the file of an image, below the output folder."""
         return f"labelme/{image.stem}.json"
 
     def add(self, image: Path, label: np.ndarray, source: str) -> None:
-        """Writes a label map, uint8 (H, W)."""
         from rasterio.features import shapes
         from shapely import Polygon
         from shapely.geometry import shape
@@ -68,6 +59,3 @@ class LabelMe:
         }
         with self.output.write(self.file(image), source) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
-
-    def finish(self, source: str) -> None:
-        """Nothing is left to write."""

@@ -1,9 +1,12 @@
-"""A folder of results that knows which of its files it wrote, so that nothing of a user's is overwritten."""
+"""A folder of results that knows which of its files it wrote, and the base class of writers into it."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
+from ..datasets.classes import Classes
 from ..utils.errors import StegoError
 from ..utils.files import atomic, checksum
 
@@ -11,24 +14,15 @@ from ..utils.files import atomic, checksum
 class OutputFolder:
     """Writes files, and a line for each of them into origin.txt: SHA-256, source and name.
 
-    The source says what a file was made from. A file whose content is in no line is not ours: somebody else wrote it,
-    or changed it since.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    overwrite
-        Replace files that are not ours.
+    The source says what a file was made from. A file whose content is in no line is not ours: somebody else wrote or
+    changed it. It is replaced only with `overwrite`.
     """
 
     def __init__(self, path: Path, overwrite: bool = False):
         self.path, self.overwrite, self._log = path, overwrite, path / "origin.txt"
         self._sources: dict[tuple[str, str], str] = {}
-        lines = (
-            self._log.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if self._log.exists() else []
-        )
-        for line in lines:
+        text = self._log.read_text(encoding="utf-8", errors="surrogateescape") if self._log.exists() else ""
+        for line in text.splitlines():
             if line.count(" ") >= 2:  # a killed process may leave part of a line
                 digest, source, name = line.split(" ", 2)
                 self._sources[name, digest] = source
@@ -62,6 +56,26 @@ class OutputFolder:
 
     def outdated(self, sources: set[str]) -> list[str]:
         """Files of ours that were made from something else than `sources`."""
-        return sorted(
-            {name for name, _ in self._sources if (source := self.source(name)) is not None and source not in sources}
-        )
+        names = {name for name, _ in self._sources}
+        return sorted(name for name in names if self.source(name) not in {None, *sources})
+
+
+class Writer:
+    """Writes label maps in one format of annotations: `add` for each image, then `finish`."""
+
+    # File for all images together.
+    summary: str | None = None
+
+    def __init__(self, output: OutputFolder, segments: Classes):
+        self.output, self.segments = output, segments
+
+    def file(self, image: Path) -> str | None:
+        """File of one image, below the output folder."""
+        return None
+
+    def add(self, image: Path, label: np.ndarray, source: str) -> None:
+        """Adds a label map, uint8 (H, W)."""
+        raise NotImplementedError
+
+    def finish(self, source: str) -> None:
+        """Writes what all images have in common."""
