@@ -96,8 +96,14 @@ class Backbone(nn.Module):
     def of(cls, experiment: Experiment) -> "Backbone":
         """The backbone of an experiment."""
         official = experiment.official
-        options = {"keys": official.keys, "block": official.block, "published": official.published}
-        return cls(experiment.backbone, **options, device=experiment.device, precision=experiment.precision)
+        return cls(
+            experiment.backbone,
+            keys=official.keys,
+            block=official.block,
+            published=official.published,
+            device=experiment.device,
+            precision=experiment.precision,
+        )
 
     def untrained(self, seed: int = 0) -> "Backbone":
         """The same network with random weights."""

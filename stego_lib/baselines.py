@@ -1,6 +1,7 @@
 """What STEGO is compared with: k-means on raw features and on colors, and a linear probe on raw features."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -8,9 +9,11 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from .features import Features
 from .probes import SAMPLES, kmeans, multinomial_regression, sample_cells
 from .utils.progress import stage
+
+if TYPE_CHECKING:
+    from .features import Features
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,14 @@ class LinearScorer:
         return F.conv2d(maps, self.weight[:, :, None, None], self.bias)
 
 
-def kmeans_on_features(store: Features, n_clusters: int, seed: int) -> LinearScorer:
+def kmeans_on_features(store: "Features", n_clusters: int, seed: int) -> LinearScorer:
     """k-means on the L2-normalized features of the training images."""
     unit = F.normalize(sample_features(store, seed)[0], dim=1)
     with stage("baseline: k-means on features"):
         return _kmeans(unit, n_clusters, seed)
 
 
-def kmeans_on_components(store: Features, dim: int, n_clusters: int, seed: int) -> LinearScorer:
+def kmeans_on_components(store: "Features", dim: int, n_clusters: int, seed: int) -> LinearScorer:
     """k-means on the first `dim` principal components of the same: a code of that width without the correspondence loss.
 
     All components, where there are fewer than `dim`.
@@ -49,7 +52,7 @@ def kmeans_on_components(store: Features, dim: int, n_clusters: int, seed: int) 
     return LinearScorer(weight, of_components.bias - weight @ torch.from_numpy(fitted.mean_))
 
 
-def kmeans_on_colors(store: Features, n_clusters: int, seed: int) -> LinearScorer:
+def kmeans_on_colors(store: "Features", n_clusters: int, seed: int) -> LinearScorer:
     """k-means on the colors, in [0, 1], of random pixels of the training images."""
     rng = np.random.default_rng(seed)
     rows = rng.integers(len(store), size=256)
@@ -59,7 +62,7 @@ def kmeans_on_colors(store: Features, n_clusters: int, seed: int) -> LinearScore
         return _kmeans(points, n_clusters, seed)
 
 
-def linear_on_features(store: Features, seed: int) -> LinearScorer:
+def linear_on_features(store: "Features", seed: int) -> LinearScorer:
     """Multinomial regression on L2-normalized features, WITH the training labels: how much the features know."""
     features, labels = sample_features(store, seed)
     assert labels is not None, "asked of stores with labels alone"
@@ -73,6 +76,6 @@ def _kmeans(points: Tensor, n_clusters: int, seed: int) -> LinearScorer:
     return LinearScorer(2 * centers, -centers.square().sum(1))
 
 
-def sample_features(store: Features, seed: int) -> tuple[Tensor, Tensor | None]:
+def sample_features(store: "Features", seed: int) -> tuple[Tensor, Tensor | None]:
     """Features (M, C) of the grid cells that the probes are fitted to, and their labels, see `probes.sample_cells`."""
     return sample_cells(store, seed, store.rows, store.shape[1], SAMPLES)

@@ -3,21 +3,23 @@
 import random
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backbone import Backbone
-from .datasets import SegmentationDataset
 from .experiment import Experiment
-from .features import Features
 from .loss import negative_permutation, published_permutation, random_coords
 from .model import Stego
 from .neighbors import nearest_neighbors
-from .official import draw_optional
 from .utils.errors import StegoError
 from .utils.notices import notice
+
+if TYPE_CHECKING:
+    from .backbone import Backbone
+    from .datasets import SegmentationDataset
+    from .features import Features
 
 # Cosine of every image's mean feature with that of all images, above which the images count as copies.
 ALIKE = 1 - 1e-5
@@ -64,7 +66,7 @@ class Draw:
 
 
 def draw_batch(
-    features: Features, neighbors: Tensor, model: Stego, experiment: Experiment, step: int, backbone: Backbone
+    features: "Features", neighbors: Tensor, model: Stego, experiment: Experiment, step: int, backbone: "Backbone"
 ) -> Batch:
     """The batch of step number `step`; it depends on seed and step alone, so a resumed run sees the same batches.
 
@@ -85,11 +87,14 @@ def draw_batch(
         permutations=torch.stack([partner_of(size, generator) for _ in range(experiment.negatives)]).to(device),
         label=features.label_rows(draw.rows, device) if features.has_labels else None,
     )
-    draw_optional(batch, draw.rows, features, model, backbone, experiment, generator)
+    if experiment.official.loss_weights:
+        from .official import draw_optional
+
+        draw_optional(batch, draw.rows, features, model, backbone, experiment, generator)
     return batch
 
 
-def find_neighbors(features: Features, model: Stego, experiment: Experiment) -> Tensor:
+def find_neighbors(features: "Features", model: Stego, experiment: Experiment) -> Tensor:
     """The nearest neighbors of each training image by its mean feature, int64 (N, k).
 
     A notice is shown if all images are alike, because nothing can be learned from comparing them.
@@ -107,7 +112,7 @@ def find_neighbors(features: Features, model: Stego, experiment: Experiment) -> 
     return nearest_neighbors(pooled, experiment.neighbors, device=mean.device)
 
 
-def fit_to_data(experiment: Experiment, dataset: SegmentationDataset) -> Experiment:
+def fit_to_data(experiment: Experiment, dataset: "SegmentationDataset") -> Experiment:
     """The experiment with no more images per batch, and neighbors per image, than the training split has; a notice says so.
 
     Raises StegoError for a single image, which has no partner.

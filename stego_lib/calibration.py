@@ -1,16 +1,18 @@
 """The shifts of a run, from the correspondences measured on its training features, without labels."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .experiment import Experiment
-from .features import Features
 from .loss import center, correspondence, negative_permutation, published_permutation, random_coords, sample
 from .utils.progress import progress
+
+if TYPE_CHECKING:
+    from .features import Features
 
 # Images that are measured: IMAGES x points^4 correspondences of each kind.
 IMAGES = 256
@@ -42,7 +44,7 @@ class Calibration:
         return values.pop("histograms") | values
 
 
-def calibrate(features: Features, neighbors: Tensor, mean: Tensor, experiment: Experiment) -> Calibration:
+def calibrate(features: "Features", neighbors: Tensor, mean: Tensor, experiment: Experiment) -> Calibration:
     """Measures correspondences on up to `IMAGES` training images, and sets the three shifts.
 
     Shifts that are numbers stay, percentiles are looked up, and "auto" is `AUTO`. Parameters: as in
@@ -70,7 +72,7 @@ def shift_rule(experiment: Experiment) -> tuple[float | str, ...]:
 
 
 def measure_correspondences(
-    features: Features, neighbors: Tensor, mean: Tensor, experiment: Experiment
+    features: "Features", neighbors: Tensor, mean: Tensor, experiment: Experiment
 ) -> dict[str, Tensor]:
     """Feature correspondences as the loss sees them, centered if the experiment says so.
 

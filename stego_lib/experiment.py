@@ -43,7 +43,13 @@ class Official:
     aug_alignment_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of the alignment with augmented views. The backbone then runs at every step."""
     keep_every: int = Field(default=0, ge=0)
-    """Keep the weights every so many steps, so that `evaluate` can name the step that labels favor; 0 = off (authors: 400)."""
+    """Keep the weights every so many steps, so that `evaluate` can find the step with the best scores; 0 = off."""
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weights of the optional loss terms that are on, by the name of their loss."""
+        weights = dict(loss_rec=self.rec_weight, loss_crf=self.crf_weight, loss_aug=self.aug_alignment_weight)
+        return {name: weight for name, weight in weights.items() if weight}
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

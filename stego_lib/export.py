@@ -91,7 +91,7 @@ def export_onnx(
         del model.graph.output[-1]
     about = {
         "names": run.segments.names,
-        "ids": run._ids.tolist(),
+        "ids": run.ids.tolist(),
         "colors": run.segments.colors,
         "matched": run.matched,
         "precision": precision,
@@ -122,7 +122,7 @@ class Graph(nn.Module):
         self.backbone, self.model, self.outputs = run.backbone, run.model, outputs
         self.size, self.mirror = run.experiment.eval_size, run.experiment.mirror
         self.published = run.experiment.official.published
-        ids = run._ids.tolist()
+        ids = run.ids.tolist()
         # Ids in the order of their maps; that of dropped clusters comes last, and may win too.
         maps = [*range(len(run.segments)), *sorted({id_ for id_ in ids if id_ >= len(run.segments)})]
         clusters = [[cluster for cluster, id_ in enumerate(ids) if id_ == map_] for map_ in maps]

@@ -34,13 +34,6 @@ PHOTOMETRIC = transforms.Compose(
 )
 
 
-def optional_weights(experiment: "Experiment") -> dict[str, float]:
-    """Weights of the optional terms that are on, by the name of their loss."""
-    official = experiment.official
-    weights = dict(loss_rec=official.rec_weight, loss_crf=official.crf_weight, loss_aug=official.aug_alignment_weight)
-    return {name: weight for name, weight in weights.items() if weight}
-
-
 def draw_optional(
     batch: "Batch",
     rows: Tensor,
@@ -51,7 +44,7 @@ def draw_optional(
     generator: torch.Generator,
 ) -> None:
     """Adds to a batch what the optional terms that are on need of its images, int64 (B,)."""
-    terms, device = optional_weights(experiment), batch.feats.device
+    terms, device = experiment.official.loss_weights, batch.feats.device
     if "loss_crf" in terms:
         batch.images = backbone.normalize(features.image_rows(rows)).float()
         batch.crf_points = random_pixels(CRF_POINTS, CRF_SIDE, generator).to(device)
@@ -64,7 +57,7 @@ def optional_losses(
     model: "Stego", batch: "Batch", feats: Tensor, code: Tensor, experiment: "Experiment"
 ) -> dict[str, Tensor]:
     """Values of the optional terms that are on, for the images' features (B, C, h, w) and codes (B, K, h, w)."""
-    terms = optional_weights(experiment)
+    terms = experiment.official.loss_weights
     losses = {}
     if "loss_rec" in terms:
         losses["loss_rec"] = reconstruction_loss(feats, model.decoder(code))

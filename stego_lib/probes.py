@@ -4,6 +4,7 @@ Their gradients never reach the head, so nothing is lost by fitting them after t
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,9 +14,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from .features import Features
 from .model import Stego
 from .utils.progress import progress, stage
+
+if TYPE_CHECKING:
+    from .features import Features
 
 SAMPLES = 40_000
 """Points that clusters are fitted on."""
@@ -24,7 +27,7 @@ RESTARTS = 10
 
 
 @torch.no_grad()
-def fit_probes(model: Stego, store: Features, seed: int, *, clusters: bool = True, linear: bool = True) -> None:
+def fit_probes(model: Stego, store: "Features", seed: int, *, clusters: bool = True, linear: bool = True) -> None:
     """Fits the cluster probe, and with labels the linear probe, to codes of random grid cells; or one of both.
 
     The cluster probe gets the centers of k-means on L2-normalized codes, without labels; the linear probe gets multinomial
@@ -44,7 +47,7 @@ def fit_probes(model: Stego, store: Features, seed: int, *, clusters: bool = Tru
 
 
 @torch.no_grad()
-def sample_codes(model: Stego, store: Features, seed: int) -> tuple[Tensor, Tensor | None]:
+def sample_codes(model: Stego, store: "Features", seed: int) -> tuple[Tensor, Tensor | None]:
     """Codes of random grid cells, float32 (M, K), and the labels at their centers, see `sample_cells`."""
     model.eval()
     device = model.feature_mean.device
@@ -52,7 +55,7 @@ def sample_codes(model: Stego, store: Features, seed: int) -> tuple[Tensor, Tens
 
 
 def sample_cells(
-    store: Features, seed: int, maps: Callable[[Tensor], Tensor], channels: int, count: int
+    store: "Features", seed: int, maps: Callable[[Tensor], Tensor], channels: int, count: int
 ) -> tuple[Tensor, Tensor | None]:
     """Samples maps at random grid cells of each image; the cells depend on the seed alone.
 

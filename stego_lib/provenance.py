@@ -2,19 +2,21 @@
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .backbone import Backbone
-from .utils.environment import environment
-from .utils.files import fingerprint
+from .utils.files import fingerprint, read_json
+
+if TYPE_CHECKING:
+    from .backbone import Backbone
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a run was made from, beside its `Experiment`. None stands for what is not recorded.
+    """What a run was made from, beside its `Experiment`. None means that a value is not recorded.
 
-    A run folder holds it as provenance.json, a run record under "provenance". Two results can be compared or averaged only
-    where `differing` is empty.
+    A run folder holds it as provenance.json, a run record under "provenance". Results can be compared or averaged only if
+    `differing` is empty.
 
     Examples
     --------
@@ -40,29 +42,34 @@ class Provenance:
 
     @classmethod
     def of(
-        cls, backbone: Backbone, store: str, fingerprints: dict[str, str | None], start: str | None = None
+        cls, backbone: "Backbone", store: str, fingerprints: dict[str, str | None], start: str | None = None
     ) -> "Provenance":
         """The provenance of a run on this machine. fingerprints: "images" and "labels" of the training split."""
-        precision = str(backbone.precision).removeprefix("torch.")
+        from .utils.environment import environment
+
         return cls(
             images=fingerprints["images"],
             labels=fingerprints["labels"],
             weights=backbone.weights_id,
-            precision=precision,
+            precision=str(backbone.precision).removeprefix("torch."),
             store=store,
             start=start,
             versions=environment(),
         )
 
-    def scored(self, backbone: Backbone, store: str) -> "Provenance":
-        """The provenance of a record scored here. Where precision or store are not those of training, it names both."""
+    def scored(self, backbone: "Backbone", store: str) -> "Provenance":
+        """The provenance of a record scored now. If precision or store differ from those of training, it names both."""
         here = Provenance.of(backbone, store, {"images": self.images, "labels": self.labels}, self.start)
-        mixed = {
-            name: f"{trained}, scored with {getattr(here, name)}"
-            for name in ("precision", "store")
-            if (trained := getattr(self, name)) not in (None, getattr(here, name))
-        }
-        return replace(here, **mixed)
+        for name in ("precision", "store"):
+            trained, scored = getattr(self, name), getattr(here, name)
+            if trained not in (None, scored):
+                here = replace(here, **{name: f"{trained}, scored with {scored}"})  # type: ignore[arg-type]
+        return here
+
+    @classmethod
+    def read(cls, folder: Path) -> "Provenance":
+        """Reads provenance.json of a run folder."""
+        return cls.from_dict(read_json(folder / "provenance.json"))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any] | None) -> "Provenance":
@@ -75,12 +82,12 @@ class Provenance:
         return asdict(self)
 
     def differing(self, other: "Provenance", ignored: Collection[str] = ()) -> list[str]:
-        """Names of the fields in which both differ, apart from `versions` and `ignored`. None differs from any value."""
+        """Names of the fields that differ, without `versions` and `ignored`. None differs from any value."""
         ours, theirs = self._compared(ignored), other._compared(ignored)
         return [name for name in ours if ours[name] != theirs[name]]
 
     def key(self, ignored: Collection[str] = ()) -> str:
-        """Sixteen hexadecimal digits, equal for two provenances exactly if `differing` is empty: for grouping and file names."""
+        """Sixteen hexadecimal digits for grouping, equal exactly if `differing` is empty."""
         return fingerprint(sorted(self._compared(ignored).items()))
 
     def _compared(self, ignored: Collection[str]) -> dict[str, Any]:

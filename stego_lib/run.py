@@ -1,27 +1,20 @@
 """A run is one folder: `Run` reads and writes it, `load_run` opens it, `find_run` finds it."""
 
-import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from .annotations import names as naming
-from .annotations.names import NOTHING
 from .backbone import Backbone
-from .datasets import Classes, SegmentationDataset
-from .datasets.classes import distinct_names, muted_colors, read_classes, without_names, write_classes
-from .datasets.images import ImageLike, as_tensor
+from .datasets.classes import Classes, read_classes, without_names, write_classes
 from .experiment import EVALUATION, MACHINE, Experiment
 from .model import Stego, build_model
-from .networks.checkpoint import read_published
-from .predict import Scores, label_maps, probe_scores, score_image
 from .provenance import Provenance
 from .utils import devices
 from .utils.errors import StegoError
@@ -30,6 +23,12 @@ from .utils.files import disk_errors, fingerprint, read_json, remove_temporary, 
 from .utils.notices import notice
 from .utils.paths import runs_root, shown_path, user_path
 from .utils.states import load_state, save_state
+
+if TYPE_CHECKING:
+    from .annotations.names import Naming
+    from .datasets import SegmentationDataset
+    from .datasets.images import ImageLike
+    from .predict import Scores
 
 CHECKPOINT = "checkpoint.safetensors"
 # Files that a run folder cannot do without.
@@ -42,14 +41,14 @@ class Run:
     Its folder holds
 
     * experiment.json, classes.json, provenance.json: what the run is made from;
-    * checkpoint.safetensors: weights, optimizer, step; kept/: weights at earlier steps, with `Official.keep_every`;
+    * checkpoint.safetensors: weights, optimizer and step; kept/: earlier weights, with `Official.keep_every`;
     * log.csv: losses and mean code correspondences, one line per step;
-    * correspondences.json: the shifts, why they have their values, and histograms of the correspondences;
-    * watch.json: how many groups the codes fell into;
-    * metrics.json: the run record that `evaluate` writes for the validation split; metrics-SPLIT....json for others;
-    * names.json: what `name_segments` called the clusters.
+    * correspondences.json: the shifts, the reason for them, and histograms of the correspondences;
+    * watch.json: number of groups that the codes form;
+    * metrics.json: the run record of the validation split, by `evaluate`; metrics-SPLIT....json for other splits;
+    * names.json: names of the clusters, by `name_segments`.
 
-    The folder of a released checkpoint holds only what evaluating it writes.
+    The folder of a released checkpoint holds only its evaluation.
     """
 
     def __init__(
@@ -57,8 +56,7 @@ class Run:
     ):
         self.folder, self.experiment, self.classes, self.model = folder, experiment, classes, model
         self.step, self.shifts = 0, (0.0, 0.0, 0.0)
-        self.provenance = Provenance()
-        """What the run was made from; unknown for a released checkpoint."""
+        self.provenance = Provenance()  # unknown for a released checkpoint
         self._shown: set[str] = set()
         if backbone is not None:
             self.backbone = backbone
@@ -103,7 +101,7 @@ class Run:
 
     @property
     def observed(self) -> dict[str, Any]:
-        """The part of a run record that needs no labels: how the shifts were set, and whether the codes collapsed."""
+        """The part of a run record that needs no labels: rule of the shifts, and whether the codes collapsed."""
         record: dict[str, Any] = {}
         if (self.folder / "correspondences.json").exists():
             measured, keys = self.correspondences, ("rule", "attracting", "images", "reason")
@@ -122,7 +120,7 @@ class Run:
         return read_json(path)
 
     def kept_weights(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Step and model state of each file in kept/, in the order of steps."""
+        """Step and model state of each file in kept/, by step."""
         for path in sorted((self.folder / "kept").glob("[0-9]*.safetensors")):
             yield int(path.stem), load_state(path)
 
@@ -138,24 +136,24 @@ class Run:
         save_state(self.folder / "kept" / f"{self.step:07d}.safetensors", self.model.state_dict())
 
     def save_experiment(self) -> None:
-        """Writes what determines the run; experiment.json, by which a run is found, comes last."""
+        """Writes classes, provenance and experiment. experiment.json comes last because `find_run` looks for it."""
         write_classes(self.folder / "classes.json", self.classes)
         write_json(self.folder / "provenance.json", self.provenance.to_dict())
         write_json(self.folder / "experiment.json", self.experiment.to_dict())
 
     def load_checkpoint(self) -> dict[str, Any]:
-        """Takes weights, step and shifts from the checkpoint, and returns all that it holds."""
+        """Loads weights, step and shifts from the checkpoint. Returns its whole content."""
         path = self.folder / CHECKPOINT
         state = load_state(path)
         try:
             self.model.load_state_dict(state["model"])
             self.step, self.shifts = state["step"], tuple(state["shifts"])
         except (KeyError, RuntimeError) as error:
-            raise StegoError(f"{path} does not fit experiment.json. Are the files of one run?") from error
+            raise StegoError(f"{path} does not fit experiment.json. Use the files of one run.") from error
         return state
 
     def resume(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Loads the last checkpoint and removes half-written files. Returns what `training.Trainer.state` gave to `save`."""
+        """Loads the checkpoint and removes half-written files. Returns the trainer's state, see `save`."""
         state = self.load_checkpoint()
         optimizer.load_state_dict(state["optimizer"])
         if devices.first():
@@ -168,10 +166,7 @@ class Run:
     # ------------------------------------------------------------------------------------------ checks
 
     def check_fitted(self) -> None:
-        """StegoError if training stopped before the probes were fitted, because they hold random numbers.
-
-        With probes="joint" they are as good as the head, so a notice says where the run stopped.
-        """
+        """StegoError for an unfinished run with probes="after", whose probes are random; else a notice."""
         if self.step >= self.experiment.steps or not (self.folder / "experiment.json").exists():
             return
         text = f"{shown_path(self.folder)} stopped at step {self.step} of {self.experiment.steps}"
@@ -181,8 +176,8 @@ class Run:
             )
         self._notice(f"{text}; train(run.experiment, resume=True) finishes it")
 
-    def check_classes(self, dataset: SegmentationDataset) -> None:
-        """StegoError for a dataset whose classes are not those of the run. Corrected names pass, another order does not."""
+    def check_classes(self, dataset: "SegmentationDataset") -> None:
+        """StegoError for a dataset with other classes, or the same in another order. Corrected names are accepted."""
         ours, theirs = self.classes, dataset.classes
         if len(theirs) != len(ours):
             raise StegoError(f"{dataset.name} has {len(theirs)} classes; this run was trained for {len(ours)}.")
@@ -205,14 +200,16 @@ class Run:
     # ------------------------------------------------------------------------------------------ prediction
 
     def code(self, images: Tensor) -> Tensor:
-        """Codes (B, K, h, w) of uint8 images (B, 3, H, W), averaged over horizontal flips if the experiment says so."""
+        """Codes (B, K, h, w) of uint8 images (B, 3, H, W), averaged over horizontal flips with `mirror=True`."""
         if not self.experiment.mirror:
             return self.model.mean_code(self.backbone(images))
         features, flipped = self.backbone(torch.cat([images, images.flip(-1)])).chunk(2)
         return self.model.mean_code(features, flipped)
 
-    def scores(self, image: Tensor) -> Scores:
+    def scores(self, image: Tensor) -> "Scores":
         """Scores of the cluster probe on the grid of one image, uint8 (3, H, W), at the working size of `predict`."""
+        from .predict import probe_scores, score_image
+
         experiment = self.experiment
         return score_image(
             image,
@@ -223,30 +220,30 @@ class Run:
         )
 
     @overload
-    def predict(self, images: ImageLike) -> np.ndarray: ...
+    def predict(self, images: "ImageLike") -> np.ndarray: ...
     @overload
     def predict(self, images: list[Any] | tuple[Any, ...]) -> list[np.ndarray]: ...
     @torch.inference_mode()
-    def predict(self, images: ImageLike | list[Any] | tuple[Any, ...]) -> np.ndarray | list[np.ndarray]:
+    def predict(self, images: "ImageLike | list[Any] | tuple[Any, ...]") -> np.ndarray | list[np.ndarray]:
         """Label map of an image at its own resolution; of a list of images, a list of label maps.
 
         Parameters
         ----------
         images
-            A path, a PIL image, a uint8 array (H, W, 3), a uint8 tensor (3, H, W), or a list of these, of any size. Files are
-            read as those of the training data were: upright by their EXIF data, unless classes.json says otherwise. A PIL
-            image, an array and a tensor are not rotated.
+            A path, a PIL image, a uint8 array (H, W, 3), a uint8 tensor (3, H, W), or a list of these, of any size.
+            Files are read as in training: rotated by their EXIF orientation, unless classes.json says "ignore". PIL
+            images, arrays and tensors are not rotated.
 
         Returns
         -------
         numpy.ndarray or list
-            uint8 (H, W), ids into `segments`: for an evaluated run, classes and then the clusters without a class; else
-            clusters. 255 (`NOTHING`) where a file or PIL image is transparent, and where a cluster was dropped.
+            uint8 (H, W), ids into `segments`: of an evaluated run, classes and then clusters without a class; else
+            clusters. 255 where a file or PIL image is transparent, and where a cluster was dropped.
 
         Raises
         ------
         StegoError
-            For a file that cannot be read, for an array that is no image, and for an unfinished run without clusters.
+            For a file that cannot be read, an array that is not an image, and an unfinished run without clusters.
 
         Examples
         --------
@@ -254,105 +251,87 @@ class Run:
         """
         if isinstance(images, list | tuple):
             return [self.predict(image) for image in images]
+        from .annotations.names import NOTHING
+        from .datasets.images import as_tensor
+        from .predict import label_maps
+
         self.check_fitted()
         pixels, transparent = as_tensor(images, self.classes.rules)
-        labels = label_maps(self.scores(pixels), tuple(pixels.shape[1:]), self._ids)[0].numpy()
+        height, width = pixels.shape[1:]
+        labels = label_maps(self.scores(pixels), (height, width), self.ids)[0].numpy()
         if transparent is not None:
             labels[transparent] = NOTHING
         return labels
 
+    # ------------------------------------------------------------------------------------------ names
+
+    @property
+    def _naming(self) -> "Naming":
+        from .annotations.names import Naming
+
+        return Naming(self.folder, self.classes, self.step, self.model.cluster_probe.clusters)
+
     @property
     def matched(self) -> bool:
         """Whether `evaluate` has matched the clusters to classes."""
-        return self._matching is not None
+        return self._naming.matching is not None
 
     @property
     def segments(self) -> Classes:
-        """Name and color of every id of `predict`, by position: what `name_segments` called them, else `unnamed_segments`."""
-        return naming.merge(self.unnamed_ids, self.unnamed_segments, self.names)[1]
+        """Name and color of every id of `predict`: the names of `name_segments`, else those of `unnamed_segments`."""
+        return self._naming.named[1]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Id of each cluster in the label maps of `predict`, uint8 (n_clusters,); 255 for a dropped cluster."""
+        return self._naming.named[0]
 
     @property
     def unnamed_segments(self) -> Classes:
-        """The segments without the names of `name_segments`. Evaluation, and the figures of run records, speak of these.
+        """Segments without the names of `name_segments`, as in evaluation: classes, then clusters without a class."""
+        return self._naming.unnamed[1]
 
-        For matched clusters: the classes, then the clusters without a class. Else: the clusters. Clusters are called
-        "cluster 0" and so on, in muted colors, so that nobody takes them for classes.
-        """
-        count, matching = self.model.n_clusters, self._matching
-        if matching is not None:
-            own, others = self.classes, [cluster for cluster in range(count) if matching[cluster] < 0]
-        elif all(re.fullmatch(r"cluster \d+", name) for name in self.classes.names):
-            own, others = self.classes, list(range(len(self.classes), count))
-        else:
-            own, others = None, list(range(count))
-        names = [*(own.names if own else ()), *(f"cluster {cluster}" for cluster in others)]
-        return Classes(tuple(distinct_names(names)), (*(own.colors if own else ()), *muted_colors(len(others))))
+    @property
+    def unnamed_ids(self) -> np.ndarray:
+        """Id of each cluster in `unnamed_segments`, uint8 (n_clusters,)."""
+        return self._naming.unnamed[0]
+
+    @property
+    def names(self) -> dict[int, str | None]:
+        """Cluster -> the name that `name_segments` gave it, None if dropped. StegoError for names of other clusters."""
+        return self._naming.names
 
     def name_segments(self, names: Mapping[str, str | None] | None) -> None:
-        """Names segments: writes names.json into the run's folder. `predict` and `segments` follow it, also after `evaluate`.
+        """Names segments: writes names.json, which `predict` and `segments` follow. Scores do not depend on it.
 
-        The names hold for the clusters that the run has now. After further training they are refused. Scores do not depend on them.
+        The names belong to the current clusters; after further training they raise a StegoError.
 
         Parameters
         ----------
         names
-            Name in `unnamed_segments` -> name. Segments of one name are merged. None drops a segment: its pixels get id 255.
-            Segments that are left out keep their names. Earlier names are forgotten; None in place of a dictionary does this alone.
+            Name in `unnamed_segments` -> new name. Equal names merge segments. None drops a segment: its pixels get
+            id 255. Other segments keep their names. Earlier names are replaced; `names=None` only removes them.
 
         Raises
         ------
         StegoError
-            For an unknown segment, a name that is none, and if every segment is dropped.
+            For an unknown segment, an invalid name, and if every segment is dropped.
 
         Examples
         --------
         >>> run.name_segments({"cluster 0": "road", "cluster 3": "road", "cluster 5": None})
         """
         self.check_fitted()
-        path = self.folder / naming.FILE
         if names is None:
-            path.unlink(missing_ok=True)
-            return
-        clusters = self.model.cluster_probe.clusters
-        naming.write_names(path, names, self.unnamed_segments, self.unnamed_ids, self.step, clusters)
-
-    @property
-    def names(self) -> dict[int, str | None]:
-        """Cluster -> what it was called, None if dropped; empty without names.json. StegoError for names of another training."""
-        return naming.read_names(self.folder / naming.FILE, self.step, self.model.cluster_probe.clusters)
-
-    @property
-    def _matching(self) -> list[int] | None:
-        """Class of each cluster, -1 for one without, from metrics.json; None before this step was evaluated."""
-        record = self.metrics if (self.folder / "metrics.json").exists() else {}
-        matching = record.get("matching") if record.get("step") == self.step else None
-        count, classes = self.model.n_clusters, range(-1, len(self.classes))
-        if matching is not None and (len(matching) != count or any(class_ not in classes for class_ in matching)):
-            raise StegoError(
-                f"{self.folder / 'metrics.json'} does not fit the run: its matching is not one of {count} clusters and "
-                f"{len(self.classes)} classes; remove it, and call evaluate(run) again"
-            )
-        return matching
-
-    @property
-    def _ids(self) -> np.ndarray:
-        """The id of each cluster in label maps, uint8 (n_clusters,); 255 for one that was dropped."""
-        return naming.merge(self.unnamed_ids, self.unnamed_segments, self.names)[0]
-
-    @property
-    def unnamed_ids(self) -> np.ndarray:
-        """The segment of each cluster without names, uint8 (n_clusters,): ids into `unnamed_segments`."""
-        ids = np.arange(self.model.n_clusters)
-        if (matching := self._matching) is not None:
-            ids = np.array(matching)
-            ids[ids < 0] = len(self.classes) + np.arange((ids < 0).sum())
-        return ids.astype(np.uint8)
+            (self.folder / "names.json").unlink(missing_ok=True)
+        else:
+            self._naming.write(names)
 
 
 # ---------------------------------------------------------------------------------------------- opening
 
-# Fields of the experiment that may change when a run is opened, because training does not depend on them.
-EVALUATION_KEYS = ("dataset", "backbone", "official", *EVALUATION, *MACHINE)
+# Fields of the experiment that `load_run` can change: training is over, and other data may be evaluated.
+CHANGEABLE = ("dataset", "backbone", "official", *EVALUATION, *MACHINE)
 
 
 def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes: Any) -> Run:
@@ -363,30 +342,27 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     path
         The folder or file.
     runs_dir
-        Where the evaluation of a .ckpt goes, in a folder of its own; `runs/` of the project by default.
+        Folder for the evaluation of a .ckpt, in a folder of its own; `runs/` of the project by default.
     changes
-        Values of the experiment for evaluation, see `EVALUATION_KEYS`; `backbone` names another place of the same weights. A
-        weight file in the run's folder is found there.
+        Fields of the experiment to change for evaluation, see `CHANGEABLE`. `backbone` names another place of the same
+        weights; a weight file in the run's folder is used if the original is missing.
 
     Raises
     ------
     StegoError
-        For missing or damaged files, and for a value that cannot be changed.
+        For missing or damaged files, and for a field that cannot be changed.
 
     Examples
     --------
     >>> run = load_run("runs/20260102-030405-scenes-scenes_vit_tiny8-seed0", crf=False)
     """
-    released = Path(path).suffix.lower() == ".ckpt"
-    possible = [key for key in EVALUATION_KEYS if not (released and key == "backbone")]
-    unknown = [key for key in changes if key not in possible]
-    if unknown:
+    folder, released = user_path(path), Path(path).suffix.lower() == ".ckpt"
+    possible = [key for key in CHANGEABLE if not (released and key == "backbone")]
+    if unknown := [key for key in changes if key not in possible]:
         raise StegoError(f"load_run cannot change {', '.join(unknown)}. It can change {', '.join(possible)}.")
-    folder = user_path(path)
     if released:
-        return _load_published(folder, user_path(runs_dir, runs_root()), changes)
-    missing = [name for name in FILES if not (folder / name).exists()]
-    if missing:
+        return _load_released(folder, user_path(runs_dir, runs_root()), changes)
+    if missing := [name for name in FILES if not (folder / name).exists()]:
         raise StegoError(f"{folder.absolute()} is not a run: {', '.join(missing)} missing.")
     trained = Experiment.read(folder / "experiment.json")
     experiment = trained.but(**{"backbone": _located(trained.backbone, folder)} | changes)
@@ -394,9 +370,9 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     in_dim = load_state(folder / CHECKPOINT)["model"]["feature_mean"].shape[1]
     run = Run(folder, experiment, classes, build_model(experiment, in_dim, len(classes)).eval())
     run.load_checkpoint()
-    run.provenance = read_provenance(folder)
+    run.provenance = Provenance.read(folder)
     if experiment.backbone != trained.backbone:
-        _ = run.backbone  # refuses other weights at once
+        _ = run.backbone  # raises an error for other weights now
     return run
 
 
@@ -409,30 +385,27 @@ def _located(backbone: str, folder: Path) -> str:
     return f"{name}@{here}" if name else str(here)
 
 
-def _load_published(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:
-    published = read_published(path)
-    experiment = Experiment.from_dict(published.experiment.to_dict() | changes)
-    model = build_model(experiment, published.vit.embed_dim, len(published.classes))
-    model.load_state_dict(published.weights, strict=False)  # without feature mean and decoder
-    # One folder for each set of weights and way of evaluating, so that no matching of another dataset is used.
-    of_values = {key: value for key, value in experiment.to_dict().items() if key not in ("data_root", "backbone")}
-    key = fingerprint(*sorted(published.weights.items()), sorted(of_values.items()))
-    run = Run(runs_dir / f"{path.stem}-{experiment.dataset}-{key[:8]}", experiment, published.classes, model.eval())
+def _load_released(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:
+    from .networks.checkpoint import read_published
+
+    released = read_published(path)
+    experiment = released.experiment.but(**changes)
+    model = build_model(experiment, released.vit.embed_dim, len(released.classes))
+    model.load_state_dict(released.weights, strict=False)  # without feature mean and decoder
+    # One folder per weights and settings, so that the matching of another dataset is not used.
+    settings = {key: value for key, value in experiment.to_dict().items() if key not in ("data_root", "backbone")}
+    key = fingerprint(*sorted(released.weights.items()), sorted(settings.items()))[:8]
+    run = Run(runs_dir / f"{path.stem}-{experiment.dataset}-{key}", experiment, released.classes, model.eval())
     own, knn, rand = (float(shift) for shift in experiment.shifts)
-    run.step, run.shifts = published.step, (own, knn, rand)
+    run.step, run.shifts = released.step, (own, knn, rand)
     return run
-
-
-def read_provenance(folder: Path) -> Provenance:
-    """The provenance of a run folder."""
-    return Provenance.from_dict(read_json(folder / "provenance.json"))
 
 
 # ---------------------------------------------------------------------------------------------- run folders
 
 
 def new_folder(runs_dir: Path, experiment: Experiment) -> Path:
-    """Makes a folder named by time and experiment; two processes that ask at once get one each."""
+    """Makes a new folder, named by time and experiment."""
     stem, number = f"{datetime.now():%Y%m%d-%H%M%S}-{experiment.name}", 1
     while True:
         folder = runs_dir / (stem if number == 1 else f"{stem}-{number}")
@@ -448,16 +421,17 @@ def new_folder(runs_dir: Path, experiment: Experiment) -> Path:
 def find_run(runs_dir: Path, experiment: Experiment, provenance: Provenance) -> Path | None:
     """The newest run of this experiment and provenance that has a checkpoint, or None.
 
-    Fields of `MACHINE` and `EVALUATION` may differ. Where there is no such run, a notice says that training starts from step
-    0, and in what the newest run of the same experiment differs.
+    Fields of `MACHINE` and `EVALUATION` may differ. Without such a run, a notice says so, and how the provenance of the
+    newest run of the same experiment differs.
     """
     settings, others = _settings(experiment), []
-    for folder in _folders(runs_dir):
+    checkpoints = sorted(runs_dir.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for folder in (path.parent for path in checkpoints):
         if any(not (folder / name).exists() for name in FILES):
             continue
         if _settings(Experiment.read(folder / "experiment.json")) != settings:
             continue
-        differing = read_provenance(folder).differing(provenance)
+        differing = Provenance.read(folder).differing(provenance)
         if not differing:
             return folder
         others.append(f"; {folder.name} differs in {', '.join(differing)}")
@@ -466,37 +440,22 @@ def find_run(runs_dir: Path, experiment: Experiment, provenance: Provenance) -> 
 
 
 def _settings(experiment: Experiment) -> dict[str, Any]:
-    """What identifies a run beside its provenance, which knows `start_from` by its content."""
+    """What identifies a run, beside its provenance (which holds a fingerprint of `start_from`)."""
     return {key: value for key, value in experiment.to_record().items() if key not in (*EVALUATION, "start_from")}
-
-
-def _folders(runs_dir: Path) -> list[Path]:
-    """Folders with a checkpoint, the one that was written last first."""
-    checkpoints = sorted(runs_dir.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime_ns)
-    return [path.parent for path in reversed(checkpoints)]
-
-
-def newest_run(runs_dir: str | Path | None = None) -> Path:
-    """The run folder with the newest checkpoint. Raises StegoError if there is none."""
-    runs_dir = user_path(runs_dir, runs_root())
-    folders = _folders(runs_dir)
-    if not folders:
-        raise StegoError(f"{runs_dir} holds no run. Train one first, or name a run folder.")
-    return folders[0]
 
 
 def record_path(run: Run, split: str, data: str | None) -> Path:
     """The file of the run record of a split: metrics.json for the validation split of the run's own data and settings.
 
-    data: fingerprint of the split's images, None without labels. Own data lie where they lay in training, or are those that were scored first.
+    data: fingerprint of the split's images, None without labels. The run's own data are those in the folder of training,
+    or the first that were scored.
     """
     first, trained = run.folder / "metrics.json", run.folder / "experiment.json"
-    experiment = Experiment.read(trained) if trained.exists() else run.experiment
-    names = run.experiment.differing(experiment, (*MACHINE, "backbone"))
-    others = [(name, getattr(run.experiment, name)) for name in names]
-    moved = not trained.exists() or run.experiment.data_root != experiment.data_root
+    own = Experiment.read(trained) if trained.exists() else run.experiment
+    changes = [(key, getattr(run.experiment, key)) for key in run.experiment.differing(own, (*MACHINE, "backbone"))]
+    moved = not trained.exists() or run.experiment.data_root != own.data_root
     if moved and first.exists() and read_json(first)["data"] != data:
-        others.append(("data", data))
-    if split == "val" and not others:
+        changes.append(("data", data))
+    if split == "val" and not changes:
         return first
-    return run.folder / f"metrics-{split}{f'-{fingerprint(others)[:8]}' if others else ''}.json"
+    return run.folder / f"metrics-{split}{f'-{fingerprint(changes)[:8]}' if changes else ''}.json"

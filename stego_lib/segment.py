@@ -205,7 +205,7 @@ def _settings(run: Run, segments: Classes, opacity: float, rules: Rules) -> str:
     names = ("eval_size", "mirror", "official", "precision")
     values = [repr(getattr(run.experiment, name)) for name in names]
     weights = [list(pair) for pair in sorted(run.model.state_dict().items())]
-    drawn = [run._ids.tolist(), segments.names, segments.colors, float(opacity), repr(rules)]
+    drawn = [run.ids.tolist(), segments.names, segments.colors, float(opacity), repr(rules)]
     return fingerprint(run.backbone.weights_id, weights, values, drawn)
 
 

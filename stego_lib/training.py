@@ -3,23 +3,20 @@
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .backbone import Backbone, fit_sizes
 from .batches import Batch, Draw, draw_batch, find_neighbors, fit_to_data
-from .calibration import calibrate
 from .datasets import open_training_set
 from .datasets.classes import read_classes
 from .datasets.findings import show_findings
 from .experiment import Experiment
-from .features import Features, open_features
+from .features import open_features
 from .loss import stego_loss
 from .model import Stego, build_model
-from .official import optional_losses, optional_weights
-from .probes import fit_probes
 from .provenance import Provenance
 from .run import Run, find_run, load_run, new_folder
 from .utils import devices
@@ -31,6 +28,9 @@ from .utils.notices import notice
 from .utils.paths import runs_root, user_path
 from .utils.progress import progress
 from .watch import Watch
+
+if TYPE_CHECKING:
+    from .features import Features
 
 # Steps between checkpoints.
 SAVE_EVERY = 200
@@ -150,7 +150,7 @@ def start_from(source: Run, model: Stego) -> str:
     return fingerprint(*(item for pair in sorted(fitting.items()) for item in pair))
 
 
-def check_clusters(model: Stego, features: Features) -> None:
+def check_clusters(model: Stego, features: "Features") -> None:
     """StegoError for more clusters than label maps can number, or than there are grid cells."""
     count, _, height, width = features.shape
     limit = min(255, count * height * width)
@@ -168,7 +168,7 @@ class Trainer:
     trained, features of the training images, and their nearest neighbors, int64 (N, k).
     """
 
-    def __init__(self, run: Run, features: Features, neighbors: Tensor):
+    def __init__(self, run: Run, features: "Features", neighbors: Tensor):
         self.run, self.features, self.neighbors = run, features, neighbors
         self.experiment, self.model = run.experiment, run.model
         self.optimizer: torch.optim.Optimizer = make_optimizer(self.model, self.experiment)
@@ -182,13 +182,15 @@ class Trainer:
         """What `step` returns, in this order."""
         joint = ["loss_cluster", "loss_linear"] if self.experiment.probes == "joint" else []
         parts = [f"{what}_{kind}" for what in ("loss", "code") for kind in ("self", "knn", "rand")]
-        return ["loss", *parts, *joint, *optional_weights(self.experiment)]
+        return ["loss", *parts, *joint, *self.experiment.official.loss_weights]
 
     def begin(self) -> dict[str, Any]:
         """Before the first step of a run: sets its shifts. Returns what correspondences.json holds."""
-        found = calibrate(self.features, self.neighbors, self.model.feature_mean.cpu(), self.experiment)
-        self.run.shifts = found.shifts
-        return found.to_dict()
+        from .calibration import calibrate
+
+        calibration = calibrate(self.features, self.neighbors, self.model.feature_mean.cpu(), self.experiment)
+        self.run.shifts = calibration.shifts
+        return calibration.to_dict()
 
     def step(self, number: int) -> dict[str, float]:
         """Step number `number`, which draws all random choices from the seed and the number. Returns the values of `columns()`."""
@@ -200,6 +202,8 @@ class Trainer:
     def finish(self) -> None:
         """After the last step: fits the probes that were not trained beside the head."""
         if self.experiment.probes == "after":
+            from .probes import fit_probes
+
             fit_probes(self.model, self.features, self.experiment.seed, clusters=not self.experiment.own_prototypes)
 
     def state(self) -> dict[str, Any]:
@@ -285,9 +289,12 @@ def train_step(
         experiment.weights, shifts,
         centering=experiment.centering, zero_clamp=experiment.official.zero_clamp, stabilize=experiment.official.stabilize,
     )  # fmt: skip
-    values |= optional_losses(model, batch, feats, code, experiment)
-    for name, weight in optional_weights(experiment).items():
-        total = total + weight * values[name]
+    if weights := experiment.official.loss_weights:
+        from .official import optional_losses
+
+        values |= optional_losses(model, batch, feats, code, experiment)
+        for name, weight in weights.items():
+            total = total + weight * values[name]
     if experiment.probes == "joint":
         values["loss_cluster"] = model.cluster_probe.loss(code.detach())
         total = total + values["loss_cluster"]
@@ -310,9 +317,9 @@ def make_optimizer(model: Stego, experiment: Experiment) -> torch.optim.Adam:
 
 def start_run(trainer: Trainer) -> None:
     """Writes a new run's files with a checkpoint of step 0, from which it can be resumed."""
-    run, found = trainer.run, trainer.begin()
+    run, correspondences = trainer.run, trainer.begin()
     if devices.first():
-        write_json(run.folder / "correspondences.json", found)
+        write_json(run.folder / "correspondences.json", correspondences)
         run.save(trainer.optimizer, trainer.state())
         run.save_experiment()
     devices.wait()

@@ -1,17 +1,19 @@
 """Watches a training run for collapse, without labels: how many groups the codes of a few fixed positions form."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .experiment import Experiment
-from .features import Features
 from .model import Stego
 from .utils.files import read_json, write_json
 from .utils.notices import notice
+
+if TYPE_CHECKING:
+    from .features import Features
 
 # Steps between two measurements.
 EVERY = 25
@@ -111,7 +113,7 @@ class Watch:
     before a probe with probes="after" is fitted); "collapsed"; and "seen", the finding and what to change, or null.
     """
 
-    def __init__(self, folder: Path, features: Features, experiment: Experiment, step: int):
+    def __init__(self, folder: Path, features: "Features", experiment: Experiment, step: int):
         self.path, self.experiment = folder / "watch.json", experiment
         rows = torch.linspace(0, len(features) - 1, min(IMAGES, len(features))).long()
         maps = features.rows(rows).flatten(2)

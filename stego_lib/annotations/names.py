@@ -1,12 +1,13 @@
-"""names.json: names that a person gave to the clusters of a run. Equal names merge clusters, None drops one."""
+"""The segments of a run, and names.json, which names them. Equal names merge clusters, None drops one."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from ..datasets.classes import Classes, distinct_names
+from ..datasets.classes import Classes, distinct_names, muted_colors
 from ..utils.errors import StegoError, did_you_mean
 from ..utils.files import fingerprint, read_json, write_json
 
@@ -57,45 +58,73 @@ def merge(ids: np.ndarray, known: Classes, names: Mapping[int, str | None]) -> t
     return np.array(merged, np.uint8), Classes(tuple(distinct_names(list(colors))), tuple(colors.values()))
 
 
-def write_names(
-    path: Path, names: Mapping[str, str | None], known: Classes, ids: np.ndarray, step: int, centers: Tensor
-) -> None:
-    """Writes names.json.
+class Naming:
+    """The segments of a run: its clusters, matched by metrics.json and named by names.json in its folder.
 
-    Parameters
-    ----------
-    path
-        The file.
-    names
-        Segment -> its new name; None drops it. Segments that are left out keep their names.
-    known, ids
-        The segments without names.json, and the segment of each cluster, uint8 (n_clusters,).
-    step, centers
-        Step of the run and its cluster centers: the names are valid for these alone.
-
-    Raises
-    ------
-    StegoError
-        For an unknown segment, and if no segment is left.
+    step, centers: the run's step and cluster centers; both files are valid for these alone.
     """
-    for name, new in names.items():
-        if name not in known.names or not isinstance(new, str | None):
-            guess = did_you_mean(str(name), list(known.names))
+
+    def __init__(self, folder: Path, classes: Classes, step: int, centers: Tensor):
+        self.folder, self.classes, self.step, self.centers = folder, classes, step, centers
+        self.count = len(centers)
+
+    @property
+    def matching(self) -> list[int] | None:
+        """Class of each cluster, -1 for one without; None before this step was evaluated."""
+        path = self.folder / "metrics.json"
+        record = read_json(path) if path.exists() else {}
+        matching = record.get("matching") if record.get("step") == self.step else None
+        classes = range(-1, len(self.classes))
+        if matching is not None and (len(matching) != self.count or any(c not in classes for c in matching)):
+            raise StegoError(f"{path} does not match {self.count} clusters. Remove it, and call evaluate(run).")
+        return matching
+
+    @property
+    def unnamed(self) -> tuple[np.ndarray, Classes]:
+        """Id of each cluster, uint8 (n_clusters,), and the segments: matched classes, then clusters without a class.
+
+        Clusters are called "cluster 0" and so on, in muted colors, so that nobody takes them for classes.
+        """
+        matching, own = self.matching, self.classes
+        ids = np.arange(self.count) if matching is None else np.array(matching)
+        if matching is None and not all(re.fullmatch(r"cluster \d+", name) for name in own.names):
+            own = Classes((), ())
+        others = ids >= len(own) if matching is None else ids < 0
+        ids[others] = len(own) + np.arange(others.sum())
+        names = [*own.names, *(f"cluster {cluster}" for cluster in np.flatnonzero(others))]
+        segments = Classes(tuple(distinct_names(names)), (*own.colors, *muted_colors(int(others.sum()))))
+        return ids.astype(np.uint8), segments
+
+    @property
+    def names(self) -> dict[int, str | None]:
+        """Cluster -> its name, None if dropped; empty without names.json. StegoError for names of other clusters."""
+        path = self.folder / FILE
+        if not path.exists():
+            return {}
+        content = read_json(path)
+        if not isinstance(content, dict) or content.get("clusters") != fingerprint(self.centers):
             raise StegoError(
-                f"{name!r}: {new!r} names no segment{guess}. Map names of {', '.join(known.names)} to a name or None."
+                f"{path} names other clusters than those of step {self.step}. Remove it, and call "
+                "run.name_segments(...) again."
             )
-    by_cluster = {c: names[known.names[id_]] for c, id_ in enumerate(ids.tolist()) if known.names[id_] in names}
-    merge(ids, known, by_cluster)
-    write_json(path, {"step": step, "clusters": fingerprint(centers), "names": by_cluster})
+        return {int(cluster): name for cluster, name in content["names"].items()}
 
+    @property
+    def named(self) -> tuple[np.ndarray, Classes]:
+        """`unnamed` with the names of names.json; `NOTHING` is the id of dropped clusters."""
+        return merge(*self.unnamed, self.names)
 
-def read_names(path: Path, step: int, centers: Tensor) -> dict[int, str | None]:
-    """Cluster -> its name, None if dropped; empty without the file. StegoError for names of other clusters."""
-    if not path.exists():
-        return {}
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("clusters") != fingerprint(centers):
-        raise StegoError(
-            f"{path} names other clusters than those of step {step}. Remove it, and call run.name_segments(...) again."
-        )
-    return {int(cluster): name for cluster, name in content["names"].items()}
+    def write(self, names: Mapping[str, str | None]) -> None:
+        """Writes names.json. names: segment -> its new name, None to drop it. StegoError as in `Run.name_segments`."""
+        ids, known = self.unnamed
+        for name, new in names.items():
+            if name not in known.names or not isinstance(new, str | None):
+                guess = did_you_mean(str(name), list(known.names))
+                raise StegoError(
+                    f"{name!r}: {new!r} names no segment{guess}. "
+                    f"Map names of {', '.join(known.names)} to a name or None."
+                )
+        by_cluster = {c: names[known.names[id_]] for c, id_ in enumerate(ids.tolist()) if known.names[id_] in names}
+        merge(ids, known, by_cluster)
+        content = {"step": self.step, "clusters": fingerprint(self.centers), "names": by_cluster}
+        write_json(self.folder / FILE, content)

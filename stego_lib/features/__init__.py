@@ -1,22 +1,23 @@
 """Frozen features: extracted once and kept on disk, or computed on demand."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..backbone import Backbone
-from ..datasets import SegmentationDataset
-from ..datasets.transforms import Size
 from ..utils.errors import StegoError
+from ..utils.fields import Size
 from ..utils.paths import user_path
-from .compact import CompactFeatures
-from .online import OnlineFeatures
-from .store import Features, FullFeatures, Source, content_fingerprints
+from .base import Features
 
-__all__ = ["Features", "content_fingerprints", "open_features"]
+if TYPE_CHECKING:
+    from ..backbone import Backbone
+    from ..datasets import SegmentationDataset
+
+__all__ = ["Features", "open_features"]
 
 
 def open_features(
-    dataset: SegmentationDataset,
-    backbone: Backbone,
+    dataset: "SegmentationDataset",
+    backbone: "Backbone",
     size: Size,
     root: str | Path,
     store: str = "full",
@@ -56,6 +57,10 @@ def open_features(
     >>> open_features(scenes, backbone, 128, "runs/features").rows(torch.tensor([0, 5])).shape
     torch.Size([2, 192, 16, 16])
     """
+    from .compact import CompactFeatures
+    from .online import OnlineFeatures
+    from .store import FullFeatures, Source
+
     kinds = {"full": FullFeatures, "compact": CompactFeatures, "online": OnlineFeatures}
     if store not in kinds:
         raise StegoError(f"store is {store!r}. Choose {', '.join(kinds)}.")

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..utils import devices
-from .store import Features, Reader, Source, Store, StoredFeatures
+from .base import Features
+from .store import Reader, Source, Store, StoredFeatures
 
 
 class OnlineFeatures(StoredFeatures):

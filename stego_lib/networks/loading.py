@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from ..utils.errors import StegoError, brief, did_you_mean
 from ..utils.fields import split_backbone
 from ..utils.paths import PACKAGE
-from .dino import dino_vit
 from .geometry import Geometry, measure
-from .weights import fill, read_weights, unwrap
 
 # Backbones that come with the package.
 EMBEDDED = {path.stem: path for path in sorted((PACKAGE / "weights").glob("*.safetensors"))}
@@ -51,6 +49,9 @@ def load_network(name: str, heads: int | None = None) -> tuple[nn.Module, Normal
     if path.suffix.lower() == ".safetensors":
         return _from_metadata(path)
     if path.suffix.lower() == ".pth":
+        from .dino import dino_vit
+        from .weights import read_weights, unwrap
+
         weights = unwrap(read_weights(path)[0], "cls_token")
         weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
         return dino_vit(weights, path, heads), IMAGENET
@@ -124,6 +125,8 @@ def _as_published(network: nn.Module, timm_name: str, heads: int | None = None) 
     """DINO's networks as DINO runs them, because timm resamples position embeddings differently."""
     if not (timm_name.startswith("vit") and timm_name.endswith(".dino")):
         return network
+    from .dino import dino_vit
+
     return dino_vit(network.state_dict(), timm_name, heads or network.blocks[0].attn.num_heads)
 
 
@@ -134,6 +137,8 @@ def _normalization(network: nn.Module) -> Normalization:
 
 def _from_metadata(path: Path) -> tuple[nn.Module, Normalization]:
     """The network that the metadata of a .safetensors file describe, with its weights."""
+    from .weights import fill, read_weights
+
     weights, metadata = read_weights(path)
     try:
         arguments = json.loads(metadata["timm"])
@@ -160,6 +165,8 @@ def _from_metadata(path: Path) -> tuple[nn.Module, Normalization]:
 
 def _from_named_file(timm_name: str, path: Path, heads: int | None) -> tuple[nn.Module, Normalization]:
     """timm's network `timm_name` with weights from a file of timm's hub or of the network's authors."""
+    from .weights import fill, read_weights, unwrap
+
     network = _create(timm_name)
     names = network.state_dict().keys()
     weights = unwrap(read_weights(path)[0], next(iter(names)))

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ..batches import Draw
 from ..experiment import SUCCESSORS, Experiment, recipe_of
-from ..official import optional_weights
 from ..training import Trainer
 from ..utils import devices
 from ..utils.errors import StegoError
@@ -29,7 +28,7 @@ class Successor(Trainer):
     def check(cls, experiment: Experiment) -> None:
         """StegoError for options that the method does not support; a notice for settings that it does not use."""
         unsupported = [] if experiment.probes == "after" else [f"probes={experiment.probes!r}"]
-        unsupported += optional_weights(experiment)
+        unsupported += experiment.official.loss_weights
         if cls.clusters_fitted_last and experiment.official.keep_every:
             unsupported.append("keep_every")
         if unsupported:

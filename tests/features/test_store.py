@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from stego_lib import Backbone, StegoError, open_dataset
 from stego_lib.datasets.crops import FiveCrop
 from stego_lib.datasets.transforms import resize_image, resize_label
-from stego_lib.features import content_fingerprints, open_features
+from stego_lib.features import open_features
 from stego_lib.features import store as store_module
 from stego_lib.utils.notices import Notice
 
@@ -108,7 +108,7 @@ def test_rows_are_what_backbone_and_dataset_give(
     assert_close(features.pooled, expected.mean((2, 3)), rtol=1e-4, atol=1e-5)
     assert_close(features.mean, expected.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert features.class_pixels == [int((labels == class_).sum()) for class_ in range(features.n_classes)]
-    assert features.fingerprints == content_fingerprints(dataset, tmp_path / "other")
+    assert features.fingerprints == store_module.content_fingerprints(dataset, tmp_path / "other")
 
 
 def test_without_labels(scenes_root, backbone, tmp_path):

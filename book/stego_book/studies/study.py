@@ -15,7 +15,7 @@ from stego_lib.calibration import AUTO
 from stego_lib.datasets import open_split, open_training_set
 from stego_lib.evaluation import evaluate
 from stego_lib.experiment import Experiment
-from stego_lib.features import content_fingerprints
+from stego_lib.features.store import content_fingerprints
 from stego_lib.provenance import Provenance
 from stego_lib.training import train
 from stego_lib.utils.errors import StegoError
