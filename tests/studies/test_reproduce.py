@@ -109,8 +109,7 @@ def test_data_that_are_not_there_end_it_with_one_clear_error(tmp_path, monkeypat
     assert not (tmp_path / "work").exists(), "no work was done"
 
 
-@pytest.mark.parametrize("row", ["cityscape-vitb8", "scenes", None])
-def test_a_row_that_does_not_exist_ends_before_any_work(row, tmp_path):
+def test_a_row_that_does_not_exist_ends_before_any_work(tmp_path):
     with pytest.raises(StegoError, match="its rows"):
-        run_cells(dict(row=row, data_root=str(tmp_path / "data"), runs_dir=str(tmp_path / "work")))
+        run_cells(dict(row="cityscape-vitb8", data_root=str(tmp_path / "data"), runs_dir=str(tmp_path / "work")))
     assert list(tmp_path.iterdir()) == []

@@ -11,15 +11,12 @@ from stego_lib import StegoError
 from stego_lib.utils.files import read_json, write_json
 
 
-@pytest.mark.parametrize("text, expected", [("0 1 2", [0, 1, 2]), ("5,3", [5, 3]), (4, [4])])
-def test_seeds_are_read_as_papermill_gives_them(text, expected):
-    assert whole_numbers(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "1 01", "a", "-1", "0.5", None])
-def test_what_is_no_list_of_seeds_is_refused(text):
-    with pytest.raises(StegoError, match="seeds"):
-        whole_numbers(text)
+def test_seeds_are_read_as_papermill_gives_them():
+    for text, expected in {"0 1 2": [0, 1, 2], "5,3": [5, 3], 4: [4]}.items():
+        assert whole_numbers(text) == expected
+    for text in ("", "1 01", "a", "-1", "0.5", None):
+        with pytest.raises(StegoError, match="seeds"):
+            whole_numbers(text)
 
 
 @pytest.fixture(autouse=True)

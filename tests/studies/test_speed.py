@@ -41,7 +41,7 @@ def test_costs_add_up():
     assert list(table["store takes"]) == ["804.4 MB", "8.0 TB"]
     by_hand = 128 * 784 + 4 * 128 + 4 * 384  # codes, units, mean feature
     assert model.compact_bytes == by_hand and table["compact store takes at most"].iloc[0] == f"{by_hand / 1000:.1f} MB"
-    with pytest.raises(StegoError, match="rest, recipe"):
+    with pytest.raises(StegoError, match="rest recipe"):
         speed.costs({name: rows[name] for name in ("extraction", "neighbors")})
 
 

@@ -35,19 +35,18 @@ def test_a_record_is_found_by_its_experiment_whatever_its_file_is_called(tmp_pat
 
 def test_embedded_weights_that_were_replaced_do_not_count(tmp_path):
     assert stored(tmp_path, TWO[0], weights="of last year").record(TWO[0], 0) is None
-    now = Backbone(BASE.backbone).weights_id
-    assert stored(tmp_path, TWO[0], weights=now).record(TWO[0], 0) is not None
+    assert stored(tmp_path, TWO[0], weights=Backbone(BASE.backbone).weights_id).record(TWO[0], 0) is not None
 
 
 def test_two_weights_files_of_one_name_are_two_backbones(tmp_path):
     """Every file of a hub is called model.safetensors."""
-    folders = [tmp_path / name for name in "ab"]
-    for folder in folders:
-        folder.mkdir()
-    files = [write_backbone(folder / "model.safetensors", seed) for seed, folder in enumerate(folders)]
-    ours, theirs = (Variant("K", "8", BASE.but(backbone=str(path))) for path in files)
-    study = stored(tmp_path / "records", ours, weights=Backbone(str(files[0])).weights_id)
-    assert study.record(ours, 0) is not None and study.record(theirs, 0) is None
+    variants = []
+    for seed, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        file = write_backbone(tmp_path / name / "model.safetensors", seed)
+        variants.append(Variant("K", "8", BASE.but(backbone=str(file))))
+    study = stored(tmp_path / "records", variants[0], weights=Backbone(variants[0].experiment.backbone).weights_id)
+    assert study.record(variants[0], 0) is not None and study.record(variants[1], 0) is None
 
 
 @pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"feature_store": "compact"}], ids=str)

@@ -2,7 +2,6 @@
 
 import textwrap
 
-import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -12,41 +11,36 @@ from torch import Tensor
 from stego_lib.datasets import Classes, SegmentationDataset
 from stego_lib.datasets.crops import FiveCrop
 
-from .style import find_fonts, show_image
+from .style import find_fonts, hide_ticks, panels, show_image
 
 
 def five_crop(dataset: SegmentationDataset, index: int) -> Figure:
     """An image with the five boxes, and the five images that they make of it."""
     crops, colors = FiveCrop(dataset), sns.color_palette()
-    figure, axes = plt.subplots(1, 6, figsize=(12, 2.5))
+    figure, axes = panels(6, size=(2, 2.5))
     image = dataset.image(index)
-    show_image(axes[0], image.permute(1, 2, 0).numpy(), "image")
+    show_image(axes[0], image, "image")
     for number, (axis, color) in enumerate(zip(axes[1:], colors, strict=False)):
         top, left, height, width = crops.boxes(index, *image.shape[1:])[number]
         inset = 0.012 * (number + 1) * width  # boxes share edges, so each is drawn a little further in
-        axes[0].add_patch(
-            Rectangle(
-                (left + inset, top + inset), width - 2 * inset, height - 2 * inset, fill=False, edgecolor=color, lw=2
-            )
-        )
-        show_image(axis, crops.image(5 * index + number).permute(1, 2, 0).numpy(), f"crop {number}")
+        corner, sides = (left + inset, top + inset), (width - 2 * inset, height - 2 * inset)
+        axes[0].add_patch(Rectangle(corner, *sides, fill=False, edgecolor=color, lw=2))
+        show_image(axis, crops.image(5 * index + number), f"crop {number}")
         for spine in axis.spines.values():
             spine.set(edgecolor=color, linewidth=3)
-    figure.tight_layout()
     return figure
 
 
 def shared_content(values: dict[str, Tensor]) -> Figure:
     """Histograms of `neighbors.shared_content`, one per kind of partner, each with its mean."""
-    figure, axis = plt.subplots(figsize=(7, 3))
+    figure, (axis,) = panels(1, size=(7, 3))
     bins = np.linspace(0, 1, 26)
-    for color, (name, found) in zip(sns.color_palette(), values.items(), strict=False):
-        label = f"{name}: mean {found.mean():.2f}"
-        axis.hist(found.flatten().numpy(), bins, density=True, alpha=0.55, color=color, label=label)
-        axis.axvline(found.mean(), color=color, linestyle="--")
+    for color, (name, shares) in zip(sns.color_palette(), values.items(), strict=False):
+        label = f"{name}: mean {shares.mean():.2f}"
+        axis.hist(shares.flatten().numpy(), bins, density=True, alpha=0.55, color=color, label=label)
+        axis.axvline(shares.mean(), color=color, linestyle="--")
     axis.set(xlabel="content that image and partner share", ylabel="density", xlim=(0, 1))
     axis.legend()
-    figure.tight_layout()
     return figure
 
 
@@ -54,19 +48,17 @@ def palettes(spaces: dict[str, Classes], columns: int = 9) -> Figure:
     """The classes of every dataset, each name on its color."""
     lines = [-(-len(classes) // columns) for classes in spaces.values()]
     find_fonts(*(name for classes in spaces.values() for name in classes.names))
-    figure, axes = plt.subplots(
-        len(spaces), figsize=(11, 0.42 * sum(lines) + 0.3 * len(lines)), gridspec_kw={"height_ratios": lines}
-    )
-    for axis, (name, classes), height in zip(np.atleast_1d(axes), spaces.items(), lines, strict=True):
+    height = 0.42 * sum(lines) / len(lines) + 0.3
+    figure, axes = panels(len(spaces), columns=1, size=(11, height), height_ratios=lines)
+    for axis, (name, classes), height in zip(axes, spaces.items(), lines, strict=True):
         for i, (class_, color) in enumerate(zip(classes.names, np.array(classes.colors) / 255, strict=True)):
             x, y = i % columns, i // columns
             axis.add_patch(Rectangle((x, y), 0.97, 0.92, facecolor=color, edgecolor="0.7"))
             ink = "black" if color @ [0.299, 0.587, 0.114] > 0.5 else "white"
-            words = textwrap.fill(class_, 13)
-            axis.text(x + 0.485, y + 0.46, words, ha="center", va="center", fontsize=9, color=ink, parse_math=False)
-        axis.set(xlim=(0, columns), ylim=(height, 0), xticks=[], yticks=[])
+            options = {"ha": "center", "va": "center", "fontsize": 9, "color": ink, "parse_math": False}
+            axis.text(x + 0.485, y + 0.46, textwrap.fill(class_, 13), **options)
+        hide_ticks(axis)
+        axis.set(xlim=(0, columns), ylim=(height, 0))
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
-        axis.grid(visible=False)
         sns.despine(ax=axis, left=True, bottom=True)
-    figure.tight_layout()
     return figure

@@ -19,9 +19,7 @@ KINDS = {"self": "self", "knn": "nearest neighbor", "rand": "random"}
 
 
 def correspondences(run: Run) -> Figure:
-    """Histograms of the feature correspondences of each kind of pair; those beyond the shift attract, the others
-    repel.
-    """
+    """Histograms of the feature correspondences of each kind of pair; those beyond the shift attract."""
     measured = run.correspondences
     edges = np.array(measured["edges"])
     figure, axes = panels(3, size=(3.2, 2.8))
@@ -52,9 +50,9 @@ def curves(log: pd.DataFrame, span: int = 20) -> Figure:
         lines = {
             "correspondence loss": {f"loss_{kind}": name for kind, name in KINDS.items()},
             "mean code correspondence": {f"code_{kind}": name for kind, name in KINDS.items()},
+            "loss of the probes": {f"loss_{name}": name for name in probes},
         }
-        if probes:
-            lines["loss of the probes"] = {f"loss_{name}": name for name in probes}
+        lines = {title: columns for title, columns in lines.items() if columns}
     else:
         lines = {str(name).replace("_", " "): {name: ""} for name in log}
     colors = dict(zip([*KINDS.values(), "cluster", "linear"], sns.color_palette(), strict=False))
@@ -77,9 +75,8 @@ def score_bars(record: dict[str, Any]) -> Figure:
     colors = [sns.color_palette()[0 if METHODS[method].startswith("STEGO") else 7] for method in methods]
     figure, axes = panels(2, size=(5, 0.42 * len(methods) + 1.2), sharey=True)
     for axis, (score, title) in zip(axes, {"accuracy": "accuracy (%)", "miou": "mean IoU (%)"}.items(), strict=True):
-        bars = axis.barh(
-            [names[method] for method in methods], [scores[method][score] for method in methods], color=colors
-        )
+        values = [scores[method][score] for method in methods]
+        bars = axis.barh([names[method] for method in methods], values, color=colors)
         axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
         axis.set(title=title, xlim=(0, 100))
         axis.grid(axis="y", visible=False)
@@ -100,31 +97,17 @@ def spread(records: list[dict[str, Any]]) -> Figure:
 
 
 def confusion(record: dict[str, Any]) -> Figure:
-    """Where the pixels of each class went: rows are clusters (by their class), columns true classes; each column sums
-    to 100.
-
-    StegoError for a record without scores.
-    """
+    """Where the pixels of each class went: rows are clusters, columns true classes; each column sums to 100."""
     table, matching, names = np.array(scored(record)["confusion"], float), record["matching"], record["classes"]
     find_fonts(*names)
     order = sorted(range(len(matching)), key=lambda cluster: (matching[cluster] < 0, matching[cluster]))
     rows = [names[matching[i]] if matching[i] >= 0 else f"cluster {i}" for i in order]
     side = 0.42 * len(names) + 2.2
     figure, (axis,) = panels(1, size=(side + 0.8, side))
-    sns.heatmap(
-        100 * table[order] / np.maximum(table.sum(0), 1),
-        xticklabels=names,
-        yticklabels=rows,
-        annot=len(names) <= 15,
-        fmt=".0f",
-        annot_kws={"fontsize": 8},
-        cmap="viridis",
-        vmin=0,
-        vmax=100,
-        square=True,
-        cbar_kws={"label": "% of the true class", "shrink": 0.7},
-        ax=axis,
-    )
+    options = {"xticklabels": names, "yticklabels": rows, "cbar_kws": {"label": "% of the true class", "shrink": 0.7}}
+    options |= {"annot": len(names) <= 15, "fmt": ".0f", "annot_kws": {"fontsize": 8}}
+    share = 100 * table[order] / np.maximum(table.sum(0), 1)
+    sns.heatmap(share, cmap="viridis", vmin=0, vmax=100, square=True, ax=axis, **options)
     axis.set(xlabel="true class", ylabel="cluster, by the class it is matched to")
     axis.tick_params(axis="x", rotation=60)
     as_they_are([*axis.get_xticklabels(), *axis.get_yticklabels()])
@@ -143,9 +126,7 @@ def class_iou(*records: dict[str, Any], methods: Sequence[str] = tuple(METHODS))
 
 
 def class_table(values: Mapping[str, Sequence[float] | np.ndarray], names: Sequence[str]) -> Figure:
-    """IoU of each class as a table in colors: one row an entry of `values`, one column a class, and their mean in
-    front.
-    """
+    """IoU of each class as a table in colors: one row an entry of `values`, one column a class, their mean in front."""
     find_fonts(*names)
     table = pd.DataFrame(values, index=names).T
     table.insert(0, "mean", table.mean(axis=1))

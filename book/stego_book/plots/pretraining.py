@@ -2,37 +2,34 @@
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .style import panels
+from .style import panels, show_image
 
+# What the watch measures, as figures name it; older records lack the last.
 MEASURES = {
     "kmeans_miou": "k-means, mIoU (%)",
     "linear_miou": "linear probe (labels), mIoU (%)",
     "other_miou": "linear probe of other drives (labels), mIoU (%)",
 }
-"""What the watch measures, as figures name it; older records lack the last."""
 
 
 def matched_points(view1: Tensor, view2: Tensor, where1: Tensor, where2: Tensor) -> Figure:
     """Two crops of each image, one above the other, with the points that must be recognized; see `two_views`."""
     count, crop = len(view1), view1.shape[-1]
-    figure, axes = plt.subplots(2, count, figsize=(2.25 * count, 4.6), squeeze=False, layout="constrained")
-    for row, views, points, name in zip(
-        axes, (view1, view2), (where1, where2), ("first crop", "second crop"), strict=True
-    ):
-        row[0].set_ylabel(name)
-        for axis, view, point in zip(row, views, points, strict=True):
-            axis.imshow(view.permute(1, 2, 0))
-            pixels = (point + 1) / 2 * crop - 0.5
-            axis.scatter(*pixels.T, s=14, color="white", edgecolor="black")
-            for number, (x, y) in enumerate(pixels.tolist(), 1):
-                axis.text(x + 1.5, y, str(number), color="white", fontsize=8, weight="bold")
-            axis.set(xticks=[], yticks=[])
+    figure, axes = panels(2 * count, count, size=(2.25, 2.3))
+    points = [*where1, *where2]
+    for axis, view, where in zip(axes, [*view1, *view2], points, strict=True):
+        show_image(axis, view)
+        pixels = (where + 1) / 2 * crop - 0.5
+        axis.scatter(*pixels.T, s=14, color="white", edgecolor="black")
+        for number, (x, y) in enumerate(pixels.tolist(), 1):
+            axis.text(x + 1.5, y, str(number), color="white", fontsize=8, weight="bold")
+    axes[0].set_ylabel("first crop")
+    axes[count].set_ylabel("second crop")
     return figure
 
 
@@ -50,10 +47,8 @@ def learning_curves(stages: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> 
             label = None if number else title.split(",")[0]
             right.plot(begins + measured.index, measured[key], marker=marker, color=color, label=label)
         if number:
-            left.annotate(
-                f"{name} stage", (begins, 0.97), (2, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
-                rotation="vertical", va="top", fontsize=9, color="dimgray",
-            )  # fmt: skip
+            options = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "rotation": "vertical"}
+            left.annotate(f"{name} stage", (begins, 0.97), (2, 0), va="top", fontsize=9, color="dimgray", **options)
             for axis in (left, right):
                 axis.axvline(begins, color="gray", linestyle=":", linewidth=1)
         begins += losses.index[-1]

@@ -11,25 +11,23 @@ from matplotlib.ticker import FuncFormatter
 from ..studies.speed import CITYSCAPES_CROPS, Costs
 from .style import panels
 
-WAYS = {"published order": "o", "online": "s", "store": "^", "store, 8 machines": "D"}
-
 
 def cost(model: Costs, disk: float = 1e12) -> Figure:
-    """Hours of a training in each way, and bytes of the store, from 1,000 to 10 million images; `disk`: a disk in
-    bytes.
-    """
+    """Hours of a training in each way, and bytes of the store, by number of images; `disk`: a disk in bytes."""
     images = np.geomspace(1e3, 1e7, 41)
-    seconds: dict[str, Callable[[float], float]] = {
-        "published order": model.published, "online": model.online,
-        "store": model.store, "store, 8 machines": lambda count: model.store(count, 8),
-    }  # fmt: skip
+    ways: dict[str, tuple[str, Callable[[float], float]]] = {
+        "published order": ("o", model.published),
+        "online": ("s", model.online),
+        "store": ("^", model.store),
+        "store, 8 machines": ("D", lambda count: model.store(count, 8)),
+    }
     figure, (time, room) = panels(2, size=(5.5, 4))
-    for (name, way), color in zip(seconds.items(), sns.color_palette(), strict=False):
-        hours = [way(count) / 3600 for count in images]
-        time.loglog(images, hours, color=color, marker=WAYS[name], markevery=8, label=name)
+    for (name, (marker, seconds)), color in zip(ways.items(), sns.color_palette(), strict=False):
+        hours = [seconds(count) / 3600 for count in images]
+        time.loglog(images, hours, color=color, marker=marker, markevery=8, label=name)
     time.axvline(CITYSCAPES_CROPS, color="gray", linestyle=":", linewidth=1)
-    time.annotate("Cityscapes", (CITYSCAPES_CROPS, 0.98), xycoords=("data", "axes fraction"), fontsize=9, rotation=90,
-                  ha="right", va="top", color="dimgray")  # fmt: skip
+    options = {"xycoords": ("data", "axes fraction"), "rotation": 90, "ha": "right", "va": "top"}
+    time.annotate("Cityscapes", (CITYSCAPES_CROPS, 0.98), fontsize=9, color="dimgray", **options)
     time.set(title="time of a training", xlabel="images", ylabel="hours")
     time.legend(fontsize=9)
     room.loglog(images, images * model.bytes / 1e9, color="black", label="full")

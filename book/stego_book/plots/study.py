@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -100,9 +99,7 @@ def extra_clusters(table: pd.DataFrame) -> Figure:
 
 
 def balance(forces: dict[str, dict[str, float]]) -> Figure:
-    """Pull to the right, push to the left, and the net force as a diamond, for each kind of pairs
-    (`calibration.balance`).
-    """
+    """Pull to the right, push to the left, and the net force as a diamond, for each kind of pairs."""
     figure, (axis,) = panels(1, size=(7.5, 2.4))
     names = [KINDS[kind] for kind in forces]
     for sign, key, color in ((1, "pull", 2), (-1, "push", 3)):
@@ -142,22 +139,17 @@ def code_curves(logs: dict[str, pd.DataFrame]) -> Figure:
 
 
 def benchmark(tables: dict[str, pd.DataFrame]) -> Figure:
-    """mIoU of each method, a panel a dataset (`benchmark.rows_by_miou`): full bars are verified at their source, open
-    ones not.
-    """
+    """mIoU of each method, a panel a dataset (`benchmark.rows_by_miou`): full bars are verified at their source."""
     heights = [max(map(len, list(tables.values())[line : line + 2])) for line in range(0, len(tables), 2)]
     size = (6.2, 0.3 * sum(heights) / len(heights) + 0.8)
     figure, axes = panels(len(tables), columns=2, size=size, height_ratios=heights)
     limit = 1.12 * max(table["miou"].max() for table in tables.values())
     for axis, (title, table) in zip(axes, tables.items(), strict=True):
         for row in table.itertuples():
-            name, color = (
-                f"{row.method}, {row.backbone}",
-                sns.color_palette()[0 if row.method.startswith("STEGO") else 7],
-            )
-            full = row.verified == "yes"
-            face, hatch = (color, None) if full else ("white", "///")
-            axis.barh(name, row.miou, facecolor=face, edgecolor=color, hatch=hatch)
+            name = f"{row.method}, {row.backbone}"
+            color = sns.color_palette()[0 if row.method.startswith("STEGO") else 7]
+            options = {"facecolor": color} if row.verified == "yes" else {"facecolor": "white", "hatch": "///"}
+            axis.barh(name, row.miou, edgecolor=color, **options)
             axis.text(row.miou + 0.4, name, f"{row.miou:.1f}", va="center", fontsize=8)
         axis.set(title=title, xlim=(0, limit), xlabel="mean IoU (%)")
         axis.tick_params(axis="y", labelsize=8)
@@ -185,15 +177,14 @@ def backbones(scores: pd.DataFrame) -> Figure:
 
 
 def light(records: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
-    """mIoU of k-means and of STEGO by the amount of `studies.light`, one panel an entry of `records`; mean and
-    deviation.
-    """
+    """mIoU of k-means and of STEGO by the share taken off, a panel for each data; mean and standard deviation."""
     figure, axes = panels(len(records), size=(3.4, 3.2))
     for axis, (title, some) in zip(axes, records.items(), strict=True):
+        names = {"kmeans_features": "k-means", "cluster": "STEGO"}
         rows = [
             {"amount": record["light"], "method": name, "miou": record["scores"][key]["miou"]}
             for record in some
-            for key, name in {"kmeans_features": "k-means", "cluster": "STEGO"}.items()
+            for key, name in names.items()
         ]
         if rows:
             options = {"hue": "method", "style": "method", "markers": True, "errorbar": "sd"}
@@ -210,7 +201,7 @@ def _cluster_scores(study: Study, group: str) -> pd.DataFrame:
 
 def nothing(study: Study | str) -> Figure:
     """Takes a figure's place while there is no run record to draw; `study`: it, or the command that runs it."""
-    figure, axis = plt.subplots(figsize=(7, 1))
+    figure, (axis,) = panels(1, size=(7, 1))
     command = study if isinstance(study, str) else f"{len(study.missing())} runs to do: make ablations"
     axis.text(0.5, 0.5, f"no run record yet; {command}", ha="center", va="center", transform=axis.transAxes)
     axis.axis("off")

@@ -1,4 +1,4 @@
-"""What all figures share: style, colors of classes, legends, fonts for any script."""
+"""What all figures share: style, panels, colors of classes, legends, fonts for any script."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -32,25 +32,13 @@ def use_style() -> None:
 
 
 def panels(
-    count: int,
-    columns: int | None = None,
-    *,
-    size: tuple[float, float],
-    sharey: bool = False,
-    height_ratios: Sequence[float] | None = None,
+    count: int, columns: int | None = None, *, size: tuple[float, float], sharey: bool = False, **options: object
 ) -> tuple[Figure, list[plt.Axes]]:
     """A figure with `count` axes, `columns` in a row (None: all), each of this size in inches."""
     columns = min(count, columns or count)
     lines = -(-count // columns)
-    figure, axes = plt.subplots(
-        lines,
-        columns,
-        figsize=(size[0] * columns, size[1] * lines),
-        sharey=sharey,
-        squeeze=False,
-        layout="constrained",
-        height_ratios=height_ratios,
-    )
+    options |= {"figsize": (size[0] * columns, size[1] * lines), "layout": "constrained"}
+    figure, axes = plt.subplots(lines, columns, sharey=sharey, squeeze=False, **options)
     for axis in axes.flat[count:]:
         axis.axis("off")
     return figure, list(axes.flat[:count])
@@ -79,13 +67,19 @@ def paint(label: Tensor | np.ndarray, classes: Classes) -> np.ndarray:
     return palette[np.where((label >= 0) & (label < len(classes)), label, len(classes))]
 
 
-def show_image(axis: plt.Axes, image: np.ndarray, title: str | None = None) -> None:
-    """An image without ticks."""
+def hide_ticks(axis: plt.Axes) -> None:
+    """Removes ticks and grid lines, as around images."""
+    axis.set(xticks=[], yticks=[])
+    axis.grid(visible=False)
+
+
+def show_image(axis: plt.Axes, image: np.ndarray | Tensor, title: str | None = None) -> None:
+    """An image, (H, W, 3) or a tensor (3, H, W), without ticks."""
+    image = image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) else image
     height, width = image.shape[:2]
     step = -(-max(height, width) // SHOWN)
     axis.imshow(image[::step, ::step], interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
-    axis.set(xticks=[], yticks=[])
-    axis.grid(visible=False)
+    hide_ticks(axis)
     if title:
         axis.set_title(title, fontsize=12, parse_math=False, fontfamily=find_fonts(title))
 
@@ -97,19 +91,13 @@ def add_legend(figure: Figure, *classes: Classes, ignored: bool = False) -> None
     """
     entries = list(dict.fromkeys(pair for some in classes for pair in zip(some.names, some.colors, strict=True)))
     entries += [("ignored", UNMATCHED)] if ignored else []
-    find_fonts(*(name for name, _ in entries))
-    legend = figure.legend(
-        handles=[Patch(facecolor=np.array(color) / 255, edgecolor="0.6") for _, color in entries],
-        labels=["x"] * len(entries),  # a legend leaves out what is called "_background_"
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0.0),
-        ncol=min(8, len(entries)),
-        fontsize=10,
-        frameon=False,
-        handlelength=1.2,
-        columnspacing=1.2,
-    )
-    for text, (name, _) in zip(legend.get_texts(), entries, strict=True):
+    names = [name for name, _ in entries]
+    find_fonts(*names)
+    handles = [Patch(facecolor=np.array(color) / 255, edgecolor="0.6") for _, color in entries]
+    options = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "frameon": False, "fontsize": 10}
+    options |= {"ncol": min(8, len(entries)), "handlelength": 1.2, "columnspacing": 1.2}
+    legend = figure.legend(handles, ["x"] * len(names), **options)  # it would leave out "_background_"
+    for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(name)
     as_they_are(legend.get_texts())
 
@@ -138,9 +126,7 @@ def find_fonts(*texts: str) -> list[str]:
         _WITHOUT_FONT.update(new)
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # matplotlib says it of each letter
         letters = "".join(sorted(new)[:10])
-        notice(
-            f"no font on this machine has the letters {letters}: figures show boxes. Install one, such as Noto Sans CJK"
-        )
+        notice(f"no font on this machine has the letters {letters}: install one, such as Noto Sans CJK")
     return families
 
 

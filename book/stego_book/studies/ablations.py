@@ -56,9 +56,7 @@ def ablations(base: Experiment) -> list[Variant]:
 
 
 def dimensions(base: Experiment, dims: Sequence[int]) -> list[Variant]:
-    """Fixed heads at each number of dimensions, the features themselves, and the trained head where the K sweep has
-    it.
-    """
+    """Fixed heads at each number of dimensions, the features themselves, and the trained heads of the K sweep."""
     base, variants = base.but(crf=False), []
     for kind, head in FIXED_HEADS.items():
         if head == "none":
@@ -87,12 +85,8 @@ def paper_layout(study: Study) -> pd.DataFrame:
     for variant in study.variants:
         if variant.group == LADDER:
             e = variant.experiment
-            has = {
-                "0-clamp": e.official.zero_clamp,
-                "5-crop": e.crop == "five",
-                "centering": e.centering,
-                "CRF": variant.crf,
-            }
+            has = {"0-clamp": e.official.zero_clamp, "5-crop": e.crop == "five", "centering": e.centering}
+            has["CRF"] = variant.crf
             ticks[variant.name] = {name: "✓" if there else "" for name, there in has.items()}
     return pd.DataFrame.from_dict(ticks, orient="index").join(study.table(LADDER)).rename_axis("")
 

@@ -24,21 +24,15 @@ def published_rows() -> pd.DataFrame:
 
 
 def own_rows(folders: Sequence[str | Path]) -> pd.DataFrame:
-    """The run records of each folder, one row per method: mean ± standard deviation over seeds. They count as
-    verified.
-    """
+    """The run records of each folder, one row per method: mean ± standard deviation over seeds."""
     rows = []
     for folder in folders:
         check_comparable(records := read_records(folder))
         experiment = records[0]["experiment"]
         backbone = NETWORKS.get(experiment["backbone"], Path(experiment["backbone"]).stem)
         source = f"{Path(folder).parent.name}/{Path(folder).name}, {len(records)} seeds"
-        scores = (
-            score_table(records)
-            .drop_duplicates()
-            .groupby("method", sort=False)[["accuracy", "miou"]]
-            .agg(mean_and_spread)
-        )
+        groups = score_table(records).drop_duplicates().groupby("method", sort=False)
+        scores = groups[["accuracy", "miou"]].agg(mean_and_spread)
         for method, (accuracy, miou) in scores.drop("best_by_label", errors="ignore").iterrows():
             protocol = "linear" if method.startswith("linear") else "cluster"
             rows.append([experiment["dataset"], METHODS[method], backbone, protocol, accuracy, miou, source, "yes"])
@@ -59,9 +53,7 @@ def missing_rows(own: pd.DataFrame) -> pd.DataFrame:
 
 
 def rows_by_miou(published: pd.DataFrame, dataset: str, protocol: str = "cluster") -> pd.DataFrame:
-    """The rows of a dataset and protocol that have an mIoU, best first, with it as a number. Raises StegoError without
-    any.
-    """
+    """The rows of a dataset and protocol that have an mIoU, best first, with it as a number."""
     rows = published.query("dataset == @dataset and protocol == @protocol and mIoU != ''")
     if rows.empty:
         raise StegoError(f"there is no published {protocol} result on {dataset!r}.")

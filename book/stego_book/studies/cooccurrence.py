@@ -5,6 +5,7 @@ Labels are the ground truth of the prediction and serve nothing else here.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,8 +52,7 @@ def cell_labels(labels: Tensor, grid: tuple[int, int]) -> Tensor:
 def draw_pairs(labels: Tensor, count: int, *, across: bool, seed: int = 0) -> Pairs:
     """`count` random pairs of labeled cells: within one image each (two different cells), or across two images.
 
-    labels: int64 (N, h, w), below 0 = ignored. Images and cells are equally likely. Raises StegoError where no such
-    pair exists.
+    labels: int64 (N, h, w), below 0 = ignored. Images and cells are equally likely.
     """
     images, cells = len(labels), labels[0].numel()
     flat = labels.flatten()
@@ -80,11 +80,10 @@ def pair_correspondence(maps: Tensor, pairs: Pairs) -> Tensor:
 
 
 def pair_kernel(images: Tensor, grid: tuple[int, int], pairs: Pairs) -> Tensor:
-    """Logarithm of the CRF's kernel for each pair: how near the two cells are in position and color, (M,).
+    """Logarithm of the kernel of `crf.dense_crf` for each pair: how near they are in position and color, (M,).
 
-    images: uint8 (N, 3, H, W); a cell's color is the mean of its pixels. The kernel is the one of `crf.dense_crf`:
-    a Gaussian of position, and one of position and color, each with its weight. The logarithm keeps the order of pairs
-    whose kernel is too small for a float. Across images, positions are relative to each image.
+    images: uint8 (N, 3, H, W); a cell's color is the mean of its pixels. The logarithm keeps the order of pairs whose
+    kernel is too small for a float. Across images, positions are relative to each image.
     """
     colors = F.adaptive_avg_pool2d(images.double(), grid).movedim(1, -1).flatten(0, 2)
     height, width = images.shape[2] / grid[0], images.shape[3] / grid[1]
@@ -102,8 +101,7 @@ def precision_recall(score: Tensor, same: Tensor) -> Curve:
     """How well `score` (M,), larger = more likely the same, tells the pairs with `same` (M,) from the others.
 
     Precision: the share of pairs above a threshold that are the same; recall: the share of the same pairs that are
-    above it. Average precision is the sum of precision times the growth of recall. Raises StegoError when no pair is
-    the same.
+    above it. Average precision is the sum of precision times the growth of recall.
     """
     if not same.any():
         raise StegoError("none of the pairs has the same label, so recall is not defined.")
@@ -120,13 +118,13 @@ def write_curves(
     curves: kind of pairs -> predictor -> curve; chance: kind of pairs -> share of same pairs; about: what they are of.
     """
     recall = np.linspace(0, 1, points)
-
-    def thinned(curve: Curve) -> dict:
-        at = np.minimum(np.searchsorted(curve.recall, recall), len(curve.recall) - 1)  # the first that is as far
-        return {"precision": curve.precision[at].round(4).tolist(), "average_precision": curve.average_precision}
-
-    kinds = {title: {name: thinned(curve) for name, curve in panel.items()} for title, panel in curves.items()}
-    write_json(path, {"about": about, "chance": chance, "recall": recall.round(4).tolist(), "curves": kinds})
+    thinned: dict[str, dict[str, Any]] = {kind: {} for kind in curves}
+    for kind, predictors in curves.items():
+        for name, curve in predictors.items():
+            first = np.minimum(np.searchsorted(curve.recall, recall), len(curve.recall) - 1)  # that is as far
+            precision = curve.precision[first].round(4).tolist()
+            thinned[kind][name] = {"precision": precision, "average_precision": curve.average_precision}
+    write_json(path, {"about": about, "chance": chance, "recall": recall.round(4).tolist(), "curves": thinned})
 
 
 def read_curves(path: str | Path) -> tuple[dict[str, dict[str, Curve]], dict[str, float], str]:

@@ -30,21 +30,10 @@ FIXED_HEADS = {"pca": "linear", "random projection": "linear", "untrained head":
 def fixed_head(kind: str, store: Features, experiment: Experiment) -> Stego:
     """A model with a fixed head, and probes fitted to its codes as for a trained one.
 
-    Parameters
-    ----------
-    kind
-        "pca": the first `code_dim` principal components of the features of random grid cells, minus their mean; "random
-        projection": that many Gaussian directions; "untrained head": the experiment's own head with its initial
-        weights; "features": the features themselves.
-    store
-        Features of the training split.
-    experiment
-        Its head must be of the kind in `FIXED_HEADS`.
-
-    Raises
-    ------
-    StegoError
-        For an unknown kind, another head, and more principal components than channels.
+    "pca": the first `code_dim` principal components of the features of random grid cells, minus their mean; "random
+    projection": that many Gaussian directions; "untrained head": the experiment's head with its initial weights;
+    "features": the features themselves. store: features of the training split. The experiment's head must be of the
+    kind in `FIXED_HEADS`.
     """
     if FIXED_HEADS.get(kind) != experiment.head:
         raise StegoError(f"fixed head {kind!r} does not fit head={experiment.head!r}. Heads: {FIXED_HEADS}.")

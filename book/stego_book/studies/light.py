@@ -26,11 +26,7 @@ METHODS = {"kmeans_features": "k-means", "cluster": "clusters"}
 
 
 class Lightened(Features):
-    """Features f - amount * (m - mean), where m is the mean feature of the image and `mean` that of the training
-    images.
-
-    Neighbors are found by the pooled features, which change in the same way.
-    """
+    """Features f - amount * (m - mean): m is the mean feature of the image, `mean` that of the training images."""
 
     def __init__(self, features: Features, amount: float, mean: Tensor | None = None):
         self._features, self.amount, self._mean = features, amount, features.mean if mean is None else mean
@@ -57,11 +53,10 @@ class Lightened(Features):
 
 
 def dependence(table: Tensor) -> float:
-    """How much an image tells about the cluster of its pixels, without labels: I(image; cluster) / H(cluster), in [0,
-    1].
+    """How much an image tells about the cluster of its pixels, without labels: I(image; cluster) / H(cluster).
 
-    table: pixels of each image in each cluster, int64 (N, n). 0 if all images have the same shares of clusters, 1 if
-    each image has one cluster.
+    table: pixels of each image in each cluster, int64 (N, n). 0: all images have the same shares of clusters; 1: each
+    image has one cluster.
     """
     joint = table.double() / table.sum()
     of_images, of_clusters = joint.sum(1, keepdim=True), joint.sum(0, keepdim=True)
@@ -78,10 +73,9 @@ def light_records(base: Experiment, seeds: Sequence[int], folder: str | Path) ->
 
 
 def light_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """One row per amount: mIoU of k-means and of STEGO on the validation split, on the dark and on the other training
-    images
-    (mean ± standard deviation over seeds); how much the image tells about the cluster, and neighbors shared with
-    amount 0."""
+    """One row per amount: mIoU of k-means and of STEGO on the validation split, on the darkest third of the training
+    images and on the others, mean ± deviation; how much the image tells; neighbors shared with amount 0.
+    """
     rows = []
     for record in records:
         row: dict[str, Any] = {"taken off": record["light"]}

@@ -107,16 +107,9 @@ def results_table(root: str | Path) -> pd.DataFrame:
         if not is_record(record := read_json(path)):
             continue  # curves, maps and other data of figures
         experiment, provenance = record["experiment"], record["provenance"]
-        about = {
-            "study": path.parent.relative_to(root).as_posix(),
-            "record": path.stem,
-            "dataset": experiment["dataset"],
-        }
-        about |= {
-            "split": record.get("split", "val"),
-            "images": record.get("images"),
-            "backbone": experiment["backbone"],
-        }
+        about = {"study": path.parent.relative_to(root).as_posix(), "record": path.stem}
+        about |= {"dataset": experiment["dataset"], "split": record.get("split", "val")}
+        about |= {"images": record.get("images"), "backbone": experiment["backbone"]}
         about |= {key: provenance.get(key) for key in ("weights", "precision", "store")}
         about |= {"seed": experiment["seed"], "step": record["step"]}
         versions = {key: provenance["versions"].get(key) for key in ("machine", "python", "torch", "timm", "date")}
@@ -134,49 +127,44 @@ def scored(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def score_table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """One row per record and method: method, seed, accuracy, miou (percent). Raises StegoError if a record has no
-    scores.
-    """
+    """One row per record and method: method, seed, accuracy, miou (percent). StegoError for a record without scores."""
     rows = []
     for record in records:
-        scores = scored(record)["scores"]
-        scores = scores | {key: record[key] for key in ("best_by_label",) if key in record}
+        scores = dict(scored(record)["scores"])
+        if "best_by_label" in record:
+            scores["best_by_label"] = record["best_by_label"]
         for method in (method for method in METHODS if method in scores):
             values = {key: scores[method][key] for key in ("accuracy", "miou")}
             rows.append({"method": method, "seed": record["experiment"]["seed"]} | values)
     return pd.DataFrame(rows, columns=["method", "seed", "accuracy", "miou"])
 
 
-def check_comparable(records: Sequence[dict[str, Any]], ignored: Sequence[str] = ("seed", "crf")) -> None:
-    """Raises StegoError unless the records are of one experiment, one split and one provenance, but for `ignored`
-    fields.
+def check_comparable(records: Sequence[dict[str, Any]]) -> None:
+    """Raises StegoError unless the records are of one experiment but for the seed, one split and one provenance.
 
     The CRF changes only its own rows, so records with and without it go together.
     """
-    first = records[0]
-    for other in records[1:]:
-        differing = [
-            f"official {key}" for key in _differing(first["experiment"]["official"], other["experiment"]["official"])
-        ]
-        differing += [
-            key for key in _differing(first["experiment"], other["experiment"]) if key not in (*ignored, "official")
-        ]
+    first, *others = records
+    ours, provenance = settings(first), Provenance.from_dict(first["provenance"])
+    for other in others:
+        theirs = settings(other)
+        differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key) and key not in ("seed", "crf")]
         differing += [key for key in ("split", "data") if first.get(key) != other.get(key)]
-        ours, theirs = (Provenance.from_dict(record["provenance"]) for record in (first, other))
-        differing += ours.differing(theirs)
+        differing += provenance.differing(Provenance.from_dict(other["provenance"]))
         if differing:
             raise StegoError(f"records of different runs cannot be averaged: they differ in {', '.join(differing)}.")
 
 
-def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    return [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+def settings(record: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a record's experiment and its options of the authors' code, by name."""
+    fields = dict(record["experiment"])
+    return {**fields.pop("official"), **fields}
 
 
 def summary(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Mean and standard deviation over seeds, one row per method: columns (accuracy | miou, mean | std), percent.
 
-    Raises StegoError if the records differ in more than the seed: in the experiment, the data, the weights, the
-    precision or the feature store. A run that is recorded with and without the CRF counts once.
+    Raises StegoError for records of different runs. A run that is recorded with and without the CRF counts once.
     """
     check_comparable(records)
     table = score_table(records).drop_duplicates().groupby("method")[["accuracy", "miou"]].agg(["mean", "std"])
@@ -185,11 +173,8 @@ def summary(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 def collapses(records: Iterable[dict[str, Any]]) -> list[str]:
     """One line for each run whose codes collapsed or scattered: its seed, what was seen, and the step."""
-    return [
-        f"seed {record['experiment']['seed']}: {record['codes']['seen']}"
-        for record in records
-        if record.get("collapsed")
-    ]
+    collapsed = [record for record in records if record.get("collapsed")]
+    return [f"seed {record['experiment']['seed']}: {record['codes']['seen']}" for record in collapsed]
 
 
 def markdown_table(records: Sequence[dict[str, Any]], published: pd.DataFrame | None = None) -> str:
@@ -198,25 +183,26 @@ def markdown_table(records: Sequence[dict[str, Any]], published: pd.DataFrame | 
     published: figures to print beside it (see `published_figures`); methods that were not measured are blank.
     """
     check_comparable(records)
-    scores = score_table(records).drop_duplicates()
-    measured = scores.groupby("method")[["accuracy", "miou"]].agg(mean_and_spread)
-    counts = scores.groupby("method").seed.nunique()
-    names, columns = method_names(records[0]), ["accuracy", "mIoU"]
-    known = measured.index
+    groups = score_table(records).drop_duplicates().groupby("method")
+    measured, counts = groups[["accuracy", "miou"]].agg(mean_and_spread), groups["seed"].nunique()
+    names, columns, rows = method_names(records[0]), ["method", "accuracy", "mIoU"], []
     if published is not None:
         columns += ["published accuracy", "published mIoU", "source of the published figures"]
-        known = known.union(published.index)
-    rows = {}
-    for method in (method for method in METHODS if method in known):
-        some = method in counts and counts[method] < counts.max()
-        label = f"{names[method]}, {counts[method]} of {counts.max()} seeds" if some else names[method]
-        rows[label] = [*measured.loc[method]] if method in measured.index else ["", ""]
+    for method in METHODS:
+        cells = ["", ""]
+        if method in measured.index:
+            cells = measured.loc[method].tolist()
+        elif published is None or method not in published.index:
+            continue
         if published is not None and method in published.index:
-            accuracy, miou, source = published.loc[method]
-            rows[label] += [*("" if math.isnan(value) else f"{value:.1f}" for value in (accuracy, miou)), source]
-    rows = {label: cells + [""] * (len(columns) - len(cells)) for label, cells in rows.items()}
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-    return markdown(table.rename_axis("method").reset_index())
+            *figures, source = published.loc[method]
+            cells += [*("" if math.isnan(value) else f"{value:.1f}" for value in figures), source]
+        elif published is not None:
+            cells += ["", "", ""]
+        some = counts.get(method, counts.max()) < counts.max()
+        name = f"{names[method]}, {counts[method]} of {counts.max()} seeds" if some else names[method]
+        rows.append([name, *cells])
+    return markdown(pd.DataFrame(rows, columns=columns))
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -242,11 +228,10 @@ def main_scores(root: str | Path) -> pd.DataFrame:
 def overview_table(root: str | Path) -> str:
     """mIoU of the methods in `OVERVIEW` on each of the main data and backbones, as a Markdown table."""
     scores = main_scores(root).query("method in @OVERVIEW").assign(method=lambda table: table["method"].map(METHODS))
-    title = "mIoU (%)"
     column = scores["data"] + ", `" + scores["backbone"] + "`"
     table = scores.groupby(["method", column], sort=False)["miou"].agg(mean_and_spread).unstack()
     table = table.reindex([METHODS[method] for method in OVERVIEW])[column.unique()].fillna("")
-    return markdown(table.rename_axis(title).reset_index())
+    return markdown(table.rename_axis("mIoU (%)").reset_index())
 
 
 def mean_and_spread(values: Iterable[float]) -> str:
@@ -256,12 +241,7 @@ def mean_and_spread(values: Iterable[float]) -> str:
 
 
 def mean_of_best(values: Sequence[float], count: int) -> float:
-    """Expected maximum of `count` of the values, drawn without replacement: what picking the best seed adds to a mean.
-
-    Raises ValueError unless 1 <= count <= len(values).
-    """
-    if not 1 <= count <= len(values):
-        raise ValueError(f"the best of {count} of {len(values)} values")
+    """Expected maximum of `count` of the values, drawn without replacement: what picking the best adds."""
     # In rising order the k-th value (from 0) is the best of as many choices as `count - 1` of the k below it allow.
     ways = [math.comb(k, count - 1) for k in range(len(values))]
     return sum(w * v for w, v in zip(ways, sorted(values), strict=True)) / math.comb(len(values), count)
@@ -278,20 +258,17 @@ def published_results() -> pd.DataFrame:
 
 def paper_rows() -> list[str]:
     """The presets that are rows of the paper's benchmark: those with published figures of STEGO."""
-    return [name for name in PRESETS if "cluster_crf" in _figures_of(name).index]
+    return [name for name in PRESETS if "cluster_crf" in _figures(name).index]
 
 
 def published_figures(row: str) -> pd.DataFrame:
-    """The published figures of one row, a preset: index method (as in `METHODS`), columns accuracy, miou, source.
-
-    Raises StegoError if it is no row of the paper.
-    """
+    """The published figures of one row, a preset: index method (as in `METHODS`), columns accuracy, miou, source."""
     if row not in (rows := paper_rows()):
         raise StegoError(f"the paper has no row {row!r}{did_you_mean(str(row), rows)}; its rows: {', '.join(rows)}.")
-    return _figures_of(row)
+    return _figures(row)
 
 
-def _figures_of(preset: str) -> pd.DataFrame:
+def _figures(preset: str) -> pd.DataFrame:
     recipe, table = PRESETS[preset], published_results()
     table = table[(table.dataset == recipe["dataset"]) & (table.backbone == NETWORKS.get(recipe["backbone"]))]
     table = table.set_index(["method", "protocol"])[["accuracy", "miou", "source"]]
@@ -306,8 +283,8 @@ def departures(record: dict[str, Any], row: str) -> list[str]:
     store (theirs are float32 and exact); and the number of scored images.
     """
     recipe, provenance = Experiment.preset(row, official={"published": True}).to_record(), record["provenance"]
-    expected = {**recipe.pop("official"), **recipe, "precision": "float32"}
-    values = {**record["experiment"]["official"], **record["experiment"], "precision": provenance["precision"]}
+    expected = settings({"experiment": recipe}) | {"precision": "float32"}
+    values = settings(record) | {"precision": provenance["precision"]}
     lines = [
         f"{key} is {values.get(key)}, the recipe's {value}"
         for key, value in expected.items()

@@ -16,9 +16,7 @@ from .results import read_record
 
 
 def whole_numbers(text: str | int, name: str = "seeds") -> list[int]:
-    """'0 1 2', '0, 1, 2' or 3 -> the numbers. Raises StegoError, with the parameter's `name`, for anything else and
-    for repeats.
-    """
+    """'0 1 2', '0, 1, 2' or 3 -> the numbers. StegoError with the parameter's `name` for anything else."""
     words = str(text).replace(",", " ").split()
     if not words or not all(word.isdigit() for word in words) or len({int(word) for word in words}) < len(words):
         raise StegoError(f"{name} = {text!r}: give whole numbers, each once, such as '0 1 2'.")
@@ -47,9 +45,8 @@ def run_seeds(
         record = finished_record(run, split) if resume else None
         record = record or evaluate(run, split)
         origin = Provenance.from_dict(record["provenance"]).key()
-        digest = fingerprint(
-            repr(sorted(record["experiment"].items())), origin, record["split"], str(record.get("data"))
-        )
+        settings = repr(sorted(record["experiment"].items()))
+        digest = fingerprint(settings, origin, record["split"], str(record.get("data")))
         write_json(user_path(records) / f"{seeded.name}-{digest[:8]}.json", record)
         kept.append(record)
     return kept

@@ -8,25 +8,25 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stego_lib.datasets import Classes, SegmentationDataset
+from stego_lib.datasets import SegmentationDataset
 from stego_lib.datasets.transforms import resize_image, resize_label
 from stego_lib.evaluation import BATCH, fit_kmeans, open_views, score_rows
 from stego_lib.predict import label_maps, probe_scores, refined_label_maps
 from stego_lib.run import Run
 from stego_lib.utils.errors import StegoError
-from stego_lib.utils.files import atomic, read_json, write_json
+from stego_lib.utils.files import read_json
 from stego_lib.utils.paths import user_path
 from stego_lib.utils.progress import progress
 
 from .results import NAMES
 
+# Method in a run record -> the name of its row in a figure.
 ROWS = {
     "kmeans_features": "k-means",
     "kmeans_features_crf": "k-means + CRF",
     "cluster": "STEGO",
     "cluster_crf": "STEGO + CRF",
 }
-"""Method in a run record -> the name of its row in a figure."""
 
 
 @torch.inference_mode()
@@ -35,23 +35,9 @@ def segments(
 ) -> dict[str, list[np.ndarray]]:
     """Images of a split with their segments by k-means on the features and by STEGO, each with and without CRF.
 
-    Parameters
-    ----------
-    run
-        The run.
-    dataset
-        The split.
-    record
-        The run record of this split, which holds the matching of each method. Where it holds no scores (no labels),
-        k-means is left out, because nothing says which of its clusters is which of STEGO's.
-    rows
-        Numbers of the images.
-
-    Returns
-    -------
-    dict
-        Rows for `plots.grids.image_grid`: "image", uint8 (H, W, 3); "label", where there are labels, int64 (H, W) with
-        -1 = ignored; and the methods of `ROWS`, ids into `Run.unnamed_segments`.
+    record: of this split; it holds the matching of each method. Without scores (no labels), nothing says which of
+    k-means' clusters is which of STEGO's, so k-means is left out. rows: numbers of the images. Returns rows for
+    `plots.grids.image_grid`: "image", "label" where there are labels, and `ROWS`, ids into `Run.unnamed_segments`.
     """
     views, chosen = open_views(run, dataset), torch.as_tensor(list(rows))
     matched = bool(record["scores"])
@@ -62,22 +48,18 @@ def segments(
     if dataset.has_labels:
         table["label"] = [label.numpy() for label in views.plain.label_rows(chosen)]
     for method, name in ROWS.items():
-        plain = method.removesuffix("_crf")
-        if plain not in by_method or (matched and method not in record["scores"]):
+        plain, refined = method.removesuffix("_crf"), method.endswith("_crf")
+        if plain not in by_method or (refined and not run.experiment.crf):
             continue
-        if method == plain:
-            clusters = label_maps(by_method[plain], views.plain.image_size)
-        elif run.experiment.crf:
-            scores = by_method[plain]
+        scores = by_method[plain]
+        if refined:
             clusters = [refined_label_maps(image, [scores.image(i)])[0] for i, image in enumerate(images)]
         else:
-            continue
+            clusters = label_maps(scores, views.plain.image_size)
         ids = np.array(record["scores"][method]["matching"] if matched else range(run.model.n_clusters))
         spare = ids < 0
         ids[spare] = len(run.classes) + np.arange(spare.sum())
-        table[name.replace("STEGO", NAMES[run.experiment.method])] = [
-            ids[clusters_of_image.numpy()] for clusters_of_image in clusters
-        ]
+        table[name.replace("STEGO", NAMES[run.experiment.method])] = [ids[label.numpy()] for label in clusters]
     return table
 
 
@@ -87,15 +69,15 @@ def image_accuracies(run: Run, dataset: SegmentationDataset, record: dict[str, A
     views = open_views(run, dataset)
     classes = torch.tensor(record["scores"]["cluster"]["matching"])
     run.model.eval()
-    found = []
+    accuracies = []
     for rows in progress(torch.arange(len(dataset)).split(BATCH), "accuracy of each image"):
         labels = views.plain.label_rows(rows)
         scores = probe_scores(run.model, views.codes(run.model, rows))["cluster"]
         clusters = label_maps(scores, views.plain.image_size).long()
         known = labels >= 0
         hits = (classes[clusters] == labels) & known
-        found.append(100 * hits.sum((1, 2)) / known.sum((1, 2)))
-    return torch.cat(found)
+        accuracies.append(100 * hits.sum((1, 2)) / known.sum((1, 2)))
+    return torch.cat(accuracies)
 
 
 def best_and_worst(accuracies: torch.Tensor, count: int = 3) -> list[int]:
@@ -105,41 +87,26 @@ def best_and_worst(accuracies: torch.Tensor, count: int = 3) -> list[int]:
     the same), the first to be chosen is taken. Images without labeled pixels are left out.
     """
     known = [i for i, value in enumerate(accuracies.tolist()) if value == value]
-    apart = len(accuracies) // 20
+    rising = sorted(known, key=lambda i: accuracies[i])
+    best = _apart(sorted(known, key=lambda i: -accuracies[i]), count, len(accuracies) // 20, [])
+    return best + _apart(rising, count, len(accuracies) // 20, best)[::-1]
+
+
+def _apart(order: list[int], count: int, distance: int, others: list[int]) -> list[int]:
+    """The first `count` numbers in `order` that lie more than `distance` from each other and from `others`."""
     chosen: list[int] = []
-    for order in (sorted(known, key=lambda i: -accuracies[i]), sorted(known, key=lambda i: accuracies[i])):
-        taken: list[int] = []
-        for i in order:
-            if len(taken) < count and all(abs(i - other) > apart for other in [*chosen, *taken]):
-                taken.append(i)
-        chosen += taken if not chosen else taken[::-1]
+    for i in order:
+        if len(chosen) < count and all(abs(i - other) > distance for other in [*others, *chosen]):
+            chosen.append(i)
     return chosen
-
-
-def write_maps(folder: str | Path, table: dict[str, list[np.ndarray]], names: Sequence[str], classes: Classes) -> None:
-    """Writes the methods' label maps of `segments` as palette PNGs, folder/METHOD/NAME.png, and their order,
-    images.json.
-
-    Images and labels are left out.
-    """
-    write_json(user_path(folder) / "images.json", list(names))
-    for method, name in ROWS.items():
-        for stem, ids in zip(names, table.get(name, []), strict=False):
-            image = Image.fromarray(ids.astype(np.uint8), "P")
-            image.putpalette(np.array(classes.colors, np.uint8).flatten().tolist())
-            path = user_path(folder) / method / f"{stem}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(path) as temporary:
-                image.save(temporary, "PNG", optimize=True)
 
 
 def read_maps(
     folder: str | Path, dataset: SegmentationDataset | None = None
 ) -> tuple[dict[str, list[np.ndarray]], list[str]]:
-    """What `write_maps` wrote, and the names of the images.
+    """Label maps of each method in a folder, METHOD/NAME.png, and the names of the images, images.json.
 
     dataset: the split, if it is at hand: images and labels then stand above the maps, at the size of the maps.
-    StegoError for a name that the split does not have.
     """
     folder = user_path(folder)
     names: list[str] = read_json(folder / "images.json")
@@ -152,9 +119,7 @@ def read_maps(
     if dataset is None:
         return table, names
     if strange := [name for name in names if name not in dataset.names]:
-        raise StegoError(
-            f"{folder}: {strange[0]} is called like no image of {dataset.name} {dataset.split}; name its dataset"
-        )
+        raise StegoError(f"{folder}: {dataset.name} {dataset.split} has no image {strange[0]!r}.")
     above: dict[str, list[np.ndarray]] = {"image": [], "label": []}
     for name, ids in zip(names, next(iter(table.values())), strict=True):
         image, label = dataset[dataset.names.index(name)]

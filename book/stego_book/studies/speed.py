@@ -1,10 +1,7 @@
 """Time and memory: the results of `make bench`, the goals beside them, and a cost model."""
 
 import math
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +24,7 @@ IMAGES = {
 
 
 def read_results(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The results in `folder` and their files, the oldest first, without trials (`--tiny`). Raises StegoError without
-    any.
-    """
+    """The results in `folder` and their files, the oldest first, without trials (`--tiny`)."""
     results = [(path, read_json(path)) for path in sorted(folder.glob("*.json"))]
     results = [(path, result) for path, result in results if not result["settings"]["tiny"]]
     if not results:
@@ -52,9 +47,7 @@ def newest_rows(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def exports(row: dict[str, Any]) -> pd.DataFrame:
-    """One line for each exported file of the row "exports": megabytes, pixels (%) labeled as by `Run.predict`, seconds
-    per image.
-    """
+    """One line for each exported file: megabytes, pixels (%) labeled as by `Run.predict`, seconds per image."""
     lines = {}
     for kind, measured in row["kinds"].items():
         images = f"{kind}, {measured['image'][0]} x {measured['image'][1]}"
@@ -68,73 +61,58 @@ def exports(row: dict[str, Any]) -> pd.DataFrame:
 
 
 def goals(rows: dict[str, Any]) -> pd.DataFrame:
-    """One line for each goal: target, measurement, reached. Factors are of the baseline in the same run.
+    """One line for each goal: target, measurement, reached. Factors are of the baseline in the same run."""
+    lines: dict[str, tuple[str, str, str]] = {}
 
-    Rows that are missing are "not measured".
-    """
-    lines: list[tuple[str, str, str, str]] = []
+    def add(work: str, goal: str, value: float, form: str, reached: bool) -> None:
+        measured = (form.format(value), "yes" if reached else "no")
+        lines[work] = (goal, *(("not measured", "") if math.isnan(value) else measured))
 
-    def add(work: str, goal: str, value: float | None, form: str, good: Callable[[float], bool]) -> None:
-        shown = "not measured" if value is None else form.format(value)
-        lines.append((work, goal, shown, "" if value is None else "yes" if good(value) else "no"))
+    def factor(work: str, goal: float, row: Any, slow: str, fast: str) -> None:
+        seconds = _medians(row) if row else {}
+        ratio = seconds.get(slow, math.nan) / seconds.get(fast, math.nan)
+        add(work, f"{goal:g} x", ratio, "{:.2f} x", ratio >= goal)
 
-    def factor(work: str, goal: float, value: float | None) -> None:
-        add(work, f"{goal:g} x", value, "{:.2f} x", lambda measured: measured >= goal)
-
-    factor("training step from the store, batch 16", 25, _ratio(rows.get("step"), "published", "store"))
-    factor("training step online, bfloat16, batch 16", 4, _ratio(rows.get("step"), "published", "online bfloat16"))
-    factor("head, loss and probes", 1.5, _ratio(rows.get("rest"), "published", "ours"))
-    factor("extraction, float32", 1.7, _ratio(rows.get("extraction"), "published", "float32"))
-    factor("extraction, bfloat16", 6, _ratio(rows.get("extraction"), "published", "bfloat16"))
+    factor("training step from the store, batch 16", 25, rows.get("step"), "published", "store")
+    factor("training step online, bfloat16, batch 16", 4, rows.get("step"), "published", "online bfloat16")
+    factor("head, loss and probes", 1.5, rows.get("rest"), "published", "ours")
+    factor("extraction, float32", 1.7, rows.get("extraction"), "published", "float32")
+    factor("extraction, bfloat16", 6, rows.get("extraction"), "published", "bfloat16")
     for kind, row in rows.get("evaluation", {}).get("kinds", {}).items():
+        factor(f"evaluation, no CRF, {kind}", 5, row, "published, no CRF", "ours, no CRF")
         seconds = _medians(row)
-        factor(f"evaluation, no CRF, {kind}", 5, _ratio(row, "published, no CRF", "ours, no CRF"))
         if {"published, its CRFs", "ours, with CRF"} <= set(seconds):
             published = seconds["published, no CRF"] + seconds["published, its CRFs"]
-            factor(f"evaluation, with CRF, {kind}", 4, published / seconds["ours, with CRF"])
+            ratio = published / seconds["ours, with CRF"]
+            add(f"evaluation, with CRF, {kind}", "4 x", ratio, "{:.2f} x", ratio >= 4)
     cosine = _get(rows, "extraction", "bfloat16_cosine", "mean")
-    add("cosine of bfloat16 to float32 features", ">= 0.999", cosine, "{:.5f}", lambda value: value >= 0.999)
-    for row, work, goal in (
-        ("recipe", "Cityscapes-sized recipe, ViT-S/8, extrapolated", 60),
-        ("full_recipe", "Cityscapes-sized recipe, ViT-B/8, one GPU", 3),
-    ):
-        seconds = _get(rows, row, "total_s")
-        minutes = None if seconds is None else seconds / 60
-        add(work, f"< {goal} min", minutes, "{:.1f} min", partial(operator.gt, goal))
-    for work, goal, *keys in (
-        ("peak memory of training, store of 10 GB", 3, "memory", "peak_bytes"),
-        ("neighbors of 600,000 images, extrapolated", 8, "neighbors", "extrapolated", "bytes"),
-    ):
-        size = _get(rows, *keys)
-        gigabytes = None if size is None else size / 1e9
-        add(work, f"< {goal} GB", gigabytes, "{:.2f} GB", partial(operator.gt, goal))
-    full, compact = (_get(rows, "compact", "bytes", store) for store in ("full", "compact"))
-    share = None if full is None else full / compact
-    add("compact store: bytes of features", "<= 1/6 of float16", share, "1/{:.1f}", lambda value: value >= 6)
+    add("cosine of bfloat16 to float32 features", ">= 0.999", cosine, "{:.5f}", cosine >= 0.999)
+    minutes = _get(rows, "recipe", "total_s") / 60
+    add("Cityscapes-sized recipe, ViT-S/8, extrapolated", "< 60 min", minutes, "{:.1f} min", minutes < 60)
+    minutes = _get(rows, "full_recipe", "total_s") / 60
+    add("Cityscapes-sized recipe, ViT-B/8, one GPU", "< 3 min", minutes, "{:.1f} min", minutes < 3)
+    size = _get(rows, "memory", "peak_bytes") / 1e9
+    add("peak memory of training, store of 10 GB", "< 3 GB", size, "{:.2f} GB", size < 3)
+    size = _get(rows, "neighbors", "extrapolated", "bytes") / 1e9
+    add("neighbors of 600,000 images, extrapolated", "< 8 GB", size, "{:.2f} GB", size < 8)
+    share = _get(rows, "compact", "bytes", "full") / _get(rows, "compact", "bytes", "compact")
+    add("compact store: bytes of features", "<= 1/6 of float16", share, "1/{:.1f}", share >= 6)
     error = _get(rows, "compact", "error", "measured")
-    add("compact store: mean error of a correspondence", "< 0.01", error, "{:.4f}", lambda value: value < 0.01)
-    factor(
-        "compact store: a random batch, of the full store",
-        1,
-        _ratio(rows.get("compact"), "full store", "compact store"),
-    )
-    return pd.DataFrame(lines, columns=["work", "goal", "measured", "reached"]).set_index("work")
+    add("compact store: mean error of a correspondence", "< 0.01", error, "{:.4f}", error < 0.01)
+    factor("compact store: a random batch, of the full store", 1, rows.get("compact"), "full store", "compact store")
+    table = pd.DataFrame.from_dict(lines, orient="index", columns=["goal", "measured", "reached"])
+    return table.rename_axis("work")
 
 
 def _medians(row: dict[str, Any]) -> dict[str, float]:
     return {way: times["median_s"] for way, times in row["ways"].items()}
 
 
-def _ratio(row: dict[str, Any] | None, slow: str, fast: str) -> float | None:
-    seconds = _medians(row) if row else {}
-    return seconds[slow] / seconds[fast] if {slow, fast} <= set(seconds) else None
-
-
-def _get(values: Any, *keys: str) -> Any:
-    """A value inside nested dictionaries, or None."""
+def _get(values: Any, *keys: str) -> float:
+    """A number inside nested dictionaries, or NaN."""
     for key in keys:
         values = (values or {}).get(key)
-    return values
+    return math.nan if values is None else values
 
 
 @dataclass(frozen=True)
@@ -154,8 +132,7 @@ class Costs:
     bytes: int = 2 * 384 * 28 * 28 + 4 * 224 * 224 + 4 * 384
     """An image in a store: features in float16, colors and labels in a byte each, the mean feature in float32."""
     compact_bytes: int = 128 * (28 * 28 + 4) + 4 * 384
-    """An image in a compact store, at most: a third of the channels in a byte each, their units, and the mean feature.
-    """
+    """In a compact store, at most: a third of the channels in a byte each, their units, and the mean feature."""
 
     def store(self, images: float, machines: int = 1) -> float:
         """Seconds of a training from a store: features of every image, shared by machines; neighbors; steps."""
@@ -178,9 +155,7 @@ class Costs:
 def costs(rows: dict[str, Any]) -> Costs:
     """The cost model from the rows of a result. Raises StegoError for missing rows."""
     if missing := [name for name in ("extraction", "rest", "recipe", "neighbors") if name not in rows]:
-        raise StegoError(
-            f"the cost model needs the rows {', '.join(missing)}. Run make bench ARGS={' '.join(missing)!r}."
-        )
+        raise StegoError(f"the cost model needs more rows. Run make bench ARGS={' '.join(missing)!r}.")
     extraction, rest, many = rows["extraction"], rows["rest"], rows["neighbors"]["many"]
     seconds = _medians(extraction)
     return Costs(

@@ -2,7 +2,8 @@
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,16 +51,14 @@ class Variant:
     """Share of each image's own shift that is taken off its features, see `studies.light`."""
 
     def identity(self, seed: int) -> str:
-        """Fingerprint of everything but the provenance; the same for a record of this variant, see `identity`."""
+        """Fingerprint of everything but the provenance, as `identity` has it of a record."""
         values = self.experiment.but(seed=seed).to_record()
         values["start_from"] = None if self.start is None else self.start.but(seed=seed).name
         return identity(values, self.fixed_head, self.light)
 
 
 def identity(experiment: dict[str, Any], fixed_head: str | None, light: float | None) -> str:
-    """Fingerprint of a run by its experiment (`Experiment.to_record`); shifts="auto" counts as the rule that it stands
-    for.
-    """
+    """Fingerprint of a run by its experiment (`Experiment.to_record`); shifts="auto" counts as the rule behind it."""
     if experiment["shifts"] == "auto":
         experiment = experiment | {"shifts": list(AUTO)}
     return fingerprint(repr(sorted(experiment.items())), str(fixed_head), str(light))
@@ -68,12 +67,9 @@ def identity(experiment: dict[str, Any], fixed_head: str | None, light: float | 
 class Study:
     """Variants times seeds, and their records in a folder.
 
-    A record belongs to a variant if it is of the same experiment and if all that is known of both agrees: the weights
-    of the backbone, where it is embedded or a file at hand; the images, where the dataset is at hand; precision and
-    feature store. Values that an old record lacks are not compared.
-
-    Raises StegoError for two records of one variant that differ in their provenance when nothing here decides between
-    them.
+    A record belongs to a variant if it is of the same experiment and if all that is known of both agrees: weights of
+    the backbone and images, where they are at hand; precision and feature store. Values that a record lacks are not
+    compared. StegoError for two records of one variant with other provenances between which nothing here decides.
     """
 
     def __init__(self, variants: Sequence[Variant], seeds: Sequence[int], folder: str | Path):
@@ -89,14 +85,9 @@ class Study:
     def records(self, variant: Variant) -> dict[int, dict[str, Any]]:
         """The records of a variant by seed."""
         candidates = {seed: self._records.get(variant.identity(seed), []) for seed in self.seeds}
-        recorded = {
-            key
-            for records in candidates.values()
-            for record in records
-            for key, value in origin(record).items()
-            if value
-        }
-        here = known_here(variant.experiment, images=bool(recorded & {"images", "data"}))
+        recorded = [origin(record) for records in candidates.values() for record in records]
+        images = any(values.get("images") or values.get("data") for values in recorded)
+        here = known_here(variant.experiment, images)
         by_seed: dict[int, dict[str, Any]] = {}
         for seed, records in candidates.items():
             for record in records:
@@ -129,9 +120,7 @@ class Study:
             self._keep(record)
 
     def scores(self) -> pd.DataFrame:
-        """One row per recorded variant, seed and probe: group, name, seed, probe ("cluster", "linear"), accuracy,
-        miou.
-        """
+        """One row per recorded variant, seed and probe: group, name, seed, probe, accuracy, miou (percent)."""
         rows = []
         for variant in self.variants:
             for seed, record in self.records(variant).items():
@@ -141,9 +130,7 @@ class Study:
         return pd.DataFrame(rows, columns=["group", "name", "seed", "probe", "accuracy", "miou"])
 
     def table(self, group: str) -> pd.DataFrame:
-        """One row per variant of a group: seeds on record, and accuracy and mIoU of both probes, mean ± standard
-        deviation.
-        """
+        """One row per variant of a group: seeds on record; accuracy and mIoU of both probes, mean ± deviation."""
         names = [variant.name for variant in self.variants if variant.group == group]
         scores = self.scores().query("group == @group")
         table = scores.groupby(["name", "probe"])[["accuracy", "miou"]].agg(mean_and_spread).unstack()
@@ -177,11 +164,7 @@ def differing(record: dict[str, Any], known: dict[str, Any], ignored: Sequence[s
 
 
 def known_here(experiment: Experiment, images: bool) -> dict[str, Any]:
-    """What the provenance of a run of `experiment` on this machine would be, as far as it can be known without running
-    it.
-
-    images: read the images too, where they are at hand.
-    """
+    """What is known of the provenance of a run of `experiment` on this machine; `images`: read the images too."""
     precision = choose_precision(experiment.precision, choose_device(experiment.device))
     _, file = split_backbone(experiment.backbone)
     at_hand = experiment.backbone in EMBEDDED or (file and user_path(file).is_file())
@@ -200,34 +183,26 @@ def _weights(backbone: str) -> str:
 
 @cache
 def _images(dataset: str, data_root: str, crop: str, n_classes: int | None) -> dict[str, str | None]:
-    """Fingerprints of the training images and of the validation images ("data"), None where they are not at hand."""
+    """Fingerprints of the training images and of the validation images ("data"), where they are at hand."""
     experiment = Experiment.from_dict(dict(dataset=dataset, data_root=data_root, crop=crop, n_classes=n_classes))
-    openers: dict[str, Callable[[], Any]] = {
-        "images": lambda: open_training_set(experiment),
-        "data": lambda: open_split(experiment, "val"),
-    }
     if dataset == "scenes" and not (user_path(data_root) / dataset).exists():
-        return dict.fromkeys(openers)  # opening them would draw them
+        return {}  # opening them would draw them
     fingerprints: dict[str, str | None] = {}
-    for key, opener in openers.items():
-        try:
-            fingerprints[key] = content_fingerprints(opener(), runs_root() / "features")["images"]
-        except StegoError:  # not at hand
-            fingerprints[key] = None
+    with suppress(StegoError):
+        fingerprints["images"] = content_fingerprints(open_training_set(experiment), runs_root() / "features")["images"]
+    with suppress(StegoError):
+        fingerprints["data"] = content_fingerprints(open_split(experiment, "val"), runs_root() / "features")["images"]
     return fingerprints
 
 
 def run_variant(variant: Variant, seed: int, runs_dir: str | Path | None = None) -> dict[str, Any]:
-    """Trains (or, for a fixed head, fits) a variant with a seed and scores it.
+    """Trains (or, for a fixed head, fits) a variant with a seed and scores it; returns its run record, and "seconds".
 
-    Returns its run record, and "seconds"; for a trained one also "training_seconds", features included where they were
-    missing, but not the run that it starts from. Raises StegoError for data without labels, before any work.
+    For a trained one also "training_seconds", without the run that it starts from.
     """
     started, experiment = time.perf_counter(), variant.experiment.but(seed=seed)
     if variant.light is not None:
-        raise StegoError(
-            "runs on features with light taken off are not repeated here. Their records are in book/records."
-        )
+        raise StegoError("runs with light taken off are not repeated. Their records are in book/records.")
     if not open_split(experiment, "val").has_labels:
         raise StegoError(f"{experiment.dataset} has no labels in val, so its runs cannot be compared by scores.")
     if variant.start is not None:

@@ -17,7 +17,7 @@ from .study import Study, Variant
 
 GROUP = "method"
 # Steps by dataset and method that train for 60 to 90 s on one core of an AMD EPYC in float32, where STEGO's recipe
-# takes half a minute; DepthG has the recipe's steps.
+# takes half a minute; the depth term has the recipe's steps.
 STEPS = {
     "scenes": {"smooseg": 1500, "primaps": 300, "hp": 60, "cause": 30},
     "camvid": {"smooseg": 300, "primaps": 120, "hp": 40, "cause": 30},
@@ -32,7 +32,7 @@ SETS = {folder: ", ".join(MAIN[folder]) for folder in ("scenes", "camvid", "camv
 def successors(base: Experiment) -> list[Variant]:
     """STEGO by the recipe `base`, and each successor with its published settings and calibrated shifts.
 
-    DepthG is among them for scenes, which come with depth maps.
+    The depth term is among them for scenes, which come with depth maps.
     """
     steps = STEPS.get(base.dataset, {})
     methods = {
@@ -58,8 +58,7 @@ def base_of(folder: str, **changes: Any) -> Experiment:
 
 
 def comparison(study: Study, baselines: str | Path) -> pd.DataFrame:
-    """One row per method: seeds, accuracy and mIoU without and with CRF, linear probe, steps, seconds; mean ± standard
-    deviation.
+    """One row per method: seeds, scores (mean ± standard deviation), linear probe, steps, seconds of training.
 
     baselines: folder of records of STEGO's recipe, for k-means on the same features.
     """
@@ -72,13 +71,10 @@ def comparison(study: Study, baselines: str | Path) -> pd.DataFrame:
 
 
 def class_means(study: Study, baselines: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """IoU of each class in percent, mean over seeds, of k-means and of each method without CRF; and the names of the
-    classes.
-    """
+    """IoU of each class in percent, mean over seeds, of k-means and of each method; and the names of the classes."""
     kmeans = read_records(baselines)
-    rows = {KMEANS: (kmeans, "kmeans_features")} | {
-        name: (found, "cluster") for name, found in _recorded(study).items()
-    }
+    rows = {KMEANS: (kmeans, "kmeans_features")}
+    rows |= {name: (records, "cluster") for name, records in _recorded(study).items()}
     means = {
         name: np.array([record["scores"][method]["iou"] for record in records], float).mean(0)
         for name, (records, method) in rows.items()

@@ -48,9 +48,7 @@ def brief(base: Experiment) -> Experiment:
 
 
 def published_shifts(base: Experiment, recipe: str) -> Experiment:
-    """`base` with shifts, weights and centering of a recipe of the paper, found by hand for another backbone and
-    dataset.
-    """
+    """`base` with shifts, weights and centering of a recipe of the paper, found for another backbone and dataset."""
     values = Experiment.preset(recipe)
     return base.but(shifts=values.shifts, weights=values.weights, centering=values.centering)
 
@@ -58,24 +56,20 @@ def published_shifts(base: Experiment, recipe: str) -> Experiment:
 def methods(base: Experiment) -> list[Variant]:
     """k-means on the features, the paper's shifts as they stand, and shifts="auto"."""
     base = base.but(crf=False)
-    return [
-        Variant(METHODS, KMEANS, base.but(head="none"), fixed_head="features"),
-        *(
-            Variant(METHODS, f"published shifts of {name}", published_shifts(base, recipe))
-            for name, recipe in PUBLISHED.items()
-        ),
-        Variant(METHODS, AUTO, base.but(shifts="auto")),
-    ]
+    variants = [Variant(METHODS, KMEANS, base.but(head="none"), fixed_head="features")]
+    for name, recipe in PUBLISHED.items():
+        variants.append(Variant(METHODS, f"published shifts of {name}", published_shifts(base, recipe)))
+    return [*variants, Variant(METHODS, AUTO, base.but(shifts="auto"))]
 
 
 def grid(base: Experiment) -> list[Variant]:
     """Self and kNN shifts at one percentile, random ones at another: each pair of the dataset's `TIES` and `RANDOM`."""
-    variants = []
+    base, variants = base.but(crf=False, shifts="auto"), []
     for tie in TIES[base.dataset]:
         for rand in RANDOM[base.dataset]:
             shifts = (f"p{tie}", f"p{tie}", f"p{rand}")
-            same = shifts == shift_rule(base.but(shifts="auto"))  # one run serves both
-            variants.append(Variant(GRID, f"{tie} {rand}", base.but(crf=False, shifts="auto" if same else shifts)))
+            same = shifts == shift_rule(base)  # one run serves both
+            variants.append(Variant(GRID, f"{tie} {rand}", base if same else base.but(shifts=shifts)))
     return variants
 
 
@@ -92,11 +86,10 @@ def extras(base: Experiment) -> list[Variant]:
 
 def weights(base: Experiment) -> list[Variant]:
     """shifts="auto" with the recipe's weights l and with `OTHER_WEIGHTS`."""
-    base = base.but(crf=False, shifts="auto")
-    choices = (base.weights, *OTHER_WEIGHTS)
-    return [
-        Variant(WEIGHTS, " ".join(f"{value:g}" for value in values), base.but(weights=values)) for values in choices
-    ]
+    base, variants = base.but(crf=False, shifts="auto"), []
+    for values in (base.weights, *OTHER_WEIGHTS):
+        variants.append(Variant(WEIGHTS, " ".join(f"{value:g}" for value in values), base.but(weights=values)))
+    return variants
 
 
 def heads(base: Experiment) -> list[Variant]:
@@ -105,9 +98,7 @@ def heads(base: Experiment) -> list[Variant]:
 
 
 def one_change(base: Experiment) -> list[Variant]:
-    """`base` as it stands, and with one thing changed in each of several: which part holds STEGO back on weak
-    features.
-    """
+    """`base` as it stands, and with one thing changed: which part holds STEGO back on weak features."""
     base = base.but(crf=False)
     changes: dict[str, dict[str, Any]] = {
         "the recipe": {},
@@ -130,9 +121,7 @@ def other_scenes(folder: str | Path) -> str:
 
 
 def best_by_labels(study: Study) -> list[Variant]:
-    """The grid's variant with the highest mean mIoU, an upper bound chosen by labels; empty until the whole grid is on
-    record.
-    """
+    """The grid's variant with the highest mean mIoU, an upper bound; empty until the whole grid is on record."""
     scores = study.scores().query("group == @GRID and probe == 'cluster'")
     if scores.empty or any(variant.group == GRID for variant, _ in study.missing()):
         return []
@@ -147,8 +136,8 @@ def recipe_by_labels(recipe: Experiment, chosen: Sequence[Variant]) -> list[Vari
 
 
 def draws(bases: Sequence[Experiment], backbones: dict[str, int], seed: int, count: int) -> list[Variant]:
-    """Random draws of a base (a dataset), a backbone (name or file -> its blocks), a block, a type of features, and of
-    a recipe of the paper, whose shifts are tried as they stand against shifts="auto" on the same features.
+    """Random draws of a dataset, a backbone (name or file -> its blocks), a block, a type of features, and a recipe of
+    the paper, whose shifts are tried as they stand against shifts="auto" on the same features.
 
     Draws depend on the seed, the bases and the order of the backbones alone. Give the same seed to the study.
     """
@@ -170,29 +159,21 @@ def short(base: Experiment) -> Experiment:
         size // 2 // 8 * 8 if isinstance(size, int) else tuple(side // 3 // 8 * 8 for side in size)
         for size in (base.train_size, base.eval_size)
     ]
-    cheap = {
-        "steps": 100,
-        "batch_size": 8,
-        "points": 6,
-        "negatives": 2,
-        "mirror": False,
-        "crf": False,
-        "probes": "joint",
-    }
+    cheap: dict[str, Any] = {"steps": 100, "batch_size": 8, "points": 6, "negatives": 2}
+    cheap |= {"mirror": False, "crf": False, "probes": "joint"}
     return base.but(train_size=sizes[0], eval_size=sizes[1], **cheap)
 
 
 def collapses(study: Study) -> pd.DataFrame:
     """One row per recorded draw and kind of shifts (`TRANSFERRED` or `AUTO`): what the watch saw, and mIoU."""
     rows = []
-    for variant in (variant for variant in study.variants if variant.group == DRAWS):
+    for variant in study.variants:
         for seed, record in study.records(variant).items():
             number, kind = variant.name.split(" ", 1)
             row = {"seed": seed, "number": int(number), "shifts": kind, "collapsed": record["collapsed"]}
-            row |= {key: record["codes"][key] for key in ("groups", "within", "seen")}
-            rows.append(row | {"miou": record["scores"]["cluster"]["miou"], "dataset": variant.experiment.dataset})
-    columns = ["seed", "number", "shifts", "collapsed", "groups", "within", "seen", "miou", "dataset"]
-    return pd.DataFrame(rows, columns=columns)
+            row |= {key: record["codes"][key] for key in ("groups", "within")}
+            rows.append(row | {"miou": record["scores"]["cluster"]["miou"]})
+    return pd.DataFrame(rows, columns=["seed", "number", "shifts", "collapsed", "groups", "within", "miou"])
 
 
 def goals(recipes: dict[str, list[dict[str, Any]]], chosen: dict[str, Study], drawn: pd.DataFrame) -> pd.DataFrame:
@@ -201,12 +182,12 @@ def goals(recipes: dict[str, list[dict[str, Any]]], chosen: dict[str, Study], dr
     recipes: dataset -> run records of its recipe as it stands, one per seed. chosen: dataset -> study of
     `recipe_by_labels`. drawn: of `collapses`.
     """
-    lines = []
+    lines: dict[str, tuple[str, str, str]] = {}
 
     def add(goal: str, target: str, value: float, form: str, reached: bool, seeds: str) -> None:
         known = not math.isnan(value)
-        shown = f"{form.format(value)} ({seeds})" if known else ""
-        lines.append([goal, target, shown, ("met" if reached else "missed") if known else NOT_MEASURED])
+        verdict = "met" if reached else "missed"
+        lines[goal] = (target, f"{form.format(value)} ({seeds})", verdict) if known else (target, "", NOT_MEASURED)
 
     for name, records in recipes.items():
         scores = score_table(records)
@@ -218,22 +199,21 @@ def goals(recipes: dict[str, list[dict[str, Any]]], chosen: dict[str, Study], dr
         add(f"{name}: above k-means on features", f"at least {target:g}", gain, "{:+.1f}", gain >= target, seeds)
         seeds = f"{len(best)} and {len(ours)} seeds"
         add(f"{name}: behind shifts chosen by labels", "at most 1.0", behind, "{:.2f}", behind <= 1, seeds)
-    for kind, hoped in ((AUTO, "none of 50"), (TRANSFERRED, "counted beside it")):
+    for kind, aim in ((AUTO, "none of 50"), (TRANSFERRED, "counted beside it")):
         collapsed = drawn.loc[drawn["shifts"] == kind, "collapsed"]
         verdict = "" if kind == TRANSFERRED else "missed" if collapsed.any() else "met"
         verdict = NOT_MEASURED if len(collapsed) < 50 else verdict
-        lines.append([f"collapses, shifts {kind}", hoped, f"{collapsed.sum()} of {len(collapsed)}", verdict])
-    return pd.DataFrame(lines, columns=["goal", "target", "measured", "reached"]).set_index("goal")
+        lines[f"collapses, shifts {kind}"] = (aim, f"{collapsed.sum()} of {len(collapsed)}", verdict)
+    table = pd.DataFrame.from_dict(lines, orient="index", columns=["target", "measured", "reached"])
+    return table.rename_axis("goal")
 
 
 def clustering_table(folder: str | Path) -> pd.DataFrame:
     """Ways to cluster the codes of trained runs, one row per dataset and way, from the records in a folder.
 
-    k-means, spherical k-means, a Gaussian mixture, merging of small clusters and a consensus of starts clustered the
-    codes of each head with several seeds, which also drew the codes; commit 00045c4 has the code. heads: trained runs.
-    mIoU: mean over heads and seeds. of seeds, of heads: standard deviations, of one head's seeds (root mean square
-    over heads) and of the heads' means. agreement: mean adjusted Rand index of two seeds on validation codes, without
-    labels.
+    Each clustered the codes of each head (a trained run) with several seeds, which also drew the codes; commit 00045c4
+    has the code. of seeds, of heads: standard deviations of one head's seeds (root mean square over heads), and of the
+    heads' means. agreement: mean adjusted Rand index of two seeds on validation codes, without labels.
     """
     rows = []
     for record in read_records(folder) if any(user_path(folder).glob("*.json")) else []:
@@ -243,11 +223,7 @@ def clustering_table(folder: str | Path) -> pd.DataFrame:
             rows.append(about | {"miou": miou.mean(), "variance": miou.var()})
     columns = ["dataset", "way", "agreement", "miou", "variance"]
     groups = pd.DataFrame(rows, columns=columns).groupby(["dataset", "way"], sort=False)
-    table = groups.agg(**{
-        "heads": ("miou", "size"),
-        "mIoU": ("miou", "mean"),
-        "of seeds": ("variance", "mean"),
-        "of heads": ("miou", "std"),
-        "agreement": ("agreement", "mean"),
-    })  # fmt: skip
-    return table.assign(**{"of seeds": table["of seeds"] ** 0.5})
+    table = groups.agg({"miou": ["size", "mean", "std"], "variance": "mean", "agreement": "mean"})
+    table.columns = ["heads", "mIoU", "of heads", "of seeds", "agreement"]
+    table["of seeds"] **= 0.5
+    return table[["heads", "mIoU", "of seeds", "of heads", "agreement"]]
