@@ -1,15 +1,12 @@
 """What figures draw: the numbers that they are given, and a word where there are none."""
 
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from fontTools.fontBuilder import FontBuilder
-from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 from stego_book.plots import data as plots_data
 from stego_book.plots import figures as plots
@@ -100,36 +97,18 @@ def test_class_iou_is_the_mean_over_the_records():
     assert names == ["mean", "food (id 0)", "food (id 1)"], "two classes of one name have a column each"
 
 
-CHINESE = Classes(("天空", "道路"), ((9, 9, 200), (90, 90, 90)))
+# Letters of STIXGeneral, which comes with matplotlib, that DejaVu Sans lacks.
+CIRCLED = Classes(("ⒶⒷ", "ⒸⒹ"), ((9, 9, 200), (90, 90, 90)))
 
 
 @pytest.fixture
 def fonts(monkeypatch):
-    """The fonts that every machine has, and those that a test adds; what figures use is put back."""
-    usual = [font for font in style.font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]
-    monkeypatch.setattr(style.font_manager.fontManager, "ttflist", usual)
+    """Of the fonts of matplotlib alone DejaVu, and STIXGeneral in a list of its own; what figures use is put back."""
+    manager = style.font_manager.fontManager
+    usual, other = ([font for font in manager.ttflist if font.name.startswith(name)] for name in ("DejaVu", "STIXG"))
+    monkeypatch.setattr(manager, "ttflist", usual)
     with plt.rc_context({"font.family": ["sans-serif"], "font.sans-serif": ["DejaVu Sans"]}), warnings.catch_warnings():
-        yield
-
-
-def write_font(path: Path, letters: str) -> Path:
-    """A font whose letters are squares."""
-    pen = TTGlyphPen(None)
-    for step, corner in enumerate([(100, 0), (100, 700), (800, 700), (800, 0)]):
-        (pen.lineTo if step else pen.moveTo)(corner)
-    pen.closePath()
-    names = [".notdef", *(f"letter{i}" for i in range(len(letters)))]
-    font = FontBuilder(1000, isTTF=True)
-    font.setupGlyphOrder(names)
-    font.setupCharacterMap(dict(zip(map(ord, letters), names[1:], strict=True)))
-    font.setupGlyf(dict.fromkeys(names, pen.glyph()))
-    font.setupHorizontalMetrics(dict.fromkeys(names, (900, 100)))
-    font.setupHorizontalHeader(ascent=800, descent=-200)
-    font.setupNameTable({"familyName": path.stem, "styleName": "Regular"})
-    font.setupOS2(sTypoAscender=800, usWinAscent=800, usWinDescent=200)
-    font.setupPost()
-    font.save(path)
-    return path
+        yield other
 
 
 def figures_of(classes: Classes):
@@ -144,14 +123,14 @@ def figures_of(classes: Classes):
     yield lambda: plots_data.palettes({"mine": classes})
 
 
-def test_names_in_other_scripts_are_drawn_with_a_font_that_has_them(fonts, tmp_path):
+def test_names_in_other_scripts_are_drawn_with_a_font_that_has_them(fonts):
     """Each figure alone, so that none lives on what another has found."""
-    style.font_manager.fontManager.addfont(write_font(tmp_path / "Made for this test.ttf", "天空道路"))
+    style.font_manager.fontManager.ttflist.extend(fonts)
     warnings.filterwarnings("error", "Glyph .* missing from font")
-    for draw in figures_of(CHINESE):
+    for draw in figures_of(CIRCLED):
         plt.rcParams["font.family"] = ["sans-serif"]
         draw().canvas.draw()
-        assert plt.rcParams["font.family"] == ["sans-serif", "Made for this test"]
+        assert plt.rcParams["font.family"] == ["sans-serif", "STIXGeneral"]
 
 
 def test_letters_that_no_font_has_are_told_once(fonts):

@@ -119,7 +119,7 @@ def pull(feature: Sequence[float], shift: float) -> Figure:
         for color, line, value in zip(sns.color_palette(), LINES, feature, strict=False):
             options = {"color": color, "linestyle": line, "linewidth": 2}
             axis.plot(codes, -(value - shift) * values, label=f"F = {value:.2f}", **options)
-        axis.set(title=title, xlabel="code correspondence S")
+        axis.set(title=title, xlabel="code correspondence S", xticks=(-1, -0.5, 0, 0.5, 1))
         axis.axvline(0, color="0.5", linewidth=0.8)
     axes[0].set_ylabel("loss of the pair")
     axes[1].legend(title=f"b = {shift:.2f}", fontsize=9, loc="lower left")
