@@ -19,30 +19,19 @@ if TYPE_CHECKING:
     from .utils.errors import DataNotFound, StegoError
 
 __version__ = "0.2.0"
-__all__ = [
-    "PRESETS",
-    "Backbone",
-    "DataNotFound",
-    "Experiment",
-    "Run",
-    "StegoError",
-    "evaluate",
-    "load_run",
-    "open_dataset",
-    "train",
-]
+__all__ = ["PRESETS", "Backbone", "DataNotFound", "Experiment", "Run", "StegoError", "evaluate", "load_run"]
+__all__ += ["open_dataset", "train"]
 
-_HOME = dict(
-    PRESETS="experiment", Backbone="backbone", DataNotFound="utils.errors", Experiment="experiment", Run="run", StegoError="utils.errors",
-    evaluate="evaluation", load_run="run", open_dataset="datasets", train="training",
-)  # fmt: skip
-"""Module of each public name. They are imported when asked for: a process that needs one small module takes no time to start."""
+# Module of each public name, imported when the name is used, so that small modules load fast.
+_MODULES = {"PRESETS": "experiment", "Backbone": "backbone", "DataNotFound": "utils.errors", "Experiment": "experiment"}
+_MODULES |= {"Run": "run", "StegoError": "utils.errors", "evaluate": "evaluation", "load_run": "run"}
+_MODULES |= {"open_dataset": "datasets", "train": "training"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

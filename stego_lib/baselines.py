@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class LinearScorer:
     """Scores of n clusters or classes that are linear in the input: weight (n, C) and bias (n,).
 
-    k-means is one of these, as the nearest center has the largest `2 f.c - |c|^2`. Linear scores can be upsampled instead of
-    features: n channels in place of C, with the same result.
+    k-means is one of these, as the nearest center has the largest `2 f.c - |c|^2`. Linear scores can be upsampled
+    instead of features: n channels in place of C, with the same result.
     """
 
     weight: Tensor
@@ -40,7 +40,8 @@ def kmeans_on_features(store: "Features", n_clusters: int, seed: int) -> LinearS
 
 
 def kmeans_on_components(store: "Features", dim: int, n_clusters: int, seed: int) -> LinearScorer:
-    """k-means on the first `dim` principal components of the same: a code of that width without the correspondence loss.
+    """k-means on the first `dim` principal components of the same: a code of that width without the correspondence
+    loss.
 
     All components, where there are fewer than `dim`.
     """
@@ -65,7 +66,7 @@ def kmeans_on_colors(store: "Features", n_clusters: int, seed: int) -> LinearSco
 def linear_on_features(store: "Features", seed: int) -> LinearScorer:
     """Multinomial regression on L2-normalized features, WITH the training labels: how much the features know."""
     features, labels = sample_features(store, seed)
-    assert labels is not None, "asked of stores with labels alone"
+    assert labels is not None, "needs a store with labels"
     unit = F.normalize(features, dim=1)
     with stage("baseline: linear probe on features"):
         return LinearScorer(*multinomial_regression(unit, labels, store.n_classes))

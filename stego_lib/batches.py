@@ -70,8 +70,8 @@ def draw_batch(
 ) -> Batch:
     """The batch of step number `step`; it depends on seed and step alone, so a resumed run sees the same batches.
 
-    Each epoch passes over the images once in random order and drops the incomplete last batch. Only optional terms use the
-    backbone: the CRF-inspired loss its normalization, the augmentation alignment its features.
+    Each epoch passes over the images once in random order and drops the incomplete last batch. Only optional terms use
+    the backbone: the CRF-inspired loss its normalization, the augmentation alignment its features.
     """
     device, size = model.feature_mean.device, experiment.batch_size
     draw = Draw(neighbors, experiment, step)
@@ -113,7 +113,7 @@ def find_neighbors(features: "Features", model: Stego, experiment: Experiment) -
 
 
 def fit_to_data(experiment: Experiment, dataset: "SegmentationDataset") -> Experiment:
-    """The experiment with no more images per batch, and neighbors per image, than the training split has; a notice says so.
+    """The experiment with batch size and neighbors limited to the training images; a notice names changes.
 
     Raises StegoError for a single image, which has no partner.
     """

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 # Images that are measured: IMAGES x points^4 correspondences of each kind.
 IMAGES = 256
-# What shifts="auto" stands for: a quarter of the self and kNN pairs attract, and three in a hundred random ones. The chapter
-# on choosing l and b shows the trials behind it.
+# What shifts="auto" stands for: a quarter of the self and kNN pairs attract, and three in a hundred random ones. The
+# chapter on choosing l and b shows the trials behind it.
 AUTO = ("p75", "p75", "p97")
 
 
@@ -68,7 +68,7 @@ def calibrate(features: "Features", neighbors: Tensor, mean: Tensor, experiment:
 
 def shift_rule(experiment: Experiment) -> tuple[float | str, ...]:
     """The experiment's shifts as numbers or percentiles, with `AUTO` in place of "auto"."""
-    return AUTO if experiment.shifts == "auto" else experiment.shifts
+    return experiment.shifts if isinstance(experiment.shifts, tuple) else AUTO
 
 
 def measure_correspondences(
@@ -133,8 +133,8 @@ def balance(
     Returns
     -------
     dict
-        For self, knn and rand: "shift"; "attracting", the share of pairs with F > b; "pull" and "push", weight times the mean
-        force of either sign; "net", pull - push, which equals weight * (mean F - b).
+        For self, knn and rand: "shift"; "attracting", the share of pairs with F > b; "pull" and "push", weight times
+        the mean force of either sign; "net", pull - push, which equals weight * (mean F - b).
     """
     forces = {}
     for (kind, values), shift, weight in zip(measured.items(), shifts, weights, strict=True):

@@ -72,19 +72,19 @@ class Experiment:
     n_classes: int | None = Field(default=None, ge=1, le=255)
     """Number of clusters for a `folder` that names no classes, 27 by default. Other datasets have their own number."""
     backbone: BackboneName = "scenes_vit_tiny8"
-    """Embedded name, timm name, a .safetensors, .pth or .ckpt file, or NAME@FILE: weights of a timm network in a file."""
+    """Embedded name, timm name, a .safetensors, .pth or .ckpt file, or NAME@FILE: a timm network and its weights."""
     train_size: Size = 224
     """Size of training images in pixels: N, or (H, W)."""
     crop: Literal["none", "five", "random"] = "none"
-    """'five' cuts each training image into its four corners and center, half as high and wide (paper, section 3.4); 'random'
-    cuts five pieces of that size at random positions, the same for every seed."""
+    """'five' cuts each training image into its four corners and center, half as high and wide (paper, section 3.4);
+    'random' cuts five pieces of that size at random positions, the same for every seed."""
 
     # Method
     method: Literal["stego", "smooseg", "primaps", "hp", "cause", "depthg"] = "stego"
-    """'stego', or one of its successors in `stego_lib.successors`. `Experiment.preset` then applies the settings in `SUCCESSORS`."""
+    """'stego', or one of its successors; `Experiment.preset` then applies the settings in `SUCCESSORS`."""
     head: Literal["nonlinear", "silu", "linear", "none"] = "nonlinear"
-    """Segmentation head: linear plus two-layer branch (the paper's), the same with SiLU instead of ReLU, the linear branch
-    alone, or the features themselves."""
+    """Segmentation head: linear plus two-layer branch (the paper's), the same with SiLU instead of ReLU, the linear
+    branch alone, or the features themselves."""
     code_dim: int = Field(default=70, ge=1, le=4096)
     """K, channels of the code."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -92,8 +92,9 @@ class Experiment:
     weights: Weights = (1.0, 0.58, 0.91)
     """l_self, l_knn, l_rand: weights of the three correspondence terms."""
     shifts: Shifts = "auto"
-    """b_self, b_knn, b_rand: pairs with a feature correspondence above it attract, others repel. Numbers, percentiles of the
-    correspondences of the training features such as 'p70', or 'auto': percentiles by one rule, without labels (`calibration.calibrate`)."""
+    """b_self, b_knn, b_rand: pairs with a feature correspondence above it attract, others repel. Numbers, percentiles
+    of the correspondences of the training features such as 'p70', or 'auto': percentiles by one rule, without labels
+    (`calibration.calibrate`)."""
     centering: bool = False
     """Spatial centering of the feature correspondences (paper, section 3.2). The rule 'auto' was found without it."""
     points: int = Field(default=11, ge=1, le=64)
@@ -103,8 +104,8 @@ class Experiment:
     negatives: int = Field(default=5, ge=1)
     """Random partners of each image in a step."""
     probes: Literal["joint", "after"] = "joint"
-    """'joint' trains both probes together with the head, as in the paper; 'after' fits k-means and multinomial regression to
-    the trained codes."""
+    """'joint' trains both probes together with the head, as in the paper; 'after' fits k-means and multinomial
+    regression to the trained codes."""
 
     # Training
     steps: int = Field(default=5000, ge=1)
@@ -132,11 +133,11 @@ class Experiment:
     device: str = "auto"
     """'auto' (a GPU if there is one), 'cpu', 'cuda', 'cuda:1', ..."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Precision of the backbone and of the head's matrix products in training; 'auto' is bfloat16 on hardware that computes
-    it natively. Everything else is float32."""
+    """Precision of the backbone and of the head's matrix products in training; 'auto' is bfloat16 on hardware that
+    computes it natively. Everything else is float32."""
     feature_store: Literal["full", "compact", "online"] = "full"
-    """'full' extracts the frozen features once and keeps them on disk; 'compact' keeps principal components in 8 bits, in a
-    sixth of the space or less; 'online' computes features at every step."""
+    """'full' extracts the frozen features once and keeps them on disk; 'compact' keeps principal components in 8 bits,
+    in a sixth of the space or less; 'online' computes features at every step."""
 
     official: Official = Field(default_factory=Official)
     """Options and defects of the authors' code."""
@@ -254,7 +255,7 @@ def _explain(problem: Any, kind: type, values: dict[str, Any]) -> str:
 
 
 for _checked in (Official, Experiment):
-    _checked.__init__ = _explained(_checked.__init__)  # type: ignore[misc]
+    setattr(_checked, "__init__", _explained(_checked.__init__))  # noqa: B010
 
 
 # The recipes, as changes of the defaults. 'scenes', 'camvid' and 'folder' are this project's, the others the paper's.
@@ -325,8 +326,8 @@ DEFAULT_PRESET = {
     "potsdam3": "potsdam3-vits8",
 }
 
-# Settings that `Experiment.preset` takes with a `method`: published ones, where they differ from the recipe's. Shifts are
-# measured, because those of a recipe belong to STEGO's loss; steps are the recipe's.
+# Settings that `Experiment.preset` takes with a `method`: published ones, where they differ from the recipe's. Shifts
+# are measured, because those of a recipe belong to STEGO's loss; steps are the recipe's.
 SUCCESSORS: dict[str, dict[str, Any]] = {
     "smooseg": dict(
         head="silu",

@@ -1,6 +1,7 @@
 """The correspondence loss (paper, section 3.2): pure functions of tensors and numbers.
 
-Shapes: features (B, C, h, w), codes (B, K, h, w), points (B, S, S, 2) as (x, y) in [-1, 1], correspondences (B, S, S, S, S).
+Shapes: features (B, C, h, w), codes (B, K, h, w), points (B, S, S, 2) as (x, y) in [-1, 1], correspondences
+(B, S, S, S, S).
 """
 
 from functools import lru_cache
@@ -37,8 +38,8 @@ def correspondence(a: Tensor, b: Tensor) -> Tensor:
 def center(correspondences: Tensor) -> Tensor:
     """Spatial centering (paper, section 3.2): subtracts each position's mean over the positions of its partner.
 
-    As in the published code, the mean of the whole batch is added back, so the result depends on the batch and shifts keep
-    their meaning. correspondences: (B, h, w, i, j).
+    As in the published code, the mean of the whole batch is added back, so the result depends on the batch and shifts
+    keep their meaning. correspondences: (B, h, w, i, j).
     """
     centered = correspondences - correspondences.mean(dim=(3, 4), keepdim=True)
     return centered - centered.mean() + correspondences.mean()
@@ -134,7 +135,8 @@ def stego_loss(
     Returns
     -------
     tuple
-        The weighted sum, and its parts: "loss_self", "code_self" (mean code correspondence), and so on for knn and rand.
+        The weighted sum, and its parts: "loss_self", "code_self" (mean code correspondence), and so on for knn and
+        rand.
     """
     side = coords1.shape[1]
     points1, points2 = coords1.flatten(1, 2), coords2.flatten(1, 2)
@@ -174,8 +176,8 @@ def stego_loss(
 def sample(maps: Tensor, coords: Tensor) -> Tensor:
     """Maps (B, C, h, w) at points (B, S, T, 2), bilinear -> (B, C, T, S).
 
-    [b, :, j, i] is the map at coords[b, i, j]: the two axes of points are swapped, as in the published code, which changes
-    nothing for the loss.
+    [b, :, j, i] is the map at coords[b, i, j]: the two axes of points are swapped, as in the published code, which
+    changes nothing for the loss.
     """
     swapped = coords.transpose(1, 2)
     return sample_points(maps, swapped.flatten(1, 2)).transpose(1, 2).unflatten(2, swapped.shape[1:3])
@@ -184,8 +186,8 @@ def sample(maps: Tensor, coords: Tensor) -> Tensor:
 def sample_points(maps: Tensor, coords: Tensor, images: Tensor | None = None) -> Tensor:
     """Bilinear lookup of maps at points between their grid cells, one row a point.
 
-    Same values as `F.grid_sample` with border padding and aligned corners; maps in channels-last order are read without a
-    copy.
+    Same values as `F.grid_sample` with border padding and aligned corners; maps in channels-last order are read without
+    a copy.
 
     Parameters
     ----------
@@ -212,8 +214,8 @@ def sample_points(maps: Tensor, coords: Tensor, images: Tensor | None = None) ->
     dx, dy = int(width > 1), width * int(height > 1)
     corners = torch.stack([corner, corner + dx, corner + dy, corner + dx + dy], -1)
     shares = torch.stack([(1 - right) * (1 - below), right * (1 - below), (1 - right) * below, right * below], -1)
-    found = F.embedding_bag(corners.flatten(0, 1), cells, per_sample_weights=shares.flatten(0, 1), mode="sum")
-    return found.view(*coords.shape[:2], channels)
+    values = F.embedding_bag(corners.flatten(0, 1), cells, per_sample_weights=shares.flatten(0, 1), mode="sum")
+    return values.view(*coords.shape[:2], channels)
 
 
 def random_coords(batch: int, points: int, generator: torch.Generator) -> Tensor:

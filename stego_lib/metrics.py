@@ -70,7 +70,8 @@ def majority(confusion: Counts) -> Tensor:
 def published_map(matching: Counts) -> Tensor:
     """The published code's `map_clusters`, int64 (n_pred,): the result of `match` with a defect.
 
-    The -1 of a cluster without a class is inserted one position too late, unless it comes last, and shifts all that follow.
+    The -1 of a cluster without a class is inserted one position too late, unless it comes last, and shifts all that
+    follow.
     """
     matching = torch.as_tensor(matching)
     found = matching[matching >= 0].tolist()
@@ -85,7 +86,7 @@ def identity(n_classes: int) -> Tensor:
 
 
 def assigned(confusion: Counts, matching: Counts) -> Tensor:
-    """The confusion matrix after matching, int64 (n_classes + 1, n_classes); the last row holds clusters without a class."""
+    """The confusion matrix after matching, int64 (n_classes + 1, n_classes); last row: clusters without a class."""
     counts, matching = torch.as_tensor(confusion).long(), torch.as_tensor(matching).long()
     n_classes = counts.shape[1]
     gathered = torch.zeros(n_classes + 1, n_classes, dtype=torch.int64)
@@ -102,14 +103,14 @@ def scores(confusion: Counts, matching: Counts, *, published: bool = False) -> d
     matching
         Class of each cluster or -1, (n_pred,). Pixels in clusters without a class count as errors.
     published
-        Repeat a defect of the published code: with extra clusters, "no class" joins the mean as a class of IoU 0 as soon as
-        it has a pixel.
+        Repeat a defect of the published code: with extra clusters, "no class" joins the mean as a class of IoU 0 as
+        soon as it has a pixel.
 
     Returns
     -------
     dict
-        "accuracy", "miou" and "iou" (a list). A class that is neither labeled nor predicted has IoU NaN and is left out of
-        the mean; without labeled pixels every score is NaN.
+        "accuracy", "miou" and "iou" (a list). A class that is neither labeled nor predicted has IoU NaN and is left out
+        of the mean; without labeled pixels every score is NaN.
 
     Examples
     --------

@@ -11,9 +11,10 @@ from .loss import upsample
 if TYPE_CHECKING:
     from .experiment import Experiment
 
+# Scale of the cosines in the cluster probe's softmax. It matters only through the CRF.
 ALPHA = 2.0
-"""Scale of the cosines in the cluster probe's softmax. It matters only through the CRF."""
-ACTIVATIONS = {"nonlinear": nn.ReLU, "silu": nn.SiLU}  # of the two-layer branch, by kind of the head
+# Activation of the head's two-layer branch, by kind of the head.
+ACTIVATIONS = {"nonlinear": nn.ReLU, "silu": nn.SiLU}
 
 
 class SegmentationHead(nn.Module):
@@ -26,8 +27,8 @@ class SegmentationHead(nn.Module):
     in_dim, code_dim
         C and K.
     kind
-        'nonlinear': a linear branch plus a two-layer ReLU branch, as in the paper; 'silu': SiLU for ReLU, as SmooSeg has it;
-        'linear': the first alone; 'none': the features are the code (K = C).
+        'nonlinear': a linear branch plus a two-layer ReLU branch, as in the paper; 'silu': SiLU for ReLU, as SmooSeg
+        has it; 'linear': the first alone; 'none': the features are the code (K = C).
     dropout
         Probability that a channel is dropped.
 
@@ -60,7 +61,7 @@ class SegmentationHead(nn.Module):
 
 
 class ClusterProbe(nn.Module):
-    """Cosine k-means by gradient descent: one direction per cluster (paper, section 3.4); with `lengths` (PriMaPs), a vector."""
+    """Cosine k-means by gradient descent (paper, section 3.4). `lengths` (PriMaPs): centers are not normalized."""
 
     def __init__(self, code_dim: int, n_clusters: int, lengths: bool = False):
         super().__init__()
@@ -68,19 +69,19 @@ class ClusterProbe(nn.Module):
         self.clusters = nn.Parameter(torch.randn(n_clusters, code_dim))
 
     def forward(self, code: Tensor) -> Tensor:
-        """Cosine of each code with each cluster: (B, K, h, w) -> (B, n, h, w), in [-1, 1] but for lengths."""
+        """Cosine of each code with each cluster: (B, K, h, w) -> (B, n, h, w), in [-1, 1] without `lengths`."""
         return self.similarity(F.normalize(code, dim=1))
 
     def similarity(self, code: Tensor) -> Tensor:
         """`forward` times the length of the code, (B, n, h, w).
 
-        It is linear in the code, so n similarities can be upsampled instead of K code channels; the nearest cluster is the
-        same.
+        It is linear in the code, so n similarities can be upsampled instead of K code channels; the nearest cluster is
+        the same.
         """
         return torch.einsum("bkhw,nk->bnhw", code, self.clusters if self.lengths else F.normalize(self.clusters, dim=1))
 
     def loss(self, code: Tensor, alpha: float | None = None) -> Tensor:
-        """Minus the mean cosine of a code with its nearest cluster; with `alpha`, with all, by softmax(alpha * cosine)."""
+        """Minus the mean cosine with the nearest cluster, or with all clusters weighted by softmax(alpha * cosine)."""
         cosine = self(code)
         if alpha is None:
             return -cosine.amax(1).mean()
@@ -134,7 +135,8 @@ class LinearProbe(nn.Module):
 class Stego(nn.Module):
     """Head and probes, with the mean that is subtracted from the features (zeros by default).
 
-    `decoder`: add a 1 x 1 convolution from codes to features, for the reconstruction loss; `lengths`: see `ClusterProbe`.
+    `decoder`: add a 1 x 1 convolution from codes to features, for the reconstruction loss; `lengths`: see
+    `ClusterProbe`.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Loss terms of the authors' code that no recipe of the paper uses, off by default; see `experiment.Official`.
 
-Two of its options have no counterpart here: salience masks, whose files were not released, and the repulsion term, of which
-the code holds a weight alone.
+Two of its options have no counterpart here: salience masks, whose files were not released, and the repulsion term, of
+which the code holds a weight alone.
 """
 
 from typing import TYPE_CHECKING
@@ -70,7 +70,7 @@ def optional_losses(
 
 
 def reconstruction_loss(feats: Tensor, rebuilt: Tensor) -> Tensor:
-    """Negative mean cosine similarity of the frozen features and their reconstruction from the code, both (B, C, h, w)."""
+    """Negative mean cosine similarity of features and their reconstruction from the code, both (B, C, h, w)."""
     return -F.cosine_similarity(feats, rebuilt, dim=1, eps=1e-10).mean()
 
 
@@ -88,8 +88,8 @@ def crf_loss(
 ) -> Tensor:
     """Negative product of code similarity and CRF affinity for every pair of points, (B, n, n).
 
-    guidance: colors (B, 3, H, W); codes: (B, K, H, W) of unit length; points: int64 (2, n), rows and columns, the same for each
-    image. With d the squared distance in pixels and g that in color, the affinity is
+    guidance: colors (B, 3, H, W); codes: (B, K, H, W) of unit length; points: int64 (2, n), rows and columns, the same
+    for each image. With d the squared distance in pixels and g that in color, the affinity is
     w1 exp(-d / 2 alpha - g / 2 beta) + w2 exp(-d / 2 gamma) - shift: the two kernels of a dense CRF.
     """
     rows, columns = points
@@ -117,9 +117,9 @@ def random_pixels(count: int, side: int, generator: torch.Generator) -> Tensor:
 def alignment_loss(code: Tensor, code_view: Tensor, coords: Tensor, *, published: bool = False) -> Tensor:
     """Negative mean cosine similarity of the codes of an augmented view and the image's codes at the same positions.
 
-    code, code_view: (B, K, h, w) of images and of their views; coords: (B, h, w, 2), where each cell of the view lies in the
-    image, as `loss.sample` takes it. `published` repeats a defect: the lookup swaps the axes, so a cell of the view is
-    compared with the mirrored cell across the diagonal (square grids alone; ValueError for others).
+    code, code_view: (B, K, h, w) of images and of their views; coords: (B, h, w, 2), where each cell of the view lies
+    in the image, as `loss.sample` takes it. `published` repeats a defect: the lookup swaps the axes, so a cell of the
+    view is compared with the mirrored cell across the diagonal (square grids alone; ValueError for others).
     """
     if published and code.shape[2] != code.shape[3]:
         raise ValueError(f"the published alignment needs square grids, not {tuple(code.shape[2:])}")
@@ -131,8 +131,8 @@ def alignment_loss(code: Tensor, code_view: Tensor, coords: Tensor, *, published
 def augmented_views(images: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """One random view of each image: a resized crop, perhaps flipped horizontally, with changed colors.
 
-    images: uint8 (B, 3, H, W); grid: (h, w) of the codes. Returns the views, uint8 (B, 3, H, W), and where each of their grid
-    cells lies in the image, (B, h, w, 2), as `view_coords` gives it. Draws from torch's global generator.
+    images: uint8 (B, 3, H, W); grid: (h, w) of the codes. Returns the views, uint8 (B, 3, H, W), and where each of
+    their grid cells lies in the image, (B, h, w, 2), as `view_coords` gives it. Draws from torch's global generator.
     """
     views, coords = [], []
     size = images.shape[-2:]
@@ -146,10 +146,10 @@ def augmented_views(images: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tens
 
 
 def view_coords(box: tuple[int, int, int, int], mirrored: bool, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Where the centers of a view's cells lie in the image: (h, w, 2) as (x, y), -1 and 1 being the image's outer cells.
+    """Where the centers of a view's cells lie in the image, (h, w, 2) as (x, y); -1 and 1: its outer cells.
 
-    box: (top, left, height, width) of the crop in pixels; mirrored: whether the crop was then flipped horizontally; size:
-    (H, W) of the image; grid: (h, w).
+    box: (top, left, height, width) of the crop in pixels; mirrored: whether the crop was then flipped horizontally;
+    size: (H, W) of the image; grid: (h, w).
     """
     axes = []
     for start, length, pixels, cells in zip(box[:2], box[2:], size, grid, strict=True):

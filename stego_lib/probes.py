@@ -20,18 +20,18 @@ from .utils.progress import progress, stage
 if TYPE_CHECKING:
     from .features import Features
 
+# Points that the probes are fitted to.
 SAMPLES = 40_000
-"""Points that clusters are fitted on."""
+# Starts of k-means; the result with the smallest inertia is kept.
 RESTARTS = 10
-"""Starts of k-means; the one with the smallest inertia, its own objective, is kept."""
 
 
 @torch.no_grad()
 def fit_probes(model: Stego, store: "Features", seed: int, *, clusters: bool = True, linear: bool = True) -> None:
     """Fits the cluster probe, and with labels the linear probe, to codes of random grid cells; or one of both.
 
-    The cluster probe gets the centers of k-means on L2-normalized codes, without labels; the linear probe gets multinomial
-    regression on the labels at the centers of the cells.
+    The cluster probe gets the centers of k-means on L2-normalized codes, without labels; the linear probe gets
+    multinomial regression on the labels at the centers of the cells.
     """
     codes, labels = sample_codes(model, store, seed)
     if clusters:
@@ -77,23 +77,24 @@ def sample_cells(
     Returns
     -------
     tuple
-        float32 (M, channels), and the labels at the centers of the cells, int64 (M,) with -1 = ignored, or None without labels.
+        float32 (M, channels), and the labels at the centers of the cells, int64 (M,) with -1 = ignored, or None without
+        labels.
     """
     images, _, height, width = store.shape
     generator = torch.Generator().manual_seed(seed)
     cells = max(1, min(height * width, count // images))
-    asked = torch.randperm(images, generator=generator)[:count]
+    chosen_rows = torch.randperm(images, generator=generator)[:count]
     # Allocated once: small tensors that stay between large ones that go would fragment the memory.
-    found = torch.empty(len(asked), cells, channels)
-    labels = torch.empty(len(asked), cells, dtype=torch.int64) if store.has_labels else None
-    for positions in progress(torch.arange(len(asked)).split(32), "sampling grid cells"):
-        rows = asked[positions]
+    samples = torch.empty(len(chosen_rows), cells, channels)
+    labels = torch.empty(len(chosen_rows), cells, dtype=torch.int64) if store.has_labels else None
+    for positions in progress(torch.arange(len(chosen_rows)).split(32), "sampling grid cells"):
+        rows = chosen_rows[positions]
         values = maps(rows).flatten(2).transpose(1, 2)
         chosen = torch.stack([torch.randperm(height * width, generator=generator)[:cells] for _ in rows])
-        found[positions] = values.gather(1, chosen.to(values.device)[..., None].expand(-1, -1, channels)).cpu()
+        samples[positions] = values.gather(1, chosen.to(values.device)[..., None].expand(-1, -1, channels)).cpu()
         if labels is not None:
             labels[positions] = labels_at(store.label_rows(rows), chosen, (height, width))
-    return found.flatten(0, 1), None if labels is None else labels.flatten()
+    return samples.flatten(0, 1), None if labels is None else labels.flatten()
 
 
 def labels_at(labels: Tensor, cells: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -107,9 +108,9 @@ def labels_at(labels: Tensor, cells: Tensor, grid: tuple[int, int]) -> Tensor:
 def multinomial_regression(points: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
     """Weight (n_classes, C) and bias (n_classes,) of multinomial logistic regression on points (M, C) and labels (M,).
 
-    Labels below zero are left out; a class that does not occur is never predicted. Channels are standardized for the fit,
-    which otherwise takes several times as many iterations. It stops at a gradient of 1e-4: at 1e-2 the probe measures the
-    optimizer rather than the points (8 mIoU lower on CamVid's features).
+    Labels below zero are left out; a class that does not occur is never predicted. Channels are standardized for the
+    fit, which otherwise takes several times as many iterations. It stops at a gradient of 1e-4: at 1e-2 the probe
+    measures the optimizer rather than the points (8 mIoU lower on CamVid's features).
     """
     known = labels >= 0
     points, labels = points[known].numpy(), labels[known].numpy()

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Provenance:
     """What a run was made from, beside its `Experiment`. None means that a value is not recorded.
 
-    A run folder holds it as provenance.json, a run record under "provenance". Results can be compared or averaged only if
-    `differing` is empty.
+    A run folder holds it as provenance.json, a run record under "provenance". Results can be compared or averaged only
+    if `differing` is empty.
 
     Examples
     --------

@@ -447,8 +447,8 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
 def record_path(run: Run, split: str, data: str | None) -> Path:
     """The file of the run record of a split: metrics.json for the validation split of the run's own data and settings.
 
-    data: fingerprint of the split's images, None without labels. The run's own data are those in the folder of training,
-    or the first that were scored.
+    data: fingerprint of the split's images, None without labels. The run's own data are those in the folder of
+    training, or the first that were scored.
     """
     first, trained = run.folder / "metrics.json", run.folder / "experiment.json"
     own = Experiment.read(trained) if trained.exists() else run.experiment

@@ -43,8 +43,9 @@ SAVE_EVERY = 200
 def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume: bool = False) -> Run:
     """Trains the head and both probes on the training split.
 
-    Features are extracted once and kept in runs_dir/features. Sizes that the backbone does not take are rounded, and batches
-    and neighbors are limited to the images there are; a notice says so, and `run.experiment` holds the values that were used.
+    Features are extracted once and kept in runs_dir/features. Sizes that the backbone does not take are rounded, and
+    batches and neighbors are limited to the images there are; a notice says so, and `run.experiment` holds the values
+    that were used.
 
     Parameters
     ----------
@@ -54,8 +55,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
         Folder of runs and stored features; `runs/` of the project by default.
     resume
         Resume the newest run of this experiment from its last checkpoint; on a CPU it ends with the weights of an
-        uninterrupted run. A finished run is not trained again. Runs are the same if their experiment and their `Provenance`
-        are.
+        uninterrupted run. A finished run is not trained again. Runs are the same if their experiment and their
+        `Provenance` are.
 
     Returns
     -------
@@ -70,8 +71,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
 
     Notes
     -----
-    With several GPUs, start the script by `torchrun --nproc-per-node N script.py`, or under SLURM: the processes share the
-    backbone's work, the first writes the run, and all return it.
+    With several GPUs, start the script by `torchrun --nproc-per-node N script.py`, or under SLURM: the processes share
+    the backbone's work, the first writes the run, and all return it.
 
     Examples
     --------
@@ -132,8 +133,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
 def start_from(source: Run, model: Stego) -> str:
     """Copies head, feature mean and fitting probes of a run into `model`, and returns their fingerprint.
 
-    Probes for another number of classes or clusters start from fresh weights, with a notice. Raises StegoError where the head
-    does not fit.
+    Probes for another number of classes or clusters start from fresh weights, with a notice. Raises StegoError where
+    the head does not fit.
     """
     theirs, ours = source.model.state_dict(), model.state_dict()
     fitting = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
@@ -156,16 +157,16 @@ def check_clusters(model: Stego, features: "Features") -> None:
     limit = min(255, count * height * width)
     if model.n_clusters > limit:
         raise StegoError(
-            f"{model.n_clusters} clusters are too many for {count} training images of {height} x {width} grid cells and "
-            f"8-bit label maps ({limit} at most). Lower n_classes or extra_clusters."
+            f"{model.n_clusters} clusters are more than {limit}, the limit for {count} training images of "
+            f"{height} x {width} grid cells and 8-bit label maps. Lower n_classes or extra_clusters."
         )
 
 
 class Trainer:
     """What a method trains, and how one step of it works: STEGO's way.
 
-    Each successor of STEGO has a subclass in `stego_lib.successors`, which `Experiment.method` names. It gets the run whose model is
-    trained, features of the training images, and their nearest neighbors, int64 (N, k).
+    Each successor of STEGO has a subclass in `stego_lib.successors`, which `Experiment.method` names. It gets the run
+    whose model is trained, features of the training images, and their nearest neighbors, int64 (N, k).
     """
 
     def __init__(self, run: Run, features: "Features", neighbors: Tensor):
@@ -193,7 +194,7 @@ class Trainer:
         return calibration.to_dict()
 
     def step(self, number: int) -> dict[str, float]:
-        """Step number `number`, which draws all random choices from the seed and the number. Returns the values of `columns()`."""
+        """Step number `number`; random choices depend on it and the seed alone. Returns the values of `columns()`."""
         batch = draw_batch(self.features, self.neighbors, self.model, self.experiment, number, self.run.backbone)
         if number + 1 < self.experiment.steps:
             self.features.prefetch(Draw(self.neighbors, self.experiment, number + 1).needed)
@@ -222,7 +223,7 @@ def trainer_of(experiment: Experiment) -> type[Trainer]:
 
 
 def train_steps(trainer: Trainer) -> None:
-    """Trains from the run's step to the last: a line in the log for each step, and a checkpoint every `SAVE_EVERY` steps."""
+    """Trains from the run's step to the last, with a log line per step and a checkpoint every `SAVE_EVERY` steps."""
     run, features = trainer.run, trainer.features
     experiment, model, saved = run.experiment, run.model, run.step
     device, path = model.feature_mean.device, run.folder / "log.csv"
@@ -275,8 +276,8 @@ def train_step(
 ) -> dict[str, float]:
     """One update of the head, and of joint probes on codes without gradient, by one backward pass.
 
-    precision: of the head's matrix products; weights, codes and losses are float32. Returns the values before the update: "loss"
-    (the sum), the parts of `stego_loss`, and the losses of joint probes and of optional terms.
+    precision: of the head's matrix products; weights, codes and losses are float32. Returns the values before the
+    update: "loss" (the sum), the parts of `stego_loss`, and the losses of joint probes and of optional terms.
     """
     model.train()
     feats, feats_knn = batch.feats, batch.feats_knn
@@ -285,10 +286,19 @@ def train_step(
     if experiment.official.published:  # the published code drops channels of the target too, by a third mask
         feats, feats_knn = model.head.dropout(feats), model.head.dropout(feats_knn)
     total, values = stego_loss(
-        feats, feats_knn, code, code_knn, batch.coords1, batch.coords2, batch.permutations,
-        experiment.weights, shifts,
-        centering=experiment.centering, zero_clamp=experiment.official.zero_clamp, stabilize=experiment.official.stabilize,
-    )  # fmt: skip
+        feats,
+        feats_knn,
+        code,
+        code_knn,
+        batch.coords1,
+        batch.coords2,
+        batch.permutations,
+        experiment.weights,
+        shifts,
+        centering=experiment.centering,
+        zero_clamp=experiment.official.zero_clamp,
+        stabilize=experiment.official.stabilize,
+    )
     if weights := experiment.official.loss_weights:
         from .official import optional_losses
 

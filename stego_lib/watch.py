@@ -74,8 +74,9 @@ MEASURES = tuple(symptom.measure for symptom in SYMPTOMS)
 def effective_groups(codes: Tensor) -> tuple[float, float]:
     """Effective number of groups of unit codes (P, M, K) of P images, over all images and within one.
 
-    1 / the mean of max(S, 0), over positions of different images and over different positions of the same image: n groups
-    of equal size with orthogonal codes give n, equal codes give 1, codes that all repel each other give infinity.
+    1 / the mean of max(S, 0), over positions of different images and over different positions of the same image: n
+    groups of equal size with orthogonal codes give n, equal codes give 1, codes that all repel each other give
+    infinity.
     """
     cosines, same = _cosines(codes)
     pull = cosines.clamp(min=0)
@@ -106,11 +107,12 @@ def _inverse(mean: float) -> float:
 
 
 class Watch:
-    """Measures the codes of a few fixed positions every `EVERY` steps, writes watch.json, and shows a notice once at collapse.
+    """Measures the codes of a few positions every `EVERY` steps, writes watch.json, and shows a notice at collapse.
 
-    It uses no random numbers and leaves the model unchanged. watch.json holds "steps"; for each of them "groups" and "within"
-    (`effective_groups`), "nearest" (`nearest_elsewhere`) and "clusters" (`effective_clusters` of the cluster probe; null
-    before a probe with probes="after" is fitted); "collapsed"; and "seen", the finding and what to change, or null.
+    It uses no random numbers and leaves the model unchanged. watch.json holds "steps"; for each of them "groups" and
+    "within" (`effective_groups`), "nearest" (`nearest_elsewhere`) and "clusters" (`effective_clusters` of the cluster
+    probe; null before a probe with probes="after" is fitted); "collapsed"; and "seen", the finding and what to change,
+    or null.
     """
 
     def __init__(self, folder: Path, features: "Features", experiment: Experiment, step: int):

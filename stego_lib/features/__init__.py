@@ -1,5 +1,6 @@
 """Frozen features: extracted once and kept on disk, or computed on demand."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,7 @@ def open_features(
     from .online import OnlineFeatures
     from .store import FullFeatures, Source
 
+    kinds: dict[str, Callable[..., Features]]
     kinds = {"full": FullFeatures, "compact": CompactFeatures, "online": OnlineFeatures}
     if store not in kinds:
         raise StegoError(f"store is {store!r}. Choose {', '.join(kinds)}.")

@@ -13,7 +13,7 @@ from ..utils.files import atomic
 from ..utils.notices import notice
 from ..utils.progress import progress, say
 from .online import OnlineFeatures
-from .store import Source, Store
+from .store import Arrays, Source, Store
 
 # Mean error of a feature correspondence up to which components are left out. With it, cluster mIoU changed by 0.1 or
 # less on scenes and CamVid (three seeds, chapter on speed).
@@ -96,7 +96,7 @@ class CompactFeatures(OnlineFeatures):
         store = Store(self.source, self._root, "compact", ERROR, MAX_SHARE, SAMPLE, CELLS)
         self.components = self._components(store.folder / "components.npz")
         count = len(self.components.basis)
-        arrays = {"features": (np.int8, (count, *self.shape[2:])), "units": (np.float32, (count,))}
+        arrays: Arrays = {"features": (np.int8, (count, *self.shape[2:])), "units": (np.float32, (count,))}
         store.complete(
             arrays, lambda features, _: dict(zip(arrays, self.components.encode(features), strict=True)), self._verify
         )

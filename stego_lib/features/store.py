@@ -207,7 +207,7 @@ class Store:
         if resident is not None and resident.device == torch.device(device):
             return resident[index.to(device)]
         rows, (dtype, shape), size = index.tolist(), self.arrays[name], self._row_bytes(name)
-        values = np.empty((len(rows), *shape), dtype)
+        values: np.ndarray = np.empty((len(rows), *shape), dtype)
         # Read, not mapped: fresh maps cost a fifth more time, and the pages of open ones count as the process's memory.
         order = sorted(range(len(rows)), key=rows.__getitem__)
         for number, group in groupby(order, lambda i: rows[i] // self.shard_rows):

@@ -1,1 +1,1 @@
-"""What the method stands on: errors, notices, paths, progress, files, workers, devices. Imports nothing else of this package."""
+"""Errors, notices, paths, progress, files, threads, devices. Imports nothing else of this package."""

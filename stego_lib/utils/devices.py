@@ -1,7 +1,7 @@
 """Several processes that work on one run, started by torchrun or SLURM.
 
-They share the work of the frozen backbone; the head, which sees the whole batch, takes the same steps in each. The first alone
-writes files and shows notices. In a single process, every function returns what it is given.
+They share the work of the frozen backbone; the head, which sees the whole batch, takes the same steps in each. The
+first alone writes files and shows notices. In a single process, every function returns what it is given.
 """
 
 import os
@@ -40,7 +40,8 @@ def join(device: str, task: str) -> None:
     Raises
     ------
     StegoError
-        In every process, where the tasks differ. For a device with a number ('cuda:1') and for fewer GPUs than processes.
+        In every process, where the tasks differ. For a device with a number ('cuda:1') and for fewer GPUs than
+        processes.
     """
     global _group
     launched = place()

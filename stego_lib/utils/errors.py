@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 class StegoError(ValueError):
-    """Something outside the code is wrong: a parameter, a file, a missing package. A notebook shows it without traceback."""
+    """A wrong parameter, file or package, which the user can fix. Notebooks show it without traceback."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]

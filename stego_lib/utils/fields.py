@@ -88,5 +88,5 @@ BackboneName = Annotated[str, Text, AfterValidator(lambda value: "@".join(filter
 Size = Annotated[int | tuple[int, int], PlainValidator(_size)]
 # Of self, kNN and random pairs.
 Weights = Annotated[tuple[float, float, float], PlainValidator(_weights)]
-# Numbers or 'p70', the 70th percentile of the correspondences measured on the training features; 'auto' see `calibration.AUTO`.
+# Numbers, percentiles of the measured correspondences such as 'p70', or 'auto' (see `calibration.AUTO`).
 Shifts = Annotated[str | tuple[float | str, float | str, float | str], PlainValidator(_shifts)]

@@ -10,7 +10,7 @@ from .errors import StegoError
 
 @contextmanager
 def enough_memory(what: str, remedy: str) -> Iterator[None]:
-    """Turns a lack of GPU or CPU memory into a StegoError: `what` needs more memory, and a sentence of what needs less."""
+    """Turns a lack of GPU or CPU memory into a StegoError: `what` needs more memory, and the `remedy`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

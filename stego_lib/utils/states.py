@@ -18,8 +18,8 @@ KEY = "state"
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
     """Writes nested dictionaries and lists of tensors, numbers and strings, atomically.
 
-    Tensors are stored under their path, such as "model/head.linear.weight"; all else is JSON in the file's metadata. Tuples
-    become lists.
+    Tensors are stored under their path, such as "model/head.linear.weight"; all else is JSON in the file's metadata.
+    Tuples become lists.
     """
     tensors: dict[str, Tensor] = {}
     structure = _pack(state, "", tensors)

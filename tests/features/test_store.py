@@ -250,7 +250,7 @@ DAMAGE = {
     "empty": lambda path: path.write_bytes(b""),
     "missing": lambda path: path.unlink(),
     "fewer rows": lambda path: np.save(path, np.load(path)[:-1]),
-    "a pickle": lambda path: np.save(path, np.array([print], object), allow_pickle=True),
+    "a pickle": lambda path: np.save(path, np.array([print], object)),
 }
 
 

@@ -1,4 +1,4 @@
-"""train.ipynb under papermill, its kernel killed during training: with `-p resume True` it ends as if nothing had happened."""
+"""train.ipynb under papermill, killed during training, gives the same result with `-p resume True`."""
 
 import os
 import subprocess
