@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from common import ROOT
@@ -17,6 +16,8 @@ from randomrun import random_run
 from stego_book import browser as page_files
 from stego_lib.datasets.painter import paint_scene
 from stego_lib.predict import Scores, label_maps
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra `export`)")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from stego_lib.datasets import DATASETS
 from stego_lib.model import SegmentationHead
 from stego_lib.successors import hp
 from stego_lib.successors.base import unit_patches
@@ -114,18 +113,6 @@ def test_local_mix_equals_that_of_a_loop(sigma):
         assert_close(mixed[0, :, p, 0], expected)
 
 
-def test_local_mix_of_some_cells():
-    code, weights = torch.randn(COUNT, 5, *GRID), torch.rand(COUNT, CELLS, 9)
-    cells = torch.tensor([[0, 5, 11], [3, 4, 7]])
-    everywhere = hp.local_mix(code, weights, torch.arange(CELLS).expand(COUNT, -1))
-    for image in range(COUNT):
-        assert_close(hp.local_mix(code, weights, cells)[image], everywhere[image][:, cells[image]])
-
-
 def test_weight_of_the_averaged_head():
     weights = [hp.ema_weight(step, 100) for step in range(101)]
     assert weights[43] == 0 < weights[44] < 0.02 and weights[100] == 1
-
-
-def test_settings_belong_to_known_datasets():
-    assert set(hp.SETTINGS) <= set(DATASETS)
