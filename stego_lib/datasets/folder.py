@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from ..utils.errors import StegoError
+from ..utils.errors import StegoError, check_choice
 from ..utils.notices import notice
 from .base import SegmentationDataset
 from .classes import cluster_classes, read_classes
-from .layout import check_split, find_folder, has_images, left_out, list_images, pair_by_stem
+from .layout import find_folder, has_images, left_out, list_images, pair_by_stem
 
 LAYOUT = (
     "imgs/train/*.jpg and imgs/val/*.jpg (or .png, ...), or just the images, if you have no labels; for scores also "
@@ -23,7 +23,7 @@ def load(name: str, root: Path, split: str, n_classes: int | None = None) -> Seg
     (default `N_CLASSES`) clusters, "cluster 0" and so on. In a folder with images and without
     imgs/, both splits are all images, unlabeled, and a notice says so.
     """
-    check_split(name, split)
+    check_choice("split", split, ("train", "val"))
     plain = _plain_folder(root, name)
     if plain:
         folder, images = plain, list_images(plain)

@@ -95,12 +95,6 @@ def find_folder(root: str | Path, names: tuple[str, ...], needs: tuple[str, ...]
     )
 
 
-def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "val")) -> None:
-    """StegoError for a split that the dataset does not have."""
-    if split not in known:
-        raise StegoError(f"{name} has no split {split!r}. Choose one of {', '.join(known)}.")
-
-
 def checksum_of(path: Path) -> str:
     """SHA-256 of a file."""
     with naming(path):

@@ -32,9 +32,7 @@ def paint_scene(seed: int, index: int, size: int = SIZE, weather: bool = True) -
     return paint_with_distance(seed, index, size, weather)[:2]
 
 
-def paint_with_distance(
-    seed: int, index: int, size: int = SIZE, weather: bool = True
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def paint_with_distance(seed: int, index: int, size: int = SIZE, weather: bool = True) -> tuple[np.ndarray, ...]:
     """`paint_scene`, and the distance of each pixel, uint8 (H, W): 255 for the first layer of paint, 0 for the last."""
     rng = np.random.default_rng([seed, index])
     y, x = np.mgrid[:size, :size].astype(np.float32)
@@ -61,7 +59,8 @@ def paint_with_distance(
         radius = rng.uniform(0.13, 0.27) * size
         mask = _SHAPES[name](rng, size, center, radius)
         light = 1 + 0.3 * ((x - center[0]) * rng.choice([-1, 1]) - (y - center[1])) / radius
-        image *= 1 - 0.35 * _shift(mask, int(rng.integers(2, 6)))[..., None]  # the shadow it casts
+        by = int(rng.integers(2, 6))
+        image[by:, by:] *= 1 - 0.35 * mask[:-by, :-by, None]  # the shadow it casts
         lay(name, mask, np.clip(light, 0.6, 1.3))
     distance = np.round(255 * (1 - layer / max(1, layer.max()))).astype(np.uint8)
     return _photograph(rng, image, x, y, weather), label, distance
@@ -85,24 +84,15 @@ def _photograph(rng: np.random.Generator, image: Grid, x: Grid, y: Grid, weather
     angle = rng.uniform(0, 2 * np.pi)
     slope = (np.cos(angle) * (x / len(x) - 0.5) + np.sin(angle) * (y / len(y) - 0.5))[..., None]
     image = np.clip(image * (1 + rng.uniform(0, 0.6) * slope), 0, 1) ** rng.uniform(0.8, 1.25)
-    if weather:
-        image = _dusk(rng, _fog(rng, image))
+    if weather:  # two images of three lie in nearly gray fog, every second one at dusk
+        thickness = rng.uniform(0, 0.65) * rng.choice([0, 1, 1])
+        fog = rng.uniform(0.5, 1.0) * (1 + 0.15 * rng.normal(0, 1, 3))
+        image = np.clip(image * (1 - thickness) + thickness * fog, 0, 1)
+        image = image ** rng.choice([1.0, rng.uniform(1.5, 2.5)])
     blur = rng.uniform(0.2, 1.3 if weather else 0.7)
     soft = Image.fromarray((image * 255).round().astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur))
     grain = rng.uniform(1, 18) if weather else 4
     return np.clip(np.asarray(soft) + rng.normal(0, grain, image.shape), 0, 255).astype(np.uint8)
-
-
-def _fog(rng: np.random.Generator, image: Grid) -> Grid:
-    """Two images of three lie in fog, thin to thick, of a nearly gray color."""
-    thickness = rng.uniform(0, 0.65) * rng.choice([0, 1, 1])
-    color = rng.uniform(0.5, 1.0) * (1 + 0.15 * rng.normal(0, 1, 3))
-    return np.clip(image * (1 - thickness) + thickness * color, 0, 1)
-
-
-def _dusk(rng: np.random.Generator, image: Grid) -> Grid:
-    """Every second image is at dusk."""
-    return image ** rng.choice([1.0, rng.uniform(1.5, 2.5)])
 
 
 def _color_pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -188,21 +178,14 @@ def _polygon(size: int, points: Grid) -> Grid:
     return np.asarray(canvas.resize((size, size), Image.Resampling.BOX), np.float32) / 255
 
 
-def _shift(mask: Grid, by: int) -> Grid:
-    moved = np.zeros_like(mask)
-    moved[by:, by:] = mask[:-by, :-by]
-    return moved
-
-
 def _blob(rng: np.random.Generator, size: int, center: Grid, radius: float, bumps: float, stretch: float) -> Grid:
     angle = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     waves = sum(rng.normal(0, bumps / k) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in range(2, 7))
     r = radius * (1 + waves)
     tilt = rng.normal(0, 0.2)
     u, v = r * np.cos(angle) * stretch, r * np.sin(angle) / stretch
-    return _polygon(
-        size, center + np.stack([np.cos(tilt) * u - np.sin(tilt) * v, np.sin(tilt) * u + np.cos(tilt) * v], 1)
-    )
+    x, y = np.cos(tilt) * u - np.sin(tilt) * v, np.sin(tilt) * u + np.cos(tilt) * v
+    return _polygon(size, center + np.stack([x, y], 1))
 
 
 def _tree(rng: np.random.Generator, size: int, center: Grid, radius: float) -> Grid:

@@ -8,13 +8,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from ..utils.errors import StegoError
+from ..utils.errors import StegoError, check_choice
 from ..utils.files import read_json, read_text, write_json
 from ..utils.progress import progress
 from .base import IGNORED, UNKNOWN, SegmentationDataset
 from .classes import Classes, Rules
 from .images import Source, StoredImage, name_of, read_image
-from .layout import check_files, check_split, find_folder, list_images, pair_by_stem
+from .layout import check_files, find_folder, list_images, pair_by_stem
 
 CLASSES = Classes(
     ("road and car", "building and clutter", "vegetation and tree"), ((90, 90, 100), (213, 94, 0), (0, 140, 100))
@@ -129,7 +129,7 @@ def load(name: str, root: str | Path, split: str) -> Potsdam:
     24 tiles at random, so raw tiles cannot give it. Here whole tiles are held out, which is stricter: val is 4 of the
     same 24 tiles (900 patches), train the other 20 (4,500), "all" all 38.
     """
-    check_split(name, split, tuple(LISTS))
+    check_choice("split", split, LISTS)
     folder = find_folder(root, ("potsdam", "potsdam3", "potsdam/potsdam"), ("imgs", RAW_IMAGES), LAYOUT, SOURCE)
     if (folder / "imgs").exists():
         check_files([folder / LISTS[split]], "lists of patches")

@@ -47,8 +47,7 @@ def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = pa
             arrays = painter.paint_with_distance(series, index, size)
             for kind, array in zip(("imgs", "labels", "depth"), arrays, strict=True):
                 Image.fromarray(array).save(unfinished / kind / split / f"{index:04d}.png")
-        names = painter.CLASSES
-        write_json(unfinished / "classes.json", {"names": names, "colors": [COLORS[name] for name in names]})
+        write_json(unfinished / "classes.json", {"names": painter.CLASSES, "colors": list(COLORS.values())})
         about = {"about": "synthetic images, drawn by code", "painter": painter.VERSION, "seed": series, "size": size}
         write_json(unfinished / "drawn.json", about)
         try:

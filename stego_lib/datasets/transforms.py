@@ -22,10 +22,14 @@ def resize_image(image: Tensor, size: Size, published: bool = False) -> Tensor:
         rows, columns = nearest_grid(height, width, size)
         return image[:, rows[:, None], columns]
     if isinstance(size, int):
-        short = min(image.shape[1:])
-        height, width = (size if side == short else int(size * side / short) for side in image.shape[1:])
-        return TF.center_crop(_antialiased(image, height, width), size)
+        return TF.center_crop(_antialiased(image, *_scaled_sides(*image.shape[1:], size)), size)
     return _antialiased(image, *size)
+
+
+def _scaled_sides(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width of an image whose shorter side is scaled to `size`: as in torchvision, rounded down."""
+    short = min(height, width)
+    return int(size * height / short), int(size * width / short)
 
 
 def _antialiased(image: Tensor, height: int, width: int) -> Tensor:
@@ -52,16 +56,13 @@ def resize_label(label: Tensor, size: Size) -> Tensor:
 def nearest_grid(height: int, width: int, size: Size) -> tuple[Tensor, Tensor]:
     """The old row of each new row and the old column of each new column, int64, for an H x W image.
 
-    As in torchvision: for a size N the longer side becomes int(N * long / short), and the crop starts at
-    round((side - N) / 2).
+    As in torchvision, the crop of a size N starts at round((side - N) / 2).
     """
     if not isinstance(size, int):
         return _nearest(height, size[0]), _nearest(width, size[1])
-    short = min(height, width)
-    sides = [size if side == short else int(size * side / short) for side in (height, width)]
-    middle = [slice(start := round((side - size) / 2), start + size) for side in sides]
-    rows, columns = (_nearest(*pair) for pair in zip((height, width), sides, strict=True))
-    return rows[middle[0]], columns[middle[1]]
+    new_height, new_width = _scaled_sides(height, width, size)
+    top, left = round((new_height - size) / 2), round((new_width - size) / 2)
+    return _nearest(height, new_height)[top : top + size], _nearest(width, new_width)[left : left + size]
 
 
 def _nearest(old: int, new: int) -> Tensor:

@@ -24,12 +24,6 @@ def test_the_table_is_the_reference(shared):
     assert TABLE["names"] == reference["names"] and TABLE["fine_to_coarse"] == reference["fine_to_coarse"]
 
 
-@pytest.mark.parametrize("name, count", [("cocostuff27", 27), ("cocostuff15", 15), ("cocostuff3", 3)])
-def test_names_and_colors_tell_the_classes_apart(root, name, count):
-    classes = open_dataset(name, root, "val").classes
-    assert len(classes) == count == len(set(classes.names)) == len(set(classes.colors))
-
-
 def test_a_class_has_the_same_color_in_each_form(root):
     classes = [open_dataset(f"cocostuff{n}", root, "val").classes for n in (27, 15, 3)]
     colors = [dict(zip(c.names, c.colors, strict=True)) for c in classes]

@@ -79,20 +79,6 @@ def test_scenes_are_drawn_once_in_the_layout_of_a_folder(tmp_path):
     assert scenes.PRETRAINING_SEED != scenes.SEED, "the embedded backbone must not have seen these images"
 
 
-def test_a_drawing_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
-    paint = painter.paint_with_distance
-
-    def breaks(seed, index, size):
-        if index == 3:
-            raise KeyboardInterrupt
-        return paint(seed, index, size)
-
-    monkeypatch.setattr(painter, "paint_with_distance", breaks)
-    with pytest.raises(KeyboardInterrupt):
-        scenes.draw_scenes(tmp_path / "data" / "scenes", train=3, val=2, size=64)
-    assert list((tmp_path / "data").iterdir()) == []
-
-
 # ---------------------------------------------------------------------------------------------- street images
 
 

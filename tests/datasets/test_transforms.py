@@ -141,10 +141,6 @@ def test_a_ratio_out_of_range_is_explained(pair, ratio):
         FiveCrop(pair, ratio).image(0)
 
 
-def test_a_crop_as_large_as_the_image_is_the_image(pair):
-    assert five_boxes(5, 7, 1) == [(0, 0, 5, 7)] * 5 == RandomCrop(pair, 1).boxes(0, 5, 7)
-
-
 @settings(max_examples=100, deadline=None)
 @given(height=st.integers(2, 120), width=st.integers(2, 120), ratio=st.floats(0.5, 1))
 @example(height=200, width=321, ratio=0.5)
