@@ -102,11 +102,6 @@ def test_a_folder_that_was_segmented_into_itself_can_be_trained_on(tmp_path):
     assert open_dataset("folder", tmp_path, "train").names == ["a"]
 
 
-def test_images_beside_the_splits_are_not_read(images):
-    standins.save(images / "folder/cover.png", IMAGE)
-    assert open_dataset("folder", images, "val").names == ["a", "b"]
-
-
 @pytest.mark.parametrize("place", ["", "imgs/train"])
 def test_folders_without_images_say_what_they_hold(tmp_path, place):
     for name in ("a.heic", "b.heic"):
