@@ -72,8 +72,8 @@ def listing_findings(folder: Path, images: list[Path]) -> list[Finding]:
     masks = [name for name, match in matches if match and (match[1] or match[2]) in stems]
     if masks:
         text = (
-            f"{len(masks)} of {len(images)} images in {folder} are named like label maps ({few(masks)}) and are used as "
-            "images. Move them to labels/train and labels/val, named like their images."
+            f"{len(masks)} of {len(images)} images in {folder} are named like label maps ({few(masks)}) and are used "
+            "as images. Move them to labels/train and labels/val, named like their images."
         )
         findings.append(Finding(text, misleads=True))
     return findings

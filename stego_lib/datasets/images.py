@@ -183,7 +183,7 @@ def _scale(values: np.ndarray, known: np.ndarray, limits: Range | None) -> np.nd
 
 
 def _on_white(values: np.ndarray, void: np.ndarray) -> tuple[Image.Image, np.ndarray | None]:
-    """uint8 values (H, W, 1 or 3) as an RGB image, white where `void`; and `void`, or None if it is False everywhere."""
+    """uint8 values (H, W, 1 or 3) as an RGB image, white where `void`; and `void`, or None if it is all False."""
     shown = np.where(void[..., None], np.uint8(255), values)
     rgb = Image.fromarray(np.ascontiguousarray(np.broadcast_to(shown, (*void.shape, 3))))
     return rgb, void if void.any() else None

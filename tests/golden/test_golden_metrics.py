@@ -1,4 +1,4 @@
-"""Confusion matrix, matching and scores against the published code's numbers, its defects included (`published=True`)."""
+"""Confusion matrix, matching and scores against the published code's numbers, including its defects."""
 
 import numpy as np
 import pytest
@@ -80,7 +80,7 @@ def test_matching_histogram_and_iou_of_each_class(name):
     n_pred, n_classes = sizes(case)
     matching = matching_of(case)
     if case["hungarian"]:
-        # The published map is one place off where a cluster without class comes before others; there the ideal one is stored.
+        # The published map is off by one after a cluster without class; there the ideal one is stored.
         np.testing.assert_array_equal(matching, case.get("map_clusters_ideal", case["map_clusters"]))
         pairs = [(cluster, int(label)) for cluster, label in enumerate(matching) if label >= 0]
         if n_pred == n_classes:

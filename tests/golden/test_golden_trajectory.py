@@ -33,7 +33,8 @@ def weights(when: str) -> dict[str, torch.Tensor]:
 def replayed() -> tuple[Stego, list[dict[str, float]]]:
     """The model after the ten steps, and the values of each step."""
     experiment = Experiment(
-        code_dim=10, batch_size=4, dropout=0.0, official={"extra_clusters": int(G["extra_clusters"])}, points=int(G["feature_samples"]), negatives=int(G["neg_samples"]),
+        code_dim=10, batch_size=4, dropout=0.0, official={"extra_clusters": int(G["extra_clusters"])},
+        points=int(G["feature_samples"]), negatives=int(G["neg_samples"]),
         weights=tuple(G[f"w_{name}_weight_f64"].item() for name in KINDS.values()),
         shifts=tuple(G[f"w_{name}_shift_f64"].item() for name in KINDS.values()),
         centering=True, lr_head=5e-4, lr_probes=5e-3,
@@ -55,7 +56,8 @@ def replayed() -> tuple[Stego, list[dict[str, float]]]:
 
 @pytest.mark.parametrize("ours, published", [
     ("loss", "loss_total"), ("loss_cluster", "loss_cluster"), ("loss_linear", "loss_linear"),
-    *[(f"loss_{kind}", f"loss_{name}") for kind, name in KINDS.items()], *[(f"code_{kind}", f"cd_{name}") for kind, name in KINDS.items()],
+    *[(f"loss_{kind}", f"loss_{name}") for kind, name in KINDS.items()],
+    *[(f"code_{kind}", f"cd_{name}") for kind, name in KINDS.items()],
 ])  # fmt: skip
 def test_values_of_every_step(replayed, ours, published):
     found = torch.tensor([values[ours] for values in replayed[1]])

@@ -1,4 +1,4 @@
-"""The step that the validation labels favor, as the published code chooses its checkpoint: beside the scores, never one."""
+"""The best step by validation labels, as the published code chooses its checkpoint: reported, never the result."""
 
 import json
 

@@ -119,7 +119,7 @@ def test_numbers_are_kept_and_percentiles_looked_up(measuring):
 
 @pytest.mark.parametrize("published", [False, True])
 def test_the_negatives_are_those_that_the_loss_uses(published):
-    """By default every image of a batch is somebody's negative once; the published code repeats some and leaves out others."""
+    """By default every image of a batch is a negative once; the published code repeats some and leaves out others."""
     angles = 2 ** torch.arange(8.0) / 128  # so that the difference of two angles tells which they are of
     features = torch.stack([angles.cos(), angles.sin()], 1)[:, :, None, None].expand(-1, -1, 2, 2)
     pairs = {round(torch.cos(angles[i] - angles[j]).item(), 5): (i, j) for i in range(8) for j in range(i)}

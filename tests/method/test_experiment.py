@@ -12,13 +12,19 @@ from stego_lib.experiment import Official
 
 # One row a rule: key, a value that breaks it.
 WRONG = [
-    ("steps", 0), ("steps", 2.5), ("steps", "many"), ("batch_size", 1), ("code_dim", 0), ("code_dim", 5000), ("dropout", 1.0), ("dropout", -0.1),
-    ("lr_head", 0), ("lr_head", math.nan), ("lr_head", math.inf), ("lr_probes", -1e-3), ("lr_probes", "fast"), ("points", 0), ("neighbors", 0), ("negatives", 0),
-    ("seed", -1), ("seed", 2**31), ("head", "cubic"), ("crop", "six"), ("precision", "float64"), ("centering", "perhaps"),
-    ("weights", (1, 2)), ("weights", (1, -1, 1)), ("weights", (1, math.nan, 1)), ("weights", "1 2 x"), ("weights", "1 nan 1"), ("weights", 3),
-    ("shifts", (0.1, 0.2)), ("shifts", (math.nan, 0.1, 0.1)), ("shifts", (0.1, math.inf, 0.1)), ("shifts", "0.1 p101 0.1"), ("shifts", "0.1 p-1 0.1"),
+    ("steps", 0), ("steps", 2.5), ("steps", "many"), ("batch_size", 1), ("code_dim", 0), ("code_dim", 5000),
+    ("dropout", 1.0), ("dropout", -0.1),
+    ("lr_head", 0), ("lr_head", math.nan), ("lr_head", math.inf), ("lr_probes", -1e-3), ("lr_probes", "fast"),
+    ("points", 0), ("neighbors", 0), ("negatives", 0),
+    ("seed", -1), ("seed", 2**31), ("head", "cubic"), ("crop", "six"), ("precision", "float64"),
+    ("centering", "perhaps"),
+    ("weights", (1, 2)), ("weights", (1, -1, 1)), ("weights", (1, math.nan, 1)), ("weights", "1 2 x"),
+    ("weights", "1 nan 1"), ("weights", 3),
+    ("shifts", (0.1, 0.2)), ("shifts", (math.nan, 0.1, 0.1)), ("shifts", (0.1, math.inf, 0.1)),
+    ("shifts", "0.1 p101 0.1"), ("shifts", "0.1 p-1 0.1"),
     ("shifts", "auto auto auto"), ("shifts", "0.1 px 0.1"), ("shifts", ("auto", 0.1, 0.1)),
-    ("train_size", 0), ("train_size", 4), ("train_size", (240, 4)), ("train_size", 10_000), ("train_size", "big"), ("eval_size", (1, 2, 3)), ("eval_size", 240.5), ("eval_size", "64 x 64"), ("eval_size", True),
+    ("train_size", 0), ("train_size", 4), ("train_size", (240, 4)), ("train_size", 10_000), ("train_size", "big"),
+    ("eval_size", (1, 2, 3)), ("eval_size", 240.5), ("eval_size", "64 x 64"), ("eval_size", True),
     ("n_classes", 0), ("n_classes", 256), ("n_classes", 2.5), 
     ("dataset", None), ("dataset", 3), ("backbone", ["vit"]), ("device", None),
 ]  # fmt: skip
@@ -51,9 +57,12 @@ def test_unknown_keys_are_errors_with_a_suggestion_and_all_mistakes_are_reported
 @pytest.mark.parametrize(
     "key, text, value",
     [
-        ("shifts", "0.1 p80, -0.3", (0.1, "p80", -0.3)), ("shifts", "[0.1, 0.2, 0.3]", (0.1, 0.2, 0.3)), ("shifts", "p70 p70.5 p80.0", ("p70", "p70.5", "p80")),
-        ("weights", "1 0.5,2", (1.0, 0.5, 2.0)), ("weights", "(1, 0.5, 2)", (1.0, 0.5, 2.0)), ("train_size", "240 320", (240, 320)),
-        ("eval_size", "240, 320", (240, 320)), ("eval_size", "320", 320), ("train_size", [224], 224), ("train_size", [240, 320], (240, 320)),
+        ("shifts", "0.1 p80, -0.3", (0.1, "p80", -0.3)), ("shifts", "[0.1, 0.2, 0.3]", (0.1, 0.2, 0.3)),
+        ("shifts", "p70 p70.5 p80.0", ("p70", "p70.5", "p80")),
+        ("weights", "1 0.5,2", (1.0, 0.5, 2.0)), ("weights", "(1, 0.5, 2)", (1.0, 0.5, 2.0)),
+        ("train_size", "240 320", (240, 320)),
+        ("eval_size", "240, 320", (240, 320)), ("eval_size", "320", 320), ("train_size", [224], 224),
+        ("train_size", [240, 320], (240, 320)),
         ("steps", "12", 12), ("lr_head", "1e-3", 1e-3), ("centering", "false", False), ("crf", "True", True),
     ],
     ids=str,
@@ -87,10 +96,13 @@ def test_a_recipe_is_named_by_dataset_backbone_and_seed_alone(preset):
 def test_the_cityscapes_preset_is_the_papers_recipe():
     """The row cityscapes-vitb8 of the paper's recipes, and what all recipes share."""
     expected = dict(
-        dataset="cityscapes", backbone="dino_vitb8", code_dim=100, batch_size=32, steps=7000, crop="five", centering=False,
-        weights=(1.0, 0.577453483136995, 0.9058762625226623), shifts=(0.45828472207, 0.1754346515479633, 0.31361241889448443),
+        dataset="cityscapes", backbone="dino_vitb8", code_dim=100, batch_size=32, steps=7000, crop="five",
+        centering=False,
+        weights=(1.0, 0.577453483136995, 0.9058762625226623),
+        shifts=(0.45828472207, 0.1754346515479633, 0.31361241889448443),
         train_size=224, eval_size=320, lr_head=5e-4, lr_probes=5e-3, dropout=0.1, neighbors=7, negatives=5, points=11,
-        head="nonlinear", mirror=True, crf=True, probes="joint", precision="float32", feature_store="full", official=Official(),
+        head="nonlinear", mirror=True, crf=True, probes="joint", precision="float32", feature_store="full",
+        official=Official(),
     )  # fmt: skip
     experiment = Experiment.preset("cityscapes-vitb8")
     assert {key: getattr(experiment, key) for key in expected} == expected
@@ -112,7 +124,8 @@ def test_names_tell_experiments_apart_and_stay_short():
     recipe = Experiment.preset("scenes")
     changes = [
         {}, {"seed": 1}, {"steps": 12}, {"crf": False}, {"official": {"published": True}}, {"weights": (1, 0.5, 0.25)},
-        {"weights": (1, 0.5, 0.2500000001)}, {"shifts": "p70 p70 p90"}, {"start_from": "a/run"}, {"start_from": "a/other"},
+        {"weights": (1, 0.5, 0.2500000001)}, {"shifts": "p70 p70 p90"}, {"start_from": "a/run"},
+        {"start_from": "a/other"},
         {"train_size": (64, 128), "eval_size": 64, "code_dim": 8, "batch_size": 4, "points": 3, "neighbors": 2},
         {"train_size": (64, 128), "eval_size": 64, "code_dim": 8, "batch_size": 4, "points": 3, "neighbors": 3},
     ]  # fmt: skip

@@ -62,7 +62,8 @@ def naive_loss(feats1, feats2, code1, code2, shift, centering, zero_clamp, stabi
 
 @FEW
 @given(
-    sizes=st.tuples(*[st.integers(1, 3)] * 5), shift=st.floats(-1, 1), centering=st.booleans(), zero_clamp=st.booleans(),
+    sizes=st.tuples(*[st.integers(1, 3)] * 5), shift=st.floats(-1, 1), centering=st.booleans(),
+    zero_clamp=st.booleans(),
     stabilize=st.booleans(), seed=st.integers(0, 1000),
 )  # fmt: skip
 def test_correspondence_loss_equals_a_naive_loop(sizes, shift, centering, zero_clamp, stabilize, seed):
@@ -84,7 +85,7 @@ def test_correspondence_loss_equals_a_naive_loop(sizes, shift, centering, zero_c
 def test_sample_at_grid_points_returns_the_maps_values_transposed(height, width, seed):
     maps = rand(2, 3, height, width, seed=seed)
     side = max(height, width)
-    # Cell (y, x) of the map lies at x / (width - 1) of the way from -1 to 1; points beyond the map are left to repeat its border.
+    # Cell (y, x) lies at x / (width - 1) of the way from -1 to 1; points beyond the map repeat its border.
     coords = torch.stack(
         [torch.tensor([[2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1] for x in range(side)]) for y in range(side)]
     ).expand(2, -1, -1, -1)  # coords[b, y, x] is cell (y, x)
@@ -170,7 +171,7 @@ def test_stabilize_stops_pulling_at_08():
 
 
 def test_a_larger_shift_repels_more():
-    """d loss / d shift = mean of the clamped code correspondences, which is not negative: more shift, more cost of being alike."""
+    """d loss / d shift is the mean of the clamped code correspondences, so it is not negative."""
     feats, code = rand(2, 6, 3, 3), rand(2, 4, 3, 3, seed=1)
     losses = [correspondence_loss(feats, feats, code, code, shift)[0].mean() for shift in (-0.2, 0.0, 0.5)]
     assert losses[0] < losses[1] < losses[2]

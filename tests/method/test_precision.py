@@ -12,7 +12,8 @@ from stego_lib.model import build_model
 
 
 @pytest.mark.parametrize("amx, avx512, expected", [
-    (False, False, torch.float32), (True, False, torch.bfloat16), (False, True, torch.bfloat16), (True, True, torch.bfloat16),
+    (False, False, torch.float32), (True, False, torch.bfloat16), (False, True, torch.bfloat16),
+    (True, True, torch.bfloat16),
 ])  # fmt: skip
 def test_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch, amx, avx512, expected):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)

@@ -54,7 +54,7 @@ def test_a_single_class_is_always_chosen():
 
 
 class Store:
-    """Features (N, 3, 2, 4) in which every cell is told from every other, and labels of 8 x 16 pixels that say which cell."""
+    """Features (N, 3, 2, 4) that differ in every cell, and label maps of 8 x 16 pixels with the number of the cell."""
 
     def __init__(self, count: int, has_labels: bool = True):
         self.shape, self.has_labels = (count, 3, 2, 4), has_labels

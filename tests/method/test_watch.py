@@ -1,4 +1,4 @@
-"""The watch: what it counts against loops and made-up codes; it fires on a collapsed head, once, and not on a healthy one."""
+"""The watch: its counts against loops and made-up codes; it fires once on a collapsed head, never on a healthy one."""
 
 import warnings
 
@@ -162,7 +162,8 @@ def test_codes_without_their_like_have_scattered(tmp_path, scenes_root, backbone
     with pytest.warns(Notice, match=r"step 50: .*scattered.*lower the shifts"):
         found.look(model, 50)
     assert read_json(tmp_path / "watch.json") == {
-        "steps": [50], "groups": [None], "within": [None], "nearest": [0.0], "clusters": [None], "collapsed": True, "seen": found.record["seen"],
+        "steps": [50], "groups": [None], "within": [None], "nearest": [0.0], "clusters": [None], "collapsed": True,
+        "seen": found.record["seen"],
     }, "no groups: infinity is null; the probe waits for the end"  # fmt: skip
 
 
