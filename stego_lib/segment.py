@@ -42,8 +42,8 @@ def segment_folder(
     """Segments every image of a folder, at its own resolution.
 
     Writes output/labels/NAME.png (8-bit palette PNG of the ids of `Run.predict`, 255 for none),
-    output/overlays/NAME.jpg (the colors over the image), output/areas.csv, and the annotations that `format` names. Segments have the names and
-    colors of `Run.segments`.
+    output/overlays/NAME.jpg (the colors over the image), output/areas.csv, and the annotations that
+    `format` names. Segments have the names and colors of `Run.segments`.
 
     It may be interrupted and called again: images whose results were made from the same file, by the same run and
     settings, are not segmented again. output/origin.txt records the source and the checksum of every file.

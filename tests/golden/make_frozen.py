@@ -19,7 +19,8 @@ def run_scenes(runs_dir: Path) -> tuple[Run, dict[str, np.ndarray]]:
     """Trains and evaluates the recipe; returns the run and the arrays of frozen.npz.
 
     losses: float32 (300, 4), columns of `LOSSES`. confusion: int64 (8, 8), clusters without CRF. labels: uint8
-    (10, 128, 128), what `predict` returns for the first validation images. miou: k-means, STEGO, STEGO + CRF, in percent.
+    (10, 128, 128), what `predict` returns for the first validation images. miou: k-means, STEGO, STEGO + CRF, in
+    percent.
     """
     run = train(Experiment.preset("scenes", seed=0, precision="float32", device="cpu"), runs_dir=runs_dir)
     record = evaluate(run)
