@@ -91,7 +91,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine
     with enough_memory(f"scoring {dataset.name}", "Lower eval_size, or use baselines=False or device='cpu'."):
         views = open_views(run, dataset) if dataset.has_labels else None
         if devices.first():
-            show_findings(dataset, views and views.plain.class_pixels)
+            show_findings(dataset, views.plain.class_pixels if views else None)
         results = _score(run, dataset, views, baselines, crf_engine) if views else _unscored(dataset)
     data = views.plain.fingerprints["images"] if views else None
     record = without_nan({
@@ -163,7 +163,7 @@ def _unscored(dataset: SegmentationDataset, reason: str = "has no labels") -> di
 def _score(run: Run, dataset: SegmentationDataset, views: Views, baselines: bool, engine: str) -> dict[str, Any]:
     """The part of the record that needs labels: scores, matching, confusion matrix, best step by labels."""
     experiment, published, model = run.experiment, run.experiment.official.published, run.model.eval()
-    present = [class_ for class_, pixels in enumerate(views.plain.class_pixels) if pixels]
+    present = [class_ for class_, pixels in enumerate(views.plain.class_pixels or ()) if pixels]
     if not present:
         raise StegoError(
             f"Every pixel of {dataset.name} {dataset.split} is ignored. Check the ids in {dataset.labels[0]}."

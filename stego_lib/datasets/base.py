@@ -177,5 +177,5 @@ def _open_hashed(path: Path) -> tuple[BinaryIO, str]:
     with naming(path):
         content = path.read_bytes()
     file = io.BytesIO(content)
-    file.name = str(path)  # type: ignore[misc]
+    file.name = str(path)
     return file, hashlib.sha256(content).hexdigest()

@@ -37,7 +37,7 @@ def load(name: str, root: Path, split: str, n_classes: int | None = None) -> Seg
         if twin != path:
             raise StegoError(f"{path} and {twin.name} differ only in their ending. Rename one, or move it to labels/.")
     has_maps = not plain and (folder / "labels" / split).is_dir()
-    labels = pair_by_stem(images, folder / "labels" / split) if has_maps else [None for _ in images]
+    labels: list[Path | None] = pair_by_stem(images, folder / "labels" / split) if has_maps else [None for _ in images]
     labeled = not plain and (folder / "labels").exists()  # of one split at least: both need the same classes
     classes = read_classes(folder / "classes.json", None if labeled else cluster_classes(n_classes or N_CLASSES))
     if plain and split == "val":

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -144,7 +144,8 @@ def _orientation(file: Image.Image) -> int:
 
 def _needs_rasterio(file: Image.Image) -> bool:
     """Whether Pillow reads an opened file wrongly or in part."""
-    raw = file.tile[0][3] if getattr(file, "tile", ()) else ""  # how pixels are stored, as in "RGB;16B"
+    tiles = getattr(file, "tile", ())
+    raw = tiles[0][3] if tiles else ""  # how pixels are stored, as in "RGB;16B"
     if file.format != "TIFF":
         return file.format == "JPEG2000" or (";16" in str(raw) and not file.mode.startswith("I"))
     tags = file.tag_v2  # type: ignore[attr-defined]
@@ -201,7 +202,7 @@ def _read_raster(content: bytes, limits: Range | None) -> tuple[Image.Image, np.
         with MemoryFile(content) as memory, memory.open() as file:
             colors = {kind: band for band, kind in reversed(list(enumerate(file.colorinterp, 1)))}
             plain = [band for band, kind in enumerate(file.colorinterp, 1) if kind != ColorInterp.alpha]
-            bands = [colors.get(kind) for kind in (ColorInterp.red, ColorInterp.green, ColorInterp.blue)]
+            bands: list[Any] = [colors.get(kind) for kind in (ColorInterp.red, ColorInterp.green, ColorInterp.blue)]
             if None in bands:
                 bands = plain
             if len(bands) not in (1, 3):
@@ -239,7 +240,8 @@ def read_ids(source: Source) -> np.ndarray:
     with naming(f"label map {name_of(source)}"), Image.open(source, formats=FORMATS) as file:
         if file.format == "JPEG" or file.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
             raise StegoError(f"is {file.format} {file.mode}. Save one class id per pixel as 8-bit gray PNG.")
-        raw = file.tile[0][3] if file.mode == "L" and getattr(file, "tile", ()) else ""
+        tiles: Any = getattr(file, "tile", None)
+        raw = tiles[0][3] if file.mode == "L" and tiles else ""
         stretched = {"L;2": 85, "L;4": 17}.get(str(raw), 1)  # Pillow scales these to 8 bits
         return np.array(file).astype(np.int64) // stretched
 

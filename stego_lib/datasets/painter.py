@@ -29,7 +29,8 @@ def paint_scene(seed: int, index: int, size: int = SIZE, weather: bool = True) -
 
     The label map holds ids into `CLASSES` and does not depend on `weather`. The same arguments give the same image.
     """
-    return paint_with_distance(seed, index, size, weather)[:2]
+    image, label, _ = paint_with_distance(seed, index, size, weather)
+    return image, label
 
 
 def paint_with_distance(seed: int, index: int, size: int = SIZE, weather: bool = True) -> tuple[np.ndarray, ...]:

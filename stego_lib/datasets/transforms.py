@@ -22,7 +22,8 @@ def resize_image(image: Tensor, size: Size, published: bool = False) -> Tensor:
         rows, columns = nearest_grid(height, width, size)
         return image[:, rows[:, None], columns]
     if isinstance(size, int):
-        return TF.center_crop(_antialiased(image, *_scaled_sides(*image.shape[1:], size)), size)
+        height, width = image.shape[1:]
+        return TF.center_crop(_antialiased(image, *_scaled_sides(height, width, size)), size)
     return _antialiased(image, *size)
 
 

@@ -371,7 +371,7 @@ class StoredFeatures(Features):
         return self.store.about["class_pixels"]
 
     @property
-    def pooled(self) -> Tensor:  # type: ignore[override]
+    def pooled(self) -> Tensor:
         return self.store.read_all("pooled")
 
 
