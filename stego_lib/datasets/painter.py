@@ -24,7 +24,7 @@ SIZE = 128
 Grid = np.ndarray
 
 
-def paint_scene(seed: int, index: int, size: int = SIZE, weather: bool = True) -> tuple[np.ndarray, ...]:
+def paint_scene(seed: int, index: int, size: int = SIZE, weather: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Draws scene `index` of the endless series `seed`: image, uint8 (H, W, 3), and label map, uint8 (H, W).
 
     The label map holds ids into `CLASSES` and does not depend on `weather`. The same arguments give the same image.

@@ -82,12 +82,12 @@ def test_scored_and_unscored_records_are_not_averaged(run, scenes_root, backbone
         results.markdown_table([known, unscored])
 
 
-def test_seeds_that_were_not_scored_are_scored_when_there_are_labels(run, experiment, root, tmp_path):
-    assert seeds.finished_record(experiment, root / "runs") is None
+def test_seeds_that_were_not_scored_are_scored_when_there_are_labels(run):
+    assert seeds.finished_record(run) is None
 
 
 def test_a_study_of_unlabeled_images_is_refused_before_any_work(experiment, tmp_path):
-    variants = [Variant("heads", "trained", experiment), Variant("heads", "pca", experiment, fixed="pca")]
+    variants = [Variant("heads", "trained", experiment), Variant("heads", "pca", experiment, fixed_head="pca")]
     for variant in variants:
         with pytest.raises(StegoError, match="folder has no labels in val"):
             Study([variant], [0], tmp_path / "records").run(runs_dir=tmp_path / "runs")
