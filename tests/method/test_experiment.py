@@ -25,7 +25,7 @@ WRONG = [
     ("shifts", "auto auto auto"), ("shifts", "0.1 px 0.1"), ("shifts", ("auto", 0.1, 0.1)),
     ("train_size", 0), ("train_size", 4), ("train_size", (240, 4)), ("train_size", 10_000), ("train_size", "big"),
     ("eval_size", (1, 2, 3)), ("eval_size", 240.5), ("eval_size", "64 x 64"), ("eval_size", True),
-    ("n_classes", 0), ("n_classes", 256), ("n_classes", 2.5), 
+    ("n_classes", 0), ("n_classes", 256), ("n_classes", 2.5),
     ("dataset", None), ("dataset", 3), ("backbone", ["vit"]), ("device", None),
 ]  # fmt: skip
 
@@ -45,7 +45,7 @@ def test_unknown_keys_are_errors_with_a_suggestion_and_all_mistakes_are_reported
     with pytest.raises(StegoError, match="official"):
         Experiment(published=True)
     with pytest.raises(StegoError) as caught:
-        Experiment.from_dict({"stepz": 5, "dropout": 2, "lr_head": -1, "official": {"blok": 3}})
+        Experiment.from_dict({"stepz": 5, "dropout": 2, "lr_head": -1, "official": {"blocks": 3}})
     assert all(word in str(caught.value) for word in ("'steps'", "dropout", "lr_head", "'block'"))
     for make in (Experiment, Experiment().but, lambda **changes: Experiment.preset("scenes", **changes)):
         with pytest.raises(StegoError, match="steps"):
