@@ -35,7 +35,7 @@ def page(folder: Path) -> str:
     table = "\n".join(f"   ~{name}" for name in names)
     parts = [f"# {names[0]}\n\n```{{eval-rst}}\n.. autosummary::\n   :nosignatures:\n\n{table}\n```\n"]
     for name in names:
-        members = f".. automodule:: {name}\n   :members:\n"
+        members = f".. automodule:: {name}\n   :members:\n   :ignore-module-all:\n"  # re-exports are documented once
         if name == "stego_lib":  # whose names are those of its modules
             members = f".. automodule:: {name}\n"
         members += EXPERIMENT if name == "stego_lib.experiment" else ""
