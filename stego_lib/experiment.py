@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, fields, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -235,30 +235,47 @@ def _explained(init: Any) -> Any:
         try:
             init(self, *args, **values)
         except ValidationError as error:
-            lines = dict.fromkeys(_explain(problem, type(self), values) for problem in error.errors())
-            raise StegoError("Experiment: " + "; ".join(lines)) from None
+            problems = dict.fromkeys(_explain(problem, type(self), values) for problem in error.errors())
+            raise StegoError(" ".join(problems)) from None
 
     return explained
 
 
-def _explain(problem: Any, kind: type, values: dict[str, Any]) -> str:
-    """One of pydantic's errors in terms of the keys and values that were given."""
+def _explain(problem: Any, kind: Any, values: dict[str, Any]) -> str:
+    """One of pydantic's errors in two sentences, with the key and the value that were given."""
     place = [str(part) for part in problem["loc"]] or ["?"]
     if place[0] == "official" and len(place) > 1:
         kind, values, place = Official, values["official"], place[1:]
-    key, known = place[0], [field.name for field in fields(kind)]
+    key, known = place[0], kind.__pydantic_fields__
     if key in known:
-        return f"{key} = {values.get(key)!r}: {problem['msg'].removeprefix('Value error, ')}"
-    if kind is Experiment and key in [field.name for field in fields(Official)]:
-        return f"unknown key {key!r}; write official={{{key!r}: ...}}"
-    return f"unknown key {key!r}{did_you_mean(key, known)}"
+        own = problem["type"] == "value_error"  # by a validator of `fields`
+        expected = problem["msg"].removeprefix("Value error, ") if own else _expected(known[key])
+        return f"{key}={values.get(key)!r} is not possible. Write {expected}."
+    if kind is Experiment and key in Official.__pydantic_fields__:
+        return f"{key!r} is an option of the authors' code. Write official={{{key!r}: ...}}."
+    return f"There is no key {key!r}{did_you_mean(key, list(known))}. See `Experiment`."
+
+
+# Type -> what an error message calls it.
+TYPES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+TYPES |= {type(None): "None", Official: "a dictionary of the options to change"}
+# Constraint of a field -> the same in words.
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def _expected(field: Any) -> str:
+    """The values that a field accepts, in words."""
+    kinds = [getattr(kind, "__origin__", kind) for kind in get_args(field.annotation) or [field.annotation]]
+    names = [(item, name) for item in field.metadata for name in BOUNDS if hasattr(item, name)]
+    limits = " and ".join(f"{BOUNDS[name]} {getattr(item, name)}" for item, name in names)
+    return ", ".join(filter(None, [" or ".join(TYPES.get(kind, repr(kind)) for kind in kinds), limits]))
 
 
 for _checked in (Official, Experiment):
     setattr(_checked, "__init__", _explained(_checked.__init__))  # noqa: B010
 
 
-# The recipes, as changes of the defaults. 'scenes', 'camvid' and 'folder' are this project's, the others the paper's.
+# The recipes, as changes of the defaults. Those named like their dataset are this project's, the others the paper's.
 PRESETS: dict[str, dict[str, Any]] = {
     "scenes": dict(
         dataset="scenes",
@@ -318,6 +335,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         shifts=(0.08, 0.02, 0.46),
     ),
 }
+
+# The paper has no recipe for the other label sets of COCO-Stuff, so they take that of CocoStuff-27.
+for _name in ("cocostuff15", "cocostuff3"):
+    PRESETS[_name] = PRESETS["cocostuff27-vitb8"] | dict(dataset=_name)
 
 # The usual recipe of a dataset, where it is not named like the dataset.
 DEFAULT_PRESET = {

@@ -83,10 +83,11 @@ def export_onnx(
     run.check_fitted()
     path, run = user_path(path), _in_float32(run)
     images, source = _images(run)
-    model, agreement = _checked_graph(run, list(dict.fromkeys([*outputs, "labels"])), images)
+    expected = [run.predict(image) for image in images]
+    model, agreement = _checked_graph(run, list(dict.fromkeys([*outputs, "labels"])), images, expected)
     if precision == "int8":
         model = _quantized(model)
-        agreement = _agreement(run, model, images)
+        agreement = _agreement(model, images, expected)
     if "labels" not in outputs:  # they were needed for the comparison
         del model.graph.output[-1]
     about = {
@@ -178,13 +179,18 @@ def _nearest(new: int, old: int) -> Tensor:
     return torch.where(torch.arange(new) == 0, steps / 2, steps).cumsum(0).long()
 
 
-def _checked_graph(run: Run, outputs: Sequence[str], images: Sequence[np.ndarray]) -> tuple["ModelProto", float]:
+def _checked_graph(
+    run: Run, outputs: Sequence[str], images: Sequence[np.ndarray], expected: Sequence[np.ndarray]
+) -> tuple["ModelProto", float]:
     """The graph for images of all sizes, and its `_agreement` with the run."""
+    graph, example = Graph(run, outputs).eval(), torch.zeros(200, 300, 3, dtype=torch.uint8)
+    with torch.no_grad():
+        graph(example)  # so that a bug in the graph is not reported as a network that cannot be exported
     try:
         dynamic = torch.export.Dim.DYNAMIC
         model = torch.onnx.export(
-            Graph(run, outputs).eval(),
-            (torch.zeros(200, 300, 3, dtype=torch.uint8),),
+            graph,
+            (example,),
             dynamo=True,
             opset_version=OPSET,
             verbose=False,
@@ -192,7 +198,7 @@ def _checked_graph(run: Run, outputs: Sequence[str], images: Sequence[np.ndarray
             input_names=["image"],
             output_names=list(outputs),
         ).model_proto
-        agreement = _agreement(run, model, images)
+        agreement = _agreement(model, images, expected)
         problem = f"the graph labels only {100 * agreement:.2f} % of the pixels as the run does"
         if agreement >= MIN_AGREEMENT:
             return model, agreement
@@ -246,10 +252,10 @@ def _images(run: Run) -> tuple[list[np.ndarray], str]:
     return [*images, *resized], f"{COMPARED} {source} at {1 + len(COMPARED_SIZES)} sizes"
 
 
-def _agreement(run: Run, model: "ModelProto", images: Sequence[np.ndarray]) -> float:
-    """Share of the pixels of images, uint8 (H, W, 3), that a model labels as `run.predict` does."""
+def _agreement(model: "ModelProto", images: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    """Share of the pixels of images, uint8 (H, W, 3), that a model labels as expected."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    same = [(session.run(["labels"], {"image": np.array(image)})[0] == run.predict(image)).ravel() for image in images]
-    return float(np.concatenate(same).mean())
+    labels = [session.run(["labels"], {"image": np.array(image)})[0] for image in images]
+    return float(np.concatenate([(a == b).ravel() for a, b in zip(labels, expected, strict=True)]).mean())

@@ -11,6 +11,7 @@ import argparse
 import ast
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable
@@ -199,7 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except PapermillExecutionError as error:
-        print(f"error in a cell, see {given.output}\n{error.ename}: {error.evalue}", file=sys.stderr)
+        lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in error.traceback]  # one line of a StegoError
+        print(f"error in a cell, see {given.output}", *lines, sep="\n", file=sys.stderr)
         return 1
     except DeadKernelError:
         print(f"the kernel died, perhaps for lack of memory; see {given.output}", file=sys.stderr)

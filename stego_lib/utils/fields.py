@@ -56,7 +56,7 @@ def _shifts(value: Any) -> Any:
     try:
         own, knn, rand = map(_shift, _parts(value))
     except (TypeError, ValueError):
-        raise ValueError("must be 'auto' or three numbers or percentiles such as 'p70'") from None
+        raise ValueError("'auto', or three numbers or percentiles such as 'p70 p80 0.9'") from None
     return own, knn, rand
 
 
@@ -66,7 +66,7 @@ def _weights(value: Any) -> Any:
         if min(own, knn, rand) < 0:
             raise ValueError
     except (TypeError, ValueError):
-        raise ValueError("must be three numbers, not negative") from None
+        raise ValueError("three numbers, none negative, such as '1 0.58 0.91'") from None
     return own, knn, rand
 
 
@@ -75,7 +75,7 @@ def _size(value: Any) -> Any:
     whole = all(re.fullmatch(r"\d+(\.0+)?", str(part)) for part in parts)
     sides = [int(float(part)) for part in parts] if whole else []
     if len(sides) not in (1, 2) or not all(8 <= side <= 8192 for side in sides):
-        raise ValueError("must be a number of pixels from 8 to 8192, or height and width, such as 224 or '320 480'")
+        raise ValueError("a number of pixels from 8 to 8192, or height and width, such as 224 or '320 480'")
     return sides[0] if len(sides) == 1 else tuple(sides)
 
 

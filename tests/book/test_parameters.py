@@ -123,6 +123,20 @@ def test_errors_of_a_cell_and_a_dead_kernel_are_reported(tmp_path, capsys):
         assert word in capsys.readouterr().err
 
 
+def test_only_an_error_that_a_user_can_fix_comes_without_traceback(tmp_path, capsys):
+    """In the notebook and on the command line: a bug of ours keeps the lines that led to it."""
+    fault = "import stego_lib\n\nstego_lib.Experiment(steps=-1)"
+    bug = "from stego_lib.metrics import match\n\nmatch(None)"
+    for number, (source, traceback) in enumerate(((fault, False), (bug, True))):
+        notebook, output = write_notebook(tmp_path / f"{number}.ipynb", source), tmp_path / f"out{number}.ipynb"
+        assert main([str(notebook), str(output)]) == 1
+        shown = capsys.readouterr().err
+        (error,) = [out for cell in nbformat.read(output, 4).cells for out in cell.get("outputs", []) if "ename" in out]
+        assert ("metrics.py" in shown) == ("metrics.py" in "".join(error.traceback)) == traceback
+        assert traceback or (len(error.traceback) == 1 and shown.count("\n") == 2 and "steps=-1" in shown)
+        assert "\x1b" not in shown
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_the_kernel(tmp_path, number):
     notebook = write_notebook(tmp_path / "a.ipynb", "open('started', 'w').close()\nimport time\ntime.sleep(600)")

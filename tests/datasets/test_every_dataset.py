@@ -21,13 +21,12 @@ from sources import (
     zipped_folder,
 )
 
-from stego_lib import PRESETS, Experiment, evaluate, open_dataset, train
+from stego_lib import Experiment, evaluate, open_dataset, train
 from stego_lib.datasets import DATASETS
 from stego_lib.datasets.__main__ import main
 from stego_lib.datasets.cocostuff import FINE
 from stego_lib.datasets.prepare import RECIPES
 from stego_lib.datasets.transforms import resize_label
-from stego_lib.experiment import DEFAULT_PRESET
 from stego_lib.utils.files import write_json
 from stego_lib.utils.notices import Notice
 
@@ -114,9 +113,8 @@ def expect_checksums_of(server: Server, name: str, monkeypatch: pytest.MonkeyPat
 
 def short_recipe(name: str, root: Path, backbone: Path) -> Experiment:
     """The dataset's own recipe, with a tiny backbone, few steps and small sizes."""
-    preset = DEFAULT_PRESET.get(name, name if name in PRESETS else "cocostuff27-vits8")
     return Experiment.preset(
-        preset, dataset=name, data_root=str(root), backbone=str(backbone), train_size=64, eval_size=64, code_dim=8,
+        name, data_root=str(root), backbone=str(backbone), train_size=64, eval_size=64, code_dim=8,
         steps=3, batch_size=4, points=3, neighbors=2, negatives=2, device="cpu", precision="float32",
     )  # fmt: skip
 

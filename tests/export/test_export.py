@@ -34,7 +34,8 @@ def test_a_file_labels_as_the_run_does(tmp_path, scenes_root):
     run = random_run(tmp_path, [2, -1, 0, -1], **changes)
     run.name_segments({"cluster 1": "a", "cluster 3": None})
     about = export_onnx(run, tmp_path / "a.onnx", outputs=OUTPUTS)
-    assert about["agreement"] >= 0.999 and about["bytes"] == (tmp_path / "a.onnx").stat().st_size
+    assert about["agreement"] >= 0.999 and "at 3 sizes" in about["compared_on"], "resized images are among them"
+    assert about["bytes"] == (tmp_path / "a.onnx").stat().st_size
     stored = {entry.key: json.loads(entry.value) for entry in onnx.load(tmp_path / "a.onnx").metadata_props}
     assert stored["names"] == list(run.segments.names) == ["a", "b", "c"] and stored["patch"] == 8
     assert stored["colors"] == [list(color) for color in run.segments.colors] and stored["mirror"] is True
@@ -43,7 +44,8 @@ def test_a_file_labels_as_the_run_does(tmp_path, scenes_root):
         image = np.array(scene.resize((width, height)))
         ours, expected = outputs_of(tmp_path / "a.onnx", image), run.predict(image)
         seen |= set(np.unique(expected).tolist())
-        assert (ours["labels"] == expected).mean() >= 0.998, image.shape
+        agreement = (ours["labels"] == expected).mean()
+        assert agreement >= (0.999 if min(height, width) >= 64 else 0.998), image.shape
         assert ours["scores"].shape == (4, height, width) and (ours["scores"][1] < -1e30).all(), "b has no cluster"
         ids = np.array([0, 1, 2, 255])
         assert (ids[ours["scores"].argmax(0)] == ours["labels"]).all()

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from stego_lib import PRESETS, Experiment, StegoError
+from stego_lib.datasets import DATASETS
 from stego_lib.experiment import Official
 
 # One row a rule: key, a value that breaks it.
@@ -26,7 +27,8 @@ WRONG = [
     ("train_size", 0), ("train_size", 4), ("train_size", (240, 4)), ("train_size", 10_000), ("train_size", "big"),
     ("eval_size", (1, 2, 3)), ("eval_size", 240.5), ("eval_size", "64 x 64"), ("eval_size", True),
     ("n_classes", 0), ("n_classes", 256), ("n_classes", 2.5),
-    ("dataset", None), ("dataset", 3), ("backbone", ["vit"]), ("device", None),
+    ("shifts", "p70 p80"), ("dataset", None), ("dataset", 3), ("backbone", ["vit"]), ("device", None),
+    ("data_root", 3), ("start_from", 3), ("official", 3), ("official", None),
 ]  # fmt: skip
 
 
@@ -34,7 +36,9 @@ WRONG = [
 def test_a_wrong_value_is_an_error_that_names_its_key(key, value):
     with pytest.raises(StegoError) as caught:
         Experiment.preset("scenes", **{key: value})
-    assert f"{key} = {value!r}" in str(caught.value)
+    message = str(caught.value)
+    assert message.startswith(f"{key}={value!r} ") and message.count(". Write ") == 1, "two sentences"
+    assert not re.search("Input|valid|Value error|typing|function", message), "none of pydantic's words"
     with pytest.raises(StegoError, match=key):
         Experiment.from_dict({key: value})
 
@@ -44,6 +48,8 @@ def test_unknown_keys_are_errors_with_a_suggestion_and_all_mistakes_are_reported
         Experiment.preset("scene")
     with pytest.raises(StegoError, match="official"):
         Experiment(published=True)
+    with pytest.raises(StegoError, match=r"^extra_clusters=-1 .* at least 0\.$"):
+        Experiment(official={"extra_clusters": -1})
     with pytest.raises(StegoError) as caught:
         Experiment.from_dict({"stepz": 5, "dropout": 2, "lr_head": -1, "official": {"blocks": 3}})
     assert all(word in str(caught.value) for word in ("'steps'", "dropout", "lr_head", "'block'"))
@@ -81,6 +87,13 @@ def test_every_preset_builds_and_survives_json(name):
     again = Experiment.from_dict(json.loads(json.dumps(experiment.to_dict())))
     assert again == experiment and again.to_dict() == experiment.to_dict()
     assert set(experiment.to_dict()) == {field.name for field in dataclasses.fields(Experiment)}
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_dataset_has_a_recipe(name):
+    assert Experiment.preset(name).dataset == name
+    coco = Experiment.preset("cocostuff27").but(dataset=name)
+    assert not name.startswith("coco") or Experiment.preset(name) == coco, "the paper has one for CocoStuff-27 alone"
 
 
 def test_the_name_says_what_it_is():

@@ -40,3 +40,6 @@ def test_the_tables_say_what_was_chosen_and_what_it_lost():
     lost = losses(records)
     assert lost.loc["silhouette"].tolist() == [10, 0, 5] and lost.loc["number of classes"].tolist() == [0, 10, 5]
     assert [name for name in lost.index if name.startswith("always")] == ["always 6"]
+    records[0]["classes"] = 27
+    untried = losses(records).loc["number of classes"]
+    assert untried.isna().tolist() == [True, False, True] and untried.iloc[1] == 10, "no loss is known, nor a mean"

@@ -102,19 +102,20 @@ def chosen_counts(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
 def losses(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """mIoU that a choice of the number of clusters loses against the best number, one column a record, and the mean.
 
-    The last rows need labels: the number of classes, and "always N", the one number that loses least for all records.
+    The last rows need labels: the number of classes, and "always N", the one number that loses least for all records. A
+    number that a record did not try has no loss, and its row no mean.
     """
     columns, always = {}, {}
     for record in records:
         miou = pd.Series(record["miou"], index=record["counts"])
         lost = miou.max() - miou
         chosen = {**choices(record), "number of classes": record["classes"]}
-        columns[_title(record)] = {name: lost[count] for name, count in chosen.items()}
+        columns[_title(record)] = {name: lost.get(count, np.nan) for name, count in chosen.items()}
         always[_title(record)] = lost
     fixed = pd.DataFrame(always).dropna()
     best = fixed.mean(axis=1).idxmin()
     table = pd.concat([pd.DataFrame(columns), fixed.loc[[best]].rename(index=lambda count: f"always {count}")])
-    return table.assign(mean=table.mean(axis=1))
+    return table.assign(mean=table.mean(axis=1, skipna=False))
 
 
 def _title(record: dict[str, Any]) -> str:
