@@ -251,8 +251,8 @@ def fit_sizes(experiment: Experiment, geometry: Geometry | None = None, quiet: b
 def preset_here(name: str, **changes: Any) -> Experiment:
     """`Experiment.preset` with sizes that the backbone accepts, and an embedded backbone if weights are unreachable.
 
-    Only this project's recipes for photographs ('camvid', 'folder', ...) fall back to `EMBEDDED_FOR_PHOTOGRAPHS`, with a
-    notice, unless `changes` name a backbone or `published`. The paper's recipes keep their backbone.
+    Only this project's recipes for photographs ('camvid', 'folder', ...) fall back to `EMBEDDED_FOR_PHOTOGRAPHS`, with
+    a notice, unless `changes` name a backbone or `published`. The paper's recipes keep their backbone.
     """
     experiment = Experiment.preset(name, **changes)
     ours = PRESETS.get(name, {}).get("dataset") == name and experiment.backbone not in EMBEDDED
