@@ -251,7 +251,7 @@ def _explain(problem: Any, kind: Any, values: dict[str, Any]) -> str:
         own = problem["type"] == "value_error"  # by a validator of `fields`
         expected = problem["msg"].removeprefix("Value error, ") if own else _expected(known[key])
         return f"{key}={values.get(key)!r} is not possible. Write {expected}."
-    if kind is Experiment and key in Official.__pydantic_fields__:
+    if kind is Experiment and key in [field.name for field in fields(Official)]:
         return f"{key!r} is an option of the authors' code. Write official={{{key!r}: ...}}."
     return f"There is no key {key!r}{did_you_mean(key, list(known))}. See `Experiment`."
 
