@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from .datasets import SegmentationDataset, open_split, open_training_set
 from .datasets.findings import show_findings
 from .datasets.transforms import Size
 from .features import Features, open_features
-from .metrics import confusion, identity, match, published_map, scores
+from .metrics import border_counts, border_f, confusion, identity, match, own_assigned, published_map, scores
 from .model import Stego
 from .predict import Scores, label_maps, probe_scores, refined_label_maps
 from .probes import fit_probes
@@ -57,8 +57,9 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine
     Returns
     -------
     dict
-        The record. Its "scores" hold, for each method, accuracy, miou and iou in percent, and for clusters their
-        matching (the class of each, -1 for none): "cluster" and "linear" (STEGO), and the baselines "kmeans_features",
+        The record. Its "scores" hold, for each method, accuracy, miou, iou, border_f (`metrics.border_f`) and own_miou
+        (mIoU if each image is matched by itself, `metrics.own_assigned`) in percent, and for clusters their matching
+        (the class of each, -1 for none): "cluster" and "linear" (STEGO), and the baselines "kmeans_features",
         "kmeans_pca", "kmeans_colors" and "linear_features"; with `experiment.crf`, "cluster", "linear" and
         "kmeans_features" also as "..._crf". Linear probes need training labels. With `experiment.official.keep_every`,
         "best_by_label" holds the scores of the step that the labels favor, as the published code reports them; it is no
@@ -172,7 +173,7 @@ def _score(run: Run, dataset: SegmentationDataset, views: Views, baselines: bool
         return _unscored(dataset, f"has no label but {dataset.classes.names[present[0]]!r} (id {present[0]})")
     fitted = fit_baselines(run) if baselines else {}
     sizes = {"cluster": model.n_clusters} | ({"linear": len(run.classes)} if model.linear_probe.trained else {})
-    tables = count_pixels(
+    counts = count_pixels(
         views,
         lambda rows: score_rows(model, views, rows, fitted),
         sizes | {name: len(baseline.bias) for name, baseline in fitted.items()},
@@ -180,14 +181,25 @@ def _score(run: Run, dataset: SegmentationDataset, views: Views, baselines: bool
         engine=engine,
         published=published,
     )
-    results = {name: _scores(name, table, published) for name, table in tables.items()}
+    results = {name: _scores(name, counted, published) for name, counted in counts.items()}
     return {
         "scores": results,
         **({"crf": engine} if experiment.crf and engine != "lattice" else {}),
         **_best_by_label(run, views.plain),
         "matching": results["cluster"]["matching"],
-        "confusion": tables["cluster"].tolist(),
+        "confusion": counts["cluster"].confusion.tolist(),
     }
+
+
+class PixelCounts(NamedTuple):
+    """What the scores of one method are computed from; sums over the images of a split."""
+
+    confusion: Tensor
+    """int64 (n, n_classes)."""
+    own: Tensor
+    """Sum of `metrics.own_assigned`, int64 (n_classes + 1, n_classes)."""
+    borders: Tensor
+    """Sum of `metrics.border_counts`, int64 (4,)."""
 
 
 def count_pixels(
@@ -198,16 +210,19 @@ def count_pixels(
     refined: list[str] | tuple[str, ...] = (),
     engine: str = "lattice",
     published: bool = False,
-) -> dict[str, Tensor]:
-    """Confusion matrices, int64 (n, n_classes), of several methods in one pass over the images.
+) -> dict[str, PixelCounts]:
+    """`PixelCounts` of several methods in one pass over the images.
 
     score: numbers of images, int64 (B,) -> `Scores` by method. sizes: n of each method. refined: methods that are
     scored after the CRF too, as NAME_crf. published: see `metrics.confusion`.
     """
-    plain = views.plain
+    plain, n_classes = views.plain, views.plain.n_classes
     refined = [name for name in sizes if name in refined]
     names = [*sizes, *(f"{name}_crf" for name in refined)]
-    tables = {name: torch.zeros(sizes[name.removesuffix("_crf")], plain.n_classes, dtype=torch.int64) for name in names}
+    counts = {}
+    for name in names:
+        shapes = (sizes[name.removesuffix("_crf")], n_classes), (n_classes + 1, n_classes), (4,)
+        counts[name] = PixelCounts(*(torch.zeros(shape, dtype=torch.int64) for shape in shapes))
     for rows in progress(devices.share(torch.arange(len(plain)).split(BATCH)), "evaluating"):
         by_method = score(rows)
         maps = {name: label_maps(by_method[name], plain.image_size) for name in sizes}
@@ -221,8 +236,13 @@ def count_pixels(
                 maps[f"{name}_crf"] = torch.stack([of_image[column] for of_image in after_crf])
         labels = plain.label_rows(rows)
         for name, predicted in maps.items():
-            tables[name] += confusion(predicted, labels, len(tables[name]), plain.n_classes, published=published)
-    return {name: devices.total(table) for name, table in tables.items()}
+            counted = counts[name]
+            for map_, label in zip(predicted, labels, strict=True):
+                table = confusion(map_, label, len(counted.confusion), n_classes, published=published)
+                counted.confusion.add_(table)
+                counted.own.add_(own_assigned(table))
+            counted.borders.add_(border_counts(predicted, labels, n_classes))
+    return {name: PixelCounts(*map(devices.total, counted)) for name, counted in counts.items()}
 
 
 def score_rows(model: Stego, views: Views, rows: Tensor, baselines: Mapping[str, LinearScorer]) -> dict[str, Scores]:
@@ -244,9 +264,10 @@ def probe_confusion(
     """Confusion matrix of the "cluster" or "linear" probe, int64 (n, n_classes); the features as in `Views`."""
     views, size = Views(plain, flipped), {"cluster": model.n_clusters, "linear": plain.n_classes}[probe]
     model.eval()
-    return count_pixels(
+    counts = count_pixels(
         views, lambda rows: probe_scores(model, views.codes(model, rows)), {probe: size}, published=published
-    )[probe]
+    )
+    return counts[probe].confusion
 
 
 def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
@@ -258,7 +279,8 @@ def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
         model.load_state_dict(state)
         if run.experiment.probes == "after" and not run.experiment.own_prototypes:
             fit_probes(model, _training_features(run), run.experiment.seed, linear=False)
-        by_step[step] = _scores("cluster", probe_confusion(model, plain, published=published), published)
+        table = probe_confusion(model, plain, published=published)
+        by_step[step] = _matched_scores(table, published)
     if not by_step:
         return {}
     best = max(by_step, key=lambda step: by_step[step]["miou"])
@@ -285,10 +307,18 @@ def fit_baselines(run: Run) -> dict[str, LinearScorer]:
     return fitted
 
 
-def _scores(method: str, table: Tensor, published: bool) -> dict[str, Any]:
-    """Scores of a confusion matrix, and for clusters the class of each."""
+def _scores(method: str, counts: PixelCounts, published: bool) -> dict[str, Any]:
+    """Scores of a method, and for clusters the class of each."""
+    table, n_classes = counts.confusion, counts.confusion.shape[1]
+    own = scores(counts.own, torch.tensor([*range(n_classes), -1]))  # its last row has no class
+    more = {"border_f": border_f(counts.borders), "own_miou": own["miou"]}
     if method.startswith("linear"):
-        return scores(table, identity(table.shape[1]), published=published)
+        return scores(table, identity(n_classes), published=published) | more
+    return _matched_scores(table, published) | more
+
+
+def _matched_scores(table: Tensor, published: bool) -> dict[str, Any]:
+    """Scores of clusters, and the class of each."""
     matching = match(table)
     named = published_map(matching) if published else matching
     return scores(table, matching, published=published) | {"matching": named.tolist()}

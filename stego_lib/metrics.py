@@ -1,13 +1,17 @@
-"""Confusion matrix, Hungarian matching of clusters to classes, accuracy and IoU."""
+"""Confusion matrix, Hungarian matching of clusters to classes, accuracy and IoU; scores of borders."""
 
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 Counts: TypeAlias = Tensor | np.ndarray
+
+# Distance in pixels up to which a predicted and a true border agree.
+BORDER_TOLERANCE = 3
 
 
 def confusion(pred: Counts, label: Counts, n_pred: int, n_classes: int, *, published: bool = False) -> Tensor:
@@ -128,3 +132,65 @@ def scores(confusion: Counts, matching: Counts, *, published: bool = False) -> d
         "miou": float(counted.nanmean()),
         "iou": iou.tolist(),
     }
+
+
+def own_assigned(confusion: Counts) -> Tensor:
+    """`assigned` for one image that is matched by itself; a cluster that then agrees in no pixel gets no class.
+
+    The sum over all images of a split, scored with `identity`, gives `own_miou`: the mIoU if each image's clusters were
+    named by its own labels. Where it is far above the mIoU, the segments are right and their names are not.
+    """
+    counts, matching = torch.as_tensor(confusion), match(confusion)
+    agreeing = counts.gather(1, matching.clamp(min=0)[:, None])[:, 0]
+    return assigned(counts, matching.masked_fill(agreeing == 0, -1))
+
+
+def border_counts(pred: Counts, label: Counts, n_classes: int) -> Tensor:
+    """Counts for `border_f`, int64 (4,): predicted border pixels, those near a true one, true ones, those near a
+    predicted one. They add up over images.
+
+    A pixel is on a border if its left, right, upper or lower neighbor has another id. Pixels whose label is not in
+    [0, n_classes) do not count: they are on no border, and make none. "Near": at most `BORDER_TOLERANCE` pixels away.
+
+    Parameters
+    ----------
+    pred, label
+        Integers (B, H, W). Names do not matter, only where ids change.
+    n_classes
+        Number of classes.
+    """
+    pred, label = torch.as_tensor(pred).long(), torch.as_tensor(label).long()
+    counted = (label >= 0) & (label < n_classes)
+    predicted, true = (_borders(ids.masked_fill(~counted, -1)) for ids in (pred, label))
+    steps = torch.arange(-BORDER_TOLERANCE, BORDER_TOLERANCE + 1)
+    disk = (steps**2 + steps[:, None] ** 2 <= BORDER_TOLERANCE**2).float()[None, None]
+
+    def near(borders: Tensor) -> Tensor:
+        return F.conv2d(borders[:, None].float(), disk, padding=BORDER_TOLERANCE)[:, 0] > 0.5
+
+    pairs = (predicted, predicted & near(true), true, true & near(predicted))
+    return torch.stack([pixels.sum() for pixels in pairs])
+
+
+def _borders(ids: Tensor) -> Tensor:
+    """Pixels with another id beside them, bool (B, H, W); -1 is no id."""
+    borders = torch.zeros_like(ids, dtype=torch.bool)
+    for axis in (1, 2):
+        first, second = ids.narrow(axis, 0, ids.shape[axis] - 1), ids.narrow(axis, 1, ids.shape[axis] - 1)
+        change = (first != second) & (first >= 0) & (second >= 0)
+        borders.narrow(axis, 0, change.shape[axis]).logical_or_(change)
+        borders.narrow(axis, 1, change.shape[axis]).logical_or_(change)
+    return borders
+
+
+def border_f(counts: Counts) -> float:
+    """F-score of borders in percent, from the sum of `border_counts` over a split; NaN without any border.
+
+    The harmonic mean of precision (share of the predicted border pixels that are near a true one) and recall (share of
+    the true ones that are near a predicted one).
+    """
+    predicted, correct, true, detected = (float(count) for count in counts)
+    if predicted + true == 0:
+        return float("nan")
+    precision, recall = correct / max(predicted, 1), detected / max(true, 1)
+    return 100 * 2 * precision * recall / max(precision + recall, 1e-12)

@@ -8,7 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stego_lib.metrics import assigned, confusion, identity, majority, match, scores
+from stego_lib.metrics import (
+    assigned,
+    border_counts,
+    border_f,
+    confusion,
+    identity,
+    majority,
+    match,
+    own_assigned,
+    scores,
+)
 
 SOME = settings(max_examples=30, deadline=None)
 
@@ -179,3 +189,64 @@ def test_splitting_a_cluster_never_lowers_the_majority_score_and_an_empty_one_ha
     split = np.array([[5, 0], [0, 4], [1, 6], [0, 0]])
     assert majority(split).tolist() == [0, 1, 1, -1]
     assert scores(split, majority(split))["accuracy"] > scores(counts, majority(counts))["accuracy"]
+
+
+def borders_by_loops(pred: np.ndarray, label: np.ndarray, n_classes: int) -> list[int]:
+    """`border_counts` of one image, from the distances of all pairs of border pixels."""
+    height, width = label.shape
+
+    def borders(ids):
+        around = [(-1, 0), (1, 0), (0, -1), (0, 1)]
+        for y, x in np.ndindex(height, width):
+            inside = [(y + v, x + u) for v, u in around if 0 <= y + v < height and 0 <= x + u < width]
+            if 0 <= label[y, x] < n_classes and any(
+                0 <= label[place] < n_classes and ids[place] != ids[y, x] for place in inside
+            ):
+                yield y, x
+
+    def near(some, others):
+        return sum(any((a - c) ** 2 + (b - d) ** 2 <= 9 for c, d in others) for a, b in some)
+
+    predicted, true = list(borders(pred)), list(borders(label))
+    return [len(predicted), near(predicted, true), len(true), near(true, predicted)]
+
+
+@SOME
+@given(height=st.integers(1, 14), width=st.integers(1, 14), seed=st.integers(0, 10**6))
+def test_border_counts_equal_a_loop_over_all_pairs_of_pixels(height, width, seed):
+    rng = np.random.default_rng(seed)
+    pred, label = (np.kron(rng.integers(0, 3, (2, 3, 3)), np.ones((5, 5), int))[:, :height, :width] for _ in range(2))
+    label = np.where(rng.random(label.shape) < 0.1, rng.choice([-1, 255], label.shape), label)
+    expected = np.sum([borders_by_loops(p, t, 3) for p, t in zip(pred, label, strict=True)], 0)
+    assert border_counts(pred, label, 3).tolist() == expected.tolist()
+
+
+def test_borders_by_hand():
+    label = np.zeros((1, 4, 20), int)
+    label[..., 10:] = 1  # columns 9 and 10 are on the border
+    for shift, f in ((0, 100), (3, 100), (4, 50), (5, 0)):
+        pred = np.roll(label, shift, -1)
+        pred[..., :shift] = 0
+        assert border_f(border_counts(pred, label, 2)) == pytest.approx(f), shift
+    assert border_f(border_counts(7 - 3 * label, label, 2)) == 100, "names do not matter"
+    halves = np.zeros_like(label)
+    halves[..., :3] = 1  # as many border pixels as the true ones, all too far away, beside the right ones
+    counts = border_counts(label + 2 * halves, label, 2)
+    assert counts.tolist() == [16, 8, 8, 8] and border_f(counts) == pytest.approx(100 * 2 * 0.5 / 1.5)
+    assert border_f(border_counts(0 * label, label, 2)) == 0
+    assert np.isnan(border_f(border_counts(0 * label, 0 * label, 2)))
+    unlabeled = np.where(np.arange(20) >= 9, -1, label)
+    assert border_counts(label, unlabeled, 2).tolist() == [0, 0, 0, 0], "unlabeled pixels make no borders"
+
+
+def test_matching_each_image_by_itself_by_hand():
+    # Two images with perfect segments and swapped names, and a third cluster that meets no class of its own.
+    tables = [np.array([[6, 0], [0, 4], [0, 0]]), np.array([[0, 6], [3, 0], [1, 0]])]
+    split = sum(tables)
+    assert scores(split, match(split))["accuracy"] == pytest.approx(50)
+    own = sum(own_assigned(table) for table in tables)
+    assert own.tolist() == [[9, 0], [0, 10], [1, 0]]
+    found = scores(own, torch.tensor([0, 1, -1]))
+    assert found["accuracy"] == pytest.approx(95) and found["iou"] == pytest.approx([90, 100])
+    # One class in the image, three clusters: the others get no class, so none is a wrong prediction of class 1.
+    assert own_assigned([[5, 0], [3, 0], [2, 0]]).tolist() == [[5, 0], [0, 0], [5, 0]]

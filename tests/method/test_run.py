@@ -9,6 +9,7 @@ import pytest
 import torch
 from common import BASELINES, broken_off, few_samples, tiny_experiment, write_backbone
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 from torch.testing import assert_close
 
 from stego_lib import (
@@ -26,7 +27,7 @@ from stego_lib import (
 from stego_lib.batches import Draw
 from stego_lib.calibration import measure_correspondences, resolve_shifts
 from stego_lib.features import open_features
-from stego_lib.metrics import confusion, match, scores
+from stego_lib.metrics import confusion, match, own_assigned, scores
 from stego_lib.model import build_model
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.utils.files import read_json
@@ -222,11 +223,23 @@ def test_training_starts_from_the_head_of_another_run(experiment, run, runs_dir)
 # ---------------------------------------------------------------------------------------------- evaluation
 
 
+def near_borders(pred: np.ndarray, label: np.ndarray) -> list[int]:
+    """Predicted border pixels, those near a true one, and the reverse, by distance transforms; all is labeled."""
+
+    def borders(ids):
+        padded = np.pad(ids, 1, "edge")
+        return np.any([ids != padded[1 + y : 65 + y, 1 + x : 65 + x] for y, x in ((0, 1), (1, 0), (0, -1), (-1, 0))], 0)
+
+    pair = borders(pred), borders(label)
+    near = [distance_transform_edt(~other) <= 3 if other.any() else other for other in pair[::-1]]
+    return [count for some, close in zip(pair, near, strict=True) for count in (some.sum(), (some & close).sum())]
+
+
 @torch.inference_mode()
 def test_the_scores_equal_a_naive_recomputation(evaluated):
     run, record = evaluated
     dataset = open_dataset("scenes", run.experiment.data_root, "val")
-    counted = {"cluster": 0, "linear": 0}
+    counted, own, shares = {"cluster": 0, "linear": 0}, {"cluster": 0, "linear": 0}, {"cluster": [], "linear": []}
     for i in range(len(dataset)):
         image, label = dataset[i]  # as large as eval_size, so nothing is resized
         features = [run.backbone(image[None]).half().float(), run.backbone(image[None].flip(-1)).half().float()]
@@ -235,13 +248,20 @@ def test_the_scores_equal_a_naive_recomputation(evaluated):
         clusters = torch.nn.functional.normalize(run.model.cluster_probe.clusters, dim=1)
         maps = {"cluster": torch.einsum("bkhw,nk->bnhw", large, clusters), "linear": run.model.linear_probe(large)}
         for name, values in maps.items():
-            counted[name] = counted[name] + confusion(values[0].argmax(0), label, 8, 8)
+            table = confusion(values[0].argmax(0), label, 8, 8)
+            counted[name], own[name] = counted[name] + table, own[name] + own_assigned(table)
+            shares[name].append(near_borders(values[0].argmax(0).numpy(), label.numpy()))
     assert counted["cluster"].sum() == 6 * 64 * 64
     for name, table in counted.items():
         expected = scores(table, match(table) if name == "cluster" else torch.arange(8))
         # Features of a batch may differ in the last bit from those of one image: a few pixels of 24,576 may differ.
         assert record["scores"][name]["accuracy"] == pytest.approx(expected["accuracy"], abs=0.02), name
         assert record["scores"][name]["miou"] == pytest.approx(expected["miou"], abs=0.05), name
+        own_miou = scores(own[name], torch.tensor([*range(8), -1]))["miou"]
+        assert record["scores"][name]["own_miou"] == pytest.approx(own_miou, abs=0.05), name
+        predicted, correct, true, detected = np.sum(shares[name], 0)
+        f = 200 * correct / predicted * detected / true / (correct / predicted + detected / true)
+        assert record["scores"][name]["border_f"] == pytest.approx(f, abs=0.05), name
 
 
 def test_the_record_is_whole_and_names_no_folder_of_this_machine(evaluated):

@@ -29,6 +29,8 @@ METHODS = {
     "linear_crf": "STEGO, linear probe + CRF (labels)",
     "best_by_label": "not a result: STEGO, cluster probe, step chosen by these labels",
 }
+# Scores of a run record, in the order of tables -> their names. Records made before the last two lack these.
+SCORES = {"accuracy": "accuracy", "miou": "mIoU", "own_miou": "own mIoU", "border_f": "border F"}
 # `Experiment.method` -> its name in tables and figures.
 NAMES = {
     "stego": "STEGO",
@@ -94,8 +96,8 @@ def results_table(root: str | Path) -> pd.DataFrame:
     """All run records below `root`, one row per record and method; `book/records/results.csv` holds it.
 
     Columns: study (folder below root), record (file), dataset, split, images, backbone, weights (fingerprint),
-    precision, store, seed, step, method, accuracy, miou (percent), machine, python, torch, timm, date. Confusion
-    matrices, IoUs of each class and the whole experiment are in the JSON records alone.
+    precision, store, seed, step, method, `SCORES` (percent), machine, python, torch, timm, date. Confusion matrices,
+    IoUs of each class and the whole experiment are in the JSON records alone.
 
     Examples
     --------
@@ -114,7 +116,7 @@ def results_table(root: str | Path) -> pd.DataFrame:
         about |= {"seed": experiment["seed"], "step": record["step"]}
         versions = {key: provenance["versions"].get(key) for key in ("machine", "python", "torch", "timm", "date")}
         for method, score in record.get("scores", {}).items():
-            values = {key: round(score[key], 3) for key in ("accuracy", "miou")}
+            values = {key: round(score.get(key, math.nan), 3) for key in SCORES}
             rows.append(about | {"method": method} | values | versions)
     return pd.DataFrame(rows)
 
@@ -127,16 +129,16 @@ def scored(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def score_table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """One row per record and method: method, seed, accuracy, miou (percent). StegoError for a record without scores."""
+    """One row per record and method: method, seed, `SCORES` (percent). StegoError for a record without scores."""
     rows = []
     for record in records:
         scores = dict(scored(record)["scores"])
         if "best_by_label" in record:
             scores["best_by_label"] = record["best_by_label"]
         for method in (method for method in METHODS if method in scores):
-            values = {key: scores[method][key] for key in ("accuracy", "miou")}
+            values = {key: scores[method].get(key, math.nan) for key in SCORES}
             rows.append({"method": method, "seed": record["experiment"]["seed"]} | values)
-    return pd.DataFrame(rows, columns=["method", "seed", "accuracy", "miou"])
+    return pd.DataFrame(rows, columns=["method", "seed", *SCORES])
 
 
 def check_comparable(records: Sequence[dict[str, Any]]) -> None:
@@ -178,18 +180,19 @@ def collapses(records: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def markdown_table(records: Sequence[dict[str, Any]], published: pd.DataFrame | None = None) -> str:
-    """The summary as a Markdown table, mean ± standard deviation over seeds.
+    """The scores that the records hold as a Markdown table, mean ± standard deviation over seeds.
 
     published: figures to print beside it (see `published_figures`); methods that were not measured are blank.
     """
     check_comparable(records)
-    groups = score_table(records).drop_duplicates().groupby("method")
-    measured, counts = groups[["accuracy", "miou"]].agg(mean_and_spread), groups["seed"].nunique()
-    names, columns, rows = method_names(records[0]), ["method", "accuracy", "mIoU"], []
+    table = score_table(records).drop_duplicates().dropna(axis="columns", how="all")
+    groups, scores = table.groupby("method"), [key for key in SCORES if key in table]
+    measured, counts = groups[scores].agg(mean_and_spread), groups["seed"].nunique()
+    names, columns, rows = method_names(records[0]), ["method", *map(SCORES.get, scores)], []
     if published is not None:
         columns += ["published accuracy", "published mIoU", "source of the published figures"]
     for method in METHODS:
-        cells = ["", ""]
+        cells = [""] * len(scores)
         if method in measured.index:
             cells = measured.loc[method].tolist()
         elif published is None or method not in published.index:
@@ -235,8 +238,10 @@ def overview_table(root: str | Path) -> str:
 
 
 def mean_and_spread(values: Iterable[float]) -> str:
-    """'70.3 ± 1.4': mean and standard deviation; the mean alone for a single value."""
-    series = pd.Series(list(values), dtype=float)
+    """'70.3 ± 1.4': mean and standard deviation; the mean alone for a single value, "" for none but NaN."""
+    series = pd.Series(list(values), dtype=float).dropna()
+    if series.empty:
+        return ""
     return f"{series.mean():.1f} ± {series.std():.1f}" if len(series) > 1 else f"{series.mean():.1f}"
 
 
