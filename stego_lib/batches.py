@@ -18,7 +18,7 @@ from .utils.notices import notice
 
 if TYPE_CHECKING:
     from .backbone import Backbone
-    from .datasets import SegmentationDataset
+    from .datasets.base import SegmentationDataset
     from .features import Features
 
 # Cosine of every image's mean feature with that of all images, above which the images count as copies.

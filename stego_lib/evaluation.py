@@ -12,7 +12,8 @@ from torch import Tensor
 
 from . import crf
 from .baselines import LinearScorer, kmeans_on_colors, kmeans_on_components, kmeans_on_features, linear_on_features
-from .datasets import SegmentationDataset, open_split, open_training_set
+from .datasets import open_split, open_training_set
+from .datasets.base import SegmentationDataset
 from .datasets.findings import show_findings
 from .datasets.transforms import Size
 from .features import Features, open_features

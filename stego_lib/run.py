@@ -26,7 +26,7 @@ from .utils.states import load_state, save_state
 
 if TYPE_CHECKING:
     from .annotations.names import Naming
-    from .datasets import SegmentationDataset
+    from .datasets.base import SegmentationDataset
     from .datasets.images import ImageLike
     from .predict import Scores
 

@@ -12,7 +12,6 @@ from .backbone import Backbone, fit_sizes
 from .batches import Batch, Draw, draw_batch, find_neighbors, fit_to_data
 from .datasets import open_training_set
 from .datasets.classes import read_classes
-from .datasets.findings import show_findings
 from .experiment import Experiment
 from .features import open_features
 from .loss import stego_loss
@@ -100,6 +99,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
         published=experiment.official.published,
     )
     if devices.first():
+        from .datasets.findings import show_findings
+
         show_findings(dataset, features.class_pixels)
     features.keep_on(backbone.device)
     check_clusters(model, features)

@@ -2,14 +2,17 @@
 
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..experiment import Experiment
 from ..utils.errors import StegoError, did_you_mean
 from ..utils.paths import user_path
-from .base import IGNORED, SegmentationDataset
 from .classes import Classes
 
-__all__ = ["DATASETS", "IGNORED", "Classes", "SegmentationDataset", "open_dataset", "open_split", "open_training_set"]
+if TYPE_CHECKING:
+    from .base import SegmentationDataset
+
+__all__ = ["DATASETS", "Classes", "open_dataset", "open_split", "open_training_set"]
 
 # Name -> the module that opens it, imported when it is needed.
 DATASETS = {
@@ -26,7 +29,7 @@ DATASETS = {
 
 def open_dataset(
     name: str, root: str | Path, split: str, n_classes: int | None = None, published: bool = False
-) -> SegmentationDataset:
+) -> "SegmentationDataset":
     """Opens a split of a dataset.
 
     Parameters
@@ -67,14 +70,14 @@ def open_dataset(
     return dataset
 
 
-def open_split(experiment: Experiment, split: str) -> SegmentationDataset:
+def open_split(experiment: Experiment, split: str) -> "SegmentationDataset":
     """Opens split `split` of the experiment's dataset with whole images."""
     return open_dataset(
         experiment.dataset, experiment.data_root, split, experiment.n_classes, published=experiment.official.published
     )
 
 
-def open_training_set(experiment: Experiment) -> SegmentationDataset:
+def open_training_set(experiment: Experiment) -> "SegmentationDataset":
     """The training split of an experiment, cropped if the experiment says so."""
     dataset = open_split(experiment, "train")
     if experiment.crop == "none":

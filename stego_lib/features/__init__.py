@@ -11,7 +11,7 @@ from .base import Features
 
 if TYPE_CHECKING:
     from ..backbone import Backbone
-    from ..datasets import SegmentationDataset
+    from ..datasets.base import SegmentationDataset
 
 __all__ = ["Features", "open_features"]
 

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..datasets import SegmentationDataset
-from ..datasets.base import Sample
+from ..datasets.base import Sample, SegmentationDataset
 from ..datasets.layout import checksum_of
 from ..datasets.transforms import Size, resize_image, resize_label
 from ..utils import devices

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..batches import Draw, draw_batch
 from ..calibration import percentile
-from ..datasets import SegmentationDataset, open_training_set
+from ..datasets import open_training_set
+from ..datasets.base import SegmentationDataset
 from ..datasets.crops import COUNT, Crops
 from ..datasets.transforms import resize_image
 from ..experiment import Experiment

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from stego_lib.datasets import Classes, SegmentationDataset
+from stego_lib.datasets import Classes
+from stego_lib.datasets.base import SegmentationDataset
 from stego_lib.datasets.crops import FiveCrop
 
 from .style import find_fonts, hide_ticks, panels, show_image

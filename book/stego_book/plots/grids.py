@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from stego_lib.datasets import Classes, SegmentationDataset
+from stego_lib.datasets import Classes
+from stego_lib.datasets.base import SegmentationDataset
 
 from .style import add_legend, find_fonts, hide_ticks, paint, show_image
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stego_lib.datasets import SegmentationDataset
+from stego_lib.datasets.base import SegmentationDataset
 from stego_lib.datasets.transforms import resize_image, resize_label
 from stego_lib.evaluation import BATCH, fit_kmeans, open_views, score_rows
 from stego_lib.predict import label_maps, probe_scores, refined_label_maps
