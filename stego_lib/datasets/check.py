@@ -10,7 +10,8 @@ from ..utils.errors import StegoError
 from ..utils.notices import Notice
 from ..utils.paths import user_path
 from ..utils.progress import progress
-from . import SegmentationDataset, open_dataset
+from . import open_dataset
+from .base import SegmentationDataset
 from .findings import Finding, file_findings, label_findings
 
 # Images of each split: as published, then in other lists or layouts that are accepted.
