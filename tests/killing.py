@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,19 @@ SAVE_EVERY = 3
 def train_and_score(experiment: dict[str, Any], runs_dir: str, result: str, options: dict[str, Any]) -> None:
     """In the child: trains or resumes, evaluates, and writes the folder and the record, or the error, to `result`.
 
-    options: "environ"; "slow", seconds that a step takes; "largest_file", bytes; "baselines".
+    options: "environ"; "slow", seconds that a step takes; "largest_file", bytes; "baselines"; "run", a run to evaluate
+    instead; "meeting", seconds that processes wait for each other.
     """
     os.environ |= options.get("environ", {})
     signal.signal(signal.SIGINT, signal.default_int_handler)
     import torch
 
-    from stego_lib import Experiment, evaluate, probes, train, training
+    from stego_lib import Experiment, evaluate, load_run, probes, train, training
+    from stego_lib.utils import devices
 
     torch.set_num_threads(1)
     training.SAVE_EVERY, probes.RESTARTS = SAVE_EVERY, 1
+    devices.MEETING = timedelta(seconds=options.get("meeting", 600))
     if limit := options.get("largest_file"):
         import resource
 
@@ -38,7 +42,10 @@ def train_and_score(experiment: dict[str, Any], runs_dir: str, result: str, opti
     step = training.train_step
     training.train_step = lambda *args: (time.sleep(options.get("slow", 0)), step(*args))[1]
     try:
-        run = train(Experiment.from_dict(experiment), runs_dir=runs_dir, resume=True)
+        if options.get("run"):
+            run = load_run(options["run"])
+        else:
+            run = train(Experiment.from_dict(experiment), runs_dir=runs_dir, resume=True)
         outcome = {"folder": str(run.folder), "record": evaluate(run, baselines=options.get("baselines", False))}
     except BaseException as error:
         outcome = {"error": type(error).__name__, "message": str(error)}
@@ -66,16 +73,24 @@ class Job:
         self.process.join()
 
 
-def in_two(experiment: Any, runs_dir: Path, others: Any = None, **options: Any) -> list[dict[str, Any]]:
-    """Outcomes of two processes as torchrun starts them; `others`: the experiment of the second, if it is another."""
+def in_two(experiment: Any, runs_dir: Path, others: Any = None, slurm: bool = False, **options: Any) -> list[dict]:
+    """Outcomes of two processes as torchrun or srun starts them.
+
+    others: what is different for the second process, an experiment or the options of `train_and_score`.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     environ |= {"TORCHELASTIC_RUN_ID": "1"}
+    ranks = ("RANK", "LOCAL_RANK")
+    if slurm:
+        environ = {"MASTER_PORT": port, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+        ranks = ("SLURM_PROCID", "SLURM_LOCALID")
+    second = (experiment, options | others) if isinstance(others, dict) else (others or experiment, options)
     jobs = [
-        Job(wanted, runs_dir, environ=environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, **options)
-        for rank, wanted in enumerate((experiment, others or experiment))
+        Job(wanted, runs_dir, environ=environ | dict.fromkeys(ranks, str(rank)), **own)
+        for rank, (wanted, own) in enumerate(((experiment, options), second))
     ]
     return [job.outcome() for job in jobs]
 

@@ -15,14 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import StegoError
+from .errors import StegoError, brief
 from .notices import Notice
 
 Value = TypeVar("Value")
 Items = TypeVar("Items", list, tuple, Tensor)
 
-# How long processes wait for each other when they meet, and while one of them may extract features.
-MEETING, WORKING = timedelta(minutes=5), timedelta(days=2)
+# How long processes wait for each other at the start of a task, and while one of them may extract features.
+MEETING, WORKING = timedelta(minutes=10), timedelta(days=2)
 
 _group: Any = None
 
@@ -40,8 +40,8 @@ def join(device: str, task: str) -> None:
     Raises
     ------
     StegoError
-        In every process, where the tasks differ. For a device with a number ('cuda:1') and for fewer GPUs than
-        processes.
+        In every process, where the tasks differ or a process does not come within minutes. For a device with a number
+        ('cuda:1') and for fewer GPUs than processes.
     """
     global _group
     launched = place()
@@ -53,17 +53,22 @@ def join(device: str, task: str) -> None:
         raise StegoError(f"device={device!r} cannot serve {size} processes. Use 'auto', 'cuda' or 'cpu'.")
     if kind == "cuda" and torch.cuda.device_count() < here:
         raise StegoError(f"{here} processes need a GPU each; this machine has {torch.cuda.device_count()}.")
-    if _group is None:
-        if kind == "cuda":
-            torch.cuda.set_device(local)
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=MEETING, rank=rank, world_size=size)
-    tasks: list[Any] = [None] * size
-    dist.all_gather_object(tasks, task, group=_group)
-    if len(set(tasks)) > 1:
-        dist.destroy_process_group()
+    try:
+        if _group is None:
+            if kind == "cuda":
+                torch.cuda.set_device(local)
+            dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=MEETING, rank=rank, world_size=size)
+        tasks: list[Any] = [None] * size
+        dist.all_gather_object(tasks, task)
+        problem = "were given different tasks" if len(set(tasks)) > 1 else ""
+    except RuntimeError as error:  # what all errors of torch.distributed are
+        problem = f"have not met within {MEETING} ({brief(error)})"
+    if problem:
+        if dist.is_initialized():
+            dist.destroy_process_group()
         _group = None
         raise StegoError(
-            f"the {size} processes of this launcher were given different tasks. Launch each run by itself."
+            f"the {size} processes of this launcher {problem}. Start each run by itself, with all its processes."
         )
     if _group is None:
         _group = dist.new_group(timeout=WORKING)

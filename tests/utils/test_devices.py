@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
 from common import ROOT, tiny_experiment
-from killing import in_two, runs_in
+from killing import Job, in_two, runs_in
 
 from stego_lib import Experiment, StegoError, load_run, probes, train
 from stego_lib.datasets.scenes import draw_scenes
@@ -31,6 +32,8 @@ def test_two_processes_give_what_one_gives(experiment, tmp_path, monkeypatch, ch
     monkeypatch.setattr(probes, "RESTARTS", 1)
     changed = experiment.but(**changes)
     first, second = in_two(changed, tmp_path / "two", baselines=True)
+    for outcome in (first, second):
+        del outcome["record"]["evaluation_seconds"]
     assert first == second and len(runs_in(tmp_path / "two")) == 1, (first, second)
     ours, theirs = load_run(first["folder"]), train(changed, runs_dir=tmp_path / "one")
     np.testing.assert_allclose(ours.log.to_numpy(), theirs.log.to_numpy(), atol=1e-5)
@@ -40,11 +43,48 @@ def test_two_processes_give_what_one_gives(experiment, tmp_path, monkeypatch, ch
     assert train(changed, runs_dir=tmp_path / "two", resume=True).folder == ours.folder
 
 
-def test_processes_that_were_given_different_tasks_are_refused(experiment, tmp_path):
-    """A sweep that was started as one job: without the check, one seed would be trained and scored for both."""
-    outcomes = in_two(experiment, tmp_path, others=experiment.but(seed=1))
+@pytest.mark.parametrize("slurm", [False, True], ids=["torchrun", "srun"])
+@pytest.mark.parametrize("changes", [dict(seed=1), dict(steps=7)], ids=str)
+def test_processes_that_were_given_different_tasks_are_refused(experiment, tmp_path, changes, slurm):
+    """A sweep that was started as one job: without the check, one run would be trained for both, or both would hang."""
+    outcomes = in_two(experiment, tmp_path, others=experiment.but(**changes), slurm=slurm)
     assert all(outcome["error"] == "StegoError" and "different tasks" in outcome["message"] for outcome in outcomes)
     assert not runs_in(tmp_path)
+
+
+def test_processes_that_evaluate_different_runs_are_refused(experiment, tmp_path):
+    """Without the check, both would be scored as one run that is neither of them."""
+    folders = [train(experiment.but(seed=seed, steps=1), runs_dir=tmp_path).folder for seed in (0, 1)]
+    outcomes = in_two(experiment, tmp_path, others=dict(run=str(folders[1])), run=str(folders[0]))
+    assert all(outcome["error"] == "StegoError" and "different tasks" in outcome["message"] for outcome in outcomes)
+    assert not any((folder / "metrics.json").exists() for folder in folders)
+
+
+def test_a_process_that_does_not_come_is_waited_for_some_minutes_only(experiment, tmp_path):
+    assert timedelta(minutes=1) < devices.MEETING <= timedelta(minutes=10)
+    names = {"PROCID": "0", "LOCALID": "0", "STEP_NUM_TASKS": "2", "STEP_NUM_NODES": "1", "JOB_ID": "42"}
+    environ = {f"SLURM_{name}": value for name, value in names.items()}
+    outcome = Job(experiment, tmp_path, environ=environ, meeting=3).outcome()
+    assert outcome["error"] == "StegoError" and "not met" in outcome["message"], outcome
+
+
+@pytest.mark.parametrize(
+    "step", [{}, {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}], ids=["sbatch", "srun"]
+)
+def test_tasks_of_a_job_array_are_runs_by_themselves(experiment, tmp_path, monkeypatch, recwarn, step):
+    """At the same time and in one folder; also where the job reserves several tasks, which only srun would start."""
+    common = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    common |= {"SLURM_NTASKS": "1" if step else "4", **step}
+    seeds = [experiment.but(seed=seed) for seed in (0, 1)]
+    jobs = [Job(one, tmp_path, environ=common | {"SLURM_ARRAY_TASK_ID": str(one.seed)}) for one in seeds]
+    outcomes = [job.outcome() for job in jobs]
+    assert len(runs_in(tmp_path)) == 2, outcomes
+    for outcome, one in zip(outcomes, seeds, strict=True):
+        assert load_run(outcome["folder"]).experiment.seed == outcome["record"]["experiment"]["seed"] == one.seed
+    for name, value in common.items():
+        monkeypatch.setenv(name, value)
+    devices.join("cpu", "task")
+    assert devices.place() is None and devices.count() == 1 and not recwarn.list
 
 
 def test_an_error_of_the_first_process_ends_all(experiment, tmp_path):
@@ -87,9 +127,7 @@ def test_slurm_names_the_first_machine(monkeypatch, nodes, address):
     slurm(monkeypatch, STEP_NODELIST=nodes)
     joined = {}
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **values: joined.update(values))
-    monkeypatch.setattr(
-        torch.distributed, "all_gather_object", lambda tasks, task, group: (_ for _ in ()).throw(EOFError)
-    )
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda tasks, task: (_ for _ in ()).throw(EOFError))
     with pytest.raises(EOFError):
         devices.join("cpu", "task")
     assert os.environ.pop("MASTER_ADDR") == address and os.environ.pop("MASTER_PORT") == "15703"
