@@ -58,7 +58,7 @@ class Elsewhere:
 @pytest.mark.parametrize("rows", [[5, 2, 9, 2, 11], [4, 4]], ids=["many", "fewer than processes"])
 @pytest.mark.parametrize("rank", [0, 2])
 def test_processes_share_rows(online, monkeypatch, rows, rank):
-    """Three processes, of which this one is real: `gather` returns what the others would send, and on another device."""
+    """Three processes, of which this one is real: `gather` returns what the others would send, on another device."""
     unique = torch.tensor(rows).unique()
 
     def gather(own):
