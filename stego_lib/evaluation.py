@@ -305,6 +305,8 @@ def fit_baselines(run: Run) -> dict[str, LinearScorer]:
     }
     if training.has_labels:
         fitted["linear_features"] = devices.once(lambda: linear_on_features(training, seed))
+    elif training.class_pixels:
+        notice("The training label maps hold fewer than two classes, so there are no linear probes.")
     return fitted
 
 

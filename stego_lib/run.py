@@ -183,8 +183,8 @@ class Run:
             raise StegoError(f"{dataset.name} has {len(theirs)} classes; this run was trained for {len(ours)}.")
         if without_names(ours) or without_names(theirs):
             return
-        pairs = list(zip(ours.names, theirs.names, strict=True))
-        moved = [name for old, name in pairs if name != old and name in ours.names]
+        pairs = [(old.casefold(), name.casefold()) for old, name in zip(ours.names, theirs.names, strict=True)]
+        moved = [name for old, name in pairs if name != old and name in [old for old, _ in pairs]]
         if moved or all(old != name for old, name in pairs):
             raise StegoError(
                 f"{dataset.name} has the classes {', '.join(theirs.names[:3])}, ...; this run was trained for "

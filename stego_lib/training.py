@@ -98,6 +98,8 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
         experiment.feature_store,
         published=experiment.official.published,
     )
+    if start is None and not features.has_labels:  # label maps without labels
+        model.linear_probe.forget()
     if devices.first():
         from .datasets.findings import show_findings
 

@@ -58,5 +58,5 @@ def _georeference(path: Path, shape: tuple[int, int]) -> dict[str, Any] | None:
                 if file.shape != shape or file.transform.is_identity:
                     return None
                 return {"transform": file.transform, "crs": file.crs}
-    except RasterioIOError:
+    except (RasterioIOError, UnicodeEncodeError):  # GDAL reads no names that are not UTF-8
         return None

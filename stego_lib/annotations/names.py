@@ -117,7 +117,7 @@ class Naming:
     def write(self, names: Mapping[str, str | None]) -> None:
         """Writes names.json. names: segment -> its new name, None to drop it. StegoError as in `Run.name_segments`."""
         ids, known = self.unnamed
-        for name, new in names.items():
+        for name, new in names.items() if isinstance(names, Mapping) else [(str(names), "")]:
             if name not in known.names or not isinstance(new, str | None):
                 guess = did_you_mean(str(name), list(known.names))
                 raise StegoError(

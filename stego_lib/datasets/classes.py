@@ -106,6 +106,16 @@ def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
     return replace(unnamed, rules=rules)
 
 
+def rules_of(image: Path, default: Rules = DEFAULT) -> Rules:
+    """How an image file is read: by the classes.json of its folder, or of DATASET for DATASET/imgs/SPLIT; else default.
+
+    Raises StegoError for an invalid classes.json.
+    """
+    folders = [image.parent, *([image.parents[2]] if image.parent.parent.name == "imgs" else [])]
+    path = next((path for folder in folders if (path := folder / "classes.json").exists()), None)
+    return default if path is None else read_classes(path, Classes((), ())).rules
+
+
 def write_classes(path: Path, classes: Classes) -> None:
     """Writes what `read_classes` reads."""
     rules = {key: value for key, value in asdict(classes.rules).items() if value is not None}

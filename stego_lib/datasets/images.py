@@ -1,5 +1,6 @@
 """Reads images as 8-bit RGB and label maps as ids: Pillow, and rasterio for what Pillow does not read correctly."""
 
+import io
 import struct
 import warnings
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.ExifTags import Base
 from PIL.Image import Transpose
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..utils.errors import StegoError, check_installed
 from ..utils.notices import notice
 from ..utils.paths import user_path
-from .classes import DEFAULT, Range, Rules
+from .classes import DEFAULT, Range, Rules, rules_of
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 """A path, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W)."""
@@ -37,6 +38,11 @@ GDAL_TAGS = {42112, 42113}
 # First bytes of a TIFF; the last two are BigTIFF.
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PAGES = "Images with several frames or pages: only the first is read."
+METADATA = "The metadata of some images are broken and ignored, also their EXIF orientation."
+# Chunks of PNG and WebP files that are not metadata.
+PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"}
+# Share of pixels that are neither opaque nor transparent in a TIFF, above which its alpha band may be something else.
+MAX_PARTIAL = 0.5
 # EXIF orientation -> how the stored pixels are turned upright.
 TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -95,6 +101,8 @@ def read_image(source: Source, rules: Rules = DEFAULT) -> StoredImage:
     >>> read_image(Path("street.jpg")).rgb.size
     """
     with naming(f"image {name_of(source)}"):
+        if (mask := Path(f"{name_of(source)}.msk")).exists():
+            raise OSError(f"its mask is in {mask.name}; GDAL_TIFF_INTERNAL_MASK=YES writes it into the image")
         rgb, transparent, orientation = _read(source, rules.range)
     if orientation > 1 and rules.exif != "ignore":
         rgb = rgb.transpose(TURNS[orientation])
@@ -110,20 +118,31 @@ def name_of(source: Source) -> str:
 
 def _read(source: Source, limits: Range | None) -> tuple[Image.Image, np.ndarray | None, int]:
     """RGB as stored, transparent pixels, EXIF orientation."""
-    orientation = 1
     try:
-        with Image.open(source, formats=FORMATS) as file:
-            special = _needs_rasterio(file)  # first: a PNG loses what this looks at when its EXIF data are read
-            orientation = _orientation(file)
-            if not special:
-                file.load()
-                if file.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(file, "is_animated", False):
-                    notice(PAGES)
-                return *_to_rgb(file, limits), orientation
-    except (UnidentifiedImageError, SyntaxError):
-        if _content(source)[:4] not in TIFF_MARKS:
+        return _read_with_pillow(source, limits)
+    except StegoError:
+        raise
+    except BROKEN:
+        content = _content(source)
+        if content[:4] in TIFF_MARKS:
+            return *_read_raster(content, limits), 1
+        if len(pixels := _without_metadata(content)) == len(content):
             raise
-    return *_read_raster(_content(source), limits), orientation
+        read = _read_with_pillow(io.BytesIO(pixels), limits)
+        notice(METADATA)
+        return read
+
+
+def _read_with_pillow(source: Source, limits: Range | None) -> tuple[Image.Image, np.ndarray | None, int]:
+    """What `_read` returns, of a file that Pillow can open."""
+    with Image.open(source, formats=FORMATS) as file:
+        if _needs_rasterio(file):  # first: loading removes what this looks at
+            return *_read_raster(_content(source), limits), _orientation(file)
+        file.load()  # before `_orientation`, in which broken pixels would look like broken metadata
+        orientation = _orientation(file)
+        if file.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(file, "is_animated", False):
+            notice(PAGES)
+        return *_to_rgb(file, limits), orientation
 
 
 def _content(source: Source) -> bytes:
@@ -133,13 +152,40 @@ def _content(source: Source) -> bytes:
     return source.read()
 
 
+def _without_metadata(content: bytes) -> bytes:
+    """A PNG or WebP without metadata, since broken metadata keep Pillow from opening it; other files unchanged."""
+    png = content.startswith(b"\x89PNG")
+    if not png and content[8:12] != b"WEBP":
+        return content
+    start = place = 8 if png else 12
+    kept = b""
+    while place < len(content):
+        first, second = content[place : place + 4], content[place + 4 : place + 8]
+        if png:
+            kind, end = second, place + 12 + int.from_bytes(first, "big")
+        else:
+            size = int.from_bytes(second, "little")
+            kind, end = first, place + 8 + size + size % 2
+        if kind in PIXEL_CHUNKS:
+            kept += content[place:end]
+        place = end
+    return content[:start] + kept if png else b"RIFF" + struct.pack("<I", 4 + len(kept)) + b"WEBP" + kept
+
+
 def _orientation(file: Image.Image) -> int:
     """EXIF orientation of an opened file; 1 where it, or the EXIF block, is broken."""
     try:
         value = file.getexif().get(Base.Orientation, 1)
     except Exception:  # Pillow raises a dozen types here; a fault in the metadata is no fault in the pixels
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+        value = None
+    if isinstance(value, bytes) and len(value) == 1:  # stored as a byte
+        value = value[0]
+    if isinstance(value, str) and value.strip("\0 ").isdecimal():  # stored as text
+        value = int(value.strip("\0 "))
+    if isinstance(value, int) and 0 <= value <= 8:
+        return max(1, value)  # 0 stands for "unknown"
+    notice(METADATA)
+    return 1
 
 
 def _needs_rasterio(file: Image.Image) -> bool:
@@ -165,13 +211,27 @@ def _to_rgb(image: Image.Image, limits: Range | None) -> tuple[Image.Image, np.n
         return image.convert("RGB"), None
     layered = image.convert("RGBA")
     rgb = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-    return _on_white(np.asarray(rgb), np.asarray(layered.getchannel("A")) < 128)
+    alpha = np.asarray(layered.getchannel("A"))
+    if image.format == "TIFF":
+        _check_alpha(alpha)
+    return _on_white(np.asarray(rgb), alpha < 128)
+
+
+def _check_alpha(alpha: np.ndarray) -> None:
+    """A notice for an alpha band of a TIFF, uint8, with many values: GDAL calls a fourth band alpha by default."""
+    if ((alpha > 0) & (alpha < 255)).mean() > MAX_PARTIAL:
+        notice(
+            "TIFF images have an alpha band that makes most pixels partly transparent. If the band is not alpha, but "
+            "near infrared, say so in the file: gdal_edit.py -colorinterp_4 undefined."
+        )
 
 
 def _scale(values: np.ndarray, known: np.ndarray, limits: Range | None) -> np.ndarray:
     """Stored values (H, W, channels) as uint8. known: bool (H, W), where there are values."""
     if values.dtype == np.uint8:
         return values
+    if values.dtype.kind == "c":
+        raise OSError("it holds complex numbers")
     if limits is None:
         span = f" from {values[known].min():g} to {values[known].max():g}" if known.any() else ""
         raise StegoError(
@@ -191,39 +251,68 @@ def _on_white(values: np.ndarray, void: np.ndarray) -> tuple[Image.Image, np.nda
 
 
 def _read_raster(content: bytes, limits: Range | None) -> tuple[Image.Image, np.ndarray | None]:
-    """Reads an image with rasterio: bands by their color interpretation, missing pixels by masks, alpha and nodata."""
+    """Reads an image with rasterio."""
     check_installed("Reading it", ["rasterio"], "geo")
     import rasterio
-    from rasterio.enums import ColorInterp
-    from rasterio.io import MemoryFile
 
     warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
     try:
-        with MemoryFile(content) as memory, memory.open() as file:
-            colors = {kind: band for band, kind in reversed(list(enumerate(file.colorinterp, 1)))}
-            plain = [band for band, kind in enumerate(file.colorinterp, 1) if kind != ColorInterp.alpha]
-            bands: list[Any] = [colors.get(kind) for kind in (ColorInterp.red, ColorInterp.green, ColorInterp.blue)]
-            if None in bands:
-                bands = plain
-            if len(bands) not in (1, 3):
-                raise StegoError(f"has {len(plain)} bands, not red, green and blue. Save the three to be used.")
-            if len(plain) > len(bands):
-                notice("Images have bands beside red, green and blue, which are not used.")
-            if file.subdatasets:
-                notice(PAGES)
-            values, white_is_zero = (
-                np.moveaxis(file.read(bands), 0, -1),
-                "MINISWHITE" in file.tags(ns="IMAGE_STRUCTURE"),
-            )
-            if ColorInterp.palette in file.colorinterp and values.dtype == np.uint8:
-                palette = file.colormap(bands[0])
-                values = np.array([palette.get(i, (0, 0, 0))[:3] for i in range(256)], np.uint8)[values[..., 0]]
-                white_is_zero = False  # the palette says so already
-            known = (file.dataset_mask() >= 128) & np.isfinite(values).all(-1)
+        with rasterio.MemoryFile(content) as memory, memory.open() as file:
+            return _on_white(*read_bands(file, color_bands(file), limits))
     except rasterio.errors.RasterioError as error:
         raise OSError(error) from error
+
+
+def color_bands(file: Any) -> list[int]:
+    """Numbers of the bands of red, green and blue, or of the gray one, in a file that rasterio has opened.
+
+    The color interpretation decides; without one, one band is gray and three are colors. A notice names other bands.
+    """
+    from rasterio.enums import ColorInterp
+
+    kinds = dict(enumerate(file.colorinterp, 1))
+    first = {kind: band for band, kind in reversed(kinds.items())}
+    plain = [band for band, kind in kinds.items() if kind != ColorInterp.alpha]
+    bands: list[Any] = [first.get(kind) for kind in (ColorInterp.red, ColorInterp.green, ColorInterp.blue)]
+    if None in bands:
+        bands = plain
+    if len(bands) not in (1, 3):
+        raise StegoError(f"has {len(plain)} bands, not red, green and blue. Save the three to be used.")
+    if others := [f"{band} ({file.descriptions[band - 1] or kinds[band].name})" for band in plain if band not in bands]:
+        notice(f"Images have bands beside red, green and blue, which are not used: {', '.join(others)}.")
+    if file.subdatasets:
+        notice(PAGES)
+    return bands
+
+
+def read_bands(
+    file: Any, bands: list[int], limits: Range | None = None, window: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Colors, uint8 (H, W, 1 or 3), and the pixels without data, bool (H, W), of a file that rasterio has opened.
+
+    bands: see `color_bands`; limits: values of black and white; window: a part of the image, None for all of it.
+    """
+    from rasterio.enums import ColorInterp
+
+    values = np.moveaxis(file.read(bands, window=window), 0, -1)
+    known = (file.dataset_mask(window=window) >= 128) & np.isfinite(values).all(-1)
+    if ColorInterp.alpha in file.colorinterp:
+        alpha = file.read(file.colorinterp.index(ColorInterp.alpha) + 1, window=window)
+        if alpha.dtype == np.uint8:
+            _check_alpha(alpha)
+        if file.count > 4:  # GDAL's mask heeds the alpha band of 2 or 4 bands alone
+            known &= alpha > np.iinfo(alpha.dtype).max // 2 if alpha.dtype.kind in "iu" else alpha > 0
+    white_is_zero = "MINISWHITE" in file.tags(ns="IMAGE_STRUCTURE")  # GDAL gives it a palette, full of 8 bits alone
+    palette_holds = values.dtype == np.uint8 or (values.dtype == np.uint16 and not white_is_zero)
+    if ColorInterp.palette in file.colorinterp and palette_holds:
+        palette = file.colormap(bands[0])
+        colors = [palette.get(i, (0, 0, 0))[:3] for i in range(np.iinfo(values.dtype).max + 1)]
+        return np.array(colors, np.uint8)[values[..., 0]], ~known
+    bits = int(file.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS", 8))
+    if values.dtype == np.uint8 and bits < 8:
+        values = values * np.uint8(255 // (2**bits - 1))
     values = _scale(values, known, limits)
-    return _on_white(255 - values if white_is_zero else values, ~known)
+    return 255 - values if white_is_zero else values, ~known
 
 
 def has_transparency(path: Path) -> bool:
@@ -231,8 +320,8 @@ def has_transparency(path: Path) -> bool:
     try:
         with Image.open(path, formats=FORMATS) as file:
             return file.has_transparency_data or file.mode == "F" or _needs_rasterio(file)
-    except BROKEN:
-        return False
+    except BROKEN:  # also a TIFF that rasterio alone can read
+        return True
 
 
 def read_ids(source: Source) -> np.ndarray:
@@ -249,12 +338,14 @@ def read_ids(source: Source) -> np.ndarray:
 def as_tensor(image: ImageLike, rules: Rules = DEFAULT) -> tuple[Tensor, np.ndarray | None]:
     """An image of any kind as uint8 (3, H, W), and where it is transparent, bool (H, W) or None.
 
-    Files and PIL images are read by `rules`; arrays and tensors are taken as they are. A path that is text may hold
-    `~` and variables. Raises StegoError for a file that cannot be read, and for an array that is no image.
+    Files are read by the rules of their folder (see `rules_of`), otherwise by `rules`, as PIL images are; arrays and
+    tensors are taken as they are. A path that is text may hold `~` and variables. Raises StegoError for a file that
+    cannot be read, and for an array that is no image.
     """
     transparent = None
     if isinstance(image, str | Path):
-        read = read_image(user_path(image) if isinstance(image, str) else image, rules)
+        path = user_path(image)
+        read = read_image(path, rules_of(path, rules))
         image, transparent = read.rgb, read.transparent
     elif isinstance(image, Image.Image):
         with naming("The image"):

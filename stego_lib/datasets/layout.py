@@ -1,5 +1,6 @@
 """Where the files of a dataset lie, and which label map belongs to which image."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -19,9 +20,10 @@ RESULTS = {"labels", "overlays", "depth", "labelme", "panoptic", "geotiff"}
 
 def list_images(folder: Path) -> list[Path]:
     """Images directly in `folder`, sorted by name. StegoError if there is none, or the folder cannot be read."""
-    images = _images(folder)
+    images = _images(folder) if folder.is_dir() else []
     if not images:
-        raise StegoError(f"Folder {folder} holds no image{left_out(folder)}. Put .jpg or .png files there.")
+        problem = f"holds no image{left_out(folder)}" if folder.is_dir() else "does not exist, or is a file"
+        raise StegoError(f"Folder {folder} {problem}. Name the folder in which the .jpg, .png or other images are.")
     return images
 
 
@@ -31,13 +33,14 @@ def has_images(folder: Path) -> bool:
 
 
 def _images(folder: Path) -> list[Path]:
-    return [path for path in _entries(folder) if path.suffix.lower() in SUFFIXES]
+    return [path for path in _entries(folder, files=True) if path.suffix.lower() in SUFFIXES]
 
 
-def _entries(folder: Path) -> list[Path]:
-    """The visible files and folders in a folder, sorted."""
-    with naming(folder):
-        return sorted(filter(visible, folder.iterdir()), key=lambda path: path.name)
+def _entries(folder: Path, files: bool = False) -> list[Path]:
+    """The visible files and folders in a folder, or its files alone, sorted."""
+    with naming(folder), os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not (files and entry.is_dir()))
+    return list(filter(visible, (folder / name for name in names)))
 
 
 def visible(path: Path) -> bool:

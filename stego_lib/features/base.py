@@ -21,6 +21,7 @@ class Features(ABC):
     image_size: tuple[int, int]
     """(H, W) of images and label maps."""
     has_labels: bool
+    """Whether the label maps hold two classes or more, as a linear probe needs."""
     n_classes: int
     fingerprints: dict[str, str | None]
     """Of the content of the split's images ("images") and label maps ("labels", or None), wherever they lie."""

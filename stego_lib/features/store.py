@@ -352,7 +352,7 @@ class StoredFeatures(Features):
 
     def __init__(self, source: Source):
         self.source, self.name, self.shape, self.image_size = source, str(source), source.shape, source.image_size
-        self.has_labels, self.n_classes = source.dataset.has_labels, len(source.dataset.classes)
+        self.n_classes = len(source.dataset.classes)
 
     store: Store
 
@@ -370,6 +370,10 @@ class StoredFeatures(Features):
         return self.store.about["class_pixels"]
 
     @property
+    def has_labels(self) -> bool:  # type: ignore[override]
+        return np.count_nonzero(self.class_pixels or 0) > 1
+
+    @property
     def pooled(self) -> Tensor:
         return self.store.read_all("pooled")
 
@@ -382,14 +386,15 @@ class FullFeatures(StoredFeatures):
     def __init__(self, source: Source, root: Path, verify: bool = False):
         super().__init__(source)
         arrays: Arrays = {"features": (np.float16, self.shape[1:]), "images": (np.uint8, (3, *self.image_size))}
-        if self.has_labels:
+        if source.dataset.has_labels:
             arrays["labels"] = (np.uint8, self.image_size)
         self.store = Store(source, root, "full")
         self.store.complete(arrays, self._encode, verify)
 
     def _encode(self, features: Tensor, samples: list[Sample]) -> dict[str, Tensor]:
         arrays = {"features": features.half(), "images": torch.stack([sample.image for sample in samples])}
-        return arrays | ({"labels": torch.stack([s.label for s in samples])} if self.has_labels else {})
+        labels = [sample.label for sample in samples if sample.label is not None]
+        return arrays | ({"labels": torch.stack(labels)} if labels else {})
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
         # Channels last, by one copy: the head's 1 x 1 convolutions are then plain matrix products.

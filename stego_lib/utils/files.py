@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from .errors import StegoError, brief
-from .paths import user_path
+from .errors import DataNotFound, StegoError, brief
 
 # Prefix of files that are being written. A killed process leaves them behind, see `remove_temporary`.
 TEMPORARY = ".unfinished."
@@ -40,7 +39,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
     A reader sees the old file or the new one, never a part. Raises StegoError where the disk refuses.
     """
-    path = user_path(path)
+    path = Path(path)
     temporary = path.with_name(f"{TEMPORARY}{path.stem[:40]}.{uuid.uuid4().hex[:8]}{path.suffix}")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,10 +77,12 @@ def without_nan(value: Any) -> Any:
 def read_text(path: str | Path) -> str:
     """Reads a text file as UTF-8, with or without byte order mark, independent of the locale.
 
-    Raises StegoError for a file in another encoding, and OSError as `open` does.
+    Raises StegoError for a file that does not exist or is in another encoding, and OSError as `open` does.
     """
     try:
-        text = user_path(path).read_bytes().decode("utf-8-sig")
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataNotFound(f"{path} does not exist. Check the path.") from None
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:  # as in UTF-16
@@ -90,10 +91,10 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads a JSON file. Raises StegoError for a broken one, FileNotFoundError if there is none."""
+    """Reads a JSON file. Raises StegoError for a broken one, and DataNotFound if there is none."""
     try:
         return json.loads(read_text(path))
-    except (FileNotFoundError, StegoError):
+    except StegoError:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise StegoError(f"{path} is not valid JSON ({brief(error)}). Correct or remove it.") from error

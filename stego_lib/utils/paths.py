@@ -9,14 +9,18 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def user_path(path: str | os.PathLike[str] | None, default: str | os.PathLike[str] = "") -> Path:
-    """A path that a user wrote, with `~` and variables such as `$HOME` expanded; `default` for None.
+    """A path that a user wrote, with `~` and, in text, variables such as `$HOME` expanded; `default` for None.
 
-    Raises StegoError for an empty path, and for the home folder of an unknown user.
+    Variables are not expanded in a `Path` or in the path of a file that exists, which may contain `$`. Raises
+    StegoError for an empty path, and for the home folder of an unknown user.
     """
-    text = os.fspath(default if path is None else path)
+    path = default if path is None else path
+    text = os.fspath(path)
     if not text.strip():
         raise StegoError("a path is empty. Leave it out for the default, or write . for the working folder.")
-    expanded = os.path.expanduser(os.path.expandvars(text))
+    if isinstance(path, str) and not os.path.lexists(text):
+        text = os.path.expandvars(text)
+    expanded = os.path.expanduser(text)
     if expanded.startswith("~") and not os.path.lexists(expanded):
         raise StegoError(f"{text}: there is no such home folder. Write the path in full.")
     return Path(expanded)

@@ -17,6 +17,8 @@ from stego_lib.datasets.classes import (
     read_classes,
     write_classes,
 )
+from stego_lib.datasets.images import as_tensor
+from stego_lib.datasets.layout import list_images
 from stego_lib.utils.notices import Notice
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -110,6 +112,21 @@ def test_folders_without_images_say_what_they_hold(tmp_path, place):
     standins.save(tmp_path / place / "more/c.png", IMAGE)
     with pytest.raises(StegoError, match=r"2 \.heic, 1 images in subfolders"):
         open_dataset("folder", tmp_path, "train")
+    with pytest.raises(StegoError, match="does not exist"):
+        list_images(tmp_path / "nowhere")
+    (tmp_path / "b.png").mkdir()  # a folder called like an image
+    standins.save(tmp_path / "a.png", IMAGE)
+    assert list_images(tmp_path) == [tmp_path / "a.png"]
+
+
+@pytest.mark.parametrize("place", ["", "imgs/val"])
+def test_the_rules_of_the_folder_that_an_image_lies_in(tmp_path, place):
+    path, deep = tmp_path / place / "a.png", IMAGE[..., 0].astype(np.uint16) * 16
+    standins.save(path, deep)
+    (tmp_path / "classes.json").write_text('{"range": [0, 4080]}')
+    np.testing.assert_array_equal(as_tensor(path, Rules(range=(0, 1)))[0][0], IMAGE[..., 0])
+    (tmp_path / "classes.json").unlink()
+    np.testing.assert_array_equal(as_tensor(path, Rules(range=(0, 4080)))[0][0], IMAGE[..., 0])
 
 
 def test_labels_of_one_split_need_names_for_both(images):

@@ -1,6 +1,8 @@
 """Reading images and label maps: formats, depths, transparency, orientations, against files of Pillow and GDAL."""
 
 import io
+import struct
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -116,10 +118,15 @@ def test_transparent_pixels_are_white_and_void(tmp_path, kind):
     assert np.abs(np.asarray(read.rgb) - expected).max() <= 1
 
 
-def test_transparent_pixels_are_ignored_in_label_maps(tmp_path):
-    for kind in ("imgs", "labels"):
-        (tmp_path / kind / "train").mkdir(parents=True)
-    Image.fromarray(np.dstack([RGB, np.where(UPPER, 0, 255).astype(np.uint8)])).save(tmp_path / "imgs/train/a.png")
+@pytest.mark.parametrize("kind", ["alpha", "GDAL's mask"])
+def test_transparent_pixels_are_ignored_in_label_maps(tmp_path, kind):
+    opaque = np.where(UPPER, 0, 255).astype(np.uint8)
+    for folder in ("imgs", "labels"):
+        (tmp_path / folder / "train").mkdir(parents=True)
+    if kind == "alpha":
+        Image.fromarray(np.dstack([RGB, opaque])).save(tmp_path / "imgs/train/a.png")
+    else:
+        write_tiff(tmp_path / "imgs/train/a.tif", RGB.transpose(2, 0, 1), opaque)
     Image.fromarray(np.ones((16, 24), np.uint8)).save(tmp_path / "labels/train/a.png")
     (tmp_path / "classes.json").write_text('{"names": ["a", "b"]}')
     dataset = open_dataset("folder", tmp_path, "train")
@@ -156,8 +163,13 @@ def test_the_color_interpretation_decides_about_the_fourth_band(tmp_path):
     assert read.transparent is None
     swapped = write_tiff(tmp_path / "bgr.tif", bands[[2, 1, 0]], colors="blue green red")
     np.testing.assert_array_equal(pixels(swapped), RGB)
-    alpha = read_image(write_tiff(tmp_path / "alpha.tif", bands, colors="red green blue alpha"))
-    np.testing.assert_array_equal(alpha.transparent, GRAY < 128)
+    path = write_tiff(tmp_path / "alpha.tif", bands, colors="red green blue alpha")
+    with pytest.warns(Notice, match="infrared"):  # as GDAL calls a fourth band that nobody has named
+        np.testing.assert_array_equal(read_image(path).transparent, GRAY < 128)
+    five = np.concatenate([bands, np.where(UPPER, 0, 255).astype(np.uint8)[None]])
+    path = write_tiff(tmp_path / "five.tif", five, colors="red green blue undefined alpha", photometric="RGB")
+    with pytest.warns(Notice, match=r"4 \(undefined\)"):
+        np.testing.assert_array_equal(read_image(path).transparent, UPPER)
 
 
 def test_three_bands_are_colors_and_five_are_refused(tmp_path):
@@ -165,6 +177,26 @@ def test_three_bands_are_colors_and_five_are_refused(tmp_path):
     np.testing.assert_array_equal(pixels(write_tiff(tmp_path / "a.tif", bands, photometric="MINISBLACK")), RGB)
     with pytest.raises(StegoError, match="5 bands"):
         read_image(write_tiff(tmp_path / "b.tif", np.concatenate([bands, bands[:2]])))
+    with pytest.raises(StegoError, match="complex"):
+        read_image(write_tiff(tmp_path / "c.tif", bands[:1].astype(np.complex64)))
+
+
+def test_few_bits_and_long_palettes_have_their_full_range(tmp_path):
+    few = write_tiff(tmp_path / "a.tif", GRAY[None] // 16, nbits=4)
+    np.testing.assert_array_equal(pixels(few)[..., 1], GRAY // 16 * 17)
+    rasterio = pytest.importorskip("rasterio")
+    long = write_tiff(tmp_path / "b.tif", GRAY[None].astype(np.uint16) + 1000, photometric="PALETTE")
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning), rasterio.open(long, "r+") as file:
+        file.write_colormap(1, {i: (i // 7, i // 9, 0, 255) for i in range(1000, 1256)})
+    values = GRAY.astype(int) + 1000
+    np.testing.assert_array_equal(pixels(long), np.stack([values // 7, values // 9, 0 * values], -1))
+
+
+def test_a_mask_in_another_file_is_named(tmp_path):
+    path = write_tiff(tmp_path / "a.tif", RGB.transpose(2, 0, 1))
+    (tmp_path / "a.tif.msk").write_bytes(path.read_bytes())
+    with pytest.raises(StegoError, match=r"a\.tif\.msk"):
+        read_image(path)
 
 
 def test_pages_and_frames_are_mentioned(tmp_path):
@@ -197,11 +229,42 @@ def test_exif_turns_images_unless_told_otherwise(tmp_path, kind, orientation):
     assert np.abs(np.asarray(ignored.rgb).astype(int) - stored).max() < 12
 
 
-def test_a_broken_exif_block_is_ignored(tmp_path):
-    text = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04six\0\0\0\0\0"  # orientation "six"
-    for name, exif in (("a.jpg", text), ("a.png", b"junk" * 5), ("a.webp", b"Exif\0\0junk")):
-        Image.fromarray(RGB).save(tmp_path / name, exif=exif)
-        assert read_image(tmp_path / name).orientation == 1
+def exif_of(kind: int, value: bytes) -> bytes:
+    """An EXIF block with the orientation as any type of TIFF: 1 is a byte, 2 text, 3 a short, 11 a float."""
+    return b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12" + struct.pack(">HI", kind, len(value)) + value.ljust(8, b"\0")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+@pytest.mark.parametrize(
+    "exif, orientation",
+    [
+        (exif_of(1, b"\6"), 6), (exif_of(7, b"\6"), 6), (exif_of(2, b"6\0"), 6), (exif_of(1, b"\0"), 1),
+        (exif_of(2, b"six\0"), None), (exif_of(1, b"\x09"), None),
+    ],
+)  # fmt: skip
+def test_an_orientation_is_read_or_ignored_with_a_notice(tmp_path, name, exif, orientation):
+    Image.fromarray(RGB).save(tmp_path / name, exif=exif)
+    with pytest.warns(Notice, match="metadata") if orientation is None else nullcontext():
+        assert read_image(tmp_path / name).orientation == (orientation or 1)
+
+
+def test_faults_in_metadata_are_no_faults_of_the_pixels(tmp_path):
+    """A checksum of the EXIF block of a PNG, and a block that is cut short, keep Pillow from opening the file."""
+    path = tmp_path / "a.png"
+    Image.fromarray(RGB).save(path, exif=exif_of(1, b"\6"))
+    content = path.read_bytes()
+    place = content.index(b"eXIf")
+    path.write_bytes(content[: place + 4] + b"XX" + content[place + 6 :])
+    Image.fromarray(RGB).save(tmp_path / "a.webp", exif=exif_of(1, b"\6"), lossless=True)
+    cut = (tmp_path / "a.webp").read_bytes()
+    (tmp_path / "a.webp").write_bytes(cut[:-10])
+    for name in ("a.png", "a.webp"):
+        with pytest.warns(Notice, match="metadata"):
+            np.testing.assert_array_equal(pixels(tmp_path / name), RGB)
+    place = content.index(b"IDAT") + 100  # pixels are not metadata
+    path.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
+    with pytest.raises(StegoError, match=r"a\.png cannot be read"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("rule, said", [("", True), (', "exif": "apply"', False), (', "exif": "ignore"', False)])
@@ -214,7 +277,7 @@ def test_turned_images_with_label_maps_give_a_notice(tmp_path, rule, said, recwa
     Image.fromarray(np.zeros((16, 24), np.uint8)).save(tmp_path / "labels/train/a.png")
     (tmp_path / "classes.json").write_text(f'{{"names": ["a"]{rule}}}')
     dataset = open_dataset("folder", tmp_path, "train")
-    with pytest.warns(Notice, match="EXIF") if said else pytest.MonkeyPatch.context():
+    with pytest.warns(Notice, match="EXIF") if said else nullcontext():
         dataset[0]
 
 
@@ -260,7 +323,7 @@ def test_paths_that_were_typed_are_expanded_and_listed_ones_are_not(tmp_path, mo
     Image.fromarray(RGB).save(tmp_path / "price$PLACE.png")
     np.testing.assert_array_equal(as_tensor(tmp_path / "price$PLACE.png")[0].movedim(0, -1), RGB)
     Image.fromarray(RGB).save(tmp_path / "a.png")
-    assert as_tensor("$PLACE/a.png")[0].shape == (3, 16, 24)
+    assert as_tensor("$PLACE/a.png")[0].shape == as_tensor(str(tmp_path / "price$PLACE.png"))[0].shape == (3, 16, 24)
 
 
 @pytest.mark.parametrize("image", [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8), 3])

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from common import ROOT, tiny_experiment
+from common import BASELINES, ROOT, few_samples, tiny_experiment
 from PIL import Image
 
 from stego_book.notebooks import run_notebook
@@ -49,6 +49,21 @@ def test_training_leaves_the_linear_probe_out(run):
     assert run.log.loss_linear.isna().all() and run.log.drop(columns="loss_linear").notna().all(axis=None)
     assert not run.model.linear_probe.trained and not load_run(run.folder).model.linear_probe.trained
     assert len(run.classes) == 5 == len(run.model.cluster_probe.clusters)
+
+
+@pytest.mark.parametrize("id_, said", [(255, "no pixel"), (1, "only class")])
+def test_label_maps_with_fewer_than_two_classes_train_no_linear_probe(
+    scenes_root, backbone_file, tmp_path, monkeypatch, id_, said
+):
+    few_samples(monkeypatch)
+    shutil.copytree(scenes_root / "scenes", tmp_path / "folder")
+    for path in (tmp_path / "folder/labels/train").iterdir():
+        Image.fromarray(np.full_like(np.asarray(Image.open(path)), id_)).save(path)
+    with pytest.warns(Notice, match=said):
+        trained = train(tiny_experiment(tmp_path, backbone_file, dataset="folder", steps=2), runs_dir=tmp_path)
+    assert not trained.model.linear_probe.trained
+    with pytest.warns(Notice, match="fewer than two classes"):
+        assert set(evaluate(trained)["scores"]) == {"cluster", *BASELINES} - {"linear_features"}
 
 
 def test_the_record_says_that_nothing_is_scored(run, root):

@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from common import tiny_experiment
 from PIL import Image
 
+from stego_book.plots.grids import first_images
 from stego_book.plots.typical import name_form, patch_grid, typical_patches
 from stego_lib import StegoError, train
 from stego_lib.datasets.images import as_tensor
+from stego_lib.utils.notices import Notice
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +49,21 @@ def test_typical_patches_are_the_nearest_cells_of_each_image(run, paths):
     for cluster, chosen in enumerate(patches):
         wanted = sorted(expected[cluster], reverse=True)[:2]
         assert [(patch.image, patch.row, patch.column) for patch in chosen] == [patch[1:] for patch in wanted]
-    with pytest.raises(StegoError, match="no images"):
-        typical_patches(run, [])
+    for wrong in ([], 2), (paths, 0):
+        with pytest.raises(StegoError, match="count"):
+            typical_patches(run, *wrong)
+
+
+def test_unreadable_images_are_left_out(run, paths, tmp_path):
+    broken = tmp_path / "0.png"
+    broken.write_bytes(b"")
+    with pytest.warns(Notice, match=r"1 of 3 .*0\.png"):
+        _, shares = typical_patches(run, [broken, *paths[1:]])
+    np.testing.assert_array_equal(shares, typical_patches(run, paths[1:])[1])
+    assert list(first_images([broken, *paths], 2)) == paths[:2]
+    for use in (lambda: typical_patches(run, [broken]), lambda: first_images([broken])):
+        with pytest.raises(StegoError, match=r"0\.png cannot be read"):
+            use()
 
 
 def test_a_frame_is_around_the_patch_in_its_context(run, paths):

@@ -80,7 +80,7 @@ def test_json(tmp_path):
     (tmp_path / "a.json").write_text('{"a": ')
     with pytest.raises(StegoError, match="JSON"):
         read_json(tmp_path / "a.json")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(StegoError, match="does not exist"):
         read_json(tmp_path / "none.json")
 
 

@@ -1,6 +1,8 @@
 """Grids of images and label maps."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeAlias
 
 import matplotlib.pyplot as plt
@@ -10,6 +12,9 @@ from torch import Tensor
 
 from stego_lib.datasets import Classes
 from stego_lib.datasets.base import SegmentationDataset
+from stego_lib.datasets.classes import DEFAULT, Rules
+from stego_lib.datasets.images import as_tensor
+from stego_lib.utils.errors import StegoError
 
 from .style import add_legend, find_fonts, hide_ticks, paint, show_image
 
@@ -75,6 +80,22 @@ def image_grid(
     if ids and maps:
         add_legend(figure, *classes, ignored=any(((cell < 0) | (cell >= len(ids))).any() for cell in maps))
     return figure
+
+
+def first_images(paths: Sequence[Path], count: int = 6, rules: Rules = DEFAULT) -> dict[Path, np.ndarray]:
+    """The first `count` images that can be read, uint8 (H, W, 3), by path; see `as_tensor`.
+
+    Raises StegoError if none can be read.
+    """
+    images: dict[Path, np.ndarray] = {}
+    for path in paths:
+        with suppress(StegoError):
+            images[path] = as_tensor(path, rules)[0].movedim(0, -1).numpy()
+        if len(images) == count:
+            break
+    if not images:
+        as_tensor(paths[0], rules)  # the reason
+    return images
 
 
 def _array(cell: Cell) -> np.ndarray | None:

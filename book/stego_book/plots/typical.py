@@ -10,10 +10,10 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from stego_lib.datasets.classes import read_classes
-from stego_lib.datasets.images import as_tensor, read_image
+from stego_lib.datasets.images import as_tensor
 from stego_lib.run import Run
 from stego_lib.utils.errors import StegoError
+from stego_lib.utils.notices import notice
 from stego_lib.utils.progress import progress, unattended
 
 from ..studies.cluster_counts import choices
@@ -61,22 +61,32 @@ def typical_patches(run: Run, images: Sequence[Path], count: int = 6) -> tuple[l
     Raises
     ------
     StegoError
-        Without images, for one that cannot be read, and for a run that has no clusters yet.
+        If no image can be read (others are left out with a notice), for a count below 1, and for a run that has no
+        clusters yet.
     """
-    if not images:
-        raise StegoError("there are no images to find typical patches in")
+    if not images or count < 1:
+        raise StegoError(f"Typical patches need images and a count of at least 1, not {len(images)} and {count}.")
     run.check_fitted()
-    rules = read_classes(Path(images[0]).parent / "classes.json", run.classes).rules
+    broken: list[StegoError] = []
     candidates: list[list[Patch]] = [[] for _ in range(run.model.n_clusters)]
     cells = np.zeros(run.model.n_clusters)
     for path in progress(images, "typical patches"):
-        cosines = run.model.cluster_probe(run.scores(as_tensor(Path(path), rules)[0]).code)[0].float().cpu()
+        try:
+            image = as_tensor(Path(path), run.classes.rules)[0]
+        except StegoError as error:
+            broken.append(error)
+            continue
+        cosines = run.model.cluster_probe(run.scores(image).code)[0].float().cpu()
         best, nearest = cosines.max(0)
         cells += np.bincount(nearest.flatten().numpy(), minlength=len(cells))
         for cluster in nearest.unique().tolist():
             row, column = divmod(int(torch.where(nearest == cluster, best, -2.0).argmax()), best.shape[1])
             patch = Patch(Path(path), row, column, tuple(best.shape), float(best[row, column]))
             candidates[cluster].append(patch)
+    if len(broken) == len(images):
+        raise broken[0]
+    if broken:
+        notice(f"{len(broken)} of {len(images)} images cannot be read and are left out. The first: {broken[0]}")
     chosen = [sorted(patches, key=lambda patch: -patch.cosine)[:count] for patches in candidates]
     return chosen, cells / cells.sum()
 
@@ -106,8 +116,7 @@ def patch_grid(run: Run, patches: Sequence[Sequence[Patch]], count: int = 6) -> 
 
 def _in_context(patch: Patch, run: Run) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """A square part of the image around a patch, uint8 (s, s, 3), and the patch in it: left, top, width, height."""
-    rules = read_classes(patch.image.parent / "classes.json", run.classes).rules
-    image = np.asarray(read_image(patch.image, rules).rgb)
+    image = as_tensor(patch.image, run.classes.rules)[0].movedim(0, -1).numpy()
     height, width = image.shape[0] / patch.grid[0], image.shape[1] / patch.grid[1]
     side = min(round(CONTEXT * max(height, width)), *image.shape[:2])
     top = round(np.clip((patch.row + 0.5) * height - side / 2, 0, image.shape[0] - side))
