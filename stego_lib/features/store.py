@@ -371,7 +371,7 @@ class StoredFeatures(Features):
 
     @property
     def has_labels(self) -> bool:  # type: ignore[override]
-        return np.count_nonzero(self.class_pixels or 0) > 1
+        return bool(np.count_nonzero(self.class_pixels or 0) > 1)
 
     @property
     def pooled(self) -> Tensor:
