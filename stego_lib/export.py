@@ -63,8 +63,8 @@ def export_onnx(
     Returns
     -------
     dict
-        The metadata, and "path", "bytes", "agreement": the share of the pixels that the file labels as `run.predict`
-        does in float32, on the images that "compared_on" names.
+        The metadata, and "path", "bytes", "agreement": the share of the pixels that the file labels as
+        `run.predict(image, refine="none")` does in float32, on the images that "compared_on" names.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def export_onnx(
     run.check_fitted()
     path, run = user_path(path), _in_float32(run)
     images, source = _images(run)
-    expected = [run.predict(image) for image in images]
+    expected = [run.predict(image, refine="none") for image in images]
     model, agreement = _checked_graph(run, list(dict.fromkeys([*outputs, "labels"])), images, expected)
     if precision == "int8":
         model = _quantized(model)

@@ -161,7 +161,7 @@ def border_counts(pred: Counts, label: Counts, n_classes: int) -> Tensor:
     """
     pred, label = torch.as_tensor(pred).long(), torch.as_tensor(label).long()
     counted = (label >= 0) & (label < n_classes)
-    predicted, true = (_borders(ids.masked_fill(~counted, -1)) for ids in (pred, label))
+    predicted, true = (_borders(ids, counted) for ids in (pred, label))
     steps = torch.arange(-BORDER_TOLERANCE, BORDER_TOLERANCE + 1)
     disk = (steps**2 + steps[:, None] ** 2 <= BORDER_TOLERANCE**2).float()[None, None]
 
@@ -172,14 +172,15 @@ def border_counts(pred: Counts, label: Counts, n_classes: int) -> Tensor:
     return torch.stack([pixels.sum() for pixels in pairs])
 
 
-def _borders(ids: Tensor) -> Tensor:
-    """Pixels with another id beside them, bool (B, H, W); -1 is no id."""
-    borders = torch.zeros_like(ids, dtype=torch.bool)
+def _borders(ids: Tensor, counted: Tensor) -> Tensor:
+    """Counted pixels with another id beside them in a counted pixel, bool (B, H, W)."""
+    borders = torch.zeros_like(counted)
     for axis in (1, 2):
-        first, second = ids.narrow(axis, 0, ids.shape[axis] - 1), ids.narrow(axis, 1, ids.shape[axis] - 1)
-        change = (first != second) & (first >= 0) & (second >= 0)
-        borders.narrow(axis, 0, change.shape[axis]).logical_or_(change)
-        borders.narrow(axis, 1, change.shape[axis]).logical_or_(change)
+        before = (slice(None),) * axis
+        first, second = (*before, slice(None, -1)), (*before, slice(1, None))
+        change = (ids[first] != ids[second]) & counted[first] & counted[second]
+        borders[first] |= change
+        borders[second] |= change
     return borders
 
 

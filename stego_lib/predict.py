@@ -1,9 +1,10 @@
 """From an image to its label map. `Run.predict`, `evaluate`, `segment_folder` and `export_onnx` all take this path:
 
 image -> working size -> code (averaged over the mirrored image) -> scores on the grid -> label map, with or without
-CRF.
+CRF. `tiles` takes it window by window.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,8 +21,12 @@ from .utils.notices import notice
 
 # Aspect ratio up to which the shorter side of an image is brought to the evaluation size.
 MAX_ASPECT_RATIO = 4
+# Factor above which a notice says that an image is shrunk.
+MAX_SHRINKING = 4
 # Pixels per side of the blocks in which `label_maps` works.
 BLOCK = 256
+# Pixels, and pixels times maps, of the largest image that the CRF works on.
+CRF_PIXELS, CRF_VALUES = 2**20, 2**25
 
 
 class Scores(NamedTuple):
@@ -74,6 +79,8 @@ def score_image(
             f"{MAX_ASPECT_RATIO * size} pixels and small things may vanish. Cut it into pieces to keep them."
         )
     target = working_size(height, width, size, patch)
+    if (factor := min(height / target[0], width / target[1])) > MAX_SHRINKING:
+        notice(f"Images are shrunk {factor:.0f}-fold, so small things vanish. predict's size= or tile= keeps them.")
     return scorer(resize_image(image, target, published)[None])
 
 
@@ -128,12 +135,20 @@ def _used_cells(weights: Tensor) -> tuple[Tensor, slice]:
 
 
 @torch.inference_mode()
-def refined_label_maps(image: Tensor, scores: Sequence[Scores], engine: str = "lattice") -> list[Tensor]:
-    """Label maps of one image, uint8 (3, H, W), after the CRF: uint8 (H, W) for each of several scores, B = 1."""
-    size = image.shape[1:]
+def refined_label_maps(
+    image: Tensor, scores: Sequence[Scores], engine: str = "lattice", ids: np.ndarray | None = None
+) -> list[Tensor]:
+    """Label maps of one image, uint8 (3, H, W), after the CRF: uint8 (H, W) for each of several scores, B = 1.
+
+    The CRF works on an image of `CRF_PIXELS` at most; its probabilities are upsampled. For ids see `label_maps`.
+    """
+    height, width = image.shape[1:]
+    pixels = min(CRF_PIXELS, CRF_VALUES // max(score.grid.shape[1] for score in scores))
+    ratio = min(1.0, math.sqrt(pixels / (height * width)))
+    size = max(1, int(ratio * height)), max(1, int(ratio * width))
     maps = [score.logits(size)[0].softmax(0).cpu().numpy() for score in scores]
-    refined = crf.refine(image.permute(1, 2, 0).contiguous().numpy(), maps, engine=engine)
-    return [torch.from_numpy(probabilities.argmax(0).astype(np.uint8)) for probabilities in refined]
+    refined = crf.refine(resize_image(image, size).permute(1, 2, 0).contiguous().numpy(), maps, engine=engine)
+    return [label_maps(Scores(torch.from_numpy(map_)[None]), (height, width), ids)[0] for map_ in refined]
 
 
 def upsampled_length(code: Tensor, size: tuple[int, int]) -> Tensor:

@@ -15,9 +15,10 @@ from .backbone import Backbone
 from .datasets.classes import Classes, read_classes, without_names, write_classes
 from .experiment import EVALUATION, MACHINE, Experiment
 from .model import Stego, build_model
+from .networks.geometry import MAX_SIDE
 from .provenance import Provenance
 from .utils import devices
-from .utils.errors import StegoError
+from .utils.errors import StegoError, check_choice
 from .utils.fields import split_backbone
 from .utils.files import disk_errors, fingerprint, read_json, remove_temporary, write_json
 from .utils.notices import notice
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint.safetensors"
 # Files that a run folder cannot do without.
 FILES = ("experiment.json", "classes.json", "provenance.json", CHECKPOINT)
+# Values of `refine` of `Run.predict`.
+REFINEMENTS = ("crf", "none")
 
 
 class Run:
@@ -206,7 +209,7 @@ class Run:
         features, flipped = self.backbone(torch.cat([images, images.flip(-1)])).chunk(2)
         return self.model.mean_code(features, flipped)
 
-    def scores(self, image: Tensor) -> "Scores":
+    def scores(self, image: Tensor, size: int | None = None) -> "Scores":
         """Scores of the cluster probe on the grid of one image, uint8 (3, H, W), at the working size of `predict`."""
         from .predict import probe_scores, score_image
 
@@ -214,17 +217,33 @@ class Run:
         return score_image(
             image,
             lambda images: probe_scores(self.model, self.code(images))["cluster"],
-            experiment.eval_size,
+            size or experiment.eval_size,
             self.backbone.patch,
             experiment.official.published,
         )
 
     @overload
-    def predict(self, images: "ImageLike") -> np.ndarray: ...
+    def predict(
+        self, images: "ImageLike", *, refine: str | None = None, size: int | None = None, tile: int | None = None
+    ) -> np.ndarray: ...
     @overload
-    def predict(self, images: list[Any] | tuple[Any, ...]) -> list[np.ndarray]: ...
+    def predict(
+        self,
+        images: list[Any] | tuple[Any, ...],
+        *,
+        refine: str | None = None,
+        size: int | None = None,
+        tile: int | None = None,
+    ) -> list[np.ndarray]: ...
     @torch.inference_mode()
-    def predict(self, images: "ImageLike | list[Any] | tuple[Any, ...]") -> np.ndarray | list[np.ndarray]:
+    def predict(
+        self,
+        images: "ImageLike | list[Any] | tuple[Any, ...]",
+        *,
+        refine: str | None = None,
+        size: int | None = None,
+        tile: int | None = None,
+    ) -> np.ndarray | list[np.ndarray]:
         """Label map of an image at its own resolution; of a list of images, a list of label maps.
 
         Parameters
@@ -233,6 +252,16 @@ class Run:
             A path, a PIL image, a uint8 array (H, W, 3), a uint8 tensor (3, H, W), or a list of these, of any size.
             Files are read as in training: rotated by their EXIF orientation, unless classes.json says "ignore". PIL
             images, arrays and tensors are not rotated.
+        refine
+            "crf" moves borders to where colors change, as in evaluation, on an image of at most a megapixel; "none"
+            does not; None does what `Experiment.crf` says.
+        size
+            Pixels to which the shorter side of an image is scaled before the backbone sees it; None for
+            `Experiment.eval_size`.
+        tile
+            Pixels per side of a window that slides over the image at its own resolution (or scaled to `size`, if both
+            are given), see `tiles.label_strips`; None for the whole image at once. It finds smaller things, and
+            takes longer.
 
         Returns
         -------
@@ -248,20 +277,38 @@ class Run:
         Examples
         --------
         >>> label_map = run.predict("image.jpg")
+        >>> label_map = run.predict("drone.jpg", tile=448)
         """
         if isinstance(images, list | tuple):
-            return [self.predict(image) for image in images]
+            return [self.predict(image, refine=refine, size=size, tile=tile) for image in images]
         from .annotations.names import NOTHING
         from .datasets.images import as_tensor
-        from .predict import label_maps
+        from .predict import label_maps, refined_label_maps
+        from .tiles import tiled_label_map
 
+        crf = self.uses_crf(refine)
+        for name, value in {"size": size, "tile": tile}.items():
+            if value is not None and not (isinstance(value, int) and 8 <= value <= MAX_SIDE):
+                raise StegoError(f"{name}={value!r} must be a number of pixels from 8 to {MAX_SIDE}.")
         self.check_fitted()
         pixels, transparent = as_tensor(images, self.classes.rules)
         height, width = pixels.shape[1:]
-        labels = label_maps(self.scores(pixels), (height, width), self.ids)[0].numpy()
+        if tile is not None:
+            labels = tiled_label_map(self, pixels, tile, crf, size)
+        elif crf:
+            labels = refined_label_maps(pixels, [self.scores(pixels, size)], ids=self.ids)[0].numpy()
+        else:
+            labels = label_maps(self.scores(pixels, size), (height, width), self.ids)[0].numpy()
         if transparent is not None:
             labels[transparent] = NOTHING
         return labels
+
+    def uses_crf(self, refine: str | None) -> bool:
+        """Whether `refine` of `predict` means the CRF. StegoError for an unknown value."""
+        if refine is None:
+            return self.experiment.crf
+        check_choice("refine", refine, REFINEMENTS)
+        return refine == "crf"
 
     # ------------------------------------------------------------------------------------------ names
 

@@ -202,7 +202,7 @@ def _read_label(out: OutputFolder, image: Path) -> np.ndarray:
 
 def _settings(run: Run, segments: Classes, opacity: float, rules: Rules) -> str:
     """Fingerprint of all that results depend on, except the image."""
-    names = ("eval_size", "mirror", "official", "precision")
+    names = ("eval_size", "mirror", "crf", "official", "precision")
     values = [repr(getattr(run.experiment, name)) for name in names]
     weights = [list(pair) for pair in sorted(run.model.state_dict().items())]
     drawn = [run.ids.tolist(), segments.names, segments.colors, float(opacity), repr(rules)]

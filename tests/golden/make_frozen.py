@@ -29,7 +29,7 @@ def run_scenes(runs_dir: Path) -> tuple[Run, dict[str, np.ndarray]]:
     return run, {
         "losses": run.log[list(LOSSES)].to_numpy(np.float32),
         "confusion": np.array(record["confusion"]),
-        "labels": np.stack([run.predict(image) for image in images]),
+        "labels": np.stack([run.predict(image, refine="none") for image in images]),
         "miou": np.array([record["scores"][method]["miou"] for method in methods]),
     }
 
