@@ -39,18 +39,11 @@ class Module(torch.nn.Module):
     global_step = 0
 
     def save_hyperparameters(self):
-        self.logged = {}
+        self.logged, self.optimizers = {}, lambda: self.adams
+        self.manual_backward = torch.Tensor.backward
 
     def log(self, name, value, **_):
         self.logged.setdefault(name, []).append(value.detach())
-
-    def optimizers(self):
-        if not hasattr(self, "adams"):
-            self.adams = self.configure_optimizers()
-        return self.adams
-
-    def manual_backward(self, loss):
-        loss.backward()
 
 
 class Metric:
@@ -139,67 +132,60 @@ def segmenter(up, channels: int, g: dict, **changes) -> torch.nn.Module:
     return model
 
 
-def make_correlation_loss(up, g):
+def make_correlation_loss(up, g, out):
     sample = up.modules.sample
-    yield "sampled_feats_coords1", sample(g["feats"], g["coords1"])
-    yield "sampled_code_coords2", sample(g["code"], g["coords2"])
-    yield "nonsquare_sampled", sample(g["nonsquare_map"], g["nonsquare_coords"])
-    kinds = ("pos_intra", "pos_inter", "neg_inter")
-    for key in [name.split(".")[0] for name in g if name.endswith(".total")]:
-        switches = {name: key[at] == "1" for name, at in (("pointwise", 2), ("zero_clamp", 6), ("stabalize", 10))}
-        cfg = config(up, g, **switches)
-        code, code_pos = (g[name].clone().requires_grad_() for name in ("code", "code_pos"))
+    out["sampled_feats_coords1"] = sample(g["feats"], g["coords1"])
+    out["sampled_code_coords2"] = sample(g["code"], g["coords2"])
+    out["nonsquare_sampled"] = sample(g["nonsquare_map"], g["nonsquare_coords"])
+    for key in [name.removesuffix(".total") for name in g if name.endswith(".total")]:
+        cfg = config(up, g, pointwise=key[2] == "1", zero_clamp=key[6] == "1", stabalize=key[10] == "1")
+        codes = [g[name].clone().requires_grad_() for name in ("code", "code_pos")]
         with drawn(up, [g["coords1"], g["coords2"]], g["perms"]):
-            loss = up.modules.ContrastiveCorrelationLoss(cfg)
-            results = loss(g["feats"], g["feats_pos"], None, None, code, code_pos)
-        losses, correspondences = [value.mean() for value in results[::2]], results[1::2]
-        total = sum(getattr(cfg, f"{kind}_weight") * value for kind, value in zip(kinds, losses, strict=True))
+            results = up.modules.ContrastiveCorrelationLoss(cfg)(g["feats"], g["feats_pos"], None, None, *codes)
+        total = 0
+        for kind, loss, values in zip(
+            ("pos_intra", "pos_inter", "neg_inter"), results[::2], results[1::2], strict=True
+        ):
+            total = total + getattr(cfg, f"{kind}_weight") * loss.mean()
+            out |= {f"{key}.{kind}_loss": loss.mean(), f"{kind}_cd": values, f"{kind}_cd_mean": values.mean()}
         total.backward()
-        values = {f"{kind}_loss": value for kind, value in zip(kinds, losses, strict=True)}
-        values |= {"total": total, "neg_inter_loss_full": results[4], "grad_code": code.grad}
-        yield from ((f"{key}.{name}", value) for name, value in (values | {"grad_code_pos": code_pos.grad}).items())
-        for kind, value in zip(kinds, correspondences, strict=True):
-            yield from ((f"{kind}_cd", value), (f"{kind}_cd_mean", value.mean()))
+        out |= {f"{key}.total": total, f"{key}.neg_inter_loss_full": results[4]}
+        out |= {f"{key}.grad_code": codes[0].grad, f"{key}.grad_code_pos": codes[1].grad}
 
 
-def make_probes(up, g):
-    model, zeros = segmenter(up, 10, g), torch.zeros_like(g["x"])
+def make_probes(up, g, out):
+    model = segmenter(up, 10, g)
     model.net.forward = lambda image: (image, image)  # codes are given
     weights = {"linear_probe.weight": g["linear_weight"], "linear_probe.bias": g["linear_bias"]}
     model.load_state_dict(weights | {"cluster_probe.clusters": g["clusters"]}, strict=False)
-    probe = model.cluster_probe
+    probe, linear = model.cluster_probe, model.linear_probe
     for key, alpha in (("none", None), ("alpha2", 2), ("alpha0p5", 0.5)):
         x = g["x"].clone().requires_grad_()
         probe.zero_grad()
-        loss, probs = probe(x, alpha)
+        out[f"{key}.loss"], out[f"{key}.probs"] = loss, probs = probe(x, alpha)
         loss.backward()
-        grads = {"grad_clusters": probe.clusters.grad.clone(), "grad_x": x.grad}
-        yield from ((f"{key}.{name}", value) for name, value in {"loss": loss, "probs": probs, **grads}.items())
-        if alpha is None:
-            yield "none.argmax", probs.argmax(1)
-    yield "linear_logits_lowres", model.linear_probe(g["x"])
-    yield from ((f"logprobs_alpha{alpha}", probe(g["x"], alpha, log_probs=True)) for alpha in (1, 2))
-    batch = dict.fromkeys(("ind", "img_aug", "coord_aug", "label_pos")) | {"img_pos": zeros}
-    batch |= {"img": g["x"], "label": g["label"]}
+        out |= {f"{key}.grad_clusters": probe.clusters.grad.clone(), f"{key}.grad_x": x.grad}
+        out[f"{key}.argmax"] = probs.argmax(1)
+    out |= {f"logprobs_alpha{alpha}": probe(g["x"], alpha, log_probs=True) for alpha in (1, 2)}
+    batch = dict.fromkeys(("ind", "img_aug", "coord_aug", "label_pos"))
+    batch |= {"img": g["x"], "img_pos": g["x"], "label": g["label"]}
     model.adams = [MagicMock(zero_grad=model.zero_grad)] * 3  # no steps
     with patch.object(up.modules.ContrastiveCorrelationLoss, "forward", lambda *_: [torch.zeros(1)] * 6):
         model.training_step(batch, 0)
-    yield from (("linear_loss", model.logged["loss/linear"][0]), ("step_cluster_loss", model.logged["loss/cluster"][0]))
-    yield from (("linear_grad_weight", model.linear_probe.weight.grad), ("step_cluster_grad", probe.clusters.grad))
-    yield "linear_grad_bias", model.linear_probe.bias.grad
-    seen = []
-    for metrics in (model.linear_metrics, model.cluster_metrics):
-        metrics.update = lambda preds, label: seen.append(preds)
+    out |= {"linear_loss": model.logged["loss/linear"][0], "step_cluster_loss": model.logged["loss/cluster"][0]}
+    out |= {"linear_grad_weight": linear.weight.grad, "linear_grad_bias": linear.bias.grad}
+    out |= {"step_cluster_grad": probe.clusters.grad, "linear_logits_lowres": linear(g["x"])}
+    model.linear_metrics.update = lambda preds, _: out.update(eval_linear_argmax=preds)
+    model.cluster_metrics.update = lambda preds, _: out.update(eval_cluster_argmax=preds)
     model.validation_step(batch, 0)
-    yield from (("eval_linear_argmax", seen[0]), ("eval_cluster_argmax", seen[1]))
     code = F.interpolate(g["x"], g["label"].shape[-2:], mode="bilinear", align_corners=False)[:1]
-    yield "eval_linear_logsoftmax_img0", model.linear_probe(code).log_softmax(1)[0]
-    yield "eval_cluster_logprobs_img0", probe(code, 2, log_probs=True)[0]
+    out["eval_linear_logsoftmax_img0"] = linear(code).log_softmax(1)[0]
+    out["eval_cluster_logprobs_img0"] = probe(code, 2, log_probs=True)[0]
 
 
-def make_metrics(up, g):
-    for key in [name.split(".")[0] for name in g if name.endswith(".n_classes")]:
-        case = {name.removeprefix(f"{key}."): value for name, value in g.items() if name.startswith(f"{key}.")}
+def make_metrics(up, g, out):
+    for key in [name.removesuffix("n_classes") for name in g if name.endswith(".n_classes")]:
+        case = {name.removeprefix(key): value for name, value in g.items() if name.startswith(key)}
         sizes, hungarian = (int(case["n_classes"]), int(case["extra_clusters"])), bool(case["hungarian"])
         metrics = up.utils.UnsupervisedMetrics("", *sizes, hungarian)
         if "preds" in case:
@@ -207,143 +193,124 @@ def make_metrics(up, g):
                 metrics.update(*half)
         else:
             metrics.stats = case["stats"]
-        yield f"{key}.stats", metrics.stats
+        out[f"{key}stats"] = metrics.stats
         if case["raises"]:
             continue
-        values = {f"{name}_f64": value for name, value in metrics.compute().items()}
-        histogram = values["histogram"] = metrics.histogram
-        values["iou_per_class"] = histogram.diag() / (histogram.sum(0) + histogram.sum(1) - histogram.diag())
+        out |= {f"{key}{name}_f64": value for name, value in metrics.compute().items()}
+        out[f"{key}histogram"] = table = metrics.histogram
+        out[f"{key}iou_per_class"] = table.diag() / (table.sum(0) + table.sum(1) - table.diag())
         if hungarian:
-            values["map_clusters"] = metrics.map_clusters(torch.arange(sum(sizes)))
+            out[f"{key}map_clusters"] = metrics.map_clusters(torch.arange(sum(sizes)))
             for name in ("assignments", "assignments_t")[: 1 + bool(sizes[1])]:
-                rows, columns = getattr(metrics, name)
-                values |= {f"{name}_rows": rows, f"{name}_cols": columns}
-        yield from ((f"{key}.{name}", value) for name, value in values.items())
+                out[f"{key}{name}_rows"], out[f"{key}{name}_cols"] = getattr(metrics, name)
 
 
-def make_knn(up, g):
-    class Identity(torch.nn.Module):
-        def forward(self, maps):
-            return maps, maps
-
-    images = [{"img": image} for image in g["feature_maps"]]
-    yield "normed_feats", up.precompute_knns.get_feats(torch.nn.Identity(), [{"img": g["feature_maps"]}])
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        patch.object(up.precompute_knns, "ContrastiveSegDataset", lambda **_: images),
-        patch.object(up.modules, "DinoFeaturizer", lambda *_: Identity()),
-    ):
-        cfg = SimpleNamespace(pytorch_data_dir=folder, output_root=folder, arch="dino", model_type="", num_workers=0)
-        up.precompute_knns.my_app(cfg)
-        yield "nns", np.load(next(Path(folder).glob("nns/*.npz")))["nns"]
+def make_knn(up, g, out):
+    maps, script = g["feature_maps"], up.precompute_knns
+    out["normed_feats"] = script.get_feats(torch.nn.Identity(), [{"img": maps}])
+    images = patch.object(script, "ContrastiveSegDataset", lambda **_: [{"img": image} for image in maps])
+    network = patch.object(
+        up.modules, "DinoFeaturizer", lambda *_: up.modules.LambdaLayer(lambda image: (image, image))
+    )
+    with tempfile.TemporaryDirectory() as folder, images, network:
+        script.my_app(config(up, g, pytorch_data_dir=folder, output_root=folder, num_workers=0))
+        out["nns"] = np.load(next(Path(folder).glob("nns/*.npz")))["nns"]
 
 
-def make_trajectory(up, g):
+def make_trajectory(up, g, out):
     model = segmenter(up, 32, g, lr=g["lr_net"].item())
     names = [name.removeprefix("init.") for name in g if name.startswith("init.")]
     model.load_state_dict({name: g[f"init.{name}"] for name in names}, strict=False)
+    model.adams = model.configure_optimizers()
     batch = dict.fromkeys(("ind", "img_aug", "coord_aug", "label_pos"))
     batch |= {"img": g["feats"], "img_pos": g["feats_pos"], "label": g["label"]}
     for coords1, coords2, perms in zip(g["coords1"], g["coords2"], g["perms"], strict=True):
         with drawn(up, [coords1, coords2], perms):
             model.training_step(batch, 0)
-    for name, values in model.logged.items():
-        yield f"log.{name.replace('/', '_')}", torch.stack(values)
-    state = model.state_dict()
-    yield from ((f"final.{name}", state[name]) for name in names)
-    yield "final_code", model.net.eval()(g["feats"])[1]
+    out |= {f"log.{name.replace('/', '_')}": torch.stack(values) for name, values in model.logged.items()}
+    out |= {f"final.{name}": value for name, value in model.state_dict().items()}
+    out["final_code"] = model.net.eval()(g["feats"])[1]
 
 
-def make_crf(up, g):
-    crf, undo = up.crf, up.crf.unnorm
-    yield "params_max_iter", crf.MAX_ITER
+def make_crf(up, g, out):
+    crf, unnorm = up.crf, up.crf.unnorm
+    out["params_max_iter"] = crf.MAX_ITER
     for key in ("sq64", "rect96x64"):
-        image, logprobs = g[f"{key}.image_tensor"], g[f"{key}.logprobs"]
-        yield f"{key}.image_used_rgb_uint8", np.array(crf.VF.to_pil_image(undo(image)))
-        refined = crf.dense_crf(image, logprobs)
-        yield from ((f"{key}.Q", refined), (f"{key}.argmax", refined.argmax(0)))
-        original = g[f"{key}.image_rgb_uint8"].permute(2, 0, 1)
-        changes = {f"Q_iter{count}": {"MAX_ITER": count} for count in (0, 1, 2, 5)}
-        changes |= {"Q_bilateral_only": {"POS_W": 0}, "Q_gaussian_only": {"Bi_W": 0}}
-        changes |= {"Q_with_original_uint8": {"unnorm": lambda _, original=original: original}}
+        image, original = g[f"{key}.image_tensor"], g[f"{key}.image_rgb_uint8"].permute(2, 0, 1)
+        out[f"{key}.image_used_rgb_uint8"] = np.array(crf.VF.to_pil_image(unnorm(image)))
+        changes = {"Q": {"MAX_ITER": crf.MAX_ITER}, "Q_bilateral_only": {"POS_W": 0}, "Q_gaussian_only": {"Bi_W": 0}}
+        changes |= {f"Q_iter{count}": {"MAX_ITER": count} for count in (0, 1, 2, 5)}
+        changes["Q_with_original_uint8"] = {"unnorm": lambda _, original=original: original}
         for name, change in changes.items():
             with patch.multiple(crf, **change):
-                changed = crf.dense_crf(image, logprobs)
-            yield f"{key}.{name}", changed
-            if name == "Q_iter0":
-                yield f"{key}.unary_argmax", changed.argmax(0)
+                out[f"{key}.{name}"] = crf.dense_crf(image, g[f"{key}.logprobs"])
+        out[f"{key}.argmax"] = out[f"{key}.Q"].argmax(0)
+        out[f"{key}.unary_argmax"] = out[f"{key}.Q_iter0"].argmax(0)
 
 
-def make_crf_loss(up, g):
-    def loss(guidance, codes, coords, parameters):
-        rows = iter(coords[:, None])
-        with patch("torch.randint", lambda *_, **__: next(rows)):
-            return up.modules.ContrastiveCRFLoss(coords.shape[1], *parameters)(guidance, codes)
-
-    default = g["default.params_alpha_beta_gamma_w1_w2_shift"].tolist()
-    for key in ("default", "wide"):
-        codes = g["clusters"].clone().requires_grad_()
-        parameters = g[f"{key}.params_alpha_beta_gamma_w1_w2_shift"].tolist()
-        out = loss(g["guidance"], codes, g[f"{key}.coords"], parameters)
-        out.mean().backward()
-        values = {"out": out, "mean": out.mean(), "grad_clusters": codes.grad}
-        yield from ((f"{key}.{name}", value) for name, value in values.items())
-    code = g["train.code"].clone().requires_grad_()
-    resized = up.modules.norm(up.utils.resize(code, 56))
-    mean = loss(up.utils.resize(g["train.img"], 56), resized, g["train.coords"], default).mean()
-    mean.backward()
-    yield from (("train.mean", mean), ("train.grad_code", code.grad), ("train.resized_code_normed", resized[:1]))
+def make_crf_loss(up, g, out):
+    parameters = "params_alpha_beta_gamma_w1_w2_shift"
+    for key in ("default", "wide", "train"):
+        coords, codes = g[f"{key}.coords"], g["train.code" if key == "train" else "clusters"].clone().requires_grad_()
+        guidance, clusters = g["guidance"], codes
+        if key == "train":
+            guidance, clusters = up.utils.resize(g["train.img"], 56), up.modules.norm(up.utils.resize(codes, 56))
+            out["train.resized_code_normed"] = clusters[:1]
+        options, rows = g["wide." + parameters if key == "wide" else "default." + parameters], iter(coords[:, None])
+        with patch("torch.randint", lambda *_, rows=rows, **__: next(rows)):
+            loss = up.modules.ContrastiveCRFLoss(coords.shape[1], *options.tolist())(guidance, clusters)
+        loss.mean().backward()
+        out |= {f"{key}.out": loss, f"{key}.mean": loss.mean(), f"{key}.grad_clusters": codes.grad}
+        out[f"{key}.grad_code"] = codes.grad
 
 
-def make_head(up, g):
+def make_head(up, g, out):
     norm = partial(torch.nn.LayerNorm, eps=1e-6)
-    vit = up.vision_transformer.VisionTransformer(
-        patch_size=8, embed_dim=96, depth=3, num_heads=6, qkv_bias=True, norm_layer=norm
-    )
+    options = dict(patch_size=8, embed_dim=96, depth=3, num_heads=6, qkv_bias=True, norm_layer=norm)
+    vit = up.vision_transformer.VisionTransformer(**options)
     vit.load_state_dict({name.removeprefix("vit."): value for name, value in g.items() if name.startswith("vit.")})
     net = featurizer(up, vit, 96, config(up, g, dino_patch_size=8)).eval()
     net.load_state_dict({name[5:]: value for name, value in g.items() if name.startswith("head.")}, strict=False)
-    linear = net.cluster1(g["head_in"])
-    yield from (("head_out_linear", linear), ("head_out_nonlinear", linear + net.cluster2(g["head_in"])))
-    for size in [name.removeprefix("img_") for name in g if name.startswith("img_")]:
+    out["head_out_linear"] = linear = net.cluster1(g["head_in"])
+    out["head_out_nonlinear"] = linear + net.cluster2(g["head_in"])
+    for size in ("64x64", "64x96", "96x64", "224x224"):
         height, width = map(int, size.split("x"))
+        places = torch.zeros(1, 1 + height * width // 64, 96)
+        out[f"posenc_{size}"] = vit.interpolate_pos_encoding(places, height, width)
+        if f"img_{size}" not in g:
+            continue
         image = g[f"img_{size}"]
         image = image.repeat_interleave(height // image.shape[2], 2).repeat_interleave(width // image.shape[3], 3)
-        for net.feat_type in ("feat", "KK"):
-            features, code = net(image)
-            yield from ((f"{net.feat_type}_feats_{size}", features), (f"{net.feat_type}_code_{size}", code))
-            yield f"{net.feat_type}_feats_{size}_every4th", features[:, :, ::4, ::4]
-        net.feat_type = "feat"
-        yield from ((f"feat_feats_{size}_n2", net(image, n=2)[0]), (f"cls_feat_{size}", vit(image)))
-        yield f"return_class_feat_{size}", net(image, return_class_feat=True)
-        yield f"last_attn_cls_{size}", vit.get_intermediate_feat(image)[1][0][:, :, 0, 1:]
-        yield f"feat_code_{size}_projection_linear", net.cluster1(net(image)[0])
-    for height, width in ((64, 64), (64, 96), (96, 64)):
-        encoding = vit.interpolate_pos_encoding(torch.zeros(1, 1 + height * width // 64, 96), height, width)
-        yield f"posenc_{height}x{width}", encoding
+        for net.feat_type in ("KK", "feat"):
+            features, out[f"{net.feat_type}_code_{size}"] = net(image)
+            out[f"{net.feat_type}_feats_{size}"] = features
+            out[f"{net.feat_type}_feats_{size}_every4th"] = features[:, :, ::4, ::4]
+        out |= {f"feat_feats_{size}_n2": net(image, n=2)[0], f"cls_feat_{size}": vit(image)}
+        out[f"return_class_feat_{size}"] = net(image, return_class_feat=True)
+        out[f"last_attn_cls_{size}"] = vit.get_intermediate_feat(image)[1][0][:, :, 0, 1:]
+        out[f"feat_code_{size}_projection_linear"] = net.cluster1(features)
 
 
-def make_transforms(up, g):
+def make_transforms(up, g, out):
     image, label = (Image.fromarray(g[name].numpy()) for name in ("image", "label"))
     for key, crop in (("center32", "center"), ("none32", None)):
-        yield f"{key}.image_out", up.utils.get_transform(32, False, crop)(image)
-        yield f"{key}.label_out", up.utils.get_transform(32, True, crop)(label)
+        read_image, read_label = (up.utils.get_transform(32, is_label, crop) for is_label in (False, True))
+        out |= {f"{key}.image_out": read_image(image), f"{key}.label_out": read_label(label)}
         for height, width in g["idx_sizes"].tolist():
             rows, cols = np.indices((height, width), dtype=np.uint8)
-            read = [up.utils.get_transform(32, True, crop)(Image.fromarray(grid))[0] for grid in (rows, cols)]
-            yield f"idx.{key}.{height}x{width}.rows", read[0][:, 0]
-            yield f"idx.{key}.{height}x{width}.cols", read[1][0]
+            out[f"idx.{key}.{height}x{width}.rows"] = read_label(Image.fromarray(rows))[0, :, 0]
+            out[f"idx.{key}.{height}x{width}.cols"] = read_label(Image.fromarray(cols))[0, 0]
     computer = up.crop_datasets.RandomCropComputer.__new__(up.crop_datasets.RandomCropComputer)
     for name in [name for name in g if name.startswith("five.boxes_")]:
         size, ratio = name.removeprefix("five.boxes_").split("_ratio")
         height, width = map(int, size.split("x"))
         computer.crop_ratio = float(ratio)
         corners = computer.five_crops(0, torch.arange(height * width).view(1, height, width))
-        yield name, [[*divmod(int(crop[0, 0, 0]), width), *crop.shape[1:]] for crop in corners]
+        out[name] = [[*divmod(int(crop[0, 0, 0]), width), *crop.shape[1:]] for crop in corners]
     computer.crop_ratio = 0.5
     pixels, ids = up.utils.T.ToTensor()(image), up.utils.ToTargetTensor()(label)[0]
-    crops = [computer.five_crops(0, values) for values in (pixels, ids)]
-    yield from (("five.image_crops", torch.stack(crops[0])), ("five.label_crops", torch.stack(crops[1])))
+    out["five.image_crops"] = torch.stack(computer.five_crops(0, pixels))
+    out["five.label_crops"] = torch.stack(computer.five_crops(0, ids))
     ids = torch.where(ids == 255, -1, ids)
     pairs = [(pixels, ids), (pixels.flip(1), ids.flip(0))]
     computer.dataset = [{"img": computer.five_crops(0, a), "label": computer.five_crops(0, b)} for a, b in pairs]
@@ -352,7 +319,7 @@ def make_transforms(up, g):
         for item in range(2):
             computer[item]
         for name, ending in (("five.saved_label_png", "png"), ("five.saved_jpg_decoded", "jpg")):
-            yield name, np.stack([np.array(Image.open(f"{folder}/{number}.{ending}")) for number in range(10)])
+            out[name] = np.stack([np.array(Image.open(f"{folder}/{number}.{ending}")) for number in range(10)])
 
 
 def main() -> None:
@@ -369,10 +336,10 @@ def main() -> None:
         with np.load(given.reference / f"{name}.npz") as file:
             stored = {key: file[key] for key in file.files}
         inputs = {key: torch.from_numpy(np.array(value)) for key, value in stored.items()}
-        new, largest = dict(stored), {}
+        made, new, largest = {}, dict(stored), {}
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # progress of the authors' code
-            made = {key: value for key, value in make(upstream, inputs) if key in stored}
-        for key, value in made.items():
+            make(upstream, inputs, made)
+        for key, value in [item for item in made.items() if item[0] in stored]:
             value = value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
             new[key] = value.astype(stored[key].dtype).reshape(stored[key].shape)
             ours, theirs = stored[key].astype(float), new[key].astype(float)

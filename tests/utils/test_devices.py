@@ -75,12 +75,12 @@ def test_tasks_of_a_job_array_are_runs_by_themselves(experiment, tmp_path, monke
     """At the same time and in one folder; also where the job reserves several tasks, which only srun would start."""
     common = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     common |= {"SLURM_NTASKS": "1" if step else "4", **step}
-    seeds = [experiment.but(seed=seed) for seed in (0, 1)]
-    jobs = [Job(one, tmp_path, environ=common | {"SLURM_ARRAY_TASK_ID": str(one.seed)}) for one in seeds]
+    tasks = [experiment.but(seed=seed) for seed in (0, 1)]
+    jobs = [Job(task, tmp_path, environ=common | {"SLURM_ARRAY_TASK_ID": str(task.seed)}) for task in tasks]
     outcomes = [job.outcome() for job in jobs]
     assert len(runs_in(tmp_path)) == 2, outcomes
-    for outcome, one in zip(outcomes, seeds, strict=True):
-        assert load_run(outcome["folder"]).experiment.seed == outcome["record"]["experiment"]["seed"] == one.seed
+    for outcome, task in zip(outcomes, tasks, strict=True):
+        assert load_run(outcome["folder"]).experiment.seed == outcome["record"]["experiment"]["seed"] == task.seed
     for name, value in common.items():
         monkeypatch.setenv(name, value)
     devices.join("cpu", "task")
