@@ -75,9 +75,10 @@ class Experiment:
     """Embedded name, timm name, a .safetensors, .pth or .ckpt file, or NAME@FILE: a timm network and its weights."""
     train_size: Size = 224
     """Size of training images in pixels: N, or (H, W)."""
-    crop: Literal["none", "five", "random"] = "none"
+    crop: Literal["none", "five", "random", "tiles"] = "none"
     """'five' cuts each training image into its four corners and center, half as high and wide (paper, section 3.4);
-    'random' cuts five pieces of that size at random positions, the same for every seed."""
+    'random' cuts five pieces of that size at random positions, the same for every seed; 'tiles' cuts large images into
+    pieces of `train_size` at their own resolution."""
 
     # Method
     method: Literal["stego", "smooseg", "primaps", "hp", "cause", "depthg"] = "stego"

@@ -82,6 +82,8 @@ def open_training_set(experiment: Experiment) -> "SegmentationDataset":
     dataset = open_split(experiment, "train")
     if experiment.crop == "none":
         return dataset
-    from .crops import CROPS
+    from .crops import FiveCrop, RandomCrop, Tiles
 
-    return CROPS[experiment.crop](dataset)
+    if experiment.crop == "tiles":
+        return Tiles(dataset, experiment.train_size)
+    return FiveCrop(dataset) if experiment.crop == "five" else RandomCrop(dataset)

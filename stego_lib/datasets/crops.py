@@ -1,8 +1,11 @@
-"""Crops: each image is replaced by five crops of it (paper, section 3.4), cut when they are asked for."""
+"""Crops: each image is replaced by five crops of it (paper, section 3.4) or by tiles, cut when they are asked for."""
 
+import math
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,8 @@ from torch import Tensor
 
 from ..utils.errors import StegoError
 from .base import Sample, SegmentationDataset
+from .images import image_size
+from .transforms import Size
 
 # Height and width of a crop relative to the image.
 RATIO = 0.5
@@ -20,20 +25,21 @@ Box = tuple[int, int, int, int]
 
 
 class Crops(SegmentationDataset, ABC):
-    """`dataset` with each image replaced by `COUNT` crops: crop c of image i is number 5 i + c.
+    """`dataset` with each image replaced by crops of it. Use `FiveCrop`, `RandomCrop` or `Tiles`.
 
-    Classes are kept; `names[5 * i + c]` is the image's name and "-KINDc". Use `FiveCrop` or `RandomCrop`.
+    Classes are kept. Crop `index` is number c of image i, (i, c) = `places[index]`, called NAME-KINDc.
     """
 
     kind = "crop"
     pieces = COUNT
 
-    def __init__(self, dataset: SegmentationDataset, ratio: float = RATIO):
+    def __init__(self, dataset: SegmentationDataset, ratio: float = RATIO, counts: Sequence[int] | None = None):
         self.whole, self.ratio = dataset, ratio
-        images = [path for path in dataset.images for _ in range(COUNT)]
-        labels = [path for path in dataset.labels for _ in range(COUNT)]
+        counts = counts or [COUNT] * len(dataset)
+        self.places = [(i, c) for i, count in enumerate(counts) for c in range(count)]
+        images, labels = ([paths[i] for i, _ in self.places] for paths in (dataset.images, dataset.labels))
         super().__init__(dataset.name, dataset.split, dataset.classes, images, labels)
-        self.names = [f"{name}-{self.kind}{i}" for name in dataset.names for i in range(COUNT)]
+        self.names = [f"{dataset.names[i]}-{self.kind}{c}" for i, c in self.places]
         self._last = threading.local()
 
     @property
@@ -54,9 +60,9 @@ class Crops(SegmentationDataset, ABC):
 
     def _whole(self, what: str, index: int) -> Any:
         """The sample, image or label that crop `index` is cut from; each thread keeps the last for the other crops."""
-        key = (what, index // COUNT)
+        key = (what, self.places[index][0])
         if getattr(self._last, "key", None) != key:
-            self._last.value, self._last.key = getattr(self.whole, what)(index // COUNT), key
+            self._last.value, self._last.key = getattr(self.whole, what)(key[1]), key
         return self._last.value
 
     @abstractmethod
@@ -67,7 +73,8 @@ class Crops(SegmentationDataset, ABC):
         """Crop `index` of a map (..., H, W) of the whole image."""
         if self.ratio > 1 or int(self.ratio * min(image.shape[-2:])) < 1:
             raise StegoError(f"{self.images[index]} is too small to be cropped, or the ratio {self.ratio} is above 1.")
-        top, left, height, width = self.boxes(index // COUNT, *image.shape[-2:])[index % COUNT]
+        number, crop = self.places[index]
+        top, left, height, width = self.boxes(number, *image.shape[-2:])[crop]
         return image[..., top : top + height, left : left + width]
 
 
@@ -102,8 +109,27 @@ class RandomCrop(Crops):
         return [*self.whole.settings(labels=labels), "random-crop", self.ratio, self.seed]
 
 
-# The crops that an experiment can name.
-CROPS = {"five": FiveCrop, "random": RandomCrop}
+class Tiles(Crops):
+    """Tiles of `size` that cover each image at its own resolution, evenly spread; a smaller image is one tile."""
+
+    kind = "tile"
+    pieces = 1
+
+    def __init__(self, dataset: SegmentationDataset, size: Size):
+        self.size = (size, size) if isinstance(size, int) else size
+        sizes = [image_size(path, dataset.rules) for path in dataset.images]
+        super().__init__(dataset, 1.0, [len(self.boxes(i, *shape)) for i, shape in enumerate(sizes)])
+
+    def boxes(self, index: int, height: int, width: int) -> list[Box]:
+        h, w = min(self.size[0], height), min(self.size[1], width)
+        tops, lefts = (
+            np.linspace(0, side - length, math.ceil(side / length)).round().astype(int).tolist()
+            for side, length in ((height, h), (width, w))
+        )
+        return [(top, left, h, w) for top, left in product(tops, lefts)]
+
+    def settings(self, *, labels: bool) -> list:
+        return [*self.whole.settings(labels=labels), "tiles", self.size]
 
 
 def five_boxes(height: int, width: int, ratio: float = RATIO) -> list[Box]:

@@ -315,6 +315,18 @@ def read_bands(
     return 255 - values if white_is_zero else values, ~known
 
 
+def image_size(path: Path, rules: Rules = DEFAULT) -> tuple[int, int]:
+    """Height and width of an image as `read_image` gives it, by its header."""
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            width, height = file.size
+            turned = _orientation(file) >= 5 and rules.exif != "ignore"
+    except BROKEN:  # a file for rasterio, or for an error that names it
+        width, height = read_image(path, rules).rgb.size
+        turned = False
+    return (width, height) if turned else (height, width)
+
+
 def has_transparency(path: Path) -> bool:
     """Whether an image may have transparent pixels, by its header."""
     try:

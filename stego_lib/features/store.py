@@ -134,11 +134,12 @@ def content_fingerprints(dataset: SegmentationDataset, root: Path) -> dict[str, 
     """
     path = _contents(root, _listing(dataset))
     if not path.exists():
+        files = list(dict.fromkeys(filter(None, [*dataset.images, *dataset.labels])))  # crops share theirs
         with ThreadPoolExecutor() as pool:  # hashing runs outside Python's lock
-            images = pool.map(checksum_of, dataset.images)
-            labels = pool.map(lambda path: None if path is None else checksum_of(path), dataset.labels)
-            bar = progress(zip(images, labels, strict=True), f"checksums of {dataset.name}", total=len(dataset))
-            write_json(path, _combine(dataset, list(bar)))
+            bar = progress(pool.map(checksum_of, files), f"checksums of {dataset.name}", total=len(files))
+            digests = dict(zip(files, bar, strict=True))
+        pairs = zip(dataset.images, dataset.labels, strict=True)
+        write_json(path, _combine(dataset, [(digests[image], digests.get(label)) for image, label in pairs]))
     return read_json(path)
 
 

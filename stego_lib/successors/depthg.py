@@ -22,7 +22,7 @@ from ..batches import Draw, draw_batch
 from ..calibration import percentile
 from ..datasets import open_training_set
 from ..datasets.base import SegmentationDataset
-from ..datasets.crops import COUNT, Crops
+from ..datasets.crops import Crops
 from ..datasets.transforms import resize_image
 from ..experiment import Experiment
 from ..features import Features
@@ -220,7 +220,7 @@ def read_depth(dataset: SegmentationDataset, index: int) -> Tensor:
 
 def _whole(dataset: SegmentationDataset, index: int) -> tuple[SegmentationDataset, int]:
     """The dataset of whole images, and the number of the image that image `index` is or was cut from."""
-    return (dataset.whole, index // COUNT) if isinstance(dataset, Crops) else (dataset, index)
+    return (dataset.whole, dataset.places[index][0]) if isinstance(dataset, Crops) else (dataset, index)
 
 
 def depth_file(dataset: SegmentationDataset, index: int) -> Path:

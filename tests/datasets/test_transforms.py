@@ -11,8 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stego_lib import StegoError, open_dataset
-from stego_lib.datasets.crops import FiveCrop, RandomCrop, five_boxes
+from stego_lib import Experiment, StegoError, open_dataset
+from stego_lib.datasets import open_training_set
+from stego_lib.datasets.crops import FiveCrop, RandomCrop, Tiles, five_boxes
 from stego_lib.datasets.transforms import nearest_grid, resize_image, resize_label
 
 GOLDEN = golden("transforms")
@@ -139,6 +140,34 @@ def test_random_crops_cut_image_and_label_alike(pair):
 def test_a_ratio_out_of_range_is_explained(pair, ratio):
     with pytest.raises(StegoError, match="ratio"):
         FiveCrop(pair, ratio).image(0)
+
+
+def test_tiles_cover_each_image_at_its_own_resolution(tmp_path):
+    """Images of different sizes; one is turned by EXIF."""
+    folder = tmp_path / "folder" / "imgs" / "train"
+    folder.mkdir(parents=True)
+    shapes = {"a": (100, 130), "b": (40, 30), "c": (64, 129)}
+    for name, (height, width) in shapes.items():
+        values = np.arange(height * width * 3).reshape(height, width, 3).astype(np.uint8)
+        exif = Image.Exif()
+        if name == "c":  # stored upright, and shown turned by a quarter
+            values = np.ascontiguousarray(np.rot90(values))
+            exif[0x0112] = 6
+        Image.fromarray(values).save(folder / f"{name}.png", exif=exif)
+    whole = open_dataset("folder", tmp_path, "train", n_classes=2)
+    tiles = Tiles(whole, (64, 64))
+    assert [number for number, _ in tiles.places] == [0] * 6 + [1] + [2] * 3
+    seen = [np.zeros(shape, bool) for shape in shapes.values()]
+    for index, (number, piece) in enumerate(tiles.places):
+        top, left, height, width = tiles.boxes(number, *seen[number].shape)[piece]
+        assert (height, width) == ((40, 30) if number == 1 else (64, 64))
+        assert torch.equal(tiles.image(index), whole.image(number)[:, top : top + height, left : left + width])
+        seen[number][top : top + height, left : left + width] = True
+    assert all(pixels.all() for pixels in seen)
+    assert len(set(tiles.names)) == len(tiles) == 10
+    experiment = Experiment(dataset="folder", data_root=str(tmp_path), n_classes=2, crop="tiles", train_size=64)
+    assert open_training_set(experiment).settings(labels=False) == tiles.settings(labels=False)
+    assert tiles.settings(labels=False) != Tiles(whole, 32).settings(labels=False)
 
 
 @settings(max_examples=100, deadline=None)

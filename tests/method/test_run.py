@@ -187,6 +187,7 @@ def test_probes_fitted_afterwards_leave_the_head_as_it_is(experiment, run, runs_
         dict(head="none"),
         dict(crop="five", train_size=32),
         dict(crop="random", train_size=32),
+        dict(crop="tiles", train_size=40),
         dict(train_size=(32, 48), neighbors=11, batch_size=12),
         dict(official={"subtract_mean": True, "extra_clusters": 3}),
     ],
