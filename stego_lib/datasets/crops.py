@@ -37,7 +37,7 @@ class Crops(SegmentationDataset, ABC):
         self.whole, self.ratio = dataset, ratio
         counts = counts or [COUNT] * len(dataset)
         self.places = [(i, c) for i, count in enumerate(counts) for c in range(count)]
-        images, labels = ([paths[i] for i, _ in self.places] for paths in (dataset.images, dataset.labels))
+        images, labels = [dataset.images[i] for i, _ in self.places], [dataset.labels[i] for i, _ in self.places]
         super().__init__(dataset.name, dataset.split, dataset.classes, images, labels)
         self.names = [f"{dataset.names[i]}-{self.kind}{c}" for i, c in self.places]
         self._last = threading.local()

@@ -139,7 +139,9 @@ def content_fingerprints(dataset: SegmentationDataset, root: Path) -> dict[str, 
             bar = progress(pool.map(checksum_of, files), f"checksums of {dataset.name}", total=len(files))
             digests = dict(zip(files, bar, strict=True))
         pairs = zip(dataset.images, dataset.labels, strict=True)
-        write_json(path, _combine(dataset, [(digests[image], digests.get(label)) for image, label in pairs]))
+        write_json(
+            path, _combine(dataset, [(digests[image], digests[label] if label else None) for image, label in pairs])
+        )
     return read_json(path)
 
 

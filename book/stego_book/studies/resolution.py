@@ -15,15 +15,16 @@ from stego_lib.utils.progress import progress
 
 # Options of `Run.predict` for CamVid's 360 x 480 pixels: shrunk, as they are, and enlarged; whole and in tiles.
 CAMVID: tuple[dict[str, Any], ...] = (
-    dict(size=160),
-    dict(size=240),
-    dict(size=360),
-    dict(size=480),
-    dict(tile=240),
-    dict(size=720, tile=360),
+    dict(size=160, refine="none"),
+    dict(size=160, refine="crf"),
+    dict(size=240, refine="none"),
+    dict(size=240, refine="crf"),
+    dict(size=360, refine="none"),
+    dict(size=480, refine="none"),
+    dict(size=480, refine="crf"),
+    dict(tile=240, refine="none"),
+    dict(size=720, tile=360, refine="none"),
 )
-# Options that say how borders are refined.
-REFINEMENTS = ("none", "crf")
 
 
 def measure(
@@ -32,7 +33,7 @@ def measure(
     options: Sequence[dict[str, Any]] = CAMVID,
     images: Iterable[int] | None = None,
 ) -> pd.DataFrame:
-    """One row per options and refinement: size, tile, refine, images, accuracy, miou, own_miou, border_f, seconds.
+    """One row per options: size, tile, refine, images, accuracy, miou, own_miou, border_f (percent), seconds.
 
     Labels are compared at the images' own resolution, so that rows can be compared. Clusters are matched to classes
     anew for each row. seconds: mean processor time of `Run.predict` per image.
@@ -44,7 +45,7 @@ def measure(
     dataset
         A labeled split.
     options
-        "size" and "tile" of `Run.predict`, one dictionary per row.
+        "size", "tile" and "refine" of `Run.predict` for each row.
     images
         Numbers of the images, all by default.
 
@@ -54,22 +55,23 @@ def measure(
     """
     numbers, n_classes = list(range(len(dataset)) if images is None else images), len(dataset.classes)
     rows = []
-    for setting in [dict(option, refine=refine) for option in options for refine in REFINEMENTS]:
+    for option in options:
         table = torch.zeros(len(run.segments), n_classes, dtype=torch.int64)
         own, borders, seconds = torch.zeros(n_classes + 1, n_classes, dtype=torch.int64), torch.zeros(4), 0.0
-        for number in progress(numbers, ", ".join(f"{key}={value}" for key, value in setting.items())):
+        for number in progress(numbers, ", ".join(f"{key}={value}" for key, value in option.items())):
             image, label = dataset[number]
+            assert label is not None
             start = time.process_time()
-            predicted = run.predict(image, **setting)
+            predicted = torch.from_numpy(run.predict(image, **option))
             seconds += time.process_time() - start
             counts = confusion(predicted, label, len(table), n_classes)
             table, own = table + counts, own + own_assigned(counts)
             borders = borders + border_counts(predicted[None], label[None], n_classes)
-        score = {key: scores(table, match(table))[key] for key in ("accuracy", "miou")}
-        score |= {"own_miou": scores(own, torch.tensor([*range(n_classes), -1]))["miou"], "border_f": border_f(borders)}
-        values = {key: round(value, 2) for key, value in score.items()}
-        place = {"size": setting.get("size"), "tile": setting.get("tile"), "refine": setting["refine"]}
-        rows.append(place | {"images": len(numbers)} | values | {"seconds": round(seconds / len(numbers), 3)})
+        matched, by_itself = scores(table, match(table)), scores(own, torch.tensor([*range(n_classes), -1]))
+        row = {"accuracy": matched["accuracy"], "miou": matched["miou"], "own_miou": by_itself["miou"]}
+        row |= {"border_f": border_f(borders), "seconds": seconds / len(numbers)}
+        place = {key: option.get(key) for key in ("size", "tile", "refine")} | {"images": len(numbers)}
+        rows.append(place | {key: round(value, 2) for key, value in row.items()})
     return pd.DataFrame(rows).astype({"size": "Int64", "tile": "Int64"})
 
 
