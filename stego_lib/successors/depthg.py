@@ -5,7 +5,8 @@ estimator; prediction needs none. Three defects of the released code (leonsick/d
 `published`: its depth correspondence holds no depth, depth is read at other points than codes, and points are read
 transposed.
 
-Shapes: depth (B, 1, H, W) in [0, 1], larger is farther; codes (B, K, h, w); points (B, S, S, 2) as (x, y) in [-1, 1].
+Shapes: depth (B, 1, H, W) in [0, 1], larger is farther, NaN where not measured; codes (B, K, h, w); points
+(B, S, S, 2) as (x, y) in [-1, 1].
 """
 
 import math
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ..batches import Draw, draw_batch
@@ -23,12 +25,15 @@ from ..calibration import percentile
 from ..datasets import open_training_set
 from ..datasets.base import SegmentationDataset
 from ..datasets.crops import Crops
+from ..datasets.images import naming
 from ..datasets.transforms import resize_image
 from ..experiment import Experiment
 from ..features import Features
 from ..loss import correspondence, pair_loss, sample, stego_loss
 from ..run import Run
 from ..utils.errors import StegoError
+from ..utils.files import read_json
+from ..utils.notices import notice
 from ..utils.progress import progress
 from .base import Successor
 
@@ -41,6 +46,12 @@ AUTO = 75.0
 # Field of view in degrees, across the longer side, of the camera that turns depth into points, and stretch along its
 # axis.
 FIELD_OF_VIEW, STRETCH = 90.0, 5.0
+# Values of maps of 16 bits where nothing was measured.
+INVALID = (0, 65535)
+# Maps that are checked; the share of them that must look inverted for a notice.
+CHECKED, MOSTLY = 50, 0.7
+# Gap between the smallest or largest value of an outlier and the next, relative to all; needs so many levels.
+GAP, LEVELS = 0.2, 32
 
 
 def depth_correspondence(depth1: Tensor, depth2: Tensor, *, published: bool = False) -> Tensor:
@@ -65,16 +76,25 @@ def depth_loss(depth: Tensor, code: Tensor, coords: Tensor, shift: float, *, pub
     """-(D - shift) * max(S, 0) for every pair of points of an image (paper, section 3): (B, S, S, S, S).
 
     Codes (B, K, h, w) of points (B, S, S, 2) at similar depth (B, 1, H, W) attract, others repel. Depth is averaged in
-    the patches of the codes and read at the same points. published: depth resized to S x S wherever the points are, and
-    the published `depth_correspondence`.
+    the patches of the codes and read at the same points. Pairs with a point that was not measured count 0. published:
+    depth resized to S x S wherever the points are, and the published `depth_correspondence`.
     """
+    known, depth = (~depth.isnan()).float(), filled(depth)
     if published:
         depths = F.interpolate(depth, coords.shape[1:3], mode="bilinear", align_corners=True)
     else:
         depths = sample(F.adaptive_avg_pool2d(depth, code.shape[-2:]), coords)
     codes = sample(code, coords)
     closeness = depth_correspondence(depths, depths, published=published)
-    return pair_loss(closeness, correspondence(codes, codes), shift, centering=False)
+    measured = sample(F.adaptive_avg_pool2d(known, code.shape[-2:]), coords)[:, 0] > 0.5
+    pairs = measured[:, :, :, None, None] & measured[:, None, None]
+    return pair_loss(closeness, correspondence(codes, codes), shift, centering=False) * pairs
+
+
+def filled(depth: Tensor) -> Tensor:
+    """Depth (B, 1, H, W) with the mean of the image in place of NaN, or 0.5 in an image without any measurement."""
+    mean = depth.nanmean((1, 2, 3), keepdim=True).nan_to_num(0.5)
+    return torch.where(depth.isnan(), mean, depth)
 
 
 def point_cloud(depth: Tensor, *, published: bool = False) -> Tensor:
@@ -150,11 +170,13 @@ class Trainer(Successor):
         super().__init__(run, features, neighbors)
         dataset, size = open_training_set(self.experiment), self.experiment.train_size
         published = self.experiment.official.published
-        maps = [
-            resize_image(read_depth(dataset, index), size, published).float() / 255
-            for index in progress(range(len(dataset)), "reading depth maps")
-        ]
-        self.depth = torch.stack([F.adaptive_avg_pool2d(depth, features.shape[2:]) for depth in maps]).to(self.device)
+        check_depth(dataset)
+        maps = []
+        for index in progress(range(len(dataset)), "reading depth maps"):
+            stored = resize_image(read_depth(dataset, index), size, published).float() / 255
+            depth, measured = F.adaptive_avg_pool2d(stored, features.shape[2:])
+            maps.append(depth.masked_fill(measured < 0.5, torch.nan)[None])
+        self.depth = torch.stack(maps).to(self.device)
         self.shift = SHIFT
 
     def columns(self) -> list[str]:
@@ -163,7 +185,7 @@ class Trainer(Successor):
     def begin(self) -> dict[str, Any]:
         shifts = super().begin()
         if self.experiment.shifts == "auto":
-            some = F.adaptive_avg_pool2d(self.depth[:: max(1, len(self.depth) // 64)], 8)
+            some = F.adaptive_avg_pool2d(filled(self.depth[:: max(1, len(self.depth) // 64)]), 8)
             self.shift = percentile(depth_correspondence(some, some).flatten().cpu(), AUTO)
         return shifts | {"depth_shift": self.shift}
 
@@ -172,7 +194,7 @@ class Trainer(Successor):
         draw = Draw(self.neighbors, experiment, number)
         batch = draw_batch(self.features, self.neighbors, model, experiment, number, self.run.backbone)
         coords1, coords2 = (
-            depth_coords(self.depth[rows], batch.feats.shape[2:], experiment.points, published=published)
+            depth_coords(filled(self.depth[rows]), batch.feats.shape[2:], experiment.points, published=published)
             for rows in (draw.rows, draw.partners)
         )
         model.train()
@@ -195,27 +217,73 @@ class Trainer(Successor):
 
 
 def read_depth(dataset: SegmentationDataset, index: int) -> Tensor:
-    """Depth map of training image `index`, uint8 (1, H, W): 0 is the smallest and 255 the largest value of its image.
+    """Depth map of training image `index`, uint8 (2, H, W): depth, and 255 where it was measured.
 
-    The file is DATASET/depth/SPLIT/NAME.png with one gray value per pixel, 8 or 16 bits, of the size of the image NAME;
-    it is cropped as the image is. `scenes` comes with depth maps. StegoError for a map that is missing, broken or no
-    depth map.
+    Depth 0 is the nearest and 255 the farthest point of its image; where it was not measured, that of the nearest
+    measured pixel. The map is cropped as the image is.
+
+    The file is DATASET/depth/SPLIT/NAME.png with one gray value per pixel, 8 or 16 bits, of the size of the image NAME.
+    Larger values are farther, and 0 and 65535 in 16 bits mean that nothing was measured. DATASET/depth/depth.json
+    changes this: {"inverse": true, "invalid": [0]}, where inverse means that larger values are nearer, as MiDaS and
+    Depth Anything write them. `scenes` comes with depth maps. StegoError for a map that is missing, broken or no depth
+    map.
     """
+    values, measured = _stored_depth(dataset, index)
+    low, high = values[measured].min(), values[measured].max()
+    scaled = np.round(255 * ((values - low) / max(high - low, 1e-12)).clip(0, 1))
+    nearest = distance_transform_edt(~measured, return_distances=False, return_indices=True)
+    depth = torch.from_numpy(np.stack([scaled[tuple(nearest)], 255 * measured]).astype(np.uint8))
+    return dataset.cut_like(depth, index) if isinstance(dataset, Crops) else depth
+
+
+def _stored_depth(dataset: SegmentationDataset, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values of the whole depth map of an image, larger is farther, float64 (H, W), and where they were measured."""
     whole, number = _whole(dataset, index)
     size, file = whole.read(number).rgb.size, depth_file(dataset, index)
-    try:
-        stored = Image.open(file)
-        gray = stored.size == size and stored.mode in ("L", "I", "F", "I;16", "I;16B")
-        values = np.asarray(stored, np.float64) if gray else None
-    except OSError:
-        values = None
-    if values is None:
-        raise StegoError(
-            f"{file} is not a readable depth map. Write one gray value per pixel in the image's size {size}."
+    about, rules = file.parents[1] / "depth.json", {}
+    with naming(f"depth map {file}"):
+        if about.exists():
+            rules = read_json(about)
+        inverse, invalid = rules.get("inverse", False), rules.get("invalid", None)
+        if (
+            rules.keys() - {"inverse", "invalid"}
+            or not isinstance(invalid, list | None)
+            or inverse not in (True, False)
+        ):
+            raise ValueError('depth.json may hold "inverse", true or false, and "invalid", a list of values')
+        with Image.open(file) as stored:
+            if stored.size != size or stored.mode not in ("L", "I", "I;16", "I;16B"):
+                raise ValueError(f"{stored.mode} {stored.size}, not one gray value per pixel of {size}")
+            values = np.asarray(stored, np.float64)
+            measured = ~np.isin(values, INVALID if invalid is None and stored.mode != "L" else invalid or ())
+        if not measured.any():
+            raise ValueError("nothing was measured")
+    return -values if inverse else values, measured
+
+
+def check_depth(dataset: SegmentationDataset) -> None:
+    """Notices where depth maps look inverted, or hold values far from all others; of `CHECKED` maps at most."""
+    whole = _whole(dataset, 0)[0]
+    rows = range(0, len(whole), -(-len(whole) // CHECKED))
+    inverted = outliers = 0
+    for row in rows:
+        values, measured = _stored_depth(whole, row)
+        levels = np.unique(values[measured])
+        steps = np.diff(levels) / max(np.ptp(levels), 1e-12)
+        outliers += len(levels) >= LEVELS and max(steps[0], steps[-1]) > GAP
+        third = len(values) // 3
+        top, bottom = (values[part][measured[part]] for part in (slice(third), slice(-third, None)))
+        inverted += len(top) and len(bottom) and top.mean() < bottom.mean()
+    if len(rows) >= 4 and inverted > MOSTLY * len(rows):
+        notice(
+            f"In {inverted} of {len(rows)} depth maps the top is nearer than the bottom. If larger values are nearer, "
+            'as MiDaS and Depth Anything write them, write {"inverse": true} into depth/depth.json.'
         )
-    spread = max(float(np.ptp(values)), 1e-12)
-    depth = torch.from_numpy(np.round(255 * (values - values.min()) / spread).astype(np.uint8))[None]
-    return dataset.cut_like(depth, index) if isinstance(dataset, Crops) else depth
+    if outliers:
+        notice(
+            f"{outliers} of {len(rows)} depth maps hold values far from all others. If these mean that nothing was "
+            'measured, write them into depth/depth.json: {"invalid": [0]}.'
+        )
 
 
 def _whole(dataset: SegmentationDataset, index: int) -> tuple[SegmentationDataset, int]:

@@ -11,6 +11,7 @@ from stego_lib.datasets.crops import FiveCrop
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.loss import sample
 from stego_lib.successors import depthg
+from stego_lib.utils.notices import Notice
 
 GENERATOR = torch.Generator().manual_seed(0)
 DEPTH = torch.rand(2, 1, 12, 16, generator=GENERATOR)
@@ -95,6 +96,53 @@ def test_sixteen_bits_are_scaled_by_their_own_range(scenes):
     Image.fromarray(np.linspace(1000, 5000, 64 * 64).reshape(64, 64).astype(np.uint16)).save(path)
     depth = depthg.read_depth(dataset, 0)[0]
     assert depth[0, 0] == 0 and depth[-1, -1] == 255 and 126 <= depth[32, 0] <= 129
+
+
+def test_pixels_that_were_not_measured_are_left_out(scenes):
+    dataset = open_dataset("scenes", scenes, "train")
+    values = np.linspace(1000, 5000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    values[:16], values[50:] = 0, 65535
+    Image.fromarray(values).save(scenes / "scenes" / "depth" / "train" / f"{dataset.names[0]}.png")
+    depth, measured = depthg.read_depth(dataset, 0).numpy()
+    np.testing.assert_array_equal(
+        measured, np.where((np.arange(64) < 16) | (np.arange(64) >= 50), 0, 255)[:, None] + 0 * depth
+    )
+    assert (depth[:17] <= 8).all() and (depth[49:] >= 247).all(), "the range of what was measured, continued"
+
+    maps, coords = DEPTH.clone(), depthg.depth_coords(DEPTH, (6, 8), 3)
+    maps[:, :, :6] = torch.nan
+    left_out = coords[..., 1].mT.flatten(1) < 0  # `sample` transposes
+    losses, whole = (depthg.depth_loss(depth, CODE, coords, 0.7).flatten(3).flatten(1, 2) for depth in (maps, DEPTH))
+    pairs = left_out[:, :, None] | left_out[:, None]
+    assert (
+        (losses[pairs] == 0).all() and torch.allclose(losses[~pairs], whole[~pairs]) and 0 < pairs.sum() < pairs.numel()
+    )
+
+
+def test_the_convention_of_depth_maps(scenes):
+    dataset = open_dataset("scenes", scenes, "train")
+    folder = scenes / "scenes" / "depth"
+    before = [depthg.read_depth(dataset, i) for i in range(4)]
+    depthg.check_depth(dataset)
+    for name in dataset.names:
+        path = folder / "train" / f"{name}.png"
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    with pytest.warns(Notice, match="inverse"):
+        depthg.check_depth(dataset)
+    (folder / "depth.json").write_text('{"inverse": true}')
+    depthg.check_depth(dataset)
+    assert all(torch.equal(depthg.read_depth(dataset, i), before[i]) for i in range(4))
+    smooth = np.linspace(200, 100, 64 * 64).reshape(64, 64).astype(np.uint8)
+    smooth[:4] = 0
+    Image.fromarray(smooth).save(path)
+    with pytest.warns(Notice, match="invalid"):
+        depthg.check_depth(dataset)
+    (folder / "depth.json").write_text('{"invalid": [0]}')
+    assert (depthg.read_depth(dataset, 3)[1, :4] == 0).all()
+    for wrong in ('{"inverze": true}', '{"invalid": 0}', '{"inverse": "yes"}', "["):
+        (folder / "depth.json").write_text(wrong)
+        with pytest.raises(StegoError, match=r"depth\.json"):
+            depthg.read_depth(dataset, 0)
 
 
 @pytest.mark.parametrize(
