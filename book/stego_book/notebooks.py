@@ -28,11 +28,16 @@ SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "n
 
 
 class Parameter(NamedTuple):
-    """A parameter of a notebook: its name, its declared type, and whether it may be None."""
+    """A parameter of a notebook: its name, its declared type, and its default as text."""
 
     name: str
     type: str
-    optional: bool
+    default: str
+
+    @property
+    def optional(self) -> bool:
+        """Whether it may be None."""
+        return self.default == "None"
 
     def parse(self, text: str) -> Any:
         """Converts text of the command line to the declared type. Text stays as it is."""
@@ -61,6 +66,9 @@ class Parameter(NamedTuple):
         if not valid.get(self.type, True) and not (value is None and self.optional):
             remedy = f" With papermill, write -r {self.name} TEXT instead of -p." if self.type == "str" else ""
             raise StegoError(f"{self.name}={value!r} must be {TYPES[self.type]}.{remedy}")
+        counts = self.type == "int" and self.default.isdecimal() and self.default != "0"
+        if counts and value < 1:
+            raise StegoError(f"{self.name}={value!r} must be at least 1.")
 
 
 def parameters_of(notebook: str | Path) -> dict[str, Parameter]:
@@ -77,8 +85,7 @@ def parameters_of(notebook: str | Path) -> dict[str, Parameter]:
     except (ValueError, nbformat.ValidationError):
         raise StegoError(f"{notebook} is not a notebook.") from None
     return {
-        name: Parameter(name, about["inferred_type_name"], about["default"] == "None")
-        for name, about in declared.items()
+        name: Parameter(name, about["inferred_type_name"], str(about["default"])) for name, about in declared.items()
     }
 
 
@@ -161,7 +168,7 @@ def check_parameters() -> None:
         for statement in statements:
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
                 name = statement.target.id
-                known[name] = Parameter(name, ast.unparse(statement.annotation), ast.unparse(statement.value) == "None")
+                known[name] = Parameter(name, ast.unparse(statement.annotation), ast.unparse(statement.value))
             elif isinstance(statement, ast.Assign) and source.startswith("# Parameters\n"):
                 name = ast.unparse(statement.targets[0])
             else:

@@ -71,7 +71,15 @@ def test_values_are_read_by_their_declared_type(notebook):
 
 @pytest.mark.parametrize(
     "name, value",
-    [("count", "2.5"), ("count", "None"), ("most", ""), ("share", "half"), ("share", "nan"), ("switch", "maybe")],
+    [
+        ("count", "2.5"),
+        ("count", "None"),
+        ("count", "0"),
+        ("most", ""),
+        ("share", "half"),
+        ("share", "nan"),
+        ("switch", "maybe"),
+    ],
 )
 def test_a_value_of_another_type_stops_before_anything_runs(notebook, tmp_path, capsys, name, value):
     assert main([str(notebook), str(tmp_path / "out.ipynb"), "-p", name, value]) == 2
@@ -96,7 +104,7 @@ def test_the_check_inside_a_notebook(notebook, tmp_path):
     for wrong in ({"folder": 202401}, {"share": float("nan")}, {"switch": "false"}, {"fodler": "x"}):
         with pytest.raises(papermill.PapermillExecutionError, match=next(iter(wrong))):
             papermill.execute_notebook(str(notebook), str(tmp_path / "out.ipynb"), wrong, progress_bar=False)
-    right = {"folder": "2024_01", "most": None, "share": 1, "count": -1}
+    right = {"folder": "2024_01", "most": None, "share": 1, "count": 1}
     papermill.execute_notebook(str(notebook), str(tmp_path / "out.ipynb"), right, progress_bar=False)
 
 

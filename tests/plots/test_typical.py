@@ -50,7 +50,7 @@ def test_typical_patches_are_the_nearest_cells_of_each_image(run, paths):
         wanted = sorted(expected[cluster], reverse=True)[:2]
         assert [(patch.image, patch.row, patch.column) for patch in chosen] == [patch[1:] for patch in wanted]
     for wrong in ([], 2), (paths, 0):
-        with pytest.raises(StegoError, match="count"):
+        with pytest.raises(StegoError, match="at least 1"):
             typical_patches(run, *wrong)
 
 

@@ -65,7 +65,7 @@ def typical_patches(run: Run, images: Sequence[Path], count: int = 6) -> tuple[l
         clusters yet.
     """
     if not images or count < 1:
-        raise StegoError(f"Typical patches need images and a count of at least 1, not {len(images)} and {count}.")
+        raise StegoError(f"{count} typical patches of {len(images)} images cannot be shown. Take at least 1.")
     run.check_fitted()
     broken: list[StegoError] = []
     candidates: list[list[Patch]] = [[] for _ in range(run.model.n_clusters)]
