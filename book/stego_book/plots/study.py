@@ -159,20 +159,21 @@ def benchmark(tables: dict[str, pd.DataFrame]) -> Figure:
 
 
 def backbones(scores: pd.DataFrame) -> Figure:
-    """mIoU of k-means, STEGO and the linear bound on each data and backbone; mean and, as a line, standard deviation.
+    """mIoU of k-means, STEGO and linear probes on each data and backbone; mean and, as a line, standard deviation.
 
     scores: from `results.main_scores`.
     """
     shown = scores[scores["method"].isin(OVERVIEW)]
     shown = shown.assign(group=shown["data"] + "\n" + shown["backbone"], method=shown["method"].map(METHODS))
-    colors = [*sns.light_palette("0.35", 4)[1:3], *sns.color_palette("Blues", 4)[1:4:2], (0.87, 0.56, 0.02)]
+    colors = [*sns.light_palette("0.35", 4)[1:3], *sns.color_palette("Blues", 4)[1:4:2]]
+    colors += [(0.96, 0.76, 0.45), (0.87, 0.56, 0.02)]
     order = [METHODS[method] for method in OVERVIEW]
-    figure, (axis,) = panels(1, size=(10, 3.4))
+    figure, (axis,) = panels(1, size=(5 + 1.1 * shown["group"].nunique(), 3.4))
     options = {"hue": "method", "hue_order": order, "palette": colors, "errorbar": "sd", "err_kws": {"linewidth": 1}}
     sns.barplot(shown, x="group", y="miou", ax=axis, **options)
     axis.set(xlabel="", ylabel="mean IoU (%)")
-    axis.tick_params(axis="x", labelsize=9)
-    axis.legend(title=None, fontsize=9, loc="upper right")
+    axis.tick_params(axis="x", labelsize=8)
+    axis.legend(title=None, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -55,7 +55,9 @@ NOT_COMPARED = ("seed", "n_classes", "keep_every")
 # Scores on CamVid's test split, which no choice of this project has seen: one row per method, backbone and seed.
 TEST = "camvid_test.csv"
 # Methods of the table and the chart on the first page.
-OVERVIEW = ("kmeans_features", "kmeans_features_crf", "cluster", "cluster_crf", "linear_features")
+OVERVIEW = ("kmeans_features", "kmeans_features_crf", "cluster", "cluster_crf", "linear_features", "linear")
+# Data of the first page -> its backbone. Both ship with the project, and no choice has seen CamVid's test split.
+FRONT = {"scenes val": "scenes_vit_tiny8", "CamVid test": "photos_vit_tiny8_d6"}
 # Folder of the main run records -> what was scored, and the backbone.
 MAIN = {
     "scenes": ("scenes val", "scenes_vit_tiny8"),
@@ -228,12 +230,25 @@ def main_scores(root: str | Path) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[["data", "backbone", "method", "seed", "accuracy", "miou"]]
 
 
-def overview_table(root: str | Path) -> str:
-    """mIoU of the methods in `OVERVIEW` on each of the main data and backbones, as a Markdown table."""
-    scores = main_scores(root).query("method in @OVERVIEW").assign(method=lambda table: table["method"].map(METHODS))
-    column = scores["data"] + ", `" + scores["backbone"] + "`"
-    table = scores.groupby(["method", column], sort=False)["miou"].agg(mean_and_spread).unstack()
-    table = table.reindex([METHODS[method] for method in OVERVIEW])[column.unique()].fillna("")
+def front_scores(root: str | Path) -> pd.DataFrame:
+    """The rows of `main_scores` that the first page shows."""
+    scores = main_scores(root)
+    return scores[scores["data"].map(FRONT) == scores["backbone"]]
+
+
+def overview_table(scores: pd.DataFrame, score: str = "miou", methods: Sequence[str] = tuple(METHODS)) -> pd.DataFrame:
+    """Mean and spread of a score: one row per method, one column per data and backbone; blank if not measured.
+
+    scores: from `main_scores`.
+    """
+    cells = scores.groupby(["method", "data", "backbone"], sort=False)[score].agg(mean_and_spread)
+    table = cells.unstack(["data", "backbone"], fill_value="").reindex([key for key in methods if key in cells])
+    return table.rename(index=METHODS)
+
+
+def front_table(root: str | Path) -> str:
+    """mIoU of the methods in `OVERVIEW` on the data of `FRONT`, as a Markdown table that fits on a phone."""
+    table = overview_table(front_scores(root), methods=OVERVIEW).droplevel("backbone", axis="columns")
     return markdown(table.rename_axis("mIoU (%)").reset_index())
 
 
@@ -256,7 +271,7 @@ def published_results() -> pd.DataFrame:
     """Results that others published, one row each, in percent; NaN where none was published.
 
     Columns: method, backbone, dataset, protocol ("cluster" or "linear" probe), accuracy, miou, source, and verified:
-    "yes" where the number was seen at its source.
+    "yes" where the number was checked, at its source or in a second copy of it.
     """
     return pd.read_csv(PUBLISHED)
 
@@ -306,12 +321,12 @@ def departures(record: dict[str, Any], row: str) -> list[str]:
 def fill_tables(text: str, root: str | Path) -> str:
     """`text` with each table between `<!-- table: FOLDER -->` and `<!-- end -->` made anew.
 
-    FOLDER, relative to root: run records, or the folder of all of them, for `overview_table`.
+    FOLDER, relative to root: run records, or the folder of all of them, for `front_table`.
     """
 
     def table(match: re.Match) -> str:
         folder = Path(root) / match[2]
-        lines = overview_table(folder) if (folder / TEST).exists() else markdown_table(read_records(folder))
+        lines = front_table(folder) if (folder / TEST).exists() else markdown_table(read_records(folder))
         return f"{match[1]}\n{lines}\n{match[3]}"
 
     return re.sub(r"(<!-- table: (\S+) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)

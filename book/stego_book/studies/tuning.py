@@ -17,7 +17,7 @@ from .results import read_records, score_table
 from .study import Study, Variant
 
 METHODS, GRID, EXTRAS, WEIGHTS, DRAWS = "method", "grid", "features as they are compared", "weights l", "draws"
-HEADS, ONE_CHANGE = "segmentation head", "one thing changed"
+HEADS = "segmentation head"
 KMEANS, AUTO, BEST = "k-means on features", "auto", "not a result: best of the grid by labels"
 # Recipes of the paper whose shifts are tried as they stand -> their presets; and the name of draws with such shifts.
 PUBLISHED, TRANSFERRED = {"CocoStuff-27": "cocostuff27-vits8", "Cityscapes": "cityscapes-vitb8"}, "published"
@@ -95,21 +95,6 @@ def weights(base: Experiment) -> list[Variant]:
 def heads(base: Experiment) -> list[Variant]:
     """The paper's segmentation head, and its linear branch alone."""
     return [Variant(HEADS, head, base.but(crf=False, head=head)) for head in ("nonlinear", "linear")]
-
-
-def one_change(base: Experiment) -> list[Variant]:
-    """`base` as it stands, and with one thing changed: which part holds STEGO back on weak features."""
-    base = base.but(crf=False)
-    changes: dict[str, dict[str, Any]] = {
-        "the recipe": {},
-        "linear head": {"head": "linear"},
-        "mean subtracted, centered": {"official": {"subtract_mean": True}, "centering": True},
-        "shifts at p60 p60 p90": {"shifts": ("p60", "p60", "p90")},
-        "three times the steps": {"steps": 3 * base.steps},
-        "30 neighbors for 7": {"neighbors": 30},
-        "joint probes": {"probes": "joint"},
-    }
-    return [Variant(ONE_CHANGE, name, base.but(**change)) for name, change in changes.items()]
 
 
 def other_scenes(folder: str | Path) -> str:
