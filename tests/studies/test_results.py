@@ -35,6 +35,7 @@ from stego_book.studies.results import (
 )
 from stego_lib import Experiment, StegoError
 from stego_lib.backbone import EMBEDDED
+from stego_lib.provenance import Provenance
 from stego_lib.utils.files import write_json
 
 RECORDS = [record(seed) for seed in range(4)]
@@ -213,6 +214,15 @@ def test_scores_on_the_test_split_are_those_of_the_reference(shared):
     ours, reference = (pd.read_csv(path / TEST) for path in (ROOT / "book" / "records", shared / "reference"))
     pd.testing.assert_frame_equal(ours[reference.columns], reference)
     assert ours[["precision", "commit"]].notna().all().all()
+
+
+@pytest.mark.parametrize("folder", ["scenes"])
+def test_records_of_the_front_tables_have_complete_provenance(folder):
+    for scored in read_records(ROOT / "book" / "records" / folder):
+        provenance = Provenance.from_dict(scored["provenance"])
+        assert provenance.images and provenance.labels and provenance.weights
+        assert (provenance.precision, provenance.store) == ("float32", "full")
+        assert all({"border_f", "own_miou"} <= set(scored["scores"][name]) for name in OVERVIEW)
 
 
 def test_own_rows_are_means_and_spreads_and_missing_ones_say_what_they_need(tmp_path):
