@@ -1,0 +1,244 @@
+"""A few labels on the codes of a run: `Run.teach`.
+
+Clusters answer a question that nobody asked in their own words. A few label maps or clicks say which segments are
+wanted. They fit a classifier of codes; head and clusters stay as they were trained, without labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .datasets.classes import Classes, distinct_colors, without_names
+from .datasets.images import as_tensor, read_ids
+from .datasets.layout import list_images
+from .predict import Scores
+from .probes import multinomial_regression
+from .utils.errors import StegoError, did_you_mean
+from .utils.files import fingerprint
+from .utils.paths import user_path
+from .utils.states import load_state, save_state
+
+if TYPE_CHECKING:
+    from .run import Run
+
+# Name of the file in a run's folder.
+FILE = "taught.safetensors"
+# What fits the labels, and to what.
+METHODS, MAPS = ("logistic", "neighbors"), ("codes", "features")
+# Columns of a table of clicks.
+CLICK = ("image", "x", "y", "name")
+# Label of pixels that say nothing.
+UNLABELED = 255
+# Of "neighbors": labeled cells that vote for a cell, and temperature of their cosines.
+NEIGHBORS, TEMPERATURE = 30, 0.02
+# Labeled cells that are kept, at most; random ones of more.
+MAX_CELLS = 40_000
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A classifier of codes or features that a few labels fitted."""
+
+    names: tuple[str, ...]
+    method: str
+    """"logistic" or "neighbors"."""
+    on: str
+    """"codes" or "features"."""
+    labels: dict[str, int]
+    """Labeled pixels or clicks of each name."""
+    images: dict[str, str]
+    """Name of each labeled image -> fingerprint of its pixels."""
+    model: str
+    """Fingerprint of head and backbone, see `model_of`."""
+    points: Tensor
+    """"logistic": weights, float32 (n, C + 1), the last column is the bias. "neighbors": unit vectors (M, C)."""
+    ids: Tensor
+    """"neighbors": name of each point, int64 (M,). Empty for "logistic"."""
+
+    def scores(self, maps: Tensor) -> Scores:
+        """Logits of the names on the grid, (B, n, h, w), from codes or features (B, C, h, w)."""
+        points = self.points.to(maps.device)
+        if self.method == "logistic":
+            return Scores(F.conv2d(maps, points[:, :-1, None, None], points[:, -1]))
+        cosines = torch.einsum("bchw,mc->bhwm", F.normalize(maps, dim=1), points)
+        nearest = cosines.topk(min(NEIGHBORS, len(points)), dim=-1)
+        votes = (nearest.values / TEMPERATURE).softmax(-1)
+        of_names = F.one_hot(self.ids.to(maps.device), len(self.names)).to(maps)[nearest.indices]
+        probabilities = torch.einsum("bhwm,bhwmn->bnhw", votes, of_names)
+        return Scores(probabilities.clamp(min=1e-4).log())
+
+    def save(self, path: Path) -> None:
+        """Writes the classifier atomically."""
+        save_state(path, vars(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "Taught":
+        """Reads what `save` wrote."""
+        state = load_state(path)
+        return cls(**(state | {"names": tuple(state["names"])}))
+
+
+def teach(
+    run: "Run",
+    images: str | Path | Sequence[Any],
+    labels: "str | Path | pd.DataFrame | Sequence[Any]",
+    method: str = "logistic",
+    on: str = "codes",
+    names: Sequence[str] | None = None,
+) -> Taught:
+    """Fits a classifier of codes to a few labels; see `Run.teach`."""
+    if method not in METHODS or on not in MAPS:
+        raise StegoError(
+            f"method={method!r}, on={on!r}: unknown. Methods: {', '.join(METHODS)}; on: {', '.join(MAPS)}."
+        )
+    if isinstance(labels, str | Path | pd.DataFrame):
+        examples, names = _clicks(run, images, labels, on)
+    else:
+        examples, names = _label_maps(run, images, labels, on, names)
+    points = torch.cat([example.points for example in examples])
+    ids = torch.cat([example.ids for example in examples])
+    counts = np.sum([example.counts for example in examples], axis=0).tolist()
+    used = [id_ for id_, count in enumerate(counts) if count]
+    if len(used) < 2:
+        raise StegoError(f"The labels hold {len(used)} names with pixels. Label at least two, so there is a choice.")
+    ids = torch.tensor([used.index(id_) if id_ in used else -1 for id_ in range(len(names))])[ids]
+    if len(ids) > MAX_CELLS:
+        chosen = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))[:MAX_CELLS]
+        points, ids = points[chosen], ids[chosen]
+    if method == "logistic":
+        # Cells of an image resemble each other, so each image counts as one observation, however many cells it has.
+        weight, bias = multinomial_regression(points, ids, len(used), len(examples) / len(points), balanced=True)
+        points, ids = torch.cat([weight, bias[:, None]], 1), ids[:0]
+    else:
+        points = F.normalize(points, dim=1)
+    return Taught(
+        names=tuple(names[id_] for id_ in used),
+        method=method,
+        on=on,
+        labels={names[id_]: counts[id_] for id_ in used},
+        images={example.name: example.fingerprint for example in examples},
+        model=model_of(run),
+        points=points,
+        ids=ids,
+    )
+
+
+def model_of(run: "Run") -> str:
+    """Fingerprint of what makes the codes of a run: backbone and head."""
+    head = sorted((name, value) for name, value in run.model.state_dict().items() if name.startswith(("head", "feat")))
+    return fingerprint(run.backbone.weights_id, *(item for pair in head for item in pair))
+
+
+class _Example(NamedTuple):
+    """The labeled cells of an image."""
+
+    name: str
+    fingerprint: str
+    points: Tensor
+    """(M, C)."""
+    ids: Tensor
+    """int64 (M,)."""
+    counts: np.ndarray
+    """Labeled pixels or clicks of each name."""
+
+
+def _maps(run: "Run", image: Any, on: str) -> tuple[Tensor, Tensor]:
+    """The image, uint8 (3, H, W), and its codes or features at the working size, (1, C, h, w)."""
+    pixels, _ = as_tensor(image, run.classes.rules)
+    return pixels, run.maps(pixels, on)
+
+
+def _label_maps(
+    run: "Run", images: Any, labels: Sequence[Any], on: str, names: Sequence[str] | None
+) -> tuple[list[_Example], list[str]]:
+    """Examples of images with label maps: each grid cell has the id of most of its labeled pixels."""
+    images = list(images) if isinstance(images, list | tuple) else [images]
+    if len(images) != len(labels):
+        raise StegoError(f"There are {len(images)} images and {len(labels)} label maps. Give one for each image.")
+    if names is None:
+        if without_names(run.classes):
+            raise StegoError("The ids of the label maps have no names. Give names=[...], one for each id.")
+        names = run.classes.names
+    Classes(tuple(names), tuple(distinct_colors(len(names))))  # checks the names
+    examples = []
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        name = Path(image).name if isinstance(image, str | Path) else f"image {number}"
+        ids = read_ids(user_path(label)) if isinstance(label, str | Path) else np.asarray(label)
+        pixels, maps = _maps(run, image, on)
+        if ids.shape != tuple(pixels.shape[1:]) or ids.dtype.kind not in "iu":
+            raise StegoError(
+                f"The label map of {name} is {ids.dtype} {ids.shape}. It must hold an integer for each pixel of the "
+                f"image, {tuple(pixels.shape[1:])}."
+            )
+        labeled = ids != UNLABELED
+        wrong = np.setdiff1d(ids[labeled], np.arange(len(names)))
+        if len(wrong):
+            raise StegoError(f"The label map of {name} has id {wrong[0]}, and there are {len(names)} names.")
+        cells, cell_ids = _vote(ids, labeled, maps.shape[-2:], len(names))
+        points = maps[0].flatten(1).T[cells].float().cpu()
+        counts = np.bincount(ids[labeled], minlength=len(names))
+        examples.append(_Example(name, fingerprint(pixels), points, cell_ids, counts))
+    return examples, list(names)
+
+
+def _vote(ids: np.ndarray, labeled: np.ndarray, grid: tuple[int, int], n: int) -> tuple[Tensor, Tensor]:
+    """Grid cells with labeled pixels, int64 (M,) in row-major order, and the id of most of these pixels."""
+    rows, columns = (np.arange(pixels) * cells // pixels for pixels, cells in zip(ids.shape, grid, strict=True))
+    cell = rows[:, None] * grid[1] + columns
+    votes = np.bincount(cell[labeled] * n + ids[labeled], minlength=grid[0] * grid[1] * n).reshape(-1, n)
+    cells = np.flatnonzero(votes.sum(1))
+    return torch.from_numpy(cells), torch.from_numpy(votes[cells].argmax(1))
+
+
+def _clicks(run: "Run", images: Any, clicks: Any, on: str) -> tuple[list[_Example], list[str]]:
+    """Examples of clicks, each with the code at its point."""
+    table = _read_clicks(clicks)
+    paths = {path.name: path for path in _paths(images)}
+    names = list(dict.fromkeys(table["name"]))
+    Classes(tuple(names), tuple(distinct_colors(len(names))))  # checks the names
+    examples = []
+    for file, rows in table.groupby("image", sort=False):
+        if file not in paths:
+            raise StegoError(f"There is no image {file!r}{did_you_mean(str(file), list(paths))}. Correct the clicks.")
+        pixels, maps = _maps(run, paths[str(file)], on)
+        height, width = pixels.shape[1:]
+        x, y = rows["x"].to_numpy(float), rows["y"].to_numpy(float)
+        outside = ~((x >= 0) & (x < width) & (y >= 0) & (y < height))
+        if outside.any():
+            raise StegoError(
+                f"A click at ({x[outside][0]:g}, {y[outside][0]:g}) lies outside of {file}, which has {width} x "
+                f"{height} pixels. Give x and y in pixels from the top left corner."
+            )
+        place = torch.tensor(np.stack([(x + 0.5) / width, (y + 0.5) / height], 1) * 2 - 1, dtype=maps.dtype)
+        place = place[None, None].to(maps.device)
+        points = F.grid_sample(maps, place, padding_mode="border", align_corners=False)[0, :, 0].T.float().cpu()
+        ids = torch.tensor([names.index(name) for name in rows["name"]])
+        examples.append(_Example(str(file), fingerprint(pixels), points, ids, np.bincount(ids, minlength=len(names))))
+    return examples, names
+
+
+def _read_clicks(clicks: Any) -> pd.DataFrame:
+    """The table of clicks. Raises StegoError for another table."""
+    table = clicks if isinstance(clicks, pd.DataFrame) else pd.read_csv(user_path(clicks), dtype={"image": str})
+    missing = [column for column in CLICK if column not in table]
+    if missing or not len(table):
+        raise StegoError(f"The table of clicks has no {', '.join(missing) or 'rows'}. It needs {', '.join(CLICK)}.")
+    table = table[list(CLICK)].astype({"image": str})
+    numbers = table[["x", "y"]].apply(pd.to_numeric, errors="coerce")
+    if numbers.isna().any(axis=None) or not table["name"].map(lambda name: isinstance(name, str)).all():
+        raise StegoError("A click has no number in x or y, or no name. Complete the table.")
+    return table.assign(**numbers)
+
+
+def _paths(images: Any) -> list[Path]:
+    """The files of a folder, or of a list of paths."""
+    if isinstance(images, str | Path):
+        return list_images(user_path(images))
+    return [user_path(path) for path in images]

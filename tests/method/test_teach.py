@@ -1,0 +1,164 @@
+"""A few labels on the codes of a run."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from randomrun import random_run
+
+from stego_lib import StegoError, load_run
+from stego_lib.loss import upsample
+
+RED, GREEN = (220, 30, 20), (20, 200, 60)
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = random_run(tmp_path, eval_size=64, mirror=False, crf=False)
+    made.save_experiment()
+    made.save(torch.optim.Adam(made.model.parameters()), {})
+    return made
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Red on the left, green on the right, with noise."""
+    rng, folder = np.random.default_rng(0), tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        pixels = np.empty((64, 96, 3))
+        pixels[:, :48], pixels[:, 48:] = RED, GREEN
+        Image.fromarray((pixels + rng.integers(0, 20, pixels.shape)).clip(0, 255).astype(np.uint8)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def clicks():
+    rows = [("a.png", 10, 12, "tomato"), ("a.png", 80.4, 50, "grass"), ("b.png", 20, 40, "tomato")]
+    return pd.DataFrame(rows, columns=["image", "x", "y", "name"])
+
+
+@pytest.mark.parametrize("on", ["codes", "features"])
+@pytest.mark.parametrize("method", ["logistic", "neighbors"])
+def test_clicks_name_both_halves_of_another_image_and_are_kept(run, images, clicks, method, on):
+    taught = run.teach(images, clicks, method, on)
+    assert taught.labels == {"tomato": 2, "grass": 1} and list(taught.images) == ["a.png", "b.png"]
+    for opened in (run, load_run(run.folder)):
+        assert opened.segments.names == ("tomato", "grass")
+        label = opened.predict(images / "c.png")
+        assert (label[:, :40] == 0).mean() > 0.95 and (label[:, 56:] == 1).mean() > 0.95
+
+
+def test_label_maps_fit_what_a_naive_loop_collects(run, images):
+    label = np.full((64, 96), 255, np.uint8)
+    label[:20, 30:66], label[5:9, 40:60] = 1, 0
+    taught = run.teach([images / "a.png"], [label], "neighbors", names=["thing", "stuff"])
+    codes = run.maps(torch.from_numpy(np.array(Image.open(images / "a.png"))).movedim(-1, 0))[0]
+    _, height, width = codes.shape
+    expected, ids = [], []
+    for row in range(height):
+        for column in range(width):
+            cell = label[
+                row * 64 // height : (row + 1) * 64 // height, column * 96 // width : (column + 1) * 96 // width
+            ]
+            votes = [(cell == 0).sum(), (cell == 1).sum()]
+            if sum(votes):
+                expected.append(F.normalize(codes[:, row, column], dim=0))
+                ids.append(int(np.argmax(votes)))
+    torch.testing.assert_close(taught.points, torch.stack(expected))
+    assert taught.ids.tolist() == ids and taught.labels == {"thing": 80, "stuff": 640}
+
+
+def test_a_click_has_the_code_that_upsampling_gives_its_pixel(run, images, clicks):
+    taught = run.teach(images, clicks.round(), "neighbors")
+    codes = run.maps(torch.from_numpy(np.array(Image.open(images / "a.png"))).movedim(-1, 0))
+    pixels = upsample(codes, (64, 96))[0]
+    torch.testing.assert_close(taught.points[0], F.normalize(pixels[:, 12, 10], dim=0))
+
+
+def test_neighbors_vote_as_in_a_naive_loop(run, images):
+    label = np.random.default_rng(0).integers(0, 3, (64, 96)).astype(np.uint8)
+    taught = run.teach([images / "a.png"], [label], "neighbors")
+    codes = run.maps(torch.from_numpy(np.array(Image.open(images / "b.png"))).movedim(-1, 0))
+    scores = taught.scores(codes).grid[0]
+    for row, column in ((0, 0), (3, 5), (7, 11)):
+        cosines = taught.points @ F.normalize(codes[0, :, row, column], dim=0)
+        weights, votes = torch.exp(cosines / 0.02 - cosines.max() / 0.02), torch.zeros(3)
+        for number in cosines.argsort(descending=True)[:30].tolist():
+            votes[taught.ids[number]] += weights[number]
+        torch.testing.assert_close(scores[:, row, column], (votes / votes.sum()).clamp(min=1e-4).log())
+
+
+def test_logistic_minimizes_its_objective(run, images):
+    """The gradient of the balanced mean loss plus the prior is zero at the fit."""
+    label = np.full((64, 96), 255, np.uint8)
+    label[:, :30], label[:20, 60:] = 0, 1
+    fitted = run.teach([images / "a.png"], [label], names=["a", "b"])
+    cells = run.teach([images / "a.png"], [label], "neighbors", names=["a", "b"]).ids
+    codes = run.maps(torch.from_numpy(np.array(Image.open(images / "a.png"))).movedim(-1, 0))[0].flatten(1).T.double()
+    rows, columns = np.divmod(np.arange(96), 12)
+    labeled = torch.from_numpy((columns * 8 < 30) | ((rows * 8 < 20) & (columns * 8 + 8 > 60)))
+    points = codes[labeled]
+    mean, scale = points.mean(0), points.std(0, unbiased=False)
+    # Of two classes, the difference of their weights counts.
+    difference = (fitted.points[1, :-1] - fitted.points[0, :-1]).double() * scale
+    offset = (fitted.points[1, -1] - fitted.points[0, -1]).double() + (difference / scale) @ mean
+    difference.requires_grad_()
+    logits = (points - mean) / scale @ difference + offset
+    losses = F.binary_cross_entropy_with_logits(logits, cells.double(), reduction="none")
+    balanced = (losses / torch.bincount(cells)[cells] * len(cells) / 2).sum()
+    objective = balanced / len(cells) + difference.square().sum() / 2
+    (gradient,) = torch.autograd.grad(objective, difference)
+    assert gradient.abs().max() < 1e-3 * objective
+
+
+def test_labels_change_neither_head_nor_clusters_and_can_be_forgotten(run, images, clicks):
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    clusters, names = run.predict(images / "c.png"), run.segments.names
+    run.teach(images, clicks)
+    run.teach(None)
+    assert run.taught is None and run.segments.names == names
+    np.testing.assert_array_equal(run.predict(images / "c.png"), clusters)
+    assert all(value.equal(before[name]) for name, value in run.model.state_dict().items())
+
+
+def test_labels_of_other_codes_are_an_error(run, images, clicks):
+    run.teach(images, clicks)
+    with torch.no_grad():
+        next(run.model.head.parameters()).add_(1)
+    with pytest.raises(StegoError, match="teach"):
+        run.predict(images / "c.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"x": 96.0}, "outside"),
+        ({"image": "d.png"}, "d.png"),
+        ({"name": "tomato"}, "two"),
+        ({"name": "Tomato"}, "Tomato"),
+        ({"x": "left"}, "number"),
+        ({"name": None}, "name"),
+    ],
+)
+def test_a_wrong_click_is_named(run, images, clicks, change, word):
+    table = clicks.astype(object)
+    for column, value in change.items():
+        table.loc[1, column] = value
+    with pytest.raises(StegoError, match=word):
+        run.teach(images, table)
+    assert run.taught is None
+
+
+def test_wrong_label_maps_are_named(run, images):
+    label = np.zeros((64, 96), np.uint8)
+    for labels, names, word in (
+        ([label, label], None, "2 label maps"),
+        ([label[:5]], None, "shape|pixel"),
+        ([label], None, "two"),
+        ([label + 7], None, "id 7"),
+    ):
+        with pytest.raises(StegoError, match=word):
+            run.teach([images / "a.png"], labels, names=names)
