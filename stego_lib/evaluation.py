@@ -34,7 +34,7 @@ from .utils.threads import in_threads
 # Images that are scored at once.
 BATCH = 16
 # Methods that are also scored after the CRF, as NAME_crf.
-REFINED = ("cluster", "linear", "kmeans_features")
+REFINED = ("cluster", "linear", "taught", "kmeans_features")
 
 
 @torch.inference_mode()
@@ -62,9 +62,10 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine
         (mIoU if each image is matched by itself, `metrics.own_assigned`) in percent, and for clusters their matching
         (the class of each, -1 for none): "cluster" and "linear" (STEGO), and the baselines "kmeans_features",
         "kmeans_pca", "kmeans_colors" and "linear_features"; with `experiment.crf`, "cluster", "linear" and
-        "kmeans_features" also as "..._crf". Linear probes need training labels. With `experiment.official.keep_every`,
-        "best_by_label" holds the scores of the step that the labels favor, as the published code reports them; it is no
-        result. "scores" is empty, and "unscored" says why, for a split without labels or with a single class.
+        "kmeans_features" also as "..._crf"; and "taught" after `Run.teach`. Linear probes need training labels. With
+        `experiment.official.keep_every`, "best_by_label" holds the scores of the step that the labels favor, as the
+        published code reports them; it is no result. "scores" is empty, and "unscored" says why, for a split without
+        labels or with a single class.
 
         The file is metrics.json for the validation split of the run's own data, whose matching `Run.predict` uses;
         another split, other data and other settings (see `load_run`) go to metrics-SPLIT....json.
@@ -129,6 +130,11 @@ class Views:
         """Codes of some images, (B, K, h, w)."""
         return model.mean_code(self.plain.rows(rows), None if self.flipped is None else self.flipped.rows(rows))
 
+    def features(self, rows: Tensor) -> Tensor:
+        """Features of some images, averaged as the codes are, (B, C, h, w)."""
+        plain = self.plain.rows(rows)
+        return plain if self.flipped is None else 0.5 * (plain + self.flipped.rows(rows).flip(-1))
+
     def unit_features(self, rows: Tensor) -> Tensor:
         """L2-normalized features of some images, averaged as the codes are, (B, C, h, w)."""
         unit = F.normalize(self.plain.rows(rows), dim=1)
@@ -174,9 +180,11 @@ def _score(run: Run, dataset: SegmentationDataset, views: Views, baselines: bool
         return _unscored(dataset, f"has no label but {dataset.classes.names[present[0]]!r} (id {present[0]})")
     fitted = fit_baselines(run) if baselines else {}
     sizes = {"cluster": model.n_clusters} | ({"linear": len(run.classes)} if model.linear_probe.trained else {})
+    if taught := run.taught:
+        sizes["taught"] = len(taught.class_ids(run.classes)[1])
     counts = count_pixels(
         views,
-        lambda rows: score_rows(model, views, rows, fitted),
+        lambda rows: score_rows(run, views, rows, fitted),
         sizes | {name: len(baseline.bias) for name, baseline in fitted.items()},
         refined=[name for name in REFINED if experiment.crf],
         engine=engine,
@@ -185,6 +193,7 @@ def _score(run: Run, dataset: SegmentationDataset, views: Views, baselines: bool
     results = {name: _scores(name, counted, published) for name, counted in counts.items()}
     return {
         "scores": results,
+        **({"taught": taught.about} if taught else {}),
         **({"crf": engine} if experiment.crf and engine != "lattice" else {}),
         **_best_by_label(run, views.plain),
         "matching": results["cluster"]["matching"],
@@ -246,9 +255,13 @@ def count_pixels(
     return {name: PixelCounts(*map(devices.total, counted)) for name, counted in counts.items()}
 
 
-def score_rows(model: Stego, views: Views, rows: Tensor, baselines: Mapping[str, LinearScorer]) -> dict[str, Scores]:
-    """`Scores` of both probes and of fitted baselines for some images of a split."""
-    by_method = probe_scores(model, views.codes(model, rows))
+def score_rows(run: Run, views: Views, rows: Tensor, baselines: Mapping[str, LinearScorer]) -> dict[str, Scores]:
+    """`Scores` of both probes, of `Run.taught`, and of fitted baselines for some images of a split."""
+    code = views.codes(run.model, rows)
+    by_method = probe_scores(run.model, code)
+    if run.taught is not None:
+        maps = code if run.taught.on == "codes" else views.features(rows)
+        by_method["taught"] = run.taught.class_scores(maps, run.classes)
     unit = views.unit_features(rows) if baselines else None
     for name, baseline in baselines.items():
         # k-means scores, 2 f.c - |c|^2, are the inner product times `ALPHA`, as for the cluster probe, so both get the
@@ -315,8 +328,9 @@ def _scores(method: str, counts: PixelCounts, published: bool) -> dict[str, Any]
     table, n_classes = counts.confusion, counts.confusion.shape[1]
     own = scores(counts.own, torch.tensor([*range(n_classes), -1]))  # its last row has no class
     more = {"border_f": border_f(counts.borders), "own_miou": own["miou"]}
-    if method.startswith("linear"):
-        return scores(table, identity(n_classes), published=published) | more
+    if method.startswith(("linear", "taught")):
+        no_class = torch.full((len(table) - n_classes,), -1)
+        return scores(table, torch.cat([identity(n_classes), no_class]), published=published) | more
     return _matched_scores(table, published) | more
 
 

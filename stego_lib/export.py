@@ -81,6 +81,8 @@ def export_onnx(
     for name in outputs:
         check_choice("outputs", name, OUTPUTS)
     run.check_fitted()
+    if run.taught is not None and run.taught.method != "logistic":
+        raise StegoError('A run taught with "neighbors" cannot be exported. Call run.teach(..., method="logistic").')
     path, run = user_path(path), _in_float32(run)
     images, source = _images(run)
     expected = [run.predict(image, refine="none") for image in images]
@@ -122,7 +124,7 @@ class Graph(nn.Module):
         super().__init__()
         self.backbone, self.model, self.outputs = run.backbone, run.model, outputs
         self.size, self.mirror = run.experiment.eval_size, run.experiment.mirror
-        self.published = run.experiment.official.published
+        self.published, self.taught = run.experiment.official.published, run.taught
         ids = run.ids.tolist()
         # Ids in the order of their maps; that of dropped clusters comes last, and may win too.
         maps = [*range(len(run.segments)), *sorted({id_ for id_ in ids if id_ >= len(run.segments)})]
@@ -142,6 +144,9 @@ class Graph(nn.Module):
         code = self.model.mean_code(plain, flipped)
         similarity = self.model.cluster_probe.similarity(code)
         cells = similarity[0]
+        if self.taught is not None:
+            features = plain if flipped is None else 0.5 * (plain + flipped.flip(-1))
+            cells = self.taught.scores(code if self.taught.on == "codes" else features).grid[0]
         maps = _bilinear(height, cells.shape[1]) @ (cells @ _bilinear(width, cells.shape[2]).T)
         never = torch.full_like(maps[:1], torch.finfo(torch.float32).min)
         scores = torch.cat([maps, never])[self.clusters].amax(1)

@@ -1,6 +1,6 @@
 """A run is one folder: `Run` reads and writes it, `load_run` opens it, `find_run` finds it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .datasets.base import SegmentationDataset
     from .datasets.images import ImageLike
     from .predict import Scores
+    from .teach import Taught
 
 CHECKPOINT = "checkpoint.safetensors"
 # Files that a run folder cannot do without.
@@ -49,7 +50,8 @@ class Run:
     * correspondences.json: the shifts, the reason for them, and histograms of the correspondences;
     * watch.json: number of groups that the codes form;
     * metrics.json: the run record of the validation split, by `evaluate`; metrics-SPLIT....json for other splits;
-    * names.json: names of the clusters, by `name_segments`.
+    * names.json: names of the clusters, by `name_segments`;
+    * taught.safetensors: the classifier that a few labels fitted, by `teach`.
 
     The folder of a released checkpoint holds only its evaluation.
     """
@@ -209,14 +211,30 @@ class Run:
         features, flipped = self.backbone(torch.cat([images, images.flip(-1)])).chunk(2)
         return self.model.mean_code(features, flipped)
 
+    def maps(self, images: Tensor, on: str | None = None) -> Tensor:
+        """`code` of uint8 images (B, 3, H, W), or with on="features" the features of the backbone, (B, C, h, w).
+
+        By default what `segments` are computed from: codes, unless `teach` was given features.
+        """
+        if (on or ("codes" if self.taught is None else self.taught.on)) == "codes":
+            return self.code(images)
+        features = self.backbone(images)
+        return 0.5 * (features + self.backbone(images.flip(-1)).flip(-1)) if self.experiment.mirror else features
+
+    def score_maps(self, maps: Tensor) -> "Scores":
+        """Scores of `segments` on the grid, from `maps`: those of the cluster probe, or of what `teach` fitted."""
+        from .predict import probe_scores
+
+        return probe_scores(self.model, maps)["cluster"] if self.taught is None else self.taught.scores(maps)
+
     def scores(self, image: Tensor, size: int | None = None) -> "Scores":
-        """Scores of the cluster probe on the grid of one image, uint8 (3, H, W), at the working size of `predict`."""
-        from .predict import probe_scores, score_image
+        """Scores of `segments` on the grid of one image, uint8 (3, H, W), at the working size of `predict`."""
+        from .predict import score_image
 
         experiment = self.experiment
         return score_image(
             image,
-            lambda images: probe_scores(self.model, self.code(images))["cluster"],
+            lambda images: self.score_maps(self.maps(images)),
             size or experiment.eval_size,
             self.backbone.patch,
             experiment.official.published,
@@ -310,7 +328,78 @@ class Run:
         check_choice("refine", refine, REFINEMENTS)
         return refine == "crf"
 
-    # ------------------------------------------------------------------------------------------ names
+    # ------------------------------------------------------------------------------------------ labels and names
+
+    @cached_property
+    def taught(self) -> "Taught | None":
+        """The classifier that `teach` fitted, or None. Raises StegoError if it belongs to other weights."""
+        from .teach import FILE, Taught, model_of
+
+        path = self.folder / FILE
+        taught = Taught.load(path) if path.exists() else None
+        if taught is not None and taught.model != model_of(self):
+            raise StegoError(f"{path} was taught with other weights. Remove it, and call run.teach(...) again.")
+        return taught
+
+    def teach(
+        self,
+        images: "str | Path | Sequence[Any] | None",
+        labels: "str | Path | pd.DataFrame | Sequence[Any]" = (),
+        method: str = "logistic",
+        on: str = "codes",
+        names: Sequence[str] | None = None,
+    ) -> "Taught | None":
+        """Fits a classifier of codes to a few labels; `segments` and `predict` then follow it instead of the clusters.
+
+        It is kept in the run's folder. Head and clusters do not change, and what is unsupervised stays unsupervised.
+
+        Parameters
+        ----------
+        images
+            A folder or a list of images; None forgets the labels.
+        labels
+            One of
+
+            * a label map for each image of a list: a file or an integer array (H, W) of ids into `names`, 255 for
+              pixels without a label. A few scribbles suffice;
+            * a table of clicks, a CSV file or a DataFrame, with the columns image (file name), x, y (pixels from the
+              top left corner, as `predict` sees the image) and name.
+        method
+            "logistic": multinomial logistic regression in which all names have the same weight, and each image counts
+            as one observation, however many of its pixels are labeled; that sets its regularization. "neighbors": the
+            30 nearest labeled cells vote, with weights softmax(cosine / 0.02); a name with few labels loses votes.
+        on
+            "codes" of the head, or "features" of the backbone.
+        names
+            Name of each id of label maps; the classes of the run by default.
+
+        Returns
+        -------
+        stego_lib.teach.Taught
+            The classifier, with the number of labels of each name.
+
+        Raises
+        ------
+        StegoError
+            For a click outside of its image, an unknown image, an id without a name, names that differ in case alone,
+            and fewer than two names.
+
+        Examples
+        --------
+        >>> run.teach("photographs", "clicks.csv")
+        >>> run.teach(["a.jpg", "b.jpg"], ["a.png", "b.png"], names=["road", "tree", "house"])
+        """
+        from .teach import FILE, teach
+
+        self.check_fitted()
+        path = self.folder / FILE
+        taught = None if images is None else teach(self, images, labels, method, on, names)
+        if taught is None:
+            path.unlink(missing_ok=True)
+        else:
+            taught.save(path)
+        self.__dict__["taught"] = taught  # in place of the cached one
+        return taught
 
     @property
     def _naming(self) -> "Naming":
@@ -325,13 +414,13 @@ class Run:
 
     @property
     def segments(self) -> Classes:
-        """Name and color of every id of `predict`: the names of `name_segments`, else those of `unnamed_segments`."""
-        return self._naming.named[1]
+        """Name and color of every id of `predict`: those of `teach`, of `name_segments`, or `unnamed_segments`."""
+        return self._naming.named[1] if self.taught is None else self.taught.classes
 
     @property
     def ids(self) -> np.ndarray:
-        """Id of each cluster in the label maps of `predict`, uint8 (n_clusters,); 255 for a dropped cluster."""
-        return self._naming.named[0]
+        """Id of each map of `score_maps` in the label maps of `predict`, uint8 (n,); 255 for a dropped cluster."""
+        return self._naming.named[0] if self.taught is None else np.arange(len(self.taught.names), dtype=np.uint8)
 
     @property
     def unnamed_segments(self) -> Classes:

@@ -18,9 +18,10 @@ from torch import Tensor
 from .datasets.classes import Classes, distinct_colors, without_names
 from .datasets.images import as_tensor, read_ids
 from .datasets.layout import list_images
-from .predict import Scores
+from .datasets.transforms import resize_image
+from .predict import Scores, working_size
 from .probes import multinomial_regression
-from .utils.errors import StegoError, did_you_mean
+from .utils.errors import StegoError, check_choice, did_you_mean
 from .utils.files import fingerprint
 from .utils.paths import user_path
 from .utils.states import load_state, save_state
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 FILE = "taught.safetensors"
 # What fits the labels, and to what.
 METHODS, MAPS = ("logistic", "neighbors"), ("codes", "features")
+# Logit of a class that has no label.
+NEVER = -1e4
 # Columns of a table of clicks.
 CLICK = ("image", "x", "y", "name")
 # Label of pixels that say nothing.
@@ -62,6 +65,11 @@ class Taught:
     ids: Tensor
     """"neighbors": name of each point, int64 (M,). Empty for "logistic"."""
 
+    @property
+    def classes(self) -> Classes:
+        """Names and colors."""
+        return Classes(self.names, tuple(distinct_colors(len(self.names))))
+
     def scores(self, maps: Tensor) -> Scores:
         """Logits of the names on the grid, (B, n, h, w), from codes or features (B, C, h, w)."""
         points = self.points.to(maps.device)
@@ -73,6 +81,24 @@ class Taught:
         of_names = F.one_hot(self.ids.to(maps.device), len(self.names)).to(maps)[nearest.indices]
         probabilities = torch.einsum("bhwm,bhwmn->bnhw", votes, of_names)
         return Scores(probabilities.clamp(min=1e-4).log())
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a run record says of the labels."""
+        return {"method": self.method, "on": self.on, "images": len(self.images), "labels": self.labels}
+
+    def class_ids(self, classes: Classes) -> tuple[list[int], list[str]]:
+        """Map of each name in `class_scores`, and the names of these maps: the classes, then names of no class."""
+        maps = [*classes.names, *(name for name in self.names if name not in classes.names)]
+        return [maps.index(name) for name in self.names], maps
+
+    def class_scores(self, maps: Tensor, classes: Classes) -> Scores:
+        """`scores` with a map for each of the classes, in their order, and then for each name that is no class."""
+        ids, names = self.class_ids(classes)
+        grid = self.scores(maps).grid
+        of_classes = grid.new_full((len(grid), len(names), *grid.shape[2:]), NEVER)
+        of_classes[:, ids] = grid
+        return Scores(of_classes)
 
     def save(self, path: Path) -> None:
         """Writes the classifier atomically."""
@@ -94,10 +120,8 @@ def teach(
     names: Sequence[str] | None = None,
 ) -> Taught:
     """Fits a classifier of codes to a few labels; see `Run.teach`."""
-    if method not in METHODS or on not in MAPS:
-        raise StegoError(
-            f"method={method!r}, on={on!r}: unknown. Methods: {', '.join(METHODS)}; on: {', '.join(MAPS)}."
-        )
+    check_choice("method", method, METHODS)
+    check_choice("on", on, MAPS)
     if isinstance(labels, str | Path | pd.DataFrame):
         examples, names = _clicks(run, images, labels, on)
     else:
@@ -114,7 +138,8 @@ def teach(
         points, ids = points[chosen], ids[chosen]
     if method == "logistic":
         # Cells of an image resemble each other, so each image counts as one observation, however many cells it has.
-        weight, bias = multinomial_regression(points, ids, len(used), len(examples) / len(points), balanced=True)
+        all_points = torch.cat([example.all_points for example in examples])
+        weight, bias = multinomial_regression(points, ids, len(used), len(examples) / len(points), all_points, True)
         points, ids = torch.cat([weight, bias[:, None]], 1), ids[:0]
     else:
         points = F.normalize(points, dim=1)
@@ -147,12 +172,16 @@ class _Example(NamedTuple):
     """int64 (M,)."""
     counts: np.ndarray
     """Labeled pixels or clicks of each name."""
+    all_points: Tensor
+    """Those of all cells, labeled or not."""
 
 
-def _maps(run: "Run", image: Any, on: str) -> tuple[Tensor, Tensor]:
-    """The image, uint8 (3, H, W), and its codes or features at the working size, (1, C, h, w)."""
-    pixels, _ = as_tensor(image, run.classes.rules)
-    return pixels, run.maps(pixels, on)
+@torch.inference_mode()
+def _read(run: "Run", image: Any, on: str) -> tuple[Tensor, Tensor]:
+    """The image, uint8 (3, H, W), and its codes or features at the working size of `predict`, (1, C, h, w)."""
+    experiment, (pixels, _) = run.experiment, as_tensor(image, run.classes.rules)
+    size = working_size(pixels.shape[1], pixels.shape[2], experiment.eval_size, run.backbone.patch)
+    return pixels, run.maps(resize_image(pixels, size, experiment.official.published)[None], on)
 
 
 def _label_maps(
@@ -171,7 +200,7 @@ def _label_maps(
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         name = Path(image).name if isinstance(image, str | Path) else f"image {number}"
         ids = read_ids(user_path(label)) if isinstance(label, str | Path) else np.asarray(label)
-        pixels, maps = _maps(run, image, on)
+        pixels, maps = _read(run, image, on)
         if ids.shape != tuple(pixels.shape[1:]) or ids.dtype.kind not in "iu":
             raise StegoError(
                 f"The label map of {name} is {ids.dtype} {ids.shape}. It must hold an integer for each pixel of the "
@@ -182,9 +211,9 @@ def _label_maps(
         if len(wrong):
             raise StegoError(f"The label map of {name} has id {wrong[0]}, and there are {len(names)} names.")
         cells, cell_ids = _vote(ids, labeled, maps.shape[-2:], len(names))
-        points = maps[0].flatten(1).T[cells].float().cpu()
+        points = maps[0].flatten(1).T.float().cpu()
         counts = np.bincount(ids[labeled], minlength=len(names))
-        examples.append(_Example(name, fingerprint(pixels), points, cell_ids, counts))
+        examples.append(_Example(name, fingerprint(pixels), points[cells], cell_ids, counts, points))
     return examples, list(names)
 
 
@@ -207,7 +236,7 @@ def _clicks(run: "Run", images: Any, clicks: Any, on: str) -> tuple[list[_Exampl
     for file, rows in table.groupby("image", sort=False):
         if file not in paths:
             raise StegoError(f"There is no image {file!r}{did_you_mean(str(file), list(paths))}. Correct the clicks.")
-        pixels, maps = _maps(run, paths[str(file)], on)
+        pixels, maps = _read(run, paths[str(file)], on)
         height, width = pixels.shape[1:]
         x, y = rows["x"].to_numpy(float), rows["y"].to_numpy(float)
         outside = ~((x >= 0) & (x < width) & (y >= 0) & (y < height))
@@ -220,7 +249,8 @@ def _clicks(run: "Run", images: Any, clicks: Any, on: str) -> tuple[list[_Exampl
         place = place[None, None].to(maps.device)
         points = F.grid_sample(maps, place, padding_mode="border", align_corners=False)[0, :, 0].T.float().cpu()
         ids = torch.tensor([names.index(name) for name in rows["name"]])
-        examples.append(_Example(str(file), fingerprint(pixels), points, ids, np.bincount(ids, minlength=len(names))))
+        counts, all_points = np.bincount(ids, minlength=len(names)), maps[0].flatten(1).T.float().cpu()
+        examples.append(_Example(str(file), fingerprint(pixels), points, ids, counts, all_points))
     return examples, names
 
 

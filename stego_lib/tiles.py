@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .datasets.transforms import resize_image, resize_label
-from .predict import Scores, label_maps, refined_label_maps, working_size
+from .predict import label_maps, refined_label_maps, working_size
 
 if TYPE_CHECKING:
     from .run import Run
@@ -62,7 +62,7 @@ def label_strips(run: "Run", read: Read, size: tuple[int, int], tile: int, crf: 
     window, grid = _window_and_grid(run, size, tile)
     margin = max(1, MARGIN // patch) if crf else 1  # labels are interpolated between two cells
     step = max(1, BLOCK // patch - 2 * margin)
-    rows = _blended_codes(run, read, size, window, grid)
+    rows = _blended_maps(run, read, size, window, grid)
     code, first = next(rows), 0  # the rows of the grid that are needed, and the number of the first
     for top in range(0, grid[0], step):
         bottom = min(top + step, grid[0])
@@ -75,7 +75,7 @@ def label_strips(run: "Run", read: Read, size: tuple[int, int], tile: int, crf: 
             right = min(left + step, grid[1])
             before, after = max(0, left - margin), min(grid[1], right + margin)
             part = code[None, :, : below - above, before:after]
-            scores = Scores(run.model.cluster_probe.similarity(part), part)
+            scores = run.score_maps(part)
             height, width = (below - above) * patch, (after - before) * patch
             if crf:
                 image = _read_padded(read, size, above * patch, before * patch, height, width)
@@ -114,22 +114,25 @@ def _window_and_grid(run: "Run", size: tuple[int, int], tile: int) -> tuple[tupl
     return (height, width), (max(cells[0], height), max(cells[1], width))
 
 
-def _blended_codes(
+def _blended_maps(
     run: "Run", read: Read, size: tuple[int, int], window: tuple[int, int], grid: tuple[int, int]
 ) -> Iterator[Tensor]:
-    """The blended codes of all windows, (K, rows, grid width), from top to bottom."""
+    """The blended maps of all windows, (C, rows, grid width), from top to bottom; see `Run.maps`."""
     patch, device = run.backbone.patch, run.backbone.device
     fades = [torch.sin(torch.pi * (torch.arange(cells) + 0.5) / cells) ** 2 for cells in window]
     fade = (fades[0][:, None] * fades[1]).to(device)
     tops, lefts = (_starts(cells, length) for cells, length in zip(grid, window, strict=True))
-    total = torch.zeros(run.model.head.code_dim + 1, window[0], grid[1], device=device)  # weighted codes, and weights
+    total = torch.empty(0)
     for top, following in zip(tops, [*tops[1:], grid[0]], strict=True):
         for some in (lefts[i : i + BATCH] for i in range(0, len(lefts), BATCH)):
             height, width = (cells * patch for cells in window)
             images = [_read_padded(read, size, top * patch, left * patch, height, width) for left in some]
-            for left, code in zip(some, run.code(torch.stack(images)), strict=True):
+            maps = run.maps(torch.stack(images))
+            if not len(total):
+                total = maps.new_zeros(maps.shape[1] + 1, window[0], grid[1])  # weighted maps, and weights
+            for left, values in zip(some, maps, strict=True):
                 part = total[:, :, left : left + window[1]]
-                part[:-1] += fade * code
+                part[:-1] += fade * values
                 part[-1] += fade
         done = following - top
         yield total[:-1, :done] / total[-1:, :done]

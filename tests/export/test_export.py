@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -56,6 +57,23 @@ def test_a_file_labels_as_the_run_does(tmp_path, scenes_root):
             torch.testing.assert_close(torch.from_numpy(ours[name]), theirs, atol=1e-3, rtol=1e-3)
         assert ours["features"].shape[2:] == grid.code.shape[2:]
     assert {0, 255} < seen, "one segment alone would prove nothing"
+
+
+@pytest.mark.parametrize("on", ["codes", "features"])
+def test_a_file_of_a_taught_run_speaks_its_names(tmp_path, scenes_root, on):
+    run = random_run(tmp_path, data_root=str(scenes_root), train_size=128, eval_size=128)
+    image, _ = paint_scene(5, 0)
+    rows = [["a.png", 5, 5, "sky"], ["a.png", 30, 60, "ground"], ["a.png", 60, 50, "ground"]]
+    clicks = pd.DataFrame(rows, columns=["image", "x", "y", "name"])
+    Image.fromarray(image).save(tmp_path / "a.png")
+    run.teach([tmp_path / "a.png"], clicks, on=on)
+    about = export_onnx(run, tmp_path / "a.onnx")
+    assert about["names"] == ("sky", "ground") and about["agreement"] >= 0.999
+    labels = outputs_of(tmp_path / "a.onnx", image)["labels"]
+    assert (labels == run.predict(image, refine="none")).mean() >= 0.999 and set(np.unique(labels)) == {0, 1}
+    run.teach([tmp_path / "a.png"], clicks, "neighbors", on)
+    with pytest.raises(StegoError, match="logistic"):
+        export_onnx(run, tmp_path / "a.onnx")
 
 
 def test_eight_bits_are_smaller_and_change_few_pixels(tmp_path, scenes_root):

@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from common import tiny_experiment
 from PIL import Image
 from randomrun import random_run
 
-from stego_lib import StegoError, load_run
+from stego_lib import StegoError, evaluate, load_run, open_dataset, train
 from stego_lib.loss import upsample
 
 RED, GREEN = (220, 30, 20), (20, 200, 60)
@@ -36,15 +37,21 @@ def images(tmp_path):
 
 @pytest.fixture
 def clicks():
-    rows = [("a.png", 10, 12, "tomato"), ("a.png", 80.4, 50, "grass"), ("b.png", 20, 40, "tomato")]
+    places = [("a.png", 10, 12), ("a.png", 80.4, 50), ("a.png", 70, 8), ("b.png", 20, 56), ("b.png", 90, 20)]
+    rows = [(*place, "tomato" if place[1] < 48 else "grass") for place in places]
     return pd.DataFrame(rows, columns=["image", "x", "y", "name"])
+
+
+def codes_of(run, path):
+    with torch.inference_mode():
+        return run.code(torch.from_numpy(np.array(Image.open(path))).movedim(-1, 0)[None])
 
 
 @pytest.mark.parametrize("on", ["codes", "features"])
 @pytest.mark.parametrize("method", ["logistic", "neighbors"])
 def test_clicks_name_both_halves_of_another_image_and_are_kept(run, images, clicks, method, on):
     taught = run.teach(images, clicks, method, on)
-    assert taught.labels == {"tomato": 2, "grass": 1} and list(taught.images) == ["a.png", "b.png"]
+    assert taught.labels == {"tomato": 2, "grass": 3} and list(taught.images) == ["a.png", "b.png"]
     for opened in (run, load_run(run.folder)):
         assert opened.segments.names == ("tomato", "grass")
         label = opened.predict(images / "c.png")
@@ -55,7 +62,7 @@ def test_label_maps_fit_what_a_naive_loop_collects(run, images):
     label = np.full((64, 96), 255, np.uint8)
     label[:20, 30:66], label[5:9, 40:60] = 1, 0
     taught = run.teach([images / "a.png"], [label], "neighbors", names=["thing", "stuff"])
-    codes = run.maps(torch.from_numpy(np.array(Image.open(images / "a.png"))).movedim(-1, 0))[0]
+    codes = codes_of(run, images / "a.png")[0]
     _, height, width = codes.shape
     expected, ids = [], []
     for row in range(height):
@@ -73,7 +80,7 @@ def test_label_maps_fit_what_a_naive_loop_collects(run, images):
 
 def test_a_click_has_the_code_that_upsampling_gives_its_pixel(run, images, clicks):
     taught = run.teach(images, clicks.round(), "neighbors")
-    codes = run.maps(torch.from_numpy(np.array(Image.open(images / "a.png"))).movedim(-1, 0))
+    codes = codes_of(run, images / "a.png")
     pixels = upsample(codes, (64, 96))[0]
     torch.testing.assert_close(taught.points[0], F.normalize(pixels[:, 12, 10], dim=0))
 
@@ -81,7 +88,7 @@ def test_a_click_has_the_code_that_upsampling_gives_its_pixel(run, images, click
 def test_neighbors_vote_as_in_a_naive_loop(run, images):
     label = np.random.default_rng(0).integers(0, 3, (64, 96)).astype(np.uint8)
     taught = run.teach([images / "a.png"], [label], "neighbors")
-    codes = run.maps(torch.from_numpy(np.array(Image.open(images / "b.png"))).movedim(-1, 0))
+    codes = codes_of(run, images / "b.png")
     scores = taught.scores(codes).grid[0]
     for row, column in ((0, 0), (3, 5), (7, 11)):
         cosines = taught.points @ F.normalize(codes[0, :, row, column], dim=0)
@@ -97,11 +104,11 @@ def test_logistic_minimizes_its_objective(run, images):
     label[:, :30], label[:20, 60:] = 0, 1
     fitted = run.teach([images / "a.png"], [label], names=["a", "b"])
     cells = run.teach([images / "a.png"], [label], "neighbors", names=["a", "b"]).ids
-    codes = run.maps(torch.from_numpy(np.array(Image.open(images / "a.png"))).movedim(-1, 0))[0].flatten(1).T.double()
+    codes = codes_of(run, images / "a.png")[0].flatten(1).T.double()
     rows, columns = np.divmod(np.arange(96), 12)
     labeled = torch.from_numpy((columns * 8 < 30) | ((rows * 8 < 20) & (columns * 8 + 8 > 60)))
     points = codes[labeled]
-    mean, scale = points.mean(0), points.std(0, unbiased=False)
+    mean, scale = codes.mean(0), codes.std(0, unbiased=False)
     # Of two classes, the difference of their weights counts.
     difference = (fitted.points[1, :-1] - fitted.points[0, :-1]).double() * scale
     offset = (fitted.points[1, -1] - fitted.points[0, -1]).double() + (difference / scale) @ mean
@@ -128,8 +135,9 @@ def test_labels_of_other_codes_are_an_error(run, images, clicks):
     run.teach(images, clicks)
     with torch.no_grad():
         next(run.model.head.parameters()).add_(1)
+    run.save(torch.optim.Adam(run.model.parameters()), {})
     with pytest.raises(StegoError, match="teach"):
-        run.predict(images / "c.png")
+        load_run(run.folder).predict(images / "c.png")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +145,6 @@ def test_labels_of_other_codes_are_an_error(run, images, clicks):
     [
         ({"x": 96.0}, "outside"),
         ({"image": "d.png"}, "d.png"),
-        ({"name": "tomato"}, "two"),
         ({"name": "Tomato"}, "Tomato"),
         ({"x": "left"}, "number"),
         ({"name": None}, "name"),
@@ -157,8 +164,27 @@ def test_wrong_label_maps_are_named(run, images):
     for labels, names, word in (
         ([label, label], None, "2 label maps"),
         ([label[:5]], None, "shape|pixel"),
-        ([label], None, "two"),
+        ([label], None, "one name|two"),
         ([label + 7], None, "id 7"),
     ):
         with pytest.raises(StegoError, match=word):
             run.teach([images / "a.png"], labels, names=names)
+
+
+def test_evaluate_scores_the_names_and_says_how_many_labels_there_were(scenes_root, backbone_file, tmp_path):
+    run = train(tiny_experiment(scenes_root, backbone_file, steps=2, crf=False, mirror=False), runs_dir=tmp_path)
+    images, labels = zip(*(open_dataset("scenes", scenes_root, "train")[i] for i in range(3)), strict=True)
+    names = [*reversed(run.classes.names), "no class of these"]
+    maps = [np.where(label < 0, 255, len(names) - 2 - label.numpy()) for label in labels]
+    maps[0][:3] = len(names) - 1
+    run.teach(list(images), maps, names=names)
+    record = evaluate(load_run(run.folder), baselines=False)
+    assert record["taught"]["images"] == 3 and sum(record["taught"]["labels"].values()) == sum(
+        (map_ != 255).sum() for map_ in maps
+    )
+    correct = known = 0
+    for image, label in open_dataset("scenes", scenes_root, "val"):
+        predicted = np.array(run.segments.names)[run.predict(image)]
+        expected = np.array([*run.classes.names, ""])[label]
+        correct, known = correct + (predicted == expected).sum(), known + (label >= 0).sum().item()
+    assert record["scores"]["taught"]["accuracy"] == pytest.approx(100 * correct / known)

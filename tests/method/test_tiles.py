@@ -43,10 +43,12 @@ def local_run(only: tuple[int, int] | None = None):
     """A stand-in whose code is the mean color of a cell, so that it does not depend on the window."""
     torch.manual_seed(0)
     backbone = SimpleNamespace(patch=PATCH, device=torch.device("cpu"), geometry=Geometry(3, PATCH, only, True))
+    model = Stego(3, 3, 6, head="none")
     return SimpleNamespace(
         backbone=backbone,
-        model=Stego(3, 3, 6, head="none"),
-        code=lambda images: F.avg_pool2d(images.float() / 255 - 0.5, PATCH),
+        model=model,
+        score_maps=lambda code: Scores(model.cluster_probe.similarity(code), code),
+        maps=lambda images: F.avg_pool2d(images.float() / 255 - 0.5, PATCH),
         ids=np.array([4, 0, 2, 1, 255, 3], np.uint8),
     )
 
@@ -65,7 +67,7 @@ def test_windows_leave_no_seams(size, tile, monkeypatch):
     strips = list(label_strips(stand_in, reader(image), size, tile, crf=False))
     assert len(strips) == -(-size[0] // 80), "strips of 12 cells less a margin of one on each side"
     whole = padded(image)
-    scores = Scores(stand_in.model.cluster_probe.similarity(stand_in.code(whole)))
+    scores = Scores(stand_in.model.cluster_probe.similarity(stand_in.maps(whole)))
     expected = label_maps(scores, tuple(whole.shape[-2:]), stand_in.ids)[0, : size[0], : size[1]].numpy()
     found = np.concatenate(strips)
     assert found.dtype == np.uint8 and found.shape == size
@@ -74,8 +76,8 @@ def test_windows_leave_no_seams(size, tile, monkeypatch):
 
 def test_a_backbone_of_a_single_size_gets_windows_of_that_size():
     stand_in, shapes = local_run(only=(64, 64)), set()
-    code = stand_in.code
-    stand_in.code = lambda images: shapes.add(images.shape[1:]) or code(images)
+    maps = stand_in.maps
+    stand_in.maps = lambda images: shapes.add(images.shape[1:]) or maps(images)
     for size in ((200, 100), (40, 100), (10, 20)):
         assert (
             np.concatenate(list(label_strips(stand_in, reader(smooth_image(*size)), size, 99, crf=False))).shape == size

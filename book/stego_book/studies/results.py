@@ -27,6 +27,8 @@ METHODS = {
     "linear_features": "linear probe on backbone features (labels)",
     "linear": "STEGO, linear probe (labels)",
     "linear_crf": "STEGO, linear probe + CRF (labels)",
+    "taught": "STEGO, a few labels",
+    "taught_crf": "STEGO, a few labels + CRF",
     "best_by_label": "not a result: STEGO, cluster probe, step chosen by these labels",
 }
 # Scores of a run record, in the order of tables -> their names. Records made before the last two lack these.

@@ -42,7 +42,7 @@ def segments(
     views, chosen = open_views(run, dataset), torch.as_tensor(list(rows))
     matched = bool(record["scores"])
     run.model.eval()
-    by_method = score_rows(run.model, views, chosen, {"kmeans_features": fit_kmeans(run)} if matched else {})
+    by_method = score_rows(run, views, chosen, {"kmeans_features": fit_kmeans(run)} if matched else {})
     images = views.plain.image_rows(chosen)
     table: dict[str, list[np.ndarray]] = {"image": [image.permute(1, 2, 0).numpy() for image in images]}
     if dataset.has_labels:
