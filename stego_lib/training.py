@@ -315,7 +315,8 @@ def train_step(
             values["loss_linear"] = model.linear_probe.loss(code.detach(), batch.label)
             total = total + values["loss_linear"]
     optimizer.zero_grad()
-    total.backward()
+    if total.requires_grad:  # head="none" has no weights; its probes are fitted after training
+        total.backward()
     optimizer.step()
     return dict(zip(["loss", *values], torch.stack([total.detach(), *values.values()]).tolist(), strict=True))
 

@@ -38,9 +38,9 @@ FOCUS = 2
 # Steps between two updates of the teacher, and its largest decay (released code).
 EMA_EVERY, DECAY = 10, 0.98
 # Share of the steps that fit the prototypes by `Prototypes.clustering_loss`: 2 of 52 epochs (released code). At least
-# so many steps, but at most a third of all: two published epochs are hundreds of steps, and a dozen steps leave the
-# prototypes where they began.
-FIRST_STAGE, FIRST_STEPS = 2 / 52, 100
+# `FIRST_STEPS`, but at most a third of all steps: 2 epochs of CocoStuff are thousands of steps, those of 300 scenes are
+# 38, and the prototypes need about 500 to converge.
+FIRST_STAGE, FIRST_STEPS = 2 / 52, 500
 
 
 def principal_direction(patches: Tensor) -> Tensor:
@@ -178,6 +178,11 @@ def focal_loss(logits: Tensor, pseudo: Tensor, *, published: bool = False) -> Te
     return total / (pseudo.numel() if published else (pseudo >= 0).sum().clamp(min=1))
 
 
+def first_stage(steps: int) -> int:
+    """Steps of `Prototypes.clustering_loss` before the first pseudo labels, in a run of so many steps."""
+    return max(round(FIRST_STAGE * steps), min(FIRST_STEPS, steps // 3))
+
+
 @torch.no_grad()
 def update_teacher(teacher: Prototypes, student: Prototypes, update: int) -> None:
     """Moves the teacher towards the student in update number 1, 2, ...: two copies, then decay 1 - 1 / number."""
@@ -206,10 +211,10 @@ class Trainer(Successor):
 
     def __init__(self, run: Run, features: Features, neighbors: Tensor):
         super().__init__(run, features, neighbors)
-        steps, start = self.experiment.steps, self.experiment.start_from
+        start = self.experiment.start_from
         self.model.head.requires_grad_(False)
         self.begun = start is not None and load_run(start).model.n_clusters == self.model.n_clusters
-        self.first = 0 if self.begun else max(round(FIRST_STAGE * steps), min(FIRST_STEPS, steps // 3))
+        self.first = 0 if self.begun else first_stage(self.experiment.steps)
         self.student = Prototypes(self.model.cluster_probe.clusters.detach())
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.student.parameters(), self.experiment.lr_probes)
@@ -232,14 +237,16 @@ class Trainer(Successor):
         if number == self.first:
             self.teacher.load_state_dict(self.student.state_dict())
             self.optimizer.state.clear()
-        size = self.features.image_size
+        in_first_stage, size = number < self.first, self.features.image_size
         with torch.no_grad():
             code = self.model.head(feats)
-            classes = self.teacher(code, size).argmax(1)
-        logits = self.student(code, size)
-        if number < self.first:
-            classes, loss = logits.argmax(1), self.student.clustering_loss(code)
+        if in_first_stage:
+            logits, loss = self.student(code, code.shape[2:]), self.student.clustering_loss(code)
+            classes = logits.argmax(1)
         else:
+            with torch.no_grad():
+                classes = self.teacher(code, size).argmax(1)
+            logits = self.student(code, size)
             masks = torch.from_numpy(self.masks[rows.numpy()]).long().to(self.device)
             pseudo = pseudo_labels(masks, classes, self.model.n_clusters)
             loss = focal_loss(logits, pseudo, published=self.experiment.official.published)
@@ -249,7 +256,7 @@ class Trainer(Successor):
         if update > 0 and rest == 0:
             update_teacher(self.teacher, self.student, update)
         with torch.no_grad():
-            self.model.cluster_probe.clusters.copy_((self.student if number < self.first else self.teacher).vectors)
+            self.model.cluster_probe.clusters.copy_((self.student if in_first_stage else self.teacher).vectors)
         return values
 
     def _proposals(self) -> np.ndarray:

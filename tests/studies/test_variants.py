@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from common import ROOT
+from common import ROOT, few_samples, tiny_experiment
 from records import record, study_record
 
 from stego_book.studies import quality, tuning
@@ -11,8 +11,8 @@ from stego_book.studies import successors as of_successors
 from stego_book.studies.ablations import ablations, dimensions, ladder, paper_layout, sweeps
 from stego_book.studies.results import MAIN, NAMES
 from stego_book.studies.study import Study, Variant
-from stego_book.studies.successors import KMEANS, SETS, base_of, class_means, comparison, overview, successors
-from stego_lib import Experiment
+from stego_book.studies.successors import KMEANS, SETS, base_of, class_means, comparison, curve, overview, successors
+from stego_lib import Experiment, evaluate, train
 from stego_lib.calibration import AUTO, shift_rule
 from stego_lib.experiment import SUCCESSORS
 from stego_lib.utils.files import write_json
@@ -130,17 +130,27 @@ def test_successors_have_the_published_settings_and_steps_of_their_own(folder):
     base = base_of(folder)
     variants = {variant.name: variant.experiment for variant in successors(base)}
     assert variants["STEGO"] == base and (NAMES["depthg"] in variants) == (folder == "scenes")
-    for method in SUCCESSORS.keys() & {method for method, name in NAMES.items() if name in variants}:
+    for method, steps in of_successors.STEPS[base.dataset].items():
         experiment = variants[NAMES[method]]
-        assert experiment.method == method
-        assert experiment.steps == of_successors.STEPS[base.dataset].get(method, base.steps)
+        assert (experiment.method, experiment.steps) == (method, steps)
         assert all(getattr(experiment, key) == value for key, value in SUCCESSORS[method].items())
     published = variants["SmooSeg, published shifts"]
     assert published == variants["SmooSeg"].but(shifts=of_successors.PUBLISHED_SHIFTS)
 
 
+def test_a_curve_ends_with_the_scores_of_the_run(scenes_root, backbone_file, tmp_path, monkeypatch):
+    few_samples(monkeypatch)
+    for method in ("smooseg", "hp"):
+        changes = SUCCESSORS[method] | dict(method=method, code_dim=8, steps=4, crf=False)
+        experiment = tiny_experiment(scenes_root, backbone_file, **changes)
+        table = curve("a name", experiment, 2, tmp_path)
+        assert table["step"].tolist() == [2, 4] and set(table["method"]) == {"a name"}
+        expected = evaluate(train(experiment, runs_dir=tmp_path), baselines=False)["scores"]["cluster"]
+        assert table.iloc[-1][["miou", "accuracy"]].tolist() == [round(expected[key], 2) for key in ("miou", "accuracy")]
+
+
 def test_the_comparison_of_successors_averages_the_records_of_each_method(tmp_path):
-    variants = successors(base_of("camvid"))
+    variants = successors(base_of("camvid_photos_d6"))
     for number, variant in enumerate(variants[:2]):
         for seed in range(3):
             kept = study_record(variant, seed, 40.0 + 10 * number + seed) | {"training_seconds": 30.0 + seed, "step": 7}
@@ -164,7 +174,7 @@ def test_the_comparison_of_successors_averages_the_records_of_each_method(tmp_pa
 def test_the_overview_has_every_set_of_the_project():
     table = overview(ROOT / "book" / "records", [0, 1, 2])
     assert list(dict.fromkeys(table.columns.get_level_values(0))) == list(SETS.values()) and set(SETS) < set(MAIN)
-    assert (table.loc[["STEGO", "SmooSeg", "PriMaPs-EM", "HP", "CAUSE-MLP", KMEANS]] != "").all().all()
+    assert (table.loc[["STEGO", "SmooSeg", "PriMaPs-EM", KMEANS]] != "").all().all()
 
 
 def test_a_fast_way_is_within_the_spread_unless_it_is_further_below(tmp_path):

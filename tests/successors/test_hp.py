@@ -6,7 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
+from stego_book.studies import successors
+from stego_book.studies.results import published_results
+from stego_lib.datasets import DATASETS, check, prepare
+from stego_lib.experiment import DEFAULT_PRESET, PRESETS
 from stego_lib.model import SegmentationHead
+from stego_lib.networks import checkpoint
 from stego_lib.successors import hp
 from stego_lib.successors.base import unit_patches
 
@@ -111,6 +116,14 @@ def test_local_mix_equals_that_of_a_loop(sigma):
         shares = {(a, b): row[a * GRID[1] + b] for a, b in around if row[a * GRID[1] + b] >= row.mean()}
         expected = sum((share * code[0, :, a, b] for (a, b), share in shares.items()), torch.zeros(5)) / len(around)
         assert_close(mixed[0, :, p, 0], expected)
+
+
+def test_every_dataset_in_a_table_of_settings_exists():
+    recipes = {recipe["dataset"] for recipe in PRESETS.values()}
+    tables = [hp.SETTINGS, recipes, DEFAULT_PRESET, check.COUNTS, prepare.RECIPES, successors.STEPS]
+    for table in [*tables, checkpoint.DATASET_NAMES.values(), published_results()["dataset"]]:
+        assert set(table) <= set(DATASETS)
+    assert hp.SETTINGS["potsdam3"] == {"tau": 0.4, "rho": 1.0}
 
 
 def test_weight_of_the_averaged_head():

@@ -76,6 +76,19 @@ def methods(study: Study, group: str) -> Figure:
     return figure
 
 
+def convergence(curves: pd.DataFrame) -> Figure:
+    """mIoU of the clusters by training step, a panel a dataset, a line a method.
+
+    curves: columns dataset, method, step, miou, as in `successors.curve`.
+    """
+    figure, axes = panels(curves["dataset"].nunique(), size=(4.6, 3.2))
+    for axis, (dataset, rows) in zip(axes, curves.groupby("dataset", sort=False), strict=True):
+        sns.lineplot(rows, x="step", y="miou", hue="method", style="method", markers=True, dashes=False, ax=axis)
+        axis.set(title=dataset, xlabel="step", ylabel="mean IoU (%)", xlim=(0, None))
+        axis.legend(title=None, fontsize=8)
+    return figure
+
+
 def best_of(values: Sequence[float]) -> Figure:
     """What one reports by picking the best of n runs by its score, beside their mean."""
     figure, (axis,) = panels(1, size=(6.5, 3))

@@ -8,53 +8,73 @@ import numpy as np
 import pandas as pd
 
 from stego_lib.backbone import EMBEDDED
+from stego_lib.datasets import open_split, open_training_set
 from stego_lib.datasets.classes import distinct_names
+from stego_lib.evaluation import open_views, probe_confusion
 from stego_lib.experiment import SUCCESSORS, Experiment
+from stego_lib.features import open_features
+from stego_lib.metrics import match, scores
+from stego_lib.probes import fit_probes
+from stego_lib.training import train
 from stego_lib.utils.paths import user_path
 
 from .results import MAIN, NAMES, mean_and_spread, read_records
 from .study import Study, Variant
 
 GROUP = "method"
-# Steps by dataset and method that train for 60 to 90 s on one core of an AMD EPYC in float32, where STEGO's recipe
-# takes half a minute; the depth term has the recipe's steps.
+# Steps by dataset and method at which the score has converged (`curve`, book/records/studies/successors_curves.csv).
+# HP and CAUSE have none: they do not converge in minutes on a CPU. The depth term has the recipe's steps.
 STEPS = {
-    "scenes": {"smooseg": 1500, "primaps": 300, "hp": 60, "cause": 30},
-    "camvid": {"smooseg": 300, "primaps": 120, "hp": 40, "cause": 30},
+    "scenes": {"smooseg": 1500, "primaps": 1500, "depthg": 300},
+    "camvid": {"smooseg": 600, "primaps": 600},
 }
 # SmooSeg's two shifts for Cityscapes and DINO ViT-S/8 (released code); it has none for kNN pairs.
 PUBLISHED_SHIFTS = (-0.02, 0.0, 0.5)
 KMEANS = "k-means on the features"
 # What the chapter compares on: folder of the main run records, which have k-means -> title.
-SETS = {folder: ", ".join(MAIN[folder]) for folder in ("scenes", "camvid", "camvid_photos")}
+SETS = {folder: ", ".join(MAIN[folder]) for folder in ("scenes", "camvid_photos_d6")}
 
 
 def successors(base: Experiment) -> list[Variant]:
-    """STEGO by the recipe `base`, and each successor with its published settings and calibrated shifts.
-
-    The depth term is among them for scenes, which come with depth maps.
-    """
-    steps = STEPS.get(base.dataset, {})
+    """STEGO by the recipe `base`, and each successor in `STEPS` with its published settings and calibrated shifts."""
     methods = {
-        method: base.but(**settings, method=method, steps=steps.get(method, base.steps))
-        for method, settings in SUCCESSORS.items()
-        if method != "depthg" or base.dataset == "scenes"
+        method: base.but(**SUCCESSORS[method], method=method, steps=steps)
+        for method, steps in STEPS[base.dataset].items()
     }
-    on_code = methods["primaps"].but(head=base.head, code_dim=base.code_dim)
     published = methods["smooseg"].but(shifts=PUBLISHED_SHIFTS)
     return [
         Variant(GROUP, NAMES["stego"], base),
         *(Variant(GROUP, NAMES[method], experiment) for method, experiment in methods.items()),
-        Variant(GROUP, f"{NAMES['primaps']} on STEGO's code", on_code, start=base),
         Variant(GROUP, f"{NAMES['smooseg']}, published shifts", published),
     ]
 
 
 def base_of(folder: str, **changes: Any) -> Experiment:
-    """The recipe of one of `SETS`, with changes. A backbone that is not embedded is a file outside of the project."""
+    """The recipe of a folder in `MAIN`, with changes. A backbone that is not embedded is a file outside the project."""
     backbone = MAIN[folder][1]
     file = backbone if backbone in EMBEDDED else f"{backbone}.safetensors"
     return Experiment.preset(folder.partition("_")[0], **({"backbone": file} | changes))
+
+
+def curve(method: str, experiment: Experiment, every: int, runs_dir: str | Path | None = None) -> pd.DataFrame:
+    """Trains, and scores the clusters after every so many steps on the validation split, without CRF.
+
+    Columns: dataset, method (the given name), seed, step, miou, accuracy. Not for CAUSE, which fits its clusters after
+    the last step.
+    """
+    run = train(experiment.but(official={"keep_every": every}), runs_dir=runs_dir)
+    views, rows = open_views(run, open_split(experiment, "val")), []
+    training = open_features(
+        open_training_set(experiment), run.backbone, experiment.train_size, run.folder.parent / "features"
+    )
+    for step, state in run.kept_weights():
+        run.model.load_state_dict(state)
+        if not experiment.own_prototypes:
+            fit_probes(run.model, training, experiment.seed, linear=False)
+        table = probe_confusion(run.model, views.plain, views.flipped)
+        score = scores(table, match(table))
+        rows.append([experiment.dataset, method, experiment.seed, step, score["miou"], score["accuracy"]])
+    return pd.DataFrame(rows, columns=["dataset", "method", "seed", "step", "miou", "accuracy"]).round(2)
 
 
 def comparison(study: Study, baselines: str | Path) -> pd.DataFrame:
