@@ -38,9 +38,9 @@ FOCUS = 2
 # Steps between two updates of the teacher, and its largest decay (released code).
 EMA_EVERY, DECAY = 10, 0.98
 # Share of the steps that fit the prototypes by `Prototypes.clustering_loss`: 2 of 52 epochs (released code). At least
-# `FIRST_STEPS`, but at most a third of all steps: 2 epochs of CocoStuff are thousands of steps, those of 300 scenes are
-# 38, and the prototypes need about 500 to converge.
-FIRST_STAGE, FIRST_STEPS = 2 / 52, 500
+# `FIRST_STEPS`, but at most half of all steps: 2 epochs of CocoStuff are thousands of steps and those of 300 scenes are
+# 38, where the prototypes need 750 to 1000 to converge.
+FIRST_STAGE, FIRST_STEPS = 2 / 52, 1000
 
 
 def principal_direction(patches: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def focal_loss(logits: Tensor, pseudo: Tensor, *, published: bool = False) -> Te
 
 def first_stage(steps: int) -> int:
     """Steps of `Prototypes.clustering_loss` before the first pseudo labels, in a run of so many steps."""
-    return max(round(FIRST_STAGE * steps), min(FIRST_STEPS, steps // 3))
+    return max(round(FIRST_STAGE * steps), min(FIRST_STEPS, steps // 2))
 
 
 @torch.no_grad()

@@ -18,34 +18,44 @@ from stego_lib.probes import fit_probes
 from stego_lib.training import train
 from stego_lib.utils.paths import user_path
 
-from .results import MAIN, NAMES, mean_and_spread, read_records
+from .results import MAIN, NAMES, mean_and_spread
 from .study import Study, Variant
 
 GROUP = "method"
-# Steps by dataset and method at which the score has converged (`curve`, book/records/studies/successors_curves.csv).
-# HP and CAUSE have none: they do not converge in minutes on a CPU. The depth term has the recipe's steps.
-STEPS = {
-    "scenes": {"smooseg": 1500, "primaps": 1500, "depthg": 300},
-    "camvid": {"smooseg": 600, "primaps": 600},
-}
-# SmooSeg's two shifts for Cityscapes and DINO ViT-S/8 (released code); it has none for kNN pairs.
-PUBLISHED_SHIFTS = (-0.02, 0.0, 0.5)
 KMEANS = "k-means on the features"
-# What the chapter compares on: folder of the main run records, which have k-means -> title.
+# Steps by dataset and method at which the score has converged, see `curve` and records/studies/successors_curves.csv.
+# HP and CAUSE have none: on a CPU they do not converge in the time of the others.
+STEPS = {
+    "scenes": {"smooseg": 1500, "primaps": 2000, "depthg": 300},
+    "camvid": {"smooseg": 600},
+}
+# Steps of PriMaPs-EM that starts from k-means in place of its first stage.
+EM_STEPS = {"scenes": 600, "camvid": 300}
+# Title of a column of the table -> probe and score.
+COLUMNS = {
+    "accuracy": ("cluster", "accuracy"),
+    "mIoU": ("cluster", "miou"),
+    "border F": ("cluster", "border_f"),
+    "mIoU, linear probe (labels)": ("linear", "miou"),
+}
+# What the chapter compares on: folder of the main run records of the same recipe -> title.
 SETS = {folder: ", ".join(MAIN[folder]) for folder in ("scenes", "camvid_photos_d6")}
 
 
 def successors(base: Experiment) -> list[Variant]:
-    """STEGO by the recipe `base`, and each successor in `STEPS` with its published settings and calibrated shifts."""
-    methods = {
-        method: base.but(**SUCCESSORS[method], method=method, steps=steps)
-        for method, steps in STEPS[base.dataset].items()
-    }
-    published = methods["smooseg"].but(shifts=PUBLISHED_SHIFTS)
+    """k-means, STEGO by the recipe `base`, and the successors in `STEPS`: published settings, calibrated shifts."""
+    base = base.but(crf=False)
+    settings = STEPS.get(base.dataset, STEPS["camvid"])
+    kmeans = base.but(head="none", steps=1)  # no weights to train
+    em = base.but(**SUCCESSORS["primaps"], method="primaps", steps=EM_STEPS.get(base.dataset, EM_STEPS["camvid"]))
     return [
+        Variant(GROUP, KMEANS, kmeans),
+        Variant(GROUP, f"{NAMES['primaps']} from k-means", em, start=kmeans),
         Variant(GROUP, NAMES["stego"], base),
-        *(Variant(GROUP, NAMES[method], experiment) for method, experiment in methods.items()),
-        Variant(GROUP, f"{NAMES['smooseg']}, published shifts", published),
+        *(
+            Variant(GROUP, NAMES[method], base.but(**SUCCESSORS[method], method=method, steps=steps))
+            for method, steps in settings.items()
+        ),
     ]
 
 
@@ -77,53 +87,37 @@ def curve(method: str, experiment: Experiment, every: int, runs_dir: str | Path 
     return pd.DataFrame(rows, columns=["dataset", "method", "seed", "step", "miou", "accuracy"]).round(2)
 
 
-def comparison(study: Study, baselines: str | Path) -> pd.DataFrame:
-    """One row per method: seeds, scores (mean ± standard deviation), linear probe, steps, seconds of training.
-
-    baselines: folder of records of STEGO's recipe, for k-means on the same features.
-    """
-    rows = {KMEANS: _row(read_records(baselines), "kmeans_features")}
+def comparison(study: Study) -> pd.DataFrame:
+    """One row per method: seeds, steps, scores of clusters and linear probe (percent, mean ± standard deviation)."""
+    rows = {}
     for name, records in _recorded(study).items():
-        seconds = pd.Series([record["training_seconds"] for record in records if "training_seconds" in record])
-        rows[name] = _row(records, "cluster") | {"steps": str(records[0]["step"])}
-        rows[name]["seconds of training"] = f"{seconds.median():.0f}" if len(seconds) else ""
-    return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("method")
+        rows[name] = {"seeds": len(records), "steps": str(records[0]["step"])} | {
+            title: mean_and_spread(record["scores"][probe][score] for record in records)
+            for title, (probe, score) in COLUMNS.items()
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 
-def class_means(study: Study, baselines: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """IoU of each class in percent, mean over seeds, of k-means and of each method; and the names of the classes."""
-    kmeans = read_records(baselines)
-    rows = {KMEANS: (kmeans, "kmeans_features")}
-    rows |= {name: (records, "cluster") for name, records in _recorded(study).items()}
+def class_means(study: Study) -> tuple[dict[str, np.ndarray], list[str]]:
+    """IoU of each class in percent, mean over seeds, of each method's clusters; and the names of the classes."""
+    recorded = _recorded(study)
     means = {
-        name: np.array([record["scores"][method]["iou"] for record in records], float).mean(0)
-        for name, (records, method) in rows.items()
+        name: np.array([record["scores"]["cluster"]["iou"] for record in records], float).mean(0)
+        for name, records in recorded.items()
     }
-    return means, distinct_names(kmeans[0]["classes"])
+    return means, distinct_names(next(iter(recorded.values()))[0]["classes"])
 
 
 def overview(records: str | Path, seeds: Sequence[int]) -> pd.DataFrame:
-    """mIoU of each method on each of `SETS`, without and with CRF; mean ± standard deviation. records: book/records."""
-    tables = {}
-    for folder, title in SETS.items():
-        study = Study(successors(base_of(folder)), seeds, user_path(records) / "studies" / "successors")
-        tables[title] = comparison(study, user_path(records) / folder)[["mIoU", "mIoU + CRF"]]
-    return pd.concat(tables, axis=1, sort=False).fillna("").rename_axis(None)
+    """mIoU of each method on each of `SETS`, mean ± standard deviation. records: book/records."""
+    folder = user_path(records) / "studies" / "successors"
+    tables = {
+        title: comparison(Study(successors(base_of(name)), seeds, folder))["mIoU"] for name, title in SETS.items()
+    }
+    return pd.DataFrame(tables).fillna("").rename_axis(None)
 
 
 def _recorded(study: Study) -> dict[str, list[dict[str, Any]]]:
     """The records of each variant that has any."""
     records = {variant.name: list(study.records(variant).values()) for variant in study.variants}
     return {name: some for name, some in records.items() if some}
-
-
-def _row(records: list[dict[str, Any]], method: str) -> dict[str, Any]:
-    """Scores of one method of some run records."""
-    row: dict[str, Any] = {"seeds": len(records)}
-    columns = {"accuracy": (method, "accuracy"), "mIoU": (method, "miou"), "mIoU + CRF": (f"{method}_crf", "miou")}
-    if method == "cluster":
-        columns["mIoU, linear probe (labels)"] = ("linear", "miou")
-    for title, (key, score) in columns.items():
-        values = [record["scores"][key][score] for record in records if key in record["scores"]]
-        row[title] = mean_and_spread(values) if values else ""
-    return row
