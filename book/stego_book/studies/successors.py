@@ -30,7 +30,7 @@ STEPS = {
     "camvid": {"smooseg": 600},
 }
 # Steps of PriMaPs-EM that starts from k-means in place of its first stage.
-EM_STEPS = {"scenes": 600, "camvid": 300}
+EM_STEPS = 600
 # Title of a column of the table -> probe and score.
 COLUMNS = {
     "accuracy": ("cluster", "accuracy"),
@@ -45,18 +45,16 @@ SETS = {folder: ", ".join(MAIN[folder]) for folder in ("scenes", "camvid_photos_
 def successors(base: Experiment) -> list[Variant]:
     """k-means, STEGO by the recipe `base`, and the successors in `STEPS`: published settings, calibrated shifts."""
     base = base.but(crf=False)
-    settings = STEPS.get(base.dataset, STEPS["camvid"])
     kmeans = base.but(head="none", steps=1)  # no weights to train
-    em = base.but(**SUCCESSORS["primaps"], method="primaps", steps=EM_STEPS.get(base.dataset, EM_STEPS["camvid"]))
-    return [
-        Variant(GROUP, KMEANS, kmeans),
-        Variant(GROUP, f"{NAMES['primaps']} from k-means", em, start=kmeans),
-        Variant(GROUP, NAMES["stego"], base),
-        *(
-            Variant(GROUP, NAMES[method], base.but(**SUCCESSORS[method], method=method, steps=steps))
-            for method, steps in settings.items()
-        ),
-    ]
+    variants = [Variant(GROUP, KMEANS, kmeans), Variant(GROUP, NAMES["stego"], base)]
+    for method, steps in STEPS.get(base.dataset, STEPS["camvid"]).items():
+        experiment = base.but(**SUCCESSORS[method], method=method, steps=steps)
+        variants.append(Variant(GROUP, NAMES[method], experiment))
+        if method == "primaps":
+            variants.append(
+                Variant(GROUP, f"{NAMES[method]} from k-means", experiment.but(steps=EM_STEPS), start=kmeans)
+            )
+    return variants
 
 
 def base_of(folder: str, **changes: Any) -> Experiment:
