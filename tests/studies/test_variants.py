@@ -1,6 +1,5 @@
 """The variants of the chapters: each list changes what it says and nothing else. Tables made from their records."""
 
-import numpy as np
 import pandas as pd
 import pytest
 from common import ROOT, few_samples, tiny_experiment

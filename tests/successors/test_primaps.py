@@ -131,3 +131,14 @@ def test_head_stays_as_the_run_left_it_and_its_clusters_begin_the_prototypes(
     assert len(list((tmp_path / "features").glob("masks-*.npy"))) == 1
     with pytest.raises(StegoError, match="head='nonlinear'"):
         train(tiny_experiment(scenes_root, backbone_file, method="primaps", probes="after"), runs_dir=tmp_path)
+
+
+def test_em_starts_from_k_means_on_the_features(scenes_root, backbone_file, tmp_path, monkeypatch):
+    few_samples(monkeypatch)
+    changes = dict(head="none", probes="after", steps=1)
+    kmeans = train(tiny_experiment(scenes_root, backbone_file, **changes), runs_dir=tmp_path)
+    changes |= dict(method="primaps", start_from=str(kmeans.folder), lr_probes=1e-9)
+    run = train(tiny_experiment(scenes_root, backbone_file, **changes), runs_dir=tmp_path)
+    assert (run.log["loss"] > 0).all(), "no first stage"
+    expected = F.normalize(kmeans.model.cluster_probe.clusters.detach(), dim=1)
+    assert_close(run.model.cluster_probe.clusters.detach(), expected, rtol=0, atol=1e-6)

@@ -81,11 +81,16 @@ def convergence(curves: pd.DataFrame) -> Figure:
 
     curves: columns dataset, method, step, miou, as in `successors.curve`.
     """
-    figure, axes = panels(curves["dataset"].nunique(), size=(4.6, 3.2))
+    figure, axes = panels(curves["dataset"].nunique(), size=(4, 3.2))
+    order = list(curves["method"].unique())
+    options = dict(x="step", y="miou", hue="method", style="method", hue_order=order, style_order=order, dashes=False)
     for axis, (dataset, rows) in zip(axes, curves.groupby("dataset", sort=False), strict=True):
-        sns.lineplot(rows, x="step", y="miou", hue="method", style="method", markers=True, dashes=False, ax=axis)
+        sns.lineplot(rows, markers=True, ax=axis, **options)
         axis.set(title=dataset, xlabel="step", ylabel="mean IoU (%)", xlim=(0, None))
-        axis.legend(title=None, fontsize=8)
+    handles, names = axes[0].get_legend_handles_labels()
+    for axis in axes:
+        axis.get_legend().remove()
+    figure.legend(handles, names, loc="outside right center", fontsize=8)
     return figure
 
 

@@ -112,7 +112,7 @@ def overview(records: str | Path, seeds: Sequence[int]) -> pd.DataFrame:
     tables = {
         title: comparison(Study(successors(base_of(name)), seeds, folder))["mIoU"] for name, title in SETS.items()
     }
-    return pd.DataFrame(tables).fillna("").rename_axis(None)
+    return pd.concat(tables, axis=1, sort=False).fillna("").rename_axis(None)
 
 
 def _recorded(study: Study) -> dict[str, list[dict[str, Any]]]:
