@@ -27,7 +27,9 @@ Read = Callable[[int, int, int, int], Tensor]
 
 
 @torch.inference_mode()
-def label_strips(run: "Run", read: Read, size: tuple[int, int], tile: int, crf: bool) -> Iterator[np.ndarray]:
+def label_strips(
+    run: "Run", read: Read, size: tuple[int, int], tile: int, crf: bool, done: int = 0
+) -> Iterator[np.ndarray]:
     """Label map of an image of any size in strips from top to bottom. Memory grows with its width, not its height.
 
     The codes of overlapping windows are blended on the grid with a smooth weight, so windows leave no seams. An image
@@ -45,6 +47,8 @@ def label_strips(run: "Run", read: Read, size: tuple[int, int], tile: int, crf: 
         Pixels per side of a window, brought to a size that the backbone accepts.
     crf
         Refine the labels with the CRF.
+    done
+        Height of the first strips together, if they are known already; they are left out.
 
     Yields
     ------
@@ -62,9 +66,11 @@ def label_strips(run: "Run", read: Read, size: tuple[int, int], tile: int, crf: 
     window, grid = _window_and_grid(run, size, tile)
     margin = max(1, MARGIN // patch) if crf else 1  # labels are interpolated between two cells
     step = max(1, BLOCK // patch - 2 * margin)
-    rows = _blended_maps(run, read, size, window, grid)
-    code, first = next(rows), 0  # the rows of the grid that are needed, and the number of the first
-    for top in range(0, grid[0], step):
+    start = done // patch
+    first = max(0, start - margin)
+    rows = _blended_maps(run, read, size, window, grid, first)
+    code = next(rows)  # the rows of the grid that are needed; `first` is the number of the first
+    for top in range(start, grid[0], step):
         bottom = min(top + step, grid[0])
         above, below = max(0, top - margin), min(grid[0], bottom + margin)
         code, first = code[:, above - first :], above
@@ -115,13 +121,14 @@ def _window_and_grid(run: "Run", size: tuple[int, int], tile: int) -> tuple[tupl
 
 
 def _blended_maps(
-    run: "Run", read: Read, size: tuple[int, int], window: tuple[int, int], grid: tuple[int, int]
+    run: "Run", read: Read, size: tuple[int, int], window: tuple[int, int], grid: tuple[int, int], first: int
 ) -> Iterator[Tensor]:
-    """The blended maps of all windows, (C, rows, grid width), from top to bottom; see `Run.maps`."""
+    """The blended maps of all windows, (C, rows, grid width), from row `first` of the grid down; see `Run.maps`."""
     patch, device = run.backbone.patch, run.backbone.device
     fades = [torch.sin(torch.pi * (torch.arange(cells) + 0.5) / cells) ** 2 for cells in window]
     fade = (fades[0][:, None] * fades[1]).to(device)
     tops, lefts = (_starts(cells, length) for cells, length in zip(grid, window, strict=True))
+    tops = [top for top in tops if top + window[0] > first]
     total = torch.empty(0)
     for top, following in zip(tops, [*tops[1:], grid[0]], strict=True):
         for some in (lefts[i : i + BATCH] for i in range(0, len(lefts), BATCH)):
@@ -134,8 +141,9 @@ def _blended_maps(
                 part = total[:, :, left : left + window[1]]
                 part[:-1] += fade * values
                 part[-1] += fade
-        done = following - top
-        yield total[:-1, :done] / total[-1:, :done]
+        done, skipped = following - top, max(0, first - top)  # rows that lack a window are skipped
+        if skipped < done:
+            yield total[:-1, skipped:done] / total[-1:, skipped:done]
         total = F.pad(total[:, done:], (0, 0, 0, done))
 
 

@@ -1,0 +1,161 @@
+"""Label maps of rasters of any size, read and written by windows with rasterio (extra `geo`)."""
+
+import errno
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .annotations.names import NOTHING
+from .datasets.classes import Classes, Rules
+from .datasets.images import color_bands, naming, read_bands
+from .tiles import label_strips
+from .utils.errors import check_installed
+from .utils.files import atomic
+from .utils.progress import progress
+
+if TYPE_CHECKING:
+    from .run import Run
+
+# Pixels from which `segment_folder` takes a TIFF for a raster, and pixels per side of its windows by default.
+LARGE, TILE = 50_000_000, 448
+# Pixels per side of the blocks of a label map, and columns that are read at once to look for missing data.
+BLOCK, COLUMNS = 256, 2048
+# Megabytes of blocks that GDAL keeps: by default 5 % of the machine's memory.
+CACHE = 128
+
+
+@contextmanager
+def open_raster(path: Path, mode: str = "r", **form: Any) -> Iterator[Any]:
+    """Opens a raster with rasterio and a small cache. Errors of GDAL become OSErrors."""
+    check_installed("Reading it", ["rasterio"], "geo")
+    import rasterio
+
+    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
+    try:
+        with rasterio.Env(GDAL_CACHEMAX=CACHE), rasterio.open(path, mode, **form) as file:
+            yield file
+    except rasterio.errors.RasterioError as error:
+        raise OSError(error) from error
+
+
+def is_large(image: Path) -> bool:
+    """Whether an image file is a TIFF of more than `LARGE` pixels, which rasterio can open."""
+    if image.suffix.lower() not in (".tif", ".tiff"):
+        return False
+    try:
+        with open_raster(image) as file:
+            return file.width * file.height > LARGE
+    except (OSError, ValueError):  # broken, or without rasterio
+        return False
+
+
+def label_raster(
+    run: "Run", image: Path, output: Path, parts: Path, *, tile: int = TILE, crf: bool = False, rules: Rules
+) -> np.ndarray:
+    """Writes the label map of a raster as a tiled, compressed GeoTIFF, at the place of the raster.
+
+    Labels are those of `Run.predict` with `tile`; pixels without data, or transparent, get 255, the file's nodata.
+    Memory grows with the raster's width, not with its height.
+
+    Parameters
+    ----------
+    run
+        The run.
+    image
+        The raster, in any format that GDAL reads.
+    output
+        The GeoTIFF to be written.
+    parts
+        Folder for finished strips, which a later call with the same arguments does not compute again. It is removed at
+        the end. Its name must tell what the labels depend on.
+    tile, crf
+        As in `tiles.label_strips`.
+    rules
+        How the raster is read.
+
+    Returns
+    -------
+    numpy.ndarray
+        Number of pixels of each id, int64 (256,).
+    """
+    parts.mkdir(parents=True, exist_ok=True)
+    with naming(f"image {image}"), open_raster(image) as file:
+        bands, size = color_bands(file), (file.height, file.width)
+
+        def read(top: int, left: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+            return read_bands(file, bands, rules.range, window=((top, top + height), (left, left + width)))
+
+        def colors(top: int, left: int, height: int, width: int) -> Tensor:
+            values, void = read(top, left, height, width)
+            values = np.where(void[..., None], np.uint8(255), values)  # white, as in `read_image`
+            return torch.from_numpy(np.broadcast_to(values, (height, width, 3)).copy()).movedim(-1, 0)
+
+        finished = sorted(parts.glob("[0-9]*.npz"))
+        row = sum(len(labels) for labels in _read_parts(finished))
+        strips = label_strips(run, colors, size, tile, crf, done=row) if row < size[0] else ()
+        with progress((), image.name, total=size[0], initial=row) as bar:
+            for labels in strips:
+                for left in range(0, size[1], COLUMNS):
+                    part = labels[:, left : left + COLUMNS]
+                    part[read(row, left, *part.shape)[1]] = NOTHING
+                with atomic(parts / f"{row:09d}.npz") as temporary, open(temporary, "wb") as stored:
+                    np.savez_compressed(stored, labels=labels)
+                row += len(labels)
+                bar.update(len(labels))
+        form = place_of(file) | dict(driver="GTiff", count=1, dtype="uint8", nodata=NOTHING, BIGTIFF="IF_SAFER")
+    strips = _read_parts(sorted(parts.glob("[0-9]*.npz")))
+    try:
+        counts = _write_strips(output, strips, form, run.segments)
+    except OSError as error:
+        raise OSError(errno.EIO, f"GDAL reports {error}") from error
+    shutil.rmtree(parts)
+    return counts
+
+
+def _read_parts(paths: list[Path]) -> Iterator[np.ndarray]:
+    for path in paths:
+        with np.load(path) as stored:
+            yield stored["labels"]
+
+
+def place_of(file: Any) -> dict[str, Any]:
+    """Size and georeference of an opened raster: transform, or control points, and CRS."""
+    place = {"height": file.height, "width": file.width}
+    points, crs = file.gcps
+    if points:
+        return place | {"gcps": points, "crs": crs}
+    return place | ({} if file.transform.is_identity else {"transform": file.transform, "crs": file.crs})
+
+
+def _write_strips(path: Path, strips: Iterator[np.ndarray], form: dict[str, Any], segments: Classes) -> np.ndarray:
+    """Writes strips of labels by whole rows of blocks; returns the number of pixels of each id.
+
+    They are counted in the file, because GDAL reports a full disk only in part.
+    """
+    form |= dict(compress="deflate", tiled=True, blockxsize=BLOCK, blockysize=BLOCK)
+    with open_raster(path, "w", **form) as file:
+        file.write_colormap(1, dict(enumerate(segments.colors)))
+        rows, top = np.empty((0, form["width"]), np.uint8), 0
+        for strip in strips:
+            rows = np.concatenate([rows, strip])
+            count = len(rows) if top + len(rows) == form["height"] else len(rows) // BLOCK * BLOCK
+            if count:
+                file.write(rows[:count], 1, window=((top, top + count), (0, form["width"])))
+            rows, top = rows[count:], top + count
+    return count_ids(path)
+
+
+def count_ids(path: Path) -> np.ndarray:
+    """Number of pixels of each id in a label map, int64 (256,)."""
+    with open_raster(path) as file:
+        windows = (window for _, window in file.block_windows(1))
+        return sum(
+            (np.bincount(file.read(1, window=window).ravel(), minlength=256) for window in windows), np.zeros(256, int)
+        )

@@ -1,0 +1,72 @@
+"""Label maps of rasters by windows: the labels of `predict`, georeference, missing data, interruptions, polygons."""
+
+import numpy as np
+import pytest
+from common import tiny_experiment
+
+from stego_lib import raster, tiles, train
+from stego_lib.datasets.classes import Rules
+
+rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed (extra `geo`)")
+PLACE = dict(crs="EPSG:25832", transform=rasterio.Affine(0.5, 0, 400_000, 0, -0.5, 5_500_000))
+HEIGHT, WIDTH, TILE = 331, 267, 64
+VOID = np.zeros((HEIGHT, WIDTH), bool)
+VOID[:50, :90], VOID[300:, 200:] = True, True
+
+
+@pytest.fixture(scope="module")
+def run(scenes_root, backbone_file, tmp_path_factory):
+    return train(tiny_experiment(scenes_root, backbone_file, steps=2), runs_dir=tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def image(tmp_path):
+    """A GeoTIFF with a mask, as GDAL writes it."""
+    blocks = np.random.default_rng(0).integers(0, 256, (3, 34, 27), dtype=np.uint8)
+    form = dict(driver="GTiff", count=3, dtype="uint8", height=HEIGHT, width=WIDTH, compress="deflate", **PLACE)
+    path = tmp_path / "images" / "a.tif"
+    path.parent.mkdir()
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", **form) as file:
+        file.write(blocks.repeat(10, 1).repeat(10, 2)[:, :HEIGHT, :WIDTH])
+        file.write_mask(~VOID)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(tiles, "BLOCK", 96)
+
+
+def test_a_raster_has_the_labels_of_predict_at_its_place(run, image, tmp_path):
+    counts = raster.label_raster(run, image, tmp_path / "a.tif", tmp_path / "parts", tile=TILE, rules=Rules())
+    expected = run.predict(image, tile=TILE, refine="none")
+    with rasterio.open(tmp_path / "a.tif") as file:
+        np.testing.assert_array_equal(file.read(1), expected)
+        assert file.crs == PLACE["crs"] and file.transform == PLACE["transform"] and file.nodata == 255
+        assert file.profile["tiled"] and file.profile["compress"] == "deflate"
+        np.testing.assert_array_equal(file.dataset_mask() == 0, VOID)
+        assert file.colormap(1)[0][:3] == run.segments.colors[0]
+    np.testing.assert_array_equal(counts, np.bincount(expected.ravel(), minlength=256))
+    assert not (tmp_path / "parts").exists()
+
+
+def test_an_interrupted_raster_goes_on(run, image, tmp_path, monkeypatch):
+    strips, rows = raster.label_strips, []
+
+    def watched(*arguments, stop: bool, **options):
+        for strip in strips(*arguments, **options):
+            rows.append(len(strip))
+            yield strip
+            if stop and len(rows) == 2:
+                raise KeyboardInterrupt
+
+    options = dict(parts=tmp_path / "parts", tile=TILE, rules=Rules())
+    monkeypatch.setattr(raster, "label_strips", lambda *a, **k: watched(*a, stop=True, **k))
+    with pytest.raises(KeyboardInterrupt):
+        raster.label_raster(run, image, tmp_path / "a.tif", **options)
+    assert not (tmp_path / "a.tif").exists()
+    monkeypatch.setattr(raster, "label_strips", lambda *a, **k: watched(*a, stop=False, **k))
+    raster.label_raster(run, image, tmp_path / "a.tif", **options)
+    assert len(rows) > 3 and sum(rows) == HEIGHT, "nothing is computed twice"
+    with rasterio.open(tmp_path / "a.tif") as file:
+        np.testing.assert_array_equal(file.read(1), run.predict(image, tile=TILE, refine="none"))
