@@ -14,6 +14,7 @@ from .networks.loading import EMBEDDED, HubUnreachable, geometry_of, load_networ
 from .utils.errors import StegoError, brief
 from .utils.files import fingerprint
 from .utils.notices import notice
+from .utils.torch_state import usual_modes
 
 # Bytes of the widest activation that a CPU computes at once. Chunks that stay in its cache take a fifth less time per
 # image (chunks of 2 instead of 16 for a ViT-S on two cores of an AMD EPYC).
@@ -68,6 +69,7 @@ class Backbone(nn.Module):
     torch.Size([1, 192, 16, 16])
     """
 
+    @usual_modes()
     def __init__(
         self,
         name: str,
@@ -149,6 +151,7 @@ class Backbone(nn.Module):
         images = images / 255 if images.dtype == torch.uint8 else images.float()
         return ((images - self.mean) / self.std).to(self.precision)
 
+    @usual_modes()
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         """uint8 or float [0, 1] images (B, 3, H, W) -> float32 features (B, C, h, w) on the backbone's device."""

@@ -15,6 +15,7 @@ from .model import Stego
 from .neighbors import nearest_neighbors
 from .utils.errors import StegoError
 from .utils.notices import notice
+from .utils.torch_state import drawing
 
 if TYPE_CHECKING:
     from .backbone import Backbone
@@ -76,7 +77,7 @@ def draw_batch(
     device, size = model.feature_mean.device, experiment.batch_size
     draw = Draw(neighbors, experiment, step)
     generator = draw.generator
-    torch.manual_seed(draw.seed)  # dropout uses the global generator
+    model.head.dropout.generator = torch.Generator(device).manual_seed(draw.seed)
     feats, feats_knn = model.centered(features.rows(draw.needed, device)).chunk(2)
     partner_of = published_permutation if experiment.official.published else negative_permutation
     batch = Batch(
@@ -106,8 +107,7 @@ def find_neighbors(features: "Features", model: Stego, experiment: Experiment) -
     mean = model.feature_mean.flatten()
     pooled = pooled - mean.cpu()
     if experiment.official.published:  # the authors' featurizer is in training mode: channels drop out
-        with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(experiment.seed)
+        with drawing(experiment.seed):
             pooled = F.dropout(pooled, experiment.dropout)
     return nearest_neighbors(pooled, experiment.neighbors, device=mean.device)
 

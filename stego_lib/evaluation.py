@@ -24,12 +24,13 @@ from .probes import fit_probes
 from .run import Run, record_path
 from .utils import devices
 from .utils.errors import StegoError
-from .utils.files import fingerprint, without_nan, write_json
+from .utils.files import check_folder, fingerprint, without_nan, write_json
 from .utils.memory import enough_memory
 from .utils.notices import notice
 from .utils.paths import shown_path
 from .utils.progress import progress, say
 from .utils.threads import in_threads
+from .utils.torch_state import usual_modes
 
 # Images that are scored at once.
 BATCH = 16
@@ -37,6 +38,7 @@ BATCH = 16
 REFINED = ("cluster", "linear", "taught", "kmeans_features")
 
 
+@usual_modes()
 @torch.inference_mode()
 def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine: str = "lattice") -> dict[str, Any]:
     """Scores the run's last step on `split`, and writes the run record.
@@ -88,6 +90,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine
     experiment, start = run.experiment, time.perf_counter()
     devices.join(experiment.device, fingerprint("evaluate", experiment.to_dict(), str(run.folder.absolute()), split))
     run.check_fitted()
+    check_folder(run.folder, "Evaluate a copy: load_run(RUN, runs_dir=FOLDER).")
     crf.check_engine(crf_engine)
     dataset = open_split(experiment, split)
     run.check_classes(dataset)

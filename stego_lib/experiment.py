@@ -165,7 +165,7 @@ class Experiment:
         """Reads experiment.json of a run folder."""
         from .utils.files import read_json  # loads torch, which nothing else here needs
 
-        return cls.from_dict(read_json(path))
+        return cls.from_dict(read_json(paths.user_path(path)))
 
     def to_dict(self) -> dict[str, Any]:
         """Keys and values that JSON can hold; the inverse of `from_dict`."""

@@ -18,9 +18,10 @@ from .datasets import open_training_set
 from .predict import working_size
 from .run import Run
 from .utils.errors import DataNotFound, StegoError, brief, check_choice, check_installed
-from .utils.files import atomic
+from .utils.files import atomic, check_folder
 from .utils.paths import shown_path, user_path
 from .utils.progress import say
+from .utils.torch_state import usual_modes
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -35,6 +36,7 @@ COMPARED_SIZES = ((400, 600), (192, 256))
 MIN_AGREEMENT = 0.999
 
 
+@usual_modes()
 def export_onnx(
     run: Run, path: str | Path, *, precision: str = "float32", outputs: Sequence[str] = ("labels", "scores")
 ) -> dict[str, Any]:
@@ -84,6 +86,9 @@ def export_onnx(
     if run.taught is not None and run.taught.method != "logistic":
         raise StegoError('A run taught with "neighbors" cannot be exported. Call run.teach(..., method="logistic").')
     path, run = user_path(path), _in_float32(run)
+    if path.is_dir():
+        raise StegoError(f"{path} is a folder. Name a file in it, such as {path / 'stego.onnx'}.")
+    check_folder(path.parent)
     images, source = _images(run)
     expected = [run.predict(image, refine="none") for image in images]
     model, agreement = _checked_graph(run, list(dict.fromkeys([*outputs, "labels"])), images, expected)

@@ -253,4 +253,6 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 @torch.inference_mode(False)  # training uses the cached tensor as well
 def interpolation(cells: int, pixels: int) -> Tensor:
     """The share of each cell in each pixel of a line, (pixels, cells)."""
-    return F.interpolate(torch.eye(cells)[None], pixels, mode="linear", align_corners=False)[0].T.contiguous()
+    return F.interpolate(torch.eye(cells, dtype=torch.float32)[None], pixels, mode="linear", align_corners=False)[
+        0
+    ].T.contiguous()

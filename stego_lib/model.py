@@ -17,6 +17,18 @@ ALPHA = 2.0
 ACTIVATIONS = {"nonlinear": nn.ReLU, "silu": nn.SiLU}
 
 
+class ChannelDropout(nn.Dropout2d):
+    """`nn.Dropout2d` that draws from `generator` if it is set, so that threads do not disturb each other."""
+
+    generator: torch.Generator | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.generator is None or not self.training or not self.p:
+            return super().forward(features)
+        kept = features.new_empty(*features.shape[:2], 1, 1).bernoulli_(1 - self.p, generator=self.generator)
+        return features * kept.div_(1 - self.p)
+
+
 class SegmentationHead(nn.Module):
     """1 x 1 convolutions from features (B, C, h, w) to codes (B, K, h, w) (paper, section 3.4).
 
@@ -42,7 +54,7 @@ class SegmentationHead(nn.Module):
         super().__init__()
         self.kind = kind
         self.code_dim = in_dim if kind == "none" else code_dim
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = ChannelDropout(dropout)
         if kind != "none":
             self.linear = nn.Conv2d(in_dim, code_dim, 1)
         if kind in ACTIVATIONS:
@@ -184,8 +196,9 @@ class Stego(nn.Module):
 def build_model(experiment: "Experiment", in_dim: int, n_classes: int) -> Stego:
     """A model with fresh weights drawn from the experiment's seed. in_dim: channels of the features."""
     official = experiment.official
-    with torch.random.fork_rng([]):  # weights are drawn on the CPU
-        torch.default_generator.manual_seed(experiment.seed)
+    from .utils.torch_state import drawing
+
+    with drawing(experiment.seed):
         return Stego(
             in_dim,
             experiment.code_dim,

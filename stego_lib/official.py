@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from .loss import sample
+from .utils.torch_state import drawing
 
 if TYPE_CHECKING:
     from .backbone import Backbone
@@ -49,7 +50,8 @@ def draw_optional(
         batch.images = backbone.normalize(features.image_rows(rows)).float()
         batch.crf_points = random_pixels(CRF_POINTS, CRF_SIDE, generator).to(device)
     if "loss_aug" in terms:
-        views, coords = augmented_views(features.image_rows(rows), features.shape[2:])
+        with drawing(int(torch.randint(2**31, (), generator=generator))):
+            views, coords = augmented_views(features.image_rows(rows), features.shape[2:])
         batch.feats_view, batch.view_coords = model.centered(backbone(views)), coords.to(device)
 
 

@@ -1,5 +1,6 @@
 """A run is one folder: `Run` reads and writes it, `load_run` opens it, `find_run` finds it."""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -20,10 +21,11 @@ from .provenance import Provenance
 from .utils import devices
 from .utils.errors import StegoError, check_choice
 from .utils.fields import split_backbone
-from .utils.files import disk_errors, fingerprint, read_json, remove_temporary, write_json
+from .utils.files import atomic, checksum, disk_errors, fingerprint, read_json, remove_temporary, write_json
 from .utils.notices import notice
 from .utils.paths import runs_root, shown_path, user_path
 from .utils.states import load_state, save_state
+from .utils.torch_state import usual_modes
 
 if TYPE_CHECKING:
     from .annotations.names import Naming
@@ -133,6 +135,8 @@ class Run:
 
     def save(self, optimizer: torch.optim.Optimizer, trainer: dict[str, Any]) -> None:
         """Writes the checkpoint atomically. trainer: `training.Trainer.state`."""
+        if self.step and not (self.folder / "experiment.json").exists():
+            raise StegoError(f"{self.folder} was removed during training. Train again.")
         state = {"step": self.step, "shifts": self.shifts, "model": self.model.state_dict()}
         save_state(self.folder / CHECKPOINT, state | {"optimizer": optimizer.state_dict(), "trainer": trainer})
 
@@ -227,6 +231,8 @@ class Run:
 
         return probe_scores(self.model, maps)["cluster"] if self.taught is None else self.taught.scores(maps)
 
+    @usual_modes()
+    @torch.inference_mode()
     def scores(self, image: Tensor, size: int | None = None) -> "Scores":
         """Scores of `segments` on the grid of one image, uint8 (3, H, W), at the working size of `predict`."""
         from .predict import score_image
@@ -253,6 +259,7 @@ class Run:
         size: int | None = None,
         tile: int | None = None,
     ) -> list[np.ndarray]: ...
+    @usual_modes()
     @torch.inference_mode()
     def predict(
         self,
@@ -470,6 +477,7 @@ class Run:
 CHANGEABLE = ("dataset", "backbone", "official", *EVALUATION, *MACHINE)
 
 
+@usual_modes()
 def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes: Any) -> Run:
     """Opens a run folder, or a checkpoint that STEGO's authors released (.ckpt).
 
@@ -478,7 +486,8 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     path
         The folder or file.
     runs_dir
-        Folder for the evaluation of a .ckpt, in a folder of its own; `runs/` of the project by default.
+        Work on a copy in this folder: for a run that may not be written to, or should not change. The evaluation of a
+        .ckpt has a folder of its own, in `runs/` of the project by default.
     changes
         Fields of the experiment to change for evaluation, see `CHANGEABLE`. `backbone` names another place of the same
         weights; a weight file in the run's folder is used if the original is missing.
@@ -500,6 +509,8 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
         return _load_released(folder, user_path(runs_dir, runs_root()), changes)
     if missing := [name for name in FILES if not (folder / name).exists()]:
         raise StegoError(f"{folder.absolute()} is not a run: {', '.join(missing)} missing.")
+    if runs_dir is not None:
+        folder = _copied(folder, user_path(runs_dir) / folder.absolute().name)
     trained = Experiment.read(folder / "experiment.json")
     experiment = trained.but(**{"backbone": _located(trained.backbone, folder)} | changes)
     classes = read_classes(folder / "classes.json")
@@ -510,6 +521,18 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     if experiment.backbone != trained.backbone:
         _ = run.backbone  # raises an error for other weights now
     return run
+
+
+def _copied(folder: Path, copy: Path) -> Path:
+    """Copies the files of a run; an earlier copy is used. Returns the folder of the copy."""
+    if not (copy / CHECKPOINT).exists():
+        files = sorted(path for path in (*folder.glob("*.*"), *folder.glob("kept/*")) if path.is_file())
+        for path in sorted(files, key=lambda path: path.name == CHECKPOINT):  # last: the copy is then complete
+            with atomic(copy / path.relative_to(folder)) as temporary:
+                shutil.copyfile(path, temporary)
+    elif checksum(copy / CHECKPOINT) != checksum(folder / CHECKPOINT):
+        raise StegoError(f"{copy} holds another run or step. Choose another runs_dir, or remove it.")
+    return copy
 
 
 def _located(backbone: str, folder: Path) -> str:

@@ -1,28 +1,38 @@
-"""A folder of images in, label maps out."""
+"""A folder of images in, label maps out: `segment_folder`, and the same from a shell.
 
+python -m stego_lib.segment RUN IMAGES OUTPUT
+torchrun --nproc-per-node 2 -m stego_lib.segment RUN IMAGES OUTPUT
+"""
+
+import argparse
+import sys
 import time
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .annotations.formats import PNG, WRITERS, chosen_formats
+from .annotations.formats import MASKS, PNG, WRITERS, check_masks, chosen_formats
 from .annotations.names import NOTHING
-from .annotations.outputs import OutputFolder
+from .annotations.outputs import OutputFolder, Writer
 from .datasets.classes import Classes, Rules, distinct_names, read_classes, without_names
 from .datasets.findings import show_findings
 from .datasets.images import StoredImage, read_image
 from .datasets.layout import checksum_of, list_images
-from .run import Run
+from .run import Run, load_run
+from .utils import devices
 from .utils.errors import StegoError
 from .utils.files import fingerprint
 from .utils.notices import notice
 from .utils.paths import shown_path, user_path
 from .utils.progress import progress, say
 from .utils.threads import in_threads
+from .utils.torch_state import usual_modes
 
 # Pixels per side of the largest JPEG.
 MAX_JPEG_SIDE = 65_500
@@ -30,6 +40,7 @@ MAX_JPEG_SIDE = 65_500
 INDEX = "image"
 
 
+@usual_modes()
 def segment_folder(
     run: Run,
     images: str | Path,
@@ -37,6 +48,7 @@ def segment_folder(
     opacity: float = 0.55,
     format: str | Sequence[str] = PNG,
     *,
+    masks: str = "rle",
     overwrite: bool = False,
 ) -> pd.DataFrame:
     """Segments every image of a folder, at its own resolution.
@@ -46,7 +58,8 @@ def segment_folder(
     `format` names. Segments have the names and colors of `Run.segments`.
 
     It may be interrupted and called again: images whose results were made from the same file, by the same run and
-    settings, are not segmented again. output/origin.txt records the source and the checksum of every file.
+    settings, are not segmented again. output/origin.jsonl records the source and the checksum of every file. Started by
+    torchrun or SLURM, each process segments a part of the images.
 
     Parameters
     ----------
@@ -66,6 +79,8 @@ def segment_folder(
           behind a pole is two;
         * "labelme": labelme/NAME.json, polygons of connected regions, each simplified by at most a pixel;
         * "geotiff": geotiff/NAME.tif with the georeference of the image.
+    masks
+        Of instances.json: "rle" (run lengths) or "polygons".
     overwrite
         Replace files in `output` that this function did not write, or that were changed since.
 
@@ -87,89 +102,143 @@ def segment_folder(
     """
     if not 0 <= opacity <= 1:
         raise StegoError(f"opacity={opacity!r} must be between 0 (image alone) and 1 (colors alone).")
-    folder, out = user_path(images), OutputFolder(user_path(output), overwrite)
+    folder, target = user_path(images), user_path(output)
     paths = _images_of(folder)
     run.check_fitted()
-    segments = run.segments
-    writers = [WRITERS[name](out, segments) for name in chosen_formats(format)]
-    targets = [name(path) for path in paths for name in (_label_name, _overlay_name, *(w.file for w in writers))]
-    out.check(filter(None, [*targets, "areas.csv", *(w.summary for w in writers)]), paths)
+    segments, formats = run.segments, chosen_formats(format)
+    check_masks(masks)
+    task = fingerprint("segment", str(run.folder), str(folder), str(target), formats, masks, opacity)
+    devices.join(run.experiment.device, task)
+    out = OutputFolder(target, overwrite)
+    writers = [WRITERS[name](out, segments, masks) for name in formats]
+    devices.once(lambda: _check_output(out, writers, paths))
     rules = read_classes(folder / "classes.json", run.classes).rules  # of these images, else of the training images
-    show_findings(folder)
+    if devices.first():
+        show_findings(folder)
     if not run.matched and without_names(segments) and not without_names(run.classes):
         notice(
             f"{shown_path(run.folder)} was not scored with labels, so its segments are clusters without names. "
             "evaluate(run) matches them to classes, and run.name_segments names them."
         )
 
+    start = time.perf_counter()
+    results = devices.gather_list(_segment(run, devices.share(paths), out, writers, opacity, rules))
+    table = _report(results, segments, rules, time.perf_counter() - start)
+    devices.once(lambda: _finish(OutputFolder(target, overwrite), writers, results, table))
+    return table
+
+
+# A path, what its results are made from (or why it cannot be read), the image if it is segmented now, its label map.
+Work: TypeAlias = tuple[Path, str, StoredImage | None, np.ndarray | None]
+
+
+class Result(NamedTuple):
+    """What came of one image."""
+
+    name: str
+    # What the label map was made from.
+    source: str = ""
+    # Percentage of each segment; None for an image that cannot be read, and `problem` says why.
+    areas: np.ndarray | None = None
+    problem: str = ""
+    # Whether it was segmented by an earlier call, and whether it is turned upright by its EXIF orientation.
+    kept: bool = False
+    turned: bool = False
+    # What the writers of annotations returned.
+    records: Sequence[Any] = ()
+
+
+def _segment(
+    run: Run, paths: list[Path], out: OutputFolder, writers: list[Writer], opacity: float, rules: Rules
+) -> list[Result]:
+    """Segments the images that are not up to date: one thread reads, this one predicts, and one writes."""
+    segments = run.segments
     settings = _settings(run, segments, opacity, rules)
-    sources = {path: fingerprint(settings, checksum_of(path)) for path in paths}
-    areas = _segment(run, sources, out, opacity, rules)
-    done = [path for path in paths if path.name in areas]
-    everything = fingerprint(*(sources[path] for path in done))
-    for writer in writers:
-        for path in progress(done, type(writer).__name__):
-            writer.add(path, _read_label(out, path), sources[path])
-        writer.finish(everything)
+
+    def read(path: Path) -> tuple[str, StoredImage | None] | StegoError:
+        """What the results are to be made from, and the image, or None if they are up to date."""
+        try:
+            source = fingerprint(settings, checksum_of(path))
+            if all(out.source(name(path)) == source for name in (_label_name, _overlay_name)):
+                return source, None
+            return source, read_image(path, rules)
+        except StegoError as error:
+            return error
+
+    def predicted() -> Iterator[Work]:
+        for path, content in zip(paths, in_threads(read, paths, workers=1), strict=True):
+            if isinstance(content, StegoError):
+                yield path, str(content), None, None
+                continue
+            source, image = content
+            if image is None:
+                yield path, source, None, _read_label(out, path)
+                continue
+            label = run.predict(image.rgb)
+            if image.transparent is not None:
+                label[image.transparent] = NOTHING
+            yield path, source, image, label
+
+    def write(work: Work) -> Result:
+        path, source, image, label = work
+        if label is None:
+            return Result(path.name, problem=source)
+        if image is not None:
+            _write(out, path, source, image.rgb, label, segments, opacity)
+        records = [writer.add(path, label, source) for writer in writers]
+        turned = image is not None and image.orientation > 1 and rules.exif != "ignore"
+        return Result(path.name, source, _areas(label, len(segments)), "", image is None, turned, records)
+
+    return list(progress(in_threads(write, predicted(), workers=1), "segmenting", total=len(paths)))
+
+
+def _report(results: list[Result], segments: Classes, rules: Rules, seconds: float) -> pd.DataFrame:
+    """The table of areas; notices and a line about the images. Raises StegoError if none can be read."""
+    broken = [result.problem for result in results if result.areas is None]
+    if len(broken) == len(results):
+        raise StegoError(broken[0])
+    if broken:
+        notice(f"{len(broken)} of {len(results)} images cannot be read and are left out. The first: {broken[0]}")
+    if turned := sum(result.turned for result in results):
+        notice(
+            f"{turned} of {len(results)} images and their label maps are turned upright by their EXIF orientation. "
+            'To keep them as stored, write {"exif": "ignore"} into classes.json beside them.'
+        )
+    kept = sum(result.kept for result in results)
+    new = len(results) - len(broken) - kept
+    again = f"; {kept} were up to date" if kept else ""
+    if devices.first():
+        say(f"{new} images segmented in {seconds:.1f} s, {new / seconds:.1f} images per second{again}")
+    areas = {result.name: result.areas for result in results if result.areas is not None}
     columns = distinct_names(segments.names, [INDEX])
-    table = pd.DataFrame.from_dict(areas, orient="index", columns=columns).rename_axis(INDEX)
+    return pd.DataFrame.from_dict(areas, orient="index", columns=columns).rename_axis(INDEX)
+
+
+def _finish(out: OutputFolder, writers: list[Writer], results: list[Result], table: pd.DataFrame) -> None:
+    """Writes what all images have in common, and names files of earlier calls."""
+    done = [result for result in results if result.areas is not None]
+    everything = fingerprint(*(result.source for result in done))
+    for number, writer in enumerate(writers):
+        writer.output = out
+        writer.finish([result.records[number] for result in done], everything)
     with out.write("areas.csv", everything) as temporary:
         table.to_csv(temporary, float_format="%.2f", encoding="utf-8", errors="surrogateescape")  # names may be no text
-    if outdated := out.outdated({everything, *sources.values()}):
+    if outdated := out.outdated({everything, *(result.source for result in done)}):
         notice(
             f"{len(outdated)} files in {shown_path(out.path)} are of an earlier call with other images or settings; "
             f"the first is {outdated[0]}. Remove them, or request their format again."
         )
-    return table
 
 
-def _segment(
-    run: Run, sources: dict[Path, str], out: OutputFolder, opacity: float, rules: Rules
-) -> dict[str, np.ndarray]:
-    """Segments the images that are not up to date; returns the areas of each by file name."""
-    segments, start = run.segments, time.perf_counter()
-    areas: dict[str, np.ndarray] = {}
-    broken: list[StegoError] = []
-    turned = kept = 0
-
-    def read(path: Path) -> StoredImage | StegoError | None:
-        """The image, why it cannot be read, or None if its results are up to date."""
-        if all(out.source(name(path)) == sources[path] for name in (_label_name, _overlay_name)):
-            return None
-        try:
-            return read_image(path, rules)
-        except StegoError as error:
-            return error
-
-    reading = progress(in_threads(read, sources, workers=1), "segmenting", total=len(sources))
-    for path, image in zip(sources, reading, strict=True):
-        if isinstance(image, StegoError):
-            broken.append(image)
-            continue
-        if image is None:
-            kept += 1
-            label = _read_label(out, path)
-        else:
-            turned += image.orientation > 1 and rules.exif != "ignore"
-            label = run.predict(image.rgb)
-            if image.transparent is not None:
-                label[image.transparent] = NOTHING
-            _write(out, path, sources[path], image.rgb, label, segments, opacity)
-        areas[path.name] = _areas(label, len(segments))
-
-    if broken and not areas:
-        raise broken[0]
-    if broken:
-        notice(f"{len(broken)} of {len(sources)} images cannot be read and are left out. The first: {broken[0]}")
-    if turned:
-        notice(
-            f"{turned} of {len(sources)} images and their label maps are turned upright by their EXIF orientation. "
-            'To keep them as stored, write {"exif": "ignore"} into classes.json beside them.'
+def _check_output(out: OutputFolder, writers: list[Writer], paths: list[Path]) -> None:
+    """StegoError where a file that is not ours, or an image, would be overwritten."""
+    names = [name(path) for path in paths for name in (_label_name, _overlay_name, *(w.file for w in writers))]
+    names += ["areas.csv", *(writer.summary for writer in writers)]
+    if foreign := out.foreign(filter(None, progress(names, "checking the output folder")), paths):
+        raise StegoError(
+            f"{len(foreign)} files in {out.path} were not written by segment_folder, or were changed since; the first "
+            f"is {foreign[0]}. Move them, or pass overwrite=True (which never replaces an image that is read)."
         )
-    new, seconds = len(areas) - kept, time.perf_counter() - start
-    again = f"; {kept} were up to date" if kept else ""
-    say(f"{new} images segmented in {seconds:.1f} s, {new / seconds:.1f} images per second{again}")
-    return areas
 
 
 def _write(
@@ -212,7 +281,8 @@ def _settings(run: Run, segments: Classes, opacity: float, rules: Rules) -> str:
 def _images_of(folder: Path) -> list[Path]:
     """The images of a folder. Raises StegoError for none, and for two whose results would have one name."""
     paths = list_images(folder)
-    stem, count = Counter(path.stem for path in paths).most_common(1)[0]
+    stems = Counter(unicodedata.normalize("NFC", path.stem).casefold() for path in paths)  # as some disks compare names
+    stem, count = stems.most_common(1)[0]
     if count > 1:
         raise StegoError(f"{folder} holds {count} images called {stem}. Rename them, or their results would collide.")
     return paths
@@ -222,3 +292,26 @@ def _areas(label: np.ndarray, count: int) -> np.ndarray:
     """Percentage of each of `count` ids among the pixels that have one, float64 (count,); NaN if none has."""
     pixels = np.array(Image.fromarray(label).histogram()[:count], float)
     return 100 * pixels / (pixels.sum() or np.nan)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`segment_folder` from a shell."""
+    parser = argparse.ArgumentParser(prog="python -m stego_lib.segment", description="Segments a folder of images.")
+    parser.add_argument("run", help="run folder, or released checkpoint (.ckpt)")
+    parser.add_argument("images", help="folder with the images")
+    parser.add_argument("output", help="folder for the results")
+    parser.add_argument("--format", nargs="+", default=[PNG], choices=(PNG, *WRITERS), help="see segment_folder")
+    parser.add_argument("--masks", default=MASKS[0], choices=MASKS, help="masks of coco-instances")
+    parser.add_argument("--opacity", type=float, default=0.55, help="of the colors in the overlays, 0 to 1")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that others wrote or changed")
+    given = vars(parser.parse_args(arguments))
+    try:
+        run = load_run(given.pop("run"), device=given.pop("device"))
+        segment_folder(run, given.pop("images"), given.pop("output"), **given)
+    except StegoError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

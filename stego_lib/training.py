@@ -20,12 +20,13 @@ from .provenance import Provenance
 from .run import Run, find_run, load_run, new_folder
 from .utils import devices
 from .utils.errors import StegoError
-from .utils.files import disk_errors, fingerprint, write_json
+from .utils.files import check_folder, disk_errors, fingerprint, write_json
 from .utils.log import TrainingLog
 from .utils.memory import enough_memory
 from .utils.notices import notice
 from .utils.paths import runs_root, user_path
 from .utils.progress import progress
+from .utils.torch_state import drawing, usual_modes
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -35,10 +36,7 @@ if TYPE_CHECKING:
 SAVE_EVERY = 200
 
 
-@torch.inference_mode(False)  # whatever mode the caller is in
-@torch.enable_grad()
-@torch.autocast("cpu", enabled=False)
-@torch.autocast("cuda", enabled=False)
+@usual_modes()
 def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume: bool = False) -> Run:
     """Trains the head and both probes on the training split.
 
@@ -80,10 +78,11 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     method = trainer_of(experiment)
     method.check(experiment)
     runs_dir = user_path(runs_dir, runs_root())
+    check_folder(runs_dir)
     devices.join(experiment.device, fingerprint("train", experiment.to_dict(), str(runs_dir.absolute()), resume))
     dataset = open_training_set(experiment)
     experiment = fit_to_data(experiment, dataset)
-    with torch.random.fork_rng([]):  # networks draw random weights before they load theirs
+    with drawing():  # networks draw random weights before they load theirs
         backbone = Backbone.of(experiment)
     experiment = fit_sizes(experiment, backbone.geometry)
     model = build_model(experiment, backbone.dim, len(dataset.classes)).to(backbone.device)
@@ -229,10 +228,9 @@ def train_steps(trainer: Trainer) -> None:
     """Trains from the run's step to the last, with a log line per step and a checkpoint every `SAVE_EVERY` steps."""
     run, features = trainer.run, trainer.features
     experiment, model, saved = run.experiment, run.model, run.step
-    device, path = model.feature_mean.device, run.folder / "log.csv"
+    path = run.folder / "log.csv"
     watch = Watch(run.folder, features, experiment, run.step)
     with (
-        torch.random.fork_rng([device] if device.type == "cuda" else []),  # dropout uses the caller's generators
         enough_memory(f"a training step on {features.name}", "Lower batch_size, code_dim or train_size."),
         disk_errors(path),
         TrainingLog(path, run.step, trainer.columns()) if devices.first() else nullcontext() as log,

@@ -73,24 +73,30 @@ class Job:
         self.process.join()
 
 
+def launched(count: int, slurm: bool = False) -> list[dict[str, str]]:
+    """Variables that torchrun or srun gives to each of several processes on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    if slurm:
+        shared = {"MASTER_PORT": port, "SLURM_STEP_NUM_TASKS": str(count), "SLURM_STEP_NUM_NODES": "1"}
+        ranks = ("SLURM_PROCID", "SLURM_LOCALID")
+    else:
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "1"}
+        shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        ranks = ("RANK", "LOCAL_RANK")
+    return [shared | dict.fromkeys(ranks, str(rank)) for rank in range(count)]
+
+
 def in_two(experiment: Any, runs_dir: Path, others: Any = None, slurm: bool = False, **options: Any) -> list[dict]:
     """Outcomes of two processes as torchrun or srun starts them.
 
     others: what is different for the second process, an experiment or the options of `train_and_score`.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    environ |= {"TORCHELASTIC_RUN_ID": "1"}
-    ranks = ("RANK", "LOCAL_RANK")
-    if slurm:
-        environ = {"MASTER_PORT": port, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
-        ranks = ("SLURM_PROCID", "SLURM_LOCALID")
     second = (experiment, options | others) if isinstance(others, dict) else (others or experiment, options)
     jobs = [
-        Job(wanted, runs_dir, environ=environ | dict.fromkeys(ranks, str(rank)), **own)
-        for rank, (wanted, own) in enumerate(((experiment, options), second))
+        Job(wanted, runs_dir, environ=environ, **own)
+        for environ, (wanted, own) in zip(launched(2, slurm), ((experiment, options), second), strict=True)
     ]
     return [job.outcome() for job in jobs]
 

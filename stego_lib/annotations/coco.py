@@ -1,16 +1,22 @@
 """COCO's panoptic and instance annotations."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from ..datasets.classes import Classes
 from ..utils.files import fingerprint
-from .outputs import OutputFolder, Writer
+from .outputs import Writer
+
+if TYPE_CHECKING:
+    from shapely import Polygon
+
+# An image, and its annotations.
+Record: TypeAlias = tuple[dict[str, Any], list[dict[str, Any]]]
 
 
 class Coco(Writer):
@@ -18,19 +24,7 @@ class Coco(Writer):
 
     summary = ""
 
-    def __init__(self, output: OutputFolder, segments: Classes):
-        super().__init__(output, segments)
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
-
-    def add_image(self, image: Path, label: np.ndarray) -> int:
-        """Lists an image; returns its id."""
-        height, width = label.shape
-        id_ = _stable_id(image.name)
-        self.images.append({"id": id_, "file_name": image.name, "width": width, "height": height})
-        return id_
-
-    def finish(self, source: str) -> None:
+    def finish(self, records: list[Record], source: str) -> None:
         pairs = zip(self.segments.names, self.segments.colors, strict=True)
         categories = [
             {"id": number, "name": name, "supercategory": "", "isthing": 0, "color": list(color)}
@@ -39,8 +33,8 @@ class Coco(Writer):
         content = {
             "info": {"description": "Segments found by STEGO", "version": "1.0"},
             "licenses": [],
-            "images": self.images,
-            "annotations": self.annotations,
+            "images": [image for image, _ in records],
+            "annotations": [annotation for _, annotations in records for annotation in annotations],
             "categories": categories,
         }
         with self.output.write(self.summary, source) as temporary:
@@ -58,7 +52,7 @@ class CocoPanoptic(Coco):
     def file(self, image: Path) -> str:
         return f"panoptic/{image.stem}.png"
 
-    def add(self, image: Path, label: np.ndarray, source: str) -> None:
+    def add(self, image: Path, label: np.ndarray, source: str) -> Record:
         numbers = np.where(label < len(self.segments), label + 1, 0).astype(np.uint8)  # at most 255: the red channel
         with self.output.write(self.file(image), source) as temporary:
             Image.fromarray(np.stack([numbers, 0 * numbers, 0 * numbers], 2)).save(temporary)
@@ -66,27 +60,37 @@ class CocoPanoptic(Coco):
         for id_ in np.unique(numbers[numbers > 0]).tolist():
             _, area, box = _encode(numbers == id_)
             segments.append({"id": id_, "category_id": id_, "iscrowd": 0, "area": area, "bbox": box})
-        image_id, name = self.add_image(image, label), f"{image.stem}.png"
-        self.annotations.append({"image_id": image_id, "file_name": name, "segments_info": segments})
+        entry = _image_entry(image, label)
+        return entry, [{"image_id": entry["id"], "file_name": f"{image.stem}.png", "segments_info": segments}]
 
 
 class CocoInstances(Coco):
-    """instances.json: every connected region of a segment is an instance, with a run-length encoded mask.
+    """instances.json: every connected region of a segment is an instance.
 
-    A connected region is not an object: objects of one kind that touch are one instance, and one that is partly hidden
-    may be two.
+    Its mask is run-length encoded, or polygons along the borders of its pixels; a region with holes is cut into several
+    polygons, because COCO's have none. A connected region is not an object: objects of one kind that touch are one
+    instance, and one that is partly hidden may be two.
     """
 
     summary = "instances.json"
 
-    def add(self, image: Path, label: np.ndarray, source: str) -> None:
-        image_id = self.add_image(image, label)
+    def add(self, image: Path, label: np.ndarray, source: str) -> Record:
+        entry, annotations = _image_entry(image, label), []
         for id_ in np.unique(label[label < len(self.segments)]).tolist():
-            regions, count = ndimage.label(label == id_, np.ones((3, 3), bool))
-            for region in range(1, count + 1):
-                mask, area, box = _encode(regions == region)
-                annotation = {"id": _stable_id(image.name, id_, region), "image_id": image_id, "category_id": id_ + 1}
-                self.annotations.append(annotation | {"segmentation": mask, "iscrowd": 0, "area": area, "bbox": box})
+            regions, _ = ndimage.label(label == id_, np.ones((3, 3), bool))
+            for region, place in enumerate(ndimage.find_objects(regions), start=1):
+                mask = regions == region
+                encoded, area, box = _encode(mask)
+                outline = encoded if self.masks == "rle" else _outline(mask[place], place[1].start, place[0].start)
+                annotation = {"id": _stable_id(image.name, id_, region), "image_id": entry["id"]}
+                annotation |= {"category_id": id_ + 1, "segmentation": outline, "iscrowd": 0}
+                annotations.append(annotation | {"area": area, "bbox": box})
+        return entry, annotations
+
+
+def _image_entry(image: Path, label: np.ndarray) -> dict[str, Any]:
+    height, width = label.shape
+    return {"id": _stable_id(image.name), "file_name": image.name, "width": width, "height": height}
 
 
 def _stable_id(*parts: object) -> int:
@@ -101,3 +105,29 @@ def _encode(mask: np.ndarray) -> tuple[dict[str, Any], int, list[int]]:
     encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     area, box = int(coco_mask.area(encoded)), coco_mask.toBbox(encoded).astype(int).tolist()
     return {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}, area, box
+
+
+def _outline(mask: np.ndarray, left: int, top: int) -> list[list[float]]:
+    """The pixels of a mask as polygons without holes, each [x, y, x, y, ...], shifted by (left, top)."""
+    from rasterio.features import shapes
+    from shapely.geometry import shape
+
+    parts = [part for outline, _ in shapes(mask.astype(np.uint8), mask) for part in _without_holes(shape(outline))]
+    corner = np.array([left, top])
+    return [(corner + part.exterior.coords[:-1]).ravel().tolist() for part in parts]
+
+
+def _without_holes(polygon: "Polygon") -> Iterator["Polygon"]:
+    """Cuts a polygon at the middle one of its holes, along borders of pixels, until none has a hole."""
+    from shapely import box
+
+    if not polygon.interiors:
+        yield polygon
+        return
+    x = sorted(int(hole.bounds[0]) for hole in polygon.interiors)[len(polygon.interiors) // 2]
+    left, top, right, bottom = polygon.bounds
+    for half in (box(left, top, x, bottom), box(x, top, right, bottom)):
+        parts = polygon.intersection(half)
+        for part in getattr(parts, "geoms", [parts]):
+            if part.geom_type == "Polygon":
+                yield from _without_holes(part)

@@ -10,6 +10,8 @@ from .labelme import LabelMe
 # The label maps that are always written.
 PNG = "png"
 WRITERS = {"coco-panoptic": CocoPanoptic, "coco-instances": CocoInstances, "labelme": LabelMe, "geotiff": GeoTiff}
+# How instances.json stores masks.
+MASKS = ("rle", "polygons")
 # Format -> the packages that it needs, and the extras that install them.
 NEEDS = {
     "coco-panoptic": (["pycocotools"], "annotations"),
@@ -27,3 +29,10 @@ def chosen_formats(format: str | Sequence[str]) -> list[str]:
         packages, extra = NEEDS.get(name, ([], ""))
         check_installed(f"format={name!r}", packages, extra)
     return [name for name in formats if name != PNG]
+
+
+def check_masks(masks: str) -> None:
+    """Raises StegoError for an unknown kind of masks, and where its packages are missing."""
+    check_choice("masks", masks, MASKS)
+    if masks == "polygons":
+        check_installed("masks='polygons'", ["rasterio", "shapely"], "annotations")

@@ -6,43 +6,39 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets.classes import Classes
 from ..utils.notices import notice
 from .names import NOTHING
-from .outputs import OutputFolder, Writer
+from .outputs import Writer
 
 
 class GeoTiff(Writer):
     """geotiff/NAME.tif: ids with their colors and the georeference of the image. Images without one are left out."""
 
-    def __init__(self, output: OutputFolder, segments: Classes):
-        super().__init__(output, segments)
-        self.left_out: list[str] = []
-
     def file(self, image: Path) -> str:
         return f"geotiff/{image.stem}.tif"
 
-    def add(self, image: Path, label: np.ndarray, source: str) -> None:
-        import rasterio
+    def add(self, image: Path, label: np.ndarray, source: str) -> str | None:
+        """The name of the image if it is left out."""
+        from rasterio.io import MemoryFile
 
         place = _georeference(image, label.shape)
         if place is None:
-            self.left_out.append(image.name)
-            return
+            return image.name
         form = dict(driver="GTiff", height=label.shape[0], width=label.shape[1], count=1, dtype="uint8")
         form |= dict(nodata=NOTHING, compress="deflate", tiled=True, blockxsize=256, blockysize=256)
-        with (
-            self.output.write(self.file(image), source) as temporary,
-            rasterio.open(temporary, "w", **form, **place) as file,
-        ):
-            file.write(label, 1)
-            file.write_colormap(1, dict(enumerate(self.segments.colors)))
+        with MemoryFile() as memory:  # GDAL reports a full disk only in part
+            with memory.open(**form, **place) as file:
+                file.write(label, 1)
+                file.write_colormap(1, dict(enumerate(self.segments.colors)))
+            with self.output.write(self.file(image), source) as temporary:
+                temporary.write_bytes(memory.read())
+        return None
 
-    def finish(self, source: str) -> None:
-        if self.left_out:
+    def finish(self, records: list[str | None], source: str) -> None:
+        if left_out := [name for name in records if name is not None]:
             notice(
-                f"No GeoTIFF is written for {len(self.left_out)} images without a georeference, or turned by EXIF "
-                f"orientation; the first is {self.left_out[0]}."
+                f"No GeoTIFF is written for {len(left_out)} images without a georeference, or turned by EXIF "
+                f"orientation; the first is {left_out[0]}."
             )
 
 

@@ -73,7 +73,11 @@ def open_dataset(
 def open_split(experiment: Experiment, split: str) -> "SegmentationDataset":
     """Opens split `split` of the experiment's dataset with whole images."""
     return open_dataset(
-        experiment.dataset, experiment.data_root, split, experiment.n_classes, published=experiment.official.published
+        experiment.dataset,
+        Path(experiment.data_root),
+        split,
+        experiment.n_classes,
+        published=experiment.official.published,
     )
 
 

@@ -38,7 +38,8 @@ def load(name: str, root: Path, split: str, n_classes: int | None = None) -> Seg
             raise StegoError(f"{path} and {twin.name} differ only in their ending. Rename one, or move it to labels/.")
     has_maps = not plain and (folder / "labels" / split).is_dir()
     labels: list[Path | None] = pair_by_stem(images, folder / "labels" / split) if has_maps else [None for _ in images]
-    labeled = not plain and (folder / "labels").exists()  # of one split at least: both need the same classes
+    # Labels of one split at least, not those of `segment_folder`: both splits need the same classes.
+    labeled = not plain and any((folder / "labels" / part).is_dir() for part in ("train", "val"))
     classes = read_classes(folder / "classes.json", None if labeled else cluster_classes(n_classes or N_CLASSES))
     if plain and split == "val":
         notice(f"{plain} has no imgs/train and imgs/val: its {len(images)} images are used for both, none is held out")

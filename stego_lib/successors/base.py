@@ -48,7 +48,7 @@ class Successor(Trainer):
     def draw(self, number: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """Images of a step, int64 (B,), their centered features (B, C, h, w), and a generator for other choices."""
         draw = Draw(self.neighbors, self.experiment, number)
-        torch.manual_seed(draw.seed)  # dropout uses the global generator
+        self.model.head.dropout.generator = torch.Generator(self.device).manual_seed(draw.seed)
         if number + 1 < self.experiment.steps:
             self.features.prefetch(Draw(self.neighbors, self.experiment, number + 1).rows)
         self.model.train()

@@ -23,6 +23,7 @@ from ..batches import seeded
 from ..features import Features
 from ..run import Run
 from ..utils.progress import progress
+from ..utils.torch_state import drawing
 from .base import Successor, at_cells, random_cells, unit_patches, update_ema, weighted_info_nce
 
 # Entries of the codebook, channels of the projection, vectors that the bank keeps of a concept (released code).
@@ -185,8 +186,7 @@ class Trainer(Successor):
     def __init__(self, run: Run, features: Features, neighbors: Tensor):
         super().__init__(run, features, neighbors)
         head = self.model.head
-        with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(self.experiment.seed)
+        with drawing(self.experiment.seed):
             self.codebook = torch.randn(CODEBOOK, features.shape[1]).to(self.device)
             self.project = nn.Conv2d(head.code_dim, PROJECTION, 1).to(self.device)
         self.student = nn.Sequential(head, self.project)

@@ -22,6 +22,7 @@ from ..features import Features
 from ..run import Run
 from ..utils.errors import StegoError
 from ..utils.progress import progress
+from ..utils.torch_state import drawing
 from .base import Successor, at_cells, random_cells, unit_patches, update_ema, weighted_info_nce
 
 # Temperature tau and share rho of random negatives, by dataset (released code).
@@ -176,8 +177,7 @@ class Trainer(Successor):
     def __init__(self, run: Run, features: Features, neighbors: Tensor):
         super().__init__(run, features, neighbors)
         head = self.model.head
-        with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(self.experiment.seed)
+        with drawing(self.experiment.seed):
             self.project = nn.Conv2d(head.code_dim, head.code_dim, 1).to(self.device)
         self.average = copy.deepcopy(head).eval().requires_grad_(False)
         parameters = [*head.parameters(), *self.project.parameters()]

@@ -129,6 +129,18 @@ def gather(rows: Tensor) -> Tensor:
     return gathered
 
 
+def gather_list(items: list[Value]) -> list[Value]:
+    """The items of all processes in their order: the inverse of `share` for a list of any objects."""
+    if _group is None:
+        return items
+    parts: list[Any] = [None] * count()
+    dist.all_gather_object(parts, items, group=_group)
+    gathered: list[Any] = [None] * sum(map(len, parts))
+    for start, part in enumerate(parts):
+        gathered[start :: count()] = part
+    return gathered
+
+
 def total(value: Tensor) -> Tensor:
     """The sum over all processes, without gradients."""
     if _group is None:

@@ -7,9 +7,9 @@ import math
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -18,26 +18,45 @@ from .errors import DataNotFound, StegoError, brief
 # Prefix of files that are being written. A killed process leaves them behind, see `remove_temporary`.
 TEMPORARY = ".unfinished."
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
 
 
 @contextmanager
-def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turns an OSError of a write below `path` into a StegoError if the disk is full or refuses to write."""
+def disk_errors(path: str | Path, remedy: str = "Make room, or choose another folder.") -> Iterator[None]:
+    """Turns an error of the system below `path`, such as a full or read-only disk, into a StegoError."""
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL | REFUSED:
+        if error.errno is None:  # not of the system
             raise
         reason = "the disk is full" if error.errno in FULL else error.strerror
-        raise StegoError(f"{path} cannot be written: {reason}. Make room, or choose another folder.") from error
+        place = path if error.filename is None or TEMPORARY in str(error.filename) else error.filename
+        raise StegoError(f"{place} cannot be written: {reason}. {remedy}") from error
+
+
+def check_folder(folder: Path, remedy: str = "Choose another folder.") -> None:
+    """Makes a folder. Raises StegoError if nothing can be written into it; called before long work."""
+    with disk_errors(folder, remedy):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"{TEMPORARY}{uuid.uuid4().hex[:8]}"
+        probe.touch()
+        probe.unlink()
+
+
+def sync(file: IO[Any]) -> None:
+    """Waits until a file is on the disk. Some disks cannot sync, which is no error; a lost write is an OSError."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno in FULL | {errno.EIO}:
+            raise
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`, which replaces `path` in one step if the block succeeds, else is removed.
 
-    A reader sees the old file or the new one, never a part. Raises StegoError where the disk refuses.
+    A reader sees the old file or the new one, never a part. Raises StegoError as `disk_errors` does.
     """
     path = Path(path)
     temporary = path.with_name(f"{TEMPORARY}{path.stem[:40]}.{uuid.uuid4().hex[:8]}{path.suffix}")
@@ -45,8 +64,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            with suppress(OSError), open(temporary, "rb") as file:  # some file systems cannot sync
-                os.fsync(file.fileno())
+            with open(temporary, "r+b") as file:  # Windows syncs no file that is open for reading only
+                sync(file)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -1,12 +1,11 @@
 """log.csv: exactly one line per step, also after a run was killed."""
 
 import csv
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import StegoError
-from .files import atomic
+from .files import atomic, sync
 
 
 class TrainingLog:
@@ -33,8 +32,7 @@ class TrainingLog:
 
     def sync(self) -> None:
         """Returns when all lines are on the disk."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        sync(self.file)
 
     def __enter__(self) -> "TrainingLog":
         return self

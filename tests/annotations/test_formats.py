@@ -35,16 +35,16 @@ def ring() -> np.ndarray:
 LABELS = {"a.jpg": ring(), "b.jpg": np.ascontiguousarray(ring()[:70, ::-1])}
 
 
-def write(name: str, folder: Path, labels: dict[str, np.ndarray] = LABELS) -> None:
-    writer = WRITERS[name](OutputFolder(folder), SEGMENTS)
-    for image, label in labels.items():
-        writer.add(folder / "images" / image, label, "source")
-    writer.finish("source")
+def write(name: str, folder: Path, labels: dict[str, np.ndarray] = LABELS, masks: str = "rle") -> None:
+    writer = WRITERS[name](OutputFolder(folder), SEGMENTS, masks)
+    records = [writer.add(folder / "images" / image, label, "source") for image, label in labels.items()]
+    writer.finish(records, "source")
 
 
-def test_instances_are_read_by_pycocotools_and_keep_their_ids(tmp_path):
+@pytest.mark.parametrize("masks", ["rle", "polygons"])
+def test_instances_are_read_by_pycocotools_and_keep_their_ids(tmp_path, masks):
     coco = pytest.importorskip("pycocotools.coco")
-    write("coco-instances", tmp_path)
+    write("coco-instances", tmp_path, masks=masks)
     read = coco.COCO(str(tmp_path / "instances.json"))
     assert [read.cats[id_]["name"] for id_ in sorted(read.cats)] == list(SEGMENTS.names)
     for image in read.imgs.values():
@@ -65,6 +65,37 @@ def test_instances_are_read_by_pycocotools_and_keep_their_ids(tmp_path):
     more = json.loads((tmp_path / "more" / "instances.json").read_text())
     assert {image["id"] for image in more["images"]} > set(read.imgs)
     assert {annotation["id"] for annotation in more["annotations"]} > set(read.anns)
+
+
+def test_polygons_of_noise_are_its_pixels(tmp_path):
+    """Holes in holes, and regions that touch at corners."""
+    coco = pytest.importorskip("pycocotools.coco")
+    noise = np.random.default_rng(0).choice(np.array([0, 1, 255], np.uint8), (20, 30))
+    write("coco-instances", tmp_path, {"a.jpg": noise}, masks="polygons")
+    read = coco.COCO(str(tmp_path / "instances.json"))
+    drawn = np.full(noise.shape, 255, np.uint8)
+    for annotation in read.anns.values():
+        drawn[read.annToMask(annotation) == 1] = annotation["category_id"] - 1
+    np.testing.assert_array_equal(drawn, noise)
+
+
+@pytest.mark.parametrize("masks", ["rle", "polygons"])
+def test_instances_are_read_by_supervision(tmp_path, masks):
+    supervision = pytest.importorskip("supervision", reason="supervision is not installed")
+    write("coco-instances", tmp_path, masks=masks)
+    (tmp_path / "images").mkdir()
+    for name, label in LABELS.items():
+        Image.fromarray(label).save(tmp_path / "images" / name)
+    read = supervision.DetectionDataset.from_coco(
+        str(tmp_path / "images"), str(tmp_path / "instances.json"), force_masks=True
+    )
+    assert read.classes == list(SEGMENTS.names) and len(read) == len(LABELS)
+    for path, _, detections in read:
+        label = LABELS[Path(path).name]
+        drawn = np.full(label.shape, 255, np.uint8)
+        for mask, class_ in zip(detections.mask, detections.class_id, strict=True):
+            drawn[mask] = class_
+        assert (drawn == label).mean() > 0.97, "supervision draws polygons with their border"
 
 
 def test_panoptic_numbers_and_areas_agree_with_its_segments(tmp_path):

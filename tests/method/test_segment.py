@@ -8,7 +8,7 @@ import pytest
 from common import tiny_experiment
 from PIL import Image
 
-from stego_lib import StegoError, evaluate, load_run, train
+from stego_lib import StegoError, evaluate, load_run, open_dataset, train
 from stego_lib.datasets import Classes
 from stego_lib.segment import segment_folder
 from stego_lib.utils.notices import Notice
@@ -152,8 +152,8 @@ def test_an_interrupted_call_goes_on_where_it_stopped(run, images, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         segment_folder(run, images, tmp_path / "out")
     assert len(list((tmp_path / "out" / "labels").glob("*.png"))) == 1
-    with open(tmp_path / "out" / "origin.txt", "a") as log:
-        log.write("\n0123 half of a li")
+    with open(tmp_path / "out" / "origin.jsonl", "a") as log:
+        log.write('\n["0123", "half of a li')
     capsys.readouterr()
     table = segment_folder(run, images, tmp_path / "out")
     assert len(calls) == 2 + 2, "the first is not predicted again"
@@ -202,6 +202,37 @@ def test_files_of_others_and_files_changed_since_are_not_overwritten(run, images
     segment_folder(run, images, tmp_path / "out", format=formats, overwrite=True)
     assert (tmp_path / "out" / name).read_bytes() != corrected
     segment_folder(run, images, tmp_path / "out", format=formats)
+
+
+def test_names_of_any_kind_are_known_again(run, images, tmp_path, capsys):
+    for name in ("price$HOME.png", "a b  c.png", "two\nlines.png", "two\u2028lines.png", "sur\udce4.png"):
+        Image.new("RGB", (20, 20), "red").save(images / name)
+    table = segment_folder(run, images, tmp_path / "out")
+    written = {path.stem for path in (tmp_path / "out" / "labels").iterdir()}
+    assert written == {path.stem for path in images.iterdir()} and len(table) == 8
+    segment_folder(run, images, tmp_path / "out")
+    assert "8 were up to date" in capsys.readouterr().err
+
+
+def test_names_that_would_collide_or_are_too_long_are_refused_before_work(run, images, tmp_path):
+    (images / "wide ü.jpg").rename(images / f"{'n' * 251}.jpg")
+    with pytest.raises(StegoError, match="nnn"):
+        segment_folder(run, images, tmp_path / "out", format=("labelme", "coco-instances"))
+    assert not (tmp_path / "out").exists()
+    segment_folder(run, images, tmp_path / "out")
+    Image.new("RGB", (32, 32)).save(images / "TALL.jpg")
+    with pytest.raises(StegoError, match="tall"):
+        segment_folder(run, images, tmp_path / "other")
+
+
+def test_a_folder_that_was_segmented_into_itself_can_be_trained_on(run, images, tmp_path):
+    for image in images.iterdir():
+        (tmp_path / "data" / "imgs" / "train").mkdir(parents=True, exist_ok=True)
+        image.rename(tmp_path / "data" / "imgs" / "train" / image.name)
+    for folder in (tmp_path / "data" / "imgs" / "train", tmp_path / "data"):
+        segment_folder(run, tmp_path / "data" / "imgs" / "train", folder, format=("coco-panoptic", "labelme"))
+        dataset = open_dataset("folder", tmp_path / "data", "train")
+        assert len(dataset) == 3 and not dataset.has_labels
 
 
 def test_an_input_is_never_an_output(run, images, tmp_path):

@@ -3,6 +3,8 @@
 import json
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from common import broken_off, few_samples, tiny_experiment
 from PIL import Image
 from safetensors.torch import save_file
 
-from stego_lib import StegoError, evaluate, load_run, open_dataset, train
+from stego_lib import StegoError, evaluate, load_run, open_dataset, train, training
 from stego_lib.segment import segment_folder
 from stego_lib.utils.files import read_json, write_json
 from stego_lib.utils.notices import Notice
@@ -169,17 +171,62 @@ def test_images_that_are_all_alike_are_reported(backbone_file, tmp_path):
 # ---------------------------------------------------------------------------------------------- the process
 
 
+@contextmanager
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize(
     "mode",
-    [lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode, torch.no_grad],
-    ids=["autocast", "inference", "no_grad"],
-)
-def test_the_mode_that_the_caller_is_in_changes_nothing(experiment, tmp_path, mode):
-    expected = train(experiment.but(steps=2), runs_dir=tmp_path)
+    [lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode, torch.no_grad, float64_by_default,
+     lambda: torch.device("meta")],
+    ids=["autocast", "inference", "no_grad", "float64", "device"],
+)  # fmt: skip
+def test_the_mode_that_the_caller_is_in_changes_nothing(experiment, scenes_root, tmp_path, mode):
+    experiment, image = experiment.but(steps=2, crf=True), open_dataset("scenes", scenes_root, "val").images[0]
+    expected = train(experiment, runs_dir=tmp_path)
+    scores, labels = evaluate(expected)["scores"], expected.predict(image)
     with mode():
-        run = train(experiment.but(steps=2), runs_dir=tmp_path)
+        run = train(experiment, runs_dir=tmp_path)
+        assert evaluate(load_run(run.folder))["scores"] == scores
+        np.testing.assert_array_equal(load_run(run.folder).predict(image), labels)
     for name, value in expected.model.state_dict().items():
         assert torch.equal(value, run.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("method", ["stego", "smooseg"])
+def test_threads_that_train_get_what_they_get_alone_and_disturb_nobody(experiment, tmp_path, method):
+    changes = {"method": method, "dropout": 0.5} | ({} if method == "stego" else {"probes": "after"})
+    experiments = [
+        tiny_experiment(Path(experiment.data_root), Path(experiment.backbone), steps=20, seed=seed, **changes)
+        for seed in (0, 1)
+    ]
+    alone = [train(experiment, runs_dir=tmp_path / "runs").model.state_dict() for experiment in experiments]
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda experiment: train(experiment, runs_dir=tmp_path / "runs"), experiments))
+    assert torch.equal(torch.get_rng_state(), before)
+    for expected, run in zip(alone, together, strict=True):
+        for name, value in run.model.state_dict().items():
+            assert torch.equal(value, expected[name]), name
+
+
+def test_a_run_folder_that_is_removed_during_training_is_an_error(experiment, tmp_path, monkeypatch):
+    step = training.train_step
+
+    def remove(*arguments):
+        for folder in tmp_path.glob("*/experiment.json"):
+            shutil.rmtree(folder.parent)
+        return step(*arguments)
+
+    monkeypatch.setattr(training, "train_step", remove)
+    with pytest.raises(StegoError, match="removed"):
+        train(experiment, runs_dir=tmp_path)
 
 
 def test_a_state_survives_a_file_to_the_bit(tmp_path):

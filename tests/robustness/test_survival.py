@@ -4,14 +4,20 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from common import broken_off, tiny_experiment
-from killing import Job, runs_in, same, wait_for
+from killing import Job, launched, runs_in, same, wait_for
+from PIL import Image
 
 from stego_lib import Experiment, StegoError, load_run, train, training
+from stego_lib.segment import segment_folder
 from stego_lib.utils.files import TEMPORARY
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -116,3 +122,32 @@ def test_a_log_without_the_steps_of_the_checkpoint_is_refused(experiment, tmp_pa
     (folder / "log.csv").write_text("".join(lines[:3]))
     with pytest.raises(StegoError, match=r"log\.csv"):
         train(experiment, runs_dir=tmp_path, resume=True)
+
+
+def test_two_processes_segment_a_folder_and_resume_after_one_is_killed(reference, tmp_path):
+    """As `torchrun --nproc-per-node 2 -m stego_lib.segment RUN IMAGES OUTPUT` starts them."""
+    rng, images, out = np.random.default_rng(0), tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for number in range(24):
+        noise = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        noise.resize((320, 240)).save(images / f"{number}.png")
+    whole = segment_folder(load_run(reference), images, tmp_path / "alone", format="coco-instances")
+
+    def start() -> list[subprocess.Popen]:
+        command = [sys.executable, "-m", "stego_lib.segment", reference, images, out, "--format", "coco-instances"]
+        return [subprocess.Popen([*command, "--device", "cpu"], env=os.environ | place) for place in launched(2)]
+
+    processes = start()
+    wait_for(lambda: len(list(out.glob("labels/*.png"))) > 3 or processes[1].poll() is not None)
+    processes[1].kill()
+    assert processes[0].wait() != 0 and not (out / "areas.csv").exists()
+    before = {path: path.stat().st_mtime_ns for path in out.glob("labels/*.png")}
+    assert 3 < len(before) < 24
+    assert [process.wait() for process in start()] == [0, 0]
+    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
+    for path in (tmp_path / "alone").rglob("*.*"):
+        if "origin" not in path.name:
+            assert (out / path.relative_to(tmp_path / "alone")).read_bytes() == path.read_bytes()
+    written = pd.read_csv(out / "areas.csv", index_col="image")
+    np.testing.assert_allclose(written.to_numpy(), whole.to_numpy(), atol=0.01)
+    assert (out / "origin-1.jsonl").exists()

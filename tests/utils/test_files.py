@@ -14,6 +14,7 @@ from stego_lib import StegoError
 from stego_lib.utils.files import (
     TEMPORARY,
     atomic,
+    check_folder,
     checksum,
     disk_errors,
     fingerprint,
@@ -23,6 +24,7 @@ from stego_lib.utils.files import (
     without_nan,
     write_json,
 )
+from stego_lib.utils.log import TrainingLog
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -43,14 +45,41 @@ def test_a_write_replaces_the_file_and_makes_its_folder(tmp_path):
         assert path.read_text() == text and list(path.parent.iterdir()) == [path]
 
 
-def test_file_systems_that_cannot_sync_or_change_modes(tmp_path, monkeypatch):
+def test_disks_that_cannot_sync_or_change_modes(tmp_path, monkeypatch):
     def refuse(*_args, **_options):
-        raise OSError(errno.EPERM, "Operation not permitted")
+        raise OSError(errno.EINVAL, "Invalid argument")
 
     for name in ("fsync", "chmod", "umask"):
         monkeypatch.setattr(os, name, refuse)
     write_json(tmp_path / "a.json", 1)
-    assert read_json(tmp_path / "a.json") == 1
+    with TrainingLog(tmp_path / "log.csv", 0, ["loss"]) as log:
+        log.add(0, {"loss": 1.0})
+        log.sync()
+    assert read_json(tmp_path / "a.json") == 1 and (tmp_path / "log.csv").read_text() == "step,loss\n0,1.0\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs fcntl")
+def test_files_are_synced_through_handles_that_windows_accepts(tmp_path, monkeypatch):
+    import fcntl
+
+    modes = []
+    monkeypatch.setattr(os, "fsync", lambda file: modes.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE))
+    write_json(tmp_path / "a.json", 1)
+    with TrainingLog(tmp_path / "log.csv", 0, ["loss"]) as log:
+        log.sync()
+    assert len(modes) == 3 and os.O_RDONLY not in modes
+
+
+def test_a_write_that_is_lost_when_it_is_synced_is_an_error(tmp_path, monkeypatch):
+    """As on network disks with a quota."""
+
+    def full(_):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StegoError, match="full"):
+        write_json(tmp_path / "a.json", 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_has_the_usual_permissions(tmp_path):
@@ -112,13 +141,25 @@ def test_a_checksum_is_sha_256(tmp_path):
     assert checksum(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
 
 
-@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EROFS", "ENOTDIR"])
-def test_a_write_that_the_disk_refuses_names_the_path(tmp_path, name):
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EROFS", "ENOTDIR", "ENAMETOOLONG", "EIO"])
+def test_errors_of_the_disk_name_the_path(tmp_path, name):
     with pytest.raises(StegoError, match="other"), disk_errors(tmp_path / "other"):
         raise OSError(getattr(errno, name), "reason")
 
 
-def test_other_errors_of_the_disk_stay(tmp_path):
-    with pytest.raises(OSError, match="Input") as caught, disk_errors(tmp_path):
-        raise OSError(errno.EIO, "Input/output error")
+def test_a_name_that_is_taken_or_too_long_is_an_error_with_the_path(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for name in ("folder", "file/a.json", f"{'n' * 251}.json"):
+        with pytest.raises(StegoError, match=name.split("/")[0]):
+            write_json(tmp_path / name, 1)
+    with pytest.raises(StegoError, match="file"):
+        check_folder(tmp_path / "file" / "runs")
+    check_folder(tmp_path / "new" / "runs")
+    assert not list((tmp_path / "new" / "runs").iterdir()) and not list(tmp_path.glob(f"{TEMPORARY}*"))
+
+
+def test_errors_that_are_not_of_the_disk_stay(tmp_path):
+    with pytest.raises(OSError, match="encoder") as caught, disk_errors(tmp_path):
+        raise OSError("encoder error")
     assert not isinstance(caught.value, StegoError)

@@ -50,5 +50,6 @@ def test_expansion(monkeypatch, tmp_path):
         "~": str(tmp_path),
     }
     assert {text: str(user_path(text)) for text in expected} == expected
+    assert user_path(Path("$SCRATCH/a")) == Path("$SCRATCH/a"), "a file may be called so"
     assert user_path(None, "~/x") == tmp_path / "x" and user_path("y", "~/x") == Path("y")
     assert shown_path("/nowhere/x") == "/nowhere/x"
