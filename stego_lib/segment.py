@@ -24,7 +24,7 @@ from .datasets.classes import Classes, Rules, distinct_names, read_classes, with
 from .datasets.findings import show_findings
 from .datasets.images import StoredImage, read_image
 from .datasets.layout import checksum_of, list_images
-from .run import Run, load_run
+from .run import REFINEMENTS, Run, load_run
 from .utils import devices
 from .utils.errors import StegoError
 from .utils.files import fingerprint
@@ -48,6 +48,9 @@ def segment_folder(
     opacity: float = 0.55,
     format: str | Sequence[str] = PNG,
     *,
+    refine: str | None = None,
+    size: int | None = None,
+    tile: int | None = None,
     masks: str = "rle",
     overwrite: bool = False,
 ) -> pd.DataFrame:
@@ -79,6 +82,8 @@ def segment_folder(
           behind a pole is two;
         * "labelme": labelme/NAME.json, polygons of connected regions, each simplified by at most a pixel;
         * "geotiff": geotiff/NAME.tif with the georeference of the image.
+    refine, size, tile
+        See `Run.predict`: "crf" or "none"; pixels of the shorter side; pixels per side of a sliding window.
     masks
         Of instances.json: "rle" (run lengths) or "polygons".
     overwrite
@@ -107,12 +112,14 @@ def segment_folder(
     run.check_fitted()
     segments, formats = run.segments, chosen_formats(format)
     check_masks(masks)
-    task = fingerprint("segment", str(run.folder), str(folder), str(target), formats, masks, opacity)
+    how = {"refine": refine, "size": size, "tile": tile}
+    rules = read_classes(folder / "classes.json", run.classes).rules  # of these images, else of the training images
+    settings = _settings(run, how, opacity, rules)
+    task = fingerprint("segment", settings, str(folder.absolute()), str(target.absolute()), formats, masks)
     devices.join(run.experiment.device, task)
     out = OutputFolder(target, overwrite)
     writers = [WRITERS[name](out, segments, masks) for name in formats]
     devices.once(lambda: _check_output(out, writers, paths))
-    rules = read_classes(folder / "classes.json", run.classes).rules  # of these images, else of the training images
     if devices.first():
         show_findings(folder)
     if not run.matched and without_names(segments) and not without_names(run.classes):
@@ -122,7 +129,8 @@ def segment_folder(
         )
 
     start = time.perf_counter()
-    results = devices.gather_list(_segment(run, devices.share(paths), out, writers, opacity, rules))
+    own = _segment(run, devices.share(paths), how, settings, out, writers, opacity, rules)
+    results = devices.gather_list(own)
     table = _report(results, segments, rules, time.perf_counter() - start)
     devices.once(lambda: _finish(OutputFolder(target, overwrite), writers, results, table))
     return table
@@ -149,11 +157,17 @@ class Result(NamedTuple):
 
 
 def _segment(
-    run: Run, paths: list[Path], out: OutputFolder, writers: list[Writer], opacity: float, rules: Rules
+    run: Run,
+    paths: list[Path],
+    how: dict[str, Any],
+    settings: str,
+    out: OutputFolder,
+    writers: list[Writer],
+    opacity: float,
+    rules: Rules,
 ) -> list[Result]:
     """Segments the images that are not up to date: one thread reads, this one predicts, and one writes."""
     segments = run.segments
-    settings = _settings(run, segments, opacity, rules)
 
     def read(path: Path) -> tuple[str, StoredImage | None] | StegoError:
         """What the results are to be made from, and the image, or None if they are up to date."""
@@ -174,7 +188,7 @@ def _segment(
             if image is None:
                 yield path, source, None, _read_label(out, path)
                 continue
-            label = run.predict(image.rgb)
+            label = run.predict(image.rgb, **how)
             if image.transparent is not None:
                 label[image.transparent] = NOTHING
             yield path, source, image, label
@@ -269,10 +283,11 @@ def _read_label(out: OutputFolder, image: Path) -> np.ndarray:
         return np.array(file)
 
 
-def _settings(run: Run, segments: Classes, opacity: float, rules: Rules) -> str:
-    """Fingerprint of all that results depend on, except the image."""
-    names = ("eval_size", "mirror", "crf", "official", "precision")
-    values = [repr(getattr(run.experiment, name)) for name in names]
+def _settings(run: Run, how: dict[str, Any], opacity: float, rules: Rules) -> str:
+    """Fingerprint of all that results depend on, except the image. how: refine, size and tile of `Run.predict`."""
+    experiment, segments = run.experiment, run.segments
+    values = [run.uses_crf(how["refine"]), how["size"] or experiment.eval_size, how["tile"], experiment.mirror]
+    values += [repr(experiment.official), experiment.precision]
     weights = [list(pair) for pair in sorted(run.model.state_dict().items())]
     drawn = [run.ids.tolist(), segments.names, segments.colors, float(opacity), repr(rules)]
     return fingerprint(run.backbone.weights_id, weights, values, drawn)
@@ -301,6 +316,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("images", help="folder with the images")
     parser.add_argument("output", help="folder for the results")
     parser.add_argument("--format", nargs="+", default=[PNG], choices=(PNG, *WRITERS), help="see segment_folder")
+    parser.add_argument("--refine", choices=REFINEMENTS, help="borders by the CRF, or without; default: as trained")
+    parser.add_argument("--size", type=int, metavar="PIXELS", help="shorter side of images, for the backbone")
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help="side of a window that slides over the image")
     parser.add_argument("--masks", default=MASKS[0], choices=MASKS, help="masks of coco-instances")
     parser.add_argument("--opacity", type=float, default=0.55, help="of the colors in the overlays, 0 to 1")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")

@@ -1,6 +1,7 @@
 """Reads images as 8-bit RGB and label maps as ids: Pillow, and rasterio for what Pillow does not read correctly."""
 
 import io
+import os
 import struct
 import warnings
 from collections.abc import Iterator
@@ -101,8 +102,8 @@ def read_image(source: Source, rules: Rules = DEFAULT) -> StoredImage:
     >>> read_image(Path("street.jpg")).rgb.size
     """
     with naming(f"image {name_of(source)}"):
-        if (mask := Path(f"{name_of(source)}.msk")).exists():
-            raise OSError(f"its mask is in {mask.name}; GDAL_TIFF_INTERNAL_MASK=YES writes it into the image")
+        if os.path.exists(mask := f"{name_of(source)}.msk"):
+            raise OSError(f"its mask is in {mask}; GDAL_TIFF_INTERNAL_MASK=YES writes it into the image")
         rgb, transparent, orientation = _read(source, rules.range)
     if orientation > 1 and rules.exif != "ignore":
         rgb = rgb.transpose(TURNS[orientation])
