@@ -81,7 +81,7 @@ def test_clusters_without_a_class_keep_ids_of_their_own(run, unscored, images, t
 def test_bad_folders_and_opacities_are_refused(run, images, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in ("nowhere", "empty"):
-        with pytest.raises(StegoError, match="no image|does not exist"):
+        with pytest.raises(StegoError, match=r"no image|does not exist"):
             segment_folder(run, tmp_path / folder, tmp_path / "out")
     for opacity in (-0.1, 2, float("nan")):
         with pytest.raises(StegoError, match="opacity"):
