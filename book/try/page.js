@@ -32,14 +32,13 @@
     if (!state.about || root.getAttribute("aria-busy") === "true") return;
     busy(true);
     say("reading …");
-    state.file = file;
     worker.postMessage({ file });
   }
 
   async function segments(result) {
     state.result = result;
     state.unit = null;
-    state.photograph = await createImageBitmap(state.file, { resizeWidth: Math.min(Math.max(result.width, 640), 1200), resizeQuality: "high" });
+    state.photograph = await createImageBitmap(result.photograph, { resizeWidth: Math.min(Math.max(result.width, 640), 1200), resizeQuality: "high" });
     busy(false);
     const notice = result.smaller ? ` It was made smaller, from ${result.asked.join(" × ")}.` : "";
     say(`${result.width} × ${result.height} pixels in ${result.seconds.toFixed(1)} seconds, on this machine.${notice}`);
@@ -53,12 +52,12 @@
   }
 
   function legend() {
-    const { counts, labels } = state.result, list = find("legend");
-    const { names, colors } = state.about;
+    const { counts } = state.result, list = find("legend");
+    const { names, colors } = state.about, total = names.reduce((sum, _, id) => sum + counts[id], 0);
     list.replaceChildren(...[...names.keys()].filter((id) => counts[id]).sort((a, b) => counts[b] - counts[a]).map((id) => {
       const item = document.createElement("li"), swatch = document.createElement("span");
       swatch.style.background = `rgb(${colors[id].join(",")})`;
-      item.append(swatch, `${names[id]}: ${((100 * counts[id]) / labels.length).toFixed(1)} %`);
+      item.append(swatch, `${names[id]}: ${((100 * counts[id]) / total).toFixed(1)} %`);
       return item;
     }));
   }

@@ -4,6 +4,7 @@ ort.env.wasm.numThreads = 1; // more need headers that plain static hosting does
 ort.env.wasm.wasmPaths = new URL("./", self.location).href;
 
 const LARGEST = 24e6; // pixels; a larger photograph is made smaller, with a word
+const NOTHING = 255; // id of pixels in no segment
 let session, about;
 
 async function open() {
@@ -12,20 +13,56 @@ async function open() {
   return about;
 }
 
+// The EXIF orientation of a WebP, which browsers ignore, and the file without it, so that none turns the image as well.
+function orientationOf(bytes) {
+  const view = new DataView(bytes), text = (at) => String.fromCharCode(...new Uint8Array(bytes, at, 4));
+  if (bytes.byteLength < 12 || text(0) != "RIFF" || text(8) != "WEBP") return 1;
+  for (let at = 12; at + 8 <= bytes.byteLength; at += 8 + view.getUint32(at + 4, true) + (view.getUint32(at + 4, true) % 2)) {
+    if (text(at) != "EXIF") continue;
+    new Uint8Array(bytes, at, 4).fill(0x58); // an unknown chunk is skipped
+    const start = at + 8 + (text(at + 8) == "Exif" ? 6 : 0), little = view.getUint16(start) == 0x4949;
+    const table = start + view.getUint32(start + 4, little);
+    for (let entry = 0; entry < view.getUint16(table, little); entry++) {
+      const place = table + 2 + 12 * entry, value = view.getUint16(place + 8, little);
+      if (view.getUint16(place, little) == 274 && value >= 1 && value <= 8) return value;
+    }
+  }
+  return 1;
+}
+
+// What a stored pixel (x, y) of an image of w x h pixels becomes, by EXIF orientation.
+const TURNS = {
+  1: () => [1, 0, 0, 1, 0, 0], 2: (w) => [-1, 0, 0, 1, w, 0], 3: (w, h) => [-1, 0, 0, -1, w, h], 4: (w, h) => [1, 0, 0, -1, 0, h],
+  5: () => [0, 1, 1, 0, 0, 0], 6: (w, h) => [0, 1, -1, 0, h, 0], 7: (w, h) => [0, -1, -1, 0, h, w], 8: (w) => [0, -1, 1, 0, 0, w],
+};
+
 async function pixelsOf(file) {
-  // The colors and the upright orientation that Python's reader takes: no color profile, EXIF applied.
-  const image = await createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+  // As Python's reader: no color profile, EXIF applied, transparent pixels on white and in no segment.
+  const bytes = await file.arrayBuffer();
+  let orientation = 1;
+  try { orientation = orientationOf(bytes); } catch { } // a fault in the metadata is no fault in the pixels
+  const image = await createImageBitmap(new Blob([bytes], { type: file.type }), { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+  const asked = orientation < 5 ? [image.width, image.height] : [image.height, image.width];
   const scale = Math.min(1, Math.sqrt(LARGEST / (image.width * image.height)));
-  const width = Math.max(1, Math.round(image.width * scale)), height = Math.max(1, Math.round(image.height * scale));
+  const [width, height] = asked.map((side) => Math.max(1, Math.round(side * scale)));
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(image, 0, 0, width, height);
-  const rgba = context.getImageData(0, 0, width, height).data;
-  const rgb = new Uint8Array(3 * width * height);
-  for (let from = 0, to = 0; from < rgba.length; from += 4) {
-    rgb[to++] = rgba[from]; rgb[to++] = rgba[from + 1]; rgb[to++] = rgba[from + 2];
+  const [w, h] = orientation < 5 ? [width, height] : [height, width];
+  context.setTransform(...TURNS[orientation](w, h));
+  context.drawImage(image, 0, 0, w, h);
+  const pixels = context.getImageData(0, 0, width, height), rgba = pixels.data;
+  const rgb = new Uint8Array(3 * width * height), clear = new Uint8Array(width * height);
+  for (let pixel = 0; pixel < clear.length; pixel++) {
+    const alpha = rgba[4 * pixel + 3];
+    clear[pixel] = alpha < 128;
+    for (let channel = 0; channel < 3; channel++) {
+      const value = clear[pixel] ? 255 : (rgba[4 * pixel + channel] * alpha + 255 * (255 - alpha)) / 255;
+      rgb[3 * pixel + channel] = rgba[4 * pixel + channel] = Math.round(value);
+    }
+    rgba[4 * pixel + 3] = 255;
   }
-  return { rgb, width, height, smaller: scale < 1, asked: [image.width, image.height] };
+  context.putImageData(pixels, 0, 0);
+  return { rgb, clear, width, height, photograph: canvas.transferToImageBitmap(), smaller: scale < 1, asked };
 }
 
 // For each pixel of a line: the two cells beside it, and the share of the second. Bilinear, ends repeated.
@@ -89,13 +126,14 @@ async function segment(file) {
   const labels = labelsOf(found.similarity.data, clusters, h, w, image.height, image.width, (done) =>
     postMessage({ kind: "progress", text: `labeling pixels: ${Math.round(100 * done)} %` }),
   );
+  for (let pixel = 0; pixel < labels.length; pixel++) if (image.clear[pixel]) labels[pixel] = NOTHING;
   const seconds = (performance.now() - started) / 1000;
   const counts = new Float64Array(256);
   for (const id of labels) counts[id]++;
   const png = await pngOf(labels, image.width, image.height);
-  const { width, height, smaller, asked } = image;
+  const { width, height, smaller, asked, photograph } = image;
   return {
-    kind: "segments", labels, width, height, smaller, asked, counts, seconds, png, h, w,
+    kind: "segments", labels, width, height, photograph, smaller, asked, counts, seconds, png, h, w,
     maps: { features: found.features.data, codes: found.code.data },
   };
 }

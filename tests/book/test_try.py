@@ -14,6 +14,7 @@ from PIL import Image
 from randomrun import random_run
 
 from stego_book import browser as page_files
+from stego_lib.datasets.images import read_image
 from stego_lib.datasets.painter import paint_scene
 from stego_lib.predict import Scores, label_maps
 
@@ -109,6 +110,40 @@ def test_the_pixels_are_those_of_python(page, site, tmp_path):
         )
         unit = maps.reshape(len(maps), -1) / np.linalg.norm(maps.reshape(len(maps), -1), axis=0)
         np.testing.assert_allclose(unit.T @ unit[:, cell[0] * maps.shape[2] + cell[1]], cosines, atol=5e-2)
+
+
+def test_transparent_and_turned_images_are_read_as_in_python(page, tmp_path):
+    image = Image.fromarray(paint_scene(5, 0)[0]).crop((0, 0, 120, 90))
+    layered = image.copy()
+    layered.putalpha(Image.linear_gradient("L").resize(image.size))
+    layered.save(tmp_path / "layered.png")
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[274] = orientation
+        image.save(tmp_path / f"{orientation}.webp", exif=exif, lossless=True)
+    for path in sorted(tmp_path.iterdir()):
+        page.execute_script("document.getElementById('try').stego.result = null")
+        give(page, path)
+        end = time.monotonic() + 60
+        busy = "const root = document.getElementById('try'); return !root.stego.result || root.ariaBusy === 'true'"
+        while page.execute_script(busy):
+            assert time.monotonic() < end, message(page)
+            time.sleep(0.1)
+        labels, pixels, height, width = page.execute_script("""
+            const {labels, photograph, width, height} = document.getElementById("try").stego.result;
+            const context = new OffscreenCanvas(width, height).getContext("2d");
+            context.drawImage(photograph, 0, 0);
+            return [[...labels], [...context.getImageData(0, 0, width, height).data], height, width]""")
+        labels, pixels = np.array(labels).reshape(height, width), np.array(pixels).reshape(height, width, 4)
+        read = read_image(path)
+        assert read.rgb.size == (width, height), path
+        assert np.abs(pixels[..., :3] - np.asarray(read.rgb)).max() <= 2, path
+        clear = np.zeros_like(labels, bool) if read.transparent is None else read.transparent
+        np.testing.assert_array_equal(labels == 255, clear)
+        assert clear.any() == (path.suffix == ".png")
+        wait(page, "on this machine")
+        legend = page.find_element("css selector", "[data-part=legend]").text
+        assert sum(float(line.split(": ")[1].rstrip(" %")) for line in legend.splitlines()) == pytest.approx(100, abs=1)
 
 
 def test_the_label_map_can_be_taken_away(page, tmp_path):
