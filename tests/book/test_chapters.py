@@ -100,13 +100,14 @@ def test_segmenting_a_folder_gives_label_maps_of_the_images_size(small, tmp_path
 
 
 def test_names_of_segments_are_in_every_annotation(small, tmp_path):
-    """Without names the chapter trains a run and keeps placeholders beside it; then names come from a file."""
+    """Without names the chapter shows placeholders on a copy of the run; then names come from a file."""
     images = noisy_images(tmp_path / "images")
     parameters = {"images": images, "backbone": small["backbone"], "runs_dir": str(tmp_path / "runs"), "device": "cpu"}
     run("name_your_segments", parameters | {"steps": 2, "n_classes": 5}, tmp_path)
     (folder,) = (tmp_path / "runs").glob("*-folder-*")
-    placeholders = list(json.loads((folder / "names.json").read_text())["names"].values())
-    assert sorted(map(str, placeholders)) == ["None", "merged", "merged"]
+    assert not (folder / "names.json").exists() and "merged" in (tmp_path / "name_your_segments.ipynb").read_text()
+    categories = json.loads((folder / "annotated" / "panoptic.json").read_text())["categories"]
+    assert [category["name"] for category in categories] == [f"cluster {number}" for number in range(5)]
     write_json(tmp_path / "names.json", {"cluster 0": "ground", "cluster 4": "ground", "cluster 2": None})
     given = {"images": images, "run": str(folder), "names": str(tmp_path / "names.json"), "device": "cpu"}
     run("name_your_segments", given | {"formats": "coco-panoptic"}, tmp_path)
