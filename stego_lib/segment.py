@@ -289,6 +289,8 @@ def _settings(run: Run, how: dict[str, Any], opacity: float, rules: Rules) -> st
     values = [run.uses_crf(how["refine"]), how["size"] or experiment.eval_size, how["tile"], experiment.mirror]
     values += [repr(experiment.official), experiment.precision]
     weights = [list(pair) for pair in sorted(run.model.state_dict().items())]
+    if run.taught is not None:
+        weights += [[run.taught.method, run.taught.on], [run.taught.points, run.taught.ids]]
     drawn = [run.ids.tolist(), segments.names, segments.colors, float(opacity), repr(rules)]
     return fingerprint(run.backbone.weights_id, weights, values, drawn)
 
