@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 OVERLAP = 0.25
 # Windows that go through the backbone at once.
 BATCH = 8
-# Pixels per side of the blocks that become labels at once, and of the margin by which these overlap for the CRF.
-BLOCK, MARGIN = 1024, 64
+# Pixels per side of the blocks that become labels at once (the CRF needs half a gigabyte for one), and of the margin by
+# which they overlap for it.
+BLOCK, MARGIN = 512, 64
 
 Read = Callable[[int, int, int, int], Tensor]
 """Reads a part of an image: top, left, height, width in pixels -> uint8 (3, height, width)."""
