@@ -6,11 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
 from stego_lib import Backbone, train
+from stego_lib import raster as library
 from stego_lib.neighbors import nearest_neighbors
+from stego_lib.segment import segment_folder
 
 from .material import RandomFeatures, Settings, draw_folder, scenes
 
@@ -36,7 +39,33 @@ def train_run(folder: str, tiny: str, images: str, steps: str) -> dict[str, Any]
     return {"seconds": time.perf_counter() - started, "store_bytes": stored, "images": int(images)}
 
 
-PARTS = {"neighbors": neighbors, "train": train_run}
+def raster(folder: str, tiny: str, width: str, height: str) -> dict[str, Any]:
+    """Segments a drawn GeoTIFF by `segment_folder`, and tells the memory of the process before."""
+    import rasterio
+
+    settings = Settings(Path(folder), tiny=tiny == "1")
+    columns, rows, images = int(width), int(height), settings.folder / "rasters"
+    images.mkdir()
+    scene = np.concatenate(scenes(settings.choose(500, 100), 4), 1)
+    line = np.tile(scene, (1, -(-columns // scene.shape[1]), 1))[:, :columns].transpose(2, 0, 1)
+    form = dict(driver="GTiff", count=3, dtype="uint8", width=columns, height=rows, crs="EPSG:25832", tiled=True)
+    form |= dict(transform=rasterio.Affine(0.1, 0, 4e5, 0, -0.1, 5.5e6), compress="deflate")
+    with rasterio.Env(GDAL_CACHEMAX=64), rasterio.open(images / "a.tif", "w", **form) as file:
+        for top in range(0, rows, line.shape[1]):
+            part = line[:, : rows - top]
+            file.write(part, window=((top, top + part.shape[1]), (0, columns)))
+    network = str(settings.network()) if settings.tiny else "scenes_vit_tiny8"
+    drawn = draw_folder(settings.folder / "drawn", scenes(settings.choose(224, 32), 8), 8, 1)
+    run = train(
+        settings.experiment(drawn, backbone=network, steps=2, probes="after"), runs_dir=settings.folder / "runs"
+    )
+    before, started = psutil.Process().memory_info().rss, time.perf_counter()
+    tile, library.LARGE = settings.choose(448, 64), 100_000
+    segment_folder(run, images, settings.folder / "segmented", format="geotiff", tile=tile, refine="none")
+    return {"seconds": time.perf_counter() - started, "bytes_before": before, "tile": tile}
+
+
+PARTS = {"neighbors": neighbors, "train": train_run, "raster": raster}
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]

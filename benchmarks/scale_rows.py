@@ -34,6 +34,17 @@ def neighbors(settings: Settings) -> dict[str, Any]:
     return row
 
 
+def raster(settings: Settings) -> dict[str, Any]:
+    """Peak memory and seconds of the label map of a GeoTIFF 20,000 pixels wide, without CRF, by windows of 448 pixels.
+
+    The network is the embedded one. Memory grows with the width alone: a few thousand rows tell that of 400 megapixels.
+    """
+    width, height = settings.choose(20_000, 700), settings.choose(4_000, 600)
+    row = in_child("benchmarks.children", "raster", settings.folder, int(settings.tiny), width, height)
+    full = {"megapixels": width * width / 1e6, "hours": row["seconds"] / height * width / 3600}
+    return row | {"megapixels": width * height / 1e6, "extrapolated": full}
+
+
 def memory(settings: Settings) -> dict[str, Any]:
     """Peak memory of `train` from a store of 10 GB, its features computed, checked, read at random, probes fitted.
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .annotations.geotiff import write_polygons
 from .annotations.names import NOTHING
 from .datasets.classes import Classes, Rules
 from .datasets.images import color_bands, naming, read_bands
@@ -159,3 +160,11 @@ def count_ids(path: Path) -> np.ndarray:
         return sum(
             (np.bincount(file.read(1, window=window).ravel(), minlength=256) for window in windows), np.zeros(256, int)
         )
+
+
+def outline_raster(labels: Path, output: Path, segments: Classes) -> None:
+    """Writes the connected regions of a label map in a file as GeoJSON, see `write_polygons`."""
+    import rasterio
+
+    with open_raster(labels) as file:
+        write_polygons(rasterio.band(file, 1), output, segments, place_of(file))

@@ -20,10 +20,11 @@ from PIL import Image
 from .annotations.formats import MASKS, PNG, WRITERS, check_masks, chosen_formats
 from .annotations.names import NOTHING
 from .annotations.outputs import OutputFolder, Writer
-from .datasets.classes import Classes, Rules, distinct_names, read_classes, without_names
+from .datasets.classes import Classes, Rules, distinct_names, rules_of, without_names
 from .datasets.findings import show_findings
 from .datasets.images import StoredImage, read_image
 from .datasets.layout import checksum_of, list_images
+from .raster import TILE, count_ids, is_large, label_raster, outline_raster
 from .run import REFINEMENTS, Run, load_run
 from .utils import devices
 from .utils.errors import StegoError
@@ -81,7 +82,11 @@ def segment_folder(
         * "coco-instances": instances.json. Every connected region is an instance: two cars that touch are one, a car
           behind a pole is two;
         * "labelme": labelme/NAME.json, polygons of connected regions, each simplified by at most a pixel;
-        * "geotiff": geotiff/NAME.tif with the georeference of the image.
+        * "geotiff": geotiff/NAME.tif with the georeference of the image;
+        * "geojson": geojson/NAME.geojson, polygons of connected regions in the coordinates of the image, for GIS.
+
+        A TIFF of more than 50 megapixels is segmented by a sliding window (`tile`, 448 pixels by default) in little
+        memory. It gives geotiff/NAME.tif and, on request, the polygons, and nothing else.
     refine, size, tile
         See `Run.predict`: "crf" or "none"; pixels of the shorter side; pixels per side of a sliding window.
     masks
@@ -113,7 +118,7 @@ def segment_folder(
     segments, formats = run.segments, chosen_formats(format)
     check_masks(masks)
     how = {"refine": refine, "size": size, "tile": tile}
-    rules = read_classes(folder / "classes.json", run.classes).rules  # of these images, else of the training images
+    rules = rules_of(paths[0], run.classes.rules)
     settings = _settings(run, how, opacity, rules)
     task = fingerprint("segment", settings, str(folder.absolute()), str(target.absolute()), formats, masks)
     devices.join(run.experiment.device, task)
@@ -129,7 +134,12 @@ def segment_folder(
         )
 
     start = time.perf_counter()
-    own = _segment(run, devices.share(paths), how, settings, out, writers, opacity, rules)
+    share = devices.share(paths)
+    large = [path for path in share if size is None and is_large(path)]
+    own = _segment(run, [path for path in share if path not in large], how, settings, out, writers, opacity, rules)
+    own += [_segment_raster(run, path, how, settings, out, "geojson" in formats, rules) for path in large]
+    if large:
+        notice(f"{len(large)} TIFFs are large, so they give GeoTIFFs and, with format='geojson', polygons alone.")
     results = devices.gather_list(own)
     table = _report(results, segments, rules, time.perf_counter() - start)
     devices.once(lambda: _finish(OutputFolder(target, overwrite), writers, results, table))
@@ -206,6 +216,28 @@ def _segment(
     return list(progress(in_threads(write, predicted(), workers=1), "segmenting", total=len(paths)))
 
 
+def _segment_raster(
+    run: Run, path: Path, how: dict[str, Any], settings: str, out: OutputFolder, polygons: bool, rules: Rules
+) -> Result:
+    """Segments a large raster by windows, unless its results are up to date."""
+    segments, name, outlines = run.segments, f"geotiff/{path.stem}.tif", f"geojson/{path.stem}.geojson"
+    try:
+        source = fingerprint(settings, checksum_of(path))
+        kept = out.source(name) == source
+        if not kept:
+            with out.write(name, source) as temporary:
+                parts = temporary.with_name(f".{source}")
+                tile, crf = how["tile"] or TILE, run.uses_crf(how["refine"])
+                label_raster(run, path, temporary, parts, tile=tile, crf=crf, rules=rules)
+        if polygons and out.source(outlines) != source:
+            with out.write(outlines, source) as temporary:
+                outline_raster(out.path / name, temporary, segments)
+        counts = count_ids(out.path / name)[: len(segments)]
+    except StegoError as error:
+        return Result(path.name, problem=str(error))
+    return Result(path.name, source, 100 * counts / (counts.sum() or np.nan), "", kept)
+
+
 def _report(results: list[Result], segments: Classes, rules: Rules, seconds: float) -> pd.DataFrame:
     """The table of areas; notices and a line about the images. Raises StegoError if none can be read."""
     broken = [result.problem for result in results if result.areas is None]
@@ -234,7 +266,7 @@ def _finish(out: OutputFolder, writers: list[Writer], results: list[Result], tab
     everything = fingerprint(*(result.source for result in done))
     for number, writer in enumerate(writers):
         writer.output = out
-        writer.finish([result.records[number] for result in done], everything)
+        writer.finish([result.records[number] for result in done if result.records], everything)
     with out.write("areas.csv", everything) as temporary:
         table.to_csv(temporary, float_format="%.2f", encoding="utf-8", errors="surrogateescape")  # names may be no text
     if outdated := out.outdated({everything, *(result.source for result in done)}):
@@ -248,6 +280,7 @@ def _check_output(out: OutputFolder, writers: list[Writer], paths: list[Path]) -
     """StegoError where a file that is not ours, or an image, would be overwritten."""
     names = [name(path) for path in paths for name in (_label_name, _overlay_name, *(w.file for w in writers))]
     names += ["areas.csv", *(writer.summary for writer in writers)]
+    names += [f"geotiff/{path.stem}.tif" for path in paths if is_large(path)]
     if foreign := out.foreign(filter(None, progress(names, "checking the output folder")), paths):
         raise StegoError(
             f"{len(foreign)} files in {out.path} were not written by segment_folder, or were changed since; the first "

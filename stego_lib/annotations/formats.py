@@ -4,12 +4,15 @@ from collections.abc import Sequence
 
 from ..utils.errors import check_choice, check_installed
 from .coco import CocoInstances, CocoPanoptic
-from .geotiff import GeoTiff
+from .geotiff import GeoJson, GeoTiff
 from .labelme import LabelMe
 
 # The label maps that are always written.
 PNG = "png"
-WRITERS = {"coco-panoptic": CocoPanoptic, "coco-instances": CocoInstances, "labelme": LabelMe, "geotiff": GeoTiff}
+WRITERS = {
+    "coco-panoptic": CocoPanoptic, "coco-instances": CocoInstances, "labelme": LabelMe, "geotiff": GeoTiff,
+    "geojson": GeoJson,
+}  # fmt: skip
 # How instances.json stores masks.
 MASKS = ("rle", "polygons")
 # Format -> the packages that it needs, and the extras that install them.
@@ -18,6 +21,7 @@ NEEDS = {
     "coco-instances": (["pycocotools"], "annotations"),
     "labelme": (["rasterio", "shapely"], "annotations"),
     "geotiff": (["rasterio"], "geo"),
+    "geojson": (["rasterio"], "geo"),
 }
 
 

@@ -1,14 +1,61 @@
 """Label maps as GeoTIFF, at the place of the image."""
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..datasets.classes import Classes
 from ..utils.notices import notice
 from .names import NOTHING
 from .outputs import Writer
+
+
+def write_polygons(labels: Any, path: Path, segments: Classes, place: dict[str, Any]) -> None:
+    """Writes connected regions as GeoJSON, one polygon a line with its id, name and color.
+
+    labels: uint8 (H, W), or a band that rasterio has opened. place: transform and CRS, which the file names, as GDAL
+    does; in longitude and latitude if the CRS has no code; in pixels without a transform.
+    """
+    import rasterio
+    from rasterio.features import shapes
+    from rasterio.warp import transform_geom
+
+    crs, transform = place.get("crs"), place.get("transform", rasterio.Affine.identity())
+    authority = crs and crs.to_authority()
+    header: dict[str, Any] = {"type": "FeatureCollection"}
+    if authority:
+        name = "urn:ogc:def:crs:{}::{}".format(*authority)
+        header["crs"] = {"type": "name", "properties": {"name": name}}
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(json.dumps(header).removesuffix("}") + ', "features": [')
+        separator = "\n"
+        for outline, value in shapes(labels, connectivity=4, transform=transform):
+            id_ = int(value)
+            if id_ >= len(segments):
+                continue
+            outline = transform_geom(crs, "OGC:CRS84", outline) if crs and not authority else outline
+            about = {
+                "id": id_,
+                "name": segments.names[id_],
+                "color": "#{:02x}{:02x}{:02x}".format(*segments.colors[id_]),
+            }
+            file.write(separator + json.dumps({"type": "Feature", "properties": about, "geometry": outline}))
+            separator = ",\n"
+        file.write("\n]}\n")
+
+
+class GeoJson(Writer):
+    """geojson/NAME.geojson: polygons of connected regions, where the image lies (in pixels without a georeference)."""
+
+    def file(self, image: Path) -> str:
+        return f"geojson/{image.stem}.geojson"
+
+    def add(self, image: Path, label: np.ndarray, source: str) -> None:
+        with self.output.write(self.file(image), source) as temporary:
+            write_polygons(label, temporary, self.segments, _georeference(image, label.shape) or {})
 
 
 class GeoTiff(Writer):

@@ -1,11 +1,16 @@
 """Label maps of rasters by windows: the labels of `predict`, georeference, missing data, interruptions, polygons."""
 
+import json
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from common import tiny_experiment
 
 from stego_lib import raster, tiles, train
 from stego_lib.datasets.classes import Rules
+from stego_lib.segment import segment_folder
+from stego_lib.utils.notices import Notice
 
 rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed (extra `geo`)")
 PLACE = dict(crs="EPSG:25832", transform=rasterio.Affine(0.5, 0, 400_000, 0, -0.5, 5_500_000))
@@ -70,3 +75,32 @@ def test_an_interrupted_raster_goes_on(run, image, tmp_path, monkeypatch):
     assert len(rows) > 3 and sum(rows) == HEIGHT, "nothing is computed twice"
     with rasterio.open(tmp_path / "a.tif") as file:
         np.testing.assert_array_equal(file.read(1), run.predict(image, tile=TILE, refine="none"))
+
+
+@pytest.mark.filterwarnings("ignore:.*was not scored")
+@pytest.mark.parametrize("large", [True, False])
+def test_tiffs_of_a_folder_and_their_polygons(run, image, tmp_path, monkeypatch, large):
+    monkeypatch.setattr(raster, "LARGE", 10_000 if large else 50_000_000)
+    options = dict(format=("geotiff", "geojson", "png"), tile=TILE, refine="none")
+    with pytest.warns(Notice, match="large") if large else nullcontext():
+        table = segment_folder(run, image.parent, tmp_path / "out", **options)
+    label = run.predict(image, tile=TILE, refine="none")
+    known = np.bincount(label.ravel(), minlength=256)[: len(run.segments)]
+    np.testing.assert_allclose(table.loc["a.tif"], 100 * known / known.sum())
+    made = tmp_path / "out" / "geotiff" / "a.tif"
+    with rasterio.open(made) as file:
+        np.testing.assert_array_equal(file.read(1), label)
+
+    collection = json.loads((tmp_path / "out" / "geojson" / "a.geojson").read_text())
+    assert collection["crs"]["properties"]["name"] == "urn:ogc:def:crs:EPSG::25832"
+    shapes = [(feature["geometry"], feature["properties"]["id"]) for feature in collection["features"]]
+    drawn = rasterio.features.rasterize(shapes, label.shape, fill=255, transform=PLACE["transform"])
+    np.testing.assert_array_equal(drawn, label)
+    names = {feature["properties"]["id"]: feature["properties"]["name"] for feature in collection["features"]}
+    assert all(name == run.segments.names[id_] for id_, name in names.items())
+
+    before = made.stat().st_mtime_ns
+    with pytest.warns(Notice, match="large") if large else nullcontext():
+        segment_folder(run, image.parent, tmp_path / "out", **options)
+    assert not large or made.stat().st_mtime_ns == before, "up to date"
+    assert large != (tmp_path / "out" / "labels" / "a.png").exists()

@@ -256,6 +256,14 @@ VALID = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*was not scored")
+def test_odd_names_of_results(world):
+    odd_names(world)
+    segment_folder(world.run, world.image.parent, world.root / "out")
+    stems = [{path.stem for path in folder.iterdir()} for folder in (world.image.parent, world.root / "out" / "labels")]
+    assert stems[0] == stems[1] and "price$HOME" in stems[0]
+
+
 @pytest.mark.parametrize("name", VALID)
 def test_odd_input_works(world, name):
     VALID[name](world)

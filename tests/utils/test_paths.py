@@ -51,5 +51,7 @@ def test_expansion(monkeypatch, tmp_path):
     }
     assert {text: str(user_path(text)) for text in expected} == expected
     assert user_path(Path("$SCRATCH/a")) == Path("$SCRATCH/a"), "a file may be called so"
+    (tmp_path / "cost$SCRATCH").mkdir()  # exists, so it is meant
+    assert user_path("cost$SCRATCH") == Path("cost$SCRATCH") and user_path(Path("$SCRATCH")) == Path("$SCRATCH")
     assert user_path(None, "~/x") == tmp_path / "x" and user_path("y", "~/x") == Path("y")
     assert shown_path("/nowhere/x") == "/nowhere/x"
