@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .evaluation_rows import crf_engines, evaluation
+from .evaluation_rows import crf_engines, evaluation, predict
 from .export_rows import exports
 from .limits import limits
 from .material import Settings
@@ -32,6 +32,7 @@ ROWS: dict[str, Callable[[Settings], dict[str, Any]]] = {
         compact,
         evaluation,
         crf_engines,
+        predict,
         neighbors,
         probes,
         memory,

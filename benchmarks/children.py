@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from PIL import Image
 
 from stego_lib import Backbone, train
 from stego_lib import raster as library
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.segment import segment_folder
 
+from .evaluation_rows import made_run
 from .material import RandomFeatures, Settings, draw_folder, scenes
 
 
@@ -65,7 +67,19 @@ def raster(folder: str, tiny: str, width: str, height: str) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started, "bytes_before": before, "tile": tile}
 
 
-PARTS = {"neighbors": neighbors, "train": train_run, "raster": raster}
+def predict(folder: str, tiny: str, drawn: str, megapixels: str, options: str) -> dict[str, Any]:
+    """Seconds of `Run.predict` on an image of 4 x 3 that is smooth with noise, the start of the process left out."""
+    settings, side = Settings(Path(folder), tiny=tiny == "1"), int((float(megapixels) * 1e6 / 12) ** 0.5)
+    experiment = settings.experiment(Path(drawn))
+    run = made_run(experiment, Backbone.of(experiment), settings.folder / f"predict-{megapixels}-{abs(hash(options))}")
+    noise = np.random.default_rng(0).integers(0, 40, (3 * side, 4 * side, 3), np.uint8)
+    image = noise + np.array(Image.fromarray(scenes(320, 8)[0]).resize((4 * side, 3 * side))) // 2
+    started = time.perf_counter()
+    run.predict(image, **json.loads(options))
+    return {"seconds": time.perf_counter() - started, "pixels": image.shape[0] * image.shape[1]}
+
+
+PARTS = {"neighbors": neighbors, "train": train_run, "raster": raster, "predict": predict}
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]

@@ -1,5 +1,6 @@
 """Evaluation: images of 320 px with their mirror images, with and without CRF."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -22,8 +23,15 @@ from stego_lib.metrics import confusion
 from stego_lib.model import build_model
 
 from .material import N_CLASSES, Settings, draw_folder, photographs, scenes, smooth
-from .measuring import interleaved, timed
+from .measuring import in_child, interleaved, timed
 from .published_order import Published, crf
+
+# Ways to segment a large image -> options of `Run.predict`.
+PREDICTED: dict[str, dict[str, Any]] = {
+    "whole": dict(refine="none"),
+    "whole, CRF": dict(refine="crf"),
+    "tiles": dict(refine="none", tile=448),
+}
 
 
 def evaluation(settings: Settings) -> dict[str, Any]:
@@ -49,7 +57,7 @@ def evaluation(settings: Settings) -> dict[str, Any]:
 def _kind(settings: Settings, experiment: Experiment, number: int) -> dict[str, Any]:
     """Seconds an image of each way."""
     backbone, size, runs_dir = Backbone.of(experiment), experiment.eval_size, settings.folder / "runs"
-    run = _run(experiment, backbone, runs_dir)
+    run = made_run(experiment, backbone, runs_dir)
     theirs = Published(backbone, run.model, experiment.weights, (0, 0, 0))
     dataset, label = open_dataset("folder", experiment.data_root, "val"), torch.zeros(size, size, dtype=torch.int64)
     images = cycle(dataset.image(i) for i in range(number))
@@ -134,7 +142,23 @@ def crf_engines(settings: Settings) -> dict[str, Any]:
     return {"ways": timed(ways, settings), "same_labels": min(same), "difference": difference}
 
 
-def _run(experiment: Experiment, backbone: Backbone, runs_dir: Path) -> Run:
+def predict(settings: Settings) -> dict[str, Any]:
+    """`Run.predict` of images of 1, 12 and 48 megapixels: whole with and without CRF, and in tiles of 448 px.
+
+    ViT-S/8, K = 70, 27 classes, random weights. Each in a process of its own: "seconds", and its peak memory. Tiles of
+    48 megapixels take four times as long as those of 12, and are left out.
+    """
+    folder = draw_folder(settings.folder / "drawn", scenes(settings.choose(320, 48), 2), 1, 1)
+    kinds = {}
+    for megapixels in (1, 12, 48) if not settings.tiny else (0.01,):
+        for name, options in PREDICTED.items():
+            if "tile" not in options or megapixels < 48:
+                told = (settings.folder, int(settings.tiny), folder, megapixels, json.dumps(options))
+                kinds[f"{megapixels} megapixels, {name}"] = in_child("benchmarks.children", "predict", *told)
+    return {"images": kinds}
+
+
+def made_run(experiment: Experiment, backbone: Backbone, runs_dir: Path) -> Run:
     """A run as training would leave it, its weights random."""
     model = build_model(experiment, backbone.dim, N_CLASSES).to(backbone.device)
     classes = open_dataset("folder", experiment.data_root, "val").classes

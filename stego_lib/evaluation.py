@@ -22,6 +22,7 @@ from .model import Stego
 from .predict import Scores, label_maps, probe_scores, refined_label_maps
 from .probes import fit_probes
 from .run import Run, record_path
+from .tiles import TiledBackbone
 from .utils import devices
 from .utils.errors import StegoError
 from .utils.files import check_folder, fingerprint, without_nan, write_json
@@ -40,7 +41,9 @@ REFINED = ("cluster", "linear", "taught", "kmeans_features")
 
 @usual_modes()
 @torch.inference_mode()
-def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine: str = "lattice") -> dict[str, Any]:
+def evaluate(
+    run: Run, split: str = "val", *, baselines: bool = True, crf_engine: str = "lattice", tile: int | None = None
+) -> dict[str, Any]:
     """Scores the run's last step on `split`, and writes the run record.
 
     Clusters are matched to classes once over the whole split; labels serve this matching, the scores and the linear
@@ -56,6 +59,9 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine
         Score k-means and a linear probe on the raw features too, which needs features of the training split.
     crf_engine
         Engine of the CRF, see `stego_lib.crf`. The record names it if it is not the default.
+    tile
+        Pixels per side of a window that slides over the images of `Experiment.eval_size`, as in `Run.predict`. Between
+        windows, features are blended.
 
     Returns
     -------
@@ -70,7 +76,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine
         labels or with a single class.
 
         The file is metrics.json for the validation split of the run's own data, whose matching `Run.predict` uses;
-        another split, other data and other settings (see `load_run`) go to metrics-SPLIT....json.
+        another split, other data, tiles and other settings (see `load_run`) go to metrics-SPLIT....json.
 
     Raises
     ------
@@ -88,14 +94,16 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine
     >>> record["scores"]["cluster"]["miou"]
     """
     experiment, start = run.experiment, time.perf_counter()
-    devices.join(experiment.device, fingerprint("evaluate", experiment.to_dict(), str(run.folder.absolute()), split))
+    devices.join(
+        experiment.device, fingerprint("evaluate", experiment.to_dict(), str(run.folder.absolute()), split, tile)
+    )
     run.check_fitted()
     check_folder(run.folder, "Evaluate a copy: load_run(RUN, runs_dir=FOLDER).")
     crf.check_engine(crf_engine)
     dataset = open_split(experiment, split)
     run.check_classes(dataset)
     with enough_memory(f"scoring {dataset.name}", "Lower eval_size, or use baselines=False or device='cpu'."):
-        views = open_views(run, dataset) if dataset.has_labels else None
+        views = open_views(run, dataset, tile) if dataset.has_labels else None
         if devices.first():
             show_findings(dataset, views.plain.class_pixels if views else None)
         results = _score(run, dataset, views, baselines, crf_engine) if views else _unscored(dataset)
@@ -107,6 +115,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine
         "shifts": list(run.shifts),
         **run.observed,
         "split": split,
+        **({} if tile is None else {"tile": tile}),
         "data": data,
         "images": len(dataset),
         "classes": list(run.classes.names),
@@ -114,7 +123,7 @@ def evaluate(run: Run, split: str = "val", *, baselines: bool = True, crf_engine
         "evaluation_seconds": round(time.perf_counter() - start, 1),
     })  # fmt: skip
     if devices.first():
-        path = record_path(run, split, data)
+        path = record_path(run, split, data, tile)
         write_json(path, record)
         if path.name != "metrics.json":
             say(f"run record: {shown_path(path)}")
@@ -146,17 +155,25 @@ class Views:
         return torch.stack([unit, F.normalize(self.flipped.rows(rows).flip(-1), dim=1)]).mean(0)
 
 
-def open_views(run: Run, dataset: SegmentationDataset) -> Views:
-    """The features of a split as the run's experiment scores it."""
+def open_views(run: Run, dataset: SegmentationDataset, tile: int | None = None) -> Views:
+    """The features of a split as the run's experiment scores it, for `tile` see `evaluate`."""
     size = run.experiment.eval_size
-    flipped = _features(run, dataset, size, mirror=True) if run.experiment.mirror else None
-    return Views(_features(run, dataset, size), flipped)
+    flipped = _features(run, dataset, size, mirror=True, tile=tile) if run.experiment.mirror else None
+    return Views(_features(run, dataset, size, tile=tile), flipped)
 
 
-def _features(run: Run, dataset: SegmentationDataset, size: Size, mirror: bool = False, store: str = "") -> Features:
+def _features(
+    run: Run,
+    dataset: SegmentationDataset,
+    size: Size,
+    mirror: bool = False,
+    store: str = "",
+    tile: int | None = None,
+) -> Features:
     root, kind = run.folder.parent / "features", store or run.experiment.feature_store
+    backbone = run.backbone if tile is None else TiledBackbone(run.backbone, tile)
     return open_features(
-        dataset, run.backbone, size, root, kind, mirror=mirror, published=run.experiment.official.published
+        dataset, backbone, size, root, kind, mirror=mirror, published=run.experiment.official.published
     )
 
 

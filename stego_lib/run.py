@@ -603,11 +603,11 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
     return {key: value for key, value in experiment.to_record().items() if key not in (*EVALUATION, "start_from")}
 
 
-def record_path(run: Run, split: str, data: str | None) -> Path:
+def record_path(run: Run, split: str, data: str | None, tile: int | None = None) -> Path:
     """The file of the run record of a split: metrics.json for the validation split of the run's own data and settings.
 
     data: fingerprint of the split's images, None without labels. The run's own data are those in the folder of
-    training, or the first that were scored.
+    training, or the first that were scored. tile: of `evaluate`.
     """
     first, trained = run.folder / "metrics.json", run.folder / "experiment.json"
     own = Experiment.read(trained) if trained.exists() else run.experiment
@@ -615,6 +615,8 @@ def record_path(run: Run, split: str, data: str | None) -> Path:
     moved = not trained.exists() or run.experiment.data_root != own.data_root
     if moved and first.exists() and read_json(first)["data"] != data:
         changes.append(("data", data))
+    if tile is not None:
+        changes.append(("tile", tile))
     if split == "val" and not changes:
         return first
     return run.folder / f"metrics-{split}{f'-{fingerprint(changes)[:8]}' if changes else ''}.json"

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from .backbone import Backbone
 from .datasets.transforms import resize_image, resize_label
+from .networks.geometry import Geometry
 from .predict import label_maps, refined_label_maps, working_size
+from .utils.files import fingerprint
 
 if TYPE_CHECKING:
     from .run import Run
@@ -64,12 +67,12 @@ def label_strips(
     (300, 500)
     """
     patch = run.backbone.patch
-    window, grid = _window_and_grid(run, size, tile)
+    _, grid = _window_and_grid(run.backbone.geometry, size, tile)
     margin = max(1, MARGIN // patch) if crf else 1  # labels are interpolated between two cells
     step = max(1, BLOCK // patch - 2 * margin)
     start = done // patch
     first = max(0, start - margin)
-    rows = _blended_maps(run, read, size, window, grid, first)
+    rows = blended_rows(run.maps, run.backbone.geometry, read, size, tile, first)
     code = next(rows)  # the rows of the grid that are needed; `first` is the number of the first
     for top in range(start, grid[0], step):
         bottom = min(top + step, grid[0])
@@ -104,43 +107,52 @@ def tiled_label_map(run: "Run", image: Tensor, tile: int, crf: bool, size: int |
         target = working_size(own[0], own[1], size, run.backbone.patch)
         image = resize_image(image, target, run.experiment.official.published)
 
-    def read(top: int, left: int, height: int, width: int) -> Tensor:
-        return image[:, top : top + height, left : left + width]
-
-    labels = np.concatenate(list(label_strips(run, read, (image.shape[1], image.shape[2]), tile, crf)))
+    labels = np.concatenate(list(label_strips(run, _reader(image), (image.shape[1], image.shape[2]), tile, crf)))
     return labels if size is None else resize_label(torch.from_numpy(labels), (own[0], own[1])).numpy()
 
 
-def _window_and_grid(run: "Run", size: tuple[int, int], tile: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def _window_and_grid('); j=s.index('def _read_padded(')
+s=s[:i]+'''def _window_and_grid(
+    geometry: Geometry, size: tuple[int, int], tile: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """Height and width of a window, and of the grid of the image, in cells."""
-    geometry = run.backbone.geometry
     cells = [math.ceil(side / geometry.patch) for side in size]
-    height, width = (side // geometry.patch for side in geometry.nearest((tile, tile)))
+    accepted = geometry.nearest(tile)
+    sides = accepted if isinstance(accepted, tuple) else (accepted, accepted)
+    height, width = (side // geometry.patch for side in sides)
     if geometry.only is None:
         height, width = min(height, cells[0]), min(width, cells[1])
     return (height, width), (max(cells[0], height), max(cells[1], width))
 
 
-def _blended_maps(
-    run: "Run", read: Read, size: tuple[int, int], window: tuple[int, int], grid: tuple[int, int], first: int
+def blended_rows(
+    compute: Callable[[Tensor], Tensor],
+    geometry: Geometry,
+    read: Read,
+    size: tuple[int, int],
+    tile: int,
+    first: int = 0,
 ) -> Iterator[Tensor]:
-    """The blended maps of all windows, (C, rows, grid width), from row `first` of the grid down; see `Run.maps`."""
-    patch, device = run.backbone.patch, run.backbone.device
+    """Maps of an image, blended from those of its windows: yields (C, rows, grid width), from row `first` down.
+
+    compute: uint8 windows (B, 3, h, w) -> their codes or features. geometry: of the backbone. For read, size and tile
+    see `label_strips`.
+    """
+    patch, (window, grid) = geometry.patch, _window_and_grid(geometry, size, tile)
     fades = [torch.sin(torch.pi * (torch.arange(cells) + 0.5) / cells) ** 2 for cells in window]
-    fade = (fades[0][:, None] * fades[1]).to(device)
-    tops, lefts = (_starts(cells, length) for cells, length in zip(grid, window, strict=True))
+    fade = fades[0][:, None] * fades[1]
+    tops, lefts = (window_starts(cells, length) for cells, length in zip(grid, window, strict=True))
     tops = [top for top in tops if top + window[0] > first]
-    total = torch.empty(0)
+    total = torch.zeros(0)  # weighted maps and, last, the weights, of the rows that windows still reach
     for top, following in zip(tops, [*tops[1:], grid[0]], strict=True):
         for some in (lefts[i : i + BATCH] for i in range(0, len(lefts), BATCH)):
             height, width = (cells * patch for cells in window)
             images = [_read_padded(read, size, top * patch, left * patch, height, width) for left in some]
-            maps = run.maps(torch.stack(images))
-            if not len(total):
-                total = maps.new_zeros(maps.shape[1] + 1, window[0], grid[1])  # weighted maps, and weights
-            for left, values in zip(some, maps, strict=True):
+            for left, maps in zip(some, compute(torch.stack(images)), strict=True):
+                if not total.numel():
+                    total, fade = maps.new_zeros(len(maps) + 1, window[0], grid[1]), fade.to(maps)
                 part = total[:, :, left : left + window[1]]
-                part[:-1] += fade * values
+                part[:-1] += fade * maps
                 part[-1] += fade
         done, skipped = following - top, max(0, first - top)  # rows that lack a window are skipped
         if skipped < done:
@@ -148,10 +160,33 @@ def _blended_maps(
         total = F.pad(total[:, done:], (0, 0, 0, done))
 
 
-def _starts(cells: int, window: int) -> list[int]:
+class TiledBackbone(Backbone):
+    """A backbone that sees images through a sliding window; features are blended. It shares the weights of another."""
+
+    def __init__(self, backbone: Backbone, tile: int):
+        nn.Module.__init__(self)
+        self.__dict__.update(backbone.__dict__)
+        self.tile = tile
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As `Backbone.forward`."""
+        size, whole = (images.shape[2], images.shape[3]), super().forward
+        rows = [blended_rows(whole, self.geometry, _reader(image), size, self.tile) for image in images]
+        return torch.stack([torch.cat(list(parts), 1) for parts in rows])
+
+    def fingerprint(self) -> str:
+        return fingerprint(super().fingerprint(), self.tile)
+
+
+def window_starts(cells: int, window: int) -> list[int]:
     """First cells of the windows over a line of cells, evenly spread."""
     count = 1 + math.ceil((cells - window) / max(1, int((1 - OVERLAP) * window)))
     return [round(i * (cells - window) / max(1, count - 1)) for i in range(count)]
+
+
+def _reader(image: Tensor) -> Read:
+    """Reads parts of an image in memory, uint8 (3, H, W)."""
+    return lambda top, left, height, width: image[:, top : top + height, left : left + width]
 
 
 def _read_padded(read: Read, size: tuple[int, int], top: int, left: int, height: int, width: int) -> Tensor:

@@ -52,7 +52,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     ),
 }
 # Chapters that show CamVid where it is at hand. The backbone is embedded, so that a build needs no network.
-SHOW_CAMVID = ("train", "correspondence", "loss", "data", "evaluation", "choosing", "stego_from_scratch")
+SHOW_CAMVID = ("train", "correspondence", "loss", "data", "evaluation", "resolution", "choosing", "stego_from_scratch")
 # What is copied beside the notebooks.
 PAGES = ("CHANGELOG.md", "CITATION.cff", "book/*.md", "book/*.bib", "book/_toc.yml", "book/_static/*")
 

@@ -21,7 +21,16 @@ from stego_lib.utils.files import write_json
 
 NOTEBOOKS = ROOT / "notebooks"
 METHOD = ("stego_from_scratch", "train", "correspondence", "loss", "data", "evaluation", "ablations", "baselines")
-CHAPTERS = (*METHOD, "benchmark", "choosing", "speed", "light", "segment_your_images", "name_your_segments")
+CHAPTERS = (
+    *METHOD,
+    "benchmark",
+    "choosing",
+    "speed",
+    "light",
+    "segment_your_images",
+    "resolution",
+    "name_your_segments",
+)
 
 
 @pytest.fixture(scope="module")

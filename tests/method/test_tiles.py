@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from common import tiny_experiment
 
-from stego_lib import Run, StegoError, crf, open_dataset, tiles, train
+from stego_lib import Run, StegoError, crf, evaluate, open_dataset, tiles, train
 from stego_lib.datasets.transforms import resize_image
 from stego_lib.loss import upsample
+from stego_lib.metrics import confusion
 from stego_lib.model import Stego
 from stego_lib.networks.geometry import Geometry
 from stego_lib.predict import Scores, label_maps
@@ -163,3 +164,17 @@ def test_a_large_image_gets_a_notice_and_wrong_values_an_error(run):
     for wrong in ({"size": 0}, {"tile": 0}, {"tile": "448"}, {"size": 10**6}, {"refine": "guided"}):
         with pytest.raises(StegoError, match=next(iter(wrong))):
             run.predict(smooth_image(64, 64), **wrong)
+
+
+def test_evaluation_in_tiles_scores_what_is_predicted_in_tiles(run):
+    """Codes and features are blended differently where the head is not linear, so a few pixels may differ."""
+    record = evaluate(run, baselines=False, tile=40)
+    assert record["tile"] == 40 and not run.matched, "whole images name the segments"
+    dataset = open_dataset("scenes", run.experiment.data_root, "val")
+    table = sum(confusion(run.predict(image, tile=40, refine="none"), label, 8, 8) for image, label in dataset)
+    assert (table - torch.tensor(record["confusion"])).abs().sum() < 0.02 * table.sum()
+    features = tiles.TiledBackbone(run.backbone, 40)
+    image = dataset.image(0)[None]
+    assert (features(image) - run.backbone(image)).abs().max() > 0.01
+    assert features.fingerprint() != run.backbone.fingerprint()
+    torch.testing.assert_close(tiles.TiledBackbone(run.backbone, 64)(image), run.backbone(image), rtol=1e-4, atol=1e-4)

@@ -9,7 +9,7 @@ import torch
 from common import ROOT, tiny_experiment
 from torch.testing import assert_close
 
-from benchmarks import children, gpu, limits, measuring, scale_rows
+from benchmarks import children, evaluation_rows, gpu, limits, measuring, scale_rows
 from benchmarks.__main__ import main
 from benchmarks.published_order import Published, crf, nearest
 from stego_lib import Backbone
@@ -99,7 +99,7 @@ def here(module: str, name: str, *arguments: object) -> dict:
     return found | {"peak_bytes": 2e8}
 
 
-MEASURED = ("rest", "step", "extraction", "evaluation", "neighbors")
+MEASURED = ("rest", "step", "extraction", "evaluation", "predict", "neighbors")
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,7 @@ def measured(tmp_path_factory) -> dict:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # labels drawn at random leave classes out
         patch.setattr(scale_rows, "in_child", here)
+        patch.setattr(evaluation_rows, "in_child", here)
         path = main([*MEASURED, "--tiny", "--repeats", "1", "--threads", "1", "--out", str(folder)])
     torch.set_num_threads(threads)
     return json.loads(path.read_text())
@@ -136,6 +137,7 @@ def test_rows_are_measured_beside_the_baseline(measured):
         assert {"published, no CRF", "ours, no CRF"} <= set(found["ways"])
         assert "published, its CRFs" not in found["ways"] or found["busy"] > 0
     assert {"ours", "ours, channels first, float32", "ours, probes after, bfloat16"} <= set(rows["rest"]["ways"])
+    assert all(found["seconds"] > 0 and found["pixels"] > 9000 for found in rows["predict"]["images"].values())
     assert rows["neighbors"]["many"]["bytes_before"] > 1e8 and rows["neighbors"]["extrapolated"]["bytes"] < 8e9
     machine = measured["machine"]
     assert machine["cpu"] and machine["amx"] in (True, False) and machine["threads"] == "1" and machine["torch"]

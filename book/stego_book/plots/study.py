@@ -44,6 +44,22 @@ def sweeps(study: Study, groups: Sequence[str]) -> Figure:
     return figure
 
 
+def resolution(measured: pd.DataFrame) -> Figure:
+    """Rows of `studies.resolution.measure`: scores and seconds over the working size; tiles are crosses."""
+    titles = {"accuracy": "accuracy (%)", "miou": "mean IoU (%)", "border_f": "border F (%)", "seconds": "seconds"}
+    figure, axes = panels(len(titles), columns=2, size=(4.5, 2.8))
+    for axis, (column, title) in zip(axes, titles.items(), strict=True):
+        for color, (name, some) in zip(sns.color_palette(), measured.groupby("refine", sort=False), strict=False):
+            whole, tiled = some[some["tile"].isna()], some[some["tile"].notna()]
+            label = "with CRF" if name == "crf" else "without CRF"
+            axis.plot(whole["size"], whole[column], "o-", color=color, label=label)
+            axis.plot(tiled["size"], tiled[column], "x", color=color, markersize=9, markeredgewidth=2)
+        limit = 1.1 * measured[column].max()
+        axis.set(title=title, xlabel="shorter side that the network sees (pixels)", ylim=(0, limit))
+    axes[0].legend(fontsize=8)
+    return figure
+
+
 def dimensions(study: Study) -> Figure:
     """mIoU by number of dimensions for every head; mean over seeds and, as a band, their standard deviation."""
     scores = study.scores().query("probe == 'cluster'")

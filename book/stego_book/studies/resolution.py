@@ -13,6 +13,8 @@ from stego_lib.datasets.base import SegmentationDataset
 from stego_lib.metrics import border_counts, border_f, confusion, match, own_assigned, scores
 from stego_lib.utils.progress import progress
 
+from .results import markdown
+
 # Options of `Run.predict` for CamVid's 360 x 480 pixels: shrunk, as they are, and enlarged; whole and in tiles.
 CAMVID: tuple[dict[str, Any], ...] = (
     dict(size=160, refine="none"),
@@ -25,6 +27,8 @@ CAMVID: tuple[dict[str, Any], ...] = (
     dict(tile=240, refine="none"),
     dict(size=720, tile=360, refine="none"),
 )
+# Columns of `measure` -> their names in tables.
+NAMES = {"miou": "mIoU", "own_miou": "own mIoU", "border_f": "border F", "seconds": "seconds per image"}
 
 
 def measure(
@@ -33,10 +37,11 @@ def measure(
     options: Sequence[dict[str, Any]] = CAMVID,
     images: Iterable[int] | None = None,
 ) -> pd.DataFrame:
-    """One row per options: size, tile, refine, images, accuracy, miou, own_miou, border_f (percent), seconds.
+    """One row per options: size (shorter side that the network sees), tile, refine, images, scores, seconds.
 
-    Labels are compared at the images' own resolution, so that rows can be compared. Clusters are matched to classes
-    anew for each row. seconds: mean processor time of `Run.predict` per image.
+    Labels are compared at the images' own resolution, so that rows can be compared. Scores are accuracy, miou, own_miou
+    and border_f in percent; clusters are matched to classes anew for each row. seconds: mean processor time of
+    `Run.predict` per image.
 
     Parameters
     ----------
@@ -54,7 +59,7 @@ def measure(
     >>> measure(run, open_dataset("camvid", "data", "val"), images=range(0, 101, 5))
     """
     numbers, n_classes = list(range(len(dataset)) if images is None else images), len(dataset.classes)
-    rows = []
+    rows, own_size = [], min(dataset.image(numbers[0]).shape[1:])
     for option in options:
         table = torch.zeros(len(run.segments), n_classes, dtype=torch.int64)
         own, borders, seconds = torch.zeros(n_classes + 1, n_classes, dtype=torch.int64), torch.zeros(4), 0.0
@@ -70,11 +75,16 @@ def measure(
         matched, by_itself = scores(table, match(table)), scores(own, torch.tensor([*range(n_classes), -1]))
         row = {"accuracy": matched["accuracy"], "miou": matched["miou"], "own_miou": by_itself["miou"]}
         row |= {"border_f": border_f(borders), "seconds": seconds / len(numbers)}
-        place = {key: option.get(key) for key in ("size", "tile", "refine")} | {"images": len(numbers)}
-        rows.append(place | {key: round(value, 2) for key, value in row.items()})
-    return pd.DataFrame(rows).astype({"size": "Int64", "tile": "Int64"})
+        place = {"size": option.get("size", own_size), "tile": option.get("tile"), "refine": option["refine"]}
+        rows.append(place | {"images": len(numbers)} | {key: round(value, 2) for key, value in row.items()})
+    return pd.DataFrame(rows).astype({"tile": "Int64"})
 
 
 def read(path: Path) -> pd.DataFrame:
     """A stored result of `measure`."""
-    return pd.read_csv(path, dtype={"size": "Int64", "tile": "Int64"})
+    return pd.read_csv(path, dtype={"tile": "Int64"})
+
+
+def table(measured: pd.DataFrame) -> str:
+    """`measure` as a Markdown table."""
+    return markdown(measured.rename(columns=NAMES).map(lambda value: "" if pd.isna(value) else str(value)))

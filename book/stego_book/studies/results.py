@@ -155,7 +155,7 @@ def check_comparable(records: Sequence[dict[str, Any]]) -> None:
     for other in others:
         theirs = settings(other)
         differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key) and key not in ("seed", "crf")]
-        differing += [key for key in ("split", "data") if first.get(key) != other.get(key)]
+        differing += [key for key in ("split", "data", "tile") if first.get(key) != other.get(key)]
         differing += provenance.differing(Provenance.from_dict(other["provenance"]))
         if differing:
             raise StegoError(f"records of different runs cannot be averaged: they differ in {', '.join(differing)}.")
