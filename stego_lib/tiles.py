@@ -111,10 +111,7 @@ def tiled_label_map(run: "Run", image: Tensor, tile: int, crf: bool, size: int |
     return labels if size is None else resize_label(torch.from_numpy(labels), (own[0], own[1])).numpy()
 
 
-def _window_and_grid('); j=s.index('def _read_padded(')
-s=s[:i]+'''def _window_and_grid(
-    geometry: Geometry, size: tuple[int, int], tile: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
+def _window_and_grid(geometry: Geometry, size: tuple[int, int], tile: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Height and width of a window, and of the grid of the image, in cells."""
     cells = [math.ceil(side / geometry.patch) for side in size]
     accepted = geometry.nearest(tile)
