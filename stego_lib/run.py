@@ -510,7 +510,7 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     if missing := [name for name in FILES if not (folder / name).exists()]:
         raise StegoError(f"{folder.absolute()} is not a run: {', '.join(missing)} missing.")
     if runs_dir is not None:
-        folder = _copied(folder, user_path(runs_dir) / folder.absolute().name)
+        folder = _copied(folder, user_path(runs_dir))
     trained = Experiment.read(folder / "experiment.json")
     experiment = trained.but(**{"backbone": _located(trained.backbone, folder)} | changes)
     classes = read_classes(folder / "classes.json")
@@ -523,15 +523,14 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     return run
 
 
-def _copied(folder: Path, copy: Path) -> Path:
-    """Copies the files of a run; an earlier copy is used. Returns the folder of the copy."""
+def _copied(folder: Path, runs_dir: Path) -> Path:
+    """Copies the files of a run, unless they were copied before. The copy is named by the run and its checkpoint."""
+    copy = runs_dir / f"{folder.absolute().name}-{checksum(folder / CHECKPOINT)[:8]}"
     if not (copy / CHECKPOINT).exists():
         files = sorted(path for path in (*folder.glob("*.*"), *folder.glob("kept/*")) if path.is_file())
         for path in sorted(files, key=lambda path: path.name == CHECKPOINT):  # last: the copy is then complete
             with atomic(copy / path.relative_to(folder)) as temporary:
                 shutil.copyfile(path, temporary)
-    elif checksum(copy / CHECKPOINT) != checksum(folder / CHECKPOINT):
-        raise StegoError(f"{copy} holds another run or step. Choose another runs_dir, or remove it.")
     return copy
 
 

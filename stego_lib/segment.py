@@ -21,7 +21,7 @@ from .annotations.formats import MASKS, PNG, WRITERS, check_masks, chosen_format
 from .annotations.names import NOTHING
 from .annotations.outputs import OutputFolder, Writer
 from .datasets.classes import Classes, Rules, distinct_names, rules_of, without_names
-from .datasets.findings import show_findings
+from .datasets.findings import few, show_findings
 from .datasets.images import StoredImage, read_image
 from .datasets.layout import checksum_of, list_images
 from .raster import TILE, count_ids, is_large, label_raster, outline_raster
@@ -283,8 +283,8 @@ def _check_output(out: OutputFolder, writers: list[Writer], paths: list[Path]) -
     names += [f"geotiff/{path.stem}.tif" for path in paths if is_large(path)]
     if foreign := out.foreign(filter(None, progress(names, "checking the output folder")), paths):
         raise StegoError(
-            f"{len(foreign)} files in {out.path} were not written by segment_folder, or were changed since; the first "
-            f"is {foreign[0]}. Move them, or pass overwrite=True (which never replaces an image that is read)."
+            f"{len(foreign)} files in {out.path} were not written by segment_folder, or were changed since: "
+            f"{few(foreign)}. Move them, or pass overwrite=True (which never replaces an image that is read)."
         )
 
 

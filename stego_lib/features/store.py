@@ -320,7 +320,7 @@ class Store:
             record = {"sha256": sums, "class_pixels": pixels.tolist(), "digests": digests}
             write_json(temporary / "shard.json", record)
             temporary.rename(shard)
-        except OSError:
+        except (OSError, StegoError):
             if not shard.exists():  # else another process was faster
                 raise
         finally:

@@ -30,7 +30,7 @@ def disk_errors(path: str | Path, remedy: str = "Make room, or choose another fo
             raise
         reason = "the disk is full" if error.errno in FULL else error.strerror
         place = path if error.filename is None or TEMPORARY in str(error.filename) else error.filename
-        raise StegoError(f"{place} cannot be written: {reason}. {remedy}") from error
+        raise StegoError(f"{place} cannot be read or written: {reason}. {remedy}") from error
 
 
 def check_folder(folder: Path, remedy: str = "Choose another folder.") -> None:

@@ -114,3 +114,27 @@ def test_a_record_tells_when_it_was_scored_in_another_way_than_the_run_was_train
     assert alike.differing(run.provenance) == []
     other = evaluate(load_run(run.folder, feature_store="online"), baselines=False)["provenance"]
     assert Provenance.from_dict(other).differing(alike) == ["store"]
+
+
+def test_a_run_that_must_not_change_is_used_as_a_copy(scenes_root, backbone_file, tmp_path, monkeypatch):
+    few_samples(monkeypatch)
+    run = train(tiny_experiment(scenes_root, backbone_file, steps=2, keep_every=1), runs_dir=tmp_path / "theirs")
+    before = {path: path.read_bytes() for path in run.folder.rglob("*.*")}
+    copy = load_run(run.folder, runs_dir=tmp_path / "mine")
+    record = evaluate(copy, baselines=False)
+    copy.name_segments({copy.segments.names[0]: "mine"})
+    again = load_run(run.folder, runs_dir=tmp_path / "mine")
+    assert again.folder == copy.folder and again.matched and again.segments.names[0] == "mine"
+    assert before == {path: path.read_bytes() for path in run.folder.rglob("*.*")}
+    assert record == evaluate(run, baselines=False) | {"evaluation_seconds": record["evaluation_seconds"]}
+
+
+def test_folders_that_cannot_be_written_are_an_error_before_work(scenes_root, backbone_file, tmp_path):
+    (tmp_path / "file").touch()
+    experiment = tiny_experiment(scenes_root, backbone_file, steps=2)
+    with pytest.raises(StegoError, match="file"):
+        train(experiment.but(data_root=str(tmp_path / "nowhere")), runs_dir=tmp_path / "file" / "runs")
+    run = train(experiment, runs_dir=tmp_path / "runs")
+    run.folder = tmp_path / "file" / "run"
+    with pytest.raises(StegoError, match="runs_dir"):
+        evaluate(run)

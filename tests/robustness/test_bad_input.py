@@ -125,7 +125,7 @@ PARAMETERS = {
     "a missing backbone file": (dict(backbone="nowhere.safetensors"), r"nowhere\.safetensors"),
     "a block that is absent": (dict(block=5), "block"),
     "an absent device": (dict(device="cuda:99"), "device"),
-    "a file for a folder of runs": (dict(runs_dir="folder/classes.json"), "cannot be written"),
+    "a file for a folder of runs": (dict(runs_dir="folder/classes.json"), "classes.json"),
 }
 
 

@@ -69,7 +69,8 @@ def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint(experiment, ref
 
 def test_two_runs_at_once_get_a_folder_each(experiment, reference, tmp_path):
     jobs = [Job(experiment, tmp_path) for _ in range(2)]
-    assert all("folder" in job.outcome() for job in jobs)
+    outcomes = [job.outcome() for job in jobs]
+    assert all("folder" in outcome for outcome in outcomes), outcomes
     for folder in runs_in(tmp_path):
         same(folder, reference)
 
