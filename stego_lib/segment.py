@@ -140,7 +140,7 @@ def segment_folder(
     own += [_segment_raster(run, path, how, settings, out, "geojson" in formats, rules) for path in large]
     if large:
         notice(f"{len(large)} TIFFs are large, so they give GeoTIFFs and, with format='geojson', polygons alone.")
-    results = devices.gather_list(own)
+    results = sorted(devices.gather_list(own), key=lambda result: result.name)
     table = _report(results, segments, rules, time.perf_counter() - start)
     devices.once(lambda: _finish(OutputFolder(target, overwrite), writers, results, table))
     return table

@@ -186,6 +186,11 @@ def test_only_results_of_the_same_file_run_and_settings_are_kept(run, unscored, 
     assert kept(unscored, images, out) == 0 and kept(unscored, images, out) == 3
     unscored.name_segments({"cluster 1": None, "cluster 2": "tree"})
     assert kept(unscored, images, out) == 0
+    scribbles = np.full((71, 40), 255, np.uint8)
+    scribbles[:20], scribbles[50:] = 0, 1
+    for labels in (scribbles, np.where(scribbles == 255, 255, 1 - scribbles)):
+        unscored.teach([images / "tall.png"], [labels], names=["a", "b"])
+        assert kept(unscored, images, out) == 0 and kept(unscored, images, out) == 3
 
 
 @pytest.mark.parametrize("name", ["labels/tall.png", "instances.json"])
