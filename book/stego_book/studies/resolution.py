@@ -26,6 +26,7 @@ CAMVID: tuple[dict[str, Any], ...] = (
     dict(size=480, refine="crf"),
     dict(tile=240, refine="none"),
     dict(tile=120, refine="none"),
+    dict(size=720, tile=360, refine="none"),
 )
 # Columns of `measure` -> their names in tables.
 NAMES = {"miou": "mIoU", "own_miou": "own mIoU", "border_f": "border F", "seconds": "seconds per image"}
