@@ -174,4 +174,4 @@ def test_unknown_names_and_splits(tmp_path, scenes_root):
 def test_only_the_dataset_that_is_opened_is_imported():
     code = "import sys, stego_lib.datasets; print(*(name for name in sys.modules if 'stego_lib.datasets.' in name))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert {name.rpartition(".")[2] for name in loaded.split()} == {"base", "classes", "images"}
+    assert {name.rpartition(".")[2] for name in loaded.split()} == {"classes"}
