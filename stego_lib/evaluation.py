@@ -200,7 +200,11 @@ def _score(run: Run, dataset: SegmentationDataset, views: Views, baselines: bool
         return _unscored(dataset, f"has no label but {dataset.classes.names[present[0]]!r} (id {present[0]})")
     fitted = fit_baselines(run) if baselines else {}
     sizes = {"cluster": model.n_clusters} | ({"linear": len(run.classes)} if model.linear_probe.trained else {})
-    if taught := run.taught:
+    taught = run.taught
+    if taught is not None and not set(taught.names) & set(run.classes.names):
+        notice("No name that the run was taught is a class of the dataset, so they are not scored.")
+        taught = None
+    if taught is not None:
         sizes["taught"] = len(taught.class_ids(run.classes)[1])
     counts = count_pixels(
         views,

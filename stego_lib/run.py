@@ -348,6 +348,7 @@ class Run:
             raise StegoError(f"{path} was taught with other weights. Remove it, and call run.teach(...) again.")
         return taught
 
+    @usual_modes()
     def teach(
         self,
         images: "str | Path | Sequence[Any] | None",
@@ -465,6 +466,8 @@ class Run:
         >>> run.name_segments({"cluster 0": "road", "cluster 3": "road", "cluster 5": None})
         """
         self.check_fitted()
+        if self.taught is not None:
+            raise StegoError("The segments have the names that run.teach was given. run.teach(None) forgets them.")
         if names is None:
             (self.folder / "names.json").unlink(missing_ok=True)
         else:

@@ -4,6 +4,7 @@ Clusters answer a question that nobody asked in their own words. A few label map
 wanted. They fit a classifier of codes; head and clusters stay as they were trained, without labels.
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ from .datasets.layout import list_images
 from .datasets.transforms import resize_image
 from .predict import Scores, working_size
 from .probes import multinomial_regression
-from .utils.errors import StegoError, check_choice, did_you_mean
-from .utils.files import fingerprint
+from .utils.errors import StegoError, brief, check_choice, did_you_mean
+from .utils.files import disk_errors, fingerprint, read_text
+from .utils.notices import notice
 from .utils.paths import user_path
 from .utils.states import load_state, save_state
 
@@ -57,7 +59,7 @@ class Taught:
     labels: dict[str, int]
     """Labeled pixels or clicks of each name."""
     images: dict[str, str]
-    """Name of each labeled image -> fingerprint of its pixels."""
+    """Fingerprint of the pixels of each labeled image -> its name."""
     model: str
     """Fingerprint of head and backbone, see `model_of`."""
     points: Tensor
@@ -78,8 +80,8 @@ class Taught:
         cosines = torch.einsum("bchw,mc->bhwm", F.normalize(maps, dim=1), points)
         nearest = cosines.topk(min(NEIGHBORS, len(points)), dim=-1)
         votes = (nearest.values / TEMPERATURE).softmax(-1)
-        of_names = F.one_hot(self.ids.to(maps.device), len(self.names)).to(maps)[nearest.indices]
-        probabilities = torch.einsum("bhwm,bhwmn->bnhw", votes, of_names)
+        names = F.one_hot(self.ids.to(maps.device), len(self.names)).to(maps)[nearest.indices]
+        probabilities = torch.einsum("bhwm,bhwmn->bnhw", votes, names)
         return Scores(probabilities.clamp(min=1e-4).log())
 
     @property
@@ -129,7 +131,11 @@ def teach(
     points = torch.cat([example.points for example in examples])
     ids = torch.cat([example.ids for example in examples])
     counts = np.sum([example.counts for example in examples], axis=0).tolist()
-    used = [id_ for id_, count in enumerate(counts) if count]
+    used = ids.unique().tolist()
+    if lost := [name for id_, name in enumerate(names) if counts[id_] and id_ not in used]:
+        notice(
+            f"No grid cell has most of its labels from {', '.join(lost)}, so it is left out. Label larger parts of it."
+        )
     if len(used) < 2:
         raise StegoError(f"The labels hold {len(used)} names with pixels. Label at least two, so there is a choice.")
     ids = torch.tensor([used.index(id_) if id_ in used else -1 for id_ in range(len(names))])[ids]
@@ -148,7 +154,7 @@ def teach(
         method=method,
         on=on,
         labels={names[id_]: counts[id_] for id_ in used},
-        images={example.name: example.fingerprint for example in examples},
+        images={example.fingerprint: example.name for example in examples},
         model=model_of(run),
         points=points,
         ids=ids,
@@ -229,7 +235,10 @@ def _vote(ids: np.ndarray, labeled: np.ndarray, grid: tuple[int, int], n: int) -
 def _clicks(run: "Run", images: Any, clicks: Any, on: str) -> tuple[list[_Example], list[str]]:
     """Examples of clicks, each with the code at its point."""
     table = _read_clicks(clicks)
-    paths = {path.name: path for path in _paths(images)}
+    listed = list_images(user_path(images)) if isinstance(images, str | Path) else [user_path(path) for path in images]
+    paths = {path.name: path for path in listed}
+    if len(paths) < len(listed):
+        raise StegoError("Two images have the same file name, so clicks do not tell them apart. Rename one.")
     names = list(dict.fromkeys(table["name"]))
     Classes(tuple(names), tuple(distinct_colors(len(names))))  # checks the names
     examples = []
@@ -256,7 +265,16 @@ def _clicks(run: "Run", images: Any, clicks: Any, on: str) -> tuple[list[_Exampl
 
 def _read_clicks(clicks: Any) -> pd.DataFrame:
     """The table of clicks. Raises StegoError for another table."""
-    table = clicks if isinstance(clicks, pd.DataFrame) else pd.read_csv(user_path(clicks), dtype={"image": str})
+    if isinstance(clicks, pd.DataFrame):
+        table = clicks
+    else:
+        path = user_path(clicks)
+        with disk_errors(path, "Name a CSV file, or give a list of label maps."):
+            text = read_text(path)
+        try:  # as text: a name may be "1" or "NA"
+            table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+        except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+            raise StegoError(f"{path} is not a table of clicks ({brief(error)}). Write a CSV file.") from None
     missing = [column for column in CLICK if column not in table]
     if missing or not len(table):
         raise StegoError(f"The table of clicks has no {', '.join(missing) or 'rows'}. It needs {', '.join(CLICK)}.")
@@ -265,10 +283,3 @@ def _read_clicks(clicks: Any) -> pd.DataFrame:
     if numbers.isna().any(axis=None) or not table["name"].map(lambda name: isinstance(name, str)).all():
         raise StegoError("A click has no number in x or y, or no name. Complete the table.")
     return table.assign(**numbers)
-
-
-def _paths(images: Any) -> list[Path]:
-    """The files of a folder, or of a list of paths."""
-    if isinstance(images, str | Path):
-        return list_images(user_path(images))
-    return [user_path(path) for path in images]

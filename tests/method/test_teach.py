@@ -11,6 +11,7 @@ from randomrun import random_run
 
 from stego_lib import StegoError, evaluate, load_run, open_dataset, train
 from stego_lib.loss import upsample
+from stego_lib.utils.notices import Notice
 
 RED, GREEN = (220, 30, 20), (20, 200, 60)
 
@@ -51,7 +52,7 @@ def codes_of(run, path):
 @pytest.mark.parametrize("method", ["logistic", "neighbors"])
 def test_clicks_name_both_halves_of_another_image_and_are_kept(run, images, clicks, method, on):
     taught = run.teach(images, clicks, method, on)
-    assert taught.labels == {"tomato": 2, "grass": 3} and list(taught.images) == ["a.png", "b.png"]
+    assert taught.labels == {"tomato": 2, "grass": 3} and list(taught.images.values()) == ["a.png", "b.png"]
     for opened in (run, load_run(run.folder)):
         assert opened.segments.names == ("tomato", "grass")
         label = opened.predict(images / "c.png")
@@ -60,7 +61,7 @@ def test_clicks_name_both_halves_of_another_image_and_are_kept(run, images, clic
 
 def test_label_maps_fit_what_a_naive_loop_collects(run, images):
     label = np.full((64, 96), 255, np.uint8)
-    label[:20, 30:66], label[5:9, 40:60] = 1, 0
+    label[:20, 30:66], label[5:17, 40:60] = 1, 0
     taught = run.teach([images / "a.png"], [label], "neighbors", names=["thing", "stuff"])
     codes = codes_of(run, images / "a.png")[0]
     _, height, width = codes.shape
@@ -75,7 +76,7 @@ def test_label_maps_fit_what_a_naive_loop_collects(run, images):
                 expected.append(F.normalize(codes[:, row, column], dim=0))
                 ids.append(int(np.argmax(votes)))
     torch.testing.assert_close(taught.points, torch.stack(expected))
-    assert taught.ids.tolist() == ids and taught.labels == {"thing": 80, "stuff": 640}
+    assert taught.ids.tolist() == ids and taught.labels == {"thing": 240, "stuff": 480}
 
 
 def test_a_click_has_the_code_that_upsampling_gives_its_pixel(run, images, clicks):
@@ -125,6 +126,8 @@ def test_labels_change_neither_head_nor_clusters_and_can_be_forgotten(run, image
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     clusters, names = run.predict(images / "c.png"), run.segments.names
     run.teach(images, clicks)
+    with pytest.raises(StegoError, match="teach"):
+        run.name_segments({"tomato": "apple"})
     run.teach(None)
     assert run.taught is None and run.segments.names == names
     np.testing.assert_array_equal(run.predict(images / "c.png"), clusters)
@@ -157,6 +160,35 @@ def test_a_wrong_click_is_named(run, images, clicks, change, word):
     with pytest.raises(StegoError, match=word):
         run.teach(images, table)
     assert run.taught is None
+
+
+def test_names_in_a_file_stay_text_and_do_not_depend_on_the_default_dtype(run, images, clicks, tmp_path):
+    table = clicks.replace({"name": {"tomato": "1", "grass": "NA"}})
+    expected = run.teach(images, table)
+    table.to_csv(tmp_path / "clicks.csv", index=False)
+    torch.set_default_dtype(torch.float64)
+    try:
+        taught = run.teach(images, tmp_path / "clicks.csv")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert taught.names == ("1", "NA") and taught.points.equal(expected.points)
+
+
+def test_files_that_are_no_table_of_clicks_are_named(run, images, clicks, tmp_path):
+    (tmp_path / "empty.csv").touch()
+    for path, word in ((tmp_path / "none.csv", "none.csv"), (tmp_path / "empty.csv", "empty.csv"), (images, "images")):
+        with pytest.raises(StegoError, match=word):
+            run.teach(images, path)
+    with pytest.raises(StegoError, match="same file name"):
+        run.teach([images / "a.png", tmp_path / "a.png"], clicks)
+
+
+def test_a_name_that_wins_no_grid_cell_is_left_out_with_a_notice(run, images):
+    label = np.ones((64, 96), np.uint8)
+    label[:32], label[40, 40] = 0, 2
+    with pytest.warns(Notice, match="dot"):
+        taught = run.teach([images / "a.png"], [label], names=["top", "bottom", "dot"])
+    assert taught.names == ("top", "bottom")
 
 
 def test_wrong_label_maps_are_named(run, images):
