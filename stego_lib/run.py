@@ -409,6 +409,47 @@ class Run:
         self.__dict__["taught"] = taught  # in place of the cached one
         return taught
 
+    @usual_modes()
+    def suggest(
+        self, images: "str | Path | Sequence[Any]", count: int, on: str = "codes", seed: int = 0
+    ) -> pd.DataFrame:
+        """Places whose label helps most: one typical place of each of `count` clusters, without labels.
+
+        Codes of grid cells are clustered by k-means, and each cluster gives the cell nearest to its center. Fill in the
+        names, or drop rows that are hard to tell, and pass the table to `teach`.
+
+        Parameters
+        ----------
+        images
+            A folder or a list of files.
+        count
+            Number of places.
+        on
+            "codes" or "features", as for `teach`.
+        seed
+            Seed of the k-means and, in large folders, of the cells that are looked at. Another seed gives other places.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns image (file name), x, y (pixels from the top left corner); the largest cluster comes first.
+
+        Raises
+        ------
+        StegoError
+            For no images, equal file names, and more places than there are different cells.
+
+        Examples
+        --------
+        >>> clicks = run.suggest("photographs", 30)
+        >>> clicks["name"] = [...]  # look at each place, and name it
+        >>> run.teach("photographs", clicks)
+        """
+        from .suggest import suggest
+
+        self.check_fitted()
+        return suggest(self, images, count, on, seed)
+
     @property
     def _naming(self) -> "Naming":
         from .annotations.names import Naming

@@ -183,7 +183,7 @@ class _Example(NamedTuple):
 
 
 @torch.inference_mode()
-def _read(run: "Run", image: Any, on: str) -> tuple[Tensor, Tensor]:
+def read_maps(run: "Run", image: Any, on: str) -> tuple[Tensor, Tensor]:
     """The image, uint8 (3, H, W), and its codes or features at the working size of `predict`, (1, C, h, w)."""
     experiment, (pixels, _) = run.experiment, as_tensor(image, run.classes.rules)
     size = working_size(pixels.shape[1], pixels.shape[2], experiment.eval_size, run.backbone.patch)
@@ -206,7 +206,7 @@ def _label_maps(
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         name = Path(image).name if isinstance(image, str | Path) else f"image {number}"
         ids = read_ids(user_path(label)) if isinstance(label, str | Path) else np.asarray(label)
-        pixels, maps = _read(run, image, on)
+        pixels, maps = read_maps(run, image, on)
         if ids.shape != tuple(pixels.shape[1:]) or ids.dtype.kind not in "iu":
             raise StegoError(
                 f"The label map of {name} is {ids.dtype} {ids.shape}. It must hold an integer for each pixel of the "
@@ -235,17 +235,14 @@ def _vote(ids: np.ndarray, labeled: np.ndarray, grid: tuple[int, int], n: int) -
 def _clicks(run: "Run", images: Any, clicks: Any, on: str) -> tuple[list[_Example], list[str]]:
     """Examples of clicks, each with the code at its point."""
     table = _read_clicks(clicks)
-    listed = list_images(user_path(images)) if isinstance(images, str | Path) else [user_path(path) for path in images]
-    paths = {path.name: path for path in listed}
-    if len(paths) < len(listed):
-        raise StegoError("Two images have the same file name, so clicks do not tell them apart. Rename one.")
+    paths = paths_by_name(images)
     names = list(dict.fromkeys(table["name"]))
     Classes(tuple(names), tuple(distinct_colors(len(names))))  # checks the names
     examples = []
     for file, rows in table.groupby("image", sort=False):
         if file not in paths:
             raise StegoError(f"There is no image {file!r}{did_you_mean(str(file), list(paths))}. Correct the clicks.")
-        pixels, maps = _read(run, paths[str(file)], on)
+        pixels, maps = read_maps(run, paths[str(file)], on)
         height, width = pixels.shape[1:]
         x, y = rows["x"].to_numpy(float), rows["y"].to_numpy(float)
         outside = ~((x >= 0) & (x < width) & (y >= 0) & (y < height))
@@ -261,6 +258,17 @@ def _clicks(run: "Run", images: Any, clicks: Any, on: str) -> tuple[list[_Exampl
         counts, all_points = np.bincount(ids, minlength=len(names)), maps[0].flatten(1).T.float().cpu()
         examples.append(_Example(str(file), fingerprint(pixels), points, ids, counts, all_points))
     return examples, names
+
+
+def paths_by_name(images: str | Path | Sequence[Any]) -> dict[str, Path]:
+    """File name -> path of the images of a folder or a list. Raises StegoError for equal names, and for no image."""
+    listed = list_images(user_path(images)) if isinstance(images, str | Path) else [user_path(path) for path in images]
+    paths = {path.name: path for path in listed}
+    if not paths:
+        raise StegoError("The list of images is empty. Name at least one.")
+    if len(paths) < len(listed):
+        raise StegoError("Two images have the same file name, so clicks do not tell them apart. Rename one.")
+    return paths
 
 
 def _read_clicks(clicks: Any) -> pd.DataFrame:

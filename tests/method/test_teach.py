@@ -11,6 +11,7 @@ from randomrun import random_run
 
 from stego_lib import StegoError, evaluate, load_run, open_dataset, train
 from stego_lib.loss import upsample
+from stego_lib.suggest import typical
 from stego_lib.utils.notices import Notice
 
 RED, GREEN = (220, 30, 20), (20, 200, 60)
@@ -220,3 +221,45 @@ def test_evaluate_scores_the_names_and_says_how_many_labels_there_were(scenes_ro
         expected = np.array([*run.classes.names, ""])[label]
         correct, known = correct + (predicted == expected).sum(), known + (label >= 0).sum().item()
     assert record["scores"]["taught"]["accuracy"] == pytest.approx(100 * correct / known)
+
+
+def test_typical_points_are_nearest_to_the_centers_of_their_clusters():
+    generator = torch.Generator().manual_seed(0)
+    sizes, centers = [40, 10, 25, 5], 10 * torch.eye(4, 6)
+    points = torch.cat([
+        center + torch.randn(size, 6, generator=generator) for center, size in zip(centers, sizes, strict=True)
+    ])  # fmt: skip
+    expected, start = {}, 0
+    for size in sizes:
+        unit = F.normalize(points[start : start + size], dim=1)
+        expected[size] = start + int((unit - unit.mean(0)).norm(dim=1).argmin())
+        start += size
+    assert typical(points, 4, seed=0).tolist() == [expected[size] for size in sorted(sizes, reverse=True)]
+
+
+@pytest.mark.parametrize("on", ["codes", "features"])
+def test_suggested_places_become_clicks(run, images, on):
+    places = run.suggest(images, 12, on)
+    assert list(places) == ["image", "x", "y"] and len(places.drop_duplicates()) == 12
+    assert set(places["image"]) <= {"a.png", "b.png", "c.png"}
+    assert places["x"].between(0, 95).all() and places["y"].between(0, 63).all() and places["x"].dtype == int
+    listed = run.suggest(sorted(images.iterdir()), 12, on)
+    pd.testing.assert_frame_equal(listed, places)
+    assert not run.suggest(images, 12, on, seed=1).equals(places)
+    two = run.suggest(images, 2, on)
+    assert sorted(two["x"] < 48) == [False, True]
+    run.teach(images, two.assign(name=np.where(two["x"] < 48, "tomato", "grass")), on=on)
+    assert run.segments.names == tuple(run.taught.labels) and len(run.segments) == 2
+
+
+def test_places_that_cannot_be_suggested(run, images, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder, count, word in (
+        (images, 0, "count"),
+        (images, 3 * 8 * 12 + 1, "288"),
+        ([], 1, "empty"),
+        (tmp_path / "empty", 1, "image"),
+        ([images / "a.png", images / "a.png"], 1, "same file name"),
+    ):
+        with pytest.raises(StegoError, match=word):
+            run.suggest(folder, count)

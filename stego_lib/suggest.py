@@ -1,0 +1,66 @@
+"""Places whose label helps most: `Run.suggest`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from .teach import MAPS, paths_by_name, read_maps
+from .utils.errors import StegoError, check_choice
+from .utils.progress import progress, stage
+
+if TYPE_CHECKING:
+    from .run import Run
+
+# Grid cells among which places are chosen, of all images together, about; each image gives one at least.
+CELLS = 20_000
+
+
+def suggest(run: "Run", images: str | Path | Sequence[Any], count: int, on: str, seed: int) -> pd.DataFrame:
+    """Typical places of `count` clusters; see `Run.suggest`."""
+    check_choice("on", on, MAPS)
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise StegoError(f"count={count!r} must be a whole number of places. Give one or more.")
+    places, points = sample_places(run, images, on, seed)
+    different = len(F.normalize(points, dim=1).unique(dim=0))
+    if count > different:
+        raise StegoError(f"The images have {different} different grid cells, and count={count}. Lower count.")
+    return places.iloc[typical(points, count, seed)].reset_index(drop=True)
+
+
+@torch.inference_mode()
+def sample_places(
+    run: "Run", images: str | Path | Sequence[Any], on: str = "codes", seed: int = 0
+) -> tuple[pd.DataFrame, Tensor]:
+    """Random grid cells of each image: a table of their central pixels (image, x, y), and their codes (M, C)."""
+    paths, generator = paths_by_name(images), torch.Generator().manual_seed(seed)
+    tables, points = [], []
+    for name, path in progress(paths.items(), "reading images"):
+        pixels, maps = read_maps(run, path, on)
+        (height, width), (rows, columns) = pixels.shape[1:], maps.shape[2:]
+        cells = torch.randperm(rows * columns, generator=generator)[: max(1, CELLS // len(paths))]
+        points.append(maps[0].flatten(1).T.cpu()[cells].float())
+        row, column = np.divmod(cells.numpy(), columns)
+        x, y = (2 * column + 1) * width // (2 * columns), (2 * row + 1) * height // (2 * rows)
+        tables.append(pd.DataFrame({"image": name, "x": x, "y": y}))
+    return pd.concat(tables, ignore_index=True), torch.cat(points)
+
+
+def typical(points: Tensor, clusters: int, seed: int) -> np.ndarray:
+    """Of each cluster of k-means on unit vectors, the point nearest to the center; the largest cluster comes first.
+
+    points: (M, C). Returns int64 (clusters,).
+    """
+    unit = F.normalize(points, dim=1).numpy()
+    with stage(f"finding {clusters} kinds of places (k-means)"):
+        fitted = KMeans(clusters, n_init=1, random_state=seed).fit(unit)
+    distances = np.linalg.norm(unit - fitted.cluster_centers_[fitted.labels_], axis=1)
+    order = np.lexsort((distances, fitted.labels_))
+    _, first, sizes = np.unique(fitted.labels_[order], return_index=True, return_counts=True)
+    return order[first][np.argsort(-sizes, kind="stable")]
