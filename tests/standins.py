@@ -12,6 +12,7 @@ import scipy.io
 from PIL import Image
 
 from stego_lib.datasets.cocostuff import UNUSED
+from stego_lib.datasets.labelmefacade import CLASSES
 from stego_lib.datasets.potsdam import COLORS
 
 
@@ -34,14 +35,20 @@ def colored(label: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def flat_png(path: Path, side: int) -> Path:
     """A black PNG of side x side pixels, 1 bit each: 400 megapixels are 50 kB, and made without an image in memory."""
+    return write_png(path, (side, side, 1, 0), bytes((1 + (side + 7) // 8) * side))
+
+
+def write_png(path: Path, header: tuple[int, int, int, int], rows: bytes) -> Path:
+    """A PNG of width, height, bits and color type, from its rows, each after a filter byte."""
     chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)),
-        (b"IDAT", zlib.compress(bytes((1 + (side + 7) // 8) * side))),
+        (b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
         (b"IEND", b""),
     )
     written = [
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     ]
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(written))
     return path
 
@@ -53,6 +60,25 @@ def camvid(root: Path, counts: dict[str, int], height: int = 360, width: int = 4
             label = stripes([(i + k) % 12 for k in range(12)], height, width)
             save(root / "camvid" / split / f"0001TP_{i:06d}.png", colored(label))
             save(root / "camvid" / f"{split}annot" / f"0001TP_{i:06d}.png", label)
+
+
+def labelmefacade(root: Path, counts: dict[str, int], height: int = 512, width: int = 683) -> None:
+    """root/labelmefacade with `counts` images of each place; label maps are colors of 16 bits and alpha."""
+    colors = np.array([(0, 0, 0), *CLASSES.colors])
+    for place, count in counts.items():
+        for i in range(count):
+            label = stripes([(i + k) % 9 for k in range(9)], height, width)
+            save(root / "labelmefacade" / "images" / f"static_street_{place}__img_{i}.jpg", colored(label))
+            save_colors(root / "labelmefacade" / "labels" / f"static_street_{place}__img_{i}.png", colors[label])
+
+
+def save_colors(path: Path, colors: np.ndarray) -> None:
+    """Writes 8-bit colors (H, W, 3) as an opaque PNG of 16 bits, which Pillow cannot."""
+    height, width = colors.shape[:2]
+    pixels = np.full((height, width, 4), 255 * 257, ">u2")
+    pixels[..., :3] = colors * 257
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    write_png(path, (width, height, 16, 6), rows)
 
 
 def cityscapes(root: Path, counts: dict[str, int], height: int = 1024, width: int = 2048) -> None:

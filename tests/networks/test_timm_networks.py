@@ -236,7 +236,7 @@ def no_hub(monkeypatch):
     monkeypatch.setattr(timm, "create_model", create)
 
 
-@pytest.mark.parametrize("name", ["camvid", "folder"])
+@pytest.mark.parametrize("name", ["camvid", "labelmefacade", "folder"])
 def test_recipes_for_photographs_fall_back_to_the_embedded_backbone(no_hub, name):
     with pytest.warns(Notice, match="no route to host.*photos_vit_tiny8_d6"):
         experiment = preset_here(name, seed=3)
