@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 IMAGES = 256
 # What shifts="auto" stands for: a quarter of the self and kNN pairs attract, and three in a hundred random ones. The
 # chapter on choosing l and b shows the trials behind it.
-AUTO = ("p75", "p75", "p97")
+AUTO_SHIFTS = ("p75", "p75", "p97")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Calibration:
 def calibrate(features: "Features", neighbors: Tensor, mean: Tensor, experiment: Experiment) -> Calibration:
     """Measures correspondences on up to `IMAGES` training images, and sets the three shifts.
 
-    Shifts that are numbers stay, percentiles are looked up, and "auto" is `AUTO`. Parameters: as in
+    Shifts that are numbers stay, percentiles are looked up, and "auto" is `AUTO_SHIFTS`. Parameters: as in
     `measure_correspondences`.
     """
     measured = measure_correspondences(features, neighbors, mean, experiment)
@@ -67,8 +67,8 @@ def calibrate(features: "Features", neighbors: Tensor, mean: Tensor, experiment:
 
 
 def shift_rule(experiment: Experiment) -> tuple[float | str, ...]:
-    """The experiment's shifts as numbers or percentiles, with `AUTO` in place of "auto"."""
-    return experiment.shifts if isinstance(experiment.shifts, tuple) else AUTO
+    """The experiment's shifts as numbers or percentiles, with `AUTO_SHIFTS` in place of "auto"."""
+    return experiment.shifts if isinstance(experiment.shifts, tuple) else AUTO_SHIFTS
 
 
 def measure_correspondences(

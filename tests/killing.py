@@ -34,7 +34,7 @@ def train_and_score(experiment: dict[str, Any], runs_dir: str, result: str, opti
 
     torch.set_num_threads(1)
     training.SAVE_EVERY, probes.RESTARTS = SAVE_EVERY, 1
-    devices.MEETING = timedelta(seconds=options.get("meeting", 600))
+    devices.JOIN_TIMEOUT = timedelta(seconds=options.get("meeting", 600))
     if limit := options.get("largest_file"):
         import resource
 

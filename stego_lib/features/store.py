@@ -278,7 +278,7 @@ class Store:
                 f"features of {self.source} need {needed / 1e9:.1f} GB, but {self._root} has {free / 1e9:.1f} GB free. "
                 "Choose another runs_dir, feature_store='compact' or feature_store='online'."
             )
-        rank, count = (devices.place() or (0, 1))[:2]
+        rank, count = (devices.read_ranks() or (0, 1))[:2]
         own = [number for number in missing if number % count == rank]
         if rank == 0:
             say(f"features of {self.source}: {needed / 1e9:.2f} GB in {self.folder}")

@@ -1,1 +1,1 @@
-"""Errors, notices, paths, progress, files, threads, devices. Imports nothing else of this package."""
+"""Errors, notices, paths, progress, files, threads, devices. Imports no other module of this package."""

@@ -1,7 +1,7 @@
-"""Several processes that work on one run, started by torchrun or SLURM.
+"""Several processes on one run, started by torchrun or SLURM.
 
-They share the work of the frozen backbone; the head, which sees the whole batch, takes the same steps in each. The
-first alone writes files and shows notices. In a single process, every function returns what it is given.
+The processes divide the work of the frozen backbone; all take the same training steps with the whole batch. Only rank 0
+writes files and shows notices. In a single process, every function returns its argument.
 """
 
 import os
@@ -21,77 +21,79 @@ from .notices import Notice
 Value = TypeVar("Value")
 Items = TypeVar("Items", list, tuple, Tensor)
 
-# How long processes wait for each other at the start of a task, and while one of them may extract features.
-MEETING, WORKING = timedelta(minutes=10), timedelta(days=2)
+# How long processes wait for each other at the start of a task, and later, when another may extract features.
+JOIN_TIMEOUT, WORK_TIMEOUT = timedelta(minutes=10), timedelta(days=2)
 
 _group: Any = None
 
 
 def join(device: str, task: str) -> None:
-    """Joins the processes that torchrun or SLURM has started for this program, if there are several.
+    """Sets up communication between the processes that torchrun or SLURM started; does nothing for a single process.
 
     Parameters
     ----------
     device
-        The experiment's device.
+        `Experiment.device`.
     task
-        A fingerprint of what this process was asked to do.
+        Fingerprint of the arguments of this process, which must be equal in all of them.
 
     Raises
     ------
     StegoError
-        In every process, where the tasks differ or a process does not come within minutes. For a device with a number
-        ('cuda:1') and for fewer GPUs than processes.
+        If tasks differ or a process is missing, in every process; for a numbered device ('cuda:1') and for fewer GPUs
+        than processes.
     """
     global _group
-    launched = place()
-    if launched is None:
+    launch = read_ranks()
+    if launch is None:
         return
-    rank, size, local, here = launched
+    rank, size, local_rank, local_size = launch
     kind = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
     if ":" in kind:
-        raise StegoError(f"device={device!r} cannot serve {size} processes. Use 'auto', 'cuda' or 'cpu'.")
-    if kind == "cuda" and torch.cuda.device_count() < here:
-        raise StegoError(f"{here} processes need a GPU each; this machine has {torch.cuda.device_count()}.")
+        raise StegoError(f"device={device!r} is one device for {size} processes. Use 'auto', 'cuda' or 'cpu'.")
+    if kind == "cuda" and torch.cuda.device_count() < local_size:
+        raise StegoError(
+            f"{local_size} processes need a GPU each; this machine has {torch.cuda.device_count()}. Start fewer."
+        )
     try:
         if _group is None:
             if kind == "cuda":
-                torch.cuda.set_device(local)
-            dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=MEETING, rank=rank, world_size=size)
+                torch.cuda.set_device(local_rank)
+            dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=JOIN_TIMEOUT, rank=rank, world_size=size)
         tasks: list[Any] = [None] * size
         dist.all_gather_object(tasks, task)
         problem = "were given different tasks" if len(set(tasks)) > 1 else ""
-    except RuntimeError as error:  # what all errors of torch.distributed are
-        problem = f"have not met within {MEETING} ({brief(error)})"
+    except RuntimeError as error:  # base class of the errors of torch.distributed
+        problem = f"did not all start within {JOIN_TIMEOUT} ({brief(error)})"
     if problem:
         if dist.is_initialized():
             dist.destroy_process_group()
         _group = None
         raise StegoError(
-            f"the {size} processes of this launcher {problem}. Start each run by itself, with all its processes."
+            f"the {size} processes of this launch {problem}. Start each run separately, with all its processes."
         )
     if _group is None:
-        _group = dist.new_group(timeout=WORKING)
+        _group = dist.new_group(timeout=WORK_TIMEOUT)
         if not first():
             warnings.simplefilter("ignore", Notice)
 
 
-def place() -> tuple[int, int, int, int] | None:
-    """Rank, number of processes, rank on this machine and processes on this machine; None for a single process."""
+def read_ranks() -> tuple[int, int, int, int] | None:
+    """Rank, number of processes, local rank and local number of processes; None for a single process."""
     env = os.environ
     if dist.is_available() and dist.is_torchelastic_launched():
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        rank, size, local, here = (int(env[name]) for name in names)
+        rank, size, local_rank, local_size = (int(env[name]) for name in names)
     elif int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        rank, size, local = (int(env[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID"))
-        here = size // int(env["SLURM_STEP_NUM_NODES"])
-        nodes = env.get("SLURM_STEP_NODELIST", "127.0.0.1")  # such as "gpu[03-05,08],login1"
+        rank, size, local_rank = (int(env[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID"))
+        local_size = size // int(env["SLURM_STEP_NUM_NODES"])
+        nodes = env.get("SLURM_STEP_NODELIST", "127.0.0.1")  # for example "gpu[03-05,08],login1"
         env.setdefault("MASTER_ADDR", re.sub(r"\[(\w+).*", r"\1", nodes.split(",")[0]))
         job, step = (int(env.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
         env.setdefault("MASTER_PORT", str(15000 + (100 * job + step) % 10000))
     else:
         return None
-    return (rank, size, local, here) if size > 1 else None
+    return (rank, size, local_rank, local_size) if size > 1 else None
 
 
 def count() -> int:
@@ -100,22 +102,22 @@ def count() -> int:
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Rank of this process."""
     return 0 if _group is None else dist.get_rank()
 
 
 def first() -> bool:
-    """Whether this process writes the files."""
+    """Whether this is rank 0, which writes the files."""
     return rank() == 0
 
 
 def share(items: Items) -> Items:
-    """This process's part of `items` (a list, or rows of a tensor): every n-th."""
+    """Every n-th item for this process, of a list or of the rows of a tensor."""
     return items[rank() :: count()]
 
 
 def gather(rows: Tensor) -> Tensor:
-    """The rows of all processes in their order, without gradients: the inverse of `share`."""
+    """Inverse of `share` for a tensor: the rows of all processes in order, without gradients."""
     if _group is None:
         return rows
     lengths: list[Any] = [None] * count()
@@ -130,7 +132,7 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def gather_list(items: list[Value]) -> list[Value]:
-    """The items of all processes in their order: the inverse of `share` for a list of any objects."""
+    """Inverse of `share` for a list of any objects."""
     if _group is None:
         return items
     parts: list[Any] = [None] * count()
@@ -142,7 +144,7 @@ def gather_list(items: list[Value]) -> list[Value]:
 
 
 def total(value: Tensor) -> Tensor:
-    """The sum over all processes, without gradients."""
+    """Sum over all processes, without gradients."""
     if _group is None:
         return value
     summed = value.detach().clone().to("cuda" if dist.get_backend() == "nccl" else "cpu")
@@ -151,7 +153,7 @@ def total(value: Tensor) -> Tensor:
 
 
 def once(compute: Callable[[], Value]) -> Value:
-    """What `compute` returns in the first process, computed there alone; its StegoError is raised in all."""
+    """Calls `compute` in rank 0 and returns its result, or raises its StegoError, in all processes."""
     if _group is None:
         return compute()
     result: list[Any] = [None]
@@ -167,6 +169,6 @@ def once(compute: Callable[[], Value]) -> Value:
 
 
 def wait() -> None:
-    """Returns when all processes have come here."""
+    """Waits until all processes have called this."""
     if _group is not None:
         dist.barrier(group=_group)

@@ -8,7 +8,7 @@ import torch
 
 
 def environment() -> dict[str, str]:
-    """Versions, processor, threads and date (UTC) of a result."""
+    """Versions of packages, processor, threads and the date (UTC)."""
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "timm", "scikit-learn", "numpy")},

@@ -6,29 +6,29 @@ from collections.abc import Iterable, Sequence
 
 
 class StegoError(ValueError):
-    """A wrong parameter, file or package, which the user can fix. Notebooks show it without traceback."""
+    """A wrong parameter, file or package that the user can fix. Notebooks show it without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
 
 
 class DataNotFound(StegoError, FileNotFoundError):
-    """A dataset was not found."""
+    """A missing dataset or file."""
 
 
 def brief(error: Exception) -> str:
-    """Type and first line of an error, for another message: 'OSError: no route to host'."""
+    """Type and first line of an error, to be part of another message: 'OSError: no route to host'."""
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def did_you_mean(name: str, known: list[str], count: int = 1) -> str:
-    """' (did you mean ...?)' with at most `count` known names of similar spelling; empty if there is none."""
+    """' (did you mean ...?)' with up to `count` similar names, or ''."""
     near = difflib.get_close_matches(name, known, n=count, cutoff=0.6)
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Raises StegoError if the value of a parameter is none of its choices."""
+    """Raises StegoError unless the value of a parameter is one of its choices."""
     choices = list(choices)
     if value not in choices:
         raise StegoError(f"{name}={value!r} is unknown. Choose from {', '.join(choices)}.")

@@ -1,4 +1,4 @@
-"""Types of an experiment's values: checked, and read from text, as papermill's -p passes no lists."""
+"""Types of the fields of `Experiment`. They check values, and parse text, because papermill's -p cannot pass lists."""
 
 import math
 import os
@@ -10,12 +10,12 @@ from pydantic import AfterValidator, BeforeValidator, PlainValidator
 
 from .paths import user_path
 
-# Endings of weight files.
+# Suffixes of weight files.
 BACKBONE_FILES = (".safetensors", ".pth", ".ckpt")
 
 
 def split_backbone(backbone: str) -> tuple[str, str]:
-    """(timm or embedded name, file) of a backbone, "" for what it does not have: "NAME", "FILE" or "NAME@FILE"."""
+    """Splits "NAME", "FILE" or "NAME@FILE" into the name of a network and the path of a file; "" for a missing part."""
     name, at, file = backbone.partition("@")
     if at and re.fullmatch(r"[\w.]+", name) and not Path(backbone).is_file():
         return name, _absolute(file)
@@ -23,12 +23,12 @@ def split_backbone(backbone: str) -> tuple[str, str]:
 
 
 def _absolute(path: str) -> str:
-    """So that a run is opened from any working folder."""
+    # so that a run can be opened from any working folder
     return str(user_path(path).absolute())
 
 
 def _parts(value: Any) -> list[Any]:
-    """The items of a list, or of a text such as '1 0.5 p80' or '1, 0.5, p80'."""
+    """Items of a list, or of text such as '1 0.5 p80' or '1, 0.5, p80'."""
     if isinstance(value, str):
         return re.split(r"[,\s]+", value.strip(" ()[]"))
     return list(value) if isinstance(value, list | tuple) else [value]
@@ -86,7 +86,7 @@ Folder = Annotated[str, Text, AfterValidator(_absolute)]
 BackboneName = Annotated[str, Text, AfterValidator(lambda value: "@".join(filter(None, split_backbone(value))))]
 # Pixels: N = shorter side scaled to N, then center crop N x N; (H, W) = the whole image scaled to H x W.
 Size = Annotated[int | tuple[int, int], PlainValidator(_size)]
-# Of self, kNN and random pairs.
+# Weights of self, kNN and random pairs.
 Weights = Annotated[tuple[float, float, float], PlainValidator(_weights)]
-# Numbers, percentiles of the measured correspondences such as 'p70', or 'auto' (see `calibration.AUTO`).
+# 'auto' (`calibration.AUTO_SHIFTS`), or for each kind of pair a number or a percentile of its correspondences ('p70').
 Shifts = Annotated[str | tuple[float | str, float | str, float | str], PlainValidator(_shifts)]

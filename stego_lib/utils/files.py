@@ -9,32 +9,32 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from .errors import DataNotFound, StegoError, brief
 
-# Prefix of files that are being written. A killed process leaves them behind, see `remove_temporary`.
+# Prefix of temporary files. Those of killed processes are deleted by `remove_temporary`.
 TEMPORARY = ".unfinished."
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
 def disk_errors(path: str | Path, remedy: str = "Make room, or choose another folder.") -> Iterator[None]:
-    """Turns an error of the system below `path`, such as a full or read-only disk, into a StegoError."""
+    """Turns an operating system's error at `path`, such as a full or read-only disk, into a StegoError."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # not of the system
+        if error.errno is None:  # not from the operating system, for example Pillow's
             raise
-        reason = "the disk is full" if error.errno in FULL else error.strerror
-        place = path if error.filename is None or TEMPORARY in str(error.filename) else error.filename
-        raise StegoError(f"{place} cannot be read or written: {reason}. {remedy}") from error
+        reason = "the disk is full" if error.errno in DISK_FULL else error.strerror
+        failed = path if error.filename is None or TEMPORARY in str(error.filename) else error.filename
+        raise StegoError(f"{failed} cannot be read or written: {reason}. {remedy}") from error
 
 
 def check_folder(folder: Path, remedy: str = "Choose another folder.") -> None:
-    """Makes a folder. Raises StegoError if nothing can be written into it; called before long work."""
+    """Creates a folder and checks that it is writable, before long work. Raises StegoError otherwise."""
     with disk_errors(folder, remedy):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f"{TEMPORARY}{uuid.uuid4().hex[:8]}"
@@ -42,21 +42,11 @@ def check_folder(folder: Path, remedy: str = "Choose another folder.") -> None:
         probe.unlink()
 
 
-def sync(file: IO[Any]) -> None:
-    """Waits until a file is on the disk. Some disks cannot sync, which is no error; a lost write is an OSError."""
-    file.flush()
-    try:
-        os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno in FULL | {errno.EIO}:
-            raise
-
-
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`, which replaces `path` in one step if the block succeeds, else is removed.
+    """Yields a temporary path that replaces `path` in one step when the block succeeds, and is deleted otherwise.
 
-    A reader sees the old file or the new one, never a part. Raises StegoError as `disk_errors` does.
+    Readers see either the old file or the complete new one. Raises StegoError as `disk_errors` does.
     """
     path = Path(path)
     temporary = path.with_name(f"{TEMPORARY}{path.stem[:40]}.{uuid.uuid4().hex[:8]}{path.suffix}")
@@ -64,28 +54,28 @@ def atomic(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            with open(temporary, "r+b") as file:  # Windows syncs no file that is open for reading only
-                sync(file)
+            with open(temporary, "r+b") as file:  # Windows only syncs files opened for writing
+                os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 def remove_temporary(folder: Path) -> None:
-    """Removes temporary files of killed processes. No other process may be writing into `folder`."""
+    """Deletes temporary files of killed processes. No other process may be writing to `folder`."""
     for path in folder.glob(f"{TEMPORARY}*"):
         path.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically. Raises ValueError for not-a-number, which JSON lacks."""
+    """Writes `value` as indented JSON, atomically. Raises ValueError for NaN, which JSON does not have."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def without_nan(value: Any) -> Any:
-    """The value with None, JSON's null, in place of not-a-number (the IoU of a class that does not occur)."""
+    """Replaces NaN (the IoU of a class that does not occur) by None, JSON's null."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -94,10 +84,7 @@ def without_nan(value: Any) -> Any:
 
 
 def read_text(path: str | Path) -> str:
-    """Reads a text file as UTF-8, with or without byte order mark, independent of the locale.
-
-    Raises StegoError for a file that does not exist or is in another encoding, and OSError as `open` does.
-    """
+    """Reads UTF-8 text, with or without a byte order mark. Raises StegoError for a missing file or another encoding."""
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -110,7 +97,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads a JSON file. Raises StegoError for a broken one, and DataNotFound if there is none."""
+    """Reads a JSON file. Raises StegoError if it is invalid, DataNotFound if it is missing."""
     try:
         return json.loads(read_text(path))
     except StegoError:
@@ -126,7 +113,7 @@ def checksum(path: Path) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Sixteen hexadecimal digits that change when any of the parts (numbers, strings, bytes, tensors, lists) does."""
+    """16 hexadecimal digits that identify the parts: numbers, strings, bytes, tensors, or lists of these."""
     digest = hashlib.sha256()
     _feed(digest.update, parts)
     return digest.hexdigest()[:16]

@@ -1,38 +1,40 @@
-"""log.csv: exactly one line per step, also after a run was killed."""
+"""log.csv, with exactly one line per step even after a run was killed."""
 
 import csv
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import StegoError
-from .files import atomic, sync
+from .files import atomic
 
 
 class TrainingLog:
-    """Opens log.csv at step `first`: keeps the lines of the steps before it, drops later ones.
+    """Opens log.csv to continue at step `first`: keeps the lines of earlier steps and drops later ones.
 
-    columns: those beyond "step". Raises StegoError if a line before `first` is missing.
+    columns: all except "step". Raises StegoError if the line of an earlier step is missing.
     """
 
     def __init__(self, path: Path, first: int, columns: Iterable[str]):
         names = ["step", *columns]
         lines = [",".join(names)]
-        if first:  # a process that was killed may have left more, the last of them cut short
+        if first:  # a killed process may have written later lines, and a part of one
             lines = path.read_text(encoding="utf-8").splitlines()[: first + 1] if path.exists() else []
             if [line.split(",")[0] for line in lines] != ["step", *map(str, range(first))]:
-                raise StegoError(f"{path} lacks lines of the checkpoint's {first} steps. Train without resume.")
+                raise StegoError(f"{path} does not hold the {first} steps of the checkpoint. Train with resume=False.")
         with atomic(path) as temporary:
             temporary.write_text("\n".join([*lines, ""]), encoding="utf-8", newline="\n")
         self.file = open(path, "a", newline="", encoding="utf-8")
         self.writer = csv.DictWriter(self.file, names, lineterminator="\n")
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """Adds the line of a step."""
+        """Writes the line of a step."""
         self.writer.writerow({"step": step} | values)
 
     def sync(self) -> None:
-        """Returns when all lines are on the disk."""
-        sync(self.file)
+        """Flushes all lines to the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
 
     def __enter__(self) -> "TrainingLog":
         return self

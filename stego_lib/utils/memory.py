@@ -1,4 +1,4 @@
-"""Errors for a lack of memory."""
+"""Out-of-memory errors with a remedy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +9,11 @@ from .errors import StegoError
 
 
 @contextmanager
-def enough_memory(what: str, remedy: str) -> Iterator[None]:
-    """Turns a lack of GPU or CPU memory into a StegoError: `what` needs more memory, and the `remedy`."""
+def enough_memory(task: str, remedy: str) -> Iterator[None]:
+    """Turns an out-of-memory error of the GPU or the CPU into a StegoError with a remedy."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-            raise StegoError(f"{what} needs more memory than there is. {remedy}") from error
+            raise StegoError(f"{task} needs more memory than is available. {remedy}") from error
         raise

@@ -1,4 +1,4 @@
-"""Progress bars, and lines beside them, on the error stream."""
+"""Progress bars and messages on the error stream."""
 
 import io
 import os
@@ -12,28 +12,28 @@ from tqdm.std import tqdm
 
 Item = TypeVar("Item")
 
-# Environment variable that asks for bars in a notebook that runs unattended.
+# Environment variable that turns bars on in a notebook that runs unattended.
 BARS = "STEGO_BARS"
-# Seconds between two lines, where lines take the place of bars.
+# Seconds between two lines of `Lines`.
 LINE_EVERY = 30.0
 
 
-def progress(items: Iterable[Item], what: str, **options: Any) -> "tqdm[Item]":
-    """A progress bar, removed when done. `options` go to tqdm.
+def progress(items: Iterable[Item], title: str, **options: Any) -> "tqdm[Item]":
+    """A progress bar that disappears when done. `options` go to tqdm.
 
-    A notebook that runs unattended (papermill, nbconvert) would keep each redrawing as an output; it gets a line every
-    `LINE_EVERY` seconds. Only the first process on a machine shows anything, and none where there is no error stream.
+    A notebook that runs unattended (papermill, nbconvert) would store every update of a bar, so it prints a line every
+    `LINE_EVERY` seconds instead. Only the first process on a machine shows progress.
     """
-    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))  # torchrun's, else SLURM's
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))  # of torchrun or SLURM
     options.setdefault("disable", rank != "0" or sys.stderr is None)
-    kind = Lines if unattended() else tqdm
-    return kind(items, desc=what, mininterval=0.5, leave=False, dynamic_ncols=True, **options)
+    bar = Lines if unattended() else tqdm
+    return bar(items, desc=title, mininterval=0.5, leave=False, dynamic_ncols=True, **options)
 
 
 @contextmanager
-def stage(what: str) -> Iterator[None]:
-    """Shows `what` while the block runs, where there are no steps to count."""
-    with progress((), what, total=0, bar_format="{desc} ..."):
+def stage(title: str) -> Iterator[None]:
+    """Shows a title while the block runs, for work without countable steps."""
+    with progress((), title, total=0, bar_format="{desc} ..."):
         yield
 
 
@@ -44,7 +44,7 @@ def say(text: str) -> None:
 
 
 def unattended() -> bool:
-    """Whether this is the kernel of a notebook that runs unattended, and bars are not asked for."""
+    """Whether this is the kernel of a notebook that runs unattended, without `BARS`."""
     if BARS in os.environ or "IPython" not in sys.modules:
         return False
     kernel = getattr(sys.modules["IPython"].get_ipython(), "kernel", None)
@@ -52,9 +52,9 @@ def unattended() -> bool:
 
 
 class Lines(tqdm):
-    """Lines in place of a bar; none for what takes less than `LINE_EVERY` seconds."""
+    """Prints lines instead of a bar, and nothing for work that takes less than `LINE_EVERY` seconds."""
 
-    # Time of the last line of any bar.
+    # Time of the last line, shared by all instances.
     last = time.monotonic()
 
     def __init__(self, *arguments: Any, **options: Any):

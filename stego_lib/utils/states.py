@@ -1,4 +1,4 @@
-"""States of training: nested tensors and numbers in one safetensors file."""
+"""Checkpoints: nested tensors and numbers in one safetensors file."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,14 @@ from torch import Tensor
 from .errors import StegoError, brief
 from .files import atomic
 
-# Key of the metadata that holds everything but the tensors.
+# Metadata key of the nested structure with all values except tensors.
 KEY = "state"
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
     """Writes nested dictionaries and lists of tensors, numbers and strings, atomically.
 
-    Tensors are stored under their path, such as "model/head.linear.weight"; all else is JSON in the file's metadata.
+    A tensor is stored under its path, such as "model/head.linear.weight"; other values are JSON in the file's metadata.
     Tuples become lists.
     """
     tensors: dict[str, Tensor] = {}
@@ -29,30 +29,30 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Reads what `save_state` wrote, onto the CPU. Raises StegoError for a damaged or other file."""
+    """Reads a file of `save_state` to the CPU. Raises StegoError for a damaged or foreign file."""
     try:
         with safe_open(path, "pt") as file:
             return _unpack(json.loads(file.metadata()[KEY]), file)
     except FileNotFoundError:
         raise
-    except Exception as error:  # safetensors has an error class of its own
-        raise StegoError(f"{path} is damaged or not a file of this project ({brief(error)}). Remove it.") from error
+    except Exception as error:  # safetensors does not derive its error from a common class
+        raise StegoError(f"{path} is damaged or foreign ({brief(error)}). Remove it.") from error
 
 
-def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """The value for JSON; its tensors go to `tensors`."""
+def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """Converts a value for JSON; moves its tensors to `tensors`."""
     if isinstance(value, Tensor):
-        tensors[place] = value.detach().cpu().contiguous().clone()  # safetensors refuses tensors that share memory
-        return {"tensor": place}
-    if isinstance(value, dict):  # as a list: keys may be numbers, as in the state of an optimizer
-        return {"items": [[key, _pack(item, f"{place}/{key}".strip("/"), tensors)] for key, item in value.items()]}
+        tensors[path] = value.detach().cpu().contiguous().clone()  # safetensors rejects tensors that share memory
+        return {"tensor": path}
+    if isinstance(value, dict):  # a list of pairs, because keys of an optimizer's state are numbers
+        return {"items": [[key, _pack(item, f"{path}/{key}".strip("/"), tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return [_pack(item, f"{place}/{i}".strip("/"), tensors) for i, item in enumerate(value)]
+        return [_pack(item, f"{path}/{i}".strip("/"), tensors) for i, item in enumerate(value)]
     return value
 
 
 def _unpack(value: Any, file: Any) -> Any:
-    """The inverse of `_pack`."""
+    """Inverse of `_pack`."""
     if isinstance(value, list):
         return [_unpack(item, file) for item in value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Ordered work in threads. NumPy, SciPy and Pillow release the interpreter lock, so threads use several cores."""
+"""An ordered parallel map. NumPy, SciPy and Pillow release the GIL, so threads use several cores."""
 
 import os
 from collections import deque
@@ -19,19 +19,19 @@ def cores() -> int:
 def in_threads(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None
 ) -> Iterator[Result]:
-    """Yields `function(item)` for each item, in their order.
+    """Yields `function(item)` for each item, in order.
 
-    workers: threads, `cores()` by default. At most two items per thread are taken ahead. An exception of `function` is
-    raised when its result is due.
+    workers: number of threads, `cores()` by default. Reads at most two items per thread ahead. An exception of
+    `function` is raised in place of its result.
     """
     workers, items = workers or cores(), iter(items)
-    coming: deque[Future[Result]] = deque()
+    futures: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            coming.extend(pool.submit(function, item) for item in islice(items, 2 * workers))
-            while coming:
-                yield coming.popleft().result()
-                coming.extend(pool.submit(function, item) for item in islice(items, 1))
+            futures.extend(pool.submit(function, item) for item in islice(items, 2 * workers))
+            while futures:
+                yield futures.popleft().result()
+                futures.extend(pool.submit(function, item) for item in islice(items, 1))
         finally:
-            for future in coming:
+            for future in futures:
                 future.cancel()

@@ -1,4 +1,4 @@
-"""State of torch that belongs to the caller: modes, default dtype and device, and the global random generator."""
+"""Isolation from the caller's torch settings: modes, default dtype and device, global random generator."""
 
 import threading
 from collections.abc import Iterator
@@ -6,20 +6,20 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-# Held while the global generator is seeded.
-_DRAWING = threading.RLock()
+# Only one thread at a time may seed the global generator.
+_GENERATOR_LOCK = threading.RLock()
 
 
 @contextmanager
 def usual_modes() -> Iterator[None]:
-    """Float32 on the CPU by default, gradients on, autocast off: results do not depend on the caller's settings."""
+    """Sets float32 and the CPU as defaults, gradients on, autocast off, so that the caller's settings do not matter."""
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(kind, enabled=False))
-        if torch.get_default_device().type != "cpu":  # else it would slow down every operation
+        if torch.get_default_device().type != "cpu":  # setting a default device slows down every operation
             stack.enter_context(torch.device("cpu"))
         if dtype != torch.float32:
             stack.callback(torch.set_default_dtype, dtype)
@@ -29,11 +29,11 @@ def usual_modes() -> Iterator[None]:
 
 @contextmanager
 def drawing(seed: int | None = None) -> Iterator[None]:
-    """For networks that draw their weights from the global generator: seeds it, and restores it in the end.
+    """Seeds the global generator, from which networks draw their weights, and restores it at the end.
 
-    One thread at a time, so that runs which are trained in several threads are those of a single one.
+    Other threads wait, so runs trained in several threads equal runs trained in one.
     """
-    with _DRAWING, torch.random.fork_rng([]):
+    with _GENERATOR_LOCK, torch.random.fork_rng([]):
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         yield

@@ -18,7 +18,7 @@ from stego_book.plots import figures as plots
 from stego_book.studies import results, seeds
 from stego_book.studies.study import Study, Variant
 from stego_lib import Experiment, StegoError, baselines, evaluate, load_run, probes, train
-from stego_lib.calibration import AUTO
+from stego_lib.calibration import AUTO_SHIFTS
 from stego_lib.model import LinearProbe
 from stego_lib.utils.notices import Notice
 
@@ -151,7 +151,7 @@ def test_the_notebook_runs_to_the_end_on_just_images(scenes_root, backbone_file,
     )
     run = load_run(folder)
     assert set(np.unique(run.predict(images / "0000.png"))) <= set(range(4))
-    assert run.experiment.shifts == "auto" and run.correspondences["rule"] == list(AUTO), (
+    assert run.experiment.shifts == "auto" and run.correspondences["rule"] == list(AUTO_SHIFTS), (
         "calibrated, with no number given"
     )
     assert run.correspondences["reason"] in "".join(one.get("text", "") for one in outputs)

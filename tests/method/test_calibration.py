@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stego_lib import Experiment, calibration
-from stego_lib.calibration import AUTO, balance, calibrate, measure_correspondences, percentile
+from stego_lib.calibration import AUTO_SHIFTS, balance, calibrate, measure_correspondences, percentile
 from stego_lib.loss import correspondence, correspondence_loss
 
 WEIGHTS, SHIFTS = (1.0, 0.5, 2.0), (0.1, -0.2, 0.3)
@@ -80,8 +80,8 @@ def test_auto_is_its_percentiles_by_brute_force(measuring):
     """Sorted by hand: below each shift lie as many per cent of the correspondences as its percentile says."""
     found = calibrate(*measuring)
     measured = measure_correspondences(*measuring)
-    assert measuring[-1].shifts == "auto" and found.rule == AUTO == ("p75", "p75", "p97") and found.images == 9
-    for shift, asked, share, values in zip(found.shifts, AUTO, found.attracting, measured.values(), strict=True):
+    assert measuring[-1].shifts == "auto" and found.rule == AUTO_SHIFTS == ("p75", "p75", "p97") and found.images == 9
+    for shift, asked, share, values in zip(found.shifts, AUTO_SHIFTS, found.attracting, measured.values(), strict=True):
         ordered = sorted(values.tolist())
         assert shift == ordered[round((len(ordered) - 1) * float(asked[1:]) / 100)]
         assert share == pytest.approx(sum(value > shift for value in ordered) / len(ordered))

@@ -10,7 +10,7 @@ from records import study_record
 
 from stego_book.studies.study import Study, Variant
 from stego_lib import Backbone, Experiment, StegoError
-from stego_lib.calibration import AUTO
+from stego_lib.calibration import AUTO_SHIFTS
 from stego_lib.utils.files import read_json, write_json
 
 BASE = Experiment.preset("scenes", data_root="nowhere")
@@ -101,7 +101,7 @@ def test_fixed_and_trained_heads_are_told_apart(tmp_path):
 
 
 def test_auto_and_its_percentiles_are_one_experiment(tmp_path):
-    spelled, auto = (Variant("b", "auto", BASE.but(shifts=shifts)) for shifts in (AUTO, "auto"))
+    spelled, auto = (Variant("b", "auto", BASE.but(shifts=shifts)) for shifts in (AUTO_SHIFTS, "auto"))
     other = Variant("b", "other", BASE.but(shifts=("p75", "p75", "p96")))
     study = stored(tmp_path, spelled)
     assert study.record(auto, 0) is not None and study.record(other, 0) is None

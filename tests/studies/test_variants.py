@@ -12,7 +12,7 @@ from stego_book.studies.results import MAIN, NAMES
 from stego_book.studies.study import Study, Variant
 from stego_book.studies.successors import KMEANS, SETS, base_of, class_means, comparison, curve, overview, successors
 from stego_lib import Experiment, evaluate, train
-from stego_lib.calibration import AUTO, shift_rule
+from stego_lib.calibration import AUTO_SHIFTS, shift_rule
 from stego_lib.experiment import SUCCESSORS
 from stego_lib.utils.files import write_json
 
@@ -76,7 +76,7 @@ def test_each_list_of_the_chapter_on_shifts_changes_what_it_says():
     camvid = BASE.but(dataset="camvid")
     for base, count in ((BASE, 12), (camvid, 3)):
         rules = {shift_rule(variant.experiment) for variant in tuning.grid(base)}
-        assert len(rules) == count and AUTO in rules
+        assert len(rules) == count and AUTO_SHIFTS in rules
         assert all(changed(variant, base) <= {"shifts"} for variant in tuning.grid(base))
     assert {frozenset(changed(variant)) for variant in tuning.weights(BASE)} == {frozenset(), frozenset({"weights"})}
     assert set().union(*map(changed, tuning.extras(BASE))) == {"centering", "subtract_mean"}

@@ -61,11 +61,11 @@ def test_processes_that_evaluate_different_runs_are_refused(experiment, tmp_path
 
 
 def test_a_process_that_does_not_come_is_waited_for_some_minutes_only(experiment, tmp_path):
-    assert timedelta(minutes=1) < devices.MEETING <= timedelta(minutes=10)
+    assert timedelta(minutes=1) < devices.JOIN_TIMEOUT <= timedelta(minutes=10)
     names = {"PROCID": "0", "LOCALID": "0", "STEP_NUM_TASKS": "2", "STEP_NUM_NODES": "1", "JOB_ID": "42"}
     environ = {f"SLURM_{name}": value for name, value in names.items()}
     outcome = Job(experiment, tmp_path, environ=environ, meeting=3).outcome()
-    assert outcome["error"] == "StegoError" and "not met" in outcome["message"], outcome
+    assert outcome["error"] == "StegoError" and "start" in outcome["message"], outcome
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_tasks_of_a_job_array_are_runs_by_themselves(experiment, tmp_path, monke
     for name, value in common.items():
         monkeypatch.setenv(name, value)
     devices.join("cpu", "task")
-    assert devices.place() is None and devices.count() == 1 and not recwarn.list
+    assert devices.read_ranks() is None and devices.count() == 1 and not recwarn.list
 
 
 def test_an_error_of_the_first_process_ends_all(experiment, tmp_path):

@@ -45,19 +45,6 @@ def test_a_write_replaces_the_file_and_makes_its_folder(tmp_path):
         assert path.read_text() == text and list(path.parent.iterdir()) == [path]
 
 
-def test_disks_that_cannot_sync_or_change_modes(tmp_path, monkeypatch):
-    def refuse(*_args, **_options):
-        raise OSError(errno.EINVAL, "Invalid argument")
-
-    for name in ("fsync", "chmod", "umask"):
-        monkeypatch.setattr(os, name, refuse)
-    write_json(tmp_path / "a.json", 1)
-    with TrainingLog(tmp_path / "log.csv", 0, ["loss"]) as log:
-        log.add(0, {"loss": 1.0})
-        log.sync()
-    assert read_json(tmp_path / "a.json") == 1 and (tmp_path / "log.csv").read_text() == "step,loss\n0,1.0\n"
-
-
 @pytest.mark.skipif(os.name == "nt", reason="needs fcntl")
 def test_files_are_synced_through_handles_that_windows_accepts(tmp_path, monkeypatch):
     import fcntl

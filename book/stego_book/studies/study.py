@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from stego_lib.backbone import EMBEDDED, Backbone, choose_device, choose_precision
-from stego_lib.calibration import AUTO
+from stego_lib.calibration import AUTO_SHIFTS
 from stego_lib.datasets import open_split, open_training_set
 from stego_lib.evaluation import evaluate
 from stego_lib.experiment import Experiment
@@ -60,7 +60,7 @@ class Variant:
 def identity(experiment: dict[str, Any], fixed_head: str | None, light: float | None) -> str:
     """Fingerprint of a run by its experiment (`Experiment.to_record`); shifts="auto" counts as the rule behind it."""
     if experiment["shifts"] == "auto":
-        experiment = experiment | {"shifts": list(AUTO)}
+        experiment = experiment | {"shifts": list(AUTO_SHIFTS)}
     return fingerprint(repr(sorted(experiment.items())), str(fixed_head), str(light))
 
 
