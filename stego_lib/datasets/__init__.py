@@ -1,4 +1,4 @@
-"""Datasets: `open_dataset` is the entry point."""
+"""Datasets, opened with `open_dataset`."""
 
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DATASETS", "Classes", "open_dataset", "open_split", "open_training_set"]
 
-# Name -> the module that opens it, imported when it is needed.
+# Name -> the module that opens it, imported on use.
 DATASETS = {
     "scenes": "scenes",
     "camvid": "camvid",
@@ -38,9 +38,9 @@ def open_dataset(
     name
         A key of `DATASETS`.
     root
-        Folder that holds the folders of the datasets.
+        Parent folder of the datasets.
     split
-        "train", "val" or, where the dataset has it, "test".
+        "train", "val" or, if the dataset has it, "test".
     n_classes
         Number of clusters for a `folder` that names no classes.
     published
@@ -49,9 +49,9 @@ def open_dataset(
     Raises
     ------
     StegoError
-        For an unknown name or split, broken files, and an `n_classes` that contradicts the dataset.
+        For an unknown name or split, unreadable files, and a wrong `n_classes`.
     DataNotFound
-        A StegoError for missing files: where they were expected, what belongs there and where to get it.
+        A StegoError for missing files, with the expected location and how to get them.
 
     Examples
     --------
@@ -59,20 +59,20 @@ def open_dataset(
     """
     if name not in DATASETS:
         guess = did_you_mean(name, list(DATASETS))
-        raise StegoError(f"unknown dataset {name!r}{guess}. Choose one of {', '.join(DATASETS)}.")
+        raise StegoError(f"Unknown dataset {name!r}{guess}. Choose one of {', '.join(DATASETS)}.")
     options = {"n_classes": n_classes} if name == "folder" else {}
     dataset = import_module(f".{DATASETS[name]}", __name__).load(name, user_path(root), split, **options)
     if n_classes not in (None, len(dataset.classes)):
         raise StegoError(
-            f"n_classes is {n_classes}, but {name} has {len(dataset.classes)} classes. Leave n_classes out; "
-            "extra_clusters adds clusters."
+            f"n_classes is {n_classes}, but {name} has {len(dataset.classes)} classes. Leave n_classes out, or use "
+            "extra_clusters for more clusters."
         )
     dataset.published = published
     return dataset
 
 
 def open_split(experiment: Experiment, split: str) -> "SegmentationDataset":
-    """Opens split `split` of the experiment's dataset with whole images."""
+    """Opens a split of the experiment's dataset, without cropping."""
     return open_dataset(
         experiment.dataset,
         Path(experiment.data_root),
@@ -83,7 +83,7 @@ def open_split(experiment: Experiment, split: str) -> "SegmentationDataset":
 
 
 def open_training_set(experiment: Experiment) -> "SegmentationDataset":
-    """The training split of an experiment, cropped if the experiment says so."""
+    """Opens the training split of the experiment's dataset, cropped according to `Experiment.crop`."""
     dataset = open_split(experiment, "train")
     if experiment.crop == "none":
         return dataset

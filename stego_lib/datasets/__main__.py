@@ -11,17 +11,17 @@ from .prepare import prepare
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0, or 1 if something is missing or wrong."""
+    """Runs the command; returns the exit status, 1 if something is missing or wrong."""
     parser = argparse.ArgumentParser(prog="python -m stego_lib.datasets", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in (
-        ("prepare", "download what is public, say where to get the rest, unpack archives"),
-        ("check", "tell what is there, what is missing, and what the labels hold"),
+        ("prepare", "download public files, list archives to download manually, unpack them"),
+        ("check", "check files and labels"),
     ):
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument("name", choices=DATASETS, metavar="NAME", help=", ".join(DATASETS))
         root = str(paths.data_root())
-        command.add_argument("--root", default=root, help="folder of the datasets (default: %(default)s)")
+        command.add_argument("--root", default=root, help="parent folder of the datasets (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
         if options.command == "check":

@@ -1,4 +1,4 @@
-"""What a dataset is: images, label maps where there are any, and what the labels mean."""
+"""Base class of the datasets: reads images and label maps, and decodes labels."""
 
 import hashlib
 import io
@@ -16,16 +16,16 @@ from torch import Tensor
 from ..utils.errors import StegoError
 from ..utils.notices import notice
 from .classes import Classes, Rules
-from .images import Source, StoredImage, has_transparency, naming, read_ids, read_image
+from .images import Source, StoredImage, naming, read_ids, read_image
 
-# Label of pixels that are left out of scores and of the linear probe.
+# Label of pixels that scores and the linear probe ignore.
 IGNORED = -1
-# In a label table: a stored id that must not occur.
+# Marks invalid ids in a label table.
 UNKNOWN = -2
 # Stored id of ignored pixels.
 VOID = 255
-# Raise this when an ordinary file gives other pixels or labels than before; run records hold fingerprints made with it.
-READING = 2
+# Version of the readers, part of all fingerprints. Increase it when ordinary files give other pixels or labels.
+READER_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,30 +33,29 @@ class Sample:
     """An image, its label map, and the SHA-256 of their files."""
 
     image: Tensor
-    """uint8 (3, H, W)."""
+    """uint8 (3, H, W), RGB, upright."""
     label: Tensor | None
-    """int64 (H, W) with ids into the classes and `IGNORED`."""
+    """int64 (H, W), class ids and `IGNORED`; None for an image without a label map."""
     image_sha256: str
     label_sha256: str | None
 
 
 class SegmentationDataset(Sequence):
-    """A split of a dataset: `dataset[i]` is an image and its label map.
+    """A split of a dataset: `dataset[i]` is an image and its label map (or None), see `Sample`.
 
-    The image is uint8 (3, H, W), RGB. The label map is int64 (H, W) with ids into `classes` and `IGNORED`, or None
-    for an image without one. `names[i]` tells the images apart.
+    `names[i]` is a unique name of image i.
     """
 
     pieces = 1
-    """Rows that an image file gives."""
+    """Samples per image file."""
     published = False
-    """Decode labels as the authors' code does, where that differs (see `open_dataset`)."""
-    release = ""
-    """The ids that label maps hold, and what other ids probably mean, for an error; "" names the number of classes."""
+    """Decode labels as the authors' code does (see `open_dataset`)."""
+    expected_ids = ""
+    """Valid ids of label maps and the usual cause of others, for errors; by default the number of classes."""
 
     def __init__(self, name: str, split: str, classes: Classes, images: list[Path], labels: list[Path | None]):
         if not images:
-            raise StegoError(f"{name} {split} lists no image. Get its files again.")
+            raise StegoError(f"{name} {split} has no images. Download the dataset again.")
         self.name, self.split, self.classes = name, split, classes
         self.images, self.labels = images, labels
         self.names = [path.stem for path in images]
@@ -70,7 +69,7 @@ class SegmentationDataset(Sequence):
 
     @property
     def rules(self) -> Rules:
-        """How its images are read."""
+        """Rules for reading the images."""
         return self.classes.rules
 
     @property
@@ -79,89 +78,74 @@ class SegmentationDataset(Sequence):
         return all(path is not None for path in self.labels)
 
     def sample(self, index: int) -> Sample:
-        """Image and label map `index` with the digests of their files, each of which is read once."""
+        """Reads image and label map `index`, each file once, with the digests of the files."""
         image_file, image_sha256 = _open_hashed(self.images[index])
-        label_path = self.labels[index]
-        label_file, label_sha256 = (None, None) if label_path is None else _open_hashed(label_path)
-        read = self.read(index, image_file)
-        label = self.meaning(self.stored(index, label_file), index, read)
-        return Sample(TF.pil_to_tensor(read.rgb), label, image_sha256, label_sha256)
+        stored = self.read(index, image_file)
+        image = TF.pil_to_tensor(stored.rgb)
+        path = self.labels[index]
+        if path is None:
+            return Sample(image, None, image_sha256, None)
+        label_file, label_sha256 = _open_hashed(path)
+        ids = self.read_label(label_file)
+        with naming(f"label map {path}"):
+            label = self.decode(ids)
+        rotated = stored.orientation > 1 and self.rules.exif is None
+        if label.shape != stored.rgb.size[::-1]:
+            hint = ', or write "exif": "ignore" into classes.json, because EXIF rotates the image' if rotated else ""
+            raise StegoError(
+                f"{self.images[index]} is {stored.rgb.size[::-1]}, its label map {path} is {label.shape} "
+                f"(height, width). Make them equal{hint}."
+            )
+        if rotated:
+            notice(
+                f"{self.name}: images are rotated by EXIF, and label maps are assumed to match. If they match the "
+                'stored pixels, write "exif": "ignore" into classes.json, otherwise "exif": "apply".'
+            )
+        if stored.transparent is not None:
+            label = np.where(stored.transparent, IGNORED, label)
+        return Sample(image, torch.from_numpy(label), image_sha256, label_sha256)
 
     def image(self, index: int) -> Tensor:
-        """Image `index`, uint8 (3, H, W), upright."""
+        """Image `index`, uint8 (3, H, W)."""
         return TF.pil_to_tensor(self.read(index).rgb)
 
     def label(self, index: int) -> Tensor | None:
-        """Label map `index`, int64 (H, W), or None. Transparent pixels of its image are ignored."""
-        read = self.read(index) if self.labels[index] and has_transparency(self.images[index]) else None
-        return self.meaning(self.stored(index), index, read)
+        """Label map `index`, int64 (H, W), or None. Transparent pixels of the image are ignored."""
+        return self.sample(index).label
 
     def read(self, index: int, file: BinaryIO | None = None) -> StoredImage:
-        """Image `index`, its transparent pixels and its orientation. file: the file, if it is open already."""
+        """Image `index` with transparency and orientation. file: the image file, if already open."""
         return read_image(file or self.images[index], self.rules)
 
-    def stored(self, index: int, file: BinaryIO | None = None) -> np.ndarray | None:
-        """The ids of label map `index` as stored, int64 (H, W), or None. file: the file, if it is open already."""
-        path = self.labels[index]
-        return None if path is None else self.read_label(file or path)
-
     def read_label(self, source: Source) -> np.ndarray:
-        """The ids as stored, int64 (H, W), of a label map file."""
+        """Stored ids of a label map file, int64 (H, W)."""
         return read_ids(source)
 
-    def meaning(self, stored: np.ndarray | None, index: int, read: StoredImage | None = None) -> Tensor | None:
-        """Class of each pixel of `stored` ids, int64 (H, W), where the image that was `read` is not transparent."""
-        if stored is None:
-            return None
-        with naming(f"label map {self.labels[index]}"):
-            label = self.decode(stored)
-        if read is None:
-            return torch.from_numpy(label)
-        turned = read.orientation > 1 and self.rules.exif is None
-        if label.shape != read.rgb.size[::-1]:
-            hint = ', or write "exif": "ignore" into classes.json: EXIF data have turned the image' if turned else ""
-            raise StegoError(
-                f"{self.images[index]} is {read.rgb.size[::-1]}, its label map {self.labels[index]} is {label.shape} "
-                f"(height, width). Make them agree{hint}."
-            )
-        if turned:
-            notice(
-                f"{self.name}: images are turned upright by EXIF, and label maps are assumed to match. If they match "
-                'the stored pixels, write "exif": "ignore" into classes.json; "apply" ends this notice.'
-            )
-        if read.transparent is not None:
-            label = np.where(read.transparent, IGNORED, label)
-        return torch.from_numpy(label)
-
     def label_table(self) -> np.ndarray:
-        """Class, `IGNORED` or `UNKNOWN` for each stored id from 0 to 255 and, last, for all others: int64 (257,)."""
+        """Maps stored ids 0 to 255 and, last, all others to class ids, `IGNORED` or `UNKNOWN`: int64 (257,)."""
         table = np.full(257, UNKNOWN)
         table[: len(self.classes)] = range(len(self.classes))
         table[VOID] = IGNORED
         return table
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
-        """Turns ids as stored, int64 (H, W), into ids into `classes` and `IGNORED`; StegoError for unknown ids."""
+        """Converts stored ids to class ids and `IGNORED`, int64 (H, W). Raises StegoError for unknown ids."""
         label = self.label_table()[np.where((stored >= 0) & (stored < 256), stored, 256)]
         if (label == UNKNOWN).any():
             wrong = np.unique(stored[label == UNKNOWN]).tolist()
             ids = ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
-            release = self.release or f"{self.name} has ids 0 to {len(self.classes) - 1}, and {VOID} where ignored"
-            raise StegoError(f"holds id {ids}. {release}.")
+            default = f"{self.name} has ids 0 to {len(self.classes) - 1}, and {VOID} where ignored"
+            raise StegoError(f"holds id {ids}. {self.expected_ids or default}.")
         return label
 
-    def doubt(self, ids: np.ndarray) -> str:
-        """Why label maps may belong to another release, or ""; `ids`: pixels of each stored id, int64 (256,)."""
-        return ""
-
     def settings(self, *, labels: bool) -> list:
-        """Name, split and all that decides, beside the files' content, which pixels or labels are read."""
+        """Everything that determines pixels or labels apart from the content of the files, for fingerprints."""
         labels = labels and self.has_labels
-        read = [READING, self.rules.range, self.rules.exif == "ignore"]
+        read = [READER_VERSION, self.rules.range, self.rules.exif == "ignore"]
         return [self.name, self.split, *read, *([len(self.classes), self.published] if labels else [None, False])]
 
     def listing(self) -> list:
-        """Name relative to their common folder, size and time of change of every file, found without reading any."""
+        """Relative path, size and modification time of every file."""
         paths = list(dict.fromkeys(path for path in [*self.images, *self.labels] if path is not None))
         root = os.path.commonpath([path.parent for path in paths])
         states = []
@@ -173,7 +157,7 @@ class SegmentationDataset(Sequence):
 
 
 def _open_hashed(path: Path) -> tuple[BinaryIO, str]:
-    """A file's bytes as an open file, named like it, and their SHA-256."""
+    """Reads a file into memory: a file object with its name, and the SHA-256."""
     with naming(path):
         content = path.read_bytes()
     file = io.BytesIO(content)

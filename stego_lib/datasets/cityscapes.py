@@ -9,7 +9,7 @@ from .base import IGNORED, UNKNOWN, SegmentationDataset
 from .classes import Classes, Rules
 from .layout import check_files, find_folder, visible
 
-# Cityscapes id of class 0; lower ids are ignored, and so is -1 (license plate).
+# Cityscapes id of class 0; lower ids and -1 (license plate) are ignored.
 FIRST_ID = 7
 CLASSES = Classes(
     (
@@ -24,9 +24,8 @@ CLASSES = Classes(
         (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 0, 90), (0, 0, 110), (0, 80, 100), (0, 0, 230), (119, 11, 32),
     ),
 )  # fmt: skip
-# The largest of the benchmark's trainIds, which other label maps of the dataset hold.
+# The largest trainId of the benchmark; *_labelTrainIds.png hold 0 to 18 and 255.
 LAST_TRAIN_ID = 18
-TRAIN_IDS = "These are probably trainIds (0 to 18 and 255); take *_gtFine_labelIds.png as published"
 LAYOUT = "leftImg8bit/{train,val}/CITY/*_leftImg8bit.png and gtFine/{train,val}/CITY/*_gtFine_labelIds.png"
 SOURCE = (
     "www.cityscapes-dataset.com, after registration: leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip "
@@ -38,10 +37,10 @@ class Cityscapes(SegmentationDataset):
     """Label maps hold Cityscapes ids; class = id - 7."""
 
     rules = Rules(exif="ignore")
-    release = "Cityscapes labelIds are 0 to 33. Take *_gtFine_labelIds.png as published"
+    expected_ids = "Cityscapes labelIds are 0 to 33. Use *_gtFine_labelIds.png as published"
 
     def label_table(self) -> np.ndarray:
-        """Ids 0 to 6 and -1 (stored as 255) are ignored; `published` ignores unknown ids too."""
+        """Ignores ids 0 to 6 and -1 (stored as 255), with `published` also unknown ids."""
         last = FIRST_ID + len(CLASSES)
         table = np.full(257, IGNORED)
         table[FIRST_ID:last] = range(len(CLASSES))
@@ -51,14 +50,10 @@ class Cityscapes(SegmentationDataset):
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
         label = super().decode(stored)
-        classes = (stored > LAST_TRAIN_ID) & (stored < 255)
-        if not self.published and (stored == 255).any() and not classes.any():
-            raise StegoError(f"holds id 255 and none from {LAST_TRAIN_ID + 1} to 33. {TRAIN_IDS}.")
+        label_ids = (stored > LAST_TRAIN_ID) & (stored < 255)
+        if not self.published and (stored == 255).any() and not label_ids.any():
+            raise StegoError("holds trainIds (0 to 18 and 255). Use *_gtFine_labelIds.png as published.")
         return label
-
-    def doubt(self, ids: np.ndarray) -> str:
-        absent = ids[:FIRST_ID].any() and not ids[LAST_TRAIN_ID + 1 : 34].any()
-        return f"no id from {LAST_TRAIN_ID + 1} to 33 occurs. {TRAIN_IDS}" if absent else ""
 
 
 def load(name: str, root: str | Path, split: str) -> Cityscapes:

@@ -1,8 +1,7 @@
-"""The classes of a dataset, and the reader of a folder's classes.json: names, colors, and how its images are read."""
+"""The classes of a dataset, and classes.json: names, colors, and rules for reading the images of a folder."""
 
 import colorsys
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,12 +19,12 @@ Range: TypeAlias = tuple[float, float]
 
 @dataclass(frozen=True)
 class Rules:
-    """How the images of a folder are read."""
+    """Rules for reading the images of a folder."""
 
     range: Range | None = None
     """Stored values of black and white, for images of more than 8 bits per channel."""
     exif: Literal["apply", "ignore"] | None = None
-    """Rotate images by EXIF orientation, or leave them as stored. None: rotate, with a notice if there are labels."""
+    """Whether to rotate images by their EXIF orientation. None: rotate, with a notice if there are labels."""
 
 
 DEFAULT = Rules()
@@ -33,20 +32,19 @@ DEFAULT = Rules()
 
 @dataclass(frozen=True)
 class Classes:
-    """Names of the classes and their colors in figures; position = label id."""
+    """Names of the classes, in the order of their ids, and their colors in figures."""
 
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     """(R, G, B) of each class, 0 to 255."""
     rules: Rules = DEFAULT
-    """How the images of the folder with these classes are read."""
+    """Rules for reading the images."""
 
     def __post_init__(self) -> None:
-        seen = {"no class"}  # figures use this name for pixels without a class
+        seen = {"", "no class"}  # figures use the second for pixels without a class
         for name in self.names:
-            plain = " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
-            control = any(unicodedata.category(character) == "Cc" for character in name)
-            if control or not plain or plain in seen:
+            plain = name.strip().casefold()
+            if plain in seen or not name.isprintable():
                 raise StegoError(f"Class name {name!r} is empty, reserved or a duplicate. Choose another one.")
             seen.add(plain)
 
@@ -68,10 +66,10 @@ class _ClassesFile(BaseModel, extra="forbid"):
     @model_validator(mode="after")
     def check(self) -> Self:
         if self.range and self.range[0] >= self.range[1]:
-            raise ValueError(f"the range is {self.range}; write the value of black, then that of white")
+            raise ValueError(f"the range is {self.range}; write the value of black first")
         if self.colors is not None and len(self.colors) != len(self.names or ()):
             raise ValueError(f"there are {len(self.names or ())} names and {len(self.colors)} colors")
-        Classes(tuple(self.names or ()), ())  # checks the names
+        Classes(tuple(self.names or ()), ())  # validates the names
         return self
 
 
@@ -82,42 +80,39 @@ def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
     ----------
     path
         A JSON file: {"names": [...], "colors": [[r, g, b], ...], "range": [low, high], "exif": "apply" or "ignore"}.
-        Everything but the names is optional; range and exif are those of `Rules`.
+        Only the names are required. For range and exif see `Rules`.
     unnamed
-        The classes to use where the file, or its names, are missing; None if names are required.
+        Classes to use if the file or its names are missing; None if names are required.
 
     Raises
     ------
     StegoError
-        If the file, or the names, are missing, or the content is invalid.
+        If required names are missing, or the content is invalid.
     """
     try:
         content = _ClassesFile.model_validate(read_json(path) if path.exists() else {})
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "content"
-        raise StegoError(f"{path}: {place}: {first['msg']}. It may hold names, colors, range and exif.") from None
+        raise StegoError(f"{path}: {place}: {first['msg']}. The keys are names, colors, range and exif.") from None
     rules = Rules(content.range, content.exif)
     if content.names:
         colors = content.colors or distinct_colors(len(content.names))
         return Classes(tuple(content.names), tuple(colors), rules)
     if unnamed is None:
-        raise StegoError(f'{path} does not name the classes. Write {{"names": ["road", "tree"]}} into it.')
+        raise StegoError(f'{path} with the names of the classes is missing. Write {{"names": ["road", "tree"]}}.')
     return replace(unnamed, rules=rules)
 
 
 def rules_of(image: Path, default: Rules = DEFAULT) -> Rules:
-    """How an image file is read: by the classes.json of its folder, or of DATASET for DATASET/imgs/SPLIT; else default.
-
-    Raises StegoError for an invalid classes.json.
-    """
+    """The rules in classes.json of an image's folder, or of DATASET if the folder is DATASET/imgs/SPLIT, or `default`."""
     folders = [image.parent, *([image.parents[2]] if image.parent.parent.name == "imgs" else [])]
     path = next((path for folder in folders if (path := folder / "classes.json").exists()), None)
     return default if path is None else read_classes(path, Classes((), ())).rules
 
 
 def write_classes(path: Path, classes: Classes) -> None:
-    """Writes what `read_classes` reads."""
+    """Writes classes.json, see `read_classes`."""
     rules = {key: value for key, value in asdict(classes.rules).items() if value is not None}
     write_json(path, {"names": classes.names, "colors": classes.colors, **rules})
 
@@ -128,7 +123,7 @@ def cluster_classes(count: int) -> Classes:
 
 
 def without_names(classes: Classes) -> bool:
-    """Whether the classes are numbered rather than named."""
+    """Whether the classes have generated names."""
     return all(re.fullmatch(r"(cluster|class) \d+", name) for name in classes.names)
 
 
@@ -144,7 +139,7 @@ def muted_colors(count: int) -> list[tuple[int, int, int]]:
 
 
 def distinct_names(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
-    """Unique names: a name that repeats, or is in `taken`, gets its id appended, as in "food (id 11)"."""
+    """Makes names unique: appends the id to one that repeats or is in `taken`, as in "food (id 11)"."""
     counts = Counter(name.casefold() for name in (*taken, *names))
     unique = [name if counts[name.casefold()] == 1 else f"{name} (id {i})" for i, name in enumerate(names)]
     return unique if unique == list(names) else distinct_names(unique, taken)

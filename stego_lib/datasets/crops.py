@@ -1,4 +1,4 @@
-"""Crops: each image is replaced by five crops of it (paper, section 3.4) or by tiles, cut when they are asked for."""
+"""Datasets of crops: five of each image (paper, section 3.4), or tiles. They are cut on demand."""
 
 import math
 import threading
@@ -11,23 +11,22 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..utils.errors import StegoError
 from .base import Sample, SegmentationDataset
 from .images import image_size
 from .transforms import Size
 
 # Height and width of a crop relative to the image.
 RATIO = 0.5
-# Crops per image.
+# Crops per image of `FiveCrop` and `RandomCrop`.
 COUNT = 5
 # top, left, height, width in pixels.
 Box = tuple[int, int, int, int]
 
 
 class Crops(SegmentationDataset, ABC):
-    """`dataset` with each image replaced by crops of it. Use `FiveCrop`, `RandomCrop` or `Tiles`.
+    """Base class of `FiveCrop`, `RandomCrop` and `Tiles`: replaces each image of `dataset` by crops.
 
-    Classes are kept. Crop `index` is number c of image i, (i, c) = `places[index]`, called NAME-KINDc.
+    Item `index` is crop c of image i, where (i, c) = `places[index]`; its name is NAME-KINDc.
     """
 
     kind = "crop"
@@ -59,7 +58,7 @@ class Crops(SegmentationDataset, ABC):
         return None if label is None else self.cut_like(label, index)
 
     def _whole(self, what: str, index: int) -> Any:
-        """The sample, image or label that crop `index` is cut from; each thread keeps the last for the other crops."""
+        """The whole sample, image or label of crop `index`. Each thread keeps the last one for the next crops."""
         key = (what, self.places[index][0])
         if getattr(self._last, "key", None) != key:
             self._last.value, self._last.key = getattr(self.whole, what)(key[1]), key
@@ -67,19 +66,17 @@ class Crops(SegmentationDataset, ABC):
 
     @abstractmethod
     def boxes(self, index: int, height: int, width: int) -> list[Box]:
-        """Where image `index` of this height and width is cut."""
+        """Boxes of the crops of image `index` with this height and width."""
 
     def cut_like(self, image: Tensor, index: int) -> Tensor:
-        """Crop `index` of a map (..., H, W) of the whole image."""
-        if self.ratio > 1 or int(self.ratio * min(image.shape[-2:])) < 1:
-            raise StegoError(f"{self.images[index]} is too small to be cropped, or the ratio {self.ratio} is above 1.")
+        """Cuts crop `index` out of a map (..., H, W) of the whole image."""
         number, crop = self.places[index]
         top, left, height, width = self.boxes(number, *image.shape[-2:])[crop]
         return image[..., top : top + height, left : left + width]
 
 
 class FiveCrop(Crops):
-    """The four corners and the center: top left, top right, bottom left, bottom right, center."""
+    """Four corners and the center: top left, top right, bottom left, bottom right, center."""
 
     def boxes(self, index: int, height: int, width: int) -> list[Box]:
         return five_boxes(height, width, self.ratio)
@@ -89,9 +86,9 @@ class FiveCrop(Crops):
 
 
 class RandomCrop(Crops):
-    """Five crops at random positions, the same for the same seed.
+    """Five crops at random positions, drawn from the seed.
 
-    The positions of the authors' code cannot be reproduced: they came from Python's hash of tuples, which has changed.
+    The positions of the authors' code cannot be reproduced, because Python's hash of tuples has changed.
     """
 
     kind = "random"
@@ -110,7 +107,7 @@ class RandomCrop(Crops):
 
 
 class Tiles(Crops):
-    """Tiles of `size` that cover each image at its own resolution, evenly spread; a smaller image is one tile."""
+    """Evenly spaced tiles of `size` that cover each image at its own resolution; a smaller image is one tile."""
 
     kind = "tile"
     pieces = 1
@@ -133,7 +130,7 @@ class Tiles(Crops):
 
 
 def five_boxes(height: int, width: int, ratio: float = RATIO) -> list[Box]:
-    """(top, left, height, width) in pixels of the five crops of an image, in the order of `FiveCrop`."""
+    """Boxes of the crops of `FiveCrop`."""
     h, w = int(ratio * height), int(ratio * width)
     corners = [(top, left, h, w) for top in (0, height - h) for left in (0, width - w)]
     return [*corners, (round((height - h) / 2), round((width - w) / 2), h, w)]

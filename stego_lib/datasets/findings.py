@@ -1,4 +1,4 @@
-"""What may mislead in a dataset, by the names of its files and the number of labeled pixels of each class."""
+"""Finds what may be misleading in a dataset, from file names and the number of labeled pixels of each class."""
 
 import re
 from pathlib import Path
@@ -8,27 +8,27 @@ import numpy as np
 
 from ..utils.notices import notice
 from .base import SegmentationDataset
-from .layout import has_images, left_out, list_images
+from .layout import has_images, ignored_files, list_images
 
-# Name of a label map beside its image.
-MASK_NAME = re.compile(
+# Stem of a label map that is stored next to its image: IMAGE_mask, IMAGE-labels, mask_IMAGE and the like.
+MASK_STEM = re.compile(
     r"(.+?)[ ._-](?:masks?|labels?|labelids|seg|segmentation|groundtruth|gt|annot(?:ations?)?|L|P)\d*|masks?[ ._-](.+)",
     re.IGNORECASE,
 )
 
 
 class Finding(NamedTuple):
-    """Something about a dataset to know before training on it."""
+    """Something to know before training on a dataset."""
 
     text: str
     misleads: bool = False
-    """Whether training or scores would mean something else than they seem to."""
+    """Whether results would be misleading."""
 
 
 def show_findings(source: SegmentationDataset | Path, class_pixels: list[int] | None = None) -> None:
-    """Shows as notices what may mislead in a dataset or a folder of images; opens no file.
+    """Shows findings on a dataset or a folder of images as notices. Opens no file.
 
-    class_pixels: labeled pixels of each class, for classes that occur in no label map.
+    class_pixels: number of labeled pixels of each class.
     """
     if isinstance(source, Path):
         findings = listing_findings(source, list_images(source))
@@ -36,19 +36,14 @@ def show_findings(source: SegmentationDataset | Path, class_pixels: list[int] | 
         source = getattr(source, "whole", source)
         findings = file_findings(source)
         if class_pixels is not None and source.has_labels:
-            # The counts are of resized label maps, which may lose the rarest of many classes.
+            # Resized label maps may lose rare classes, so absent classes are only reported for a folder.
             findings += label_findings(source, np.array(class_pixels), all_read=source.name == "folder")
     for finding in findings:
-        prefix = "" if isinstance(source, Path) else f"{source.name} {source.split}: "
-        _show(prefix + finding.text)
-
-
-def _show(text: str) -> None:
-    notice(text)  # always at this place: Python shows a warning of one place once
+        notice(finding.text if isinstance(source, Path) else f"{source.name} {source.split}: {finding.text}")
 
 
 def file_findings(dataset: SegmentationDataset) -> list[Finding]:
-    """Findings from the names of files; only a folder of your own has any."""
+    """Findings from file names, for the dataset `folder`."""
     if dataset.name != "folder":
         return []
     images = dataset.images[0].parent
@@ -57,48 +52,41 @@ def file_findings(dataset: SegmentationDataset) -> list[Finding]:
         root = images.parent.parent if images.parent.name == "imgs" else images
         used = {"imgs", "depth", "overlays"} | ({"labels"} if (root / "labels" / "val").is_dir() else set())
         names = [path.name for path in sorted(root.iterdir()) if path.name not in used and has_images(path)]
-        text = f"unlabeled; {few(names)} in {root} is not read. Label maps belong to labels/train and labels/val."
+        text = f"no labels; {few(names)} in {root} is not read. Put label maps into labels/train and labels/val."
         findings += [Finding(text)] if names else []
     return findings
 
 
 def listing_findings(folder: Path, images: list[Path]) -> list[Finding]:
-    """Findings from the names of the files in a folder of images."""
+    """Findings from the file names of a folder of images."""
     findings = []
-    if skipped := left_out(folder):
-        findings.append(Finding(f"left out of {folder}:{skipped}"))
+    if skipped := ignored_files(folder):
+        findings.append(Finding(f"ignored files in {folder}:{skipped}"))
     stems = {path.stem for path in images}
-    matches = [(path.name, MASK_NAME.fullmatch(path.stem)) for path in images]
+    matches = [(path.name, MASK_STEM.fullmatch(path.stem)) for path in images]
     masks = [name for name, match in matches if match and (match[1] or match[2]) in stems]
     if masks:
         text = (
-            f"{len(masks)} of {len(images)} images in {folder} are named like label maps ({few(masks)}) and are used "
-            "as images. Move them to labels/train and labels/val, named like their images."
+            f"{len(masks)} of {len(images)} images in {folder} have names of label maps ({few(masks)}) and are used "
+            "as images. Move them to labels/train and labels/val, and give them the names of their images."
         )
         findings.append(Finding(text, misleads=True))
     return findings
 
 
-def label_findings(
-    dataset: SegmentationDataset, counts: np.ndarray, all_read: bool, ids: np.ndarray | None = None
-) -> list[Finding]:
-    """Findings from the number of labeled pixels of each class, and of each stored id where they are known."""
+def label_findings(dataset: SegmentationDataset, counts: np.ndarray, all_read: bool) -> list[Finding]:
+    """Findings from the number of labeled pixels of each class."""
     names, present = dataset.classes.names, np.flatnonzero(counts).tolist()
-    seen = present if ids is None else np.flatnonzero(ids).tolist()
-    hint = f"ids seen: {', '.join(map(str, seen[:10]))}{', ...' if len(seen) > 10 else ''}"
-    if dataset.name == "folder":
-        hint += "; ids start at 0, and 255 means ignored: where it is an object, store the id of its class"
-    if not present:
-        return [Finding(f"no pixel of the label maps has a class ({hint})", misleads=True)]
-    if len(present) == 1:
-        text = f"{names[present[0]]!r} is the only class in the label maps ({hint}): scores would mean nothing"
+    hint = "ids start at 0, and 255 means ignored, not an object" if dataset.name == "folder" else "check the ids"
+    if len(present) < 2:
+        text = f"the label maps hold {'only ' + repr(names[present[0]]) if present else 'no class'}; {hint}"
         return [Finding(text, misleads=True)]
     absent = [name for name, count in zip(names, counts, strict=True) if not count]
     if not absent or not all_read:
         return []
-    return [Finding(f"{len(absent)} of {len(names)} classes occur in no label map: {few(absent)} ({hint})")]
+    return [Finding(f"{len(absent)} of {len(names)} classes are in no label map: {few(absent)}; {hint}")]
 
 
 def few(names: list[str]) -> str:
-    """The first three names."""
+    """The first three names, for messages."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,7 +1,5 @@
-"""Reads images as 8-bit RGB and label maps as ids: Pillow, and rasterio for what Pillow does not read correctly."""
+"""Reads images as 8-bit RGB and label maps as ids, with Pillow, and with rasterio what Pillow does not support."""
 
-import io
-import os
 import struct
 import warnings
 from collections.abc import Iterator
@@ -25,27 +23,24 @@ from .classes import DEFAULT, Range, Rules, rules_of
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 """A path, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W)."""
 Source: TypeAlias = Path | BinaryIO
-"""A path, or an open binary file; its attribute `name` appears in errors."""
+"""A path or an open binary file, whose attribute `name` appears in errors."""
 
 Image.init()
-# Formats that a file may have, whatever its name says. (Pillow hands EPS to a program that runs it.)
+# Accepted formats, independent of the suffix. (Pillow would pass EPS to an external program, which executes it.)
 FORMATS = tuple({"JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF"} & set(Image.OPEN))
-# Endings, in lower case, of the files in a folder that are read as images.
+# Suffixes, in lower case, of images in a folder.
 SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
-# What Pillow raises for a file that it cannot read.
-BROKEN = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError, MemoryError)
-# TIFF tags in which GDAL stores the meaning of bands and the value of pixels without data.
+# Errors of Pillow for unreadable files.
+READ_ERRORS = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError, MemoryError)
+# TIFF tags of GDAL's metadata and nodata value.
 GDAL_TAGS = {42112, 42113}
-# First bytes of a TIFF; the last two are BigTIFF.
-TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# First bytes of TIFF and BigTIFF files.
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PAGES = "Images with several frames or pages: only the first is read."
-METADATA = "The metadata of some images are broken and ignored, also their EXIF orientation."
-# Chunks of PNG and WebP files that are not metadata.
-PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"}
-# Share of pixels that are neither opaque nor transparent in a TIFF, above which its alpha band may be something else.
+# Share of partly transparent pixels in a TIFF above which its fourth band is probably not alpha.
 MAX_PARTIAL = 0.5
-# EXIF orientation -> how the stored pixels are turned upright.
-TURNS = {
+# EXIF orientation -> the operation that rotates stored pixels upright.
+ROTATIONS = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
@@ -58,57 +53,55 @@ TURNS = {
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """An image as it was read."""
+    """An image with its transparency and orientation."""
 
     rgb: Image.Image
     """Upright, composited on white."""
     transparent: np.ndarray | None
-    """bool (H, W), True where more than half transparent or without data; None if nowhere."""
+    """bool (H, W), pixels that are more than half transparent or have no data; None if there are none."""
     orientation: int
-    """EXIF orientation of the file, 1 to 8."""
+    """EXIF orientation, 1 to 8."""
 
 
 @contextmanager
 def naming(name: object) -> Iterator[None]:
-    """Turns errors of reading a file into StegoErrors that start with its name."""
+    """Turns errors of reading a file into StegoErrors that begin with its name."""
     try:
         yield
     except StegoError as error:
         raise StegoError(f"{name} {error}") from None
-    except BROKEN as error:
-        raise StegoError(f"{name} cannot be read ({error}). Replace or remove the file.") from error
+    except READ_ERRORS as error:
+        raise StegoError(f"{name} cannot be read ({error}). Replace or remove it.") from error
 
 
 def read_image(source: Source, rules: Rules = DEFAULT) -> StoredImage:
     """Reads an image file as upright 8-bit RGB.
 
     Pillow reads 8-bit images and 16-bit gray PNG. rasterio (extra `geo`) reads JPEG 2000, 16-bit color, and TIFF with
-    more bits, masks, nodata or further bands; it goes by the file's color interpretation and masks.
+    more bits, masks, nodata or additional bands, by the file's color interpretation and masks.
 
     Parameters
     ----------
     source
-        A path or an open binary file. Of several frames or pages the first is read, with a notice.
+        A path or an open binary file. Only the first of several frames or pages is read, with a notice.
     rules
-        `range` scales images of more than 8 bits per channel; `exif="ignore"` leaves pixels as stored.
+        `range` scales images of more than 8 bits per channel; `exif="ignore"` does not rotate.
 
     Raises
     ------
     StegoError
-        For a broken file, one above Pillow's limit of about 179 megapixels, and more than 8 bits without a range.
+        For an unreadable file, more than Pillow's limit of 179 megapixels, and more than 8 bits without a range.
 
     Examples
     --------
     >>> read_image(Path("street.jpg")).rgb.size
     """
     with naming(f"image {name_of(source)}"):
-        if os.path.exists(mask := f"{name_of(source)}.msk"):
-            raise OSError(f"its mask is in {mask}; GDAL_TIFF_INTERNAL_MASK=YES writes it into the image")
         rgb, transparent, orientation = _read(source, rules.range)
     if orientation > 1 and rules.exif != "ignore":
-        rgb = rgb.transpose(TURNS[orientation])
+        rgb = rgb.transpose(ROTATIONS[orientation])
         if transparent is not None:
-            transparent = np.asarray(Image.fromarray(transparent).transpose(TURNS[orientation]))
+            transparent = np.asarray(Image.fromarray(transparent).transpose(ROTATIONS[orientation]))
     return StoredImage(rgb, transparent, orientation)
 
 
@@ -120,30 +113,21 @@ def name_of(source: Source) -> str:
 def _read(source: Source, limits: Range | None) -> tuple[Image.Image, np.ndarray | None, int]:
     """RGB as stored, transparent pixels, EXIF orientation."""
     try:
-        return _read_with_pillow(source, limits)
+        with Image.open(source, formats=FORMATS) as file:
+            if _needs_rasterio(file):  # before loading, which removes these attributes
+                return *_read_raster(_content(source), limits), _orientation(file)
+            file.load()  # before `_orientation`, so that broken pixels do not look like broken metadata
+            orientation = _orientation(file)
+            if file.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(file, "is_animated", False):
+                notice(PAGES)
+            return *_to_rgb(file, limits), orientation
     except StegoError:
         raise
-    except BROKEN:
+    except READ_ERRORS:
         content = _content(source)
-        if content[:4] in TIFF_MARKS:
+        if content[:4] in TIFF_SIGNATURES:
             return *_read_raster(content, limits), 1
-        if len(pixels := _without_metadata(content)) == len(content):
-            raise
-        read = _read_with_pillow(io.BytesIO(pixels), limits)
-        notice(METADATA)
-        return read
-
-
-def _read_with_pillow(source: Source, limits: Range | None) -> tuple[Image.Image, np.ndarray | None, int]:
-    """What `_read` returns, of a file that Pillow can open."""
-    with Image.open(source, formats=FORMATS) as file:
-        if _needs_rasterio(file):  # first: loading removes what this looks at
-            return *_read_raster(_content(source), limits), _orientation(file)
-        file.load()  # before `_orientation`, in which broken pixels would look like broken metadata
-        orientation = _orientation(file)
-        if file.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(file, "is_animated", False):
-            notice(PAGES)
-        return *_to_rgb(file, limits), orientation
+        raise
 
 
 def _content(source: Source) -> bytes:
@@ -153,46 +137,22 @@ def _content(source: Source) -> bytes:
     return source.read()
 
 
-def _without_metadata(content: bytes) -> bytes:
-    """A PNG or WebP without metadata, since broken metadata keep Pillow from opening it; other files unchanged."""
-    png = content.startswith(b"\x89PNG")
-    if not png and content[8:12] != b"WEBP":
-        return content
-    start = place = 8 if png else 12
-    kept = b""
-    while place < len(content):
-        first, second = content[place : place + 4], content[place + 4 : place + 8]
-        if png:
-            kind, end = second, place + 12 + int.from_bytes(first, "big")
-        else:
-            size = int.from_bytes(second, "little")
-            kind, end = first, place + 8 + size + size % 2
-        if kind in PIXEL_CHUNKS:
-            kept += content[place:end]
-        place = end
-    return content[:start] + kept if png else b"RIFF" + struct.pack("<I", 4 + len(kept)) + b"WEBP" + kept
-
-
 def _orientation(file: Image.Image) -> int:
-    """EXIF orientation of an opened file; 1 where it, or the EXIF block, is broken."""
+    """EXIF orientation of an opened file; 1, with a notice, if it is invalid."""
     try:
         value = file.getexif().get(Base.Orientation, 1)
-    except Exception:  # Pillow raises a dozen types here; a fault in the metadata is no fault in the pixels
+    except Exception:  # Pillow raises many types for broken metadata, which do not affect the pixels
         value = None
-    if isinstance(value, bytes) and len(value) == 1:  # stored as a byte
-        value = value[0]
-    if isinstance(value, str) and value.strip("\0 ").isdecimal():  # stored as text
-        value = int(value.strip("\0 "))
     if isinstance(value, int) and 0 <= value <= 8:
-        return max(1, value)  # 0 stands for "unknown"
-    notice(METADATA)
+        return max(1, value)  # 0 means unknown
+    notice("Some images have an invalid EXIF orientation, which is ignored.")
     return 1
 
 
 def _needs_rasterio(file: Image.Image) -> bool:
-    """Whether Pillow reads an opened file wrongly or in part."""
+    """Whether Pillow would read an opened file wrongly or in part."""
     tiles = getattr(file, "tile", ())
-    raw = tiles[0][3] if tiles else ""  # how pixels are stored, as in "RGB;16B"
+    raw = tiles[0][3] if tiles else ""  # storage of the pixels, as in "RGB;16B"
     if file.format != "TIFF":
         return file.format == "JPEG2000" or (";16" in str(raw) and not file.mode.startswith("I"))
     tags = file.tag_v2  # type: ignore[attr-defined]
@@ -203,7 +163,7 @@ def _needs_rasterio(file: Image.Image) -> bool:
 
 
 def _to_rgb(image: Image.Image, limits: Range | None) -> tuple[Image.Image, np.ndarray | None]:
-    """An image of any mode as RGB on white, and its transparent pixels."""
+    """Converts an image of any mode to RGB on white, and returns its transparent pixels."""
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)[..., None]
         known = np.isfinite(values).all(-1)
@@ -219,25 +179,25 @@ def _to_rgb(image: Image.Image, limits: Range | None) -> tuple[Image.Image, np.n
 
 
 def _check_alpha(alpha: np.ndarray) -> None:
-    """A notice for an alpha band of a TIFF, uint8, with many values: GDAL calls a fourth band alpha by default."""
+    """Shows a notice if the alpha band of a TIFF, uint8, is probably not alpha, which GDAL assumes of a fourth band."""
     if ((alpha > 0) & (alpha < 255)).mean() > MAX_PARTIAL:
         notice(
-            "TIFF images have an alpha band that makes most pixels partly transparent. If the band is not alpha, but "
-            "near infrared, say so in the file: gdal_edit.py -colorinterp_4 undefined."
+            "TIFF images have an alpha band that makes most pixels partly transparent. If the band is near infrared, "
+            "change its interpretation: gdal_edit.py -colorinterp_4 undefined."
         )
 
 
 def _scale(values: np.ndarray, known: np.ndarray, limits: Range | None) -> np.ndarray:
-    """Stored values (H, W, channels) as uint8. known: bool (H, W), where there are values."""
+    """Scales stored values (H, W, channels) to uint8. known: bool (H, W), pixels with data."""
     if values.dtype == np.uint8:
         return values
     if values.dtype.kind == "c":
-        raise OSError("it holds complex numbers")
+        raise OSError("complex numbers")
     if limits is None:
         span = f" from {values[known].min():g} to {values[known].max():g}" if known.any() else ""
         raise StegoError(
-            f'holds {values.dtype} values{span}. Write "range": [LOW, HIGH], the values of black and white, into the '
-            "classes.json of the folder."
+            f'has {values.dtype} values{span}. Write "range": [LOW, HIGH], the values of black and white, into '
+            "classes.json in the folder."
         )
     low, high = limits
     scaled = (np.nan_to_num(values).astype(np.float64) - low) / (high - low)
@@ -245,7 +205,7 @@ def _scale(values: np.ndarray, known: np.ndarray, limits: Range | None) -> np.nd
 
 
 def _on_white(values: np.ndarray, void: np.ndarray) -> tuple[Image.Image, np.ndarray | None]:
-    """uint8 values (H, W, 1 or 3) as an RGB image, white where `void`; and `void`, or None if it is all False."""
+    """Converts uint8 values (H, W, 1 or 3) to an RGB image, white at `void`; also returns `void`, or None if empty."""
     shown = np.where(void[..., None], np.uint8(255), values)
     rgb = Image.fromarray(np.ascontiguousarray(np.broadcast_to(shown, (*void.shape, 3))))
     return rgb, void if void.any() else None
@@ -265,9 +225,9 @@ def _read_raster(content: bytes, limits: Range | None) -> tuple[Image.Image, np.
 
 
 def color_bands(file: Any) -> list[int]:
-    """Numbers of the bands of red, green and blue, or of the gray one, in a file that rasterio has opened.
+    """Band numbers of red, green and blue, or of gray, in a file opened by rasterio.
 
-    The color interpretation decides; without one, one band is gray and three are colors. A notice names other bands.
+    Without color interpretation, one band is gray and three are colors. A notice names unused bands.
     """
     from rasterio.enums import ColorInterp
 
@@ -278,9 +238,9 @@ def color_bands(file: Any) -> list[int]:
     if None in bands:
         bands = plain
     if len(bands) not in (1, 3):
-        raise StegoError(f"has {len(plain)} bands, not red, green and blue. Save the three to be used.")
+        raise StegoError(f"has {len(plain)} bands, not red, green and blue. Save the three bands to use.")
     if others := [f"{band} ({file.descriptions[band - 1] or kinds[band].name})" for band in plain if band not in bands]:
-        notice(f"Images have bands beside red, green and blue, which are not used: {', '.join(others)}.")
+        notice(f"Images have bands that are not used: {', '.join(others)}.")
     if file.subdatasets:
         notice(PAGES)
     return bands
@@ -289,9 +249,9 @@ def color_bands(file: Any) -> list[int]:
 def read_bands(
     file: Any, bands: list[int], limits: Range | None = None, window: Any = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Colors, uint8 (H, W, 1 or 3), and the pixels without data, bool (H, W), of a file that rasterio has opened.
+    """Colors, uint8 (H, W, 1 or 3), and pixels without data, bool (H, W), of a file opened by rasterio.
 
-    bands: see `color_bands`; limits: values of black and white; window: a part of the image, None for all of it.
+    bands: see `color_bands`; limits: values of black and white; window: part of the image, None for all of it.
     """
     from rasterio.enums import ColorInterp
 
@@ -301,80 +261,58 @@ def read_bands(
         alpha = file.read(file.colorinterp.index(ColorInterp.alpha) + 1, window=window)
         if alpha.dtype == np.uint8:
             _check_alpha(alpha)
-        if file.count > 4:  # GDAL's mask heeds the alpha band of 2 or 4 bands alone
+        if file.count > 4:  # GDAL's mask includes the alpha band only for files of 2 or 4 bands
             known &= alpha > np.iinfo(alpha.dtype).max // 2 if alpha.dtype.kind in "iu" else alpha > 0
-    white_is_zero = "MINISWHITE" in file.tags(ns="IMAGE_STRUCTURE")  # GDAL gives it a palette, full of 8 bits alone
-    palette_holds = values.dtype == np.uint8 or (values.dtype == np.uint16 and not white_is_zero)
-    if ColorInterp.palette in file.colorinterp and palette_holds:
-        palette = file.colormap(bands[0])
-        colors = [palette.get(i, (0, 0, 0))[:3] for i in range(np.iinfo(values.dtype).max + 1)]
-        return np.array(colors, np.uint8)[values[..., 0]], ~known
-    bits = int(file.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS", 8))
-    if values.dtype == np.uint8 and bits < 8:
-        values = values * np.uint8(255 // (2**bits - 1))
+    white_is_zero = "MINISWHITE" in file.tags(ns="IMAGE_STRUCTURE")
+    palette = ColorInterp.palette in file.colorinterp and not white_is_zero  # GDAL adds a palette to MINISWHITE
+    if palette or (values.dtype == np.uint8 and "NBITS" in file.tags(bands[0], ns="IMAGE_STRUCTURE")):
+        raise StegoError("has a palette or less than 8 bits. Convert it: gdal_translate -expand rgb or -scale.")
     values = _scale(values, known, limits)
     return 255 - values if white_is_zero else values, ~known
 
 
 def image_size(path: Path, rules: Rules = DEFAULT) -> tuple[int, int]:
-    """Height and width of an image as `read_image` gives it, by its header."""
+    """Height and width of an image after `read_image`, from the header."""
     try:
         with Image.open(path, formats=FORMATS) as file:
             width, height = file.size
-            turned = _orientation(file) >= 5 and rules.exif != "ignore"
-    except BROKEN:  # a file for rasterio, or for an error that names it
+            transposed = _orientation(file) >= 5 and rules.exif != "ignore"
+    except READ_ERRORS:  # only rasterio can read it, or nothing, which raises an error
         width, height = read_image(path, rules).rgb.size
-        turned = False
-    return (width, height) if turned else (height, width)
-
-
-def has_transparency(path: Path) -> bool:
-    """Whether an image may have transparent pixels, by its header."""
-    try:
-        with Image.open(path, formats=FORMATS) as file:
-            return file.has_transparency_data or file.mode == "F" or _needs_rasterio(file)
-    except BROKEN:  # also a TIFF that rasterio alone can read
-        return True
+        transposed = False
+    return (width, height) if transposed else (height, width)
 
 
 def read_ids(source: Source) -> np.ndarray:
-    """The ids of a label map as stored, int64 (H, W). StegoError for a broken file, a JPEG, colors and fractions."""
+    """Stored ids of a label map, int64 (H, W). Raises StegoError for an unreadable file, JPEG, and colors."""
     with naming(f"label map {name_of(source)}"), Image.open(source, formats=FORMATS) as file:
         if file.format == "JPEG" or file.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-            raise StegoError(f"is {file.format} {file.mode}. Save one class id per pixel as 8-bit gray PNG.")
+            raise StegoError(f"is {file.format} {file.mode}. Save class ids as an 8-bit gray PNG.")
         tiles: Any = getattr(file, "tile", None)
         raw = tiles[0][3] if file.mode == "L" and tiles else ""
-        stretched = {"L;2": 85, "L;4": 17}.get(str(raw), 1)  # Pillow scales these to 8 bits
-        return np.array(file).astype(np.int64) // stretched
+        scale = {"L;2": 85, "L;4": 17}.get(str(raw), 1)  # Pillow scales these to 8 bits
+        return np.array(file).astype(np.int64) // scale
 
 
 def as_tensor(image: ImageLike, rules: Rules = DEFAULT) -> tuple[Tensor, np.ndarray | None]:
-    """An image of any kind as uint8 (3, H, W), and where it is transparent, bool (H, W) or None.
+    """Converts an image to uint8 (3, H, W), and returns its transparent pixels, bool (H, W) or None.
 
-    Files are read by the rules of their folder (see `rules_of`), otherwise by `rules`, as PIL images are; arrays and
-    tensors are taken as they are. A path that is text may hold `~` and variables. Raises StegoError for a file that
-    cannot be read, and for an array that is no image.
+    Files are read by the rules of their folder (see `rules_of`), or else by `rules`, as PIL images are. Raises
+    StegoError for an unreadable file and for an array of another shape or type.
     """
     transparent = None
     if isinstance(image, str | Path):
-        path = user_path(image)
-        read = read_image(path, rules_of(path, rules))
-        image, transparent = read.rgb, read.transparent
+        path = user_path(image) if isinstance(image, str) else image  # a listed file may contain "$"
+        stored = read_image(path, rules_of(path, rules))
+        image, transparent = stored.rgb, stored.transparent
     elif isinstance(image, Image.Image):
         with naming("The image"):
             image, transparent = _to_rgb(image, rules.range)
     if isinstance(image, Image.Image | np.ndarray):
-        image = np.array(image, order="C")  # a copy: torch takes neither read-only arrays nor negative strides
+        image = np.array(image, order="C")  # a copy, because torch accepts neither read-only arrays nor negative strides
         if image.ndim == 3 and image.dtype == np.uint8:
             image = torch.from_numpy(image).movedim(-1, 0)
-    if (
-        isinstance(image, Tensor)
-        and image.dtype == torch.uint8
-        and image.ndim == 3
-        and len(image) == 3
-        and image.numel()
-    ):
+    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.shape[:-2] == (3,) and image.numel():
         return image, transparent
-    array = isinstance(image, Tensor | np.ndarray)
-    what = f"{image.dtype} of shape {tuple(image.shape)}" if array else type(image).__name__
-    raise StegoError(f"An image must be a uint8 array (H, W, 3) or a uint8 tensor (3, H, W), not {what}.")
+    kind = f"{image.dtype} of shape {tuple(image.shape)}" if hasattr(image, "shape") else type(image).__name__
+    raise StegoError(f"An image must be a uint8 array (H, W, 3) or a uint8 tensor (3, H, W), not {kind}.")

@@ -1,4 +1,4 @@
-"""Where the files of a dataset lie, and which label map belongs to which image."""
+"""Finds the files of a dataset, and the label map of each image."""
 
 import os
 from collections import Counter
@@ -9,26 +9,26 @@ from ..utils.files import checksum
 from ..utils.paths import user_path
 from .images import SUFFIXES, naming
 
-# Endings of files that nobody expects to be read as images.
+# Suffixes of files that are not reported as ignored.
 COMPANIONS = {
     ".txt", ".md", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".html", ".ini", ".db", ".py", ".ipynb",
     ".log", ".xmp", ".aae", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".ovr", ".aux", ".lnk", ".url", ".sha256", ".md5",
 }  # fmt: skip
-# Subfolders that hold label maps and results, not images.
+# Subfolders of label maps and results, which are not reported as ignored.
 RESULTS = {"labels", "overlays", "depth", "labelme", "panoptic", "geotiff"}
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Images directly in `folder`, sorted by name. StegoError if there is none, or the folder cannot be read."""
+    """Images in `folder` without subfolders, sorted by name. Raises StegoError if there are none."""
     images = _images(folder) if folder.is_dir() else []
     if not images:
-        problem = f"holds no image{left_out(folder)}" if folder.is_dir() else "does not exist, or is a file"
-        raise StegoError(f"Folder {folder} {problem}. Name the folder in which the .jpg, .png or other images are.")
+        problem = f"has no images{ignored_files(folder)}" if folder.is_dir() else "does not exist or is a file"
+        raise StegoError(f"Folder {folder} {problem}. Give the folder that holds the .jpg, .png or other images.")
     return images
 
 
 def has_images(folder: Path) -> bool:
-    """Whether a folder exists and holds an image."""
+    """Whether a folder exists and has images."""
     return folder.is_dir() and bool(_images(folder))
 
 
@@ -37,19 +37,19 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _entries(folder: Path, files: bool = False) -> list[Path]:
-    """The visible files and folders in a folder, or its files alone, sorted."""
+    """Visible files and folders, or only files, sorted."""
     with naming(folder), os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if not (files and entry.is_dir()))
     return list(filter(visible, (folder / name for name in names)))
 
 
 def visible(path: Path) -> bool:
-    """False for hidden files and folders, and what macOS writes into archives (._NAME, __MACOSX)."""
+    """False for hidden files and those that macOS adds to archives (._NAME, __MACOSX)."""
     return not path.name.startswith(".") and path.name != "__MACOSX"
 
 
-def left_out(folder: Path) -> str:
-    """What of a folder is not read, " (30 .heic, 5 images in subfolders are not read)"; "" for nothing."""
+def ignored_files(folder: Path) -> str:
+    """Summary of files that are not read, " (30 .heic, 5 images in subfolders are not read)", or ""."""
     kinds: Counter[str] = Counter()
     for path in _entries(folder):
         suffix = path.suffix.lower()
@@ -58,13 +58,13 @@ def left_out(folder: Path) -> str:
         if path.is_dir():
             kinds["images in subfolders"] += sum(inner.suffix.lower() in SUFFIXES for inner in path.rglob("*"))
         else:
-            kinds[suffix or "files without an ending"] += 1
+            kinds[suffix or "files without a suffix"] += 1
     parts = [f"{count} {kind}" for kind, count in kinds.most_common() if count]
     return f" ({', '.join(parts)} are not read)" if parts else ""
 
 
 def pair_by_stem(images: list[Path], labels: Path, suffix: str = ".png") -> list[Path | None]:
-    """The label map `labels`/STEM`suffix` of each image. StegoError if one is missing."""
+    """The label map `labels`/STEM`suffix` of each image. Raises StegoError if one is missing."""
     present = {path.name for path in _entries(labels)} if labels.is_dir() else set()
     paths: list[Path | None] = [labels / f"{path.stem}{suffix}" for path in images]
     check_files(paths, "label maps", present)
@@ -72,19 +72,19 @@ def pair_by_stem(images: list[Path], labels: Path, suffix: str = ".png") -> list
 
 
 def check_files(paths: list[Path | None], what: str, present: set[str] | None = None) -> None:
-    """StegoError that counts missing files and names the first. present: names of the existing ones, if known."""
+    """Raises StegoError if files are missing. present: names of the existing files, if known."""
     missing = [path for path in paths if path and not (path.exists() if present is None else path.name in present)]
     if missing:
         raise StegoError(
-            f"{len(missing)} of {len(paths)} {what} are missing, the first is {missing[0]}. Put them there; label maps "
-            "have the names of their images."
+            f"{len(missing)} of {len(paths)} {what} are missing, for example {missing[0]}. Add them; a label map has the "
+            "name of its image."
         )
 
 
 def find_folder(root: str | Path, names: tuple[str, ...], needs: tuple[str, ...], layout: str, source: str) -> Path:
-    """The dataset's folder: the first of root/NAME, or root itself, that holds one of `needs`.
+    """The first of the folders root/NAME, and root itself, that holds one of `needs`.
 
-    Raises DataNotFound that says where it looked, which files belong there (`layout`) and their `source`.
+    Raises DataNotFound with the expected files (`layout`) and where to get them (`source`).
     """
     root = user_path(root)
     candidates = [*(root / name for name in names), root]
@@ -93,12 +93,12 @@ def find_folder(root: str | Path, names: tuple[str, ...], needs: tuple[str, ...]
             return folder
     raise DataNotFound(
         f"{names[0]} was not found in {candidates[0].resolve()}\n"
-        f"  belongs there: {layout}\n  where to get it: {source}\n"
-        f"  elsewhere already? name the folder above it: data_root=FOLDER (papermill: -p data_root FOLDER)"
+        f"  expected files: {layout}\n  where to get them: {source}\n"
+        f"  stored elsewhere? set data_root to the parent folder (papermill: -p data_root FOLDER)"
     )
 
 
 def checksum_of(path: Path) -> str:
-    """SHA-256 of a file."""
+    """SHA-256 of an image or label map."""
     with naming(path):
         return checksum(path)

@@ -1,9 +1,8 @@
-"""Draws the images of the `scenes` dataset: synthetic, labeled, deterministic.
+"""Draws the labeled, synthetic images of the `scenes` dataset. The same seed gives the same images.
 
-A scene is two or three wavy bands of *stuff* (sky, water, meadow, wall) with a few *things* on them (tree, house,
-ball, zebra). What tells the classes apart is texture and shape: the two colors of every region are drawn from the
-same distribution whatever its class, so color alone says next to nothing. Scale, slant, light and overlap vary, and
-so does the weather: fog, dusk, a soft lens and grain change a whole image and say nothing about the classes in it.
+A scene has two or three wavy bands of *stuff* (sky, water, meadow, wall) and a few *things* (tree, house, ball, zebra).
+Classes differ in texture and shape; the two colors of a region come from one distribution for all classes, so color
+carries almost no information. Scale, slant, light and overlap vary, and fog, dusk, blur and grain change whole images.
 """
 
 import colorsys
@@ -13,10 +12,10 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-# Class names; the position is the label id.
+# Class names in the order of their ids.
 CLASSES = ("sky", "water", "meadow", "wall", "tree", "house", "ball", "zebra")
 STUFF, THINGS = CLASSES[:4], CLASSES[4:]
-# Version of the drawings: raise it when the images change.
+# Increase when the images change.
 VERSION = 2
 # Height and width of a scene in pixels.
 SIZE = 128
@@ -25,16 +24,16 @@ Grid = np.ndarray
 
 
 def paint_scene(seed: int, index: int, size: int = SIZE, weather: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Draws scene `index` of the endless series `seed`: image, uint8 (H, W, 3), and label map, uint8 (H, W).
+    """Draws scene `index` of the series `seed`: image, uint8 (H, W, 3), and label map, uint8 (H, W).
 
-    The label map holds ids into `CLASSES` and does not depend on `weather`. The same arguments give the same image.
+    Labels index `CLASSES` and do not depend on `weather`, which is fog, dusk, blur and grain.
     """
     image, label, _ = paint_with_distance(seed, index, size, weather)
     return image, label
 
 
 def paint_with_distance(seed: int, index: int, size: int = SIZE, weather: bool = True) -> tuple[np.ndarray, ...]:
-    """`paint_scene`, and the distance of each pixel, uint8 (H, W): 255 for the first layer of paint, 0 for the last."""
+    """Like `paint_scene`, and the distance of each pixel, uint8 (H, W): 255 in the first layer painted, 0 in the last."""
     rng = np.random.default_rng([seed, index])
     y, x = np.mgrid[:size, :size].astype(np.float32)
     image = np.zeros((size, size, 3), np.float32)
@@ -42,7 +41,7 @@ def paint_with_distance(seed: int, index: int, size: int = SIZE, weather: bool =
     layer = np.zeros((size, size), np.int64)
     painted = itertools.count()
 
-    def lay(name: str, mask: Grid, shade: Grid | float = 1.0) -> None:
+    def paint(name: str, mask: Grid, shade: Grid | float = 1.0) -> None:
         dark, bright = _color_pair(rng)
         mix = _TEXTURES[name](rng, x, y)[..., None]
         light = np.asarray(shade, np.float32)
@@ -53,22 +52,22 @@ def paint_with_distance(seed: int, index: int, size: int = SIZE, weather: bool =
         layer[mask > 0.5] = next(painted)
 
     for name, mask in _bands(rng, x, y):
-        lay(name, mask)
+        paint(name, mask)
     for _ in range(rng.integers(2, 6)):
         name = THINGS[rng.integers(len(THINGS))]
         center = rng.uniform(0.1, 0.9, 2) * size
         radius = rng.uniform(0.13, 0.27) * size
         mask = _SHAPES[name](rng, size, center, radius)
         light = 1 + 0.3 * ((x - center[0]) * rng.choice([-1, 1]) - (y - center[1])) / radius
-        by = int(rng.integers(2, 6))
-        image[by:, by:] *= 1 - 0.35 * mask[:-by, :-by, None]  # the shadow it casts
-        lay(name, mask, np.clip(light, 0.6, 1.3))
+        offset = int(rng.integers(2, 6))
+        image[offset:, offset:] *= 1 - 0.35 * mask[:-offset, :-offset, None]  # shadow
+        paint(name, mask, np.clip(light, 0.6, 1.3))
     distance = np.round(255 * (1 - layer / max(1, layer.max()))).astype(np.uint8)
     return _photograph(rng, image, x, y, weather), label, distance
 
 
 def _bands(rng: np.random.Generator, x: Grid, y: Grid) -> list[tuple[str, Grid]]:
-    """Two or three kinds of stuff from top to bottom; sky is always on top."""
+    """Names and masks of two or three bands from top to bottom; sky is always on top."""
     size = len(x)
     names = list(rng.permutation(STUFF)[: rng.integers(2, 4)])
     names.sort(key=lambda name: name != "sky")
@@ -81,11 +80,11 @@ def _bands(rng: np.random.Generator, x: Grid, y: Grid) -> list[tuple[str, Grid]]
 
 
 def _photograph(rng: np.random.Generator, image: Grid, x: Grid, y: Grid, weather: bool) -> np.ndarray:
-    """Light from one side, exposure, weather, blur and grain; then uint8."""
+    """Applies light from one side, exposure, weather, blur and grain; returns uint8."""
     angle = rng.uniform(0, 2 * np.pi)
     slope = (np.cos(angle) * (x / len(x) - 0.5) + np.sin(angle) * (y / len(y) - 0.5))[..., None]
     image = np.clip(image * (1 + rng.uniform(0, 0.6) * slope), 0, 1) ** rng.uniform(0.8, 1.25)
-    if weather:  # two images of three lie in nearly gray fog, every second one at dusk
+    if weather:  # two thirds of the images have nearly gray fog, half of them dusk
         thickness = rng.uniform(0, 0.65) * rng.choice([0, 1, 1])
         fog = rng.uniform(0.5, 1.0) * (1 + 0.15 * rng.normal(0, 1, 3))
         image = np.clip(image * (1 - thickness) + thickness * fog, 0, 1)
@@ -97,7 +96,7 @@ def _photograph(rng: np.random.Generator, image: Grid, x: Grid, y: Grid, weather
 
 
 def _color_pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A dark and a bright color, of one distribution for every class."""
+    """A dark and a bright color, from the same distribution for all classes."""
     hue, saturation, value = rng.uniform(0, 1), rng.uniform(0.1, 0.8), rng.uniform(0.55, 1.0)
     bright = colorsys.hsv_to_rgb(hue, saturation, value)
     dark = colorsys.hsv_to_rgb(
@@ -173,7 +172,7 @@ def _sharpen(values: Grid, gain: float) -> Grid:
 
 
 def _polygon(size: int, points: Grid) -> Grid:
-    """Mask in [0, 1] of a polygon, drawn four times as large for smooth borders."""
+    """Antialiased mask of a polygon, in [0, 1]."""
     canvas = Image.new("L", (4 * size, 4 * size))
     ImageDraw.Draw(canvas).polygon([tuple(point) for point in 4 * points], fill=255)
     return np.asarray(canvas.resize((size, size), Image.Resampling.BOX), np.float32) / 255

@@ -1,17 +1,19 @@
 """Potsdam-3: aerial images with three classes, as published (.mat files) or cut from the raw ISPRS tiles."""
 
-import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..utils.errors import StegoError, check_choice
-from ..utils.files import read_json, read_text, write_json
+from ..utils.files import read_text
+from ..utils.notices import notice
 from ..utils.progress import progress
-from .base import IGNORED, UNKNOWN, SegmentationDataset
+from .base import IGNORED, UNKNOWN, Sample, SegmentationDataset
 from .classes import Classes, Rules
 from .images import Source, StoredImage, name_of, read_image
 from .layout import check_files, find_folder, list_images, pair_by_stem
@@ -19,20 +21,19 @@ from .layout import check_files, find_folder, list_images, pair_by_stem
 CLASSES = Classes(
     ("road and car", "building and clutter", "vegetation and tree"), ((90, 90, 100), (213, 94, 0), (0, 140, 100))
 )
-# Stored id (road, building, low vegetation, tree, car, clutter) -> class, and its color in the raw label maps.
+# Class of each stored id (road, building, low vegetation, tree, car, clutter), and its color in the raw label maps.
 FINE_TO_COARSE = (0, 1, 2, 2, 0, 1)
 COLORS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
-# Stored id of pixels without a class.
+# Stored id of ignored pixels.
 UNLABELED = 255
-# Shares of the pixels of a label tile that are reported: colors of no class, and black, which the benchmark's label
-# maps without boundaries hold.
-MAX_UNKNOWN, MAX_BLACK = 0.01, 0.2
-# Folders of the raw images, the raw label maps, and the patches; the file that tells what patches were cut from.
-RAW_IMAGES, RAW_LABELS, PATCHES, ABOUT = "2_Ortho_RGB", "5_Labels_all", "patches", "about.json"
-# Downsampling factor of a tile, and pixels per side of a patch.
+# Share of pixels in a label tile with the color of no class, above which a notice is shown.
+MAX_UNKNOWN = 0.01
+# Folders of the raw images, the raw label maps, and the patches.
+RAW_IMAGES, RAW_LABELS, PATCHES = "2_Ortho_RGB", "5_Labels_all", "patches"
+# Downsampling factor of a tile, and side of a patch in pixels.
 SHRINK, SIDE = 2, 200
-# The 24 tiles whose labels the ISPRS contest had made public, and the 4 of them that are held out: this project's
-# choice, one from each part of the town.
+# The 24 tiles whose labels the ISPRS benchmark published first, and the 4 of them that this project holds out, one from
+# each part of the town.
 LABELED = (
     *(f"{row}_{column}" for row in (2, 3, 4, 5) for column in (10, 11, 12)),
     *(f"{row}_{column}" for row in (6, 7) for column in range(7, 13)),
@@ -58,56 +59,46 @@ SOURCE = (
 
 
 class Potsdam(SegmentationDataset):
-    """Label maps hold six fine ids, which are merged to three classes.
+    """Label maps hold six ids, which are merged into three classes.
 
-    Where some patches have a label map, those without one count as ignored (split "all"), as in the authors' code.
+    In the split "all", patches without a label map are ignored, as in the authors' code.
     """
 
     rules = Rules(exif="ignore")
-    release = "Potsdam has ids 0 to 5, and 255 where ignored. If ids start at 1, subtract 1"
+    expected_ids = "Potsdam has ids 0 to 5, and 255 where ignored. If ids start at 1, subtract 1"
 
     @property
     def has_labels(self) -> bool:
         """Whether any patch has a label map."""
         return any(path is not None for path in self.labels)
 
-    def stored(self, index: int, file: BinaryIO | None = None) -> np.ndarray | None:
-        if self.labels[index] is None and self.has_labels:
-            return np.full(self.read(index).rgb.size[::-1], UNLABELED)
-        return super().stored(index, file)
+    def sample(self, index: int) -> Sample:
+        sample = super().sample(index)
+        if sample.label is None and self.has_labels:
+            sample = replace(sample, label=torch.full(sample.image.shape[1:], IGNORED))
+        return sample
 
     def label_table(self) -> np.ndarray:
-        """`published` makes all unknown ids class 0."""
+        """`published` maps all unknown ids to class 0."""
         table = np.full(257, 0 if self.published else UNKNOWN)
         table[: len(FINE_TO_COARSE)] = FINE_TO_COARSE
         table[UNLABELED] = IGNORED
         return table
 
-    def doubt(self, ids: np.ndarray) -> str:
-        if ids[4] > 1.5 * ids[2]:
-            return "id 4 (car) is more frequent than id 2 (low vegetation): are red and blue swapped in the label maps?"
-        bad = []
-        for folder in sorted({path.parent.parent for path in self.images if path.suffix == ".png"}):
-            about = read_json(folder / ABOUT)
-            if about.get("unknown", 0) > MAX_UNKNOWN or about.get("black", 0) > MAX_BLACK:
-                bad.append(f"{folder.name} {100 * (about['unknown'] + about['black']):.1f} %")
-        text = f"{len(bad)} label tiles hold colors of no class, which are ignored: {', '.join(bad[:5])} of the pixels"
-        return f"{text}; was one resized, or saved as JPEG?" if bad else ""
-
 
 class PotsdamPatches(Potsdam):
-    """The published patches: images and label maps in MATLAB files."""
+    """The published patches, in MATLAB files."""
 
     def read(self, index: int, file: BinaryIO | None = None) -> StoredImage:
         stored = read_mat(file or self.images[index], "img")
-        return StoredImage(Image.fromarray(np.ascontiguousarray(stored[..., :3])), None, 1)  # the fourth is infrared
+        return StoredImage(Image.fromarray(np.ascontiguousarray(stored[..., :3])), None, 1)  # the fourth channel is infrared
 
     def read_label(self, source: Source) -> np.ndarray:
         return read_mat(source, "gt").astype(np.int64)
 
 
 def read_mat(source: Source, name: str) -> np.ndarray:
-    """The array "img" or "gt" of a MATLAB file (version 7 or older; no code is run)."""
+    """Reads the array "img" or "gt" of a MATLAB file of version 7 or older."""
     import scipy.io
 
     try:
@@ -115,19 +106,19 @@ def read_mat(source: Source, name: str) -> np.ndarray:
         if name == "img" and (array.ndim != 3 or array.shape[2] < 3 or array.dtype != np.uint8):
             raise TypeError("not uint8 (height, width, 3 or 4)")
         return array
-    except Exception as error:  # scipy raises a dozen types for a broken file
-        raise StegoError(f"{name_of(source)} is no MATLAB file with {name!r} ({error}). Get it again.") from error
+    except Exception as error:  # scipy raises many types for a broken file
+        raise StegoError(f"{name_of(source)} is not a MATLAB file with {name!r} ({error}). Get it again.") from error
 
 
 def load(name: str, root: str | Path, split: str) -> Potsdam:
     """Opens root/potsdam, root/potsdam3 or root itself; images are 200 x 200.
 
-    Published patches: train is labeled_train.txt (4,545, on which the authors' code trains), val labeled_test.txt
-    (855), "all" all.txt (8,550); there, the patches without a label map are ignored in scores.
+    Published patches: train is labeled_train.txt (4,545 patches, used by the authors' code), val is labeled_test.txt
+    (855), "all" is all.txt (8,550).
 
-    Raw tiles: each 6000 x 6000 tile is shrunk by 2 and cut into 225 patches, once. The published split drew patches of
-    24 tiles at random, so raw tiles cannot give it. Here whole tiles are held out, which is stricter: val is 4 of the
-    same 24 tiles (900 patches), train the other 20 (4,500), "all" all 38.
+    Raw tiles: each 6000 x 6000 tile is downsampled by 2 and cut into 225 patches, once. The published split assigns
+    random patches of 24 tiles, which raw tiles cannot reproduce. Here whole tiles are held out, which is stricter: val
+    is 4 of these 24 tiles (900 patches), train the other 20 (4,500), "all" all 38.
     """
     check_choice("split", split, LISTS)
     folder = find_folder(root, ("potsdam", "potsdam3", "potsdam/potsdam"), ("imgs", RAW_IMAGES), LAYOUT, SOURCE)
@@ -145,11 +136,8 @@ def load(name: str, root: str | Path, split: str) -> Potsdam:
 
 
 def cut_tiles(folder: Path, tiles: tuple[str, ...]) -> list[Path]:
-    """Cuts those of `tiles` that are not cut yet, or changed since; returns the folder of each, patches/TILE.
-
-    A tile's folder, with imgs/ and gt/, appears when all of it is written.
-    """
-    todo = [tile for tile in tiles if not _up_to_date(folder, tile)]
+    """Cuts tiles into patches unless done already; returns the folder of each tile, patches/TILE, with imgs/ and gt/."""
+    todo = [tile for tile in tiles if not (folder / PATCHES / tile).exists()]
     check_files([_sources(folder, tile)[0] for tile in todo], "tiles")
     for tile in progress(todo, "cutting Potsdam tiles"):
         _cut_tile(folder, tile)
@@ -157,28 +145,14 @@ def cut_tiles(folder: Path, tiles: tuple[str, ...]) -> list[Path]:
 
 
 def _sources(folder: Path, tile: str) -> tuple[Path, Path]:
-    """The raw image and the raw label map of a tile, which may be missing; archives hold them in a folder or not."""
+    """Paths of the raw image and label map of a tile, which may be in a subfolder."""
     names = (RAW_IMAGES, f"top_potsdam_{tile}_RGB.tif"), (RAW_LABELS, f"top_potsdam_{tile}_label.tif")
     image, label = (next((folder / kind).rglob(name), folder / kind / name) for kind, name in names)
     return image, label
 
 
-def _state(folder: Path, tile: str) -> dict[str, list[int]]:
-    """Size and time of change of a tile's files."""
-    paths = [path for path in _sources(folder, tile) if path.exists()]
-    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
-
-
-def _up_to_date(folder: Path, tile: str) -> bool:
-    """Whether patches were cut from the tile's files as they are now, or the raw tile was removed since."""
-    patches = folder / PATCHES / tile
-    if not patches.exists() or not _sources(folder, tile)[0].exists():
-        return patches.exists()
-    return read_json(patches / ABOUT)["files"] == _state(folder, tile)
-
-
 def decode_colors(colored: np.ndarray) -> np.ndarray:
-    """Colors, uint8 (H, W, 3) -> fine ids, uint8 (H, W), `UNLABELED` for other colors."""
+    """Converts colors, uint8 (H, W, 3), to stored ids, uint8 (H, W); other colors become `UNLABELED`."""
     ids = np.full(colored.shape[:2], UNLABELED, np.uint8)
     for id_, color in enumerate(COLORS):
         ids[(colored == color).all(-1)] = id_
@@ -187,8 +161,7 @@ def decode_colors(colored: np.ndarray) -> np.ndarray:
 
 def _cut_tile(folder: Path, tile: str) -> None:
     source, labels = _sources(folder, tile)
-    about: dict[str, Any] = {"files": _state(folder, tile)}  # first: what changes while it is read is cut again
-    # As in the published patches: the mean of each 2 x 2 pixels, and the top left of their labels.
+    # As in the published patches: the mean of 2 x 2 pixels, and the label of the top left one.
     image = read_image(source).rgb
     layers, sizes = {"imgs": np.asarray(image.reduce(SHRINK))}, {image.size}
     if labels.exists() or tile in LABELED:
@@ -196,10 +169,11 @@ def _cut_tile(folder: Path, tile: str) -> None:
         label = read_image(labels).rgb
         colored = np.asarray(label)[::SHRINK, ::SHRINK]
         layers["gt"], sizes = decode_colors(colored), {image.size, label.size}
-        about["black"] = float((colored == 0).all(-1).mean())
-        about["unknown"] = float((layers["gt"] == UNLABELED).mean()) - about["black"]
+        black = (colored == 0).all(-1)  # boundaries in one version of the label maps
+        if (unknown := ((layers["gt"] == UNLABELED) & ~black).mean()) > MAX_UNKNOWN:
+            notice(f"{labels}: {100 * unknown:.1f} % of the pixels have the color of no class and are ignored")
     if len(sizes) > 1 or image.width % (SHRINK * SIDE) or image.height % (SHRINK * SIDE):
-        raise StegoError(f"{source} and its label map are {sizes}; both have 6000 x 6000 pixels. Get them again.")
+        raise StegoError(f"{source} and its label map are {sizes}, not 6000 x 6000 pixels. Get them again.")
     target = folder / PATCHES / tile
     target.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{tile}.") as temporary:
@@ -210,6 +184,4 @@ def _cut_tile(folder: Path, tile: str) -> None:
                 for column in range(layer.shape[1] // SIDE):
                     patch = layer[row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE]
                     Image.fromarray(patch).save(unfinished / kind / f"{tile}_{row:02d}_{column:02d}.png")
-        write_json(unfinished / ABOUT, about)
-        shutil.rmtree(target, ignore_errors=True)
         unfinished.rename(target)

@@ -1,4 +1,4 @@
-"""`scenes`: the embedded default. Synthetic images, drawn once by `painter` and kept in the layout of `folder`."""
+"""The default dataset `scenes`: synthetic images, drawn once by `painter` and stored in the layout of `folder`."""
 
 import tempfile
 from pathlib import Path
@@ -12,11 +12,11 @@ from . import folder as own_folder
 from . import painter
 from .base import SegmentationDataset
 
-# Images in each split.
+# Images per split.
 TRAIN, VAL = 300, 60
-# Seeds of the dataset and of the images that the embedded backbone was trained on.
+# Seeds of the dataset and of the training images of the embedded backbone.
 SEED, PRETRAINING_SEED = 0, 1
-# Colors of the classes in figures, distinct for color-blind readers (after Okabe and Ito).
+# Colors of the classes in figures, suitable for color-blind readers (after Okabe and Ito).
 COLORS = {
     "sky": (86, 180, 233), "water": (0, 114, 178), "meadow": (170, 200, 60), "wall": (150, 150, 150),
     "tree": (0, 140, 100), "house": (213, 94, 0), "ball": (204, 121, 167), "zebra": (40, 40, 40),
@@ -24,18 +24,18 @@ COLORS = {
 
 
 def load(name: str, root: Path, split: str) -> SegmentationDataset:
-    """Opens root/scenes, drawing it first if it is missing (about ten seconds)."""
+    """Opens root/scenes. If it is missing, draws it first, which takes about ten seconds."""
     folder = root / "scenes"
     if not folder.exists():
         draw_scenes(folder)
     about = folder / "drawn.json"
     if not about.exists() or read_json(about).get("painter") != painter.VERSION:
-        raise StegoError(f"{folder} was drawn by another version of this project. Remove it; it will be drawn again.")
+        raise StegoError(f"{folder} was drawn by another version of this project. Remove it to draw it again.")
     return own_folder.load(name, root, split)
 
 
 def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = painter.SIZE, series: int = SEED) -> None:
-    """Draws the first `train` and `val` scenes of a series into `folder`, which appears when complete."""
+    """Draws `train` and `val` scenes of a series into `folder`, which appears when all are written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".scenes.") as temporary:
         unfinished = Path(temporary) / "scenes"
@@ -53,5 +53,5 @@ def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = pa
         try:
             unfinished.rename(folder)
         except OSError:
-            if not (folder / "drawn.json").exists():  # else another process drew the same images meanwhile
+            if not (folder / "drawn.json").exists():  # otherwise another process has drawn the same images
                 raise

@@ -1,4 +1,4 @@
-"""Brings images and label maps to the size that training or evaluation asks for."""
+"""Resizes images and label maps for training and evaluation."""
 
 import numpy as np
 import torch
@@ -6,16 +6,16 @@ import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 from torch import Tensor
 
-# Rows of an image that are scaled at once.
+# Rows of an image that are resized at once, which limits memory.
 STRIP = 128
-# N: shorter side scaled to N, then center crop N x N (as published). (H, W): scaled to H x W, nothing cut off.
+# N: shorter side resized to N, then center crop N x N (as published). (H, W): whole image resized to H x W.
 Size = int | tuple[int, int]
 
 
 def resize_image(image: Tensor, size: Size, published: bool = False) -> Tensor:
-    """uint8 (3, H, W) -> uint8 (3, h, w), bilinear with antialiasing.
+    """Resizes bilinearly with antialiasing: uint8 (3, H, W) -> uint8 (3, h, w).
 
-    published: each new pixel is the nearest old one instead, as in the authors' code.
+    published: nearest neighbor instead, as in the authors' code.
     """
     if published:
         height, width = image.shape[1:]
@@ -28,16 +28,16 @@ def resize_image(image: Tensor, size: Size, published: bool = False) -> Tensor:
 
 
 def _scaled_sides(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width of an image whose shorter side is scaled to `size`: as in torchvision, rounded down."""
+    """Height and width with shorter side `size`, rounded down as in torchvision."""
     short = min(height, width)
     return int(size * height / short), int(size * width / short)
 
 
 def _antialiased(image: Tensor, height: int, width: int) -> Tensor:
-    """uint8 (3, H, W) -> uint8 (3, height, width) like `TF.resize`, in strips: floats take four times the memory."""
+    """Like `TF.resize`, but in strips, because float images take four times the memory."""
     if image.shape[1:] == (height, width):
         return image
-    narrow = torch.empty(image.shape[0], image.shape[1], width)  # allocated at once, against fragmented memory
+    narrow = torch.empty(image.shape[0], image.shape[1], width)  # allocated once, to avoid fragmentation
     for strip, rows in zip(image.split(STRIP, 1), narrow.split(STRIP, 1), strict=True):
         rows[:] = _interpolated(strip.float(), strip.shape[1], width)
     return _interpolated(narrow, height, width).round().to(torch.uint8)
@@ -48,16 +48,16 @@ def _interpolated(values: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize_label(label: Tensor, size: Size) -> Tensor:
-    """int64 (H, W) -> int64 (h, w): the nearest pixel, exactly the one that the authors' code takes."""
+    """Resizes by nearest neighbor: int64 (H, W) -> int64 (h, w). Takes the same pixels as the authors' code."""
     height, width = label.shape
     rows, columns = nearest_grid(height, width, size)
     return label[rows[:, None], columns]
 
 
 def nearest_grid(height: int, width: int, size: Size) -> tuple[Tensor, Tensor]:
-    """The old row of each new row and the old column of each new column, int64, for an H x W image.
+    """Source row of each new row and source column of each new column, int64, for an image of H x W.
 
-    As in torchvision, the crop of a size N starts at round((side - N) / 2).
+    As in torchvision, the crop for size N starts at round((side - N) / 2).
     """
     if not isinstance(size, int):
         return _nearest(height, size[0]), _nearest(width, size[1])
@@ -67,10 +67,10 @@ def nearest_grid(height: int, width: int, size: Size) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(old: int, new: int) -> Tensor:
-    """The pixel of `old` ones in a line that each of `new` takes, int64 (new,).
+    """Source pixel of each of `new` pixels in a line of `old`, int64 (new,).
 
-    As in Pillow: the middle of the first new pixel, plus a running sum of steps. Multiplying instead would round
-    differently at some sizes (51 x 72 to 32).
+    As in Pillow, a running sum of steps from the center of the first new pixel. A product would round differently at
+    some sizes (51 x 72 to 32).
     """
     step = old / new
     return torch.from_numpy(np.cumsum([step / 2, *[step] * (new - 1)]).astype(np.int64))

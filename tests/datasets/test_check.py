@@ -82,30 +82,26 @@ def image(root, name="imgs/train/1.png"):
     return root / "folder" / name
 
 
-LESION = standins.stripes([0, 255], 12, 24)
-HALF = np.dstack([np.zeros((12, 24, 3)), LESION])
 MORE_NAMES = '{"names": ["a", "b", "c"]}'
 MASK = np.zeros((12, 24))
 
 # What is done to the folder -> what the finding says, and whether it misleads.
 FINDINGS = {
-    "objects stored as 255": (objects_of_255, "'background' is the only class.*ids seen: 0, 255", True),
-    "all ignored": (only_ignored, "no pixel.*ids seen: 255", True),
+    "objects stored as 255": (objects_of_255, "only 'background'.*255 means ignored", True),
+    "all ignored": (only_ignored, "no class.*255 means ignored", True),
     "an absent class": (lambda root: image(root, "classes.json").write_text(MORE_NAMES), "1 of 3 classes.*: c", False),
     "an unknown id": (lambda root: rewrite(root, "labels/train/1.png", MASK + 7), r"1\.png holds id 7", True),
     "another size": (lambda root: rewrite(root, "labels/train/1.png", MASK[:, 4:]), r"\(12, 20\)", True),
     "a broken image": (lambda root: image(root).write_bytes(b"x"), r"1\.png cannot be read", True),
-    "left-out files": (lambda root: image(root).with_suffix(".heic").touch(), r"left out.*1 \.heic", False),
+    "left-out files": (lambda root: image(root).with_suffix(".heic").touch(), r"ignored files.*1 \.heic", False),
     "subfolders": (lambda root: rewrite(root, "imgs/train/more/b.png", MASK), "1 images in subfolders", False),
     "label maps among images": (
         lambda root: [rewrite(root, f"{kind}/train/1_mask.png", MASK) for kind in ("imgs", "labels")],
-        "named like label maps",
+        "names of label maps",
         True,
     ),
-    "label maps elsewhere": (unlabeled_with_masks_elsewhere, "unlabeled; masks in", False),
-    "EXIF": (save_exif, "1 of 3 images are turned upright", False),
-    "transparent pixels": (lambda root: rewrite(root, "imgs/train/1.png", HALF), "have transparent pixels", False),
-    "invisible images": (lambda root: rewrite(root, "imgs/train/1.png", 0 * HALF), "fully transparent", True),
+    "label maps elsewhere": (unlabeled_with_masks_elsewhere, "no labels; masks in", False),
+    "EXIF": (save_exif, "rotated by EXIF", False),
 }
 
 
@@ -120,12 +116,9 @@ def test_findings(own, capsys, name):
 
 
 RELEASES = {
-    "CamVid from 1": ("camvid", lambda: standins.stripes([4, 4, 4, 4, 4, 3], 12, 24), "start at 1"),
     "CamVid with 32 classes": ("camvid", lambda: standins.stripes([4, 17, 21], 12, 24), "32 classes"),
     "trainIds": ("cityscapes", lambda: standins.stripes([0, 1, 10, 255], 12, 24), "trainIds"),
-    "COCO-Stuff from 1": ("cocostuff27", lambda: standins.stripes([11, 1], 12, 24), "start at 1"),
     "COCO stuff-only pixelmaps": ("cocostuff27", lambda: standins.stripes([92, 183], 12, 24), "183"),
-    "Potsdam in BGR": ("potsdam3", lambda: standins.stripes([4, 4, 2, 0], 400, 400), "swapped"),
 }
 
 
@@ -135,14 +128,8 @@ def test_label_maps_of_another_release(tmp_path, capsys, name):
     standins.camvid(tmp_path, {"train": 1, "val": 1}, 12, 24)
     standins.cityscapes(tmp_path, {"train": 1, "val": 1}, 12, 24)
     standins.cocostuff(tmp_path, {"train": 1, "val": 1}, ("Coco164kFull_Stuff_Coarse_7.txt",), 12, 24)
-    if dataset == "potsdam3":
-        for tile in (*TILES["train"], *TILES["val"]):
-            standins.potsdam_tile(tmp_path, tile, 400)
-            colors = np.array(standins.COLORS, np.uint8)[draw()]
-            standins.save(tmp_path / f"potsdam/5_Labels_all/top_potsdam_{tile}_label.tif", colors)
-    else:
-        for path in open_dataset(dataset, tmp_path, "val").labels:
-            standins.save(path, draw())
+    for path in open_dataset(dataset, tmp_path, "val").labels:
+        standins.save(path, draw())
     assert not check(dataset, tmp_path)
     assert re.search(f"WRONG.*{said}", capsys.readouterr().out, re.DOTALL)
 
@@ -155,7 +142,7 @@ def test_a_sample_is_spread_over_the_split(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(checking, "SAMPLE", 3)
     check("camvid", tmp_path)
     text = capsys.readouterr().out
-    assert "train: 7 images (published: 367), of which 3 were read" in text
+    assert "train: 7 images (published: 367), 3 of them read" in text
     assert "33.3 % of the pixels ignored" in text and re.search(r"building +33\.3 %\n +pole +33\.3 %\n", text)
 
 
@@ -172,7 +159,7 @@ def test_training_repeats_what_listing_and_counts_tell(own):
     with pytest.warns(Notice) as shown:
         show_findings(dataset, [500, 0])
     texts = [str(warning.message) for warning in shown]
-    assert len(texts) == 2 and "1 .heic" in texts[0] and "'background' is the only class" in texts[1]
+    assert len(texts) == 2 and "1 .heic" in texts[0] and "only 'background'" in texts[1]
     (own / "folder/imgs/train/b.heic").unlink()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

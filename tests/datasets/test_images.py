@@ -181,22 +181,11 @@ def test_three_bands_are_colors_and_five_are_refused(tmp_path):
         read_image(write_tiff(tmp_path / "c.tif", bands[:1].astype(np.complex64)))
 
 
-def test_few_bits_and_long_palettes_have_their_full_range(tmp_path):
-    few = write_tiff(tmp_path / "a.tif", GRAY[None] // 16, nbits=4)
-    np.testing.assert_array_equal(pixels(few)[..., 1], GRAY // 16 * 17)
-    rasterio = pytest.importorskip("rasterio")
-    long = write_tiff(tmp_path / "b.tif", GRAY[None].astype(np.uint16) + 1000, photometric="PALETTE")
-    with pytest.warns(rasterio.errors.NotGeoreferencedWarning), rasterio.open(long, "r+") as file:
-        file.write_colormap(1, {i: (i // 7, i // 9, 0, 255) for i in range(1000, 1256)})
-    values = GRAY.astype(int) + 1000
-    np.testing.assert_array_equal(pixels(long), np.stack([values // 7, values // 9, 0 * values], -1))
-
-
-def test_a_mask_in_another_file_is_named(tmp_path):
-    path = write_tiff(tmp_path / "a.tif", RGB.transpose(2, 0, 1))
-    (tmp_path / "a.tif.msk").write_bytes(path.read_bytes())
-    with pytest.raises(StegoError, match=r"a\.tif\.msk"):
-        read_image(path)
+def test_few_bits_and_palettes_of_geotiffs_are_refused(tmp_path):
+    for options in (dict(nbits=4), dict(photometric="PALETTE", nodata=0)):
+        path = write_tiff(tmp_path / "a.tif", GRAY[None] // 16, **options)
+        with pytest.raises(StegoError, match="palette"):
+            read_image(path)
 
 
 def test_pages_and_frames_are_mentioned(tmp_path):
@@ -230,7 +219,7 @@ def test_exif_turns_images_unless_told_otherwise(tmp_path, kind, orientation):
 
 
 def exif_of(kind: int, value: bytes) -> bytes:
-    """An EXIF block with the orientation as any type of TIFF: 1 is a byte, 2 text, 3 a short, 11 a float."""
+    """An EXIF block with the orientation as a type of TIFF: 2 is text, 3 a short."""
     return b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12" + struct.pack(">HI", kind, len(value)) + value.ljust(8, b"\0")
 
 
@@ -238,30 +227,20 @@ def exif_of(kind: int, value: bytes) -> bytes:
 @pytest.mark.parametrize(
     "exif, orientation",
     [
-        (exif_of(1, b"\6"), 6), (exif_of(7, b"\6"), 6), (exif_of(2, b"6\0"), 6), (exif_of(1, b"\0"), 1),
-        (exif_of(2, b"six\0"), None), (exif_of(1, b"\x09"), None),
+        (exif_of(3, b"\0\6"), 6), (exif_of(3, b"\0\0"), 1), (exif_of(2, b"six\0"), None), (exif_of(3, b"\0\x09"), None),
     ],
 )  # fmt: skip
 def test_an_orientation_is_read_or_ignored_with_a_notice(tmp_path, name, exif, orientation):
     Image.fromarray(RGB).save(tmp_path / name, exif=exif)
-    with pytest.warns(Notice, match="metadata") if orientation is None else nullcontext():
+    with pytest.warns(Notice, match="orientation") if orientation is None else nullcontext():
         assert read_image(tmp_path / name).orientation == (orientation or 1)
 
 
-def test_faults_in_metadata_are_no_faults_of_the_pixels(tmp_path):
-    """A checksum of the EXIF block of a PNG, and a block that is cut short, keep Pillow from opening the file."""
+def test_broken_pixels_are_an_error_that_names_the_file(tmp_path):
     path = tmp_path / "a.png"
-    Image.fromarray(RGB).save(path, exif=exif_of(1, b"\6"))
+    Image.fromarray(RGB).save(path)
     content = path.read_bytes()
-    place = content.index(b"eXIf")
-    path.write_bytes(content[: place + 4] + b"XX" + content[place + 6 :])
-    Image.fromarray(RGB).save(tmp_path / "a.webp", exif=exif_of(1, b"\6"), lossless=True)
-    cut = (tmp_path / "a.webp").read_bytes()
-    (tmp_path / "a.webp").write_bytes(cut[:-10])
-    for name in ("a.png", "a.webp"):
-        with pytest.warns(Notice, match="metadata"):
-            np.testing.assert_array_equal(pixels(tmp_path / name), RGB)
-    place = content.index(b"IDAT") + 100  # pixels are not metadata
+    place = content.index(b"IDAT") + 100
     path.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
     with pytest.raises(StegoError, match=r"a\.png cannot be read"):
         read_image(path)
@@ -323,7 +302,7 @@ def test_paths_that_were_typed_are_expanded_and_listed_ones_are_not(tmp_path, mo
     Image.fromarray(RGB).save(tmp_path / "price$PLACE.png")
     np.testing.assert_array_equal(as_tensor(tmp_path / "price$PLACE.png")[0].movedim(0, -1), RGB)
     Image.fromarray(RGB).save(tmp_path / "a.png")
-    assert as_tensor("$PLACE/a.png")[0].shape == as_tensor(str(tmp_path / "price$PLACE.png"))[0].shape == (3, 16, 24)
+    assert as_tensor("$PLACE/a.png")[0].shape == (3, 16, 24)
 
 
 @pytest.mark.parametrize("image", [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8), 3])

@@ -1,5 +1,7 @@
 """Potsdam-3: the published .mat patches, and raw tiles of the real size cut by this project."""
 
+import shutil
+
 import numpy as np
 import pytest
 import scipy.io
@@ -10,6 +12,7 @@ from PIL import Image
 from stego_lib import StegoError, open_dataset
 from stego_lib.datasets import potsdam
 from stego_lib.datasets.potsdam import TILES, cut_tiles, decode_colors
+from stego_lib.utils.notices import Notice
 
 CLASS_OF = {0: 0, 1: 1, 2: 2, 3: 2, 4: 0, 5: 1}
 """Paper: roads and cars, buildings and clutter, vegetation and trees."""
@@ -152,19 +155,17 @@ def test_the_colors_are_those_of_the_benchmark():
     assert decode_colors(colored).tolist() == [[0, 1, 2, 3, 4, 5, 255, 255, 255]]
 
 
-def test_a_tile_that_changes_is_cut_again_and_others_are_kept(tmp_path):
+def test_colors_of_no_class_give_a_notice_and_raw_tiles_may_be_removed(tmp_path):
     for tile in TILES["val"]:
         standins.potsdam_tile(tmp_path, tile, 400)
-    first = open_dataset("potsdam3", tmp_path, "val")
-    times = {path: path.stat().st_mtime_ns for path in first.images}
-    before = first.label(0)
-    path = tmp_path / "potsdam/5_Labels_all/top_potsdam_2_12_label.tif"
-    standins.save(path, np.zeros((400, 400, 3), np.uint8))
-    second = open_dataset("potsdam3", tmp_path, "val")
-    assert (second.label(0) == -1).all() and not (before == -1).all()
-    assert [path.stat().st_mtime_ns == times[path] for path in second.images] == [False, True, True, True]
-    path.unlink()
-    (tmp_path / "potsdam/2_Ortho_RGB/top_potsdam_2_12_RGB.tif").unlink()
+    standins.save(tmp_path / "potsdam/5_Labels_all/top_potsdam_2_12_label.tif", np.full((400, 400, 3), 7, np.uint8))
+    with pytest.warns(Notice, match="2_12.*100.0 %"):
+        dataset = open_dataset("potsdam3", tmp_path, "val")
+    assert (dataset.label(0) == -1).all() and not (dataset.label(1) == -1).all()
+    shutil.rmtree(tmp_path / "potsdam/2_Ortho_RGB")
+    with pytest.raises(StegoError, match="potsdam"):
+        open_dataset("potsdam3", tmp_path, "train")
+    (tmp_path / "potsdam/2_Ortho_RGB").mkdir()
     assert len(open_dataset("potsdam3", tmp_path, "val")) == 4, "patches are enough"
 
 

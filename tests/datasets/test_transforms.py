@@ -136,12 +136,6 @@ def test_random_crops_cut_image_and_label_alike(pair):
         assert torch.equal(crops.label(number), label[top : top + height, left : left + width])
 
 
-@pytest.mark.parametrize("ratio", [0, -0.5, 1.01])
-def test_a_ratio_out_of_range_is_explained(pair, ratio):
-    with pytest.raises(StegoError, match="ratio"):
-        FiveCrop(pair, ratio).image(0)
-
-
 def test_tiles_cover_each_image_at_its_own_resolution(tmp_path):
     """Images of different sizes; one is turned by EXIF."""
     folder = tmp_path / "folder" / "imgs" / "train"
