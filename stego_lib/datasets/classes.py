@@ -105,7 +105,7 @@ def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
 
 
 def rules_of(image: Path, default: Rules = DEFAULT) -> Rules:
-    """The rules in classes.json of an image's folder, or of DATASET if the folder is DATASET/imgs/SPLIT, or `default`."""
+    """Rules of the classes.json in an image's folder, or in DATASET for DATASET/imgs/SPLIT; otherwise `default`."""
     folders = [image.parent, *([image.parents[2]] if image.parent.parent.name == "imgs" else [])]
     path = next((path for folder in folders if (path := folder / "classes.json").exists()), None)
     return default if path is None else read_classes(path, Classes((), ())).rules

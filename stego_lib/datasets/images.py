@@ -309,7 +309,7 @@ def as_tensor(image: ImageLike, rules: Rules = DEFAULT) -> tuple[Tensor, np.ndar
         with naming("The image"):
             image, transparent = _to_rgb(image, rules.range)
     if isinstance(image, Image.Image | np.ndarray):
-        image = np.array(image, order="C")  # a copy, because torch accepts neither read-only arrays nor negative strides
+        image = np.array(image, order="C")  # torch accepts neither read-only arrays nor negative strides
         if image.ndim == 3 and image.dtype == np.uint8:
             image = torch.from_numpy(image).movedim(-1, 0)
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.shape[:-2] == (3,) and image.numel():

@@ -33,7 +33,7 @@ def paint_scene(seed: int, index: int, size: int = SIZE, weather: bool = True) -
 
 
 def paint_with_distance(seed: int, index: int, size: int = SIZE, weather: bool = True) -> tuple[np.ndarray, ...]:
-    """Like `paint_scene`, and the distance of each pixel, uint8 (H, W): 255 in the first layer painted, 0 in the last."""
+    """Like `paint_scene`, and the distance of each pixel, uint8 (H, W): 255 in the first layer, 0 in the last."""
     rng = np.random.default_rng([seed, index])
     y, x = np.mgrid[:size, :size].astype(np.float32)
     image = np.zeros((size, size, 3), np.float32)

@@ -91,7 +91,7 @@ class PotsdamPatches(Potsdam):
 
     def read(self, index: int, file: BinaryIO | None = None) -> StoredImage:
         stored = read_mat(file or self.images[index], "img")
-        return StoredImage(Image.fromarray(np.ascontiguousarray(stored[..., :3])), None, 1)  # the fourth channel is infrared
+        return StoredImage(Image.fromarray(np.ascontiguousarray(stored[..., :3])), None, 1)  # the fourth is infrared
 
     def read_label(self, source: Source) -> np.ndarray:
         return read_mat(source, "gt").astype(np.int64)
@@ -136,7 +136,7 @@ def load(name: str, root: str | Path, split: str) -> Potsdam:
 
 
 def cut_tiles(folder: Path, tiles: tuple[str, ...]) -> list[Path]:
-    """Cuts tiles into patches unless done already; returns the folder of each tile, patches/TILE, with imgs/ and gt/."""
+    """Cuts tiles into patches, unless done already; returns the folders patches/TILE, which hold imgs/ and gt/."""
     todo = [tile for tile in tiles if not (folder / PATCHES / tile).exists()]
     check_files([_sources(folder, tile)[0] for tile in todo], "tiles")
     for tile in progress(todo, "cutting Potsdam tiles"):

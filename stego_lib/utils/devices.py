@@ -59,7 +59,8 @@ def join(device: str, task: str) -> None:
         if _group is None:
             if kind == "cuda":
                 torch.cuda.set_device(local_rank)
-            dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=JOIN_TIMEOUT, rank=rank, world_size=size)
+            backend = "nccl" if kind == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=JOIN_TIMEOUT, rank=rank, world_size=size)
         tasks: list[Any] = [None] * size
         dist.all_gather_object(tasks, task)
         problem = "were given different tasks" if len(set(tasks)) > 1 else ""

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stego_lib import Experiment, StegoError, open_dataset
+from stego_lib import Experiment, open_dataset
 from stego_lib.datasets import open_training_set
 from stego_lib.datasets.crops import FiveCrop, RandomCrop, Tiles, five_boxes
 from stego_lib.datasets.transforms import nearest_grid, resize_image, resize_label
