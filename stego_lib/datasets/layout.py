@@ -76,8 +76,8 @@ def check_files(paths: list[Path | None], what: str, present: set[str] | None = 
     missing = [path for path in paths if path and not (path.exists() if present is None else path.name in present)]
     if missing:
         raise StegoError(
-            f"{len(missing)} of {len(paths)} {what} are missing, for example {missing[0]}. Add them; label maps have the "
-            "names of their images."
+            f"{len(missing)} of {len(paths)} {what} are missing, for example {missing[0]}. Add them; label maps have "
+            "the names of their images."
         )
 
 

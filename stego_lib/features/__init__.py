@@ -1,4 +1,4 @@
-"""Frozen features: extracted once and kept on disk, or computed on demand."""
+"""Frozen features, stored on disk or computed on the fly."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,32 +25,29 @@ def open_features(
     *,
     mirror: bool = False,
     published: bool = False,
-    verify: bool = False,
 ) -> Features:
-    """Opens stored features of a split, or computes them on the fly. Missing features are extracted now.
+    """Opens stored features of a split, or computes them on the fly. Extracts missing features.
 
-    Processes that torchrun or srun has started together share the extraction; all of them must call this.
+    Processes started by torchrun or srun share the extraction; all of them must call this function.
 
     Parameters
     ----------
     dataset, backbone, size
-        Images, network, and size in pixels.
+        Images, network, and image size in pixels.
     root
-        Folder of stores.
+        Parent folder of all stores.
     store
-        "full": features, images and label maps, 2 C h w + 4 H W bytes an image. "compact": principal components of the
-        features in 8 bits. "online": nothing but the mean feature of each image.
+        What to store: "full", features, images and label maps, 2 C h w + 4 H W bytes per image; "compact", principal
+        components of the features in 8 bits; "online", only the mean feature of each image.
     mirror
-        Features of the horizontally flipped images; labels and images stay as they are.
+        Compute features of horizontally flipped images. Images and labels are not flipped.
     published
         Resize images as the published code does, see `resize_image`.
-    verify
-        Compare all stored arrays with their checksums; damaged ones are computed again.
 
     Raises
     ------
     StegoError
-        If the disk is too small, or for an image or label map that cannot be used. Finished parts are kept.
+        If the disk is too small, or an image or label map cannot be used. Finished shards are kept.
 
     Examples
     --------
@@ -65,6 +62,5 @@ def open_features(
     kinds: dict[str, Callable[..., Features]]
     kinds = {"full": FullFeatures, "compact": CompactFeatures, "online": OnlineFeatures}
     if store not in kinds:
-        raise StegoError(f"store is {store!r}. Choose {', '.join(kinds)}.")
-    source = Source(dataset, backbone, size, mirror, published)
-    return kinds[store](source, user_path(root), verify)
+        raise StegoError(f"store={store!r} is unknown. Choose from {', '.join(kinds)}.")
+    return kinds[store](Source(dataset, backbone, size, mirror, published), user_path(root))

@@ -1,16 +1,16 @@
-"""Features of a split: the interface of all kinds."""
+"""Interface of the features of a split."""
 
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
-# Value of ignored pixels in stored label maps.
+# Label of ignored pixels in stored label maps.
 NO_LABEL = 255
 
 
 class Features(ABC):
-    """Features, label maps and images of one split at one size, read by row; a row is an image."""
+    """Features, label maps and images of one split at one size, indexed by image."""
 
     kind: str
     """"full", "compact" or "online"."""
@@ -21,12 +21,12 @@ class Features(ABC):
     image_size: tuple[int, int]
     """(H, W) of images and label maps."""
     has_labels: bool
-    """Whether the label maps hold two classes or more, as a linear probe needs."""
+    """Whether label maps hold at least two classes, which a linear probe needs."""
     n_classes: int
     fingerprints: dict[str, str | None]
-    """Of the content of the split's images ("images") and label maps ("labels", or None), wherever they lie."""
+    """Fingerprints of the content of the images ("images") and label maps ("labels", or None)."""
     class_pixels: list[int] | None
-    """Pixels of each class in the label maps at this size; None without labels."""
+    """Number of pixels of each class at this size; None without labels."""
     pooled: Tensor
     """Features averaged over positions, float32 (N, C)."""
 
@@ -40,7 +40,7 @@ class Features(ABC):
 
     @abstractmethod
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """Features of the images `index`, float32 (B, C, h, w), on `device`. They have been rounded to float16."""
+        """Features of the images `index`, float32 (B, C, h, w), rounded to float16, on `device`."""
 
     @abstractmethod
     def stored_labels(self, index: Tensor) -> Tensor:
@@ -56,12 +56,12 @@ class Features(ABC):
         return stored.long().masked_fill(stored == NO_LABEL, -1)
 
     def prefetch(self, index: Tensor) -> None:  # noqa: B027 (stored features need no preparation)
-        """Announces the rows that are needed next."""
+        """Starts reading images that are needed next."""
 
     def keep_on(self, device: torch.device, free: int | None = None) -> bool:
-        """Copies stored features to a GPU if they fit; returns whether it did. free: bytes, None asks the GPU."""
+        """Copies stored features to a GPU if they fit; returns whether they do. free: bytes, of the GPU by default."""
         return False
 
     def shared(self) -> "Features":
-        """Features whose rows all processes ask for together: of online features each process computes a part."""
+        """Divides the computation of rows between the processes, which must then read the same rows together."""
         return self

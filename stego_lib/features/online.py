@@ -1,4 +1,4 @@
-"""Features computed on demand, in one process or shared by several."""
+"""Features computed on the fly, by one process or several."""
 
 from functools import cached_property
 from pathlib import Path
@@ -12,19 +12,18 @@ from .store import Reader, Source, Store, StoredFeatures
 
 
 class OnlineFeatures(StoredFeatures):
-    """Features computed on demand, from images read in threads; only `pooled` is kept on disk.
+    """Features computed on the fly, from images read in threads; only `pooled` is stored.
 
-    They are rounded to float16 like stored ones, and differ from these by rounding at most, as batches have other rows.
-    An image that occurs twice in one call goes through the backbone once.
+    They are rounded to float16 like stored features, and equal them up to rounding.
     """
 
     kind = "online"
 
-    def __init__(self, source: Source, root: Path, verify: bool = False):
+    def __init__(self, source: Source, root: Path):
         super().__init__(source)
-        self._root, self._verify = root, verify
+        self._root = root
         self._images, self._labels = (Reader(read, source.dataset.pieces) for read in (source.image, source.label))
-        if not source.mirror:  # of mirrored images only rows are needed
+        if not source.mirror:  # the pooled features of mirrored images are not used
             self.store  # noqa: B018
 
     @cached_property
@@ -32,14 +31,14 @@ class OnlineFeatures(StoredFeatures):
         return self._open()
 
     def _open(self) -> Store:
-        """Mean features, fingerprints and class pixels, from one pass over the images."""
+        """Computes mean features, fingerprints and class pixels in one pass over the images."""
         store = Store(self.source, self._root, "pooled")
-        store.complete({}, lambda features, samples: {}, self._verify)
+        store.complete({}, lambda features, samples: {})
         return store
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        wanted, position = index.unique(return_inverse=True)
-        maps = [self.source.features(self.image_rows(rows), rows.tolist()) for rows in wanted.split(self.source.batch)]
+        unique, position = index.unique(return_inverse=True)
+        maps = [self.source.features(self.image_rows(rows), rows.tolist()) for rows in unique.split(self.source.batch)]
         return torch.cat([features.half().to(device) for features in maps])[position.to(device)].float()
 
     def stored_labels(self, index: Tensor) -> Tensor:
@@ -56,7 +55,7 @@ class OnlineFeatures(StoredFeatures):
 
 
 class SharedFeatures(Features):
-    """Online features of which each of several processes computes a part of the rows that all ask for."""
+    """Online features for several processes that read the same rows; each computes a part of them."""
 
     def __init__(self, features: OnlineFeatures):
         self._features, self.kind = features, features.kind
@@ -66,9 +65,10 @@ class SharedFeatures(Features):
         self.pooled = features.pooled
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        wanted, position = index.unique(return_inverse=True)
-        own, computing = devices.share(wanted), self._features.source.backbone.device  # GPUs exchange nothing else
-        rows = self._features.rows(own, computing) if len(own) else torch.empty(0, *self.shape[1:], device=computing)
+        unique, position = index.unique(return_inverse=True)
+        own = devices.share(unique)
+        at = self._features.source.backbone.device  # NCCL only exchanges GPU tensors
+        rows = self._features.rows(own, at) if len(own) else torch.empty(0, *self.shape[1:], device=at)
         return devices.gather(rows).to(device)[position.to(device)]
 
     def stored_labels(self, index: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Stored features of a split, in shards on disk."""
+"""Stores of features, in shards on disk."""
 
 import math
 import os
@@ -23,28 +23,29 @@ from ..datasets.layout import checksum_of
 from ..datasets.transforms import Size, resize_image, resize_label
 from ..utils import devices
 from ..utils.errors import StegoError, brief
-from ..utils.files import checksum, disk_errors, fingerprint, read_json, write_json
+from ..utils.files import disk_errors, fingerprint, read_json, write_json
 from ..utils.memory import enough_memory
 from ..utils.notices import notice
 from ..utils.progress import progress, say
 from .base import NO_LABEL, Features
 
-# To be raised when the content or the layout of stores changes; those of another version are not used.
+# Version of the content and layout of stores; other versions are not used.
 VERSION = 6
-# Images in a shard, the part of a store that appears whole.
+# Images per shard.
 SHARD = 1024
-# Part of a GPU's free memory that features may take; the rest is for training.
+# Share of a GPU's free memory that features may use; training needs the rest.
 GPU_SHARE = 0.6
-# Seconds after which a process stops waiting for shards of the others and computes them.
-PATIENCE = 3600
+# Seconds to wait for the shards of other processes before computing them.
+SHARD_TIMEOUT = 3600
 
+# Name of an array -> type and shape of a row.
 Arrays = dict[str, tuple[type, tuple[int, ...]]]
 Encode = Callable[[Tensor, list[Sample]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A split at one size, and the backbone: computes rows. For `mirror` and `published` see `open_features`."""
+    """A split at one size and a backbone; computes rows. For `mirror` and `published` see `open_features`."""
 
     dataset: SegmentationDataset
     backbone: Backbone
@@ -64,7 +65,7 @@ class Source:
         return (len(self.dataset), self.backbone.dim, *self.backbone.grid(*self.image_size))
 
     def sample(self, row: int) -> Sample:
-        """Image uint8 (3, H, W) and label map uint8 (H, W) at this size, and the digests of their files."""
+        """Reads an image, uint8 (3, H, W), and its label map, uint8 (H, W), resized."""
         sample = self.dataset.sample(row)
         label = None if sample.label is None else self._resized(sample.label)
         return replace(sample, image=resize_image(sample.image, self.size, self.published), label=label)
@@ -81,28 +82,27 @@ class Source:
         return resized.masked_fill(resized < 0, NO_LABEL).to(torch.uint8)
 
     def features(self, images: Tensor, rows: Sequence[int]) -> Tensor:
-        """float32 (B, C, h, w) of uint8 images (B, 3, H, W), on the backbone's device. `rows` are for errors."""
-        options = "Lower train_size or eval_size."
-        with enough_memory(f"features of {self}", options):
+        """Features, float32 (B, C, h, w), of uint8 images (B, 3, H, W), which are `rows` of the dataset."""
+        with enough_memory(f"features of {self}", "Lower train_size or eval_size."):
             features = self.backbone(images.flip(-1) if self.mirror else images)
         bad = ~features.half().isfinite().flatten(1).all(1)
         if bad.any():
             path = self.dataset.images[rows[int(bad.nonzero()[0])]]
             raise StegoError(
-                f"backbone {self.backbone.name!r} gives features of {path} that float16 cannot hold. "
+                f"features of {path} by backbone {self.backbone.name!r} overflow float16. "
                 "Check its weights, or use precision='float32'."
             )
         return features
 
     @property
     def batch(self) -> int:
-        """Images that go through the backbone at once; crops of one file stay together."""
+        """Batch size of the backbone; crops of one file stay together."""
         count = 64 if self.backbone.device.type == "cuda" else 16
         return count // self.dataset.pieces * self.dataset.pieces
 
 
 class Reader:
-    """Reads rows in threads. Rows of one file, its crops, are read by one thread, so that the file is read once."""
+    """Reads rows in threads. One thread reads all crops of a file, so the file is read once."""
 
     def __init__(self, read: Callable[[int], Any], pieces: int):
         self._read, self._pieces = read, pieces
@@ -110,15 +110,15 @@ class Reader:
         self._futures: dict[int, tuple[Future, int]] = {}
 
     def prefetch(self, rows: Sequence[int]) -> None:
-        """Starts reading the rows that are not being read already."""
+        """Starts reading rows, unless they are being read."""
         new = [row for row in dict.fromkeys(rows) if row not in self._futures]
         for _, group in groupby(new, key=lambda row: row // self._pieces):
-            of_file = list(group)
-            future = self._pool.submit(lambda numbers: [self._read(row) for row in numbers], of_file)
-            self._futures |= {row: (future, position) for position, row in enumerate(of_file)}
+            crops = list(group)
+            future = self._pool.submit(lambda numbers: [self._read(row) for row in numbers], crops)
+            self._futures |= {row: (future, position) for position, row in enumerate(crops)}
 
     def take(self, rows: Sequence[int]) -> list:
-        """Waits for these rows. Raises the error of a row that cannot be read."""
+        """Returns rows, or raises the error of one that cannot be read."""
         self.prefetch(rows)
         futures = {row: self._futures.pop(row) for row in dict.fromkeys(rows)}
         return [futures[row][0].result()[futures[row][1]] for row in rows]
@@ -128,14 +128,14 @@ class Reader:
 
 
 def content_fingerprints(dataset: SegmentationDataset, root: Path) -> dict[str, str | None]:
-    """Fingerprints of the content of a split's images and label maps, wherever the files lie.
+    """Fingerprints of the content of a split's images and label maps.
 
-    All files are read, once for each state of them: `root` keeps the result by their names, sizes and times of change.
+    Reads all files, unless their names, sizes and modification times are those of a result cached in `root`.
     """
     path = _contents(root, _listing(dataset))
     if not path.exists():
-        files = list(dict.fromkeys(filter(None, [*dataset.images, *dataset.labels])))  # crops share theirs
-        with ThreadPoolExecutor() as pool:  # hashing runs outside Python's lock
+        files = list(dict.fromkeys(filter(None, [*dataset.images, *dataset.labels])))  # crops share a file
+        with ThreadPoolExecutor() as pool:  # hashing releases the GIL
             bar = progress(pool.map(checksum_of, files), f"checksums of {dataset.name}", total=len(files))
             digests = dict(zip(files, bar, strict=True))
         pairs = zip(dataset.images, dataset.labels, strict=True)
@@ -154,7 +154,7 @@ def _contents(root: Path, listing: str) -> Path:
 
 
 def _combine(dataset: SegmentationDataset, digests: list[tuple[str, str | None]]) -> dict[str, str | None]:
-    """Fingerprints of images and label maps from the SHA-256 of each row's files."""
+    """Combines the SHA-256 of the files of each row into fingerprints of images and label maps."""
     images = [(path.name, image) for path, (image, _) in zip(dataset.images, digests, strict=True)]
     labels = [(path.name, label) for path, (_, label) in zip(dataset.labels, digests, strict=True) if path is not None]
     labeled = fingerprint([*dataset.settings(labels=True), labels]) if dataset.has_labels else None
@@ -162,11 +162,11 @@ def _combine(dataset: SegmentationDataset, digests: list[tuple[str, str | None]]
 
 
 class Store:
-    """Arrays with a row for each image, in shards: FOLDER/shard-00000/NAME.npy and shard.json.
+    """Arrays with one row per image, in shards: FOLDER/shard-00000/NAME.npy and shard.json.
 
-    A shard appears by rename when it is complete; about.json appears after the last. The folder's name tells the
-    settings and the listing of the files (names, sizes, times of change), so a changed file gives another store. A
-    store of the same settings whose files had the same content is used wherever these files lie now.
+    A complete shard appears by renaming; about.json follows the last one. The folder's name depends on the settings and
+    on the names, sizes and modification times of the files, so a changed file gives a new store. If only the location
+    or the modification times have changed, the existing store is used.
     """
 
     def __init__(self, source: Source, root: Path, kind: str, *settings: object):
@@ -179,43 +179,43 @@ class Store:
         stem = f"{dataset.name}-{dataset.split}-{kind}-{fingerprint(*rules, backbone.fingerprint(), *settings)}"
         self.folder = root / f"{stem}-{self._listing}"
         others = () if (self.folder / "about.json").exists() else sorted(root.glob(f"{stem}-*/about.json"))
-        for path in others:
+        for path in others:  # of files with other names or modification times
             about = read_json(path)
             if about["images"] == len(dataset) and about["fingerprints"] == content_fingerprints(dataset, root):
                 self.folder = path.parent
 
-    def complete(self, arrays: Arrays, encode: Encode, verify: bool = False) -> None:
+    def complete(self, arrays: Arrays, encode: Encode) -> None:
         """Computes missing and damaged shards.
 
-        arrays: type and shape of a row of each array; "pooled" is added. encode: float32 features (B, C, h, w) and
-        samples -> a batch of each array.
+        arrays: the arrays to store in addition to "pooled". encode: converts float32 features (B, C, h, w) and samples
+        to a batch of each array.
         """
         self.arrays: Arrays = arrays | {"pooled": (np.float32, (self.source.backbone.dim,))}
         self._encode = encode
         about = self.folder / "about.json"
         with disk_errors(self.folder):
-            missing = [number for number in range(self.shards) if not self._usable(number, verify)]
+            missing = [number for number in range(self.shards) if not self._usable(number)]
             if missing:
                 self._extract(missing)
             if missing or not about.exists():
                 write_json(about, self._about())
-                for path in self.folder.glob(".shard-*"):  # of killed processes
+                for path in self.folder.glob(".shard-*"):  # left by killed processes
                     shutil.rmtree(path, ignore_errors=True)
         self.about = read_json(about)
 
     def read(self, name: str, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """Rows of an array, on `device`."""
+        """Reads rows of an array to `device`."""
         resident = self._resident.get(name)
         if resident is not None and resident.device == torch.device(device):
             return resident[index.to(device)]
         rows, (dtype, shape), size = index.tolist(), self.arrays[name], self._row_bytes(name)
         values: np.ndarray = np.empty((len(rows), *shape), dtype)
-        # Read, not mapped: fresh maps cost a fifth more time, and the pages of open ones count as the process's memory.
+        # Not by memory maps: opening them takes a fifth more time, and open ones count as the process's memory.
         order = sorted(range(len(rows)), key=rows.__getitem__)
         for number, group in groupby(order, lambda i: rows[i] // self.shard_rows):
             path = self._shard(number) / f"{name}.npy"
             with open(path, "rb", buffering=0) as file:
-                start = os.fstat(file.fileno()).st_size - len(self._rows(number)) * size  # behind the header
+                start = os.fstat(file.fileno()).st_size - len(self._rows(number)) * size  # after the header
                 for i in group:
                     file.seek(start + rows[i] % self.shard_rows * size)
                     if file.readinto(values[i]) != size:
@@ -223,7 +223,7 @@ class Store:
         return torch.from_numpy(values).to(device)
 
     def read_all(self, name: str) -> Tensor:
-        """An array as a whole."""
+        """Reads a whole array."""
         return torch.from_numpy(np.concatenate([np.load(self._shard(n) / f"{name}.npy") for n in range(self.shards)]))
 
     def keep_on(self, device: torch.device, names: tuple[str, ...], free: int | None = None) -> bool:
@@ -235,7 +235,7 @@ class Store:
         rows = torch.arange(len(self.source.dataset)).split(self.shard_rows)
         try:
             self._resident = {name: torch.cat([self.read(name, some, device) for some in rows]) for name in names}
-        except torch.OutOfMemoryError:  # others use the GPU too
+        except torch.OutOfMemoryError:  # other processes may use the GPU
             return False
         return True
 
@@ -249,34 +249,31 @@ class Store:
         dtype, shape = self.arrays[name]
         return np.dtype(dtype).itemsize * math.prod(shape)
 
-    def _usable(self, number: int, verify: bool) -> bool:
-        """Whether a shard is there with arrays of the right types and sizes; a damaged one is removed with a notice."""
+    def _usable(self, number: int) -> bool:
+        """Whether a shard exists with arrays of the right types and sizes. Removes a damaged one, with a notice."""
         shard, count = self._shard(number), len(self._rows(number))
         if not shard.exists():
             return False
         try:
-            sums = read_json(shard / "shard.json")["sha256"]
             for name, (dtype, shape) in self.arrays.items():
                 array = np.load(shard / f"{name}.npy", mmap_mode="r")
                 if (array.dtype, array.shape) != (dtype, (count, *shape)):
                     raise ValueError(f"{name}.npy has another type or size")
-                if verify and checksum(shard / f"{name}.npy") != sums[name]:
-                    raise ValueError(f"{name}.npy was changed")
-        except (OSError, ValueError, EOFError, KeyError) as error:
-            notice(f"{shard} is damaged ({brief(error)}) and is computed again")
+        except (OSError, ValueError, EOFError) as error:
+            notice(f"{shard} is damaged ({brief(error)}) and is computed again.")
             shutil.rmtree(shard)
             return False
         return True
 
     def _extract(self, missing: list[int]) -> None:
-        """Computes this process's part of the missing shards, and waits for those of other processes."""
+        """Computes every n-th missing shard, and waits for the shards of other processes."""
         self.folder.mkdir(parents=True, exist_ok=True)
         needed = sum(len(self._rows(number)) for number in missing) * sum(map(self._row_bytes, self.arrays))
         free = shutil.disk_usage(self.folder).free
         if needed > 0.95 * free:
             raise StegoError(
                 f"features of {self.source} need {needed / 1e9:.1f} GB, but {self._root} has {free / 1e9:.1f} GB free. "
-                "Choose another runs_dir, feature_store='compact' or feature_store='online'."
+                "Use another runs_dir, feature_store='compact' or feature_store='online'."
             )
         rank, count = (devices.read_ranks() or (0, 1))[:2]
         own = [number for number in missing if number % count == rank]
@@ -290,12 +287,12 @@ class Store:
             if others:
                 say(f"waiting for other processes to compute features of {self.source}")
             for number in others:
-                while not self._shard(number).exists() and time.monotonic() - started < PATIENCE:
+                while not self._shard(number).exists() and time.monotonic() - started < SHARD_TIMEOUT:
                     time.sleep(0.2)
-                self._compute(number, reader, bar.update)  # unless it is there by now
+                self._compute(number, reader, bar.update)  # unless it exists
 
     def _compute(self, number: int, reader: Reader, advance: Callable[[int], object]) -> None:
-        """Writes a shard under another name and renames it, unless it exists by now."""
+        """Writes a shard to a temporary folder and renames it, unless it exists."""
         rows, shard = self._rows(number), self._shard(number)
         if shard.exists():
             return
@@ -316,18 +313,16 @@ class Store:
                     if sample.label is not None:
                         pixels += np.bincount(sample.label.numpy().ravel(), minlength=256)[: len(pixels)]
                 advance(len(batch))
-            sums = {path.stem: checksum(path) for path in temporary.glob("*.npy")}
-            record = {"sha256": sums, "class_pixels": pixels.tolist(), "digests": digests}
-            write_json(temporary / "shard.json", record)
+            write_json(temporary / "shard.json", {"class_pixels": pixels.tolist(), "digests": digests})
             temporary.rename(shard)
         except (OSError, StegoError):
-            if not shard.exists():  # else another process was faster
+            if not shard.exists():  # otherwise another process has written it
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _about(self) -> dict[str, Any]:
-        """What about.json says of a complete store."""
+        """Content of about.json."""
         source = self.source
         shards = [read_json(self._shard(number) / "shard.json") for number in range(self.shards)]
         fingerprints = _combine(source.dataset, [tuple(pair) for shard in shards for pair in shard["digests"]])
@@ -341,7 +336,7 @@ class Store:
 
 
 def _append(path: Path, rows: Tensor, total: int) -> None:
-    """Appends rows to a .npy file of `total` rows, which is made first if it does not exist."""
+    """Appends rows to a .npy file of `total` rows; creates the file if necessary."""
     array = rows.cpu().contiguous().numpy()
     with open(path, "ab") as file:
         if file.tell() == 0:
@@ -351,7 +346,7 @@ def _append(path: Path, rows: Tensor, total: int) -> None:
 
 
 class StoredFeatures(Features):
-    """What features of all kinds read from their store."""
+    """Base class of features with a store."""
 
     def __init__(self, source: Source):
         self.source, self.name, self.shape, self.image_size = source, str(source), source.shape, source.image_size
@@ -361,7 +356,7 @@ class StoredFeatures(Features):
 
     @property
     def folder(self) -> Path:
-        """The store's folder."""
+        """Folder of the store."""
         return self.store.folder
 
     @property
@@ -382,17 +377,17 @@ class StoredFeatures(Features):
 
 
 class FullFeatures(StoredFeatures):
-    """Features, label maps and images on disk; rows are read without loading the rest."""
+    """Features, label maps and images stored on disk."""
 
     kind = "full"
 
-    def __init__(self, source: Source, root: Path, verify: bool = False):
+    def __init__(self, source: Source, root: Path):
         super().__init__(source)
         arrays: Arrays = {"features": (np.float16, self.shape[1:]), "images": (np.uint8, (3, *self.image_size))}
         if source.dataset.has_labels:
             arrays["labels"] = (np.uint8, self.image_size)
         self.store = Store(source, root, "full")
-        self.store.complete(arrays, self._encode, verify)
+        self.store.complete(arrays, self._encode)
 
     def _encode(self, features: Tensor, samples: list[Sample]) -> dict[str, Tensor]:
         arrays = {"features": features.half(), "images": torch.stack([sample.image for sample in samples])}
@@ -400,7 +395,7 @@ class FullFeatures(StoredFeatures):
         return arrays | ({"labels": torch.stack(labels)} if labels else {})
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        # Channels last, by one copy: the head's 1 x 1 convolutions are then plain matrix products.
+        # In channels-last order, the head's 1 x 1 convolutions are matrix products.
         return self.store.read("features", index, device).to(torch.float32, memory_format=torch.channels_last)
 
     def stored_labels(self, index: Tensor) -> Tensor:

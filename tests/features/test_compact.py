@@ -16,7 +16,7 @@ from stego_lib.utils.notices import Notice
 @pytest.fixture(autouse=True)
 def loose(monkeypatch):
     """Random weights spread features over more components than trained ones; what is left out is more."""
-    monkeypatch.setattr(compact, "ERROR", 0.05)
+    monkeypatch.setattr(compact, "MAX_ERROR", 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def error_by_hand(first, second) -> float:
 
 @pytest.mark.parametrize("bound", [0.02, 0.004])
 def test_as_few_components_as_the_error_allows(monkeypatch, bound):
-    monkeypatch.setattr(compact, "ERROR", bound)
+    monkeypatch.setattr(compact, "MAX_ERROR", bound)
     maps = smooth_maps()
     components = fit_components(maps)
     decoded = components.decode(*components.encode(maps))
@@ -102,7 +102,7 @@ def test_components_are_fitted_once(scenes_root, backbone, tmp_path, monkeypatch
 
 
 def test_too_few_components_are_a_notice(scenes_root, backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(compact, "ERROR", 1e-6)
+    monkeypatch.setattr(compact, "MAX_ERROR", 1e-6)
     with pytest.warns(Notice, match="feature_store='full'"):
         opened(scenes_root, backbone, tmp_path)
 
