@@ -1,4 +1,4 @@
-"""The frozen backbone: a timm network that turns images (B, 3, H, W) into features (B, C, h, w)."""
+"""The frozen backbone, a timm network: images (B, 3, H, W) -> features (B, C, h, w)."""
 
 import copy
 import math
@@ -16,12 +16,12 @@ from .utils.files import fingerprint
 from .utils.notices import notice
 from .utils.torch_state import usual_modes
 
-# Bytes of the widest activation that a CPU computes at once. Chunks that stay in its cache take a fifth less time per
-# image (chunks of 2 instead of 16 for a ViT-S on two cores of an AMD EPYC).
+# Bytes of the largest activation per chunk on a CPU. Chunks that fit its cache take a fifth less time per image (2
+# images instead of 16 for a ViT-S on two cores of an AMD EPYC).
 CPU_BYTES = 16 * 2**20
-# Attention heads that the published code assumes when it reads keys.
+# Number of attention heads that the published code assumes for keys.
 PUBLISHED_HEADS = 6
-# The embedded backbone that was trained on photographs, see weights/photos_vit_tiny8_d6.md.
+# The embedded backbone trained on photographs, see weights/photos_vit_tiny8_d6.md.
 EMBEDDED_FOR_PHOTOGRAPHS = "photos_vit_tiny8_d6"
 
 
@@ -34,19 +34,19 @@ class Backbone(nn.Module):
     Parameters
     ----------
     name
-        An embedded backbone (`EMBEDDED`), a short name (`SHORT_NAMES`), a timm network that gives feature maps (weights
-        from its hub or the hub's cache), or a file: a .safetensors file with timm arguments as JSON in the metadata,
+        An embedded backbone (`EMBEDDED`), a short name (`SHORT_NAMES`), a timm network with feature maps (weights from
+        its hub or the hub's cache), or a file: a .safetensors file with timm arguments as JSON in the metadata,
         {"timm": {"architecture": NAME, ...}}; a .pth file of DINO's authors; or a released STEGO checkpoint (.ckpt).
         "NAME@FILE" loads the weights of the timm network NAME from FILE, such as a `model.safetensors` from its hub.
     keys
-        Use the keys of the attention as features, unscaled and not normalized, instead of the tokens.
+        Use attention keys as features instead of tokens, neither scaled nor normalized.
     block
-        Block of a ViT, counted from 0 or from the end: -1 is the last, -2 the published n=2. The final norm is
-        applied to the tokens of any block.
+        Block of a ViT, counted from 0 or from the end: -1 is the last, -2 the published n=2. The final norm is applied
+        to the tokens of any block.
     heads
-        Number of attention heads in a .pth file whose heads are not 64 channels wide.
+        Number of attention heads in a .pth file, if the heads are not 64 channels wide.
     published
-        Read keys as if there were six heads, as the published code does (it scrambles those of a ViT-B).
+        Assume six heads when reading keys, as the published code does (it scrambles those of a ViT-B).
     device, precision
         As in `Experiment`.
 
@@ -57,10 +57,10 @@ class Backbone(nn.Module):
 
     Notes
     -----
-    Images are normalized with the network's own mean and std. For a .safetensors file these are "mean" and "std" in the
-    timm arguments, or those of its architecture if that has a tag ("vit_small_patch16_224.augreg_in21k") or no argument
-    changes the network; otherwise, and for .pth and .ckpt files, ImageNet's. Position embeddings of DINO's networks are
-    resampled as in DINO's code, others as in timm.
+    Images are normalized with the network's mean and std. For a .safetensors file these are "mean" and "std" of the
+    timm arguments, or those of the architecture if its name has a tag ("vit_small_patch16_224.augreg_in21k") or no
+    argument changes the network; otherwise, and for .pth and .ckpt files, ImageNet's. Position embeddings of DINO's
+    networks are resampled as in DINO's code, others as in timm.
 
     Examples
     --------
@@ -96,7 +96,7 @@ class Backbone(nn.Module):
 
     @classmethod
     def of(cls, experiment: Experiment) -> "Backbone":
-        """The backbone of an experiment."""
+        """Creates the backbone of an experiment."""
         official = experiment.official
         return cls(
             experiment.backbone,
@@ -108,12 +108,12 @@ class Backbone(nn.Module):
         )
 
     def untrained(self, seed: int = 0) -> "Backbone":
-        """The same network with random weights."""
+        """A copy with random weights."""
         network = copy.deepcopy(self)
         network.name = f"{self.name} (random weights, seed {seed})"
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            for weights in network.vit.parameters():  # class token and positions; layers reset their own weights below
+            for weights in network.vit.parameters():  # class token and positions; layers are reset below
                 nn.init.trunc_normal_(weights, std=0.02)
             for layer in network.vit.modules():
                 if hasattr(layer, "reset_parameters"):
@@ -132,21 +132,21 @@ class Backbone(nn.Module):
         return self.geometry.patch
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Stays in eval mode."""
+        """Does nothing: the backbone stays in eval mode."""
         return super().train(False)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Grid (h, w) of an image of (H, W) pixels. Raises StegoError for a size that the network does not accept."""
-        if not self.geometry.fits(height, width):
-            only = self.geometry.only
-            accepted = f"multiples of {self.patch}" if only is None else f"{only[0]} x {only[1]} pixels only"
+        """Grid (h, w) of an image of (H, W) pixels. Raises StegoError for an unsupported size."""
+        if not self.geometry.accepts(height, width):
+            fixed = self.geometry.fixed_size
+            accepted = f"multiples of {self.patch}" if fixed is None else f"{fixed[0]} x {fixed[1]} pixels"
             raise StegoError(
                 f"backbone {self.name!r} does not accept images of {height} x {width} pixels. Choose {accepted}."
             )
         return height // self.patch, width // self.patch
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 or float [0, 1] images (B, 3, H, W) -> the network's input, on its device and in its precision."""
+        """Normalizes uint8 or float [0, 1] images (B, 3, H, W), on the network's device and in its precision."""
         images = images.to(self.device)
         images = images / 255 if images.dtype == torch.uint8 else images.float()
         return ((images - self.mean) / self.std).to(self.precision)
@@ -154,27 +154,29 @@ class Backbone(nn.Module):
     @usual_modes()
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 or float [0, 1] images (B, 3, H, W) -> float32 features (B, C, h, w) on the backbone's device."""
+        """uint8 or float [0, 1] images (B, 3, H, W) -> float32 features (B, C, h, w), on the backbone's device."""
         cells = math.prod(self.grid(*images.shape[-2:]))
         chunk = len(images)
         if self.device.type == "cpu":
-            widest = 4 * self.dim * cells * self.precision.itemsize  # the hidden layer of a block's MLP
-            chunk = max(1, CPU_BYTES // widest)
+            largest = 4 * self.dim * cells * self.precision.itemsize  # hidden layer of an MLP
+            chunk = max(1, CPU_BYTES // largest)
         return torch.cat([self.maps(part) for part in self.normalize(images).split(chunk)]).float()
 
     def maps(self, images: Tensor) -> Tensor:
-        """Features of normalized images, in one pass and in the backbone's precision."""
+        """Features of normalized images in the backbone's precision, without chunks."""
         if self.keys:
             return self._keys(images)
         return feature_map(self.vit, images, self.block, self.geometry.normed)
 
     def _check_options(self, keys: bool, block: int, published: bool) -> tuple[int, int | None]:
-        """The block counted from 0, and the heads by which keys are read. Raises StegoError for what does not exist."""
+        """Returns the block counted from 0 and the number of heads of keys. Raises StegoError if they do not exist."""
         depth = len(self.vit.blocks) if is_vit(self.vit) else 0
         if not depth and block == -1 and not keys:
             return -1, None
         if not -depth <= block < depth:
-            raise StegoError(f"backbone {self.name!r} has {depth} blocks; block={block}, keys={keys} is not possible.")
+            raise StegoError(
+                f"backbone {self.name!r} has {depth} blocks, so block={block}, keys={keys} is impossible. Change them."
+            )
         attention = getattr(self.vit.blocks[block], "attn", None)
         heads = PUBLISHED_HEADS if published else getattr(attention, "num_heads", 0)
         projection = getattr(attention, "qkv", None) or getattr(attention, "k_proj", None)
@@ -183,24 +185,24 @@ class Backbone(nn.Module):
         return block % depth, heads if keys else None
 
     def _keys(self, images: Tensor) -> Tensor:
-        """Keys of the block's attention, (B, C, h, w); channel = head * (C / heads) + channel within the head."""
+        """Attention keys of the block, (B, C, h, w); channel = head * (C / heads) + channel within the head."""
         attention, inputs = self.vit.blocks[self.block].attn, []
         with attention.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])):
             self.vit.forward_intermediates(images, indices=[self.block], intermediates_only=True, stop_early=True)
         keys = _project_keys(attention, inputs[0])[:, self.vit.num_prefix_tokens :]
-        # In memory: (B, heads, positions, channels within a head). A wrong number of heads mixes positions.
+        # Memory order: (B, heads, positions, channels within a head). A wrong number of heads mixes positions.
         by_head = keys.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
         by_head = by_head.reshape(len(images), self.key_heads, *self.grid(*images.shape[-2:]), -1)
         return by_head.movedim(-1, 2).flatten(1, 2)
 
     def fingerprint(self) -> str:
-        """Changes with anything that changes the features: weights, architecture, block, normalization, precision."""
-        which = ("KK" if self.keys else "feat", self.block, self.key_heads)
-        return fingerprint(self.weights_id, repr(self.vit), self.mean, self.std, str(self.precision), which)
+        """Identifies everything that determines features: weights, architecture, block, normalization, precision."""
+        output = ("KK" if self.keys else "feat", self.block, self.key_heads)
+        return fingerprint(self.weights_id, repr(self.vit), self.mean, self.std, str(self.precision), output)
 
 
 def _project_keys(attention: nn.Module, tokens: Tensor) -> Tensor:
-    """Keys (B, N, C) of tokens (B, N, C), from a joint or a separate projection."""
+    """Keys (B, N, C) of tokens (B, N, C), by a joint or a separate projection."""
     if getattr(attention, "qkv", None) is None:
         return attention.k_proj(tokens)
     bias = getattr(attention, "k_bias", None)
@@ -214,7 +216,7 @@ def _weights_id(vit: nn.Module) -> str:
 
 
 def choose_device(device: str) -> torch.device:
-    """'auto' -> the GPU if there is one, else the CPU. Raises StegoError for a device that is not available."""
+    """'auto' is the GPU if there is one, otherwise the CPU. Raises StegoError if the device is not available."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -226,10 +228,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """'auto' -> bfloat16 where the device computes it natively, else float32.
-
-    These are GPUs from Ampere on, and CPUs with AMX or AVX512_BF16.
-    """
+    """'auto' is bfloat16 if native (GPUs since Ampere, CPUs with AMX or AVX512_BF16), otherwise float32."""
     if precision == "auto":
         cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu
@@ -238,7 +237,7 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def fit_sizes(experiment: Experiment, geometry: Geometry | None = None, quiet: bool = False) -> Experiment:
-    """The experiment with the nearest sizes that its backbone accepts; a notice names those that change.
+    """Replaces image sizes by the nearest ones that the backbone accepts, with a notice.
 
     geometry: of the backbone, if it is loaded. quiet: show no notice.
     """
@@ -247,15 +246,15 @@ def fit_sizes(experiment: Experiment, geometry: Geometry | None = None, quiet: b
     changes = {key: near for key, size in sizes.items() if (near := geometry.nearest(size)) != size}
     if changes and not quiet:
         text = " and ".join(f"{key}={size} instead of {sizes[key]}" for key, size in changes.items())
-        notice(f"backbone {experiment.backbone!r}: {text}, because its grid cells are {geometry.patch} pixels wide")
+        notice(f"backbone {experiment.backbone!r}: {text}, because its patches are {geometry.patch} pixels wide.")
     return experiment.but(**changes) if changes else experiment
 
 
 def preset_here(name: str, **changes: Any) -> Experiment:
-    """`Experiment.preset` with sizes that the backbone accepts, and an embedded backbone if weights are unreachable.
+    """`Experiment.preset` for this machine: with accepted sizes, and an embedded backbone if weights are unreachable.
 
     Only this project's recipes for photographs ('camvid', 'folder', ...) fall back to `EMBEDDED_FOR_PHOTOGRAPHS`, with
-    a notice, unless `changes` name a backbone or `published`. The paper's recipes keep their backbone.
+    a notice, unless `changes` set a backbone or `published`. The paper's recipes keep their backbone.
     """
     experiment = Experiment.preset(name, **changes)
     ours = PRESETS.get(name, {}).get("dataset") == name and experiment.backbone not in EMBEDDED
@@ -263,6 +262,6 @@ def preset_here(name: str, **changes: Any) -> Experiment:
         try:
             load_network(experiment.backbone)
         except HubUnreachable as error:
-            notice(f"{error} Using {EMBEDDED_FOR_PHOTOGRAPHS!r}, which has seen far fewer images: expect lower scores")
+            notice(f"{error} Using {EMBEDDED_FOR_PHOTOGRAPHS!r}, trained on far fewer images: expect lower scores.")
             experiment = experiment.but(backbone=EMBEDDED_FOR_PHOTOGRAPHS)
     return fit_sizes(experiment)

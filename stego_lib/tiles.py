@@ -117,7 +117,7 @@ def _window_and_grid(geometry: Geometry, size: tuple[int, int], tile: int) -> tu
     accepted = geometry.nearest(tile)
     sides = accepted if isinstance(accepted, tuple) else (accepted, accepted)
     height, width = (side // geometry.patch for side in sides)
-    if geometry.only is None:
+    if geometry.fixed_size is None:
         height, width = min(height, cells[0]), min(width, cells[1])
     return (height, width), (max(cells[0], height), max(cells[1], width))
 

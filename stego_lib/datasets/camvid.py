@@ -26,7 +26,7 @@ class CamVid(SegmentationDataset):
     """Label maps hold class ids, and 11 for void."""
 
     rules = Rules(exif="ignore")  # label maps match the stored pixels
-    expected_ids = "CamVid has ids 0 to 10, and 11 (void). Use the release with 11 classes, not the one with 32"
+    expected_ids = "CamVid has ids 0 to 10, and 11 (void). The release with 32 classes is not supported"
 
     def label_table(self) -> np.ndarray:
         table = super().label_table()

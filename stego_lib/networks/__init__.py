@@ -1,1 +1,1 @@
-"""The networks behind `Backbone`: timm's, DINO's, and their weight files."""
+"""Networks for `Backbone`, from timm, DINO and STEGO's authors, and their weight files."""

@@ -1,6 +1,6 @@
-"""The checkpoints that STEGO's authors released: pickles of PyTorch Lightning 1.5 with OmegaConf options.
+"""Reads the checkpoints released by STEGO's authors: pickles of PyTorch Lightning 1.5 with OmegaConf options.
 
-Neither package is needed, and no code of the file runs, see `weights`.
+Neither package is needed, and no code of the file is executed, see `weights`.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from .weights import read_weights
 
 # Prefix of the backbone's tensors. DINO's names follow.
 VIT = "net.model."
-# Published names of the trained tensors -> names in `Stego`. "net.cluster2" is missing in a linear head.
+# Published names of the trained tensors -> names in `Stego`. A linear head has no "net.cluster2".
 LAYERS = {
     "net.cluster1.0.weight": "head.linear.weight",
     "net.cluster1.0.bias": "head.linear.bias",
@@ -31,11 +31,11 @@ LAYERS = {
     "linear_probe.weight": "linear_probe.classifier.weight",
     "linear_probe.bias": "linear_probe.classifier.bias",
 }
-# Tensors that evaluation does not use: a probe of an abandoned experiment, and the decoder of the reconstruction loss.
+# Tensors that evaluation does not use: an unused probe, and the decoder of the reconstruction loss.
 UNUSED = {"train_cluster_probe.clusters", "decoder.weight", "decoder.bias"}
 # Attention heads of each published `model_type`.
 HEADS = {"vit_tiny": 3, "vit_small": 6, "vit_base": 12}
-# Published names of datasets -> ours, where they differ.
+# Published names of datasets -> names here, if they differ.
 DATASET_NAMES = {"potsdam": "potsdam3", "directory": "folder"}
 # Published options -> fields of `Experiment` with the same values.
 OPTIONS = {
@@ -60,22 +60,22 @@ OFFICIAL = {
 
 @dataclass(frozen=True)
 class Published:
-    """A released checkpoint in terms of this library."""
+    """A released checkpoint, converted."""
 
     experiment: Experiment
-    """The recipe, as far as the file states it. Its backbone is the file itself."""
+    """Settings in the file; the backbone is the file itself."""
     classes: Classes
-    """Names and colors of a known dataset with as many classes, otherwise 'class 0', 'class 1', ..."""
+    """Classes of the dataset, or 'class 0', 'class 1', ... if it is unknown."""
     vit: DinoViT
     """The backbone."""
     weights: dict[str, Tensor]
-    """Head and probes, under the names of `Stego`."""
+    """State dict of head and probes of `Stego`."""
     step: int
-    """Steps of training."""
+    """Training steps."""
 
 
 def read_published(path: str | Path) -> Published:
-    """Reads a released .ckpt file. Raises StegoError that names missing and unknown tensors."""
+    """Reads a released .ckpt file. Raises StegoError for missing or unknown tensors."""
     path = user_path(path)
     stored = read_weights(path)[0]
     stored = stored if isinstance(stored, dict) else {}
@@ -110,7 +110,7 @@ def read_published(path: str | Path) -> Published:
 
 
 def _tensors(stored: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The state dict; raises StegoError unless it holds exactly the known tensors. `dino_vit` checks the backbone's."""
+    """Returns the state dict. Raises StegoError for missing or unknown tensors of head and probes."""
     tensors = stored.get("state_dict")
     tensors = tensors if isinstance(tensors, dict) else {}
     tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
@@ -118,12 +118,12 @@ def _tensors(stored: dict[str, Any], path: Path) -> dict[str, Tensor]:
     expected = {name for name in LAYERS if nonlinear or not name.startswith("net.cluster2.")}
     trained = {name for name in tensors if name not in UNUSED and not name.startswith(VIT)}
     if wrong := sorted(expected ^ trained):
-        raise StegoError(f"{path} is not a released STEGO checkpoint. Missing or unknown: {', '.join(wrong)}.")
+        raise StegoError(f"{path} is not a released STEGO checkpoint: {', '.join(wrong)} missing or unknown.")
     return tensors
 
 
 def _options(stored: dict[str, Any]) -> dict[str, Any]:
-    """The options in an OmegaConf object or a plain dictionary."""
+    """Returns the options of an OmegaConf object or a dictionary."""
     parameters = stored.get("hyper_parameters")
     options = parameters.get("cfg", parameters) if isinstance(parameters, dict) else None
     options = getattr(options, "_content", options)
@@ -135,7 +135,7 @@ def _renamed(options: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 
 
 def _known_classes(dataset: str) -> Classes | None:
-    """Classes of the datasets that the authors trained on."""
+    """Classes of a dataset of the paper."""
     from ..datasets import cityscapes, cocostuff, potsdam
 
     if dataset in cocostuff.FORMS:

@@ -1,4 +1,4 @@
-"""DINO's vision transformer, built from its tensors alone and run as its authors run it."""
+"""DINO's vision transformer, built from a state dict, with the position embeddings of the authors' code."""
 
 from functools import partial
 from typing import Any
@@ -16,10 +16,10 @@ HEAD_WIDTH = 64
 
 
 class DinoViT(VisionTransformer):
-    """timm's ViT with DINO's own resampling of the position embeddings (see `resample_positions`)."""
+    """timm's ViT with DINO's resampling of position embeddings (see `resample_positions`)."""
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        """Patches (B, h, w, C) -> tokens (B, 1 + h * w, C): class token first, positions added."""
+        """Prepends the class token and adds positions: patches (B, h, w, C) -> tokens (B, 1 + h * w, C)."""
         positions = resample_positions(self.pos_embed, x.shape[1], x.shape[2])
         tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(1, 2)], dim=1)
         return tokens + positions.to(x.dtype)
@@ -28,12 +28,12 @@ class DinoViT(VisionTransformer):
 def resample_positions(positions: Tensor, height: int, width: int) -> Tensor:
     """Resamples position embeddings (1, 1 + n * n, C) to a grid: (1, 1 + height * width, C), float32.
 
-    As in DINO's code: bicubic without antialiasing, and with the scale (cells + 0.1) / n instead of cells / n. The 0.1
-    was meant against rounding errors, but it shifts every sample slightly. A grid of n x n is returned unchanged.
+    As in DINO's code: bicubic without antialiasing, with the scale (cells + 0.1) / n instead of cells / n. The 0.1
+    avoids rounding errors but shifts every sample slightly. An n x n grid is returned unchanged.
     """
     positions = positions.float()
     side = round((positions.shape[1] - 1) ** 0.5)
-    if torch.compiler.is_exporting():  # sizes are symbols in an exported graph and cannot be compared
+    if torch.compiler.is_exporting():  # sizes are symbolic in an exported graph
         unchanged = (torch.scalar_tensor(height) == side) & (torch.scalar_tensor(width) == side)
         rows, columns = (_bicubic(cells, side, unchanged) for cells in (height, width))
         grid = torch.einsum("hi,ijc,wj->hwc", rows, positions[0, 1:].unflatten(0, (side, side)), columns)
@@ -47,7 +47,7 @@ def resample_positions(positions: Tensor, height: int, width: int) -> Tensor:
 
 
 def _bicubic(cells: int, side: int, unchanged: Tensor) -> Tensor:
-    """The same resampling along one axis as a matrix (cells, side); the identity where `unchanged`."""
+    """Resampling along one axis as a matrix (cells, side); the identity if `unchanged`."""
     numbers = torch.arange(cells)
     at = (numbers + 0.5) * side / (cells + 0.1) - 0.5
     weights = torch.zeros(side)
@@ -60,10 +60,10 @@ def _bicubic(cells: int, side: int, unchanged: Tensor) -> Tensor:
 
 
 def dino_vit(weights: dict[str, Tensor], source: Any, heads: int | None = None) -> DinoViT:
-    """The network that `weights` belong to, under DINO's names. Depth, width and patch are inferred from the tensors.
+    """Builds the network of a state dict with DINO's names. Depth, width and patch size come from the tensors.
 
-    heads: number of attention heads, which the tensors do not tell; width / 64 by default, as in published networks.
-    Raises StegoError that names `source` for a missing or unknown tensor, or one of another shape.
+    heads: number of attention heads; width / 64 by default, as in published networks. Raises StegoError that names
+    `source` for missing or unknown tensors and for wrong shapes.
     """
     try:
         width, _, _, patch = weights["patch_embed.proj.weight"].shape
@@ -71,9 +71,9 @@ def dino_vit(weights: dict[str, Tensor], source: Any, heads: int | None = None) 
         hidden = len(weights["blocks.0.mlp.fc1.weight"])
         heads, rest = (heads, width % heads) if heads else divmod(width, HEAD_WIDTH)
         if rest:
-            raise ValueError(f"{width} channels do not divide into attention heads; give their number as heads=N")
+            raise ValueError(f"{width} channels are not a multiple of the heads; set heads=N")
     except (KeyError, IndexError, ValueError) as error:
-        raise StegoError(f"{source} does not hold a DINO ViT ({error}).") from None
+        raise StegoError(f"{source} is not a DINO ViT ({error}). Use a file of DINO's authors.") from None
     with torch.device("meta"):
         vit = DinoViT(
             img_size=side * patch, patch_size=patch, embed_dim=width, num_heads=heads, mlp_ratio=hidden / width,

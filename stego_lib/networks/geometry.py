@@ -1,4 +1,4 @@
-"""Feature dimension and stride of a network, inferred with dummy forward passes."""
+"""Infers feature dimension and stride of a network with dummy forward passes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,37 +16,39 @@ MAX_SIDE = 8192
 
 @dataclass(frozen=True)
 class Geometry:
-    """Shape of a network's features, and the image sizes it accepts."""
+    """Shape of a network's features, and the image sizes that it accepts."""
 
     dim: int
     """C, channels of the features."""
     patch: int
     """Pixels per side of a grid cell: the patch size of a ViT, or the stride of the last stage."""
-    only: tuple[int, int] | None
-    """The single size (H, W) that the network accepts; None if it accepts any multiple of `patch`."""
+    fixed_size: tuple[int, int] | None
+    """The only size (H, W) that the network accepts; None if it accepts multiples of `patch`."""
     normed: bool
     """Whether timm applies the network's final norm to its intermediate features."""
 
-    def fits(self, height: int, width: int) -> bool:
+    def accepts(self, height: int, width: int) -> bool:
         """Whether the network accepts images of this size in pixels."""
-        return (height, width) == self.only or not (self.only or height % self.patch or width % self.patch)
+        if self.fixed_size is not None:
+            return (height, width) == self.fixed_size
+        return height % self.patch == 0 == width % self.patch
 
     def nearest(self, size: Size) -> Size:
-        """The accepted size nearest to `size`; `size` itself if it is accepted."""
+        """The nearest accepted size."""
         sides = size if isinstance(size, tuple) else (size, size)
-        if self.fits(*sides):
+        if self.accepts(*sides):
             return size
-        if self.only is not None:
-            return self.only
+        if self.fixed_size is not None:
+            return self.fixed_size
         height, width = (self.patch * min(max(1, round(n / self.patch)), MAX_SIDE // self.patch) for n in sides)
         return (height, width) if isinstance(size, tuple) else height
 
 
 @torch.inference_mode()
 def measure(network: nn.Module, name: str) -> Geometry:
-    """Infers the geometry with dummy forward passes on small images, or on the network's default size.
+    """Infers the geometry from small images, or from the network's default size. The "meta" device is supported.
 
-    Works for a network on the "meta" device. Raises StegoError if the network `name` gives no feature map.
+    Raises StegoError if the network `name` has no feature maps.
     """
     problem = "its last stage is not a grid over the image"
     try:
@@ -54,20 +56,20 @@ def measure(network: nn.Module, name: str) -> Geometry:
         small = [(2 * cell, 3 * cell)]
         default = getattr(getattr(network, "patch_embed", None), "img_size", None)
         default = default or network.pretrained_cfg["input_size"][1:]
-        if not is_vit(network):  # some networks with stages accept nothing larger than their default size
+        if not is_vit(network):  # some hierarchical networks accept nothing larger than their default size
             small.append((default[0] + 2 * cell, default[1] + cell))
         for normed in (True, False):
             for sizes in (small, [tuple(default)]):
                 try:
                     shapes = [_shape(network, size, normed) for size in sizes]
-                except Exception as error:  # networks raise many types for a size or a norm they do not support
+                except Exception as error:  # networks raise many types for an unsupported size or norm
                     problem = brief(error)
                     continue
                 if all((h * cell, w * cell) == size for (_, h, w), size in zip(shapes, sizes, strict=True)):
                     return Geometry(shapes[0][0], cell, None if sizes is small else sizes[0], normed)
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         problem = brief(error)
-    raise StegoError(f"backbone {name!r} gives no feature map ({problem}). Use a ViT or convolutional network of timm.")
+    raise StegoError(f"backbone {name!r} has no feature maps ({problem}). Use a ViT or convolutional network of timm.")
 
 
 def _shape(network: nn.Module, size: tuple[int, int], normed: bool) -> torch.Size:
@@ -76,14 +78,14 @@ def _shape(network: nn.Module, size: tuple[int, int], normed: bool) -> torch.Siz
 
 
 def is_vit(network: Any) -> bool:
-    """Whether a network has a sequence of transformer blocks, rather than stages."""
+    """Whether a network is a sequence of transformer blocks, not of stages."""
     return hasattr(network, "blocks") and hasattr(network, "num_prefix_tokens")
 
 
 def feature_map(network: nn.Module, images: Tensor, block: int, normed: bool) -> Tensor:
-    """Features (B, C, h, w) of a block, or of the last stage (-1), after the network's final norm if it has one."""
+    """Features (B, C, h, w) of a block, or of the last stage (-1), after the network's final norm if any."""
     features = network.forward_intermediates(
         images, indices=[block], norm=normed, intermediates_only=True, stop_early=True
     )[-1]
-    norm = getattr(getattr(network, "head", None), "norm", None)  # ConvNeXt's, which timm does not apply here
+    norm = getattr(getattr(network, "head", None), "norm", None)  # of ConvNeXt, where timm does not apply it
     return norm(features) if isinstance(norm, LayerNorm2d) else features

@@ -1,4 +1,4 @@
-"""Networks of timm with their weights, by name or from a file."""
+"""Loads timm networks with their weights, by name or from a file."""
 
 import json
 import re
@@ -18,21 +18,21 @@ from ..utils.fields import split_backbone
 from ..utils.paths import PACKAGE
 from .geometry import Geometry, measure
 
-# Backbones that come with the package.
+# Backbones in this package.
 EMBEDDED = {path.stem: path for path in sorted((PACKAGE / "weights").glob("*.safetensors"))}
-# Names that DINO's authors gave their networks -> timm's names.
+# DINO's names of its networks -> timm's names.
 SHORT_NAMES = {
     "dino_vits8": "vit_small_patch8_224.dino",
     "dino_vits16": "vit_small_patch16_224.dino",
     "dino_vitb8": "vit_base_patch8_224.dino",
     "dino_vitb16": "vit_base_patch16_224.dino",
 }
-# Mean and std of the image channels.
+# "mean" and "std" of the image channels.
 Normalization = dict[str, tuple[float, ...]]
 IMAGENET: Normalization = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-# timm arguments that do not change the layers whose features are read.
-SAME_NETWORK = {"num_classes", "global_pool", "img_size", "dynamic_img_size", "dynamic_img_pad"}
-# Seconds to wait for timm's hub. Its own client retries for a minute.
+# timm arguments that do not change the layers of the features.
+HARMLESS_ARGUMENTS = {"num_classes", "global_pool", "img_size", "dynamic_img_size", "dynamic_img_pad"}
+# Timeout of the hub in seconds. Its own client retries for a minute.
 HUB_TIMEOUT = 4.0
 
 
@@ -41,7 +41,7 @@ class HubUnreachable(StegoError):
 
 
 def load_network(name: str, heads: int | None = None) -> tuple[nn.Module, Normalization]:
-    """The network with its weights, and the mean and std of its inputs. See `Backbone` for `name` and `heads`."""
+    """Loads a network and the mean and std of its inputs. See `Backbone` for `name` and `heads`."""
     timm_name, file = split_backbone(name)
     path = EMBEDDED.get(name, Path(file))
     if file and timm_name:
@@ -63,12 +63,12 @@ def load_network(name: str, heads: int | None = None) -> tuple[nn.Module, Normal
 
 
 def full_name(name: str) -> str:
-    """timm's name of a network. Raises StegoError for an unknown name."""
+    """timm's name of a network. Raises StegoError if it is unknown."""
     timm_name = SHORT_NAMES.get(name, name)
     if timm_name not in timm.list_models(pretrained="." in timm_name):
         known = [*EMBEDDED, *SHORT_NAMES, *timm.list_models(), *timm.list_models(pretrained=True)]
         raise StegoError(
-            f"unknown backbone {name!r}{did_you_mean(name, known, 3)}. Give the name of a timm network, one of "
+            f"Unknown backbone {name!r}{did_you_mean(name, known, 3)}. Use the name of a timm network, one of "
             f"{', '.join([*EMBEDDED, *SHORT_NAMES])}, or a .safetensors, .pth or .ckpt file."
         )
     return timm_name
@@ -84,7 +84,7 @@ def geometry_of(name: str) -> Geometry:
 
 
 def _create(architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """timm's network without its classifier, for images of any size where it supports them."""
+    """Creates a timm network without classifier, for images of any size if supported."""
     arguments = {"num_classes": 0} | arguments
     try:
         return timm.create_model(architecture, pretrained=pretrained, **{"dynamic_img_size": True} | arguments)
@@ -95,24 +95,24 @@ def _create(architecture: str, *, pretrained: bool = False, **arguments: Any) ->
 
 
 def _from_hub(timm_name: str) -> tuple[nn.Module, Normalization]:
-    """A network with weights from timm's hub or its cache."""
+    """Loads a network with weights from timm's hub or its cache."""
     try:
         _check_hub(timm_name)
         network = _create(timm_name, pretrained=True)
-    except RuntimeError as error:  # by timm: the file is that of another network, or there is none
+    except RuntimeError as error:  # timm: there is no file, or it belongs to another network
         raise StegoError(
             f"timm cannot load the weights of {timm_name!r} ({brief(error)}). Delete them in {constants.HF_HUB_CACHE}."
         ) from error
-    except Exception as error:  # anything that the hub's client raises for network, proxy or disk
+    except Exception as error:  # the hub's client raises many types for network, proxy and disk
         raise HubUnreachable(
-            f"the weights of {timm_name!r} could not be downloaded ({brief(error)}). Use an embedded backbone "
-            f"({', '.join(EMBEDDED)}), or {timm_name}@FILE with a file that you downloaded elsewhere."
+            f"The weights of {timm_name!r} could not be downloaded ({brief(error)}). Use an embedded backbone "
+            f"({', '.join(EMBEDDED)}), or {timm_name}@FILE with a downloaded file."
         ) from error
     return _as_published(network, timm_name), _normalization(network)
 
 
 def _check_hub(timm_name: str) -> None:
-    """Raises an error if weights are not in the hub's cache and the hub does not answer within seconds."""
+    """Raises an error if weights are not cached and the hub does not answer within `HUB_TIMEOUT`."""
     config = timm.get_pretrained_cfg(timm_name)
     if constants.HF_HUB_OFFLINE or not (config and config.hf_hub_id):
         return
@@ -122,7 +122,7 @@ def _check_hub(timm_name: str) -> None:
 
 
 def _as_published(network: nn.Module, timm_name: str, heads: int | None = None) -> nn.Module:
-    """DINO's networks as DINO runs them, because timm resamples position embeddings differently."""
+    """Replaces DINO's networks by `dino_vit`, because timm resamples position embeddings differently."""
     if not (timm_name.startswith("vit") and timm_name.endswith(".dino")):
         return network
     from .dino import dino_vit
@@ -131,54 +131,54 @@ def _as_published(network: nn.Module, timm_name: str, heads: int | None = None) 
 
 
 def _normalization(network: nn.Module) -> Normalization:
-    """Mean and std that the network was trained with, according to timm."""
+    """Mean and std of the network in timm."""
     return {key: tuple(network.pretrained_cfg[key]) for key in IMAGENET}
 
 
 def _from_metadata(path: Path) -> tuple[nn.Module, Normalization]:
-    """The network that the metadata of a .safetensors file describe, with its weights."""
+    """Loads the network that the metadata of a .safetensors file describe."""
     from .weights import fill, read_weights
 
     weights, metadata = read_weights(path)
     try:
         arguments = json.loads(metadata["timm"])
         architecture = arguments.pop("architecture")
-        stated = {key: tuple(arguments.pop(key)) for key in IMAGENET if key in arguments}
-        if architecture.partition(".")[0] not in timm.list_models():  # not 'hf-hub:...', which downloads code
+        own = {key: tuple(arguments.pop(key)) for key in IMAGENET if key in arguments}
+        if architecture.partition(".")[0] not in timm.list_models():  # rejects 'hf-hub:...', which downloads code
             raise ValueError(f"timm has no architecture {architecture!r}")
         if re.search("pretrained|checkpoint|cache|url|file|hub", " ".join(arguments)):
-            raise ValueError("its arguments name other files")
+            raise ValueError("the arguments refer to other files")
         network = _create(architecture, **arguments)
-        original = "." in architecture or arguments.keys() <= SAME_NETWORK
-        normalization = (_normalization(network) if original else IMAGENET) | stated
+        original = "." in architecture or arguments.keys() <= HARMLESS_ARGUMENTS
+        normalization = (_normalization(network) if original else IMAGENET) | own
         values = torch.tensor([normalization["mean"], normalization["std"]], dtype=torch.float32)
         if values.shape != (2, 3) or not values.isfinite().all() or values[1].min() <= 0:
             raise ValueError("mean and std must be three finite numbers")
-    except Exception as error:  # timm raises many types for foreign arguments
+    except Exception as error:  # timm raises many types for wrong arguments
         raise StegoError(
-            f"the metadata of {path} do not describe a timm network ({brief(error)}). Use NAME@FILE, where NAME is "
-            "the name of the network in timm."
+            f"The metadata of {path} do not describe a timm network ({brief(error)}). Use NAME@FILE, where NAME is the "
+            "network in timm."
         ) from error
     fill(network, _without_classifier(weights, network), path)
     return network, normalization
 
 
 def _from_named_file(timm_name: str, path: Path, heads: int | None) -> tuple[nn.Module, Normalization]:
-    """timm's network `timm_name` with weights from a file of timm's hub or of the network's authors."""
+    """Loads a timm network with weights from a file of timm's hub or of the network's authors."""
     from .weights import fill, read_weights, unwrap
 
     network = _create(timm_name)
     names = network.state_dict().keys()
     weights = unwrap(read_weights(path)[0], next(iter(names)))
     if names - weights.keys():
-        with suppress(Exception):  # timm's converters raise any type for a file of another network
+        with suppress(Exception):  # timm's converters raise many types for a file of another network
             weights = sys.modules[type(network).__module__].checkpoint_filter_fn(weights, network)
     fill(network, _without_classifier(weights, network), path)
     return _as_published(network, timm_name, heads), _normalization(network)
 
 
 def _without_classifier(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The weights without those of the classifier, which the network does not have."""
+    """Removes the weights of the classifier, which the network does not have."""
     classifier = network.pretrained_cfg.get("classifier") or ()
     names = (classifier,) if isinstance(classifier, str) else classifier
     prefixes, expected = tuple(f"{name}." for name in names), network.state_dict()

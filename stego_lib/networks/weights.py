@@ -1,4 +1,4 @@
-"""Weight files, read without running code from them."""
+"""Reads weight files without executing code from them."""
 
 import argparse
 from pathlib import Path
@@ -12,10 +12,10 @@ from ..utils.errors import StegoError
 
 
 class Stub:
-    """Stands for a class of PyTorch Lightning or OmegaConf. Unpickling only fills its `__dict__`."""
+    """Placeholder for a class of PyTorch Lightning or OmegaConf. Unpickling only fills its `__dict__`."""
 
 
-# Classes in the checkpoints of STEGO's authors, which are loaded without the packages that define them.
+# Classes in the checkpoints of STEGO's authors, whose packages are not needed.
 STUBS = (
     "omegaconf.base.ContainerMetadata",
     "omegaconf.base.Metadata",
@@ -25,8 +25,8 @@ STUBS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "typing.Any",
 )
-# What a pickle may call besides PyTorch's own list. DINO's checkpoints hold a Namespace. PyTorch fills only plain
-# dictionaries, so one replaces OmegaConf's defaultdict.
+# Objects that a pickle may create in addition to PyTorch's own list. DINO's checkpoints hold a Namespace. PyTorch only
+# fills plain dictionaries, so one replaces OmegaConf's defaultdict.
 ALLOWED = [
     dict,
     list,
@@ -34,14 +34,14 @@ ALLOWED = [
     (lambda *_: {}, "collections.defaultdict"),
     *((Stub, name) for name in STUBS),
 ]
-# Keys under which authors store the state dict of their network.
+# Keys of the state dict in checkpoints of various authors.
 WRAPPERS = ("state_dict", "model", "teacher", "target_encoder")
 
 
 def read_weights(path: Path) -> tuple[Any, dict[str, str]]:
-    """Content and metadata of a .safetensors file, or of a file of `torch.save`, which has no metadata.
+    """Reads content and metadata of a .safetensors file, or of a file of `torch.save`, which has no metadata.
 
-    Raises StegoError for a file that is missing or broken, or that asks for a class or function outside `ALLOWED`.
+    Raises StegoError for a missing or broken file, and for objects outside `ALLOWED`.
     """
     if not path.is_file():
         raise StegoError(f"weights file {path.absolute()} does not exist. Check the path.")
@@ -53,12 +53,12 @@ def read_weights(path: Path) -> tuple[Any, dict[str, str]]:
             return torch.load(path, map_location="cpu", weights_only=True), {}
     except Exception as error:  # torch, zipfile, pickle and safetensors raise many types for a broken file
         raise StegoError(
-            f"{path} cannot be read as weights. The file is broken, or holds objects other than tensors."
+            f"{path} is broken or holds objects other than tensors. Download it again, or save its state dict."
         ) from error
 
 
 def unwrap(stored: Any, first: str) -> dict[str, Tensor]:
-    """Tensors of the network whose first tensor is called `first`, without what their authors wrap them in."""
+    """Extracts the state dict of a network whose first tensor is called `first` from the authors' checkpoint."""
     for key in WRAPPERS:
         if isinstance(stored, dict) and isinstance(stored.get(key), dict):
             stored = stored[key]
@@ -71,7 +71,7 @@ def unwrap(stored: Any, first: str) -> dict[str, Tensor]:
 
 
 def fill(network: nn.Module, weights: dict[str, Tensor], source: Any, assign: bool = False) -> None:
-    """Loads float32 weights; raises StegoError unless all names and shapes are those of the network."""
+    """Loads weights as float32. Raises StegoError unless all names and shapes match the network."""
     weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     try:
         network.load_state_dict(weights, assign=assign)

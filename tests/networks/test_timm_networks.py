@@ -215,7 +215,7 @@ def test_a_network_of_a_fixed_size_gets_it(tmp_path):
     with pytest.warns(Notice, match="eval_size"):
         fitted = fit_sizes(experiment)
     assert (fitted.train_size, fitted.eval_size) == (32, (32, 32))
-    with pytest.raises(StegoError, match="32 x 32 pixels only"):
+    with pytest.raises(StegoError, match="32 x 32 pixels"):
         Backbone(str(file), **EXACT)(images(32, 48))
     assert geometry_of("resnet18").nearest(320) == 320
 
