@@ -1,1 +1,1 @@
-"""STEGO's successors, on the same features: one file a method."""
+"""Successors of STEGO on the same features, one method per file."""

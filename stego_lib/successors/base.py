@@ -1,4 +1,4 @@
-"""Base class of the successors' trainers, and what several of them use."""
+"""Base class of the successors' trainers, and functions that several of them use."""
 
 from collections.abc import Callable
 
@@ -17,16 +17,16 @@ from ..utils.notices import notice
 
 
 class Successor(Trainer):
-    """A `Trainer` that sees images without partners and minimizes one loss."""
+    """A `Trainer` that minimizes a loss on images without partners."""
 
-    # Settings of STEGO's loss that the method does not use.
+    # Settings that the method does not use.
     unused: tuple[str, ...] = ("weights", "shifts", "centering", "points", "neighbors", "negatives")
-    # The clusters are fitted after the last step, so weights of earlier steps cannot be scored.
+    # Clusters are only fitted after the last step, so weights of earlier steps cannot be evaluated.
     clusters_fitted_last = False
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
-        """StegoError for options that the method does not support; a notice for settings that it does not use."""
+        """Raises StegoError for unsupported options; shows a notice for unused settings."""
         unsupported = [] if experiment.probes == "after" else [f"probes={experiment.probes!r}"]
         unsupported += experiment.official.loss_weights
         if cls.clusters_fitted_last and experiment.official.keep_every:
@@ -34,11 +34,11 @@ class Successor(Trainer):
         if unsupported:
             raise StegoError(
                 f"method={experiment.method!r} does not support {', '.join(unsupported)}. "
-                "Set probes='after' and leave the other options off."
+                "Use probes='after' without the other options."
             )
         recipe = recipe_of(experiment.dataset, experiment.backbone).but(**SUCCESSORS[experiment.method])
         if idle := [key for key in cls.unused if getattr(experiment, key) != getattr(recipe, key)]:
-            notice(f"method={experiment.method!r} does not use {', '.join(idle)}")
+            notice(f"method={experiment.method!r} does not use {', '.join(idle)}.")
 
     @property
     def device(self) -> torch.device:
@@ -46,7 +46,7 @@ class Successor(Trainer):
         return self.model.feature_mean.device
 
     def draw(self, number: int) -> tuple[Tensor, Tensor, torch.Generator]:
-        """Images of a step, int64 (B,), their centered features (B, C, h, w), and a generator for other choices."""
+        """Images of a step, int64 (B,), their centered features (B, C, h, w), and a generator for other draws."""
         draw = Draw(self.neighbors, self.experiment, number)
         self.model.head.dropout.generator = torch.Generator(self.device).manual_seed(draw.seed)
         if number + 1 < self.experiment.steps:
@@ -63,15 +63,15 @@ class Successor(Trainer):
         self.optimizer.step()
         return {"loss": float(loss.detach())} | {name: float(value) for name, value in parts.items()}
 
-    def beside_features(self, compute: Callable[[], np.ndarray], name: str, *settings: object) -> np.ndarray:
-        """`compute()`, one row per training image, kept in a file that is named by images, backbone and settings.
+    def cached(self, compute: Callable[[], np.ndarray], name: str, *settings: object) -> np.ndarray:
+        """Calls `compute()` for one row per training image, and caches the result in the folder of features.
 
-        Every process computes, because features may be computed by all processes together.
+        The cache depends on images, backbone and settings. All processes compute, because they may share features.
         """
         features, experiment = self.features, self.experiment
         images = features.fingerprints["images"], features.image_size, experiment.crop, experiment.official.published
-        made_from = images, features.kind, self.run.backbone.fingerprint(), settings
-        key = devices.once(lambda: fingerprint(*made_from))
+        sources = images, features.kind, self.run.backbone.fingerprint(), settings
+        key = devices.once(lambda: fingerprint(*sources))
         path = self.run.folder.parent / "features" / f"{name}-{key}.npy"
         if not devices.once(path.exists):
             values = compute()
@@ -83,34 +83,34 @@ class Successor(Trainer):
 
 
 def unit_patches(maps: Tensor) -> Tensor:
-    """(B, C, h, w) -> patches (B h w, C) of unit length, in the order image, row, column."""
+    """Normalized patches of maps: (B, C, h, w) -> (B h w, C), in the order image, row, column."""
     return F.normalize(maps.permute(0, 2, 3, 1).flatten(0, 2), dim=1)
 
 
 def random_cells(maps: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` random cells of each map (B, C, h, w) in row-major order, int64 (B, count); all if there are fewer."""
+    """`count` random cells of each map (B, C, h, w), int64 (B, count), as row-major indices; all if there are fewer."""
     images, cells = len(maps), maps[0, 0].numel()
     drawn = [torch.randperm(cells, generator=generator)[:count] for _ in range(images)]
     return torch.stack(drawn).to(maps.device)
 
 
 def at_cells(maps: Tensor, cells: Tensor) -> Tensor:
-    """Maps (B, C, h, w) at cells (B, P): (B, C, P, 1)."""
+    """Values of maps (B, C, h, w) at cells (B, P): (B, C, P, 1)."""
     return maps.flatten(2).gather(2, cells[:, None].expand(-1, maps.shape[1], -1))[..., None]
 
 
 @torch.no_grad()
 def update_ema(average: nn.Module, student: nn.Module, decay: float) -> None:
-    """average <- decay average + (1 - decay) student for every parameter, in place."""
+    """Updates a moving average in place: average <- decay average + (1 - decay) student."""
     for e, s in zip(average.parameters(), student.parameters(), strict=True):
         e.lerp_(s, 1 - decay)
 
 
 def weighted_info_nce(logits: Tensor, weights: Tensor, allowed: Tensor) -> Tensor:
-    """Weighted mean over pairs of log sum_k exp(l_ik) - l_ij, k over the allowed pairs of anchor i.
+    """Weighted mean of log sum_k exp(l_ik) - l_ij over pairs, k over the allowed pairs of anchor i; 0 without weights.
 
-    logits, weights and bool allowed are (anchors, patches). Returns a number; 0 without a weight.
+    logits, weights and bool allowed are (anchors, patches).
     """
-    tiny = torch.finfo(logits.dtype).tiny  # keeps the logarithm finite for an anchor without a pair
+    tiny = torch.finfo(logits.dtype).tiny  # keeps the logarithm finite for anchors without pairs
     spread = (logits.exp() * allowed).sum(1, keepdim=True).clamp(min=tiny).log()
     return (weights * (spread - logits)).sum() / weights.sum().clamp(min=1)

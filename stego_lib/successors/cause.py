@@ -1,13 +1,13 @@
 """CAUSE-MLP (Kim et al., 2023, "Causal Unsupervised Semantic Segmentation").
 
-A codebook of concepts divides frozen features so that similar patches share entries (modularity of a graph). A head and
-a projection then attract patches whose concepts are alike, compared with a moving average of both and a bank of its
-vectors. At the end a cluster probe is fitted by the same modularity loss.
+A codebook of concepts is fitted to the frozen features, so that similar patches share entries (modularity of a graph).
+Then a head and a projection are trained to attract patches with similar concepts, contrasted with a moving average of
+both and a bank of its vectors. At the end the cluster probe is fitted by the same modularity loss.
 
-Shapes: maps (B, C, h, w); patches of one image (P, C); concepts int64 (M,), M = B h w in the order image, row, column,
-are numbers of codebook entries. Formulas follow the released code (ByungKwanLee/Causal-Unsupervised-Segmentation,
-commit ee0aa84) and are tested against its numbers. Its last stage trains the evaluated head with labels; here labels
-train the linear probe alone.
+Shapes: maps (B, C, h, w); patches of one image (P, C); concepts int64 (M,), codebook entries of M = B h w patches in
+the order image, row, column. Formulas follow the released code (ByungKwanLee/Causal-Unsupervised-Segmentation, commit
+ee0aa84) and are tested against its numbers. Its last stage trains the evaluated head with labels; here labels only
+train the linear probe.
 """
 
 import copy
@@ -26,27 +26,27 @@ from ..utils.progress import progress
 from ..utils.torch_state import drawing
 from .base import Successor, at_cells, random_cells, unit_patches, update_ema, weighted_info_nce
 
-# Entries of the codebook, channels of the projection, vectors that the bank keeps of a concept (released code).
+# Entries of the codebook, channels of the projection, vectors per concept in the bank (released code).
 CODEBOOK, PROJECTION, BANK = 2048, 2048, 100
 # Decay of the averaged head and projection (released code).
 DECAY = 0.99
-# Concepts with a larger cosine attract, with a smaller one repel; pairs in between are left out (released code).
+# Concepts with a cosine above the first attract, below the second repel; pairs in between are ignored (released code).
 ATTRACT, REPEL = 0.3, 0.1
 # Temperatures of the shared assignment and of the contrastive loss (released code).
 SHARPNESS, TAU = 0.1, 0.07
-# Side of the blocks that `sample_blocks` keeps one patch of (released code).
+# Side of the blocks of `sample_blocks` (released code).
 BLOCK = 4
-# Random cells per image in a step, as many as STEGO's points. The released code takes all: minutes per step on a CPU.
+# Random cells per image and step, as many as STEGO's points. The released code uses all, minutes per step on a CPU.
 POSITIONS = 121
-# Steps that fit the codebook, and at the end the cluster probe.
-FITTING = 100
+# Steps for fitting the codebook and the cluster probe.
+FITTING_STEPS = 100
 
 
 def sample_blocks(maps: Tensor, order: Tensor, block: int = BLOCK) -> Tensor:
-    """Keeps one patch of each block of block x block patches: (B, C, h, w) -> (B, C, h / block, w / block).
+    """Samples one patch of each block of block x block patches: (B, C, h, w) -> (B, C, h / block, w / block).
 
-    order: which patch of its block is kept, in [0, block ** 2), of the blocks by image, row, column, int64. `block`
-    divides h and w.
+    order: index of the sampled patch in each block, int64 in [0, block ** 2), by image, row, column. `block` divides h
+    and w.
     """
     blocks = maps.unfold(2, block, block).unfold(3, block, block).flatten(4)
     index = order.view(len(maps), 1, *blocks.shape[2:4], 1).expand(-1, maps.shape[1], -1, -1, -1)
@@ -56,7 +56,7 @@ def sample_blocks(maps: Tensor, order: Tensor, block: int = BLOCK) -> Tensor:
 def modularity(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Modularity matrix A - d d^T / e of one image's patches, (P, P), and e.
 
-    A holds the cosines above 0 without the diagonal, d its row sums, e its sum.
+    A holds positive cosines without the diagonal; d are its row sums, e is its sum.
     """
     unit = F.normalize(patches, dim=1)
     adjacency = (unit @ unit.T).clamp(min=0).fill_diagonal_(0)
@@ -66,15 +66,15 @@ def modularity(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def assignment(patches: Tensor, codebook: Tensor) -> Tensor:
-    """Cosines of patches (P, C) and codebook entries (K, C), 0 where negative: (P, K)."""
+    """Positive cosines of patches (P, C) and codebook entries (K, C), otherwise 0: (P, K)."""
     return (F.normalize(patches, dim=1) @ F.normalize(codebook, dim=1).T).clamp(min=0)
 
 
 def modularity_loss(feats: Tensor, codebook: Tensor) -> Tensor:
     """Negative modularity of a codebook as a soft clustering, mean over images, in [-1, 1].
 
-    Two patches share max_k tanh(C_pk C_qk / 0.1). feats: (B, C, h, w), without gradient; codebook: entries, or
-    centroids of a cluster probe, (K, C).
+    The shared assignment of two patches is max_k tanh(C_pk C_qk / 0.1). feats: (B, C, h, w), without gradient;
+    codebook: entries, or clusters of a cluster probe, (K, C).
 
     Examples
     --------
@@ -86,19 +86,19 @@ def modularity_loss(feats: Tensor, codebook: Tensor) -> Tensor:
         graph, edges = modularity(patches)
         assigned = assignment(patches, codebook)
         with torch.no_grad():
-            best = (assigned[:, None] * assigned).argmax(2)  # (P, P): the entry that two patches share most
+            best = (assigned[:, None] * assigned).argmax(2)  # (P, P), the entry with the largest shared assignment
         shared = (assigned.gather(1, best) * assigned.gather(1, best.T).T / SHARPNESS).tanh()
         losses.append(-(graph * shared).sum() / edges.clamp(min=torch.finfo(edges.dtype).tiny))
     return torch.stack(losses).mean()
 
 
 def nearest_concepts(feats: Tensor, codebook: Tensor) -> Tensor:
-    """Codebook entry with the largest cosine of every patch: (B, C, h, w), (K, C) -> int64 (B h w,)."""
+    """Nearest codebook entry of each patch by cosine: (B, C, h, w), (K, C) -> int64 (B h w,)."""
     return (unit_patches(feats) @ F.normalize(codebook, dim=1).T).argmax(1)
 
 
 def concept_pairs(codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """Concepts that attract (cosine above `ATTRACT`) and that repel (below `REPEL`): (K, C) -> bool (K, K) twice."""
+    """Attracting pairs of concepts (cosine above `ATTRACT`) and repelling ones (below `REPEL`): bool (K, K) each."""
     unit = F.normalize(codebook, dim=1)
     cosines = unit @ unit.T
     return cosines > ATTRACT, cosines < REPEL
@@ -107,19 +107,19 @@ def concept_pairs(codebook: Tensor) -> tuple[Tensor, Tensor]:
 def contrastive_loss(
     student: Tensor, teacher: Tensor, concepts: Tensor, pairs: tuple[Tensor, Tensor], bank: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """InfoNCE of each image against the teacher's patches of the batch and against the bank, mean over these terms.
+    """InfoNCE of each image's patches with the teacher's patches of the batch and with the bank, mean over both.
 
-    Positive pairs have attracting concepts; the denominator holds repelling ones too. A patch is not its own pair. Time
-    grows with M squared.
+    Positive pairs have attracting concepts; the denominator also contains repelling ones. A patch is not paired with
+    itself. Time grows with M squared.
 
     Parameters
     ----------
     student, teacher
-        Projections of the head and, without gradient, of the averaged head, (B, D, h, w).
+        Projected codes of the head and, without gradient, of the averaged head, (B, D, h, w).
     concepts, pairs
         `nearest_concepts`, int64 (M,), and `concept_pairs` of the codebook.
     bank
-        Vectors (V, D) and their concepts, int64 (V,), see `update_bank`; both empty at first.
+        Vectors (V, D) and their concepts, int64 (V,), see `update_bank`; initially empty.
 
     Returns
     -------
@@ -137,13 +137,9 @@ def contrastive_loss(
     terms = []
     for anchors in torch.arange(len(z), device=z.device).chunk(len(student)):
         attract, repel = (alike[concepts[anchors]] for alike in pairs)
-        another = torch.ones(len(anchors), len(z), dtype=torch.bool, device=z.device).scatter(
-            1, anchors[:, None], False
-        )
-        terms.append(_term(z[anchors], units, attract[:, concepts] & another, repel[:, concepts] & another))
-        if len(
-            bank_units
-        ):  # its pairs are computed again in the backward pass: with a full bank they would fill the memory
+        others = torch.arange(len(z), device=z.device) != anchors[:, None]
+        terms.append(_term(z[anchors], units, attract[:, concepts] & others, repel[:, concepts] & others))
+        if len(bank_units):  # checkpointed, because the pairs with a full bank would fill the memory
             arguments = z[anchors], bank_units, attract[:, bank[1]], repel[:, bank[1]]
             terms.append(checkpoint(_term, *arguments, use_reentrant=False))
     return torch.stack(terms).mean()
@@ -156,11 +152,10 @@ def _term(anchors: Tensor, others: Tensor, positives: Tensor, negatives: Tensor)
 def update_bank(
     bank: tuple[Tensor, Tensor], teacher: Tensor, concepts: Tensor, order: Tensor, keep: int = BANK
 ) -> tuple[Tensor, Tensor]:
-    """Appends a random half of the teacher's vectors of each concept to the bank, which keeps the newest `keep`.
+    """Appends half of the teacher's vectors of each concept to the bank, which keeps the newest `keep` per concept.
 
     bank: vectors (V, D) and their concepts, int64 (V,), ascending; teacher: (B, D, h, w); concepts: int64 (M,); order:
-    a random permutation of the M patches. Of a concept with n patches the first n // 2 in it are appended, in this
-    order.
+    random permutation of the M patches. The first n // 2 of the n patches of a concept are appended, in this order.
     """
     order = order[concepts[order].argsort(stable=True)]
     rank, count = _ranks(concepts[order])
@@ -173,13 +168,13 @@ def update_bank(
 
 
 def _ranks(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of each entry among those with its label, from 0, and how many these are; labels int64 (n,), ascending."""
+    """Rank of each entry among those with the same label, and their number; labels: int64 (n,), ascending."""
     counts = labels.bincount()
     return torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels], counts[labels]
 
 
 class Trainer(Successor):
-    """Fits the codebook, trains the head, then fits the cluster probe. The averaged head becomes the run's head."""
+    """Fits the codebook, trains the head, fits the cluster probe. The averaged head becomes the head of the run."""
 
     clusters_fitted_last = True
 
@@ -225,10 +220,10 @@ class Trainer(Successor):
         super().finish()
 
     def _fit(self, entries: Tensor, code: Callable[[Tensor], Tensor], title: str) -> Tensor:
-        """Entries (K, C) after `FITTING` steps of `modularity_loss` on code(features)."""
+        """Fits entries (K, C) to code(features) by `FITTING_STEPS` steps of `modularity_loss`."""
         entries = entries.clone().requires_grad_()
         optimizer, size = torch.optim.Adam([entries], self.experiment.lr_probes), self.experiment.batch_size
-        for number in progress(range(FITTING), title):
+        for number in progress(range(FITTING_STEPS), title):
             generator = seeded(self.experiment.seed, title, number)
             rows = torch.randperm(len(self.features), generator=generator)[:size]
             with torch.no_grad():

@@ -1,12 +1,11 @@
-"""Depth term (ours, after DepthG; Sick et al., CVPR 2024) beside STEGO's loss, at points spread over the depth.
+"""STEGO's loss with a depth term (after DepthG; Sick et al., CVPR 2024), at points sampled by depth.
 
-The formula of the depth correspondence is ours. Depth is a constant map of each training image from any monocular
-estimator; prediction needs none. Three defects of the released code (leonsick/depthg, commit c284180) are behind
-`published`: its depth correspondence holds no depth, depth is read at other points than codes, and points are read
-transposed.
+The formula of the depth correspondence is ours. Each training image has a depth map from any monocular estimator;
+prediction needs none. `published` selects three defects of the released code (leonsick/depthg, commit c284180): its
+depth correspondence does not depend on depth, depth is sampled at other points than codes, and points are transposed.
 
-Shapes: depth (B, 1, H, W) in [0, 1], larger is farther, NaN where not measured; codes (B, K, h, w); points
-(B, S, S, 2) as (x, y) in [-1, 1].
+Shapes: depth (B, 1, H, W) in [0, 1], larger is farther, NaN if missing; codes (B, K, h, w); points (B, S, S, 2) as
+(x, y) in [-1, 1].
 """
 
 import math
@@ -39,25 +38,22 @@ from .base import Successor
 
 # Weight and shift of the depth term: CocoStuff, ViT-S/8 (released settings, for a correspondence of 1 everywhere).
 WEIGHT, SHIFT = 0.19, 0.03
-# Factor of the weight, and of the published shift, every so many steps (released: 0.6 to 1, every 200 to 400).
-FADE, EVERY = 0.8, 300
-# Percentile of the depth correspondences that replaces the shift where the run's shifts are "auto"; it does not fade.
-AUTO = 75.0
-# Field of view in degrees, across the longer side, of the camera that turns depth into points, and stretch along its
-# axis.
+# Factor of the weight and of the published shift after each FADE_EVERY steps (released: 0.6 to 1, every 200 to 400).
+FADE, FADE_EVERY = 0.8, 300
+# Percentile of the depth correspondences that is the shift for shifts="auto"; it does not fade.
+AUTO_PERCENTILE = 75.0
+# Field of view of the camera in degrees, across the longer side, and stretch of depth in the point cloud.
 FIELD_OF_VIEW, STRETCH = 90.0, 5.0
-# Values of maps of 16 bits where nothing was measured.
+# Values of missing pixels in 16-bit maps.
 INVALID = (0, 65535)
-# Maps that are checked; the share of them that must look inverted for a notice.
+# Number of depth maps that are checked, and the share of inverted ones for a notice.
 CHECKED, MOSTLY = 50, 0.7
-# Gap between the smallest or largest value of an outlier and the next, relative to all; needs so many levels.
-GAP, LEVELS = 0.2, 32
 
 
 def depth_correspondence(depth1: Tensor, depth2: Tensor, *, published: bool = False) -> Tensor:
-    """Closeness in depth of all pairs of positions, 1 - abs(d - d'), in [0, 1] (ours).
+    """Similarity in depth of all pairs of positions, 1 - abs(d - d'), in [0, 1] (ours).
 
-    (B, 1, h, w), (B, 1, i, j) -> (B, h, w, i, j). published: the cosine over the one channel, 1 wherever no depth is 0.
+    (B, 1, h, w), (B, 1, i, j) -> (B, h, w, i, j). published: the cosine over one channel, 1 for all positive depths.
 
     Examples
     --------
@@ -73,11 +69,11 @@ def depth_correspondence(depth1: Tensor, depth2: Tensor, *, published: bool = Fa
 
 
 def depth_loss(depth: Tensor, code: Tensor, coords: Tensor, shift: float, *, published: bool = False) -> Tensor:
-    """-(D - shift) * max(S, 0) for every pair of points of an image (paper, section 3): (B, S, S, S, S).
+    """-(D - shift) * max(S, 0) for all pairs of points of an image (paper, section 3): (B, S, S, S, S).
 
-    Codes (B, K, h, w) of points (B, S, S, 2) at similar depth (B, 1, H, W) attract, others repel. Depth is averaged in
-    the patches of the codes and read at the same points. Pairs with a point that was not measured count 0. published:
-    depth resized to S x S wherever the points are, and the published `depth_correspondence`.
+    Codes (B, K, h, w) at points (B, S, S, 2) of similar depth (B, 1, H, W) attract, others repel. Depth is averaged in
+    the patches of the codes and sampled at the same points. Pairs with missing depth count 0. published: depth resized
+    to S x S regardless of the points, and the published `depth_correspondence`.
     """
     known, depth = (~depth.isnan()).float(), filled(depth)
     if published:
@@ -85,22 +81,22 @@ def depth_loss(depth: Tensor, code: Tensor, coords: Tensor, shift: float, *, pub
     else:
         depths = sample(F.adaptive_avg_pool2d(depth, code.shape[-2:]), coords)
     codes = sample(code, coords)
-    closeness = depth_correspondence(depths, depths, published=published)
+    depth_pairs = depth_correspondence(depths, depths, published=published)
     measured = sample(F.adaptive_avg_pool2d(known, code.shape[-2:]), coords)[:, 0] > 0.5
     pairs = measured[:, :, :, None, None] & measured[:, None, None]
-    return pair_loss(closeness, correspondence(codes, codes), shift, centering=False) * pairs
+    return pair_loss(depth_pairs, correspondence(codes, codes), shift, centering=False) * pairs
 
 
 def filled(depth: Tensor) -> Tensor:
-    """Depth (B, 1, H, W) with the mean of the image in place of NaN, or 0.5 in an image without any measurement."""
+    """Replaces missing depth (B, 1, H, W) by the mean of the image, or by 0.5 if all is missing."""
     mean = depth.nanmean((1, 2, 3), keepdim=True).nan_to_num(0.5)
     return torch.where(depth.isnan(), mean, depth)
 
 
 def point_cloud(depth: Tensor, *, published: bool = False) -> Tensor:
-    """Points in space of a depth map, row by row: (B, 1, h, w) -> (B, h w, 3) as (right, down, towards the camera).
+    """Points in space of a depth map: (B, 1, h, w) -> (B, h w, 3) as (right, down, towards the camera).
 
-    published: 90 degrees taken as radians, and the top left corner of a patch in place of its center.
+    published: 90 degrees read as radians, and the top left corner of a patch instead of its center.
     """
     height, width = depth.shape[-2:]
     across = 2 * math.tan((FIELD_OF_VIEW if published else math.radians(FIELD_OF_VIEW)) / 2)
@@ -112,15 +108,14 @@ def point_cloud(depth: Tensor, *, published: bool = False) -> Tensor:
 
 
 def farthest_points(points: Tensor, count: int) -> Tensor:
-    """Farthest-point sampling: the first point, then always the one farthest from those chosen (the first of equals).
+    """Farthest-point sampling from the first point on: (B, N, D) -> distinct indices, int64 (B, count).
 
-    (B, N, D) -> indices in the order of choice, int64 (B, count), each at most once. StegoError if there are fewer
-    points.
+    Raises StegoError if there are fewer points.
     """
     if count > points.shape[1]:
         raise StegoError(
             f"an image has {points.shape[1]} patches, fewer than the {count} different points of method='depthg'. "
-            "Lower points or raise train_size."
+            "Lower points or increase train_size."
         )
     chosen = points.new_zeros((len(points), count), dtype=torch.long)
     nearest = points.new_full(points.shape[:2], torch.inf)
@@ -128,16 +123,16 @@ def farthest_points(points: Tensor, count: int) -> Tensor:
     for number in range(1, count):
         last = chosen[:, number - 1]
         nearest = nearest.minimum((points - points[images, last][:, None]).square().sum(2))
-        nearest[images, last] = -1.0  # points may coincide; none is taken twice
+        nearest[images, last] = -1.0  # points may coincide, but indices are distinct
         chosen[:, number] = nearest.argmax(1)
     return chosen
 
 
 def depth_coords(depth: Tensor, size: tuple[int, int], points: int, *, published: bool = False) -> Tensor:
-    """S x S patch centers of each image, spread over the point cloud of its depth (paper, section 3): (B, S, S, 2).
+    """S x S patch centers of each image, by farthest-point sampling in space (paper, section 3): (B, S, S, 2).
 
-    depth: (B, 1, H, W); size: (h, w) of the codes; points: S. published: as in `point_cloud`; and coordinates are (y,
-    x), which `loss.sample` reads as (x, y), and never reach the last row or column.
+    depth: (B, 1, H, W); size: (h, w) of the codes; points: S. published: as in `point_cloud`; coordinates are (y, x),
+    which `loss.sample` reads as (x, y), and never reach the last row or column.
 
     Examples
     --------
@@ -155,7 +150,7 @@ def depth_coords(depth: Tensor, size: tuple[int, int], points: int, *, published
 
 
 class Trainer(Successor):
-    """Trains the head by STEGO's loss and the depth term, at farthest points; needs depth maps, see `read_depth`."""
+    """Trains the head by STEGO's loss and the depth term, at farthest points. Needs depth maps, see `read_depth`."""
 
     unused = ()
 
@@ -186,7 +181,7 @@ class Trainer(Successor):
         shifts = super().begin()
         if self.experiment.shifts == "auto":
             some = F.adaptive_avg_pool2d(filled(self.depth[:: max(1, len(self.depth) // 64)]), 8)
-            self.shift = percentile(depth_correspondence(some, some).flatten().cpu(), AUTO)
+            self.shift = percentile(depth_correspondence(some, some).flatten().cpu(), AUTO_PERCENTILE)
         return shifts | {"depth_shift": self.shift}
 
     def step(self, number: int) -> dict[str, float]:
@@ -204,7 +199,7 @@ class Trainer(Successor):
             experiment.weights, self.run.shifts, centering=experiment.centering,
             zero_clamp=experiment.official.zero_clamp, stabilize=experiment.official.stabilize,
         )  # fmt: skip
-        fade = FADE ** (number // EVERY)
+        fade = FADE ** (number // FADE_EVERY)
         shift = self.shift if experiment.shifts == "auto" else fade * self.shift
         term = depth_loss(self.depth[draw.rows], code, coords1, shift, published=published).mean()
         return self.update(loss + fade * WEIGHT * term, parts | {"loss_depth": term.detach()})
@@ -217,16 +212,15 @@ class Trainer(Successor):
 
 
 def read_depth(dataset: SegmentationDataset, index: int) -> Tensor:
-    """Depth map of training image `index`, uint8 (2, H, W): depth, and 255 where it was measured.
+    """Reads the depth map of training image `index`, uint8 (2, H, W): depth, and 255 where it is valid.
 
-    Depth 0 is the nearest and 255 the farthest point of its image; where it was not measured, that of the nearest
-    measured pixel. The map is cropped as the image is.
+    Depth ranges from 0, the nearest point of the image, to 255, the farthest; missing pixels take that of the nearest
+    valid pixel. The map is cropped like the image.
 
-    The file is DATASET/depth/SPLIT/NAME.png with one gray value per pixel, 8 or 16 bits, of the size of the image NAME.
-    Larger values are farther, and 0 and 65535 in 16 bits mean that nothing was measured. DATASET/depth/depth.json
-    changes this: {"inverse": true, "invalid": [0]}, where inverse means that larger values are nearer, as MiDaS and
-    Depth Anything write them. `scenes` comes with depth maps. StegoError for a map that is missing, broken or no depth
-    map.
+    The file DATASET/depth/SPLIT/NAME.png has one gray value per pixel, 8 or 16 bits, and the size of the image NAME.
+    Larger values are farther; 0 and 65535 in 16 bits are missing. DATASET/depth/depth.json changes this:
+    {"inverse": true, "invalid": [0]}, where inverse means that larger values are nearer, as in MiDaS and Depth
+    Anything. `scenes` includes depth maps. Raises StegoError for a missing or invalid map.
     """
     values, measured = _stored_depth(dataset, index)
     low, high = values[measured].min(), values[measured].max()
@@ -237,7 +231,7 @@ def read_depth(dataset: SegmentationDataset, index: int) -> Tensor:
 
 
 def _stored_depth(dataset: SegmentationDataset, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values of the whole depth map of an image, larger is farther, float64 (H, W), and where they were measured."""
+    """Values of the whole depth map of an image, larger is farther, float64 (H, W), and where they are valid."""
     whole, number = _whole(dataset, index)
     size, file = whole.read(number).rgb.size, depth_file(dataset, index)
     about, rules = file.parents[1] / "depth.json", {}
@@ -250,55 +244,47 @@ def _stored_depth(dataset: SegmentationDataset, index: int) -> tuple[np.ndarray,
             or not isinstance(invalid, list | None)
             or inverse not in (True, False)
         ):
-            raise ValueError('depth.json may hold "inverse", true or false, and "invalid", a list of values')
+            raise ValueError('the keys of depth.json are "inverse", true or false, and "invalid", a list of values')
         with Image.open(file) as stored:
             if stored.size != size or stored.mode not in ("L", "I", "I;16", "I;16B"):
                 raise ValueError(f"{stored.mode} {stored.size}, not one gray value per pixel of {size}")
             values = np.asarray(stored, np.float64)
             measured = ~np.isin(values, INVALID if invalid is None and stored.mode != "L" else invalid or ())
         if not measured.any():
-            raise ValueError("nothing was measured")
+            raise ValueError("all values are missing")
     return -values if inverse else values, measured
 
 
 def check_depth(dataset: SegmentationDataset) -> None:
-    """Notices where depth maps look inverted, or hold values far from all others; of `CHECKED` maps at most."""
+    """Shows a notice if most of `CHECKED` depth maps seem to be inverted."""
     whole = _whole(dataset, 0)[0]
     rows = range(0, len(whole), -(-len(whole) // CHECKED))
-    inverted = outliers = 0
+    inverted = 0
     for row in rows:
         values, measured = _stored_depth(whole, row)
-        levels = np.unique(values[measured])
-        steps = np.diff(levels) / max(np.ptp(levels), 1e-12)
-        outliers += len(levels) >= LEVELS and max(steps[0], steps[-1]) > GAP
         third = len(values) // 3
         top, bottom = (values[part][measured[part]] for part in (slice(third), slice(-third, None)))
         inverted += len(top) and len(bottom) and top.mean() < bottom.mean()
     if len(rows) >= 4 and inverted > MOSTLY * len(rows):
         notice(
             f"In {inverted} of {len(rows)} depth maps the top is nearer than the bottom. If larger values are nearer, "
-            'as MiDaS and Depth Anything write them, write {"inverse": true} into depth/depth.json.'
-        )
-    if outliers:
-        notice(
-            f"{outliers} of {len(rows)} depth maps hold values far from all others. If these mean that nothing was "
-            'measured, write them into depth/depth.json: {"invalid": [0]}.'
+            'as in MiDaS and Depth Anything, write {"inverse": true} into depth/depth.json.'
         )
 
 
 def _whole(dataset: SegmentationDataset, index: int) -> tuple[SegmentationDataset, int]:
-    """The dataset of whole images, and the number of the image that image `index` is or was cut from."""
+    """The dataset of whole images, and the index in it of image or crop `index`."""
     return (dataset.whole, dataset.places[index][0]) if isinstance(dataset, Crops) else (dataset, index)
 
 
 def depth_file(dataset: SegmentationDataset, index: int) -> Path:
-    """Path of the depth map of an image. StegoError where there is none."""
+    """Path of the depth map of an image. Raises StegoError if it is missing."""
     whole, number = _whole(dataset, index)
     image = whole.images[number]
     name = Path("depth", whole.split, f"{image.stem}.png")
     paths = [folder / name for folder in image.parents[:4] if (folder / name).is_file()]
     if not paths:
         raise StegoError(
-            f"method='depthg' needs a depth map of each training image, and {image} has no {name}. See data/README.md."
+            f"method='depthg' needs a depth map of each training image; {image} has no {name}. See data/README.md."
         )
     return paths[0]

@@ -183,7 +183,7 @@ class Trainer(Successor):
         parameters = [*head.parameters(), *self.project.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, self.experiment.lr_head, weight_decay=WEIGHT_DECAY)
         self.settings = SETTINGS.get(self.experiment.dataset, OTHER_DATASETS)
-        self.mix = self.beside_features(self._attention_weights, "attention")
+        self.mix = self.cached(self._attention_weights, "attention")
 
     def columns(self) -> list[str]:
         return ["loss", "loss_global", "loss_local", "lambda"]

@@ -1,13 +1,12 @@
 """PriMaPs-EM (Hahn et al., TMLR 2024, "Boosting Unsupervised Semantic Segmentation with Principal Mask Proposals").
 
-Each image is divided once into masks of similar patches, around the principal directions of its own features. Then
-prototypes of classes, one set for the whole dataset, are fitted by expectation and maximization: each mask takes the
-class that most of its pixels have for a teacher, and a student learns these pseudo labels; the teacher is a moving
-average of the student.
+Each image is divided once into masks of similar patches, along the principal directions of its features. Then class
+prototypes for the whole dataset are fitted by expectation maximization: the teacher assigns each mask the majority
+class of its pixels, and the student learns these pseudo labels. The teacher is a moving average of the student.
 
-Shapes: features or codes (C, h, w) of one image or (B, C, h, w) of several; masks and pseudo labels int64 (B, H, W), -1
-where there is none. Formulas follow the released code (visinf/primaps, commit 7ca7757) and are tested against its
-numbers; its color augmentation of the student's images is left out.
+Shapes: features or codes (C, h, w) of one image or (B, C, h, w) of several; masks and pseudo labels int64 (B, H, W),
+where -1 means none. Formulas follow the released code (visinf/primaps, commit 7ca7757) and are tested against its
+numbers. Its color augmentation of the student's images is omitted.
 """
 
 import copy
@@ -28,25 +27,24 @@ from ..run import Run, load_run
 from ..utils.errors import StegoError
 from ..utils.progress import progress
 from ..utils.threads import in_threads
-from .base import Successor
+from .base import Successor, update_ema
 
-# A patch joins a mask from this share of the largest similarity to its seed; masks end when so many patches have one
-# (released code).
+# Similarity to the seed from which a patch joins a mask, relative to the largest; share of patches in masks at which the
+# search ends (released code).
 THRESHOLD, COVERED = 0.4, 0.95
-# Power of (1 - mean confidence) that weighs a class (released code).
+# Exponent of (1 - mean confidence) in the class weights (released code).
 FOCUS = 2
-# Steps between two updates of the teacher, and its largest decay (released code).
+# Steps between updates of the teacher, and its largest decay (released code).
 EMA_EVERY, DECAY = 10, 0.98
-# Share of the steps that fit the prototypes by `Prototypes.clustering_loss`: 2 of 52 epochs (released code). At least
-# `FIRST_STEPS`, but at most half of all steps: 2 epochs of CocoStuff are thousands of steps and those of 300 scenes are
-# 38, where the prototypes need 750 to 1000 to converge.
+# Share of the steps with `Prototypes.clustering_loss`, 2 of 52 epochs (released code), but at least `FIRST_STEPS` and at
+# most half of the steps: prototypes need 750 to 1000 steps to converge, and 2 epochs of 300 scenes are only 38.
 FIRST_STAGE, FIRST_STEPS = 2 / 52, 1000
 
 
 def principal_direction(patches: Tensor) -> Tensor:
-    """First principal direction of patches (P, C), centered: unit length, (C,).
+    """First principal direction of patches (P, C), of unit length, (C,).
 
-    Its sign is such that the unit patches have a positive mean on it; the released code leaves it to chance.
+    The sign makes the mean projection of the normalized patches positive; in the released code it is arbitrary.
     """
     centered = (patches - patches.mean(0)).double()
     direction = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -1].to(patches)
@@ -54,11 +52,11 @@ def principal_direction(patches: Tensor) -> Tensor:
 
 
 def similarity_masks(feats: Tensor, threshold: float = THRESHOLD, *, published: bool = False) -> Tensor:
-    """Masks of one image (C, h, w), each of patches that the masks before it left (paper, section 3.2): (n, h, w).
+    """Divides one image (C, h, w) into disjoint masks, one after the other (paper, section 3.2): (n, h, w).
 
-    The seed of a mask is the unused patch that stands out most along the principal direction of the unused patches. A
-    patch joins from `threshold` times the largest similarity. The masks hold the cosine with the seed divided by the
-    largest, 0 outside. published: where all unused patches have a negative projection, a used patch is the seed.
+    The seed of a mask is the unused patch with the largest projection on the principal direction of the unused patches.
+    Patches with at least `threshold` times the largest similarity to the seed join. The mask holds the cosine with the
+    seed divided by the largest, 0 outside. published: if all projections are negative, a used patch is the seed.
     """
     patches = feats.flatten(1).T
     unit, unused = F.normalize(patches, dim=1), torch.ones(len(patches), dtype=torch.bool, device=feats.device)
@@ -72,21 +70,20 @@ def similarity_masks(feats: Tensor, threshold: float = THRESHOLD, *, published: 
         masks.append(similarity / largest.clamp(min=torch.finfo(largest.dtype).tiny))
         unused = unused & (masks[-1] == 0)
         counts.append(int((~unused).sum()))
-        if len(masks) > 3 and counts[-1] == counts[-3]:  # the patches that are left have zero features
+        if len(masks) > 3 and counts[-1] == counts[-3]:  # the remaining patches have zero features
             break
     return torch.stack(masks).unflatten(1, feats.shape[1:])
 
 
 def median(maps: Tensor) -> Tensor:
-    """3 x 3 median of maps (n, h, w), mirrored at the border."""
+    """3 x 3 median of maps (n, h, w), with reflection at the border."""
     return F.unfold(F.pad(maps[:, None], (1, 1, 1, 1), mode="reflect"), 3).median(1).values.view_as(maps)
 
 
 def mask_log_probabilities(similarities: Tensor) -> Tensor:
-    """Log-probabilities of a background and of each mask at every patch: (n, h, w) -> (n + 1, h, w).
+    """Log-probabilities of background and masks at each patch: (n, h, w) -> (n + 1, h, w).
 
-    Masks are smoothed by a median and stretched, so they are nearly everywhere 0 or 1; the background is 1 where no
-    mask is.
+    Masks are smoothed by a median and scaled to almost binary values; the background is 1 outside all masks.
     """
     masks = (10 * median(similarities)).clamp(0, 1)
     inside = masks[masks > 0]
@@ -95,7 +92,7 @@ def mask_log_probabilities(similarities: Tensor) -> Tensor:
 
 
 def mask_proposals(code: Tensor, image: np.ndarray, *, published: bool = False) -> Tensor:
-    """Masks of one image after a CRF, numbered from 0, -1 for the background: int64 (H, W).
+    """Mask indices of one image after a CRF, -1 for the background: int64 (H, W).
 
     code: (C, h, w), image: uint8 (H, W, 3), RGB; published: as in `similarity_masks`.
 
@@ -109,7 +106,7 @@ def mask_proposals(code: Tensor, image: np.ndarray, *, published: bool = False) 
 
 
 class Prototypes(nn.Module):
-    """One vector per class as a direction v (n, C) and a length g (n,), trained apart: logits g <unit v, code>."""
+    """One vector per class with separate direction v (n, C) and length g (n,): logits g <v / |v|, code>."""
 
     def __init__(self, directions: Tensor):
         super().__init__()
@@ -118,33 +115,32 @@ class Prototypes(nn.Module):
 
     @property
     def vectors(self) -> Tensor:
-        """g times v at unit length, (n, C)."""
+        """g v / |v|, (n, C)."""
         return self.lengths[:, None] * F.normalize(self.directions, dim=1)
 
     def forward(self, code: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits at image size of codes that are not normalized: (B, C, h, w) -> (B, n, H, W)."""
+        """Logits at image size from codes, not normalized: (B, C, h, w) -> (B, n, H, W)."""
         return upsample(torch.einsum("bchw,nc->bnhw", code, self.vectors), size)
 
     def clustering_loss(self, code: Tensor) -> Tensor:
-        """Minus the mean cosine of codes (B, C, h, w) with their nearest direction, the loss of the first stage."""
+        """Negative mean cosine of codes (B, C, h, w) with their nearest direction, the loss of the first stage."""
         unit = F.normalize(self.directions, dim=1)
         return -torch.einsum("bchw,nc->bnhw", F.normalize(code, dim=1), unit).amax(1).mean()
 
 
 def principal_prototypes(codes: Tensor, count: int) -> Tensor:
-    """First principal directions of codes (M, C), centered: (count, C) of unit length, largest entry positive."""
+    """First principal directions of codes (M, C), of unit length with positive largest entry: (count, C)."""
     if count > codes.shape[1]:
-        raise StegoError(f"codes of {codes.shape[1]} channels have no {count} principal directions. Raise code_dim.")
+        raise StegoError(f"{count} clusters need as many channels, but code_dim={codes.shape[1]}. Increase code_dim.")
     centered = (codes - codes.mean(0)).double()
     directions = torch.linalg.eigh(centered.T @ centered).eigenvectors.flip(1)[:, :count].T.to(codes)
     return directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
 
 
 def pseudo_labels(masks: Tensor, classes: Tensor, n_classes: int) -> Tensor:
-    """E step: each mask takes the most frequent class of its pixels (paper, section 3.3), the first of several.
+    """E step: assigns each mask the most frequent class of its pixels (paper, section 3.3), the first of equals.
 
-    masks: numbers of the masks of each image; classes: the teacher's, in [0, n_classes); both int64 (B, H, W), as is
-    the result.
+    masks: mask index of each pixel; classes: of the teacher, in [0, n_classes); all int64 (B, H, W), like the result.
 
     Examples
     --------
@@ -152,22 +148,22 @@ def pseudo_labels(masks: Tensor, classes: Tensor, n_classes: int) -> Tensor:
     >>> pseudo_labels(masks, torch.tensor([[[2, 2, 1, 0, 1]]]), 3)
     tensor([[[ 2,  2,  2,  0, -1]]])
     """
-    count = int(masks.max()) + 2  # masks per image, and column 0 for pixels without a mask
+    count = int(masks.max()) + 2  # masks per image; column 0 is for pixels without a mask
     number = masks + 1 + count * torch.arange(len(masks), device=masks.device).view(-1, 1, 1)
     votes = (number * n_classes + classes).flatten().bincount(minlength=len(masks) * count * n_classes)
     return torch.where(masks < 0, -1, votes.view(-1, n_classes).argmax(1)[number])
 
 
 def class_weights(logits: Tensor) -> Tensor:
-    """(1 - mean probability over all pixels) ^ 2 of each class: (B, n, H, W) -> (n,), without gradient."""
+    """Weight of each class, (1 - mean probability) ^ 2, without gradient: (B, n, H, W) -> (n,)."""
     return (1 - logits.detach().softmax(1).mean((0, 2, 3))) ** FOCUS
 
 
 def focal_loss(logits: Tensor, pseudo: Tensor, *, published: bool = False) -> Tensor:
     """M step: cross-entropy of the student, weighted by `class_weights` (paper, section 3.3).
 
-    logits (B, n, H, W), pseudo labels int64 (B, H, W). Mean over pixels with a pseudo label, 0 without any. published:
-    over all pixels, where those without count as 0.
+    logits (B, n, H, W), pseudo labels int64 (B, H, W). Mean over pixels with a pseudo label, or 0. published: mean over
+    all pixels.
 
     Examples
     --------
@@ -179,23 +175,21 @@ def focal_loss(logits: Tensor, pseudo: Tensor, *, published: bool = False) -> Te
 
 
 def first_stage(steps: int) -> int:
-    """Steps of `Prototypes.clustering_loss` before the first pseudo labels, in a run of so many steps."""
+    """Number of steps with `Prototypes.clustering_loss`."""
     return max(round(FIRST_STAGE * steps), min(FIRST_STEPS, steps // 2))
 
 
 @torch.no_grad()
 def update_teacher(teacher: Prototypes, student: Prototypes, update: int) -> None:
-    """Moves the teacher towards the student in update number 1, 2, ...: two copies, then decay 1 - 1 / number."""
-    decay = 0.0 if update <= 2 else min(1 - 1 / update, DECAY)
-    for e, s in zip(teacher.parameters(), student.parameters(), strict=True):
-        e.lerp_(s, 1 - decay)
+    """Update number 1, 2, ... of the teacher: copies the student twice, then averages with decay 1 - 1 / number."""
+    update_ema(teacher, student, decay=0.0 if update <= 2 else min(1 - 1 / update, DECAY))
 
 
 class Trainer(Successor):
     """Fits prototypes to the codes of a frozen head: raw features (head='none') or codes of the run `start_from`.
 
-    Prototypes begin with principal directions and the first stage, or with the clusters of a run that has as many. The
-    teacher's are the clusters of the run. Masks of the training images are computed once and kept beside the features.
+    Prototypes are initialized with principal directions and the first stage, or with the clusters of `start_from`. The
+    teacher's prototypes are the clusters of the model.
     """
 
     unused = (*Successor.unused, "lr_head")
@@ -206,27 +200,27 @@ class Trainer(Successor):
         if experiment.head != "none" and experiment.start_from is None:
             raise StegoError(
                 f"method='primaps' does not train the head, and head={experiment.head!r} has random weights. "
-                "Set head='none', or start_from=RUN with the head and code_dim of that run."
+                "Use head='none', or start_from=RUN with the head and code_dim of that run."
             )
 
     def __init__(self, run: Run, features: Features, neighbors: Tensor):
         super().__init__(run, features, neighbors)
         start = self.experiment.start_from
         self.model.head.requires_grad_(False)
-        self.begun = start is not None and load_run(start).model.n_clusters == self.model.n_clusters
-        self.first = 0 if self.begun else first_stage(self.experiment.steps)
+        self.initialized = start is not None and load_run(start).model.n_clusters == self.model.n_clusters
+        self.first = 0 if self.initialized else first_stage(self.experiment.steps)
         self.student = Prototypes(self.model.cluster_probe.clusters.detach())
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.student.parameters(), self.experiment.lr_probes)
         head = (self.experiment.head, *self.model.head.state_dict().values(), self.model.feature_mean)
         settings = (THRESHOLD, COVERED, self.experiment.official.published, *head)
-        self.masks = self.beside_features(self._proposals, "masks", *settings)
+        self.masks = self.cached(self._proposals, "masks", *settings)
 
     def columns(self) -> list[str]:
         return ["loss", "confidence", "clusters"]
 
     def begin(self) -> dict[str, Any]:
-        if not self.begun:
+        if not self.initialized:
             codes, _ = sample_codes(self.model, self.features, self.experiment.seed)
             self.student.directions.data.copy_(principal_prototypes(codes, self.model.n_clusters))
         return super().begin()

@@ -1,7 +1,7 @@
 """SmooSeg (Lan et al., NeurIPS 2023, "SmooSeg: Smoothness Prior for Unsupervised Semantic Segmentation").
 
-Positions with similar features should get similar labels. The teacher's prototypes turn codes into probabilities; the
-smoothness loss weighs the distances of probabilities by feature correspondences and trains the head. The student's
+Positions with similar features should have similar labels. The teacher's prototypes turn codes into probabilities; the
+smoothness loss weights distances of probabilities by feature correspondences and trains the head. The student's
 prototypes learn the teacher's labels, and the teacher is their moving average.
 
 Shapes: features (B, C, h, w), codes (B, K, h, w), prototypes (n, K), logits and probabilities (B, n, h, w). Formulas
@@ -21,17 +21,17 @@ from .base import Successor
 
 # Temperature of the teacher's probabilities, and decay of its moving average (released code).
 TEMPERATURE, DECAY = 0.1, 0.998
-# Means over the positions of an image: unit feature f (B, C), unit probabilities P (B, n), and f P^T (B, C, n).
+# Means over the positions of an image, of features f (B, C), probabilities P (B, n), both normalized, and f P^T.
 Moments = tuple[Tensor, Tensor, Tensor]
 
 
 def logits(code: Tensor, prototypes: Tensor) -> Tensor:
-    """Cosine of each code with each prototype: (B, K, h, w), (n, K) -> (B, n, h, w). The largest is the prediction."""
+    """Cosine of each code with each prototype: (B, K, h, w), (n, K) -> (B, n, h, w)."""
     return torch.einsum("bkhw,nk->bnhw", F.normalize(code, dim=1), F.normalize(prototypes, dim=1))
 
 
 def moments(feats: Tensor, probs: Tensor) -> Moments:
-    """What `smoothness_loss` needs of features (B, C, h, w), without gradient, and probabilities (B, n, h, w)."""
+    """Moments of features (B, C, h, w), without gradient, and probabilities (B, n, h, w), for `smoothness_loss`."""
     with torch.no_grad():
         f = F.normalize(feats.flatten(2), dim=1, eps=1e-10)
     p = F.normalize(probs.flatten(2), dim=1, eps=1e-10)
@@ -43,12 +43,11 @@ def smoothness_loss(
 ) -> tuple[Tensor, Tensor]:
     """mean_pq (R_pq - shift)(1 - cos(P_p, P_q)) over all pairs of positions of two images (paper, section 3.2).
 
-    Feature correspondences R and cosines are inner products of unit vectors, so the mean of their products is an inner
-    product of means and no pair is formed: mean_pq (f_p . f_q)(P_p . P_q) = <mean_p f_p P_p^T, mean_q f_q P_q^T>.
+    R and cosines are inner products, so no pair is computed:
+    mean_pq (f_p . f_q)(P_p . P_q) = <mean_p f_p P_p^T, mean_q f_q P_q^T>.
 
-    images, partners: `moments` of the images, and of the same images or others of the batch. Pairs with a
-    correspondence above the shift attract. centering: center R spatially, see `loss.center`. Returns the loss and the
-    mean distance 1 - cos.
+    images, partners: `moments` of images and of their partners. Pairs with a correspondence above the shift attract.
+    centering: center R spatially, see `loss.center`. Returns the loss and the mean distance 1 - cos.
 
     Examples
     --------
@@ -57,7 +56,7 @@ def smoothness_loss(
     """
     (f, p, both), (f2, p2, both2) = images, partners
     similarity, distance = (f * f2).sum(1).mean(), 1 - (p * p2).sum(1).mean()
-    if centering:  # features of the partner minus their mean: the mean correspondence becomes 0, and is added back
+    if centering:  # subtract the partner's mean feature; `similarity` adds the mean correspondence back
         both2 = both2 - f2[:, :, None] * p2[:, None]
         loss = (similarity - shift) * distance - (both * both2).sum((1, 2)).mean()
     else:
@@ -76,25 +75,25 @@ def smooseg_loss(
     temperature: float = TEMPERATURE,
     centering: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Smoothness within and between images plus data loss, each of weight 1 (paper, section 3).
+    """Smoothness within and between images plus data loss, without weights (paper, section 3).
 
-    The smoothness trains the head, the data loss (cross-entropy with the teacher's labels) the student's prototypes.
+    Smoothness trains the head; the data loss, cross-entropy with the teacher's labels, trains the student's prototypes.
 
     Parameters
     ----------
     feats, code
         Frozen features (B, C, h, w) and codes (B, K, h, w).
     teacher, student
-        Prototypes (n, K). The teacher's get no gradient.
+        Prototypes (n, K). The teacher has no gradient.
     partners
-        Another image of the batch for each, int64 (B,), see `loss.negative_permutation`.
+        Another image of the batch for each image, int64 (B,), see `loss.negative_permutation`.
     shifts
         b within and between images; published: (-0.02, 0.5) for Cityscapes, (-0.02, 0.48) for CocoStuff.
 
     Returns
     -------
     tuple
-        The loss, and without gradient "loss_self", "loss_rand", "loss_data", "distance_self" and "distance_rand".
+        The loss, and its detached parts "loss_self", "loss_rand", "loss_data", "distance_self" and "distance_rand".
 
     Examples
     --------
@@ -114,9 +113,9 @@ def smooseg_loss(
 
 
 class Trainer(Successor):
-    """Trains head and prototypes. The cluster probe holds the teacher's prototypes, which give the prediction.
+    """Trains head and prototypes. The teacher's prototypes are the clusters of the model.
 
-    Of the run's three shifts it uses the first (within images) and the last (between images).
+    The first and the last of the run's shifts apply within and between images.
     """
 
     unused = ("weights", "points", "neighbors", "negatives")

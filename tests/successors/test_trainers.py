@@ -30,7 +30,7 @@ def quick(monkeypatch):
     few_samples(monkeypatch)
     for module, sizes in (
         (hp, dict(POOL_SIZE=20, RENEWAL=3, POSITIONS=30)),
-        (cause, dict(CODEBOOK=16, FITTING=5, POSITIONS=30, BANK=4)),
+        (cause, dict(CODEBOOK=16, FITTING_STEPS=5, POSITIONS=30, BANK=4)),
         (primaps, dict(EMA_EVERY=2)),
     ):
         for name, value in sizes.items():
