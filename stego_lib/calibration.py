@@ -1,4 +1,4 @@
-"""The shifts of a run, from the correspondences measured on its training features, without labels."""
+"""Sets the shifts of a run from the correspondences of its training features, without labels."""
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,40 +14,40 @@ from .utils.progress import progress
 if TYPE_CHECKING:
     from .features import Features
 
-# Images that are measured: IMAGES x points^4 correspondences of each kind.
+# Number of images to measure, which gives IMAGES x points^4 correspondences of each kind.
 IMAGES = 256
-# What shifts="auto" stands for: a quarter of the self and kNN pairs attract, and three in a hundred random ones. The
-# chapter on choosing l and b shows the trials behind it.
+# Percentiles for shifts="auto": 25 % of the self and kNN pairs attract, and 3 % of the random pairs. The chapter on
+# choosing l and b shows the experiments.
 AUTO_SHIFTS = ("p75", "p75", "p97")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The three shifts of a run and the reason for them; every triple is self, kNN, random."""
+    """The three shifts of a run, and how they were set. Triples are self, kNN, random."""
 
     shifts: tuple[float, float, float]
-    """b, as the loss uses them."""
+    """b of the loss."""
     rule: tuple[float | str, ...]
-    """The experiment's shifts: numbers, or percentiles of the measured correspondences such as 'p75'."""
+    """Numbers, or percentiles of the measured correspondences such as 'p75'."""
     attracting: tuple[float, float, float]
-    """Share of the measured pairs above their shift, in [0, 1]: those that attract."""
+    """Share of attracting pairs, with a correspondence above the shift, in [0, 1]."""
     images: int
-    """Training images that were measured."""
+    """Number of measured training images."""
     reason: str
-    """The same in words."""
+    """A summary in words."""
     histograms: dict[str, list[float]]
     """Densities of the measured correspondences, see `histograms`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Keys and values for JSON, the histograms' keys among the others."""
+        """Keys and values for JSON, including those of the histograms."""
         values = asdict(self)
         return values.pop("histograms") | values
 
 
 def calibrate(features: "Features", neighbors: Tensor, mean: Tensor, experiment: Experiment) -> Calibration:
-    """Measures correspondences on up to `IMAGES` training images, and sets the three shifts.
+    """Sets the three shifts from correspondences on up to `IMAGES` training images.
 
-    Shifts that are numbers stay, percentiles are looked up, and "auto" is `AUTO_SHIFTS`. Parameters: as in
+    Numbers are kept, percentiles are computed, and "auto" is `AUTO_SHIFTS`. For the parameters see
     `measure_correspondences`.
     """
     measured = measure_correspondences(features, neighbors, mean, experiment)
@@ -55,37 +55,37 @@ def calibrate(features: "Features", neighbors: Tensor, mean: Tensor, experiment:
     images = min(len(features), IMAGES)
     kinds = zip(("self", "kNN", "random"), rule, measured.values(), shifts, strict=True)
     attracting, shares = [], []
-    for name, given, values, shift in kinds:
+    for name, setting, values, shift in kinds:
         attracting.append((values > shift).double().mean().item())
-        origin = f"at {given}" if isinstance(given, str) else "given"
+        origin = f"at {setting}" if isinstance(setting, str) else "given"
         shares.append(f"{name} {origin}: {100 * attracting[-1]:.1f} % of the pairs attract")
     source = "by the rule 'auto'" if experiment.shifts == "auto" else "by the experiment"
-    how = "spatially centered" if experiment.centering else "not centered"
-    reason = f"set {source} on correspondences of {images} training images, {how}; {', '.join(shares)}"
+    centering = "spatially centered" if experiment.centering else "not centered"
+    reason = f"set {source} on correspondences of {images} training images, {centering}; {', '.join(shares)}"
     own, knn, rand = attracting
     return Calibration(shifts, rule, (own, knn, rand), images, reason, histograms(measured))
 
 
 def shift_rule(experiment: Experiment) -> tuple[float | str, ...]:
-    """The experiment's shifts as numbers or percentiles, with `AUTO_SHIFTS` in place of "auto"."""
+    """The shifts of an experiment as numbers or percentiles: `AUTO_SHIFTS` for "auto"."""
     return experiment.shifts if isinstance(experiment.shifts, tuple) else AUTO_SHIFTS
 
 
 def measure_correspondences(
     features: "Features", neighbors: Tensor, mean: Tensor, experiment: Experiment
 ) -> dict[str, Tensor]:
-    """Feature correspondences as the loss sees them, centered if the experiment says so.
+    """Measures feature correspondences as in the loss, centered if `experiment.centering` is set.
 
     Parameters
     ----------
     features
-        Of the training images.
+        Features of the training images.
     neighbors
         Nearest neighbors of each image, int64 (N, k).
     mean
-        Subtracted from the features, (1, C, 1, 1).
+        Mean to subtract from the features, (1, C, 1, 1).
     experiment
-        Gives points, batch size, seed and centering.
+        Points, batch size, seed and centering.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def measure_correspondences(
 
 
 def resolve_shifts(experiment: Experiment, measured: dict[str, Tensor]) -> tuple[float, float, float]:
-    """The three shifts as numbers: 'p70' becomes the 70th percentile of the measured correspondences of its kind."""
+    """The three shifts as numbers; 'p70' is the 70th percentile of the correspondences of its kind of pair."""
     own, knn, rand = (
         percentile(values, float(shift[1:])) if isinstance(shift, str) else shift
         for shift, values in zip(shift_rule(experiment), measured.values(), strict=True)
@@ -126,15 +126,15 @@ def resolve_shifts(experiment: Experiment, measured: dict[str, Tensor]) -> tuple
 def balance(
     measured: dict[str, Tensor], shifts: tuple[float, float, float], weights: tuple[float, float, float]
 ) -> dict[str, dict[str, float]]:
-    """Mean attractive and repulsive force of each kind of pairs at these shifts, before any training.
+    """Mean attractive and repulsive force of each kind of pair before training.
 
-    The slope of the loss against S is -(F - b) wherever S > 0, so F - b acts as a force.
+    The derivative of the loss by S is -(F - b) for S > 0, so F - b acts as a force.
 
     Returns
     -------
     dict
-        For self, knn and rand: "shift"; "attracting", the share of pairs with F > b; "pull" and "push", weight times
-        the mean force of either sign; "net", pull - push, which equals weight * (mean F - b).
+        For self, knn and rand: "shift"; "attracting", the share of pairs with F > b; "pull" and "push", the weight times
+        the mean positive and negative force; "net", pull - push, which equals weight * (mean F - b).
     """
     forces = {}
     for (kind, values), shift, weight in zip(measured.items(), shifts, weights, strict=True):
@@ -146,7 +146,7 @@ def balance(
 
 
 def histograms(measured: dict[str, Tensor], bins: int = 100) -> dict[str, list[float]]:
-    """Densities of the measured correspondences over [-1, 1] by kind, and "edges", the borders of the bins."""
+    """Histogram densities of the measured correspondences over [-1, 1] by kind of pair, and the "edges" of the bins."""
     edges = torch.linspace(-1, 1, bins + 1)
     counts = {kind: torch.histc(values, bins, -1, 1) for kind, values in measured.items()}
     densities = {kind: (count / count.sum() / (edges[1] - edges[0])).tolist() for kind, count in counts.items()}
@@ -154,5 +154,5 @@ def histograms(measured: dict[str, Tensor], bins: int = 100) -> dict[str, list[f
 
 
 def percentile(values: Tensor, percent: float) -> float:
-    """The member of `values` (M,) that `percent` (0 to 100) per cent of them lie below."""
+    """The nearest member of `values` (M,) to a percentile, 0 to 100."""
     return float(np.percentile(values.numpy(), percent, method="nearest"))

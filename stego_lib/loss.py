@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def correspondence(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of every position of `a` with every position of `b` (paper, equation 1).
+    """Cosine similarity of all pairs of positions (paper, equation 1).
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ def correspondence(a: Tensor, b: Tensor) -> Tensor:
 def center(correspondences: Tensor) -> Tensor:
     """Spatial centering (paper, section 3.2): subtracts each position's mean over the positions of its partner.
 
-    As in the published code, the mean of the whole batch is added back, so the result depends on the batch and shifts
-    keep their meaning. correspondences: (B, h, w, i, j).
+    As in the published code, the mean of the batch is added back, so shifts keep their meaning. correspondences:
+    (B, h, w, i, j).
     """
     centered = correspondences - correspondences.mean(dim=(3, 4), keepdim=True)
     return centered - centered.mean() + correspondences.mean()
@@ -54,18 +54,18 @@ def pair_loss(
     zero_clamp: bool = True,
     stabilize: bool = False,
 ) -> Tensor:
-    """-(F - shift) * S for every pair of points (paper, equations 2 to 4), not yet averaged.
+    """-(F - shift) * S for each pair of points (paper, equations 2 to 4), without averaging.
 
     Parameters
     ----------
     features, codes
-        Correspondences F (without gradient) and S, both (B, h, w, i, j).
+        Correspondences F (without gradient) and S, (B, h, w, i, j).
     shift
-        b: above it features attract, below it they repel.
+        b: pairs with F > b attract, others repel.
     centering
         Center F spatially, see `center`.
     zero_clamp, stabilize
-        Clamp S at 0 from below, at 0.8 from above.
+        Clamp S to at least 0; to at most 0.8.
     """
     with torch.no_grad():
         force = (center(features) if centering else features) - shift
@@ -79,12 +79,12 @@ def pair_loss(
 def correspondence_loss(
     feats1: Tensor, feats2: Tensor, code1: Tensor, code2: Tensor, shift: float, **switches: bool
 ) -> tuple[Tensor, Tensor]:
-    """`pair_loss` of sampled features and codes, and the code correspondences before clamping.
+    """`pair_loss` of sampled features and codes.
 
     Parameters
     ----------
     feats1, feats2
-        Frozen features at S x S points, (B, C, S, S); no gradient flows into them.
+        Frozen features at S x S points, (B, C, S, S), without gradient.
     code1, code2
         Codes at the same points, (B, K, S, S).
     shift, switches
@@ -93,7 +93,7 @@ def correspondence_loss(
     Returns
     -------
     tuple of Tensor
-        Both (B, S, S, S, S).
+        The loss of each pair, and the code correspondences before clamping, both (B, S, S, S, S).
     """
     with torch.no_grad():
         features = correspondence(feats1, feats2)
@@ -113,9 +113,9 @@ def stego_loss(
     shifts: tuple[float, float, float],
     **switches: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The three-part loss (paper, equation 5): self, kNN and random pairs.
+    """The weighted sum of the losses of self, kNN and random pairs (paper, equation 5).
 
-    Equals `correspondence_loss` of each pair; here every sample is taken and normalized once.
+    Equals `correspondence_loss` of each kind of pair, but samples and normalizes features and codes only once.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def stego_loss(
     Returns
     -------
     tuple
-        The weighted sum, and its parts: "loss_self", "code_self" (mean code correspondence), and so on for knn and
+        The loss, and a dictionary of "loss_self", "code_self" (mean code correspondence), and the same for knn and
         rand.
     """
     side = coords1.shape[1]
@@ -149,7 +149,7 @@ def stego_loss(
     def correspondences(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.transpose(1, 2)).unflatten(2, (side, side)).unflatten(1, (side, side))
 
-    # With channels last, a point's values lie side by side: one copy here saves many when points are looked up.
+    # In channels-last order, all channels of a point are adjacent in memory, which makes sampling fast.
     feats, feats_knn, code, code_knn = (
         maps.contiguous(memory_format=torch.channels_last) for maps in (feats, feats_knn, code, code_knn)
     )
@@ -174,20 +174,20 @@ def stego_loss(
 
 
 def sample(maps: Tensor, coords: Tensor) -> Tensor:
-    """Maps (B, C, h, w) at points (B, S, T, 2), bilinear -> (B, C, T, S).
+    """Samples maps (B, C, h, w) bilinearly at points (B, S, T, 2): (B, C, T, S).
 
-    [b, :, j, i] is the map at coords[b, i, j]: the two axes of points are swapped, as in the published code, which
-    changes nothing for the loss.
+    [b, :, j, i] is the value at coords[b, i, j]. The axes of points are swapped as in the published code, which does
+    not change the loss.
     """
     swapped = coords.transpose(1, 2)
     return sample_points(maps, swapped.flatten(1, 2)).transpose(1, 2).unflatten(2, swapped.shape[1:3])
 
 
 def sample_points(maps: Tensor, coords: Tensor, images: Tensor | None = None) -> Tensor:
-    """Bilinear lookup of maps at points between their grid cells, one row a point.
+    """Samples maps bilinearly at points, one row per point.
 
-    Same values as `F.grid_sample` with border padding and aligned corners; maps in channels-last order are read without
-    a copy.
+    The values are those of `F.grid_sample` with border padding and aligned corners. Maps in channels-last order are not
+    copied.
 
     Parameters
     ----------
@@ -196,7 +196,7 @@ def sample_points(maps: Tensor, coords: Tensor, images: Tensor | None = None) ->
     coords
         (B, P, 2) as (x, y) in [-1, 1]; -1 and 1 are the centers of the first and the last cell.
     images
-        int64 (B,), the map that each row of points looks up; row b looks up map b by default.
+        int64 (B,), index of the map of each row of points; by default row b samples map b.
 
     Returns
     -------
@@ -219,12 +219,12 @@ def sample_points(maps: Tensor, coords: Tensor, images: Tensor | None = None) ->
 
 
 def random_coords(batch: int, points: int, generator: torch.Generator) -> Tensor:
-    """Random points, (batch, points, points, 2), uniform in [-1, 1]."""
+    """Uniform random points in [-1, 1], (batch, points, points, 2)."""
     return torch.rand(batch, points, points, 2, generator=generator) * 2 - 1
 
 
 def negative_permutation(batch: int, generator: torch.Generator) -> Tensor:
-    """A random partner of each image of a batch, int64 (batch,): one random cycle, so never the image itself."""
+    """A random partner of each image of a batch, never the image itself: a random cycle, int64 (batch,)."""
     order = torch.randperm(batch, generator=generator)
     partner = torch.empty_like(order)
     partner[order] = order.roll(1)
@@ -232,27 +232,26 @@ def negative_permutation(batch: int, generator: torch.Generator) -> Tensor:
 
 
 def published_permutation(batch: int, generator: torch.Generator) -> Tensor:
-    """The published code's partners, int64 (batch,): never itself (batch > 1), but some images twice and others never.
+    """Random partners as in the published code, int64 (batch,): some images occur twice and others never.
 
-    Fixed points of a permutation move to the next image, the last one to the first, whoever is there already.
+    Fixed points of a permutation move to the next image, even if it already is a partner.
     """
     order = torch.randperm(batch, generator=generator)
     return (order + (order == torch.arange(batch))) % batch
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, H, W), bilinear without aligned corners.
+    """Bilinear upsampling without aligned corners: (B, C, h, w) -> (B, C, H, W).
 
-    Two matrix products: the values of `F.interpolate` in a quarter of its time on a CPU.
+    Two matrix products, four times faster than `F.interpolate` on a CPU.
     """
     rows, columns = (interpolation(cells, pixels).to(maps) for cells, pixels in zip(maps.shape[-2:], size, strict=True))
     return rows @ (maps @ columns.T)
 
 
-@lru_cache(maxsize=64)  # a folder may hold images of a thousand sizes
-@torch.inference_mode(False)  # training uses the cached tensor as well
+@lru_cache(maxsize=64)  # limited, because the images of a folder may have many sizes
+@torch.inference_mode(False)  # so that training can use a matrix cached during inference
 def interpolation(cells: int, pixels: int) -> Tensor:
-    """The share of each cell in each pixel of a line, (pixels, cells)."""
-    return F.interpolate(torch.eye(cells, dtype=torch.float32)[None], pixels, mode="linear", align_corners=False)[
-        0
-    ].T.contiguous()
+    """Matrix of linear interpolation from cells to pixels of a line, (pixels, cells)."""
+    identity = torch.eye(cells, dtype=torch.float32)[None]
+    return F.interpolate(identity, pixels, mode="linear", align_corners=False)[0].T.contiguous()

@@ -1,4 +1,4 @@
-"""The trained parts: segmentation head, cluster probe, linear probe. The backbone is not among them."""
+"""The trained modules: segmentation head, cluster probe, linear probe."""
 
 from typing import TYPE_CHECKING
 
@@ -11,14 +11,14 @@ from .loss import upsample
 if TYPE_CHECKING:
     from .experiment import Experiment
 
-# Scale of the cosines in the cluster probe's softmax. It matters only through the CRF.
+# Scale of the cosines in the cluster probe's softmax, which only affects the CRF.
 ALPHA = 2.0
-# Activation of the head's two-layer branch, by kind of the head.
+# Kind of head -> activation of its two-layer branch.
 ACTIVATIONS = {"nonlinear": nn.ReLU, "silu": nn.SiLU}
 
 
 class ChannelDropout(nn.Dropout2d):
-    """`nn.Dropout2d` that draws from `generator` if it is set, so that threads do not disturb each other."""
+    """`nn.Dropout2d` that draws from `generator` if it is set, so that runs in several threads are reproducible."""
 
     generator: torch.Generator | None = None
 
@@ -32,15 +32,15 @@ class ChannelDropout(nn.Dropout2d):
 class SegmentationHead(nn.Module):
     """1 x 1 convolutions from features (B, C, h, w) to codes (B, K, h, w) (paper, section 3.4).
 
-    While training, the input of each branch goes through channel dropout.
+    In training, channel dropout is applied to the input of each branch.
 
     Parameters
     ----------
     in_dim, code_dim
         C and K.
     kind
-        'nonlinear': a linear branch plus a two-layer ReLU branch, as in the paper; 'silu': SiLU for ReLU, as SmooSeg
-        has it; 'linear': the first alone; 'none': the features are the code (K = C).
+        'nonlinear': sum of a linear branch and a two-layer ReLU branch, as in the paper; 'silu': the same with SiLU, as
+        in SmooSeg; 'linear': only the linear branch; 'none': the features are the code (K = C).
     dropout
         Probability that a channel is dropped.
 
@@ -63,7 +63,7 @@ class SegmentationHead(nn.Module):
             )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Codes (B, K, h, w), not normalized."""
+        """Returns codes (B, K, h, w), not normalized."""
         if self.kind == "none":
             return features
         code = self.linear(self.dropout(features))
@@ -73,7 +73,7 @@ class SegmentationHead(nn.Module):
 
 
 class ClusterProbe(nn.Module):
-    """Cosine k-means by gradient descent (paper, section 3.4). `lengths` (PriMaPs): centers are not normalized."""
+    """Cosine k-means by gradient descent (paper, section 3.4). lengths: do not normalize the centers (PriMaPs)."""
 
     def __init__(self, code_dim: int, n_clusters: int, lengths: bool = False):
         super().__init__()
@@ -81,19 +81,18 @@ class ClusterProbe(nn.Module):
         self.clusters = nn.Parameter(torch.randn(n_clusters, code_dim))
 
     def forward(self, code: Tensor) -> Tensor:
-        """Cosine of each code with each cluster: (B, K, h, w) -> (B, n, h, w), in [-1, 1] without `lengths`."""
+        """Cosine of each code with each cluster: (B, K, h, w) -> (B, n, h, w)."""
         return self.similarity(F.normalize(code, dim=1))
 
     def similarity(self, code: Tensor) -> Tensor:
         """`forward` times the length of the code, (B, n, h, w).
 
-        It is linear in the code, so n similarities can be upsampled instead of K code channels; the nearest cluster is
-        the same.
+        It is linear in the code, so upsampling the n similarities equals upsampling the K channels of the code.
         """
         return torch.einsum("bkhw,nk->bnhw", code, self.clusters if self.lengths else F.normalize(self.clusters, dim=1))
 
     def loss(self, code: Tensor, alpha: float | None = None) -> Tensor:
-        """Minus the mean cosine with the nearest cluster, or with all clusters weighted by softmax(alpha * cosine)."""
+        """Negative mean cosine with the nearest cluster, or with all clusters weighted by softmax(alpha * cosine)."""
         cosine = self(code)
         if alpha is None:
             return -cosine.amax(1).mean()
@@ -105,9 +104,9 @@ class ClusterProbe(nn.Module):
 
 
 class LinearProbe(nn.Module):
-    """A linear classifier on the code, trained with labels: it measures the code and never shapes it.
+    """A linear classifier of the code, trained with labels. It measures the code and does not influence it.
 
-    Its weights are zero in a run without training labels (`forget`), so that nobody takes its guesses for scores.
+    Without training labels, its weights are zero (`forget`).
     """
 
     def __init__(self, code_dim: int, n_classes: int):
@@ -120,7 +119,7 @@ class LinearProbe(nn.Module):
 
     @property
     def trained(self) -> bool:
-        """Whether it has seen labels."""
+        """Whether it was trained with labels."""
         return bool(self.classifier.weight.any())
 
     def forget(self) -> None:
@@ -129,26 +128,25 @@ class LinearProbe(nn.Module):
             nn.init.zeros_(parameter)
 
     def loss(self, code: Tensor, label: Tensor) -> Tensor:
-        """Cross-entropy at the resolution of the label (B, H, W); ids outside [0, n) are ignored.
+        """Cross-entropy of bilinearly upsampled logits with labels (B, H, W); ids outside [0, n) are ignored.
 
-        Logits are upsampled bilinearly. A batch without a labeled pixel gives 0.
+        Returns 0 for a batch without labels.
         """
         logits = self(code)
         counted = (label >= 0) & (label < logits.shape[1])
         target = torch.where(counted, label, -1)
-        chunk = 1 if logits.device.type == "cpu" else len(logits)  # one image stays in a CPU's cache: twice as fast
+        chunk = 1 if logits.device.type == "cpu" else len(logits)  # one image fits the cache of a CPU
         total = sum(
-            F.cross_entropy(upsample(some, label.shape[-2:]), wanted, ignore_index=-1, reduction="sum")
-            for some, wanted in zip(logits.split(chunk), target.split(chunk), strict=True)
+            F.cross_entropy(upsample(scores, label.shape[-2:]), ids, ignore_index=-1, reduction="sum")
+            for scores, ids in zip(logits.split(chunk), target.split(chunk), strict=True)
         )
         return total / counted.sum().clamp(min=1)
 
 
 class Stego(nn.Module):
-    """Head and probes, with the mean that is subtracted from the features (zeros by default).
+    """Head and probes, and the mean that is subtracted from features (0 by default).
 
-    `decoder`: add a 1 x 1 convolution from codes to features, for the reconstruction loss; `lengths`: see
-    `ClusterProbe`.
+    decoder: add a 1 x 1 convolution from codes to features for the reconstruction loss. lengths: see `ClusterProbe`.
     """
 
     def __init__(
@@ -173,7 +171,7 @@ class Stego(nn.Module):
 
     @property
     def n_clusters(self) -> int:
-        """Clusters, extra ones included."""
+        """Number of clusters, including extra ones."""
         return len(self.cluster_probe.clusters)
 
     def centered(self, features: Tensor) -> Tensor:
@@ -185,19 +183,19 @@ class Stego(nn.Module):
         return self.head(self.centered(features))
 
     def mean_code(self, features: Tensor, flipped: Tensor | None = None) -> Tensor:
-        """Codes (B, K, h, w), averaged with those of the horizontally flipped images where their features are given."""
+        """Codes (B, K, h, w), averaged with those of the features of horizontally flipped images, if given."""
         device = self.feature_mean.device
         if flipped is None:
             return self(features.to(device))
-        code, of_flipped = self(torch.cat([features, flipped]).to(device)).chunk(2)
-        return 0.5 * (code + of_flipped.flip(-1))
+        code, flipped_code = self(torch.cat([features, flipped]).to(device)).chunk(2)
+        return 0.5 * (code + flipped_code.flip(-1))
 
 
 def build_model(experiment: "Experiment", in_dim: int, n_classes: int) -> Stego:
-    """A model with fresh weights drawn from the experiment's seed. in_dim: channels of the features."""
-    official = experiment.official
+    """Creates a model with random weights from the experiment's seed. in_dim: channels of the features."""
     from .utils.torch_state import drawing
 
+    official = experiment.official
     with drawing(experiment.seed):
         return Stego(
             in_dim,

@@ -246,7 +246,7 @@ def train_steps(trainer: Trainer) -> None:
                 continue
             log.add(step, values)
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-            watch.look(model, run.step)
+            watch.update(model, run.step)
             if experiment.official.keep_every and run.step % experiment.official.keep_every == 0:
                 run.save_weights()
             if run.step % SAVE_EVERY == 0 or run.step == experiment.steps:

@@ -1,4 +1,4 @@
-"""Watches a training run for collapse, without labels: how many groups the codes of a few fixed positions form."""
+"""Detects collapse during training without labels, from the codes of a few fixed positions."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,54 +15,54 @@ from .utils.notices import notice
 if TYPE_CHECKING:
     from .features import Features
 
-# Steps between two measurements.
+# Steps between measurements.
 EVERY = 25
-# Step of the first verdict; before it the head is close to its initial weights.
-BEGIN = 50
-# Images, and grid cells of each, that are measured.
+# First step at which a collapse is reported; before, the head is close to its initial weights.
+FIRST_REPORT = 50
+# Number of images, and of grid cells in each, to measure.
 IMAGES, CELLS = 32, 16
-# Groups or clusters below which codes have collapsed.
-FEWEST = 1.5
-# Mean correspondence of a code with its nearest code in another image, below which codes have scattered.
-LOOSEST = 0.5
+# Effective number of groups or clusters below which codes have collapsed.
+MIN_GROUPS = 1.5
+# Mean correspondence of a code with the nearest code of another image, below which codes have scattered.
+MIN_NEAREST = 0.5
 
 
 class Symptom(NamedTuple):
-    """A sign of collapse and what to do about it."""
+    """A sign of collapse and its remedy."""
 
     measure: str
-    limit: float  # values below it are reported
+    limit: float  # smaller values are reported
     finding: str
     cause: str
-    move: str  # where the shifts should go: "raise" or "lower"
+    remedy: str  # "raise" or "lower" the shifts
 
 
-# The first that applies is reported.
+# Only the first symptom that applies is reported.
 SYMPTOMS = (
     Symptom(
         "groups",
-        FEWEST,
+        MIN_GROUPS,
         "the codes are nearly all alike ({:.2f} groups): they have collapsed",
         "the shifts lie below most correspondences, so nearly all pairs attract, random ones too",
         "raise",
     ),
     Symptom(
         "within",
-        FEWEST,
+        MIN_GROUPS,
         "the codes of each image are nearly all alike ({:.2f} groups): they have collapsed",
         "the shift of self pairs lies below most correspondences within an image, so every image gets one code",
         "raise",
     ),
     Symptom(
         "nearest",
-        LOOSEST,
+        MIN_NEAREST,
         "codes resemble none in other images (mean nearest correspondence {:.2f}): they have scattered",
         "the shifts of kNN and self pairs lie above nearly all correspondences, so even similar positions repel",
         "lower",
     ),
     Symptom(
         "clusters",
-        FEWEST,
+        MIN_GROUPS,
         "nearly all codes are in one cluster ({:.2f} in use): they have collapsed",
         "the cluster probe follows codes that have collapsed, or one kind of region fills the images",
         "raise",
@@ -72,11 +72,10 @@ MEASURES = tuple(symptom.measure for symptom in SYMPTOMS)
 
 
 def effective_groups(codes: Tensor) -> tuple[float, float]:
-    """Effective number of groups of unit codes (P, M, K) of P images, over all images and within one.
+    """Effective number of groups of unit codes (P, M, K) of P images, between images and within images.
 
-    1 / the mean of max(S, 0), over positions of different images and over different positions of the same image: n
-    groups of equal size with orthogonal codes give n, equal codes give 1, codes that all repel each other give
-    infinity.
+    1 / mean of max(S, 0) over pairs of positions in different images, and in the same image: n for n orthogonal groups
+    of equal size, 1 for equal codes, infinity if all codes repel each other.
     """
     cosines, same = _cosines(codes)
     pull = cosines.clamp(min=0)
@@ -85,19 +84,19 @@ def effective_groups(codes: Tensor) -> tuple[float, float]:
 
 
 def nearest_elsewhere(codes: Tensor) -> float:
-    """Mean over all positions of the largest S with a position of another image, in [-1, 1]. codes as above."""
+    """Mean over all positions of the largest S with a position in another image, in [-1, 1]. codes: (P, M, K)."""
     cosines, same = _cosines(codes)
     return cosines.masked_fill(same, -1).amax(1).mean().item()
 
 
 def effective_clusters(labels: Tensor, n_clusters: int) -> float:
-    """exp of the entropy of cluster sizes: n for n equal clusters, 1 if one cluster holds all. labels: int64 (M,)."""
+    """exp of the entropy of cluster sizes: n for n equal clusters, 1 for a single one. labels: int64 (M,)."""
     share = torch.bincount(labels.flatten(), minlength=n_clusters).double()
     return torch.special.entr(share / share.sum()).sum().exp().item()
 
 
 def _cosines(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """S between all positions, and whether both are of the same image: (P M, P M)."""
+    """S between all positions, and whether they are in the same image: (P M, P M)."""
     flat, image = codes.flatten(0, 1), torch.arange(len(codes)).repeat_interleave(codes.shape[1])
     return flat @ flat.T, image[:, None] == image[None]
 
@@ -109,10 +108,9 @@ def _inverse(mean: float) -> float:
 class Watch:
     """Measures the codes of a few positions every `EVERY` steps, writes watch.json, and shows a notice at collapse.
 
-    It uses no random numbers and leaves the model unchanged. watch.json holds "steps"; for each of them "groups" and
-    "within" (`effective_groups`), "nearest" (`nearest_elsewhere`) and "clusters" (`effective_clusters` of the cluster
-    probe; null before a probe with probes="after" is fitted); "collapsed"; and "seen", the finding and what to change,
-    or null.
+    watch.json holds "steps" and for each of them "groups" and "within" (`effective_groups`), "nearest"
+    (`nearest_elsewhere`) and "clusters" (`effective_clusters` of the cluster probe, null before it is fitted);
+    "collapsed"; and "seen", a finding with a remedy or null.
     """
 
     def __init__(self, folder: Path, features: "Features", experiment: Experiment, step: int):
@@ -122,14 +120,14 @@ class Watch:
         cells = torch.linspace(0, maps.shape[2] - 1, min(CELLS, maps.shape[2])).long()
         self.features = maps[:, :, cells, None]
         self.record: dict[str, Any] = {name: [] for name in ("steps", *MEASURES)} | {"collapsed": False, "seen": None}
-        if step and self.path.exists():  # a resumed run keeps the measurements up to its step
+        if step and self.path.exists():  # keep the measurements up to the step of a resumed run
             record = read_json(self.path)
             kept = sum(measured <= step for measured in record["steps"])
             self.record = record | {name: record[name][:kept] for name in ("steps", *MEASURES)}
 
     @torch.no_grad()
-    def look(self, model: Stego, step: int) -> None:
-        """Called after every step: measures if `step` is due, and writes watch.json."""
+    def update(self, model: Stego, step: int) -> None:
+        """Measures and writes watch.json if `step` is due. Call it after each step."""
         last = step == self.experiment.steps
         if step % EVERY and not last:
             return
@@ -143,18 +141,18 @@ class Watch:
         unit = F.normalize(code.cpu()[..., 0], dim=1).transpose(1, 2)
         values = dict(zip(MEASURES, (*effective_groups(unit), nearest_elsewhere(unit), clusters), strict=True))
         self.record["steps"].append(step)
-        for name, value in values.items():  # JSON has no infinity
+        for name, value in values.items():  # JSON does not have infinity
             self.record[name].append(None if value in (None, float("inf")) else float(f"{value:.4g}"))
-        if step >= BEGIN and not self.record["collapsed"]:
+        if step >= FIRST_REPORT and not self.record["collapsed"]:
             self._judge(step, values)
         write_json(self.path, self.record)
 
     def _judge(self, step: int, values: dict[str, float | None]) -> None:
-        """Records the first symptom that applies, with a notice."""
+        """Records the first symptom that applies and shows a notice."""
         for symptom in SYMPTOMS:
             value = values[symptom.measure]
             if value is not None and value < symptom.limit:
-                remedy = f"{symptom.move} the shifts, see the chapter on choosing l and b"
+                remedy = f"{symptom.remedy} the shifts, see the chapter on choosing l and b"
                 if self.experiment.shifts != "auto":
                     remedy = f"set shifts='auto', or {remedy}"
                 self.record |= {"collapsed": True, "seen": f"step {step}: {symptom.finding.format(value)}; {remedy}"}

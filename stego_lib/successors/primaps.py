@@ -29,15 +29,15 @@ from ..utils.progress import progress
 from ..utils.threads import in_threads
 from .base import Successor, update_ema
 
-# Similarity to the seed from which a patch joins a mask, relative to the largest; share of patches in masks at which the
-# search ends (released code).
+# Similarity to the seed from which a patch joins a mask, relative to the largest; share of patches in masks that ends
+# the search (released code).
 THRESHOLD, COVERED = 0.4, 0.95
 # Exponent of (1 - mean confidence) in the class weights (released code).
 FOCUS = 2
 # Steps between updates of the teacher, and its largest decay (released code).
 EMA_EVERY, DECAY = 10, 0.98
-# Share of the steps with `Prototypes.clustering_loss`, 2 of 52 epochs (released code), but at least `FIRST_STEPS` and at
-# most half of the steps: prototypes need 750 to 1000 steps to converge, and 2 epochs of 300 scenes are only 38.
+# Share of the steps with `Prototypes.clustering_loss`, 2 of 52 epochs (released code), but at least `FIRST_STEPS` and
+# at most half of the steps: prototypes need 750 to 1000 steps to converge, and 2 epochs of 300 scenes are only 38.
 FIRST_STAGE, FIRST_STEPS = 2 / 52, 1000
 
 

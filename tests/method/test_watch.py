@@ -58,7 +58,7 @@ def test_clusters_in_use_are_counted(counts, expected):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(watch, "EVERY", 4)
-    monkeypatch.setattr(watch, "BEGIN", 8)
+    monkeypatch.setattr(watch, "FIRST_REPORT", 8)
 
 
 def experiment(scenes_root, backbone_file, **changes):
@@ -73,7 +73,7 @@ def test_a_run_in_which_everything_attracts_collapses_and_says_so_once(scenes_ro
     assert len(told) == 1 and "shifts='auto'" in told[0] and told[0].startswith("step 8: ")
     seen = run.watched
     assert seen["collapsed"] is True and seen["seen"] == told[0] and seen["steps"] == [4, 8, 12, 16, 20]
-    assert seen["groups"][-1] < watch.FEWEST and all(1 <= value <= 8 for value in seen["clusters"])
+    assert seen["groups"][-1] < watch.MIN_GROUPS and all(1 <= value <= 8 for value in seen["clusters"])
     assert run.observed["collapsed"] is True and run.observed["codes"]["groups"] == seen["groups"][-1]
 
 
@@ -114,7 +114,7 @@ def test_clusters_are_those_that_the_probe_chooses(tmp_path, scenes_root, backbo
     model = Divided(5, 2, 3)
     model.cluster_probe.clusters.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
     found = Watch(tmp_path, Grid(6), experiment(scenes_root, backbone_file), 0)
-    found.look(model, 25)
+    found.update(model, 25)
     assert found.record["clusters"] == [2.0] and found.record["collapsed"] is False
 
 
@@ -127,7 +127,7 @@ def test_a_look_draws_nothing_drops_nothing_and_leaves_the_model_as_it_is(
     found = Watch(tmp_path, Grid(9), experiment(scenes_root, backbone_file), 0)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     for step in (2, 4, 5):
-        found.look(model, step)
+        found.update(model, step)
     seen = read_json(tmp_path / "watch.json")
     assert seen["steps"] == [2, 4] and all(len(set(seen[name])) == 1 for name in watch.MEASURES)
     assert all(model.training == module.training == mode for module in model.modules())
@@ -160,7 +160,7 @@ def test_codes_without_their_like_have_scattered(tmp_path, scenes_root, backbone
     found = Watch(tmp_path, Store(range(7)), asked, 0)
     model = Unlike(5, 7 * 6, 3)
     with pytest.warns(Notice, match=r"step 50: .*scattered.*lower the shifts"):
-        found.look(model, 50)
+        found.update(model, 50)
     assert read_json(tmp_path / "watch.json") == {
         "steps": [50], "groups": [None], "within": [None], "nearest": [0.0], "clusters": [None], "collapsed": True,
         "seen": found.record["seen"],
