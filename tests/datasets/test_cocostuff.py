@@ -40,6 +40,7 @@ def test_published_labels_ignore_ids_that_no_byte_holds(root):
 def test_every_stored_id_becomes_its_class_by_name(root, name):
     """Each of the ids that a map may hold, looked up the slow way."""
     stored = np.append(np.arange(182, dtype=np.uint8), np.uint8(255)).reshape(3, 61)
+    standins.save(root / "cocostuff/images/val2017/000000000009.jpg", np.zeros((3, 61, 3), np.uint8))
     standins.save(root / "cocostuff/annotations/val2017/000000000009.png", stored)
     dataset = open_dataset(name, root, "val")
     found = dataset.label(0).flatten().tolist()
@@ -56,6 +57,7 @@ def test_every_stored_id_becomes_its_class_by_name(root, name):
 @pytest.mark.parametrize("name", ["cocostuff27", "cocostuff15", "cocostuff3"])
 def test_published_labels_are_those_of_the_published_loader(root, name):
     """Pixel by pixel: an id without a coarse class becomes 0, 255 is ignored, the smaller forms come after."""
+    standins.save(root / "cocostuff/images/val2017/000000000009.jpg", np.zeros((16, 16, 3), np.uint8))
     standins.save(
         root / "cocostuff/annotations/val2017/000000000009.png", np.arange(256, dtype=np.uint8).reshape(16, 16)
     )
