@@ -93,7 +93,7 @@ def test_just_images_serve_as_both_splits(tmp_path, place):
     (tmp_path / place / "notes.txt").write_text("no image")
     standins.save(tmp_path / place / "._0.jpg", IMAGE)
     train = open_dataset("folder", tmp_path, "train")
-    with pytest.warns(Notice, match="none is held out"):
+    with pytest.warns(Notice, match="training and validation"):
         val = open_dataset("folder", tmp_path, "val")
     assert train.images == val.images == [tmp_path / place / f"{i}.jpg" for i in range(3)]
 

@@ -220,7 +220,11 @@ def test_exif_turns_images_unless_told_otherwise(tmp_path, kind, orientation):
 
 def exif_of(kind: int, value: bytes) -> bytes:
     """An EXIF block with the orientation as a type of TIFF: 2 is text, 3 a short."""
-    return b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12" + struct.pack(">HI", kind, len(value)) + value.ljust(8, b"\0")
+    return (
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12"
+        + struct.pack(">HI", kind, len(value) // {2: 1, 3: 2}[kind])
+        + value.ljust(8, b"\0")
+    )
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])

@@ -51,7 +51,7 @@ def test_training_leaves_the_linear_probe_out(run):
     assert len(run.classes) == 5 == len(run.model.cluster_probe.clusters)
 
 
-@pytest.mark.parametrize("id_, said", [(255, "no pixel"), (1, "only class")])
+@pytest.mark.parametrize("id_, said", [(255, "no class"), (1, "hold only")])
 def test_label_maps_with_fewer_than_two_classes_train_no_linear_probe(
     scenes_root, backbone_file, tmp_path, monkeypatch, id_, said
 ):
