@@ -133,7 +133,7 @@ def balance(
     Returns
     -------
     dict
-        For self, knn and rand: "shift"; "attracting", the share of pairs with F > b; "pull" and "push", the weight times
+        For self, knn and rand: "shift"; "attracting", the share of pairs with F > b; "pull" and "push", weight times
         the mean positive and negative force; "net", pull - push, which equals weight * (mean F - b).
     """
     forces = {}
