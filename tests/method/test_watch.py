@@ -181,7 +181,7 @@ def test_a_calibrated_run_is_silent(scenes_root, tmp_path, quick):
 
 def test_watching_changes_nothing(scenes_root, backbone_file, tmp_path, quick, monkeypatch):
     one = train(experiment(scenes_root, backbone_file), runs_dir=tmp_path)
-    monkeypatch.setattr(training.Watch, "look", lambda self, model, step: None)
+    monkeypatch.setattr(training.Watch, "update", lambda self, model, step: None)
     other = train(experiment(scenes_root, backbone_file), runs_dir=tmp_path)
     assert all(torch.equal(value, other.model.state_dict()[name]) for name, value in one.model.state_dict().items())
     assert other.observed.keys() == {"calibration"}
@@ -200,7 +200,7 @@ def test_a_resumed_run_has_seen_the_same(scenes_root, backbone_file, tmp_path, q
         if len(looked) == 13:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Watch, "look", stop)
+    monkeypatch.setattr(Watch, "update", stop)
     with pytest.raises(KeyboardInterrupt), pytest.warns(Notice, match="collapsed"):
         train(asked, runs_dir=tmp_path / "broken")
     with warnings.catch_warnings():
