@@ -192,12 +192,12 @@ def test_a_resumed_run_has_seen_the_same(scenes_root, backbone_file, tmp_path, q
     with pytest.warns(Notice, match="collapsed"):
         whole = train(asked, runs_dir=tmp_path / "whole")
     monkeypatch.setattr(training, "SAVE_EVERY", 10)
-    look, looked = Watch.look, []
+    update, updated = Watch.update, []
 
     def stop(self, model, step):
-        look(self, model, step)
-        looked.append(step)
-        if len(looked) == 13:
+        update(self, model, step)
+        updated.append(step)
+        if len(updated) == 13:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Watch, "update", stop)
