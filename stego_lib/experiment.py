@@ -350,6 +350,18 @@ DEFAULT_PRESET = {
     "potsdam3": "potsdam3-vits8",
 }
 
+
+def list_presets() -> list[str]:
+    """Names for `Experiment.preset`: recipes, then datasets whose default recipe has another name.
+
+    Examples
+    --------
+    >>> "scenes" in list_presets()
+    True
+    """
+    return [*PRESETS, *DEFAULT_PRESET]
+
+
 # Settings that `Experiment.preset` takes with a `method`: published ones, where they differ from the recipe's. Shifts
 # are measured, because those of a recipe belong to STEGO's loss; steps are the recipe's.
 SUCCESSORS: dict[str, dict[str, Any]] = {

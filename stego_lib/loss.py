@@ -8,7 +8,10 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor, nn
+
+# Of self, kNN and random pairs.
+Triple = tuple[float, float, float]
 
 
 def correspondence(a: Tensor, b: Tensor) -> Tensor:
@@ -109,8 +112,8 @@ def stego_loss(
     coords1: Tensor,
     coords2: Tensor,
     permutations: Tensor,
-    weights: tuple[float, float, float],
-    shifts: tuple[float, float, float],
+    weights: Triple,
+    shifts: Triple,
     **switches: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of the losses of self, kNN and random pairs (paper, equation 5).
@@ -173,6 +176,44 @@ def stego_loss(
     return total, parts
 
 
+class StegoLoss(nn.Module):
+    """`stego_loss` at points and with random partners that each call draws; `parts` holds those of the last call.
+
+    Parameters
+    ----------
+    weights, shifts
+        l and b of self, kNN and random pairs.
+    points, negatives
+        S, for S x S points in each image; number of random partners of each image.
+    switches
+        As in `pair_loss`: `centering` and `zero_clamp`, on by default, and `stabilize`.
+
+    Examples
+    --------
+    >>> loss_fn = StegoLoss(weights=(1.0, 0.58, 0.91), shifts=(0.3, 0.2, 0.4))
+    >>> feats, feats_knn = torch.rand(2, 16, 384, 28, 28)
+    >>> code, code_knn = torch.rand(2, 16, 70, 28, 28, requires_grad=True)
+    >>> loss_fn(feats, feats_knn, code, code_knn).backward()
+    """
+
+    def __init__(self, weights: Triple, shifts: Triple, points: int = 11, negatives: int = 5, **switches: bool):
+        super().__init__()
+        self.weights, self.shifts, self.points, self.negatives = weights, shifts, points, negatives
+        self.switches, self.parts = switches, dict[str, Tensor]()
+
+    def forward(
+        self, feats: Tensor, feats_knn: Tensor, code: Tensor, code_knn: Tensor, generator: Generator | None = None
+    ) -> Tensor:
+        """The loss, a scalar. Maps as in `stego_loss`, B > 1; generator: on the CPU, torch's own by default."""
+        coords = [random_coords(len(feats), self.points, generator).to(feats.device) for _ in range(2)]
+        partners = torch.stack([negative_permutation(len(feats), generator) for _ in range(self.negatives)])
+        draws = *coords, partners.to(feats.device)
+        loss, self.parts = stego_loss(
+            feats, feats_knn, code, code_knn, *draws, self.weights, self.shifts, **self.switches
+        )
+        return loss
+
+
 def sample(maps: Tensor, coords: Tensor) -> Tensor:
     """Samples maps (B, C, h, w) bilinearly at points (B, S, T, 2): (B, C, T, S).
 
@@ -218,12 +259,12 @@ def sample_points(maps: Tensor, coords: Tensor, images: Tensor | None = None) ->
     return values.view(*coords.shape[:2], channels)
 
 
-def random_coords(batch: int, points: int, generator: torch.Generator) -> Tensor:
+def random_coords(batch: int, points: int, generator: Generator | None = None) -> Tensor:
     """Uniform random points in [-1, 1], (batch, points, points, 2)."""
     return torch.rand(batch, points, points, 2, generator=generator) * 2 - 1
 
 
-def negative_permutation(batch: int, generator: torch.Generator) -> Tensor:
+def negative_permutation(batch: int, generator: Generator | None = None) -> Tensor:
     """A random partner of each image of a batch, never the image itself: a random cycle, int64 (batch,)."""
     order = torch.randperm(batch, generator=generator)
     partner = torch.empty_like(order)
@@ -231,7 +272,7 @@ def negative_permutation(batch: int, generator: torch.Generator) -> Tensor:
     return partner
 
 
-def published_permutation(batch: int, generator: torch.Generator) -> Tensor:
+def published_permutation(batch: int, generator: Generator) -> Tensor:
     """Random partners as in the published code, int64 (batch,): some images occur twice and others never.
 
     Fixed points of a permutation move to the next image, even if it already is a partner.

@@ -1,7 +1,7 @@
 """A run is one folder: `Run` reads and writes it, `load_run` opens it, `find_run` finds it."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
@@ -24,7 +24,7 @@ from .utils.fields import split_backbone
 from .utils.files import atomic, checksum, disk_errors, fingerprint, read_json, remove_temporary, write_json
 from .utils.notices import notice
 from .utils.paths import runs_root, shown_path, user_path
-from .utils.states import load_state, save_state
+from .utils.states import CHECKPOINT, load_state, save_state
 from .utils.torch_state import usual_modes
 
 if TYPE_CHECKING:
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from .predict import Scores
     from .teach import Taught
 
-CHECKPOINT = "checkpoint.safetensors"
 # Files that a run folder cannot do without.
 FILES = ("experiment.json", "classes.json", "provenance.json", CHECKPOINT)
+# Images as the backbone sees them (B, 3, H, W) and their features (B, C, h, w) -> features (B, C, h', w').
+Upsampler = Callable[[Tensor, Tensor], Tensor]
 # Values of `refine` of `Run.predict`.
 REFINEMENTS = ("crf", "none")
 
@@ -172,6 +173,76 @@ class Run:
             write_json(self.folder / "experiment.json", self.experiment.to_dict())
         return state["trainer"]
 
+    # ------------------------------------------------------------------------------------------ sharing
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        images: Sequence[Any] = (),
+        license: str | None = None,
+        include_backbone: bool = False,
+    ) -> None:
+        """Writes what others need to use the run: a few hundred kilobytes, see `stego_lib.share` for the files.
+
+        The model card (README.md) states backbone, scores and what labels were used for.
+
+        Parameters
+        ----------
+        folder
+            A new or empty folder.
+        images
+            Images for the card's thumbnail, beside their segments. They are published with the run; none by default.
+        license
+            License of head and probes for the card, such as "mit"; no license is claimed by default.
+        include_backbone
+            Copy the backbone's file as well, for a backbone that others cannot load by its name.
+
+        Raises
+        ------
+        StegoError
+            For a folder with files, an unfinished run, a license that the backbone's does not allow or whose backbone
+            has no known license, and `include_backbone` for a backbone that has a name.
+
+        Examples
+        --------
+        >>> run.save_pretrained("streets", images=["image.jpg"])
+        >>> run = Run.from_pretrained("streets")
+        """
+        from .share import save_run
+
+        save_run(self, folder, images, license, include_backbone)
+
+    def push_to_hub(self, repository: str, *, private: bool = False, **options: Any) -> None:
+        """Uploads what `save_pretrained` writes to Hugging Face's hub, which must know you (`hf auth login`).
+
+        Parameters
+        ----------
+        repository
+            "user/name". It is made if it does not exist; files of the same names are replaced.
+        private
+            Whether only you can see a repository that is made.
+        options
+            Of `save_pretrained`.
+
+        Raises
+        ------
+        StegoError
+            As in `save_pretrained`, and if the upload fails.
+
+        Examples
+        --------
+        >>> run.push_to_hub("user/streets", license="mit")
+        """
+        from .share import push_run
+
+        push_run(self, repository, private, **options)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> "Run":
+        """`load_run` of a folder, or else of a repository "user/name" or "user/name@revision" of the hub."""
+        return load_run(source if user_path(source).exists() else f"hf:{source}", **options)
+
     # ------------------------------------------------------------------------------------------ checks
 
     def check_fitted(self) -> None:
@@ -208,22 +279,37 @@ class Run:
 
     # ------------------------------------------------------------------------------------------ prediction
 
-    def code(self, images: Tensor) -> Tensor:
+    def code(self, images: Tensor, upsampler: Upsampler | None = None) -> Tensor:
         """Codes (B, K, h, w) of uint8 images (B, 3, H, W), averaged over horizontal flips with `mirror=True`."""
         if not self.experiment.mirror:
-            return self.model.mean_code(self.backbone(images))
-        features, flipped = self.backbone(torch.cat([images, images.flip(-1)])).chunk(2)
+            return self.model.mean_code(self._features(images, upsampler))
+        features, flipped = self._features(torch.cat([images, images.flip(-1)]), upsampler).chunk(2)
         return self.model.mean_code(features, flipped)
 
-    def maps(self, images: Tensor, on: str | None = None) -> Tensor:
+    def _features(self, images: Tensor, upsampler: Upsampler | None) -> Tensor:
+        """Features of uint8 images (B, 3, H, W), upsampled if wanted."""
+        features = self.backbone(images)
+        if upsampler is None:
+            return features
+        finer = upsampler(self.backbone.normalize(images).float(), features)
+        if finer.ndim != 4 or finer.shape[:2] != features.shape[:2]:
+            raise StegoError(
+                f"upsampler returns {tuple(finer.shape)} for features of {tuple(features.shape)}. It must keep the "
+                "batch and the channels."
+            )
+        return finer.float()
+
+    def maps(self, images: Tensor, on: str | None = None, upsampler: Upsampler | None = None) -> Tensor:
         """`code` of uint8 images (B, 3, H, W), or with on="features" the features of the backbone, (B, C, h, w).
 
         By default what `segments` are computed from: codes, unless `teach` was given features.
         """
         if (on or ("codes" if self.taught is None else self.taught.on)) == "codes":
-            return self.code(images)
-        features = self.backbone(images)
-        return 0.5 * (features + self.backbone(images.flip(-1)).flip(-1)) if self.experiment.mirror else features
+            return self.code(images, upsampler)
+        features = self._features(images, upsampler)
+        if not self.experiment.mirror:
+            return features
+        return 0.5 * (features + self._features(images.flip(-1), upsampler).flip(-1))
 
     def score_maps(self, maps: Tensor) -> "Scores":
         """Scores of `segments` on the grid, from `maps`: those of the cluster probe, or of what `teach` fitted."""
@@ -233,14 +319,14 @@ class Run:
 
     @usual_modes()
     @torch.inference_mode()
-    def scores(self, image: Tensor, size: int | None = None) -> "Scores":
+    def scores(self, image: Tensor, size: int | None = None, upsampler: Upsampler | None = None) -> "Scores":
         """Scores of `segments` on the grid of one image, uint8 (3, H, W), at the working size of `predict`."""
         from .predict import score_image
 
         experiment = self.experiment
         return score_image(
             image,
-            lambda images: self.score_maps(self.maps(images)),
+            lambda images: self.score_maps(self.maps(images, upsampler=upsampler)),
             size or experiment.eval_size,
             self.backbone.patch,
             experiment.official.published,
@@ -248,7 +334,13 @@ class Run:
 
     @overload
     def predict(
-        self, images: "ImageLike", *, refine: str | None = None, size: int | None = None, tile: int | None = None
+        self,
+        images: "ImageLike",
+        *,
+        refine: str | None = None,
+        size: int | None = None,
+        tile: int | None = None,
+        upsampler: Upsampler | None = None,
     ) -> np.ndarray: ...
     @overload
     def predict(
@@ -258,6 +350,7 @@ class Run:
         refine: str | None = None,
         size: int | None = None,
         tile: int | None = None,
+        upsampler: Upsampler | None = None,
     ) -> list[np.ndarray]: ...
     @usual_modes()
     @torch.inference_mode()
@@ -268,6 +361,7 @@ class Run:
         refine: str | None = None,
         size: int | None = None,
         tile: int | None = None,
+        upsampler: Upsampler | None = None,
     ) -> np.ndarray | list[np.ndarray]:
         """Label map of an image at its own resolution; of a list of images, a list of label maps.
 
@@ -287,6 +381,11 @@ class Run:
             Pixels per side of a window that slides over the image at its own resolution (or scaled to `size`, if both
             are given), see `tiles.label_strips`; None for the whole image at once. It finds smaller things, and
             takes longer.
+        upsampler
+            A callable that refines the backbone's features before the head sees them: normalized images (1 or 2, 3, H,
+            W) and features (B, C, h, w) -> (B, C, H', W'). AnyUp is one as it is; for NAF write
+            `lambda images, features: naf(images, features, (H, W))`, for FeatUp
+            `lambda images, features: featup.upsampler(features, images)`. Not with `tile`.
 
         Returns
         -------
@@ -305,7 +404,8 @@ class Run:
         >>> label_map = run.predict("drone.jpg", tile=448)
         """
         if isinstance(images, list | tuple):
-            return [self.predict(image, refine=refine, size=size, tile=tile) for image in images]
+            options: dict[str, Any] = dict(refine=refine, size=size, tile=tile, upsampler=upsampler)
+            return [self.predict(image, **options) for image in images]
         from .annotations.names import NOTHING
         from .datasets.images import as_tensor
         from .predict import label_maps, refined_label_maps
@@ -315,15 +415,17 @@ class Run:
         for name, value in {"size": size, "tile": tile}.items():
             if value is not None and not (isinstance(value, int) and 8 <= value <= MAX_SIDE):
                 raise StegoError(f"{name}={value!r} must be a number of pixels from 8 to {MAX_SIDE}.")
+        if tile is not None and upsampler is not None:
+            raise StegoError("tile and upsampler exclude each other. Leave one of them out.")
         self.check_fitted()
         pixels, transparent = as_tensor(images, self.classes.rules)
         height, width = pixels.shape[1:]
         if tile is not None:
             labels = tiled_label_map(self, pixels, tile, crf, size)
         elif crf:
-            labels = refined_label_maps(pixels, [self.scores(pixels, size)], ids=self.ids)[0].numpy()
+            labels = refined_label_maps(pixels, [self.scores(pixels, size, upsampler)], ids=self.ids)[0].numpy()
         else:
-            labels = label_maps(self.scores(pixels, size), (height, width), self.ids)[0].numpy()
+            labels = label_maps(self.scores(pixels, size, upsampler), (height, width), self.ids)[0].numpy()
         if transparent is not None:
             labels[transparent] = NOTHING
         return labels
@@ -523,15 +625,16 @@ CHANGEABLE = ("dataset", "backbone", "official", *EVALUATION, *MACHINE)
 
 @usual_modes()
 def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes: Any) -> Run:
-    """Opens a run folder, or a checkpoint that STEGO's authors released (.ckpt).
+    """Opens a run folder, a run that was shared, or a checkpoint that STEGO's authors released (.ckpt).
 
     Parameters
     ----------
     path
-        The folder or file.
+        The folder or file; "hf:user/name" or "hf:user/name@revision" on Hugging Face's hub. Without a network, files
+        come from the hub's cache.
     runs_dir
-        Work on a copy in this folder: for a run that may not be written to, or should not change. The evaluation of a
-        .ckpt has a folder of its own, in `runs/` of the project by default.
+        Work on a copy in this folder: for a run that may not be written to, or should not change. A run that was
+        shared, and the evaluation of a .ckpt, have a folder of their own, in `runs/` of the project by default.
     changes
         Fields of the experiment to change for evaluation, see `CHANGEABLE`. `backbone` names another place of the same
         weights; a weight file in the run's folder is used if the original is missing.
@@ -539,18 +642,23 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     Raises
     ------
     StegoError
-        For missing or damaged files, and for a field that cannot be changed.
+        For missing or damaged files, a failed download, and for a field that cannot be changed.
 
     Examples
     --------
+    >>> run = load_run("hf:user/name")
     >>> run = load_run("runs/20260102-030405-scenes-scenes_vit_tiny8-seed0", crf=False)
     """
+    from .share import is_shared, open_shared
+
     folder, released = user_path(path), Path(path).suffix.lower() == ".ckpt"
     possible = [key for key in CHANGEABLE if not (released and key == "backbone")]
     if unknown := [key for key in changes if key not in possible]:
         raise StegoError(f"load_run cannot change {', '.join(unknown)}. It can change {', '.join(possible)}.")
     if released:
         return _load_released(folder, user_path(runs_dir, runs_root()), changes)
+    if is_shared(path):
+        folder, runs_dir = open_shared(path, user_path(runs_dir, runs_root())), None
     if missing := [name for name in FILES if not (folder / name).exists()]:
         raise StegoError(f"{folder.absolute()} is not a run: {', '.join(missing)} missing.")
     if runs_dir is not None:

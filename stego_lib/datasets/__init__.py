@@ -12,7 +12,7 @@ from .classes import Classes
 if TYPE_CHECKING:
     from .base import SegmentationDataset
 
-__all__ = ["DATASETS", "Classes", "open_dataset", "open_split", "open_training_set"]
+__all__ = ["DATASETS", "Classes", "list_datasets", "open_dataset", "open_split", "open_training_set"]
 
 # Name -> the module that opens it, imported on use.
 DATASETS = {
@@ -26,6 +26,17 @@ DATASETS = {
     "labelmefacade": "labelmefacade",
     "folder": "folder",
 }
+
+
+def list_datasets() -> list[str]:
+    """Names for `open_dataset`, whether their files are here or not.
+
+    Examples
+    --------
+    >>> list_datasets()[-1]
+    'folder'
+    """
+    return list(DATASETS)
 
 
 def open_dataset(

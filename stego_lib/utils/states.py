@@ -11,6 +11,8 @@ from torch import Tensor
 from .errors import StegoError, brief
 from .files import atomic
 
+# File name of the checkpoint in a run folder.
+CHECKPOINT = "checkpoint.safetensors"
 # Metadata key of the nested structure with all values except tensors.
 KEY = "state"
 

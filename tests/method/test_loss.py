@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from stego_lib.loss import (
+    StegoLoss,
     center,
     correspondence,
     correspondence_loss,
@@ -218,3 +219,28 @@ def test_each_weight_and_shift_belongs_to_its_own_part(position, kind):
     shifts[position] += 1
     _, moved = stego_loss(*arguments, tuple(weights), tuple(shifts))
     assert {name for name in parts if not torch.equal(parts[name], moved[name])} == {f"loss_{kind}"}
+
+
+@pytest.mark.parametrize("switches", [{}, {"centering": True, "stabilize": True}])
+def test_the_loss_module_is_the_sum_of_its_pairs_at_the_points_it_draws(switches):
+    feats, feats_knn, code, code_knn = (rand(4, channels, 5, 6, seed=channels) for channels in (9, 8, 3, 2))
+    feats_knn, code_knn = feats_knn[:, :1].expand_as(feats) + feats.flip(0), code_knn[:, :1] + code.flip(0)
+    weights, shifts = (1.0, 0.5, 2.0), (0.3, 0.2, 0.1)
+    module = StegoLoss(weights, shifts, points=3, negatives=2, **switches)
+    total = module(feats, feats_knn, code.requires_grad_(), code_knn, torch.Generator().manual_seed(5))
+
+    generator = torch.Generator().manual_seed(5)
+    first, second = random_coords(4, 3, generator), random_coords(4, 3, generator)
+    partners = [negative_permutation(4, generator) for _ in range(2)]
+    f, c = sample(feats, first), sample(code, first)
+    others = [[(f, c)], [(sample(feats_knn, second), sample(code_knn, second))]]
+    others.append([(sample(feats[rows], second), sample(code[rows], second)) for rows in partners])
+    expected = sum(
+        weight
+        * torch.stack([correspondence_loss(f, f2, c, c2, shift, **switches)[0].mean() for f2, c2 in pairs]).mean()
+        for weight, shift, pairs in zip(weights, shifts, others, strict=True)
+    )
+    assert_close(total, expected, **CLOSE)
+    total.backward()
+    assert code.grad.abs().sum() > 0 and set(module.parts) >= {"loss_self", "code_rand"}
+    assert not torch.equal(module(feats, feats_knn, code, code_knn), module(feats, feats_knn, code, code_knn))

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from randomrun import random_run
 from torch.testing import assert_close
 
+from stego_lib import StegoError
 from stego_lib.loss import upsample
 from stego_lib.model import Stego
 from stego_lib.predict import Scores, label_maps, probe_scores, upsampled_length
@@ -78,3 +80,28 @@ def test_label_maps_block_by_block_are_those_of_all_at_once(grid, size):
     expected = ids[upsample(maps, size).argmax(1)]
     assert labels.dtype == np.uint8 and labels.shape == (2, *size)
     assert (labels != expected).mean() < 1e-4, "the last bit of a sum decides between equals"
+
+
+def test_predict_takes_an_upsampler_of_features(tmp_path):
+    """The head is linear, so bilinear features give the usual labels, and repeated ones those of whole cells."""
+    run = random_run(tmp_path, crf=False, eval_size=64)
+    image = torch.randint(0, 256, (3, 64, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    sizes = []
+
+    def upsampler(mode):
+        def upsample_features(images, features):
+            sizes.append((images.shape[1:], features.shape[1:]))
+            assert images.dtype == torch.float32 and images.mean().abs() < 2
+            return F.interpolate(features, images.shape[-2:], mode=mode)
+
+        return upsample_features
+
+    expected = run.predict(image)
+    assert (run.predict(image, upsampler=upsampler("bilinear")) == expected).mean() > 0.999
+    assert set(sizes) == {((3, 64, 96), (run.backbone.dim, 8, 12))}
+    cells = run.predict(image, upsampler=upsampler("nearest"))
+    assert np.array_equal(cells, cells[::8, ::8].repeat(8, 0).repeat(8, 1)) and not np.array_equal(cells, expected)
+    with pytest.raises(StegoError, match="channels"):
+        run.predict(image, upsampler=lambda images, features: features[:, :5])
+    with pytest.raises(StegoError, match="tile"):
+        run.predict(image, upsampler=upsampler("nearest"), tile=64)

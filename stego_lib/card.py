@@ -1,0 +1,137 @@
+"""The model card of a shared run: what it was made from, its scores, and what labels were used for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import timm
+from PIL import Image, ImageOps
+
+from .datasets.images import as_tensor
+from .networks.loading import EMBEDDED, SHORT_NAMES
+from .provenance import Provenance
+from .utils.errors import StegoError
+from .utils.fields import split_backbone
+from .utils.files import read_json
+
+if TYPE_CHECKING:
+    from .run import Run
+
+THUMBNAIL = "thumbnail.webp"
+# Pixels per side of an image in the thumbnail.
+SIDE = 240
+# Licenses that let others choose the license of what they build on a backbone.
+PERMISSIVE = ("apache-2.0", "bsd-3-clause", "mit")
+# Licenses of weights that timm does not record. Other embedded backbones have seen images with terms of their own.
+LICENSES = {"scenes_vit_tiny8": "mit"} | dict.fromkeys(SHORT_NAMES.values(), "apache-2.0")
+
+
+def backbone_license(backbone: str) -> str | None:
+    """License of a backbone's weights; None if it is not known, as that of a file."""
+    name, file = split_backbone(backbone)
+    timm_name = SHORT_NAMES.get(name, name)
+    if file or name in EMBEDDED or timm_name in LICENSES:
+        return None if file else LICENSES.get(timm_name)
+    return getattr(timm.get_pretrained_cfg(timm_name), "license", None)
+
+
+def check_license(license: str | None, backbone: str) -> None:
+    """StegoError for a license that the terms of the backbone do not allow, or may not."""
+    terms = backbone_license(backbone)
+    if license and terms not in (*PERMISSIVE, license):
+        known = f"has the license {terms}" if terms else "has no known license"
+        raise StegoError(f"The backbone {known}, so the card cannot claim {license}. Leave license out.")
+
+
+def thumbnail(run: "Run", images: Sequence[Any]) -> Image.Image:
+    """Images and their segments side by side, one image a row."""
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(run.segments)] = run.segments.colors
+    rows = []
+    for image in images:
+        pixels = as_tensor(image, run.classes.rules)[0].permute(1, 2, 0).numpy()
+        pair = [Image.fromarray(array) for array in (pixels, colors[run.predict(image)])]
+        rows.append(np.hstack([np.asarray(ImageOps.pad(picture, (SIDE, SIDE), color="white")) for picture in pair]))
+    return Image.fromarray(np.vstack(rows))
+
+
+def card(run: "Run", source: str, license: str | None, included: bool, picture: bool) -> str:
+    """The card: metadata for the hub, then Markdown. source: what `load_run` opens. included: the backbone's file."""
+    experiment, (name, file) = run.experiment, split_backbone(run.experiment.backbone)
+    metadata = [f"license: {license}\n"] if license else []
+    place = (
+        "included" if included else "not included: `load_run(..., backbone=FILE)`" if file else "part of `stego_lib`"
+    )
+    if not file and name not in EMBEDDED:
+        place, hub = "loaded by name", getattr(timm.get_pretrained_cfg(SHORT_NAMES.get(name, name)), "hf_hub_id", "")
+        metadata += [f"base_model: {hub}\n"] if hub else []
+    pairs = zip(run.segments.names, run.segments.colors, strict=True)
+    segments = ", ".join(f"{segment} (#{bytes(color).hex()})" for segment, color in pairs)
+    return f"""---
+library_name: stego_lib
+pipeline_tag: image-segmentation
+tags: [stego, unsupervised-segmentation]
+{"".join(metadata)}---
+
+# {experiment.name}
+
+Segmentation head and probes on a frozen backbone, trained by `stego_lib` (STEGO, Hamilton et al., ICLR 2022).
+
+{f"![Images on the left, their segments on the right]({THUMBNAIL})" if picture else ""}
+
+```python
+from stego_lib import load_run
+
+run = load_run("{source}")
+label_map = run.predict("image.jpg")
+```
+
+* Backbone: {name or Path(file).name}, weights {run.provenance.weights}, {place}.
+* License of the backbone: {backbone_license(experiment.backbone) or "not known; ask its authors"}.
+* License of head and probes: {license or "none is claimed"}.
+* Training: method {experiment.method}, step {run.step}, seed {experiment.seed}.
+* Data: {experiment.dataset}, images {run.provenance.images}. Their terms hold too.
+* Segments: {segments}.
+
+## Scores, and what labels were used for
+
+Head and clusters were trained without labels. {_labels(run)}
+
+{_table(run)}
+"""
+
+
+def _labels(run: "Run") -> str:
+    """What labels and people did to the segments."""
+    if run.taught is not None:
+        return f"The segments were fitted to labels: {run.taught.about}."
+    names = "A person named or merged some of them. " if run.names else ""
+    return names + ("Labels of the validation split name the clusters." if run.matched else "Clusters have no classes.")
+
+
+def _table(run: "Run") -> str:
+    """Scores in percent, with their spread over the seeds whose runs lie beside this one."""
+    path = run.folder / "metrics.json"
+    record = read_json(path) if path.exists() else {}
+    if record.get("step") != run.step or not record.get("scores"):
+        return "The run was not scored."
+    others = [read_json(path) for path in run.folder.parent.glob("*/metrics.json")]
+    seeds = {other["experiment"]["seed"]: other for other in [*others, record] if _setting(other) == _setting(record)}
+    lines = [
+        f"Last step, {record['images']} images of the validation split; seeds {', '.join(map(str, sorted(seeds)))}.\n",
+        "| method | accuracy | mIoU | mIoU over seeds | labels |",
+        "|---|---|---|---|---|",
+    ]
+    for method, result in record["scores"].items():
+        values = [other["scores"][method]["miou"] for other in seeds.values() if method in other["scores"]]
+        spread = f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "one seed"
+        use = "train it, count scores" if method.startswith(("linear", "taught")) else "name clusters, count scores"
+        lines.append(f"| {method} | {result['accuracy']:.1f} | {result['miou']:.1f} | {spread} | {use} |")
+    return "\n".join(lines)
+
+
+def _setting(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What the records of several seeds have in common."""
+    experiment = {key: value for key, value in record["experiment"].items() if key != "seed"}
+    return experiment, Provenance.from_dict(record["provenance"]).key(), record["data"], record["step"]

@@ -1,0 +1,141 @@
+"""Shares a run: a folder of a few files, or the same as a repository on Hugging Face's hub.
+
+* head.safetensors: head, probes and feature mean; taught.safetensors: what `Run.teach` fitted;
+* config.json: experiment, classes, provenance, names of segments, and the run record of the validation split;
+* README.md and thumbnail.webp: the model card;
+* backbone.*: the backbone's file, on request. By default the backbone is named, not copied.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path, PureWindowsPath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from .card import THUMBNAIL, card, check_license, thumbnail
+from .experiment import Experiment
+from .utils.errors import StegoError, brief
+from .utils.fields import BACKBONE_FILES, split_backbone
+from .utils.files import atomic, checksum, fingerprint, read_json, write_json
+from .utils.paths import user_path
+from .utils.states import CHECKPOINT, save_state
+
+if TYPE_CHECKING:
+    from .run import Run
+
+CONFIG, HEAD, TAUGHT = "config.json", "head.safetensors", "taught.safetensors"
+# JSON files of a run folder, which config.json holds by these names.
+PARTS = ("classes", "provenance", "names", "metrics")
+# Prefix of a repository's name in `load_run`.
+HUB = "hf:"
+
+
+def save_run(
+    run: "Run",
+    folder: str | Path,
+    images: Sequence[Any] = (),
+    license: str | None = None,
+    include_backbone: bool = False,
+    source: str = "",
+) -> None:
+    """Writes the files of a shared run, see `Run.save_pretrained`. source: what the card passes to `load_run`."""
+    folder, (name, file) = user_path(folder), split_backbone(run.experiment.backbone)
+    if not (run.folder / "experiment.json").exists():
+        raise StegoError("A released checkpoint is not a run of this library. Share its .ckpt file.")
+    run.check_fitted()
+    if folder.exists() and any(folder.iterdir()):
+        raise StegoError(f"{folder} is not empty. Name a new folder.")
+    if include_backbone and not file:
+        raise StegoError(f"The backbone {name} is loaded by its name. Leave include_backbone out.")
+    check_license(license, run.experiment.backbone)
+    kept = f"backbone{Path(file).suffix}" if include_backbone else Path(file).name
+    values = run.experiment.to_record() | {"backbone": "@".join(filter(None, (name, kept)))}
+    values |= {key: getattr(run.experiment, key) for key in ("precision", "feature_store")}
+    config = {"library_name": "stego_lib", "experiment": values}
+    config |= {part: read_json(path) for part in PARTS if (path := run.folder / f"{part}.json").exists()}
+    picture = thumbnail(run, images) if images else None
+    save_state(folder / HEAD, {"step": run.step, "shifts": run.shifts, "model": run.model.state_dict()})
+    if (taught := run.taught) is not None:
+        anonymous = {key: f"image {number}" for number, key in enumerate(taught.images)}  # without names of files
+        save_state(folder / TAUGHT, vars(taught) | {"images": anonymous})
+    if include_backbone:
+        _copy(Path(file), folder / kept)
+    if picture:
+        with atomic(folder / THUMBNAIL) as temporary:
+            picture.save(temporary, quality=80)
+    with atomic(folder / "README.md") as temporary:
+        text = card(run, source or folder.name, license, include_backbone, picture is not None)
+        temporary.write_text(text, encoding="utf-8")
+    write_json(folder / CONFIG, config)
+
+
+def push_run(run: "Run", repository: str, private: bool, **options: Any) -> None:
+    """Uploads a run in one commit, see `Run.push_to_hub`. options: of `save_run`."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "run"
+        save_run(run, folder, source=f"{HUB}{repository}", **options)
+        files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
+        try:
+            HfApi().create_repo(repository, private=private, exist_ok=True)
+            HfApi().create_commit(repository, files, commit_message=f"Run {run.folder.name}")
+        except Exception as error:  # anything that the hub's client raises for network, login or name
+            raise StegoError(f"{repository} cannot be uploaded ({brief(error)}). Try `hf auth login` first.") from error
+
+
+def is_shared(path: str | Path) -> bool:
+    """Whether `path` is a repository, or a folder that `save_run` wrote."""
+    folder = user_path(path)
+    return str(path).startswith(HUB) or ((folder / CONFIG).exists() and not (folder / "experiment.json").exists())
+
+
+def open_shared(path: str | Path, runs_dir: Path) -> Path:
+    """Makes a run folder from a shared run in runs_dir/shared, unless it is there. path: "hf:NAME@REVISION", a folder.
+
+    Its name holds a fingerprint of the files. It lies apart from runs that can be resumed.
+    """
+    remote = str(path).startswith(HUB)
+    source = _download(str(path).removeprefix(HUB)) if remote else user_path(path)
+    try:
+        config = read_json(source / CONFIG)
+        values = {**config["experiment"]}
+        weights = [file for file in (source / HEAD, source / TAUGHT) if file.exists()]
+        title = str(path).removeprefix(HUB).partition("@")[0].replace("/", "--") if remote else source.absolute().name
+        key = fingerprint(repr(config), *map(checksum, weights))[:8]
+        folder = runs_dir / "shared" / f"{title}-{key}"
+        if (folder / CHECKPOINT).exists():
+            return folder
+        name, file = split_backbone(values["backbone"])
+        if file:  # in the run folder, whatever folder a stranger wrote
+            file = PureWindowsPath(file).name
+            values["backbone"] = "@".join(filter(None, (name, str(folder.absolute() / file))))
+            if (source / file).exists():
+                _copy(source / file, folder / file)
+        for part in PARTS:
+            if part in config:
+                write_json(folder / f"{part}.json", config[part])
+        write_json(folder / "experiment.json", Experiment.from_dict(values).to_dict())
+        if len(weights) > 1:
+            _copy(source / TAUGHT, folder / TAUGHT)
+        _copy(source / HEAD, folder / CHECKPOINT)  # last: the folder is then complete
+    except (AttributeError, KeyError, TypeError) as error:
+        raise StegoError(f"{path} is not a shared run ({brief(error)}). Share it again.") from error
+    return folder
+
+
+def _download(name: str) -> Path:
+    """The files of a repository in the hub's cache, from which they are read without a network."""
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    patterns = ["*.json", *(f"*{ending}" for ending in BACKBONE_FILES)]
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+    except Exception as error:  # anything that the hub's client raises for network, login or name
+        raise StegoError(f"{HUB}{name} cannot be downloaded ({brief(error)}). Check name and network.") from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic(target) as temporary:
+        shutil.copyfile(source, temporary)

@@ -1,0 +1,282 @@
+"""A run that one person shares and another opens: folder, hub, cache, model card."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from common import ROOT, few_samples, tiny_experiment
+from PIL import Image
+from randomrun import random_run
+
+from stego_lib import Run, StegoError, evaluate, load_run, train
+
+COMMIT = "0" * 40
+OPEN = """
+import json, pathlib, sys
+import numpy as np
+from stego_lib import Run
+for folder in sys.argv[2:]:
+    run = Run.from_pretrained(folder, runs_dir="runs")
+    np.save(pathlib.Path(folder).name + ".npy", run.predict(sys.argv[1]))
+    print(json.dumps(run.segments.names))
+"""
+
+
+def written(run: Run) -> Run:
+    """The run with all files that a run folder needs."""
+    run.save_experiment()
+    run.save(torch.optim.Adam(run.model.parameters()), {})
+    return run
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    """A run on an embedded backbone, matched to classes."""
+    return written(random_run(tmp_path, [2, 0, 1], crf=False, eval_size=64))
+
+
+@pytest.fixture
+def own(tmp_path, backbone_file) -> Run:
+    """A run on a user's file."""
+    return written(random_run(tmp_path, backbone=str(backbone_file), crf=False, eval_size=64))
+
+
+@pytest.fixture
+def image(tmp_path) -> Path:
+    path = tmp_path / "private.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def metadata(card: str) -> dict:
+    return yaml.safe_load(card.split("---")[1])
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The part of the hub's protocol that makes a repository, takes a commit of small files, and gives them back."""
+
+    files: dict[str, bytes]
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, body: bytes, **headers: str):
+        self.send_response(200)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        if "/preupload/" in self.path:
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            answer = {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]}
+        elif "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            answer = {"commitUrl": f"http://127.0.0.1/user/streets/commit/{COMMIT}", "commitOid": COMMIT}
+        else:  # the repository, the check of the card's metadata
+            answer = {"url": "http://127.0.0.1/user/streets", "errors": [], "warnings": []}
+        self.answer(json.dumps(answer).encode())
+
+    def do_GET(self):
+        name = self.path.rpartition("/")[2]
+        if "/tree/" in self.path:
+            files = [pair for pair in self.files.items() if pair[0] != "address"]
+            listed = [{"type": "file", "path": path, "size": len(c), "oid": path} for path, c in files]
+            return self.answer(json.dumps(listed).encode())
+        if "/revision/" in self.path:
+            return self.answer(json.dumps({"id": "user/streets", "sha": COMMIT}).encode())
+        if name not in self.files:
+            return self.send_error(404)
+        etag = hashlib.sha256(self.files[name]).hexdigest()
+        self.answer(self.files[name], ETag=f'"{etag}"', X_Repo_Commit=COMMIT)
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A stand-in hub; the cache is empty. Gives its files."""
+    handler = type("Handler", (Hub,), {"files": {}})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    handler.files["address"] = f"http://127.0.0.1:{server.server_port}"
+    yield handler.files
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+# ---------------------------------------------------------------------------------------------- folders
+
+
+def test_another_process_in_an_empty_folder_predicts_the_same(image, backbone_file, hub, tmp_path):
+    """Runs with names, with a taught classifier, and with the file of their backbone, from folders and from the hub."""
+    files, expected, names = {}, {}, {}
+    for kind in ("named", "taught", "own"):
+        (tmp_path / kind).mkdir()
+        changes = {"backbone": str(backbone_file)} if kind == "own" else {}
+        run = written(random_run(tmp_path / kind, [2, 0, 1], crf=False, eval_size=64, **changes))
+        if kind == "named":
+            run.name_segments({"a": "road", "c": None})
+        if kind == "taught":
+            halves = np.tile(np.arange(90, dtype=np.uint8) // 45, (70, 1))
+            run.teach([image], [halves], names=["left", "right"])
+        folder = tmp_path / f"shared_{kind}"
+        run.save_pretrained(folder, images=[image], include_backbone=kind == "own")
+        if kind == "named":
+            run.push_to_hub("user/named")
+        files[kind] = {path.name for path in folder.iterdir()}
+        expected[kind], names[kind] = run.predict(image), list(run.segments.names)
+        text = (folder / "config.json").read_text() + (folder / "README.md").read_text()
+        assert str(tmp_path) not in text and image.name not in text
+        shutil.rmtree(tmp_path / kind)
+    common = {"config.json", "head.safetensors", "README.md", "thumbnail.webp"}
+    extra = {"named": set(), "taught": {"taught.safetensors"}, "own": {"backbone.safetensors"}}
+    assert files == {kind: common | more for kind, more in extra.items()}
+    work = tmp_path / "empty"
+    work.mkdir()
+    command = [
+        sys.executable,
+        "-c",
+        OPEN,
+        str(image),
+        *(str(tmp_path / f"shared_{kind}") for kind in files),
+        "user/named",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub["address"], "HF_HUB_OFFLINE": "0"}
+    environment["HF_HOME"] = str(tmp_path / "huggingface")
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name, line in zip([*files, "named"], done.stdout.splitlines(), strict=True):
+        assert json.loads(line) == names[name]
+    for file in work.glob("*.npy"):
+        assert np.array_equal(np.load(file), expected[file.stem.removeprefix("shared_")]), file
+    assert len(list(work.glob("*.npy"))) == len(list((work / "runs" / "shared").iterdir())) == 4
+    assert not list((tmp_path / "huggingface").rglob("README.md"))
+
+
+def test_a_file_of_a_backbone_is_asked_for_and_checked(own, image, backbone_file, tmp_path):
+    own.save_pretrained(tmp_path / "shared")
+    assert sum(path.stat().st_size for path in (tmp_path / "shared").iterdir()) < 500_000
+    runs = {"runs_dir": tmp_path / "runs"}
+    with pytest.raises(StegoError, match="backbone=FILE"):
+        load_run(tmp_path / "shared", **runs).predict(image)
+    opened = load_run(tmp_path / "shared", backbone=str(backbone_file), **runs)
+    assert np.array_equal(opened.predict(image), own.predict(image))
+    shutil.copy(backbone_file, opened.folder / backbone_file.name)
+    assert np.array_equal(load_run(tmp_path / "shared", **runs).predict(image), own.predict(image))
+
+
+def test_what_a_stranger_wrote_is_checked(run, tmp_path):
+    folder = tmp_path / "shared"
+    run.save_pretrained(folder)
+    with pytest.raises(StegoError, match="empty"):
+        run.save_pretrained(folder)
+    with pytest.raises(StegoError, match="name"):
+        run.save_pretrained(tmp_path / "other", include_backbone=True)
+    config = json.loads((folder / "config.json").read_text())
+    outside = config["experiment"] | {"backbone": "../../secret.pth"}
+    for changed in ({"experiment": outside}, {"experiment": 1}, {"experiment": {"no": 1}}, [], {}):
+        broken = changed if isinstance(changed, list) or not changed else config | changed
+        (folder / "config.json").write_text(json.dumps(broken))
+        with pytest.raises(StegoError) as caught:
+            _ = load_run(folder, runs_dir=tmp_path / "runs").backbone
+        assert str(tmp_path / "secret.pth") not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------- hub
+
+
+def test_an_upload_is_the_folder(run, image, hub, tmp_path):
+    run.push_to_hub("user/streets", license="mit", images=[image])
+    run.save_pretrained(tmp_path / "shared", license="mit", images=[image])
+    for path in (tmp_path / "shared").iterdir():
+        if path.suffix != ".md":
+            assert hub[path.name] == path.read_bytes()
+    assert b'load_run("hf:user/streets")' in hub["README.md"]
+    with pytest.raises(StegoError, match="uploaded"):
+        run.push_to_hub("streets/of/user")
+
+
+def test_without_a_network_the_cache_is_read(run, image, monkeypatch, tmp_path):
+    repository = tmp_path / "cache" / "models--user--streets"
+    run.save_pretrained(repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    opened = Run.from_pretrained("user/streets", runs_dir=tmp_path / "runs")
+    assert np.array_equal(opened.predict(image), run.predict(image))
+    opened.name_segments({"a": "road"})  # kept, and not in the cache
+    assert "road" in load_run("hf:user/streets", runs_dir=tmp_path / "runs").segments.names
+    with pytest.raises(StegoError, match="download"):
+        load_run("hf:user/fields", runs_dir=tmp_path / "runs")
+
+
+# ---------------------------------------------------------------------------------------------- model card
+
+
+@pytest.mark.parametrize(
+    ("backbone", "allowed", "forbidden"),
+    [
+        ("scenes_vit_tiny8", "apache-2.0", None),
+        ("photos_vit_tiny8_d6", None, "mit"),  # saw images for non-commercial research
+        ("dino_vits8", "mit", None),
+        ("vit_base_patch16_224.mae", "cc-by-nc-4.0", "mit"),
+        ("vit_small_patch16_dinov3.lvd1689m", "dinov3-license", "apache-2.0"),
+        ("vit_base_patch16_224.mae@weights.pth", None, "cc-by-nc-4.0"),
+        ("weights.safetensors", None, "mit"),
+    ],
+)
+def test_a_card_claims_no_license_that_the_backbone_does_not_allow(run, backbone, allowed, forbidden, tmp_path):
+    run.experiment = run.experiment.but(backbone=backbone)
+    run.save_pretrained(tmp_path / "none")
+    assert "license" not in metadata((tmp_path / "none" / "README.md").read_text())
+    if allowed:
+        run.save_pretrained(tmp_path / "allowed", license=allowed)
+        assert metadata((tmp_path / "allowed" / "README.md").read_text())["license"] == allowed
+    if forbidden:
+        with pytest.raises(StegoError, match="license"):
+            run.save_pretrained(tmp_path / "forbidden", license=forbidden)
+        assert not (tmp_path / "forbidden").exists()
+
+
+def test_the_card_has_scores_over_seeds_and_says_what_labels_did(scenes_root, backbone_file, tmp_path, monkeypatch):
+    few_samples(monkeypatch)
+    runs = [
+        train(tiny_experiment(scenes_root, backbone_file, seed=seed), runs_dir=tmp_path / "runs") for seed in (0, 3)
+    ]
+    records = [evaluate(run) for run in runs]
+    other = train(tiny_experiment(scenes_root, backbone_file, code_dim=9), runs_dir=tmp_path / "runs")
+    evaluate(other)  # of another experiment: does not count
+    runs[0].save_pretrained(tmp_path / "shared")
+    card = (tmp_path / "shared" / "README.md").read_text()
+    rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:] for row in re.findall(r"^\|.*$", card, re.MULTILINE)}
+    assert "seeds 0, 3." in card and runs[0].backbone.weights_id in card
+    for method in ("cluster", "linear", "kmeans_features", "linear_features"):
+        own, second = (record["scores"][method]["miou"] for record in records)
+        mean, deviation = (own + second) / 2, abs(own - second) / 2**0.5
+        assert rows[method][1:3] == [f"{own:.1f}", f"{mean:.1f} ± {deviation:.1f}"]
+        assert ("train" in rows[method][3]) == method.startswith("linear")
