@@ -205,9 +205,9 @@ class StegoLoss(nn.Module):
         self, feats: Tensor, feats_knn: Tensor, code: Tensor, code_knn: Tensor, generator: Generator | None = None
     ) -> Tensor:
         """The loss, a scalar. Maps as in `stego_loss`, B > 1; generator: on the CPU, torch's own by default."""
-        coords = [random_coords(len(feats), self.points, generator).to(feats.device) for _ in range(2)]
+        coords1, coords2 = (random_coords(len(feats), self.points, generator).to(feats.device) for _ in range(2))
         partners = torch.stack([negative_permutation(len(feats), generator) for _ in range(self.negatives)])
-        draws = *coords, partners.to(feats.device)
+        draws = coords1, coords2, partners.to(feats.device)
         loss, self.parts = stego_loss(
             feats, feats_knn, code, code_knn, *draws, self.weights, self.shifts, **self.switches
         )
