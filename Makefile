@@ -27,7 +27,7 @@ QUICK = tests/golden tests/method/test_loss.py tests/method/test_metrics.py test
 PAGES = README.md CONTRIBUTING.md data/README.md book/*.md book/references.bib notebooks/*.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train seeds ablations tuning export reproduce pretrain photos check test bench lab book links serve clean
+.PHONY: help setup train seeds ablations tuning export reproduce pretrain photos check test bench lab book pdf links serve clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -86,6 +86,9 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 
 book: $(READY)  ## run the chapters, render and check book/_build/html (DATA=FOLDER: with FOLDER/camvid; ARGS=--no-run: only render)
 	@$(PY) -m stego_book.build $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+pdf: $(READY)  ## the same, and the whole book as one PDF, linked from its welcome page (needs Chromium)
+	@$(PY) -m stego_book.build --pdf $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 links: $(READY)  ## check external links of the pages and the bibliography (needs the network)
 	@$(VENV)/bin/lychee --include-fragments --no-progress $(PAGES) $(ARGS)

@@ -3,6 +3,7 @@
     python -m stego_book.build                  # book/_build/html
     python -m stego_book.build --no-run         # renders the notebooks as they were last run
     python -m stego_book.build --data FOLDER    # shows the street images of FOLDER/camvid
+    python -m stego_book.build --pdf            # also as one PDF
 
 The pages are put together in book/_build/source at the paths that they have in the checkout, with the executed
 notebooks, so that links between pages are right in both places.
@@ -30,12 +31,14 @@ from . import browser
 from .check import problems
 from .notebooks import main as run_notebook
 from .notebooks import parameters_of
+from .pdf import write_pdf
 from .reference import write_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "book" / "_build"
 SOURCE = BUILD / "source"
 HTML = BUILD / "html"
+PDF = SOURCE / "book" / "stego.pdf"
 
 # Runs before the others, which then find its run.
 FIRST = "notebooks/train"
@@ -132,6 +135,9 @@ def put_together(names: list[str], with_browser_page: bool) -> None:
     if not with_browser_page:
         toc = SOURCE / "book" / "_toc.yml"
         toc.write_text(re.sub(rf"\n *- file: {TRY}\n", "\n", toc.read_text(encoding="utf-8")), encoding="utf-8")
+    if not PDF.exists():  # the welcome page then has no link to it
+        index = SOURCE / "book" / "index.md"
+        index.write_text(re.sub(rf".*\({PDF.name}\).*\n", "", index.read_text(encoding="utf-8")), encoding="utf-8")
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     done = subprocess.run(["git", "remote", "get-url", "origin"], cwd=ROOT, capture_output=True, text=True)
     config = with_repository(config, done.stdout.strip())
@@ -204,6 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--front", action="store_true", help="write the figures of README.md from the executed chapters"
     )
+    parser.add_argument("--pdf", action="store_true", help="write the book as one PDF too")
     parser.add_argument("--data", metavar="FOLDER", help="shows the street images of FOLDER/camvid; default: data/")
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                         help="for every notebook with a parameter of this name (short runs: -p steps 20)")  # fmt: skip
@@ -213,7 +220,12 @@ def main(arguments: list[str] | None = None) -> None:
     names = notebooks(ROOT / "book" / "_toc.yml")
     if not given.no_run:
         run_all(names, dict(given.parameter), camvid_parameters(given.data))
-    put_together(names, write_browser_files())
+    PDF.unlink(missing_ok=True)
+    with_browser_page = write_browser_files()
+    put_together(names, with_browser_page)
+    if given.pdf:
+        write_pdf(SOURCE, PDF)
+        put_together(names, with_browser_page)  # again, with the link to it
     render()
     if faults := problems(HTML, [SOURCE / f"{name}.ipynb" for name in names]):
         sys.exit("\n".join(["the book has faults:", *faults]))

@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 
 import stego_lib
-from stego_book import build, check, reference
+from stego_book import build, check, pdf, reference
 from stego_book.studies.results import fill_tables
 from stego_lib import Experiment
 from stego_lib.utils import paths
@@ -91,7 +91,7 @@ def labels() -> set[str]:
 def test_links_and_references_have_a_target(path):
     text = prose(path)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith(("http://", "https://")):
+        if target.startswith(("http://", "https://")) or target == build.PDF.name:  # put there by the build
             continue
         file, _, anchor = target.partition("#")
         if file:
@@ -259,3 +259,11 @@ def test_python_in_the_pages_runs(block, scenes_root, backbone_file, tmp_path, m
     exec(compile(block, "block", "exec"), names)
     assert names["label_map"].shape == (30, 50) and names["label_map"].dtype == np.uint8
     assert {"accuracy", "miou", "iou"} <= set(names["record"]["scores"]["cluster"])
+
+
+def test_the_page_that_becomes_the_pdf_lists_its_chapters_and_unfolds_cells():
+    chapter = '<span id="document-{0}"></span><section id="{0}">\n<h2>{1}<a class="headerlink" href="#{0}">#</a></h2>'
+    start = "<html><head></head><body>" + chapter.format("a", "First") + "<details><p>%run colab_setup.py</p></details>"
+    page = pdf.printable(start + chapter.format("b", "Second") + "<details><p>solution</p></details></body></html>")
+    assert re.findall(r'<li><a href="#document-(\w)">(\w+)</a>', page) == [("a", "First"), ("b", "Second")]
+    assert "<details open><p>solution" in page and "colab_setup" not in page

@@ -1,0 +1,59 @@
+"""The book as one PDF: Sphinx's single page, printed by Chromium."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
+# The page's look on paper. Chapters begin on a new page, long lines wrap, and what needs a mouse is left out.
+PRINT = """<style>
+@page { size: A4; margin: 16mm 15mm; }
+html { font-size: 11px; }
+span[id^="document-"] + section { break-before: page; }
+figure, img, tr, .admonition-title { break-inside: avoid; }
+h2, h3, h4 { break-after: avoid; }
+pre { white-space: pre-wrap !important; overflow-wrap: anywhere; font-size: 0.8rem !important; }
+div.cell_output .output, div.math, .pst-scrollable-table-container { overflow: visible !important; }
+summary, a.headerlink, .copybtn, .bd-header-article, .prev-next-footer { display: none !important; }
+</style>"""
+# A chapter in the single page, and its title.
+CHAPTER = re.compile(r'<span id="(document-[^"]+)"></span><section[^>]*>\s*<h\d>(.*?)<a class="headerlink"', re.DOTALL)
+FOLDED = re.compile(r"<details.*?</details>", re.DOTALL)
+
+
+def write_pdf(source: Path, path: Path) -> None:
+    """Prints the book whose pages and executed notebooks lie in `source`, without the API reference, to `path`."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        sys.exit("make pdf needs Chromium or Chrome. Install one (Debian: apt-get install chromium).")
+    toc = source / "book" / "_toc_pdf.yml"
+    lines = (source / "book" / "_toc.yml").read_text(encoding="utf-8").splitlines()
+    toc.write_text("\n".join(line for line in lines if "book/api" not in line and line.strip() != "sections:"))
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(source), "--all", "-q"]
+        command += ["--path-output", folder, "--config", str(source / "_config.yml"), "--toc", str(toc)]
+        if subprocess.run([*command, "--builder", "singlehtml"]).returncode != 0:
+            sys.exit("the single page of the book does not build, see above")
+        site = Path(folder) / "_build" / "singlehtml"
+        # The page lies beside _static and _images, where its links expect them.
+        page = site / "book.html"
+        page.write_text(printable((site / "book" / "index.html").read_text(encoding="utf-8")), encoding="utf-8")
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
+        command += ["--no-pdf-header-footer", "--generate-pdf-document-outline", "--virtual-time-budget=60000"]
+        draft = Path(folder) / "book.pdf"
+        done = subprocess.run([*command, f"--print-to-pdf={draft}", page.as_uri()], capture_output=True, text=True)
+        if done.returncode != 0 or not draft.exists():
+            sys.exit(f"{browser} could not print the book: {done.stderr.strip()[-300:]}")
+        draft.replace(path)
+
+
+def printable(html: str) -> str:
+    """The single page with a table of contents, unfolded cells, and without the set-up cell of each chapter."""
+    contents = "".join(f'<li><a href="#{target}">{title}</a></li>' for target, title in CHAPTER.findall(html))
+    html = FOLDED.sub(lambda cell: "" if "colab_setup.py" in cell[0] else cell[0], html)
+    html = html.replace("<details", "<details open").replace("</head>", f"{PRINT}</head>", 1)
+    first = '<span id="document-'
+    return html.replace(first, f"<section><h2>Contents</h2><ol>{contents}</ol></section>{first}", 1)
