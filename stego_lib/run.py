@@ -588,6 +588,11 @@ class Run:
         """Cluster -> the name that `name_segments` gave it, None if dropped. StegoError for names of other clusters."""
         return self._naming.names
 
+    @property
+    def branches(self) -> dict[str, list[int]]:
+        """Clusters of each branch of the tree of cluster centers, see `annotations.names.branches`."""
+        return self._naming.branches
+
     def name_segments(self, names: Mapping[str, str | None] | None) -> None:
         """Names segments: writes names.json, which `predict` and `segments` follow. Scores do not depend on it.
 
@@ -596,17 +601,20 @@ class Run:
         Parameters
         ----------
         names
-            Name in `unnamed_segments` -> new name. Equal names merge segments. None drops a segment: its pixels get
-            id 255. Other segments keep their names. Earlier names are replaced; `names=None` only removes them.
+            Name in `unnamed_segments` or `branches` -> new name. A branch names all its clusters, except those that a
+            smaller branch or their own name in `names` names. Equal names merge segments. None drops a segment: its
+            pixels get id 255. Other segments keep their names. Earlier names are replaced; `names=None` only removes
+            them.
 
         Raises
         ------
         StegoError
-            For an unknown segment, an invalid name, and if every segment is dropped.
+            For an unknown segment or branch, an invalid name, and if every segment is dropped.
 
         Examples
         --------
         >>> run.name_segments({"cluster 0": "road", "cluster 3": "road", "cluster 5": None})
+        >>> run.name_segments({"branch 12": "plant", "cluster 171": "grass"})
         """
         self.check_fitted()
         if self.taught is not None:

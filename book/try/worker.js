@@ -5,7 +5,8 @@ ort.env.wasm.wasmPaths = new URL("./", self.location).href;
 
 const LARGEST = 24e6; // pixels; a larger photograph is made smaller, with a word
 const NOTHING = 255; // id of pixels in no segment
-let session, about;
+const NEIGHBORS = 30, TEMPERATURE = 0.02; // of run.teach(..., method="neighbors")
+let session, about, latest;
 
 async function open() {
   about = await (await fetch("stego.json")).json();
@@ -77,8 +78,9 @@ function between(cells, pixels) {
   return { first, second, share };
 }
 
-// The id of the largest upsampled similarity at every pixel. `tell`: takes the finished share.
-function labelsOf(maps, clusters, h, w, height, width, tell) {
+// The id of the largest upsampled map at every pixel, NOTHING where the image is transparent. `tell`: takes the finished share.
+function labelsOf(maps, ids, { h, w, height, width, clear }, tell = () => {}) {
+  const clusters = ids.length;
   const rows = between(h, height), columns = between(w, width), labels = new Uint8Array(height * width);
   const line = new Float32Array(clusters * w);
   for (let y = 0; y < height; y++) {
@@ -93,23 +95,11 @@ function labelsOf(maps, clusters, h, w, height, width, tell) {
         const value = (1 - t) * line[cluster * w + a] + t * line[cluster * w + b];
         if (value > most) { most = value; best = cluster; }
       }
-      labels[y * width + x] = about.ids[best];
+      labels[y * width + x] = clear[y * width + x] ? NOTHING : ids[best];
     }
     if (y % 500 == 499) tell(y / height);
   }
   return labels;
-}
-
-// Label map as a PNG: each pixel's gray value is its id.
-async function pngOf(labels, width, height) {
-  const image = new ImageData(width, height);
-  for (let pixel = 0; pixel < labels.length; pixel++) {
-    image.data.fill(labels[pixel], 4 * pixel, 4 * pixel + 3);
-    image.data[4 * pixel + 3] = 255;
-  }
-  const canvas = new OffscreenCanvas(width, height);
-  canvas.getContext("2d").putImageData(image, 0, 0);
-  return canvas.convertToBlob({ type: "image/png" });
 }
 
 async function segment(file) {
@@ -122,25 +112,60 @@ async function segment(file) {
   postMessage({ kind: "progress", text: `computing features of ${image.width} × ${image.height} pixels …` });
   const started = performance.now();
   const found = await session.run({ image: new ort.Tensor("uint8", image.rgb, [image.height, image.width, 3]) });
-  const [, clusters, h, w] = found.similarity.dims;
-  const labels = labelsOf(found.similarity.data, clusters, h, w, image.height, image.width, (done) =>
+  const [, , h, w] = found.similarity.dims;
+  const { width, height, clear, smaller, asked, photograph } = image, maps = { features: unit(found.features.data, h * w), codes: unit(found.code.data, h * w) };
+  latest = { h, w, height, width, clear, codes: maps.codes };
+  const labels = labelsOf(found.similarity.data, about.ids, latest, (done) =>
     postMessage({ kind: "progress", text: `labeling pixels: ${Math.round(100 * done)} %` }),
   );
-  for (let pixel = 0; pixel < labels.length; pixel++) if (image.clear[pixel]) labels[pixel] = NOTHING;
   const seconds = (performance.now() - started) / 1000;
+  return { kind: "segments", labels, width, height, photograph, smaller, asked, counts: countsOf(labels), seconds, h, w, maps };
+}
+
+function countsOf(labels) {
   const counts = new Float64Array(256);
   for (const id of labels) counts[id]++;
-  const png = await pngOf(labels, image.width, image.height);
-  const { width, height, smaller, asked, photograph } = image;
-  return {
-    kind: "segments", labels, width, height, photograph, smaller, asked, counts, seconds, png, h, w,
-    maps: { features: found.features.data, codes: found.code.data },
-  };
+  return counts;
+}
+
+// Maps (C, cells) and the unit vectors of the cells, (cells, C).
+function unit(maps, cells) {
+  const channels = maps.length / cells, vectors = new Float32Array(maps.length);
+  for (let cell = 0; cell < cells; cell++) {
+    let square = 0;
+    for (let channel = 0; channel < channels; channel++) square += maps[channel * cells + cell] ** 2;
+    for (let channel = 0; channel < channels; channel++) vectors[cell * channels + channel] = maps[channel * cells + cell] / (Math.sqrt(square) || 1);
+  }
+  return { maps, vectors, channels };
+}
+
+// The code at a pixel, by bilinear interpolation, as a unit vector.
+function codeAt({ x, y }) {
+  const { h, w, height, width, codes: { maps, channels } } = latest, rows = between(h, height), columns = between(w, width);
+  const s = rows.share[y], t = columns.share[x], at = (row, column) => row * w + column;
+  const cells = [[rows.first[y], columns.first[x], (1 - s) * (1 - t)], [rows.first[y], columns.second[x], (1 - s) * t], [rows.second[y], columns.first[x], s * (1 - t)], [rows.second[y], columns.second[x], s * t]];
+  const code = Float32Array.from({ length: channels }, (_, channel) => cells.reduce((sum, [row, column, part]) => sum + part * maps[channel * h * w + at(row, column)], 0));
+  return unit(code, 1).vectors;
+}
+
+// The segments that clicks {x, y, name} describe: at each cell the nearest clicks vote for their names, by softmax of cosine / TEMPERATURE.
+function taught(clicks, names) {
+  const { h, w, codes: { vectors, channels } } = latest, cells = h * w, scores = new Float32Array(names * cells), points = clicks.map(codeAt);
+  for (let cell = 0; cell < cells; cell++) {
+    const cosines = points.map((point) => point.reduce((sum, value, channel) => sum + value * vectors[cell * channels + channel], 0));
+    const nearest = [...cosines.keys()].sort((a, b) => cosines[b] - cosines[a]).slice(0, NEIGHBORS);
+    const votes = nearest.map((click) => Math.exp((cosines[click] - cosines[nearest[0]]) / TEMPERATURE)), sum = votes.reduce((a, b) => a + b);
+    nearest.forEach((click, rank) => (scores[clicks[click].name * cells + cell] += votes[rank] / sum));
+  }
+  for (let at = 0; at < scores.length; at++) scores[at] = Math.log(Math.max(scores[at], 1e-4));
+  const labels = labelsOf(scores, [...Array(names).keys()], latest);
+  return { kind: "taught", clicks: clicks.length, labels, counts: countsOf(labels), scores };
 }
 
 onmessage = async ({ data }) => {
   try {
-    postMessage(data.file ? await segment(data.file) : { kind: "ready", about: await open() });
+    if (data.clicks) postMessage(taught(data.clicks, data.names));
+    else postMessage(data.file ? await segment(data.file) : { kind: "ready", about: await open() });
   } catch (error) {
     postMessage({ kind: "error", text: error.message || String(error) });
   }

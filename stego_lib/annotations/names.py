@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch.nn.functional as F
+from scipy.cluster.hierarchy import ClusterNode, linkage, to_tree
+from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from ..datasets.classes import Classes, distinct_names, muted_colors
@@ -58,6 +61,36 @@ def merge(ids: np.ndarray, known: Classes, names: Mapping[int, str | None]) -> t
     return np.array(merged, np.uint8), Classes(tuple(distinct_names(list(colors))), tuple(colors.values()))
 
 
+def branches(centers: Tensor) -> dict[str, ClusterNode]:
+    """The branches of the tree of cluster centers, by name.
+
+    Average linkage: the two branches with the smallest mean cosine distance between their clusters are joined first.
+    Branches are numbered from the top: "branch 0" is the whole tree, and splitting branches 0 to k - 2 gives k parts.
+
+    Parameters
+    ----------
+    centers
+        Cluster centers (n, K).
+
+    Returns
+    -------
+    dict
+        Name -> node; `dist` is the mean cosine distance of its two parts, `pre_order()` gives its clusters. Empty for
+        one cluster.
+
+    Examples
+    --------
+    >>> branches(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]]))["branch 1"].pre_order()
+    [1, 2]
+    """
+    if len(centers) < 2:
+        return {}
+    unit = F.normalize(centers.detach().double().cpu(), dim=1)
+    joined = linkage(squareform((1 - unit @ unit.T).numpy(), checks=False), "average")
+    nodes = to_tree(joined, rd=True)[1]
+    return {f"branch {number}": node for number, node in enumerate(reversed(nodes[len(centers) :]))}
+
+
 class Naming:
     """The segments of a run: its clusters, matched by metrics.json and named by names.json in its folder.
 
@@ -96,6 +129,11 @@ class Naming:
         return ids.astype(np.uint8), segments
 
     @property
+    def branches(self) -> dict[str, list[int]]:
+        """Clusters of each of the `branches` of the tree of centers."""
+        return {name: sorted(node.pre_order()) for name, node in branches(self.centers).items()}
+
+    @property
     def names(self) -> dict[int, str | None]:
         """Cluster -> its name, None if dropped; empty without names.json. StegoError for names of other clusters."""
         path = self.folder / FILE
@@ -115,16 +153,20 @@ class Naming:
         return merge(*self.unnamed, self.names)
 
     def write(self, names: Mapping[str, str | None]) -> None:
-        """Writes names.json. names: segment -> its new name, None to drop it. StegoError as in `Run.name_segments`."""
+        """Writes names.json. names: segment or branch -> its new name, None to drop it. As in `Run.name_segments`."""
         ids, known = self.unnamed
+        segments = {name: np.flatnonzero(ids == id_).tolist() for id_, name in enumerate(known.names)}
+        clusters = self.branches | segments
         for name, new in names.items() if isinstance(names, Mapping) else [(str(names), "")]:
-            if name not in known.names or not isinstance(new, str | None):
-                guess = did_you_mean(str(name), list(known.names))
+            if name not in clusters or not isinstance(new, str | None):
+                guess = did_you_mean(str(name), list(clusters))
                 raise StegoError(
-                    f"{name!r}: {new!r} names no segment{guess}. "
-                    f"Map names of {', '.join(known.names)} to a name or None."
+                    f"{name!r}: {new!r} names no segment or branch{guess}. "
+                    f"Map {', '.join(known.names[:3])}, ... or a name in run.branches to a name or None."
                 )
-        by_cluster = {c: names[known.names[id_]] for c, id_ in enumerate(ids.tolist()) if known.names[id_] in names}
+        by_cluster: dict[int, str | None] = {}
+        for name in sorted(names, key=lambda name: (name in segments, -len(clusters[name]))):  # a part overrides
+            by_cluster |= dict.fromkeys(clusters[name], names[name])
         merge(ids, known, by_cluster)
         content = {"step": self.step, "clusters": fingerprint(self.centers), "names": by_cluster}
         write_json(self.folder / FILE, content)

@@ -1,15 +1,18 @@
-"""Names of segments: merged, dropped, kept beside the run, and refused for other clusters."""
+"""Names of segments and branches: merged, dropped, kept beside the run, and refused for other clusters."""
 
 import json
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import torch.nn.functional as F
 from common import tiny_experiment
 from PIL import Image
 
 from stego_lib import StegoError, evaluate, load_run, train
-from stego_lib.annotations.names import merge
+from stego_lib.annotations.names import branches, merge
 from stego_lib.datasets import Classes
 from stego_lib.segment import segment_folder
 
@@ -93,7 +96,14 @@ def test_names_of_another_training_are_refused(run, image, scenes_root, backbone
 
 @pytest.mark.parametrize(
     "names",
-    [{"cluster 9": "road"}, {"cluster 1": ""}, {"cluster 1": 7}, {f"cluster {i}": None for i in range(8)}],
+    [
+        {"cluster 9": "road"},
+        {"branch 7": "road"},
+        {"cluster 1": ""},
+        {"cluster 1": 7},
+        {"branch 0": None},
+        {f"cluster {i}": None for i in range(8)},
+    ],
     ids=str,
 )
 def test_bad_names_are_refused_and_earlier_names_stay(run, names):
@@ -107,3 +117,47 @@ def test_merging_gives_consecutive_ids():
     known = Classes(("a", "b", "c", "d"), ((1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, 4)))
     ids, segments = merge(np.array([2, 0, 3, 1], np.uint8), known, {0: None, 2: "a"})
     assert ids.tolist() == [255, 0, 0, 1] and segments.names == ("a", "b") and segments.colors == ((1, 1, 1), (2, 2, 2))
+
+
+def test_branches_are_those_of_average_linkage_by_brute_force():
+    centers = torch.randn(9, 5, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 10)[:, None]
+    parts, joined = [(cluster,) for cluster in range(9)], []
+    while len(parts) > 1:
+        heights = {}
+        for a, b in combinations(parts, 2):
+            cosines = [float(F.cosine_similarity(centers[i], centers[j], dim=0)) for i in a for j in b]
+            heights[a, b] = 1 - sum(cosines) / len(cosines)
+        a, b = min(heights, key=heights.get)
+        joined.append((sorted(a + b), heights[a, b]))
+        parts = [part for part in parts if part not in (a, b)] + [a + b]
+    nodes = branches(centers)
+    assert list(nodes) == [f"branch {number}" for number in range(8)]
+    for node, (clusters, height) in zip(nodes.values(), reversed(joined), strict=True):
+        assert sorted(node.pre_order()) == clusters and node.dist == pytest.approx(height, abs=1e-5)
+
+
+def test_a_branch_names_its_clusters_and_what_is_inside_overrides_it(run, image):
+    before = run.predict(image)
+    tree = run.branches
+    inner = next(name for name in tree if 2 < len(tree[name]) < 8)
+    part = next(name for name in tree if set(tree[name]) < set(tree[inner]))
+    own = tree[part][0]
+    run.name_segments({f"cluster {cluster}": "plant" for cluster in tree[inner]})
+    one_by_one = run.segments, run.predict(image)
+    run.name_segments({inner: "plant"})
+    assert run.segments == one_by_one[0]
+    np.testing.assert_array_equal(run.predict(image), one_by_one[1])
+    names = {f"cluster {own}": "tree", part: None, inner: "plant"}
+    for ordered in (names, dict(reversed(names.items()))):
+        run.name_segments(ordered)
+        now, segments = run.predict(image), run.segments.names
+        for cluster in range(8):
+            name = f"cluster {cluster}"
+            if cluster == own:
+                name = "tree"
+            elif cluster in tree[part]:
+                name = None
+            elif cluster in tree[inner]:
+                name = "plant"
+            expected = 255 if name is None else segments.index(name)
+            assert (now[before == cluster] == expected).all()

@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from common import ROOT
 from PIL import Image
 from randomrun import random_run
+from scipy.ndimage import map_coordinates
 
 from stego_book import browser as page_files
 from stego_lib.datasets.images import read_image
@@ -146,20 +148,104 @@ def test_transparent_and_turned_images_are_read_as_in_python(page, tmp_path):
         assert sum(float(line.split(": ")[1].rstrip(" %")) for line in legend.splitlines()) == pytest.approx(100, abs=1)
 
 
-def test_the_label_map_can_be_taken_away(page, tmp_path):
+def test_the_label_map_can_be_downloaded(page, tmp_path):
     Image.fromarray(paint_scene(5, 1)[0]).save(tmp_path / "image.png")
     give(page, tmp_path / "image.png")
     wait(page, "on this machine")
-    differing = page.execute_async_script("""
-        const done = arguments[0], {result} = document.getElementById("try").stego;
-        fetch(document.querySelector("[data-part=download]").href).then(answer =>
-        answer.blob()).then(createImageBitmap).then(image => {
-            const canvas = new OffscreenCanvas(image.width, image.height), context = canvas.getContext("2d");
-            context.drawImage(image, 0, 0);
-            const {data} = context.getImageData(0, 0, image.width, image.height);
-            done(result.labels.filter((id, pixel) => data[4 * pixel] != id).length);
-        });""")
-    assert differing == 0
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    page.find_element("css selector", "[data-part=download]").click()
+    end = time.monotonic() + 20
+    while not (tmp_path / "segments.png").exists():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    labels, height, width = page.execute_script("""
+        const {labels, height, width} = document.getElementById("try").stego.result;
+        return [[...labels], height, width]""")
+    image = np.asarray(Image.open(tmp_path / "segments.png").convert("L"))
+    np.testing.assert_array_equal(image, np.array(labels).reshape(height, width))
+
+
+def taught(page, clicks: int) -> dict:
+    """What the page computed from a number of clicks, once it has."""
+    end = time.monotonic() + 20
+    while True:
+        found = page.execute_script("""
+            const {taught, clicks, result: {maps, h, w, height, width}} = document.getElementById("try").stego;
+            return taught && {count: taught.clicks, clicks, codes: [...maps.codes.maps], scores: [...taught.scores],
+            labels: [...taught.labels], shape: [-1, h, w], size: [height, width]}""")
+        if found and found["count"] == clicks:
+            return found | {key: np.array(found[key]) for key in ("codes", "scores", "labels")}
+        assert time.monotonic() < end, found and found["count"]
+        time.sleep(0.1)
+
+
+def neighbor_scores(codes: np.ndarray, size: list[int], clicks: list[dict]) -> np.ndarray:
+    """The rule of `teach` "neighbors" in numpy: logarithms of votes (3, h, w) from codes (C, h, w)."""
+    places = [[(click[axis] + 0.5) * cells / pixels - 0.5 for click in clicks]
+              for axis, cells, pixels in zip("yx", codes.shape[1:], size, strict=True)]  # fmt: skip
+    points = np.stack([map_coordinates(channel, places, order=1, mode="nearest") for channel in codes], 1)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    votes = np.zeros((3, *codes.shape[1:]))
+    for row, column in np.ndindex(*codes.shape[1:]):
+        cosines = points @ codes[:, row, column] / np.linalg.norm(codes[:, row, column])
+        nearest = np.argsort(-cosines)[:30]
+        weights = np.exp((cosines[nearest] - cosines.max()) / 0.02)
+        for click, weight in zip(nearest, weights / weights.sum(), strict=True):
+            votes[clicks[click]["name"], row, column] += weight
+    return np.log(np.maximum(votes, 1e-4))
+
+
+def test_three_clicks_with_two_names_label_the_photograph_as_teach_does(page, tmp_path):
+    from selenium.webdriver import ActionChains
+
+    def part(name):
+        return page.find_element("css selector", f"[data-part={name}]")
+
+    image = np.ascontiguousarray(paint_scene(5, 0)[0])
+    Image.fromarray(image).save(tmp_path / "image.png")
+    give(page, tmp_path / "image.png")
+    wait(page, "on this machine")
+    part("tab-taught").click()
+    canvas, choices = part("taught"), page.find_elements("css selector", "[data-choice]")
+    assert not part("map").is_displayed()
+    width, height = canvas.size["width"], canvas.size["height"]
+    for number, (x, y) in enumerate([(0.2, 0.3), (0.8, 0.9), (0.4, 0.1)]):
+        choices[number % 2].click()
+        page.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+        place = round((x - 0.5) * width), round((y - 0.5) * height)
+        ActionChains(page).move_to_element_with_offset(canvas, *place).click().perform()
+    now = taught(page, 3)
+    clicks = pd.DataFrame(now["clicks"])
+    assert clicks["name"].tolist() == [0, 1, 0]
+    size = np.array(now["size"])
+    np.testing.assert_allclose(clicks[["x", "y"]] / size[::-1], [[0.2, 0.3], [0.8, 0.9], [0.4, 0.1]], atol=0.02)
+    codes, scores = now["codes"].reshape(now["shape"]), now["scores"].reshape(now["shape"])
+    np.testing.assert_allclose(scores, neighbor_scores(codes, size, now["clicks"]), atol=1e-2)
+    labels = now["labels"].reshape(size)
+    same = label_maps(Scores(torch.from_numpy(scores)[None]), tuple(size))[0].numpy()
+    assert (labels == same).mean() > 0.999 and set(np.unique(labels)) == {0, 1}
+    # The library, whose weights are float32.
+    run = random_run(tmp_path)
+    table = clicks.assign(image="image.png", name=clicks["name"].map({0: "thing", 1: "background"}))
+    run.teach([tmp_path / "image.png"], table, method="neighbors")
+    assert (labels == run.predict(image, refine="none")).mean() > 0.95
+    assert f"thing: {100 * (labels == 0).mean():.1f} %" in part("legend").text
+    page.find_element("css selector", "[data-name]").send_keys("s of all kinds")
+    assert "things of all kinds: " in part("legend").text
+    # By keyboard, more clicks than vote.
+    right, enter = "\ue014", "\ue007"
+    canvas.send_keys("3", *(key for _ in range(32) for key in (right, "\ue015", enter)))
+    many = taught(page, 35)
+    assert [click["name"] for click in many["clicks"][3:]] == [2] * 32
+    expected = neighbor_scores(codes, size, many["clicks"])
+    np.testing.assert_allclose(many["scores"].reshape(now["shape"]), expected, atol=1e-2)
+    canvas.send_keys("\ue003")  # backspace
+    taught(page, 34)
+    for _ in range(31):
+        part("undo").click()
+    np.testing.assert_array_equal(taught(page, 3)["labels"], now["labels"])
+    part("clear").click()
+    assert not part("map").is_displayed() and not part("undo").is_enabled()
 
 
 def test_a_broken_file_gives_a_sentence_and_the_next_one_works(page, tmp_path):

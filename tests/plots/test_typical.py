@@ -8,7 +8,7 @@ from common import tiny_experiment
 from PIL import Image
 
 from stego_book.plots.grids import first_images
-from stego_book.plots.typical import name_form, patch_grid, typical_patches
+from stego_book.plots.typical import name_form, patch_tree, tree_rows, typical_patches
 from stego_lib import StegoError, train
 from stego_lib.datasets.images import as_tensor
 from stego_lib.utils.notices import Notice
@@ -68,9 +68,12 @@ def test_unreadable_images_are_left_out(run, paths, tmp_path):
 
 def test_a_frame_is_around_the_patch_in_its_context(run, paths):
     """The pixels in the frame are those of the grid cell in the whole image."""
-    patches, _ = typical_patches(run, paths, 1)
-    shown = [chosen[0] for chosen in patches if chosen]
-    for axis, patch in zip(patch_grid(run, patches, 1).axes, shown, strict=True):
+    patches, shares = typical_patches(run, paths, 1)
+    rows = tree_rows(run, shares)
+    shown = [patches[clusters[0]][0] for clusters in rows.values()]
+    *axes, tree = patch_tree(run, patches, rows, 1).axes
+    assert len(tree.texts) == len(rows) - 1, "branches of the tree"
+    for axis, patch in zip(axes, shown, strict=True):
         image = np.asarray(Image.open(patch.image))
         height, width = image.shape[0] / patch.grid[0], image.shape[1] / patch.grid[1]
         crop, frame = np.asarray(axis.images[0].get_array()), axis.patches[0]
@@ -80,15 +83,47 @@ def test_a_frame_is_around_the_patch_in_its_context(run, paths):
         assert (middle == there).all() and frame.get_width() == pytest.approx(width)
 
 
+def test_rows_are_the_highest_branches_that_hold_something(run):
+    shares = np.full(8, 1 / 8)
+    tree = run.branches
+    for count in (1, 3, 8, 20):
+        rows = tree_rows(run, shares, count)
+        assert len(rows) == min(count, 8)
+        assert sorted(cluster for clusters in rows.values() for cluster in clusters) == list(range(8))
+        assert not set(rows) & {name for name in tree if int(name.split()[1]) < count - 1}, "split already"
+        assert all(rows[name] == [int(name.split()[1])] or sorted(rows[name]) == tree[name] for name in rows)
+    inside = tree_rows(run, shares, 20, "branch 1")
+    assert sorted(cluster for clusters in inside.values() for cluster in clusters) == tree["branch 1"]
+    shares[tree["branch 1"]] = 0
+    assert not set(tree["branch 1"]) & {c for clusters in tree_rows(run, shares).values() for c in clusters}
+    with pytest.raises(StegoError, match="branch 7"):
+        tree_rows(run, shares, 20, "branch 7")
+
+
 def test_the_form_saves_names_merges_and_drops(run, monkeypatch):
     pytest.importorskip("ipywidgets")
     assert name_form(run) is None, "outside of notebooks"
     monkeypatch.setattr("IPython.get_ipython", lambda: object())
-    *fields, below = name_form(run).children
-    assert [field.value for field in fields] == list(run.segments.names)
-    fields[0].value = fields[1].value = " sky "
-    fields[2].value = ""
+    fields, other, below = name_form(run).children
+    assert [field.value for field in fields.children] == list(run.segments.names)
+    fields.children[0].value = fields.children[1].value = " sky "
+    fields.children[2].value = ""
     below.children[0].click()
     assert run.segments.names == ("sky", *(f"cluster {i}" for i in range(3, 8))) and run.names[2] is None
-    assert [field.value for field in name_form(run).children[:4]] == ["sky", "sky", "", "cluster 3"]
+    fields = name_form(run).children[0]
+    assert [field.value for field in fields.children[:4]] == ["sky", "sky", "", "cluster 3"]
+    run.name_segments(None)
+    # Branches, and a cluster that is added to them.
+    rows = tree_rows(run, np.full(8, 1 / 8), 2)
+    branch, clusters = max(rows.items(), key=lambda row: len(row[1]))
+    exception = f"cluster {clusters[0]}"
+    fields, other, below = name_form(run, rows).children
+    assert [field.description for field in fields.children] == list(rows)
+    other.value = exception
+    by_name = {field.description: field for field in fields.children}
+    by_name[branch].value, by_name[exception].value = "plant", "tree"
+    below.children[0].click()
+    assert [run.names[cluster] for cluster in clusters] == ["tree", *["plant"] * (len(clusters) - 1)]
+    again = {field.description: field.value for field in name_form(run, rows).children[0].children}
+    assert again[branch] == "plant" and again[exception] == "tree" and len(again) == 3
     run.name_segments(None)

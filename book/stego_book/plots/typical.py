@@ -1,7 +1,9 @@
-"""What a cluster shows: its most typical patches, a form for its name, and how many clusters there should be."""
+"""What clusters show: typical patches, the tree of clusters, a form for their names, and how many there should be."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from scipy.cluster.hierarchy import ClusterNode
 
+from stego_lib.annotations.names import branches
 from stego_lib.datasets.images import as_tensor
 from stego_lib.run import Run
 from stego_lib.utils.errors import StegoError
@@ -22,6 +26,8 @@ from .style import panels
 
 # Sides of a shown part of an image, in patches.
 CONTEXT = 9
+# Inches: width of the tree beside the patches.
+TREE = 2.2
 
 
 @dataclass(frozen=True)
@@ -91,27 +97,94 @@ def typical_patches(run: Run, images: Sequence[Path], count: int = 6) -> tuple[l
     return chosen, cells / cells.sum()
 
 
-def patch_grid(run: Run, patches: Sequence[Sequence[Patch]], count: int = 6) -> Figure:
-    """One row a cluster: its `count` most typical patches in the part of the image around them, each in a frame.
+def tree_rows(run: Run, shares: np.ndarray, count: int = 20, branch: str = "branch 0") -> dict[str, list[int]]:
+    """The clusters of a run, or where there are more than `count`, branches of their tree: name -> its clusters.
 
-    patches: as from `typical_patches`. Empty clusters are left out.
+    Parameters
+    ----------
+    run
+        The run.
+    shares
+        Share of each cluster in the images, as from `typical_patches`. Clusters without a share are left out.
+    count
+        The highest branch is split again and again until there are so many rows.
+    branch
+        The branch to show, see `Run.branches`.
+
+    Raises
+    ------
+    StegoError
+        For an unknown branch.
     """
-    rows: dict[str, list[np.ndarray | None]] = {}
+    nodes = branches(run.model.cluster_probe.clusters)
+    if branch not in nodes:
+        raise StegoError(f"There is no {branch!r} in the tree of {run.model.n_clusters} clusters. See run.branches.")
+    parts = [nodes[branch]]
+    while True:
+        parts = [part for part in parts if shares[part.pre_order()].any()]
+        highest = max(range(len(parts)), key=lambda i: (not parts[i].is_leaf(), parts[i].dist), default=0)
+        if len(parts) >= count or all(part.is_leaf() for part in parts):
+            names = {node.id: name for name, node in nodes.items()}
+            names |= {cluster: run.unnamed_segments.names[id_] for cluster, id_ in enumerate(run.unnamed_ids)}
+            return {names[part.id]: part.pre_order() for part in parts}
+        parts[highest : highest + 1] = [parts[highest].left, parts[highest].right]
+
+
+def patch_tree(
+    run: Run, patches: Sequence[Sequence[Patch]], rows: Mapping[str, Sequence[int]], count: int = 6
+) -> Figure:
+    """The most typical patches of each row in the part of the image around them, each in a frame, and the tree of rows.
+
+    patches: as from `typical_patches`. rows: as from `tree_rows`; a branch shows the first patch of each of its
+    clusters, then the second. The tree's horizontal axis is the mean cosine distance of the two parts of a branch.
+    """
+    table: dict[str, list[np.ndarray | None]] = {}
     frames: list[tuple[float, float, float, float] | None] = []
-    for cluster, of_cluster in enumerate(patches):
-        if of_cluster:
-            crops = [_in_context(patch, run) for patch in of_cluster[:count]]
-            empty = [None] * (count - len(crops))
-            rows[run.unnamed_segments.names[run.unnamed_ids[cluster]]] = [*(crop for crop, _ in crops), *empty]
-            frames += [*(frame for _, frame in crops), *empty]
-    figure = image_grid(rows, brighten=False)
+    for name, clusters in rows.items():
+        by_rank = chain.from_iterable(zip_longest(*(patches[cluster] for cluster in clusters)))
+        crops = [_in_context(patch, run) for patch in by_rank if patch is not None][:count]
+        empty = [None] * (count - len(crops))
+        label = name if len(clusters) == 1 else f"{name}\n({len(clusters)})"
+        table[label] = [*(crop for crop, _ in crops), *empty]
+        frames += [*(frame for _, frame in crops), *empty]
+    figure = image_grid(table, brighten=False)
     for axis, frame in zip(figure.axes, frames, strict=True):
         if frame is not None:
             left, top, width, height = frame
             for color, line in (("black", 3.0), ("white", 1.4)):  # seen on dark and on bright images
                 corner = (left - 0.5, top - 0.5)
                 axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=color, linewidth=line))
+    boxes = [axis.get_position() for axis in figure.axes[::count]]
+    places = {tuple(clusters): (box.y0 + box.y1) / 2 for clusters, box in zip(rows.values(), boxes, strict=True)}
+    _draw_tree(run, figure, places)
     return figure
+
+
+def _draw_tree(run: Run, figure: Figure, places: Mapping[tuple[int, ...], float]) -> None:
+    """Draws the tree left of a figure. places: clusters of each row -> its height in the figure."""
+    width = TREE / figure.get_figwidth()
+    axis = figure.add_axes((-width - 0.05, 0, width, 1), ylim=(0, 1))
+    nodes, shown = branches(run.model.cluster_probe.clusters), set(chain.from_iterable(places))
+    numbers = {node.id: name.removeprefix("branch ") for name, node in nodes.items()}
+
+    def draw(node: ClusterNode) -> tuple[float, float]:
+        """Draws what is below a node. Returns its place: cosine distance, and height in the figure."""
+        if (place := places.get(tuple(node.pre_order()))) is not None:
+            return node.dist, place
+        ends = [draw(part) for part in (node.left, node.right) if shown & set(part.pre_order())]
+        if len(ends) == 1:
+            return ends[0]
+        middle = (ends[0][1] + ends[1][1]) / 2
+        xs = [ends[0][0], node.dist, node.dist, ends[1][0]]
+        axis.plot(xs, [ends[0][1]] * 2 + [ends[1][1]] * 2, color="black", linewidth=1)
+        axis.text(node.dist, middle, f"{numbers[node.id]} ", fontsize=9, ha="right", va="bottom")
+        return node.dist, middle
+
+    draw(nodes["branch 0"])
+    axis.set(xlabel="cosine distance", yticks=[])
+    axis.invert_xaxis()
+    axis.grid(visible=False)
+    axis.spines[["left", "top", "right"]].set_visible(False)
 
 
 def _in_context(patch: Patch, run: Run) -> tuple[np.ndarray, tuple[float, float, float, float]]:
@@ -125,11 +198,12 @@ def _in_context(patch: Patch, run: Run) -> tuple[np.ndarray, tuple[float, float,
     return image[top : top + side, left : left + side], frame
 
 
-def name_form(run: Run) -> Any:
-    """A form for JupyterLab: a field for the name of each segment, and a button that saves them by `Run.name_segments`.
+def name_form(run: Run, rows: Mapping[str, Sequence[int]] | None = None) -> Any:
+    """A form for JupyterLab: fields for names of segments and branches, and a button for `Run.name_segments`.
 
-    Equal names merge; an empty field drops. None where nobody can type: in a notebook that runs unattended, outside of
-    notebooks, or without ipywidgets.
+    Equal names merge; an empty field drops. rows: as from `tree_rows`, all segments by default; a list adds fields for
+    other segments and branches. None where nobody can type: in a notebook that runs unattended, outside of notebooks,
+    or without ipywidgets.
     """
     try:
         import ipywidgets as widgets
@@ -138,23 +212,38 @@ def name_form(run: Run) -> Any:
         return None
     if get_ipython() is None or unattended():
         return None
-    known = run.unnamed_segments.names
-    names = dict(zip(known, known, strict=True)) | {
-        known[run.unnamed_ids[cluster]]: name for cluster, name in run.names.items()
-    }  # None for a dropped one
-    options = {"placeholder": "(dropped)", "style": {"description_width": "8em"}}
-    fields = [widgets.Text(value=names[segment] or "", description=segment, **options) for segment in known]
-    button, message = widgets.Button(description="Save the names"), widgets.Label()
+    clusters = {run.unnamed_segments.names[id_]: [cluster] for cluster, id_ in enumerate(run.unnamed_ids)}
+    rows = rows or {name: clusters[name] for name in run.unnamed_segments.names if name in clusters}
+    values = {row: Counter(run.names.get(c, row) for c in rows[row]).most_common(1)[0][0] for row in rows}
+    row_of = {cluster: row for row in rows for cluster in rows[row]}
+    for name, (cluster,) in clusters.items():  # names that differ from those of their branches
+        if cluster in run.names and run.names[cluster] != values.get(row_of.get(cluster, "")):
+            values[name] = run.names[cluster]
+
+    def field(place: str) -> Any:
+        options = {"placeholder": "(dropped)", "style": {"description_width": "8em"}}
+        return widgets.Text(value=values.get(place, place) or "", description=place, **options)
+
+    def add(change: dict[str, Any]) -> None:
+        if change["new"] in other.options:
+            fields.children = [*fields.children, field(change["new"])]
+            other.options = [name for name in other.options if name != change["new"]]
+            other.value = ""
 
     def save(_: Any) -> None:
         try:
-            run.name_segments({field.description: field.value.strip() or None for field in fields})
+            run.name_segments({field.description: field.value.strip() or None for field in fields.children})
             message.value = f"saved: {', '.join(run.segments.names)}"
         except StegoError as error:
             message.value = str(error)
 
+    fields = widgets.VBox([field(place) for place in values])
+    others = [name for name in (*run.branches, *clusters) if name not in values]
+    other = widgets.Combobox(options=others, placeholder="another branch or cluster", ensure_option=True)
+    button, message = widgets.Button(description="Save the names"), widgets.Label()
+    other.observe(add, "value")
     button.on_click(save)
-    return widgets.VBox([*fields, widgets.HBox([button, message])])
+    return widgets.VBox([fields, other, widgets.HBox([button, message])])
 
 
 def cluster_counts(records: Sequence[dict[str, Any]]) -> Figure:
