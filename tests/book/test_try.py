@@ -196,7 +196,7 @@ def neighbor_scores(codes: np.ndarray, size: list[int], clicks: list[dict]) -> n
 
 
 def test_three_clicks_with_two_names_label_the_photograph_as_teach_does(page, tmp_path):
-    from selenium.webdriver import ActionChains
+    from selenium.webdriver import ActionChains, Keys
 
     def part(name):
         return page.find_element("css selector", f"[data-part={name}]")
@@ -233,13 +233,12 @@ def test_three_clicks_with_two_names_label_the_photograph_as_teach_does(page, tm
     page.find_element("css selector", "[data-name]").send_keys("s of all kinds")
     assert "things of all kinds: " in part("legend").text
     # By keyboard, more clicks than vote.
-    right, enter = "\ue014", "\ue007"
-    canvas.send_keys("3", *(key for _ in range(32) for key in (right, "\ue015", enter)))
+    canvas.send_keys("3", *(Keys.ARROW_RIGHT, Keys.ARROW_DOWN, Keys.ENTER) * 32)
     many = taught(page, 35)
     assert [click["name"] for click in many["clicks"][3:]] == [2] * 32
     expected = neighbor_scores(codes, size, many["clicks"])
     np.testing.assert_allclose(many["scores"].reshape(now["shape"]), expected, atol=1e-2)
-    canvas.send_keys("\ue003")  # backspace
+    canvas.send_keys(Keys.BACKSPACE)
     taught(page, 34)
     for _ in range(31):
         part("undo").click()
