@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .experiment import PRESETS, Experiment
 from .networks.geometry import Geometry, feature_map, is_vit, measure
 from .networks.loading import EMBEDDED, HubUnreachable, geometry_of, load_network
-from .utils.errors import StegoError, brief
+from .utils.errors import StegoError, explained
 from .utils.files import fingerprint
 from .utils.notices import notice
 from .utils.torch_state import usual_modes
@@ -219,11 +219,9 @@ def choose_device(device: str) -> torch.device:
     """'auto' is the GPU if there is one, otherwise the CPU. Raises StegoError if the device is not available."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    with explained((RuntimeError, AssertionError), f"device {device!r} is not available", "Use 'auto' or 'cpu'."):
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise StegoError(f"device {device!r} is not available ({brief(error)}). Use 'auto' or 'cpu'.") from error
     return chosen
 
 

@@ -18,7 +18,7 @@ from .datasets.findings import show_findings
 from .datasets.transforms import Size
 from .features import Features, open_features
 from .metrics import border_counts, border_f, confusion, identity, match, own_assigned, published_map, scores
-from .model import Stego
+from .model import Stego, mean_over_flips
 from .predict import Scores, label_maps, probe_scores, refined_label_maps
 from .probes import fit_probes
 from .run import Run, record_path
@@ -140,19 +140,18 @@ class Views:
 
     def codes(self, model: Stego, rows: Tensor) -> Tensor:
         """Codes of some images, (B, K, h, w)."""
-        return model.mean_code(self.plain.rows(rows), None if self.flipped is None else self.flipped.rows(rows))
+        return model.mean_code(*self._rows(rows))
 
     def features(self, rows: Tensor) -> Tensor:
         """Features of some images, averaged as the codes are, (B, C, h, w)."""
-        plain = self.plain.rows(rows)
-        return plain if self.flipped is None else 0.5 * (plain + self.flipped.rows(rows).flip(-1))
+        return mean_over_flips(*self._rows(rows))
 
     def unit_features(self, rows: Tensor) -> Tensor:
         """L2-normalized features of some images, averaged as the codes are, (B, C, h, w)."""
-        unit = F.normalize(self.plain.rows(rows), dim=1)
-        if self.flipped is None:
-            return unit
-        return torch.stack([unit, F.normalize(self.flipped.rows(rows).flip(-1), dim=1)]).mean(0)
+        return mean_over_flips(*(F.normalize(maps, dim=1) for maps in self._rows(rows)))
+
+    def _rows(self, rows: Tensor) -> list[Tensor]:
+        return [features.rows(rows) for features in (self.plain, self.flipped) if features is not None]
 
 
 def open_views(run: Run, dataset: SegmentationDataset, tile: int | None = None) -> Views:

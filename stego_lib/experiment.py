@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from .utils import paths
-from .utils.errors import StegoError, did_you_mean
+from .utils.errors import StegoError, check_choice, did_you_mean
 from .utils.fields import BackboneName, Folder, Shifts, Size, Weights, split_backbone
 
 CHECKED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -149,11 +149,9 @@ class Experiment:
 
         Raises StegoError for an unknown preset, an unknown key or a value out of range.
         """
-        recipe = DEFAULT_PRESET.get(name, name)
-        if recipe not in PRESETS:
-            known = [*PRESETS, *DEFAULT_PRESET]
-            raise StegoError(f"unknown preset {name!r}{did_you_mean(name, known)}. Choose one of {', '.join(PRESETS)}.")
-        return cls.from_dict(PRESETS[recipe] | SUCCESSORS.get(changes.get("method", "stego"), {}) | changes)
+        check_choice("preset", name, [*PRESETS, *DEFAULT_PRESET])
+        recipe = PRESETS[DEFAULT_PRESET.get(name, name)]
+        return cls.from_dict(recipe | SUCCESSORS.get(changes.get("method", "stego"), {}) | changes)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Experiment":
@@ -224,8 +222,7 @@ MACHINE = ("data_root", "device", "feature_store", "precision")
 def recipe_of(dataset: str, backbone: str) -> Experiment:
     """The recipe of a dataset and backbone: the backbone's own, else the default one of the dataset."""
     own = [name for name, values in PRESETS.items() if (values["dataset"], values["backbone"]) == (dataset, backbone)]
-    name = own[0] if own else DEFAULT_PRESET.get(dataset, dataset)
-    return Experiment(**PRESETS.get(name, {}))
+    return Experiment.preset(own[0] if own else dataset)
 
 
 def _explained(init: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .backbone import Backbone
 from .datasets import open_training_set
+from .model import mean_over_flips
 from .predict import working_size
 from .run import Run
 from .utils.errors import DataNotFound, StegoError, brief, check_choice, check_installed
@@ -145,18 +146,18 @@ class Graph(nn.Module):
         pixels = self.resize(image.permute(2, 0, 1))[None].float()
         images = torch.cat([pixels, pixels.flip(-1)]) if self.mirror else pixels
         features = self.backbone.maps((images / 255 - self.backbone.mean) / self.backbone.std)
-        plain, flipped = features.chunk(2) if self.mirror else (features, None)
-        code = self.model.mean_code(plain, flipped)
+        views = features.chunk(2) if self.mirror else (features,)
+        code = self.model.mean_code(*views)
         similarity = self.model.cluster_probe.similarity(code)
         cells = similarity[0]
         if self.taught is not None:
-            features = plain if flipped is None else 0.5 * (plain + flipped.flip(-1))
-            cells = self.taught.scores(code if self.taught.on == "codes" else features).grid[0]
+            maps = code if self.taught.on == "codes" else mean_over_flips(*views)
+            cells = self.taught.scores(maps).grid[0]
         maps = _bilinear(height, cells.shape[1]) @ (cells @ _bilinear(width, cells.shape[2]).T)
         never = torch.full_like(maps[:1], torch.finfo(torch.float32).min)
         scores = torch.cat([maps, never])[self.clusters].amax(1)
         labels = self.ids[scores.argmax(0)]
-        made = dict(features=plain, code=code, similarity=similarity, scores=scores, labels=labels)
+        made = dict(features=views[0], code=code, similarity=similarity, scores=scores, labels=labels)
         return tuple(made[name] for name in self.outputs)
 
     def resize(self, image: Tensor) -> Tensor:

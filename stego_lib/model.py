@@ -187,8 +187,12 @@ class Stego(nn.Module):
         device = self.feature_mean.device
         if flipped is None:
             return self(features.to(device))
-        code, flipped_code = self(torch.cat([features, flipped]).to(device)).chunk(2)
-        return 0.5 * (code + flipped_code.flip(-1))
+        return mean_over_flips(*self(torch.cat([features, flipped]).to(device)).chunk(2))
+
+
+def mean_over_flips(maps: Tensor, flipped: Tensor | None = None) -> Tensor:
+    """Mean of maps (B, C, h, w) and of those of the horizontally flipped images, if these are given."""
+    return maps if flipped is None else 0.5 * (maps + flipped.flip(-1))
 
 
 def build_model(experiment: "Experiment", in_dim: int, n_classes: int) -> Stego:

@@ -2,9 +2,7 @@
 
 import errno
 import shutil
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .annotations.geotiff import write_polygons
+from .annotations.geotiff import FORM, place_of, write_polygons
 from .annotations.names import NOTHING
 from .datasets.classes import Classes, Rules
-from .datasets.images import color_bands, naming, read_bands
+from .datasets.images import color_bands, naming, open_raster, read_bands
 from .tiles import label_strips
-from .utils.errors import check_installed
 from .utils.files import atomic
 from .utils.progress import progress
 
@@ -26,24 +23,8 @@ if TYPE_CHECKING:
 
 # Pixels from which `segment_folder` takes a TIFF for a raster, and pixels per side of its windows by default.
 LARGE, TILE = 50_000_000, 448
-# Pixels per side of the blocks of a label map, and columns that are read at once to look for missing data.
-BLOCK, COLUMNS = 256, 2048
-# Megabytes of blocks that GDAL keeps: by default 5 % of the machine's memory.
-CACHE = 128
-
-
-@contextmanager
-def open_raster(path: Path, mode: str = "r", **form: Any) -> Iterator[Any]:
-    """Opens a raster with rasterio and a small cache. Errors of GDAL become OSErrors."""
-    check_installed("Reading it", ["rasterio"], "geo")
-    import rasterio
-
-    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
-    try:
-        with rasterio.Env(GDAL_CACHEMAX=CACHE), rasterio.open(path, mode, **form) as file:
-            yield file
-    except rasterio.errors.RasterioError as error:
-        raise OSError(error) from error
+# Columns that are read at once to look for missing data.
+COLUMNS = 2048
 
 
 def is_large(image: Path) -> bool:
@@ -110,7 +91,7 @@ def label_raster(
                     np.savez_compressed(stored, labels=labels)
                 row += len(labels)
                 bar.update(len(labels))
-        form = place_of(file) | dict(driver="GTiff", count=1, dtype="uint8", nodata=NOTHING, BIGTIFF="IF_SAFER")
+        form = FORM | place_of(file) | {"BIGTIFF": "IF_SAFER"}
     strips = _read_parts(sorted(parts.glob("[0-9]*.npz")))
     try:
         counts = _write_strips(output, strips, form, run.segments)
@@ -126,27 +107,18 @@ def _read_parts(paths: list[Path]) -> Iterator[np.ndarray]:
             yield stored["labels"]
 
 
-def place_of(file: Any) -> dict[str, Any]:
-    """Size and georeference of an opened raster: transform, or control points, and CRS."""
-    place = {"height": file.height, "width": file.width}
-    points, crs = file.gcps
-    if points:
-        return place | {"gcps": points, "crs": crs}
-    return place | ({} if file.transform.is_identity else {"transform": file.transform, "crs": file.crs})
-
-
 def _write_strips(path: Path, strips: Iterator[np.ndarray], form: dict[str, Any], segments: Classes) -> np.ndarray:
     """Writes strips of labels by whole rows of blocks; returns the number of pixels of each id.
 
     They are counted in the file, because GDAL reports a full disk only in part.
     """
-    form |= dict(compress="deflate", tiled=True, blockxsize=BLOCK, blockysize=BLOCK)
+    block = form["blockysize"]
     with open_raster(path, "w", **form) as file:
         file.write_colormap(1, dict(enumerate(segments.colors)))
         rows, top = np.empty((0, form["width"]), np.uint8), 0
         for strip in strips:
             rows = np.concatenate([rows, strip])
-            count = len(rows) if top + len(rows) == form["height"] else len(rows) // BLOCK * BLOCK
+            count = len(rows) if top + len(rows) == form["height"] else len(rows) // block * block
             if count:
                 file.write(rows[:count], 1, window=((top, top + count), (0, form["width"])))
             rows, top = rows[count:], top + count

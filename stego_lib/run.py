@@ -15,11 +15,11 @@ from torch import Tensor
 from .backbone import Backbone
 from .datasets.classes import Classes, read_classes, without_names, write_classes
 from .experiment import EVALUATION, MACHINE, Experiment
-from .model import Stego, build_model
+from .model import Stego, build_model, mean_over_flips
 from .networks.geometry import MAX_SIDE
 from .provenance import Provenance
 from .utils import devices
-from .utils.errors import StegoError, check_choice
+from .utils.errors import StegoError, check_choice, explained, outdated
 from .utils.fields import split_backbone
 from .utils.files import atomic, checksum, disk_errors, fingerprint, read_json, remove_temporary, write_json
 from .utils.notices import notice
@@ -76,14 +76,11 @@ class Run:
     def backbone(self) -> Backbone:
         """The frozen backbone, loaded at first use. Raises StegoError if its weights are not those of training."""
         _, file = split_backbone(self.experiment.backbone)
-        if file and not Path(file).is_file():
-            raise StegoError(f"backbone file {file} does not exist. Open the run with load_run(RUN, backbone=FILE).")
-        backbone = Backbone.of(self.experiment)
-        if self.provenance.weights not in (None, backbone.weights_id):
-            raise StegoError(
-                f"{self.folder} was trained on other weights of {self.experiment.backbone}. "
-                "Open it with load_run(RUN, backbone=FILE)."
-            )
+        missing = bool(file) and not Path(file).is_file()
+        backbone = None if missing else Backbone.of(self.experiment)
+        if backbone is None or self.provenance.weights not in (None, backbone.weights_id):
+            problem = f"file {file} does not exist" if missing else f"{self.experiment.backbone} has other weights now"
+            raise StegoError(f"{self.folder}: backbone {problem}. Open the run with load_run(RUN, backbone=FILE).")
         return backbone
 
     # ------------------------------------------------------------------------------------------ reading
@@ -91,10 +88,7 @@ class Run:
     @property
     def log(self) -> pd.DataFrame:
         """Losses and mean code correspondences, one row per step."""
-        path = self.folder / "log.csv"
-        if not path.exists():
-            raise StegoError(f"{self.folder} has no log.csv. Released checkpoints have none.")
-        return pd.read_csv(path, index_col="step")
+        return pd.read_csv(self._file("log.csv", "Released checkpoints have none."), index_col="step")
 
     @property
     def correspondences(self) -> dict[str, Any]:
@@ -122,10 +116,12 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """The run record of the validation split of the run's own data. Raises StegoError before `evaluate`."""
-        path = self.folder / "metrics.json"
-        if not path.exists():
-            raise StegoError(f"{self.folder} has no metrics.json. Call evaluate(run).")
-        return read_json(path)
+        return read_json(self._file("metrics.json", "Call evaluate(run)."))
+
+    def _file(self, name: str, remedy: str) -> Path:
+        if not (self.folder / name).exists():
+            raise StegoError(f"{self.folder} has no {name}. {remedy}")
+        return self.folder / name
 
     def kept_weights(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Step and model state of each file in kept/, by step."""
@@ -155,11 +151,9 @@ class Run:
         """Loads weights, step and shifts from the checkpoint. Returns its whole content."""
         path = self.folder / CHECKPOINT
         state = load_state(path)
-        try:
+        with explained((KeyError, RuntimeError), f"{path} does not fit experiment.json", "Use the files of one run."):
             self.model.load_state_dict(state["model"])
             self.step, self.shifts = state["step"], tuple(state["shifts"])
-        except (KeyError, RuntimeError) as error:
-            raise StegoError(f"{path} does not fit experiment.json. Use the files of one run.") from error
         return state
 
     def resume(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -281,10 +275,13 @@ class Run:
 
     def code(self, images: Tensor, upsampler: Upsampler | None = None) -> Tensor:
         """Codes (B, K, h, w) of uint8 images (B, 3, H, W), averaged over horizontal flips with `mirror=True`."""
+        return self.model.mean_code(*self._views(images, upsampler))
+
+    def _views(self, images: Tensor, upsampler: Upsampler | None) -> tuple[Tensor, ...]:
+        """Features of images, and those of their horizontal flips with `mirror=True`."""
         if not self.experiment.mirror:
-            return self.model.mean_code(self._features(images, upsampler))
-        features, flipped = self._features(torch.cat([images, images.flip(-1)]), upsampler).chunk(2)
-        return self.model.mean_code(features, flipped)
+            return (self._features(images, upsampler),)
+        return self._features(torch.cat([images, images.flip(-1)]), upsampler).chunk(2)
 
     def _features(self, images: Tensor, upsampler: Upsampler | None) -> Tensor:
         """Features of uint8 images (B, 3, H, W), upsampled if wanted."""
@@ -306,10 +303,7 @@ class Run:
         """
         if (on or ("codes" if self.taught is None else self.taught.on)) == "codes":
             return self.code(images, upsampler)
-        features = self._features(images, upsampler)
-        if not self.experiment.mirror:
-            return features
-        return 0.5 * (features + self._features(images.flip(-1), upsampler).flip(-1))
+        return mean_over_flips(*self._views(images, upsampler))
 
     def score_maps(self, maps: Tensor) -> "Scores":
         """Scores of `segments` on the grid, from `maps`: those of the cluster probe, or of what `teach` fitted."""
@@ -447,7 +441,7 @@ class Run:
         path = self.folder / FILE
         taught = Taught.load(path) if path.exists() else None
         if taught is not None and taught.model != model_of(self):
-            raise StegoError(f"{path} was taught with other weights. Remove it, and call run.teach(...) again.")
+            raise outdated(path, "run.teach(...)")
         return taught
 
     @usual_modes()

@@ -18,6 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from .annotations.formats import MASKS, PNG, WRITERS, check_masks, chosen_formats
+from .annotations.geotiff import GeoJson
 from .annotations.names import NOTHING
 from .annotations.outputs import OutputFolder, Writer
 from .datasets.classes import Classes, Rules, distinct_names, rules_of, without_names
@@ -115,35 +116,36 @@ def segment_folder(
     folder, target = user_path(images), user_path(output)
     paths = _images_of(folder)
     run.check_fitted()
-    segments, formats = run.segments, chosen_formats(format)
+    formats, rules = chosen_formats(format), rules_of(paths[0], run.classes.rules)
     check_masks(masks)
     how = {"refine": refine, "size": size, "tile": tile}
-    rules = rules_of(paths[0], run.classes.rules)
     settings = _settings(run, how, opacity, rules)
     task = fingerprint("segment", settings, str(folder.absolute()), str(target.absolute()), formats, masks)
     devices.join(run.experiment.device, task)
     out = OutputFolder(target, overwrite)
-    writers = [WRITERS[name](out, segments, masks) for name in formats]
+    writers = [WRITERS[name](out, run.segments, masks) for name in formats]
     devices.once(lambda: _check_output(out, writers, paths))
-    if devices.first():
-        show_findings(folder)
-    if not run.matched and without_names(segments) and not without_names(run.classes):
-        notice(
-            f"{shown_path(run.folder)} was not scored with labels, so its segments are clusters without names. "
-            "evaluate(run) matches them to classes, and run.name_segments names them."
-        )
-
+    _show_remarks(run, folder)
     start = time.perf_counter()
-    share = devices.share(paths)
-    large = [path for path in share if size is None and is_large(path)]
-    own = _segment(run, [path for path in share if path not in large], how, settings, out, writers, opacity, rules)
-    own += [_segment_raster(run, path, how, settings, out, "geojson" in formats, rules) for path in large]
-    if large:
-        notice(f"{len(large)} TIFFs are large, so they give GeoTIFFs and, with format='geojson', polygons alone.")
+    own = _segment(_Job(run, how, rules, opacity, settings, out, writers), devices.share(paths))
     results = sorted(devices.gather_list(own), key=lambda result: result.name)
-    table = _report(results, segments, rules, time.perf_counter() - start)
+    table = _report(results, run.segments, rules, time.perf_counter() - start)
     devices.once(lambda: _finish(OutputFolder(target, overwrite), writers, results, table))
     return table
+
+
+class _Job(NamedTuple):
+    """What all images of a call share."""
+
+    run: Run
+    # refine, size and tile of `Run.predict`.
+    how: dict[str, Any]
+    rules: Rules
+    opacity: float
+    # Fingerprint of all that results depend on, except the image.
+    settings: str
+    out: OutputFolder
+    writers: list[Writer]
 
 
 # A path, what its results are made from (or why it cannot be read), the image if it is segmented now, its label map.
@@ -166,23 +168,35 @@ class Result(NamedTuple):
     records: Sequence[Any] = ()
 
 
-def _segment(
-    run: Run,
-    paths: list[Path],
-    how: dict[str, Any],
-    settings: str,
-    out: OutputFolder,
-    writers: list[Writer],
-    opacity: float,
-    rules: Rules,
-) -> list[Result]:
+def _show_remarks(run: Run, folder: Path) -> None:
+    """Notices about the images, and about segments without names."""
+    if devices.first():
+        show_findings(folder)
+    if not run.matched and without_names(run.segments) and not without_names(run.classes):
+        notice(
+            f"{shown_path(run.folder)} was not scored with labels, so its segments are clusters without names. "
+            "evaluate(run) matches them to classes, and run.name_segments names them."
+        )
+
+
+def _segment(job: _Job, paths: list[Path]) -> list[Result]:
+    """Segments images, and large rasters one by one."""
+    large = [path for path in paths if job.how["size"] is None and is_large(path)]
+    results = _segment_images(job, [path for path in paths if path not in large])
+    results += [_segment_raster(job, path) for path in large]
+    if large:
+        notice(f"{len(large)} TIFFs are large, so they give GeoTIFFs and, with format='geojson', polygons alone.")
+    return results
+
+
+def _segment_images(job: _Job, paths: list[Path]) -> list[Result]:
     """Segments the images that are not up to date: one thread reads, this one predicts, and one writes."""
-    segments = run.segments
+    run, out, rules, count = job.run, job.out, job.rules, len(job.run.segments)
 
     def read(path: Path) -> tuple[str, StoredImage | None] | StegoError:
         """What the results are to be made from, and the image, or None if they are up to date."""
         try:
-            source = fingerprint(settings, checksum_of(path))
+            source = fingerprint(job.settings, checksum_of(path))
             if all(out.source(name(path)) == source for name in (_label_name, _overlay_name)):
                 return source, None
             return source, read_image(path, rules)
@@ -198,7 +212,7 @@ def _segment(
             if image is None:
                 yield path, source, None, _read_label(out, path)
                 continue
-            label = run.predict(image.rgb, **how)
+            label = run.predict(image.rgb, **job.how)
             if image.transparent is not None:
                 label[image.transparent] = NOTHING
             yield path, source, image, label
@@ -208,31 +222,31 @@ def _segment(
         if label is None:
             return Result(path.name, problem=source)
         if image is not None:
-            _write(out, path, source, image.rgb, label, segments, opacity)
-        records = [writer.add(path, label, source) for writer in writers]
+            _write(job, path, source, image.rgb, label)
+        records = [writer.add(path, label, source) for writer in job.writers]
         turned = image is not None and image.orientation > 1 and rules.exif != "ignore"
-        return Result(path.name, source, _areas(label, len(segments)), "", image is None, turned, records)
+        return Result(path.name, source, _areas(label, count), "", image is None, turned, records)
 
     return list(progress(in_threads(write, predicted(), workers=1), "segmenting", total=len(paths)))
 
 
-def _segment_raster(
-    run: Run, path: Path, how: dict[str, Any], settings: str, out: OutputFolder, polygons: bool, rules: Rules
-) -> Result:
+def _segment_raster(job: _Job, path: Path) -> Result:
     """Segments a large raster by windows, unless its results are up to date."""
-    segments, name, outlines = run.segments, f"geotiff/{path.stem}.tif", f"geojson/{path.stem}.geojson"
+    run, out, how, name = job.run, job.out, job.how, f"geotiff/{path.stem}.tif"
+    outlines = [writer.file(path) for writer in job.writers if isinstance(writer, GeoJson)]
     try:
-        source = fingerprint(settings, checksum_of(path))
+        source = fingerprint(job.settings, checksum_of(path))
         kept = out.source(name) == source
         if not kept:
             with out.write(name, source) as temporary:
                 parts = temporary.with_name(f".{source}")
                 tile, crf = how["tile"] or TILE, run.uses_crf(how["refine"])
-                label_raster(run, path, temporary, parts, tile=tile, crf=crf, rules=rules)
-        if polygons and out.source(outlines) != source:
-            with out.write(outlines, source) as temporary:
-                outline_raster(out.path / name, temporary, segments)
-        counts = count_ids(out.path / name)[: len(segments)]
+                label_raster(run, path, temporary, parts, tile=tile, crf=crf, rules=job.rules)
+        for file in outlines:
+            if out.source(file) != source:
+                with out.write(file, source) as temporary:
+                    outline_raster(out.path / name, temporary, run.segments)
+        counts = count_ids(out.path / name)[: len(run.segments)]
     except StegoError as error:
         return Result(path.name, problem=str(error))
     return Result(path.name, source, 100 * counts / (counts.sum() or np.nan), "", kept)
@@ -288,18 +302,16 @@ def _check_output(out: OutputFolder, writers: list[Writer], paths: list[Path]) -
         )
 
 
-def _write(
-    out: OutputFolder, path: Path, source: str, image: Image.Image, label: np.ndarray, segments: Classes, opacity: float
-) -> None:
+def _write(job: _Job, path: Path, source: str, image: Image.Image, label: np.ndarray) -> None:
     """Writes the label map and the overlay of an image."""
     stored = Image.fromarray(label)
-    palette = np.array(segments.colors).ravel().tolist()
+    palette = np.array(job.run.segments.colors).ravel().tolist()
     stored.putpalette(palette + [255] * (768 - len(palette)))
-    overlay = Image.blend(image, stored.convert("RGB"), opacity)
+    overlay = Image.blend(image, stored.convert("RGB"), job.opacity)
     overlay.thumbnail((MAX_JPEG_SIDE, MAX_JPEG_SIDE))
-    with out.write(_overlay_name(path), source) as temporary:
+    with job.out.write(_overlay_name(path), source) as temporary:
         overlay.save(temporary)
-    with out.write(_label_name(path), source) as temporary:
+    with job.out.write(_label_name(path), source) as temporary:
         stored.save(temporary)
 
 

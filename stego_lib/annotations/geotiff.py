@@ -1,16 +1,20 @@
 """Label maps as GeoTIFF, at the place of the image."""
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..datasets.classes import Classes
+from ..datasets.images import open_raster
 from ..utils.notices import notice
 from .names import NOTHING
 from .outputs import Writer
+
+# Options of rasterio for a label map.
+FORM = dict(driver="GTiff", count=1, dtype="uint8", nodata=NOTHING, compress="deflate")
+FORM |= dict(tiled=True, blockxsize=256, blockysize=256)
 
 
 def write_polygons(labels: Any, path: Path, segments: Classes, place: dict[str, Any]) -> None:
@@ -23,7 +27,8 @@ def write_polygons(labels: Any, path: Path, segments: Classes, place: dict[str, 
     from rasterio.features import shapes
     from rasterio.warp import transform_geom
 
-    crs, transform = place.get("crs"), place.get("transform", rasterio.Affine.identity())
+    transform = place.get("transform", rasterio.Affine.identity())
+    crs = place["crs"] if "transform" in place else None
     authority = crs and crs.to_authority()
     header: dict[str, Any] = {"type": "FeatureCollection"}
     if authority:
@@ -71,10 +76,8 @@ class GeoTiff(Writer):
         place = _georeference(image, label.shape)
         if place is None:
             return image.name
-        form = dict(driver="GTiff", height=label.shape[0], width=label.shape[1], count=1, dtype="uint8")
-        form |= dict(nodata=NOTHING, compress="deflate", tiled=True, blockxsize=256, blockysize=256)
         with MemoryFile() as memory:  # GDAL reports a full disk only in part
-            with memory.open(**form, **place) as file:
+            with memory.open(**FORM, **place) as file:
                 file.write(label, 1)
                 file.write_colormap(1, dict(enumerate(self.segments.colors)))
             with self.output.write(self.file(image), source) as temporary:
@@ -90,16 +93,19 @@ class GeoTiff(Writer):
 
 
 def _georeference(path: Path, shape: tuple[int, int]) -> dict[str, Any] | None:
-    """CRS and transform of an image, also from world files; None without, or if its shape is another."""
-    import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
-
+    """`place_of` an image, also from world files; None without a georeference, or if its shape is another."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as file:
-                if file.shape != shape or file.transform.is_identity:
-                    return None
-                return {"transform": file.transform, "crs": file.crs}
-    except (RasterioIOError, UnicodeEncodeError):  # GDAL reads no names that are not UTF-8
+        with open_raster(path) as file:
+            place = place_of(file)
+            return place if file.shape == shape and place.keys() & {"transform", "gcps"} else None
+    except (OSError, UnicodeEncodeError):  # GDAL reads no names that are not UTF-8
         return None
+
+
+def place_of(file: Any) -> dict[str, Any]:
+    """Size and georeference of an opened raster: transform, or control points, and CRS."""
+    place = {"height": file.height, "width": file.width}
+    points, crs = file.gcps
+    if points:
+        return place | {"gcps": points, "crs": crs}
+    return place | ({} if file.transform.is_identity else {"transform": file.transform, "crs": file.crs})

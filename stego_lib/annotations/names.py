@@ -11,7 +11,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from ..datasets.classes import Classes, distinct_names, muted_colors
-from ..utils.errors import StegoError, did_you_mean
+from ..utils.errors import StegoError, did_you_mean, outdated
 from ..utils.files import fingerprint, read_json, write_json
 
 # Name of the file in a run's folder.
@@ -109,7 +109,7 @@ class Naming:
         matching = record.get("matching") if record.get("step") == self.step else None
         classes = range(-1, len(self.classes))
         if matching is not None and (len(matching) != self.count or any(c not in classes for c in matching)):
-            raise StegoError(f"{path} does not match {self.count} clusters. Remove it, and call evaluate(run).")
+            raise outdated(path, "evaluate(run)")
         return matching
 
     @property
@@ -141,10 +141,7 @@ class Naming:
             return {}
         content = read_json(path)
         if not isinstance(content, dict) or content.get("clusters") != fingerprint(self.centers):
-            raise StegoError(
-                f"{path} names other clusters than those of step {self.step}. Remove it, and call "
-                "run.name_segments(...) again."
-            )
+            raise outdated(path, "run.name_segments(...)")
         return {int(cluster): name for cluster, name in content["names"].items()}
 
     @property

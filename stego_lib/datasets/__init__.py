@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..experiment import Experiment
-from ..utils.errors import StegoError, did_you_mean
+from ..utils.errors import StegoError, check_choice
 from ..utils.paths import user_path
 from .classes import Classes
 
@@ -68,9 +68,7 @@ def open_dataset(
     --------
     >>> image, label = open_dataset("scenes", "data", "val")[0]
     """
-    if name not in DATASETS:
-        guess = did_you_mean(name, list(DATASETS))
-        raise StegoError(f"Unknown dataset {name!r}{guess}. Choose one of {', '.join(DATASETS)}.")
+    check_choice("dataset", name, DATASETS)
     options = {"n_classes": n_classes} if name == "folder" else {}
     dataset = import_module(f".{DATASETS[name]}", __name__).load(name, user_path(root), split, **options)
     if n_classes not in (None, len(dataset.classes)):

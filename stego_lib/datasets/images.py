@@ -39,6 +39,8 @@ TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PAGES = "Images with several frames or pages: only the first is read."
 # Share of partly transparent pixels in a TIFF above which its fourth band is probably not alpha.
 MAX_PARTIAL = 0.5
+# Megabytes of blocks that GDAL keeps: by default 5 % of the machine's memory.
+CACHE = 128
 # EXIF orientation -> the operation that rotates stored pixels upright.
 ROTATIONS = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -213,13 +215,24 @@ def _on_white(values: np.ndarray, void: np.ndarray) -> tuple[Image.Image, np.nda
 
 def _read_raster(content: bytes, limits: Range | None) -> tuple[Image.Image, np.ndarray | None]:
     """Reads an image with rasterio."""
+    with open_raster(content) as file:
+        return _on_white(*read_bands(file, color_bands(file), limits))
+
+
+@contextmanager
+def open_raster(source: Path | bytes, mode: str = "r", **form: Any) -> Iterator[Any]:
+    """Opens a file, or the content of one, with rasterio and a small cache. Errors of GDAL become OSErrors."""
     check_installed("Reading it", ["rasterio"], "geo")
     import rasterio
 
     warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
     try:
-        with rasterio.MemoryFile(content) as memory, memory.open() as file:
-            return _on_white(*read_bands(file, color_bands(file), limits))
+        if isinstance(source, bytes):
+            with rasterio.MemoryFile(source) as memory, memory.open() as file:
+                yield file
+        else:
+            with rasterio.Env(GDAL_CACHEMAX=CACHE), rasterio.open(source, mode, **form) as file:
+                yield file
     except rasterio.errors.RasterioError as error:
         raise OSError(error) from error
 

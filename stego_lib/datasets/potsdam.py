@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..utils.errors import StegoError, check_choice
+from ..utils.errors import StegoError, check_choice, explained
 from ..utils.files import read_text
 from ..utils.notices import notice
 from ..utils.progress import progress
@@ -101,13 +101,12 @@ def read_mat(source: Source, name: str) -> np.ndarray:
     """Reads the array "img" or "gt" of a MATLAB file of version 7 or older."""
     import scipy.io
 
-    try:
+    problem = f"{name_of(source)} is not a MATLAB file with {name!r}"
+    with explained(Exception, problem, "Get it again."):  # scipy raises many types for a broken file
         array = scipy.io.loadmat(source, variable_names=[name])[name]
         if name == "img" and (array.ndim != 3 or array.shape[2] < 3 or array.dtype != np.uint8):
             raise TypeError("not uint8 (height, width, 3 or 4)")
         return array
-    except Exception as error:  # scipy raises many types for a broken file
-        raise StegoError(f"{name_of(source)} is not a MATLAB file with {name!r} ({error}). Get it again.") from error
 
 
 def load(name: str, root: str | Path, split: str) -> Potsdam:

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..utils.errors import DataNotFound, StegoError, brief, check_installed
+from ..utils.errors import DataNotFound, StegoError, check_installed, explained
 from ..utils.paths import user_path
 from . import DATASETS, open_dataset
 from .check import check
@@ -131,7 +131,9 @@ def _get(source: Source, target: Path) -> None:
     path = target / source.path
     unpack = pooch.Unzip(extract_dir=os.path.relpath(target / source.unpack, path.parent)) if source.unpack else None
     known = source.sha256 and f"sha256:{source.sha256}"
-    try:
+    problem = f"{source.url or path} cannot be fetched or unpacked"
+    # Errors of network and disk; a wrong checksum; a broken archive.
+    with explained((OSError, ValueError, zipfile.BadZipFile), problem, f"Put the whole file there: {path}"):
         if source.url:
             mirror, parts = os.environ.get(MIRROR), urlsplit(source.url)
             url = f"{mirror.rstrip('/')}/{parts.netloc}{parts.path}" if mirror else source.url
@@ -139,7 +141,3 @@ def _get(source: Source, target: Path) -> None:
             pooch.retrieve(url, known, path.name, path.parent, unpack, bar)
         elif unpack:
             unpack(str(path), "fetch", None)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:  # network and disk; a wrong checksum; a broken archive
-        raise StegoError(
-            f"{source.url or path} cannot be fetched or unpacked ({brief(error)}). Put the whole file there: {path}"
-        ) from error

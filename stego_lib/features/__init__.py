@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..utils.errors import StegoError
+from ..utils.errors import check_choice
 from ..utils.fields import Size
 from ..utils.paths import user_path
 from .base import Features
@@ -61,6 +61,5 @@ def open_features(
 
     kinds: dict[str, Callable[..., Features]]
     kinds = {"full": FullFeatures, "compact": CompactFeatures, "online": OnlineFeatures}
-    if store not in kinds:
-        raise StegoError(f"store={store!r} is unknown. Choose from {', '.join(kinds)}.")
+    check_choice("store", store, kinds)
     return kinds[store](Source(dataset, backbone, size, mirror, published), user_path(root))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..utils.errors import StegoError
+from ..utils.errors import explained
 from .weights import fill
 
 # Channels of an attention head in every network that DINO's authors published.
@@ -65,15 +65,14 @@ def dino_vit(weights: dict[str, Tensor], source: Any, heads: int | None = None) 
     heads: number of attention heads; width / 64 by default, as in published networks. Raises StegoError that names
     `source` for missing or unknown tensors and for wrong shapes.
     """
-    try:
+    remedy = "Use a file of DINO's authors."
+    with explained((KeyError, IndexError, ValueError), f"{source} is not a DINO ViT", remedy):
         width, _, _, patch = weights["patch_embed.proj.weight"].shape
         side = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
         hidden = len(weights["blocks.0.mlp.fc1.weight"])
         heads, rest = (heads, width % heads) if heads else divmod(width, HEAD_WIDTH)
         if rest:
             raise ValueError(f"{width} channels are not a multiple of the heads; set heads=N")
-    except (KeyError, IndexError, ValueError) as error:
-        raise StegoError(f"{source} is not a DINO ViT ({error}). Use a file of DINO's authors.") from None
     with torch.device("meta"):
         vit = DinoViT(
             img_size=side * patch, patch_size=patch, embed_dim=width, num_heads=heads, mlp_ratio=hidden / width,

@@ -13,7 +13,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import get_session
 from torch import Tensor, nn
 
-from ..utils.errors import StegoError, brief, did_you_mean
+from ..utils.errors import StegoError, brief, did_you_mean, explained
 from ..utils.fields import split_backbone
 from ..utils.paths import PACKAGE
 from .geometry import Geometry, measure
@@ -140,7 +140,9 @@ def _from_metadata(path: Path) -> tuple[nn.Module, Normalization]:
     from .weights import fill, read_weights
 
     weights, metadata = read_weights(path)
-    try:
+    problem = f"The metadata of {path} do not describe a timm network"
+    remedy = "Use NAME@FILE, where NAME is the network in timm."
+    with explained(Exception, problem, remedy):  # timm raises many types for wrong arguments
         arguments = json.loads(metadata["timm"])
         architecture = arguments.pop("architecture")
         own = {key: tuple(arguments.pop(key)) for key in IMAGENET if key in arguments}
@@ -154,11 +156,6 @@ def _from_metadata(path: Path) -> tuple[nn.Module, Normalization]:
         values = torch.tensor([normalization["mean"], normalization["std"]], dtype=torch.float32)
         if values.shape != (2, 3) or not values.isfinite().all() or values[1].min() <= 0:
             raise ValueError("mean and std must be three finite numbers")
-    except Exception as error:  # timm raises many types for wrong arguments
-        raise StegoError(
-            f"The metadata of {path} do not describe a timm network ({brief(error)}). Use NAME@FILE, where NAME is the "
-            "network in timm."
-        ) from error
     fill(network, _without_classifier(weights, network), path)
     return network, normalization
 

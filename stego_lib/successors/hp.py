@@ -18,21 +18,27 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..batches import seeded
+from ..experiment import Experiment
 from ..features import Features
 from ..run import Run
-from ..utils.errors import StegoError
+from ..utils.errors import StegoError, check_choice
 from ..utils.progress import progress
 from ..utils.torch_state import drawing
 from .base import Successor, at_cells, random_cells, unit_patches, update_ema, weighted_info_nce
 
-# Temperature tau and share rho of random negatives, by dataset (released code).
+# Temperature tau and share rho of random negatives (released code).
+COCOSTUFF, STREETS, AERIAL = dict(tau=0.8, rho=0.02), dict(tau=0.6, rho=0.02), dict(tau=0.4, rho=1.0)
+# Dataset -> its settings. The authors trained on cocostuff27, cityscapes and potsdam3; others take the nearest ones.
 SETTINGS = {
-    "cocostuff27": dict(tau=0.8, rho=0.02),
-    "cityscapes": dict(tau=0.6, rho=0.02),
-    "potsdam3": dict(tau=0.4, rho=1.0),
+    "cocostuff27": COCOSTUFF,
+    "cocostuff15": COCOSTUFF,
+    "cocostuff3": COCOSTUFF,
+    "scenes": COCOSTUFF,
+    "folder": COCOSTUFF,
+    "cityscapes": STREETS,
+    "camvid": STREETS,
+    "potsdam3": AERIAL,
 }
-# Settings for datasets that the authors did not train on: those of CocoStuff.
-OTHER_DATASETS = SETTINGS["cocostuff27"]
 # Patches in a reference pool, and the number of steps after which it is drawn again (released code).
 POOL_SIZE, RENEWAL = 2048, 100
 # Decay of the moving average of the head; AdamW's weight decay; limit of the gradient's norm (released code).
@@ -170,9 +176,14 @@ def local_mix(code: Tensor, weights: Tensor, cells: Tensor) -> Tensor:
 class Trainer(Successor):
     """Trains the head by hidden positives.
 
-    Temperature and negatives are those of `SETTINGS` for the dataset, else `OTHER_DATASETS`; correspondences.json
-    records them. The attention of the training images is computed once and kept beside the features.
+    Temperature and negatives are those of `SETTINGS` for the dataset; correspondences.json records them. The attention
+    of the training images is computed once and kept beside the features.
     """
+
+    @classmethod
+    def check(cls, experiment: Experiment) -> None:
+        super().check(experiment)
+        check_choice("dataset", experiment.dataset, SETTINGS)
 
     def __init__(self, run: Run, features: Features, neighbors: Tensor):
         super().__init__(run, features, neighbors)
@@ -182,7 +193,7 @@ class Trainer(Successor):
         self.average = copy.deepcopy(head).eval().requires_grad_(False)
         parameters = [*head.parameters(), *self.project.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, self.experiment.lr_head, weight_decay=WEIGHT_DECAY)
-        self.settings = SETTINGS.get(self.experiment.dataset, OTHER_DATASETS)
+        self.settings = SETTINGS[self.experiment.dataset]
         self.mix = self.cached(self._attention_weights, "attention")
 
     def columns(self) -> list[str]:

@@ -49,12 +49,9 @@ def join(device: str, task: str) -> None:
         return
     rank, size, local_rank, local_size = launch
     kind = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
-    if ":" in kind:
-        raise StegoError(f"device={device!r} is one device for {size} processes. Use 'auto', 'cuda' or 'cpu'.")
-    if kind == "cuda" and torch.cuda.device_count() < local_size:
-        raise StegoError(
-            f"{local_size} processes need a GPU each; this machine has {torch.cuda.device_count()}. Start fewer."
-        )
+    if ":" in kind or (kind == "cuda" and torch.cuda.device_count() < local_size):
+        problem = f"device={device!r} cannot serve {local_size} processes with {torch.cuda.device_count()} GPUs"
+        raise StegoError(f"{problem}. Use 'cpu', or 'auto' with a GPU for each.")
     try:
         if _group is None:
             if kind == "cuda":

@@ -2,7 +2,8 @@
 
 import difflib
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class StegoError(ValueError):
@@ -16,9 +17,25 @@ class DataNotFound(StegoError, FileNotFoundError):
     """A missing dataset or file."""
 
 
+def outdated(path: object, call: str) -> StegoError:
+    """The error for a file of a run that belongs to other weights; `call` writes it anew."""
+    return StegoError(f"{path} belongs to other weights. Remove it, and call {call} again.")
+
+
 def brief(error: Exception) -> str:
     """Type and first line of an error, to be part of another message: 'OSError: no route to host'."""
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+
+
+@contextmanager
+def explained(errors: type[Exception] | tuple[type[Exception], ...], problem: str, remedy: str) -> Iterator[None]:
+    """Turns errors of other packages into a StegoError that says problem, cause and remedy."""
+    try:
+        yield
+    except StegoError:
+        raise
+    except errors as error:
+        raise StegoError(f"{problem} ({brief(error)}). {remedy}") from error
 
 
 def did_you_mean(name: str, known: list[str], count: int = 1) -> str:
@@ -31,7 +48,8 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raises StegoError unless the value of a parameter is one of its choices."""
     choices = list(choices)
     if value not in choices:
-        raise StegoError(f"{name}={value!r} is unknown. Choose from {', '.join(choices)}.")
+        guess = did_you_mean(str(value), choices)
+        raise StegoError(f"{name}={value!r} is unknown{guess}. Choose from {', '.join(choices)}.")
 
 
 def check_installed(purpose: str, packages: Sequence[str], extra: str) -> None:

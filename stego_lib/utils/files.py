@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .errors import DataNotFound, StegoError, brief
+from .errors import DataNotFound, StegoError, explained
 
 # Prefix of temporary files. Those of killed processes are deleted by `remove_temporary`.
 TEMPORARY = ".unfinished."
@@ -98,12 +98,8 @@ def read_text(path: str | Path) -> str:
 
 def read_json(path: str | Path) -> Any:
     """Reads a JSON file. Raises StegoError if it is invalid, DataNotFound if it is missing."""
-    try:
+    with explained((OSError, ValueError, RecursionError), f"{path} is not valid JSON", "Correct or remove it."):
         return json.loads(read_text(path))
-    except StegoError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise StegoError(f"{path} is not valid JSON ({brief(error)}). Correct or remove it.") from error
 
 
 def checksum(path: Path) -> str:

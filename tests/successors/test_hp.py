@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
+from stego_book import overview
 from stego_book.studies import successors
 from stego_book.studies.results import published_results
+from stego_lib import Experiment, StegoError, train
 from stego_lib.datasets import DATASETS, check, prepare
 from stego_lib.experiment import DEFAULT_PRESET, PRESETS
 from stego_lib.model import SegmentationHead
@@ -118,12 +120,28 @@ def test_local_mix_equals_that_of_a_loop(sigma):
         assert_close(mixed[0, :, p, 0], expected)
 
 
-def test_every_dataset_in_a_table_of_settings_exists():
+def test_tables_of_settings_hold_datasets_that_exist_and_those_of_training_hold_all():
     recipes = {recipe["dataset"] for recipe in PRESETS.values()}
-    tables = [hp.SETTINGS, recipes, DEFAULT_PRESET, check.COUNTS, prepare.RECIPES, successors.STEPS]
-    for table in [*tables, checkpoint.DATASET_NAMES.values(), published_results()["dataset"]]:
+    for table in (DEFAULT_PRESET, check.COUNTS, prepare.RECIPES, successors.STEPS, checkpoint.DATASET_NAMES.values()):
         assert set(table) <= set(DATASETS)
+    assert set(published_results()["dataset"]) <= set(DATASETS)
+    assert set(hp.SETTINGS) == recipes == set(overview.KINDS) == set(DATASETS)
     assert hp.SETTINGS["potsdam3"] == {"tau": 0.4, "rho": 1.0}
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: train(Experiment.preset("scenes", method="hp")),
+        lambda: successors.successors(Experiment.preset("cityscapes")),
+        lambda: Experiment(dataset="potsdam").name,
+    ],
+    ids=["HP", "steps of the study", "recipe"],
+)
+def test_a_dataset_without_settings_is_an_error(use, monkeypatch):
+    monkeypatch.delitem(hp.SETTINGS, "scenes")
+    with pytest.raises(StegoError, match="unknown"):
+        use()
 
 
 def test_weight_of_the_averaged_head():

@@ -16,6 +16,7 @@ from stego_lib.features import open_features
 from stego_lib.metrics import match, scores
 from stego_lib.probes import fit_probes
 from stego_lib.training import train
+from stego_lib.utils.errors import check_choice
 from stego_lib.utils.paths import user_path
 
 from .results import MAIN, NAMES, mean_and_spread
@@ -44,10 +45,11 @@ SETS = {folder: ", ".join(MAIN[folder]) for folder in ("scenes", "camvid_photos_
 
 def successors(base: Experiment) -> list[Variant]:
     """k-means, STEGO by the recipe `base`, and the successors in `STEPS`: published settings, calibrated shifts."""
+    check_choice("dataset", base.dataset, STEPS)
     base = base.but(crf=False)
     kmeans = base.but(head="none", steps=1)  # no weights to train
     variants = [Variant(GROUP, KMEANS, kmeans), Variant(GROUP, NAMES["stego"], base)]
-    for method, steps in STEPS.get(base.dataset, STEPS["camvid"]).items():
+    for method, steps in STEPS[base.dataset].items():
         experiment = base.but(**SUCCESSORS[method], method=method, steps=steps)
         variants.append(Variant(GROUP, NAMES[method], experiment))
         if method == "primaps":
