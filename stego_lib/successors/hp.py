@@ -37,6 +37,7 @@ SETTINGS = {
     "folder": COCOSTUFF,
     "cityscapes": STREETS,
     "camvid": STREETS,
+    "labelmefacade": STREETS,
     "potsdam3": AERIAL,
 }
 # Patches in a reference pool, and the number of steps after which it is drawn again (released code).
