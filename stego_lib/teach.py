@@ -5,8 +5,9 @@ wanted. They fit a classifier of codes; head and clusters stay as they were trai
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -120,12 +121,16 @@ def teach(
     method: str = "logistic",
     on: str = "codes",
     names: Sequence[str] | None = None,
+    read: Callable[[Any, str], tuple[Tensor, Tensor]] | None = None,
 ) -> Taught:
-    """Fits a classifier of codes to a few labels; see `Run.teach`."""
+    """Fits a classifier of codes to a few labels; see `Run.teach`.
+
+    read: reads the images of clicks in place of `read_maps`; one that keeps its results saves the backbone's time.
+    """
     check_choice("method", method, METHODS)
     check_choice("on", on, MAPS)
     if isinstance(labels, str | Path | pd.DataFrame):
-        examples, names = _clicks(run, images, labels, on)
+        examples, names = _clicks(read or partial(read_maps, run), images, labels, on)
     else:
         examples, names = _label_maps(run, images, labels, on, names)
     points = torch.cat([example.points for example in examples])
@@ -232,9 +237,11 @@ def _vote(ids: np.ndarray, labeled: np.ndarray, grid: tuple[int, int], n: int) -
     return torch.from_numpy(cells), torch.from_numpy(votes[cells].argmax(1))
 
 
-def _clicks(run: "Run", images: Any, clicks: Any, on: str) -> tuple[list[_Example], list[str]]:
+def _clicks(
+    read: Callable[[Any, str], tuple[Tensor, Tensor]], images: Any, clicks: Any, on: str
+) -> tuple[list[_Example], list[str]]:
     """Examples of clicks, each with the code at its point."""
-    table = _read_clicks(clicks)
+    table = read_clicks(clicks)
     paths = paths_by_name(images)
     names = list(dict.fromkeys(table["name"]))
     Classes(tuple(names), tuple(distinct_colors(len(names))))  # checks the names
@@ -242,7 +249,7 @@ def _clicks(run: "Run", images: Any, clicks: Any, on: str) -> tuple[list[_Exampl
     for file, rows in table.groupby("image", sort=False):
         if file not in paths:
             raise StegoError(f"There is no image {file!r}{did_you_mean(str(file), list(paths))}. Correct the clicks.")
-        pixels, maps = read_maps(run, paths[str(file)], on)
+        pixels, maps = read(paths[str(file)], on)
         height, width = pixels.shape[1:]
         x, y = rows["x"].to_numpy(float), rows["y"].to_numpy(float)
         outside = ~((x >= 0) & (x < width) & (y >= 0) & (y < height))
@@ -271,7 +278,7 @@ def paths_by_name(images: str | Path | Sequence[Any]) -> dict[str, Path]:
     return paths
 
 
-def _read_clicks(clicks: Any) -> pd.DataFrame:
+def read_clicks(clicks: Any) -> pd.DataFrame:
     """The table of clicks. Raises StegoError for another table."""
     if isinstance(clicks, pd.DataFrame):
         table = clicks

@@ -30,6 +30,7 @@ CHAPTERS = (
     "segment_your_images",
     "resolution",
     "name_your_segments",
+    "five_labels",
 )
 
 

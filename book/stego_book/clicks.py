@@ -1,0 +1,158 @@
+"""A form for JupyterLab: clicks on an image name its segments, which follow at once."""
+
+import base64
+import html
+import io
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from shutil import make_archive
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+import torch
+from ipyevents import Event
+from PIL import Image, ImageDraw
+
+from stego_lib import Run, StegoError
+from stego_lib.datasets.classes import Classes, distinct_colors
+from stego_lib.datasets.layout import list_images
+from stego_lib.predict import label_maps
+from stego_lib.segment import segment_folder
+from stego_lib.teach import CLICK, read_maps, teach
+from stego_lib.utils.files import atomic
+from stego_lib.utils.paths import shown_path
+
+from .plots.style import paint
+
+# Pixels of a shown image's longer side, and radius of a click in it.
+SIDE, RADIUS = 720, 6
+
+
+class ClickForm:
+    """An image with its segments. A click on it with a chosen name adds a label, and the segments follow.
+
+    Each image passes the backbone once, so a click refits only the classifier. The run changes when it is saved.
+    images: a folder. output: folder for clicks.csv and label maps. clicks: image, x, y and name of earlier clicks.
+    """
+
+    def __init__(self, run: Run, images: Path, output: Path, clicks: Sequence[tuple[str, float, float, str]] = ()):
+        self.run, self.images, self.output, self.clicks = run, images, output, list(clicks)
+        self.paths = {path.name: path for path in list_images(images)}
+        self.read = lru_cache(32)(partial(read_maps, run))
+        self.suggestions: list[Any] = []
+        self.file = widgets.Dropdown(options=list(self.paths), description="image")
+        self.name = widgets.ToggleButtons(options=[], description="name")
+        self.new = widgets.Text(placeholder="new name, then Enter", continuous_update=False)
+        self.opacity = widgets.FloatSlider(0.5, min=0, max=1, step=0.1, description="opacity", readout=False)
+        self.picture = widgets.Image(format="jpeg", layout={"width": f"{SIDE}px", "max_width": "100%"})
+        self.message, self.legend = widgets.HTML(), widgets.HTML()
+        actions = {"Undo": self.undo, "Next suggested": self.suggest, "Save": self.save, "Label maps": self.segment}
+        buttons = [widgets.Button(description=text) for text in actions]
+        for button in buttons:
+            button.on_click(lambda button: self._answer(actions[button.description]))
+        self.new.observe(lambda change: self._answer(lambda: self.add_name(change["new"].strip())), "value")
+        self.file.observe(lambda _: self._answer(self.show), "value")
+        self.opacity.observe(lambda _: self.draw(), "value")
+        self.events = Event(source=self.picture, watched_events=["click"])
+        self.events.on_dom_event(self._on_click)
+        rows = map(widgets.HBox, ([self.file, self.opacity], [self.name, self.new], buttons))
+        self.box = widgets.VBox([*rows, self.message, self.picture, self.legend])
+        for name in dict.fromkeys(click[-1] for click in self.clicks):
+            self.add_name(name)
+        self.show()
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The clicks, as `Run.teach` takes them."""
+        return pd.DataFrame(self.clicks, columns=list(CLICK))
+
+    def add_name(self, name: str) -> None:
+        """Adds a name to those that a click can have, and chooses it."""
+        if name:
+            names = tuple(dict.fromkeys([*self.name.options, name]))
+            self.classes = Classes(names, tuple(distinct_colors(len(names))))  # checks them
+            self.name.options, self.name.value, self.new.value = names, name, ""
+
+    def add(self, x: float, y: float) -> None:
+        """Adds a click with the chosen name on the shown image; x and y are in pixels of its file."""
+        if self.name.value is None:
+            raise StegoError("There is no name yet. Write one into the field, press Enter, and click again.")
+        self.clicks.append((self.file.value, x, y, self.name.value))
+        self.draw()
+
+    def undo(self) -> None:
+        """Removes the last click."""
+        self.clicks = self.clicks[:-1]
+        self.draw()
+
+    def suggest(self) -> None:
+        """Shows the next place whose label would help, as a yellow circle."""
+        self.suggestions = self.suggestions or list(
+            self.run.suggest(self.images, 20, seed=len(self.clicks)).itertuples()
+        )
+        place = self.suggestions.pop(0)
+        self.file.value = place.image
+        self.draw((place.x, place.y))
+
+    def save(self) -> str:
+        """Writes the clicks to clicks.csv, and the classifier into the run."""
+        with atomic(self.output / "clicks.csv") as temporary:
+            self.table.to_csv(temporary, index=False)
+        self.run.teach(self.images, self.table)
+        return f"saved: {shown_path(self.output / 'clicks.csv')} and the run {shown_path(self.run.folder)}"
+
+    def segment(self) -> str:
+        """Saves, segments the folder, and gives a link to the label maps."""
+        self.save()
+        segment_folder(self.run, self.images, self.output)
+        with TemporaryDirectory() as folder:
+            archive = Path(make_archive(f"{folder}/labels", "zip", self.output, "labels")).read_bytes()
+        address = f"data:application/zip;base64,{base64.b64encode(archive).decode()}"
+        written = shown_path(self.output / "labels")
+        return f'written: {written}, <a download="labels.zip" href="{address}">download as labels.zip</a>'
+
+    def show(self) -> None:
+        """Shows the chosen image."""
+        pixels = self.read(self.paths[self.file.value], "codes")[0].movedim(0, -1).numpy()
+        self.scale = SIDE / max(pixels.shape[:2])
+        self.image = Image.fromarray(pixels).resize([max(1, round(self.scale * side)) for side in pixels.shape[1::-1]])
+        self.draw()
+
+    @torch.inference_mode()
+    def draw(self, suggested: tuple[float, float] | None = None) -> None:
+        """Fits the classifier to the clicks, and draws image, segments and clicks."""
+        segments, ids, on = self.run.segments, self.run.ids, self.run.taught.on if self.run.taught else "codes"
+        scorer = self.run.score_maps
+        if len({click[-1] for click in self.clicks}) > 1:  # with one name there is nothing to tell apart
+            taught = teach(self.run, self.images, self.table, read=self.read)
+            segments, scorer, on = self.classes, taught.scores, taught.on
+            ids = np.array([segments.names.index(name) for name in taught.names], np.uint8)
+        scores = scorer(self.read(self.paths[self.file.value], on)[1])
+        self.labels = label_maps(scores, self.image.size[::-1], ids)[0].numpy()
+        image = Image.blend(self.image, Image.fromarray(paint(self.labels, segments)), self.opacity.value)
+        circles = [(x, y, self.classes.colors[self.classes.names.index(name)], "white")
+                   for file, x, y, name in self.clicks if file == self.file.value]  # fmt: skip
+        for x, y, color, edge in [*circles, *([(*suggested, None, "yellow")] if suggested else [])]:
+            center = self.scale * (x + 0.5), self.scale * (y + 0.5)
+            ImageDraw.Draw(image).circle(center, RADIUS, fill=color, outline=edge, width=2)
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=90)
+        self.picture.value = file.getvalue()
+        boxes = [f'<span style="background:rgb{color}">&emsp;</span> {html.escape(name)}'
+                 for name, color in zip(segments.names, segments.colors, strict=True)]  # fmt: skip
+        self.legend.value = " &emsp; ".join(boxes)
+
+    def _on_click(self, event: dict[str, Any]) -> None:
+        x, y = (max(0.0, round((event[key] + 0.5) / self.scale - 0.5, 1)) for key in ("dataX", "dataY"))
+        self._answer(lambda: self.add(x, y))
+
+    def _answer(self, action: Callable[[], str | None]) -> None:
+        """Does something and shows what it says, or why it cannot be done."""
+        try:
+            self.message.value = action() or f"{len(self.clicks)} clicks"
+        except StegoError as error:
+            self.message.value = html.escape(str(error))
