@@ -234,7 +234,12 @@ class Run:
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> "Run":
-        """`load_run` of a folder, or else of a repository "user/name" or "user/name@revision" of the hub."""
+        """`load_run` of a folder, or else of a repository "user/name" or "user/name@revision" of the hub.
+
+        Examples
+        --------
+        >>> run = Run.from_pretrained("user/streets", device="cpu")
+        """
         return load_run(source if user_path(source).exists() else f"hf:{source}", **options)
 
     # ------------------------------------------------------------------------------------------ checks

@@ -237,28 +237,45 @@ def test_faults_of_a_page_are_reported(tmp_path, good, bad, fault):
 BLOCKS = [
     pytest.param(block, id=f"{path.stem}-{number}")
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data" / "README.md", *TEXTS]
+    if path.stem != "ten_minutes"
     for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL))
 ]
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_python_in_the_pages_runs(block, scenes_root, backbone_file, tmp_path, monkeypatch):
-    """As written, in a folder with an image.jpg; recipes are made tiny, and data and runs lie elsewhere."""
+@pytest.fixture
+def reader(scenes_root, tmp_path, monkeypatch) -> None:
+    """A reader of the pages, in a folder with data/ and image.jpg; recipes are tiny, and runs lie in the folder."""
     recipe = Experiment.preset.__func__
 
     def tiny(cls, name, **changes):
         requested = recipe(cls, name, **changes)  # what the block names must exist
-        return tiny_experiment(scenes_root, backbone_file, steps=2, seed=requested.seed)
+        return tiny_experiment(scenes_root, requested.backbone, steps=2, seed=requested.seed)
 
     few_samples(monkeypatch)
     monkeypatch.setattr(Experiment, "preset", classmethod(tiny))
     monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(scenes_root)
     Image.new("RGB", (50, 30), "green").save("image.jpg")
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_python_in_the_pages_runs(block, reader):
     names: dict = {}
     exec(compile(block, "block", "exec"), names)
     assert names["label_map"].shape == (30, 50) and names["label_map"].dtype == np.uint8
     assert {"accuracy", "miou", "iou"} <= set(names["record"]["scores"]["cluster"])
+
+
+def test_the_library_in_ten_minutes_runs(reader):
+    """All blocks of the page, in their order, with fewer steps."""
+    names: dict = {}
+    for block in re.findall(r"^```python\n(.*?)^```", (ROOT / "book" / "ten_minutes.md").read_text(), re.M | re.S):
+        exec(compile(block.replace("range(200)", "range(3)"), "block", "exec"), names)
+    assert names["label_map"].shape == (64, 64) and names["feats"].shape[2:] == (8, 8)
+    assert 0 < names["on_features"] < 100 and 0 < names["on_codes"] < 100
+    assert names["loss_fn"].parts.keys() >= {"loss_self", "loss_knn", "loss_rand"}
+    assert Path("my-run", "README.md").is_file()
 
 
 def test_the_page_that_becomes_the_pdf_lists_its_chapters_and_unfolds_cells():

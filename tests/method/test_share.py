@@ -235,6 +235,19 @@ def test_without_a_network_the_cache_is_read(run, image, monkeypatch, tmp_path):
         load_run("hf:user/fields", runs_dir=tmp_path / "runs")
 
 
+def test_torch_hub_gives_a_module(run, tmp_path):
+    run.save_pretrained(tmp_path / "shared")
+    options = dict(run=str(tmp_path / "shared"), runs_dir=tmp_path / "runs", trust_repo=True)
+    module = torch.hub.load(str(ROOT), "stego", source="local", **options)
+    images = torch.randint(0, 256, (2, 3, 60, 90), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = module(images)
+    assert isinstance(module, torch.nn.Module) and module.names == run.segments.names
+    assert np.array_equal(labels, run.predict(list(images))) and torch.equal(module(images / 255), labels)
+    assert sum(value.numel() for value in module.parameters()) > 1e6
+    with pytest.raises(StegoError, match="device"):
+        torch.hub.load(str(ROOT), "stego", source="local", device="nowhere", **options)
+
+
 # ---------------------------------------------------------------------------------------------- model card
 
 
