@@ -1,4 +1,4 @@
-"""What STEGO is compared with: k-means on raw features and on colors, and a linear probe on raw features."""
+"""Baselines: k-means on raw features, principal components and colors, and a linear probe on raw features."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LinearScorer:
-    """Scores of n clusters or classes that are linear in the input: weight (n, C) and bias (n,).
+    """Linear scores of n clusters or classes: weight (n, C) and bias (n,).
 
-    k-means is one of these, as the nearest center has the largest `2 f.c - |c|^2`. Linear scores can be upsampled
-    instead of features: n channels in place of C, with the same result.
+    The nearest center of k-means has the largest score `2 f.c - |c|^2`. Upsampling linear scores equals upsampling
+    features, with n instead of C channels.
     """
 
     weight: Tensor
@@ -33,28 +33,24 @@ class LinearScorer:
 
 
 def kmeans_on_features(store: "Features", n_clusters: int, seed: int) -> LinearScorer:
-    """k-means on the L2-normalized features of the training images."""
+    """k-means on L2-normalized features of the training images."""
     unit = F.normalize(sample_features(store, seed)[0], dim=1)
     with stage("baseline: k-means on features"):
         return _kmeans(unit, n_clusters, seed)
 
 
 def kmeans_on_components(store: "Features", dim: int, n_clusters: int, seed: int) -> LinearScorer:
-    """k-means on the first `dim` principal components of the same: a code of that width without the correspondence
-    loss.
-
-    All components, where there are fewer than `dim`.
-    """
+    """k-means on the first `dim` principal components of L2-normalized features, or on all if there are fewer."""
     unit = F.normalize(sample_features(store, seed)[0], dim=1).numpy()
     with stage("baseline: k-means on principal components"):
         fitted = PCA(min(dim, *unit.shape), random_state=seed).fit(unit)
-        of_components = _kmeans(torch.from_numpy(fitted.transform(unit)), n_clusters, seed)
-    weight = of_components.weight @ torch.from_numpy(fitted.components_)
-    return LinearScorer(weight, of_components.bias - weight @ torch.from_numpy(fitted.mean_))
+        reduced = _kmeans(torch.from_numpy(fitted.transform(unit)), n_clusters, seed)
+    weight = reduced.weight @ torch.from_numpy(fitted.components_)
+    return LinearScorer(weight, reduced.bias - weight @ torch.from_numpy(fitted.mean_))
 
 
 def kmeans_on_colors(store: "Features", n_clusters: int, seed: int) -> LinearScorer:
-    """k-means on the colors, in [0, 1], of random pixels of the training images."""
+    """k-means on the colors, in [0, 1], of random pixels in training images."""
     rng = np.random.default_rng(seed)
     rows = rng.integers(len(store), size=256)
     pixels = store.image_rows(torch.from_numpy(rows)).permute(0, 2, 3, 1).reshape(-1, 3).numpy()
@@ -64,7 +60,7 @@ def kmeans_on_colors(store: "Features", n_clusters: int, seed: int) -> LinearSco
 
 
 def linear_on_features(store: "Features", seed: int) -> LinearScorer:
-    """Multinomial regression on L2-normalized features, WITH the training labels: how much the features know."""
+    """Multinomial regression on L2-normalized features WITH training labels."""
     features, labels = sample_features(store, seed)
     assert labels is not None, "needs a store with labels"
     unit = F.normalize(features, dim=1)
@@ -78,5 +74,5 @@ def _kmeans(points: Tensor, n_clusters: int, seed: int) -> LinearScorer:
 
 
 def sample_features(store: "Features", seed: int) -> tuple[Tensor, Tensor | None]:
-    """Features (M, C) of the grid cells that the probes are fitted to, and their labels, see `probes.sample_cells`."""
+    """Features (M, C) and labels of random grid cells, see `probes.sample_cells`."""
     return sample_cells(store, seed, store.rows, store.shape[1], SAMPLES)

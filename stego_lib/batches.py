@@ -1,4 +1,4 @@
-"""What one training step sees: features of images and of their partners, and points; drawn from seed and step alone."""
+"""Batches: features of images and their partners, and points. They only depend on the seed and the step."""
 
 import random
 from dataclasses import dataclass
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from .datasets.base import SegmentationDataset
     from .features import Features
 
-# Cosine of every image's mean feature with that of all images, above which the images count as copies.
-ALIKE = 1 - 1e-5
+# Cosine of all mean features of images with their mean, above which the images count as identical.
+IDENTICAL = 1 - 1e-5
 
 
 @dataclass
 class Batch:
-    """What one step needs: B images on a grid of (h, w) cells, S x S points."""
+    """The input of a step: B images with (h, w) grid cells, S x S points."""
 
     feats: Tensor
-    """(B, C, h, w) frozen features, minus the dataset's mean where the experiment subtracts it."""
+    """Frozen features minus `Stego.feature_mean`, (B, C, h, w)."""
     feats_knn: Tensor
-    """(B, C, h, w) the same of one neighbor of each image."""
+    """Features of a neighbor of each image, (B, C, h, w)."""
     coords1: Tensor
-    """(B, S, S, 2) points in the images."""
+    """Points in the images, (B, S, S, 2)."""
     coords2: Tensor
-    """(B, S, S, 2) points in their partners."""
+    """Points in their partners, (B, S, S, 2)."""
     permutations: Tensor
-    """int64 (negatives, B) random partners."""
+    """Random partners, int64 (negatives, B)."""
     label: Tensor | None
-    """int64 (B, H, W), for the linear probe alone."""
-    # For the optional terms of the authors' code alone, see `official.draw_optional`.
+    """Labels for the linear probe, int64 (B, H, W)."""
+    # Only for the optional loss terms of the authors' code, see `official.draw_optional`.
     images: Tensor | None = None
     crf_points: Tensor | None = None
     feats_view: Tensor | None = None
@@ -50,7 +50,7 @@ class Batch:
 
 
 class Draw:
-    """The first random choices of step number `step`: images, a neighbor of each, and the seed of dropout."""
+    """Images of a step, a neighbor of each, and the seed of dropout."""
 
     def __init__(self, neighbors: Tensor, experiment: Experiment, step: int):
         count, size, seed = len(neighbors), experiment.batch_size, experiment.seed
@@ -62,17 +62,17 @@ class Draw:
 
     @property
     def needed(self) -> Tensor:
-        """Images whose features the step needs, int64 (2 B,)."""
+        """Images and neighbors, int64 (2 B,)."""
         return torch.cat([self.rows, self.partners])
 
 
 def draw_batch(
     features: "Features", neighbors: Tensor, model: Stego, experiment: Experiment, step: int, backbone: "Backbone"
 ) -> Batch:
-    """The batch of step number `step`; it depends on seed and step alone, so a resumed run sees the same batches.
+    """Draws the batch of a step, the same in a resumed run.
 
-    Each epoch passes over the images once in random order and drops the incomplete last batch. Only optional terms use
-    the backbone: the CRF-inspired loss its normalization, the augmentation alignment its features.
+    Each epoch iterates over the images in random order and drops the incomplete last batch. Only optional loss terms
+    use the backbone.
     """
     device, size = model.feature_mean.device, experiment.batch_size
     draw = Draw(neighbors, experiment, step)
@@ -96,37 +96,34 @@ def draw_batch(
 
 
 def find_neighbors(features: "Features", model: Stego, experiment: Experiment) -> Tensor:
-    """The nearest neighbors of each training image by its mean feature, int64 (N, k).
-
-    A notice is shown if all images are alike, because nothing can be learned from comparing them.
-    """
+    """Nearest neighbors of each training image by mean features, int64 (N, k), with a notice if all are identical."""
     pooled = features.pooled
     units = F.normalize(pooled, dim=1)
-    if (units @ F.normalize(units.sum(0), dim=0)).min() > ALIKE:
-        notice(f"the {len(features)} training images look alike to the backbone, so nothing can be learned from them")
+    if (units @ F.normalize(units.sum(0), dim=0)).min() > IDENTICAL:
+        notice(f"The {len(features)} training images have identical features, so training is useless. Check them.")
     mean = model.feature_mean.flatten()
     pooled = pooled - mean.cpu()
-    if experiment.official.published:  # the authors' featurizer is in training mode: channels drop out
+    if experiment.official.published:  # dropout is on in the authors' featurizer
         with drawing(experiment.seed):
             pooled = F.dropout(pooled, experiment.dropout)
     return nearest_neighbors(pooled, experiment.neighbors, device=mean.device)
 
 
 def fit_to_data(experiment: Experiment, dataset: "SegmentationDataset") -> Experiment:
-    """The experiment with batch size and neighbors limited to the training images; a notice names changes.
+    """Limits batch size and neighbors to the number of training images, with a notice.
 
     Raises StegoError for a single image, which has no partner.
     """
     count = len(dataset)
     if count < 2:
         raise StegoError(
-            f"{dataset.name} has one training image, which has no partners. Add images, or use crop='five'."
+            f"{dataset.name} has one training image, but pairs need at least two. Add images, or use crop='five'."
         )
     limits = {"batch_size": count, "neighbors": count - 1}
     changes = {name: limit for name, limit in limits.items() if getattr(experiment, name) > limit}
     if changes:
         text = ", ".join(f"{name} is {value}" for name, value in changes.items())
-        notice(f"{dataset.name} has {count} training images, so {text}")
+        notice(f"{dataset.name} has {count} training images, so {text}.")
     return experiment.but(**changes)
 
 
@@ -136,5 +133,5 @@ def _epoch_order(count: int, seed: int, epoch: int) -> Tensor:
 
 
 def seeded(seed: int, purpose: str, number: int) -> torch.Generator:
-    """A generator of its own for each seed, purpose and number."""
+    """A random generator for each combination of seed, purpose and number."""
     return torch.Generator().manual_seed(random.Random(f"{seed} {purpose} {number}").getrandbits(63))

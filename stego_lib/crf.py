@@ -1,8 +1,7 @@
-"""Refines segment borders with a dense CRF (Krähenbühl and Koltun 2011), the last step of the paper's evaluation.
+"""Refines segment borders with a dense CRF (Krähenbühl and Koltun 2011), as in the paper's evaluation.
 
-The default engine runs mean-field inference with the sparse matrices of `stego_lib.lattice`. `engine="pydensecrf"` runs
-the library that the published code uses (extra `crf`, needs a C++ compiler). Both give the same labels at 99.9 % of the
-pixels or more.
+The default engine uses the sparse matrices of `stego_lib.lattice`. `engine="pydensecrf"` is the library of the
+published code (extra `crf`, needs a C++ compiler). Their labels agree at 99.9 % of the pixels or more.
 """
 
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from .utils.errors import StegoError, check_choice
 
 ENGINES = ("lattice", "pydensecrf")
 ITERATIONS = 10
-# Probabilities are clipped to it, as in the published code.
+# Smallest probability after clipping, as in the published code.
 MIN_PROBABILITY = 1e-5
 # Gaussian kernel: standard deviation in pixels, weight.
 SMOOTHNESS = dict(sxy=1, compat=3)
@@ -30,28 +29,28 @@ APPEARANCE = dict(sxy=67, srgb=3, compat=4)
 def dense_crf(
     image: np.ndarray, log_probabilities: Tensor, iterations: int = ITERATIONS, *, engine: str = "lattice"
 ) -> Tensor:
-    """Class probabilities of each pixel after mean-field inference.
+    """Refines class probabilities by mean-field inference.
 
     Parameters
     ----------
     image
         uint8 (H, W, 3), RGB.
     log_probabilities
-        (n, h, w), up to a constant at each pixel; upsampled bilinearly to (H, W).
+        (n, h, w), up to a constant per pixel; upsampled bilinearly to (H, W).
     iterations
-        Steps of mean-field inference.
+        Number of mean-field steps.
     engine
         "lattice" or "pydensecrf".
 
     Returns
     -------
     Tensor
-        float32 (n, H, W).
+        Class probabilities, float32 (n, H, W).
 
     Raises
     ------
     StegoError
-        For an unknown engine, or where pydensecrf is not installed.
+        If the engine is unknown or not installed.
 
     Examples
     --------
@@ -66,10 +65,10 @@ def dense_crf(
 def refine(
     image: np.ndarray, maps: Sequence[np.ndarray], iterations: int = ITERATIONS, engine: str = "lattice"
 ) -> list[np.ndarray]:
-    """Refines several maps of one image, which share the kernels: float32 (n, H, W) each.
+    """Refines several maps of class probabilities of one image, float32 (n, H, W) each, with the same kernels.
 
-    image: uint8 (H, W, 3), RGB. maps: class probabilities, float32 (n, H, W). Channels are passed as BGR, as in the
-    published code, because the lattice is not symmetric in them.
+    image: uint8 (H, W, 3), RGB. The channels are converted to BGR as in the published code, because the result depends
+    on their order.
     """
     check_engine(engine)
     bgr = np.ascontiguousarray(image[:, :, ::-1])
@@ -77,7 +76,7 @@ def refine(
 
 
 def check_engine(engine: str) -> None:
-    """Raises StegoError for an engine that is unknown or not installed."""
+    """Raises StegoError if an engine is unknown or not installed."""
     check_choice("engine", engine, ENGINES)
     if engine == "pydensecrf" and find_spec("pydensecrf") is None:
         raise StegoError(
@@ -102,7 +101,7 @@ def _by_pydensecrf(bgr: np.ndarray, maps: Sequence[np.ndarray], iterations: int)
 
 
 def _by_lattice(bgr: np.ndarray, maps: Sequence[np.ndarray], iterations: int) -> list[np.ndarray]:
-    """The classes of all maps lie side by side in one array, so that a kernel is applied to all maps at once."""
+    """Concatenates the classes of all maps, so that each kernel is applied once."""
     height, width = bgr.shape[:2]
     appearance = np.concatenate(
         [_positions(height, width) / APPEARANCE["sxy"], bgr.reshape(-1, 3) / APPEARANCE["srgb"]], 1
@@ -128,10 +127,10 @@ def _by_lattice(bgr: np.ndarray, maps: Sequence[np.ndarray], iterations: int) ->
 
 @lru_cache(maxsize=2)
 def _grid_lattice(height: int, width: int, deviation: float) -> NormalizedLattice:
-    """The lattice of the pixels' positions, the same for all images of a size."""
+    """The lattice of the positions in images of one size."""
     return NormalizedLattice(_positions(height, width) / deviation)
 
 
 def _positions(height: int, width: int) -> np.ndarray:
-    """x and y of each pixel, (H W, 2)."""
+    """Coordinates (x, y) of each pixel, (H W, 2)."""
     return np.indices((height, width)).reshape(2, -1)[::-1].T

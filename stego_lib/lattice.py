@@ -1,7 +1,7 @@
-"""The permutohedral lattice (Adams, Baek and Davis 2010): a Gaussian filter of points in linear time.
+"""The permutohedral lattice (Adams, Baek and Davis 2010): Gaussian filtering of points in linear time.
 
-Points are spread over the corners of the simplex that they lie in, the corners are blurred along each axis of the
-lattice, and the points read them again. All three steps are linear, so they are sparse matrices.
+Values of points are distributed to the corners of their simplex (splat), blurred along each axis of the lattice, and
+interpolated at the points (slice). Each step is a sparse matrix.
 """
 
 import numpy as np
@@ -9,12 +9,12 @@ from scipy import sparse
 
 
 class Lattice:
-    """Sums of values over points, weighted by exp(-d^2 / 2) of their distances d, approximately.
+    """Approximate sums of values over points, weighted by exp(-d^2 / 2) of the distance d.
 
     Parameters
     ----------
     points
-        Float (N, d), in units of the filter's standard deviations.
+        Float (N, d), in units of the standard deviations of the filter.
 
     Examples
     --------
@@ -26,8 +26,7 @@ class Lattice:
     def __init__(self, points: np.ndarray):
         count, dims = points.shape
         keys, shares = corners(points)
-        # A key is d small integers; one number for all of them makes sorting cheap. A border of 1 has room for the
-        # neighbors.
+        # Encode the d integers of a key as one number, for fast sorting, with a margin of 1 for neighbors.
         low = keys.min((0, 1)) - dims - 1
         strides = np.concatenate([[1], np.cumprod((keys.max((0, 1)) - low + dims + 2)[:-1].astype(np.int64))])
         numbers, corner_of = np.unique((keys - low) @ strides, return_inverse=True)
@@ -36,10 +35,10 @@ class Lattice:
         self._slice = sparse.csr_array((shares.ravel(), corner_of.ravel(), starts), (count, len(numbers)))
         self._splat = self._slice.T.tocsr()
         self._blurs = [_blur(numbers, steps @ strides) for steps in _directions(dims)]
-        self._scale = np.float32(1 / (1 + 2.0**-dims))  # what blurring leaves of a constant, as the authors give it
+        self._scale = np.float32(1 / (1 + 2.0**-dims))  # normalization of the blur, by the authors
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Filters float32 (N, C)."""
+        """Filters values, float32 (N, C)."""
         at_corners = self._splat @ values
         for blur in self._blurs:
             at_corners = blur @ at_corners
@@ -47,7 +46,7 @@ class Lattice:
 
 
 class NormalizedLattice(Lattice):
-    """The filter with n_i w_ij n_j for weights w_ij, where n_i = (sum_j w_ij)^-1/2, as dense CRFs use it."""
+    """The filter with normalized weights n_i w_ij n_j, n_i = (sum_j w_ij)^-1/2, as in dense CRFs."""
 
     def __init__(self, points: np.ndarray):
         super().__init__(points)
@@ -56,19 +55,19 @@ class NormalizedLattice(Lattice):
 
 
 def corners(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Corners (N, d + 1, d), int, of the simplex of each point, and barycentric shares in them, float32 (N, d + 1).
+    """Corners of the simplex of each point, int (N, d + 1, d), and barycentric coordinates, float32 (N, d + 1).
 
-    The last coordinate of a corner is minus the sum of the others, so it is left out.
+    The last coordinate of a corner is omitted, because coordinates sum to 0.
     """
     count, dims = points.shape
     axis = np.arange(1, dims + 1)
     scaled = (points * (np.sqrt(2 / 3) * (dims + 1) / np.sqrt(axis * (axis + 1)))).astype(np.float32)
-    # Rotated into the plane of d + 1 coordinates whose sum is 0.
+    # Map the points to the plane of d + 1 coordinates with sum 0.
     beyond = np.concatenate([np.cumsum(scaled[:, ::-1], 1)[:, ::-1], np.zeros((count, 1), np.float32)], 1)
     lifted = beyond - np.concatenate([np.zeros((count, 1), np.float32), axis * scaled], 1).astype(np.float32)
     nearest = np.round(lifted / (dims + 1)).astype(np.int64) * (dims + 1)
     off = nearest.sum(1) // (dims + 1)
-    # Rank of each coordinate by its rest, the largest first; coordinates that were rounded too far are set right.
+    # Rank coordinates by their remainder, largest first, and correct those that were rounded in the wrong direction.
     rank = np.argsort(np.argsort(nearest - lifted, 1, kind="stable"), 1, kind="stable") + off[:, None]
     turn = (rank < 0).astype(np.int64) - (rank > dims)
     rank, nearest = rank + turn * (dims + 1), nearest + turn * (dims + 1)
@@ -86,19 +85,19 @@ def corners(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _directions(dims: int) -> np.ndarray:
-    """The lattice's d + 1 axes as steps between corners, without the last coordinate: (d + 1, d)."""
+    """Steps between corners along the d + 1 axes of the lattice, without the last coordinate: (d + 1, d)."""
     steps = np.ones((dims + 1, dims), np.int64)
     steps[np.arange(dims), np.arange(dims)] = -dims
     return steps
 
 
 def _blur(numbers: np.ndarray, step: int) -> sparse.csr_array:
-    """Each corner plus half of its two neighbors along an axis, where they exist: (M, M). numbers: ascending."""
+    """Adds half of the two neighbors of each corner along an axis: (M, M). numbers: corners, ascending."""
     count = len(numbers)
     parts = [sparse.eye_array(count, dtype=np.float32, format="csr")]
     for neighbor in (numbers - step, numbers + step):
         place = np.searchsorted(numbers, neighbor).clip(max=count - 1)
-        there = np.flatnonzero(numbers[place] == neighbor)
-        half = np.full(len(there), 0.5, np.float32)
-        parts.append(sparse.csr_array((half, (there, place[there])), (count, count)))
+        exists = np.flatnonzero(numbers[place] == neighbor)
+        half = np.full(len(exists), 0.5, np.float32)
+        parts.append(sparse.csr_array((half, (exists, place[exists])), (count, count)))
     return sum(parts[1:], parts[0])

@@ -11,20 +11,20 @@ from .utils.progress import progress
 def nearest_neighbors(
     global_features: Tensor, k: int, chunk: int = 4096, device: torch.device | str | None = None
 ) -> Tensor:
-    """The `k` nearest neighbors of each image by cosine, nearest first, without the image itself.
+    """The `k` nearest neighbors of each image by cosine similarity, nearest first, without the image itself.
 
-    Exact: every pair is compared, in blocks of `chunk` x `chunk` images, so time grows with N squared.
+    Compares all pairs, in blocks of `chunk` x `chunk` images; time grows with N squared.
 
     Parameters
     ----------
     global_features
-        (N, C), features of each image averaged over positions.
+        (N, C), features averaged over positions.
     k
-        Neighbors of each image.
+        Number of neighbors.
     chunk
         Images per block.
     device
-        Where blocks are compared; None: where the features are.
+        Device of the computation; that of the features by default.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def nearest_neighbors(
     """
     count = len(global_features)
     if k < 1 or k >= count:
-        raise StegoError(f"{count} images cannot have {k} neighbors each. Choose neighbors from 1 to {count - 1}.")
+        raise StegoError(f"neighbors={k} is impossible for {count} images. Choose from 1 to {count - 1}.")
     blocks = F.normalize(global_features.float(), dim=1).split(chunk)
     device = device or global_features.device
     neighbors = [_nearest(blocks, number, k, device) for number in progress(range(len(blocks)), "nearest neighbors")]
@@ -51,7 +51,7 @@ def nearest_neighbors(
 
 
 def _nearest(blocks: tuple[Tensor, ...], number: int, k: int, device: torch.device | str) -> Tensor:
-    """Neighbors of the images of block `number`, int64 (n, k)."""
+    """Neighbors of the images of one block, int64 (n, k)."""
     rows, first = blocks[number].to(device), 0
     best, index = rows.new_empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.int64, device=device)
     for other, block in enumerate(blocks):
@@ -67,9 +67,9 @@ def _nearest(blocks: tuple[Tensor, ...], number: int, k: int, device: torch.devi
 
 
 def shared_content(shares: Tensor, partners: Tensor) -> Tensor:
-    """Content that each image shares with its partners, in [0, 1]: float32 (N, k). Needs labels.
+    """Overlap of the classes of each image and its partners, in [0, 1]: float32 (N, k). Needs labels.
 
-    The sum over classes of the smaller of both shares of pixels: 1 for equal shares, 0 for no class in common.
-    shares: (N, n_classes). partners: int64 (N, k).
+    The sum over classes of the smaller share of pixels: 1 for equal shares, 0 for no common class. shares: of each
+    class, (N, n_classes). partners: int64 (N, k).
     """
     return torch.minimum(shares[:, None], shares[partners]).sum(2)
