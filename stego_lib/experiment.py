@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, fields, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -20,43 +20,43 @@ CHECKED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Official:
-    """Options of the authors' code that no recipe of the paper turns on, and its defects. All are off by default."""
+    """Options of the authors' code that no recipe of the paper uses, and its defects. All are off by default."""
 
     published: bool = False
-    """Do what the authors' code does, defects included; see book/fidelity.md."""
+    """Reproduce the authors' code including its defects, see book/fidelity.md."""
     keys: bool = False
-    """Use the keys of the attention as features instead of the tokens after the final norm."""
+    """Use attention keys as features instead of the tokens after the final norm."""
     block: int = -1
-    """Block of the ViT that features come from, counted from 0 or from the end: -1 is the last."""
+    """Block of the ViT for the features, counted from 0 or from the end: -1 is the last."""
     subtract_mean: bool = False
-    """Subtract the dataset's mean from the features before correspondences are computed (not in the paper)."""
+    """Subtract the mean feature of the dataset before computing correspondences (not in the paper)."""
     zero_clamp: bool = True
-    """Clamp the code correspondences at zero. All recipes do."""
+    """Clamp code correspondences to at least 0, as all recipes do."""
     stabilize: bool = False
-    """Also clamp the code correspondences at 0.8."""
+    """Also clamp code correspondences to at most 0.8."""
     extra_clusters: int = Field(default=0, ge=0)
-    """Clusters in addition to one per class."""
+    """Number of clusters in addition to one per class."""
     rec_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Weight of the reconstruction of features from codes."""
+    """Weight of the reconstruction loss of features from codes."""
     crf_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of the CRF-inspired loss."""
     aug_alignment_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Weight of the alignment with augmented views. The backbone then runs at every step."""
+    """Weight of the alignment with augmented views, for which the backbone runs at every step."""
     keep_every: int = Field(default=0, ge=0)
-    """Keep the weights every so many steps, so that `evaluate` can find the step with the best scores; 0 = off."""
+    """Steps between weights that are kept, so that `evaluate` can find the step with the best scores; 0 = off."""
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Weights of the optional loss terms that are on, by the name of their loss."""
+        """Weights of the optional loss terms with a positive weight, by name."""
         weights = dict(loss_rec=self.rec_weight, loss_crf=self.crf_weight, loss_aug=self.aug_alignment_weight)
         return {name: weight for name, weight in weights.items() if weight}
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Experiment:
-    """Everything that determines a run, frozen and checked. The numbers of the paper are in `PRESETS`.
+    """All settings of a run, immutable and validated. `PRESETS` holds those of the paper.
 
-    An unknown key or a value out of range raises a StegoError that names it.
+    Unknown keys and invalid values raise a StegoError.
 
     Examples
     --------
@@ -66,96 +66,92 @@ class Experiment:
 
     # Data and network
     dataset: str = "scenes"
-    """Name of the dataset, see `open_dataset`."""
+    """Name of a dataset, see `open_dataset`."""
     data_root: Folder = Field(default_factory=lambda: str(paths.data_root()))
-    """Folder that holds the folders of the datasets."""
+    """Parent folder of the datasets."""
     n_classes: int | None = Field(default=None, ge=1, le=255)
-    """Number of clusters for a `folder` that names no classes, 27 by default. Other datasets have their own number."""
+    """Number of clusters for a `folder` without names of classes, 27 by default. For other datasets it is fixed."""
     backbone: BackboneName = "scenes_vit_tiny8"
-    """Embedded name, timm name, a .safetensors, .pth or .ckpt file, or NAME@FILE: a timm network and its weights."""
+    """Embedded name, timm name, .safetensors, .pth or .ckpt file, or NAME@FILE for weights of a timm network."""
     train_size: Size = 224
     """Size of training images in pixels: N, or (H, W)."""
     crop: Literal["none", "five", "random", "tiles"] = "none"
-    """'five' cuts each training image into its four corners and center, half as high and wide (paper, section 3.4);
-    'random' cuts five pieces of that size at random positions, the same for every seed; 'tiles' cuts large images into
-    pieces of `train_size` at their own resolution."""
+    """Crops of training images: 'five' for the four corners and the center at half height and width (paper, section
+    3.4), 'random' for five crops of this size at random positions, 'tiles' for tiles of `train_size` that cover large
+    images."""
 
     # Method
     method: Literal["stego", "smooseg", "primaps", "hp", "cause", "depthg"] = "stego"
-    """'stego', or one of its successors; `Experiment.preset` then applies the settings in `SUCCESSORS`."""
+    """'stego' or a successor; `Experiment.preset` applies the settings in `SUCCESSORS`."""
     head: Literal["nonlinear", "silu", "linear", "none"] = "nonlinear"
-    """Segmentation head: linear plus two-layer branch (the paper's), the same with SiLU instead of ReLU, the linear
-    branch alone, or the features themselves."""
+    """Segmentation head: linear plus two-layer branch (paper), the same with SiLU instead of ReLU, only the linear
+    branch, or no head."""
     code_dim: int = Field(default=70, ge=1, le=4096)
     """K, channels of the code."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Channel dropout at the input of each branch of the head."""
+    """Channel dropout before each branch of the head."""
     weights: Weights = (1.0, 0.58, 0.91)
     """l_self, l_knn, l_rand: weights of the three correspondence terms."""
     shifts: Shifts = "auto"
-    """b_self, b_knn, b_rand: pairs with a feature correspondence above it attract, others repel. Numbers, percentiles
-    of the correspondences of the training features such as 'p70', or 'auto': percentiles by one rule, without labels
-    (`calibration.calibrate`)."""
+    """b_self, b_knn, b_rand: pairs with a larger feature correspondence attract, others repel. Numbers, percentiles of
+    the correspondences of the training features such as 'p70', or 'auto' (`calibration.AUTO_SHIFTS`)."""
     centering: bool = False
-    """Spatial centering of the feature correspondences (paper, section 3.2). The rule 'auto' was found without it."""
+    """Spatial centering of the feature correspondences (paper, section 3.2). 'auto' was chosen without it."""
     points: int = Field(default=11, ge=1, le=64)
-    """S: correspondences are computed between S x S random points of each image."""
+    """S, for S x S random points per image."""
     neighbors: int = Field(default=7, ge=1)
-    """The kNN partner of an image is one of this many nearest neighbors."""
+    """Number of nearest neighbors from which the kNN partner of an image is drawn."""
     negatives: int = Field(default=5, ge=1)
-    """Random partners of each image in a step."""
+    """Random partners per image and step."""
     probes: Literal["joint", "after"] = "joint"
-    """'joint' trains both probes together with the head, as in the paper; 'after' fits k-means and multinomial
-    regression to the trained codes."""
+    """'joint' trains both probes with the head, as in the paper; 'after' fits k-means and multinomial regression to the
+    trained codes."""
 
     # Training
     steps: int = Field(default=5000, ge=1)
     """Training steps."""
     batch_size: int = Field(default=16, ge=2)
-    """Images per step; at least two, because an image's negatives are the others of its batch."""
+    """Images per step; at least 2, because random partners are other images of the batch."""
     lr_head: float = Field(default=5e-4, gt=0, allow_inf_nan=False)
-    """Adam's learning rate for the head."""
+    """Learning rate of the head."""
     lr_probes: float = Field(default=5e-3, gt=0, allow_inf_nan=False)
-    """Adam's learning rate for both probes."""
+    """Learning rate of both probes."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seed of everything random."""
+    """Random seed."""
     start_from: Folder | None = None
-    """Run folder or released .ckpt whose head and probes training starts from; None for fresh weights."""
+    """Run folder or released .ckpt with initial weights of head and probes; None for random weights."""
 
     # Evaluation
     eval_size: Size = 320
-    """Size of images and labels at evaluation in pixels."""
+    """Size of images and labels in evaluation in pixels."""
     mirror: bool = True
-    """Average the codes of an image and of its horizontal flip."""
+    """Average codes over horizontal flips."""
     crf: bool = True
-    """Also report scores after a dense CRF."""
+    """Also evaluate after a dense CRF."""
 
     # Machine
     device: str = "auto"
     """'auto' (a GPU if there is one), 'cpu', 'cuda', 'cuda:1', ..."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Precision of the backbone and of the head's matrix products in training; 'auto' is bfloat16 on hardware that
-    computes it natively. Everything else is float32."""
+    """Precision of the backbone and of the head's matrix products in training; 'auto' is bfloat16 if the hardware
+    supports it natively."""
     feature_store: Literal["full", "compact", "online"] = "full"
-    """'full' extracts the frozen features once and keeps them on disk; 'compact' keeps principal components in 8 bits,
-    in a sixth of the space or less; 'online' computes features at every step."""
+    """'full' stores frozen features on disk; 'compact' stores principal components in 8 bits, in at most a sixth of the
+    space; 'online' computes features at every step."""
 
     official: Official = Field(default_factory=Official)
     """Options and defects of the authors' code."""
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "Experiment":
-        """The recipe called `name`, or the default recipe of the dataset called `name`, with `changes` made to it.
-
-        Raises StegoError for an unknown preset, an unknown key or a value out of range.
-        """
+        """The recipe `name`, or the default recipe of the dataset `name`, with `changes`."""
         check_choice("preset", name, [*PRESETS, *DEFAULT_PRESET])
         recipe = PRESETS[DEFAULT_PRESET.get(name, name)]
         return cls.from_dict(recipe | SUCCESSORS.get(changes.get("method", "stego"), {}) | changes)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Experiment":
-        """Builds an experiment from keys and values, such as those of a JSON file."""
+        """Creates an experiment from the keys and values of a JSON file."""
         return cls(**values)
 
     @classmethod
@@ -166,11 +162,11 @@ class Experiment:
         return cls.from_dict(read_json(paths.user_path(path)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Keys and values that JSON can hold; the inverse of `from_dict`."""
+        """Keys and values for JSON; inverse of `from_dict`."""
         return json.loads(json.dumps(asdict(self)))
 
     def to_record(self) -> dict[str, Any]:
-        """`to_dict` without what depends on the machine alone: `MACHINE`, and the folders of files."""
+        """`to_dict` without `MACHINE` and without folders of files."""
         values = {key: value for key, value in self.to_dict().items() if key not in MACHINE}
         name, file = split_backbone(self.backbone)
         values["backbone"] = name or Path(file).name
@@ -179,25 +175,25 @@ class Experiment:
         return values
 
     def but(self, **changes: Any) -> "Experiment":
-        """A copy with some values changed, checked again. `official` may be a dictionary of the options to change."""
+        """A validated copy with some values changed. `official` may be a dictionary of options to change."""
         if isinstance(options := changes.get("official"), dict):
             changes["official"] = asdict(self.official) | options
         return replace(self, **changes)
 
     def differing(self, other: "Experiment", ignored: tuple[str, ...] = ()) -> list[str]:
-        """Names of the fields, apart from `ignored`, in which both differ."""
+        """Names of differing fields, except `ignored`."""
         return [
             f.name for f in fields(self) if f.name not in ignored and getattr(self, f.name) != getattr(other, f.name)
         ]
 
     @property
     def own_prototypes(self) -> bool:
-        """Whether the method has clusters of its own, so that none are fitted to its codes."""
+        """Whether the method trains clusters, so that none are fitted to its codes."""
         return self.method in ("smooseg", "primaps", "cause")
 
     @property
     def name(self) -> str:
-        """Short name of the run: dataset, backbone, what differs from their recipe, and the seed."""
+        """Short name: dataset, backbone, differences from their recipe, and seed."""
         network, file = split_backbone(self.backbone)
         recipe, ignored = recipe_of(self.dataset, self.backbone), ("dataset", "backbone", "seed", "official", *MACHINE)
         changes = {key: getattr(self, key) for key in self.differing(recipe, ignored)}
@@ -213,20 +209,20 @@ class Experiment:
         return re.sub(r"[^\w.+-]+", "_", "-".join(filter(None, parts)))
 
 
-# Fields that matter when a run is evaluated, and not when it is trained.
+# Fields that only affect evaluation.
 EVALUATION = ("eval_size", "mirror", "crf")
-# Fields that say where and how a run is computed. `Provenance` records the precision and the store that were used.
+# Fields that depend on the machine. `Provenance` records the actual precision and store.
 MACHINE = ("data_root", "device", "feature_store", "precision")
 
 
 def recipe_of(dataset: str, backbone: str) -> Experiment:
-    """The recipe of a dataset and backbone: the backbone's own, else the default one of the dataset."""
+    """The recipe of a dataset with this backbone, or the default recipe of the dataset."""
     own = [name for name, values in PRESETS.items() if (values["dataset"], values["backbone"]) == (dataset, backbone)]
     return Experiment.preset(own[0] if own else dataset)
 
 
 def _explained(init: Any) -> Any:
-    """Turns pydantic's error into a StegoError that names each wrong key."""
+    """Wraps `__init__` to raise a StegoError for pydantic's errors."""
 
     @wraps(init)
     def explained(self: Any, *args: Any, **values: Any) -> None:
@@ -240,107 +236,61 @@ def _explained(init: Any) -> Any:
 
 
 def _explain(problem: Any, kind: Any, values: dict[str, Any]) -> str:
-    """One of pydantic's errors in two sentences, with the key and the value that were given."""
+    """The message of one of pydantic's errors."""
     place = [str(part) for part in problem["loc"]] or ["?"]
     if place[0] == "official" and len(place) > 1:
         kind, values, place = Official, values["official"], place[1:]
     key, known = place[0], kind.__pydantic_fields__
     if key in known:
-        own = problem["type"] == "value_error"  # by a validator of `fields`
-        expected = problem["msg"].removeprefix("Value error, ") if own else _expected(known[key])
-        return f"{key}={values.get(key)!r} is not possible. Write {expected}."
+        rule = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        return f"{key}={values.get(key)!r} is invalid. It should be {rule}."
     if kind is Experiment and key in [field.name for field in fields(Official)]:
         return f"{key!r} is an option of the authors' code. Write official={{{key!r}: ...}}."
     return f"There is no key {key!r}{did_you_mean(key, list(known))}. See `Experiment`."
-
-
-# Type -> what an error message calls it.
-TYPES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
-TYPES |= {type(None): "None", Official: "a dictionary of the options to change"}
-# Constraint of a field -> the same in words.
-BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-
-
-def _expected(field: Any) -> str:
-    """The values that a field accepts, in words."""
-    kinds = [getattr(kind, "__origin__", kind) for kind in get_args(field.annotation) or [field.annotation]]
-    names = [(item, name) for item in field.metadata for name in BOUNDS if hasattr(item, name)]
-    limits = " and ".join(f"{BOUNDS[name]} {getattr(item, name)}" for item, name in names)
-    return ", ".join(filter(None, [" or ".join(TYPES.get(kind, repr(kind)) for kind in kinds), limits]))
 
 
 for _checked in (Official, Experiment):
     setattr(_checked, "__init__", _explained(_checked.__init__))  # noqa: B010
 
 
-# The recipes, as changes of the defaults. Those named like their dataset are this project's, the others the paper's.
+# Recipes as changes of the defaults. Those with the name of a dataset are this project's, the others the paper's.
 PRESETS: dict[str, dict[str, Any]] = {
     "scenes": dict(
-        dataset="scenes",
-        backbone="scenes_vit_tiny8",
-        train_size=128,
-        eval_size=128,
-        head="linear",
-        code_dim=64,
-        steps=300,
-        probes="after",
+        dataset="scenes", backbone="scenes_vit_tiny8", train_size=128, eval_size=128, head="linear", code_dim=64,
+        steps=300, probes="after",
     ),
     "camvid": dict(
-        dataset="camvid",
-        backbone="dino_vits8",
-        train_size=(240, 320),
-        eval_size=(240, 320),
-        code_dim=64,
-        steps=100,
+        dataset="camvid", backbone="dino_vits8", train_size=(240, 320), eval_size=(240, 320), code_dim=64, steps=100,
         probes="after",
     ),
     "folder": dict(dataset="folder", backbone="dino_vits8", code_dim=64, steps=1000, probes="after"),
     "cocostuff27-vits8": dict(
-        dataset="cocostuff27",
-        backbone="dino_vits8",
-        crop="five",
-        centering=True,
-        weights=(0.67, 0.25, 0.63),
-        shifts=(0.08, 0.02, 0.66),
+        dataset="cocostuff27", backbone="dino_vits8", crop="five", centering=True,
+        weights=(0.67, 0.25, 0.63), shifts=(0.08, 0.02, 0.66),
     ),
     "cocostuff27-vitb8": dict(
-        dataset="cocostuff27",
-        backbone="dino_vitb8",
-        crop="five",
-        code_dim=90,
-        steps=7000,
-        batch_size=32,
-        centering=True,
-        weights=(0.1, 1.0, 0.1538476246415498),
-        shifts=(0.12, 0.2, 1.0),
+        dataset="cocostuff27", backbone="dino_vitb8", crop="five", code_dim=90, steps=7000, batch_size=32,
+        centering=True, weights=(0.1, 1.0, 0.1538476246415498), shifts=(0.12, 0.2, 1.0),
     ),
     "cityscapes-vitb8": dict(
-        dataset="cityscapes",
-        backbone="dino_vitb8",
-        crop="five",
-        code_dim=100,
-        steps=7000,
-        batch_size=32,
+        dataset="cityscapes", backbone="dino_vitb8", crop="five", code_dim=100, steps=7000, batch_size=32,
         weights=(1.0, 0.577453483136995, 0.9058762625226623),
         shifts=(0.45828472207, 0.1754346515479633, 0.31361241889448443),
     ),
     # b_rand is 0.46 in the published config, and 0.76 in a later study.
     "potsdam3-vits8": dict(
-        dataset="potsdam3",
-        backbone="dino_vits8",
-        centering=True,
-        weights=(0.67, 0.25, 0.63),
-        shifts=(0.08, 0.02, 0.46),
+        dataset="potsdam3", backbone="dino_vits8", centering=True,
+        weights=(0.67, 0.25, 0.63), shifts=(0.08, 0.02, 0.46),
     ),
-}
+}  # fmt: skip
 
-# The paper has no recipe for the other label sets of COCO-Stuff, so they take that of CocoStuff-27.
+# The paper has no recipes for the other label sets of COCO-Stuff, so they use that of CocoStuff-27.
 for _name in ("cocostuff15", "cocostuff3"):
     PRESETS[_name] = PRESETS["cocostuff27-vitb8"] | dict(dataset=_name)
 
 PRESETS["labelmefacade"] = PRESETS["folder"] | dict(dataset="labelmefacade")
 
-# The usual recipe of a dataset, where it is not named like the dataset.
+# Dataset -> its default recipe, if the names differ.
 DEFAULT_PRESET = {
     "cityscapes": "cityscapes-vitb8",
     "cocostuff27": "cocostuff27-vitb8",
@@ -349,7 +299,7 @@ DEFAULT_PRESET = {
 
 
 def list_presets() -> list[str]:
-    """Names for `Experiment.preset`: recipes, then datasets whose default recipe has another name.
+    """Names for `Experiment.preset`: recipes, and datasets whose default recipe has another name.
 
     Examples
     --------
@@ -359,21 +309,15 @@ def list_presets() -> list[str]:
     return [*PRESETS, *DEFAULT_PRESET]
 
 
-# Settings that `Experiment.preset` takes with a `method`: published ones, where they differ from the recipe's. Shifts
-# are measured, because those of a recipe belong to STEGO's loss; steps are the recipe's.
+# Published settings of each `method`, which `Experiment.preset` applies to a recipe. Shifts are "auto", because those
+# of the recipe are for STEGO's loss; steps are those of the recipe.
 SUCCESSORS: dict[str, dict[str, Any]] = {
     "smooseg": dict(
-        head="silu",
-        dropout=0.2,
-        code_dim=64,
-        lr_head=1e-4,
-        lr_probes=5e-4,
-        centering=True,
-        shifts="auto",
+        head="silu", dropout=0.2, code_dim=64, lr_head=1e-4, lr_probes=5e-4, centering=True, shifts="auto",
         probes="after",
     ),
     "primaps": dict(head="none", dropout=0.0, probes="after"),
     "hp": dict(head="nonlinear", code_dim=512, probes="after"),
     "cause": dict(head="nonlinear", code_dim=90, probes="after"),
     "depthg": dict(weights=(0.58, 0.36, 0.7), shifts="auto", probes="after"),
-}
+}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Confusion matrix, Hungarian matching of clusters to classes, accuracy and IoU; scores of borders."""
+"""Confusion matrix, Hungarian matching of clusters to classes, accuracy, IoU, and F-score of borders."""
 
 from typing import Any, TypeAlias
 
@@ -10,26 +10,26 @@ from torch import Tensor
 
 Counts: TypeAlias = Tensor | np.ndarray
 
-# Distance in pixels up to which a predicted and a true border agree.
+# Maximum distance in pixels between matching predicted and true borders.
 BORDER_TOLERANCE = 3
 
 
 def confusion(pred: Counts, label: Counts, n_pred: int, n_classes: int, *, published: bool = False) -> Tensor:
-    """Confusion matrix, int64 (n_pred, n_classes): [p, c] counts the pixels of class c with prediction p.
+    """Confusion matrix, int64 (n_pred, n_classes): [p, c] is the number of pixels of class c with prediction p.
 
     Parameters
     ----------
     pred, label
-        Integers of one shape. Pixels whose label is not in [0, n_classes) are ignored.
+        Integers of equal shape. Pixels with labels outside [0, n_classes) are ignored.
     n_pred, n_classes
         Numbers of clusters and classes.
     published
-        Repeat a defect of the published code: pixels in extra clusters (>= n_classes) are dropped.
+        Reproduce a defect of the published code: drop pixels in extra clusters (>= n_classes).
 
     Raises
     ------
     ValueError
-        For a counted prediction outside [0, n_pred), and for other shapes.
+        For predictions outside [0, n_pred) and for different shapes.
 
     Examples
     --------
@@ -45,14 +45,14 @@ def confusion(pred: Counts, label: Counts, n_pred: int, n_classes: int, *, publi
         counted &= (pred >= 0) & (pred < n_classes)
     pred, label = pred[counted], label[counted]
     if len(pred) and not (int(pred.min()) >= 0 and int(pred.max()) < n_pred):
-        raise ValueError(f"predictions reach from {int(pred.min())} to {int(pred.max())}, not 0 to {n_pred - 1}")
+        raise ValueError(f"predictions are {int(pred.min())} to {int(pred.max())}, not in [0, {n_pred})")
     return torch.bincount(pred * n_classes + label, minlength=n_pred * n_classes).reshape(n_pred, n_classes)
 
 
 def match(confusion: Counts) -> Tensor:
     """Hungarian matching of clusters to classes that maximizes accuracy (paper, section 4).
 
-    confusion: (n_pred, n_classes). Returns the class of each cluster, int64 (n_pred,), -1 for a cluster without one.
+    confusion: (n_pred, n_classes). Returns the class of each cluster, int64 (n_pred,), -1 for unmatched clusters.
     """
     counts = np.asarray(confusion)
     clusters, classes = linear_sum_assignment(counts, maximize=True)
@@ -62,35 +62,33 @@ def match(confusion: Counts) -> Tensor:
 
 
 def majority(confusion: Counts) -> Tensor:
-    """The most frequent class of each cluster, int64 (n_pred,), -1 for an empty one. confusion: (n_pred, n_classes).
+    """The most frequent class of each cluster, int64 (n_pred,), -1 if empty. confusion: (n_pred, n_classes).
 
-    Its score rises with the number of clusters, whatever they hold (one cluster per pixel scores 100); the chapter on
-    evaluation uses it to show that.
+    Its score increases with the number of clusters (one cluster per pixel scores 100), see the chapter on evaluation.
     """
     counts = torch.as_tensor(confusion)
     return torch.where(counts.sum(1) > 0, counts.argmax(1), -1)
 
 
 def published_map(matching: Counts) -> Tensor:
-    """The published code's `map_clusters`, int64 (n_pred,): the result of `match` with a defect.
+    """`map_clusters` of the published code: the result of `match` with a defect, int64 (n_pred,).
 
-    The -1 of a cluster without a class is inserted one position too late, unless it comes last, and shifts all that
-    follow.
+    The -1 of an unmatched cluster is inserted one position too late, unless it is the last.
     """
     matching = torch.as_tensor(matching)
-    found = matching[matching >= 0].tolist()
+    classes = matching[matching >= 0].tolist()
     for cluster in torch.nonzero(matching < 0).flatten().tolist():
-        found.insert(cluster + 1, -1)  # past the end it is the end
-    return torch.tensor(found)
+        classes.insert(cluster + 1, -1)
+    return torch.tensor(classes)
 
 
 def identity(n_classes: int) -> Tensor:
-    """The matching of a probe trained with labels: prediction c is class c."""
+    """The matching of a probe that predicts classes."""
     return torch.arange(n_classes)
 
 
 def assigned(confusion: Counts, matching: Counts) -> Tensor:
-    """The confusion matrix after matching, int64 (n_classes + 1, n_classes); last row: clusters without a class."""
+    """The confusion matrix after matching, int64 (n_classes + 1, n_classes); the last row is unmatched clusters."""
     counts, matching = torch.as_tensor(confusion).long(), torch.as_tensor(matching).long()
     n_classes = counts.shape[1]
     gathered = torch.zeros(n_classes + 1, n_classes, dtype=torch.int64)
@@ -105,16 +103,16 @@ def scores(confusion: Counts, matching: Counts, *, published: bool = False) -> d
     confusion
         (n_pred, n_classes).
     matching
-        Class of each cluster or -1, (n_pred,). Pixels in clusters without a class count as errors.
+        Class of each cluster or -1, (n_pred,). Pixels in unmatched clusters count as errors.
     published
-        Repeat a defect of the published code: with extra clusters, "no class" joins the mean as a class of IoU 0 as
-        soon as it has a pixel.
+        Reproduce a defect of the published code: if extra clusters have pixels, the mean IoU includes "no class" with
+        IoU 0.
 
     Returns
     -------
     dict
-        "accuracy", "miou" and "iou" (a list). A class that is neither labeled nor predicted has IoU NaN and is left out
-        of the mean; without labeled pixels every score is NaN.
+        "accuracy", "miou" and "iou" (a list). The IoU of a class that is neither labeled nor predicted is NaN and not
+        part of the mean; without labeled pixels every score is NaN.
 
     Examples
     --------
@@ -135,10 +133,10 @@ def scores(confusion: Counts, matching: Counts, *, published: bool = False) -> d
 
 
 def own_assigned(confusion: Counts) -> Tensor:
-    """`assigned` for one image that is matched by itself; a cluster that then agrees in no pixel gets no class.
+    """`assigned` for the matching of a single image; clusters without a correct pixel are unmatched.
 
-    The sum over all images of a split, scored with `identity`, gives `own_miou`: the mIoU if each image's clusters were
-    named by its own labels. Where it is far above the mIoU, the segments are right and their names are not.
+    The sum over a split, scored with `identity`, gives `own_miou`, the mIoU if clusters are matched for each image. If
+    it is much higher than the mIoU, segments are right but their names are not.
     """
     counts, matching = torch.as_tensor(confusion), match(confusion)
     agreeing = counts.gather(1, matching.clamp(min=0)[:, None])[:, 0]
@@ -146,18 +144,11 @@ def own_assigned(confusion: Counts) -> Tensor:
 
 
 def border_counts(pred: Counts, label: Counts, n_classes: int) -> Tensor:
-    """Counts for `border_f`, int64 (4,): predicted border pixels, those near a true one, true ones, those near a
-    predicted one. They add up over images.
+    """Counts for `border_f`, int64 (4,), which can be summed: predicted border pixels, those within `BORDER_TOLERANCE`
+    of a true one, true border pixels, those within `BORDER_TOLERANCE` of a predicted one.
 
-    A pixel is on a border if its left, right, upper or lower neighbor has another id. Pixels whose label is not in
-    [0, n_classes) do not count: they are on no border, and make none. "Near": at most `BORDER_TOLERANCE` pixels away.
-
-    Parameters
-    ----------
-    pred, label
-        Integers (B, H, W). Names do not matter, only where ids change.
-    n_classes
-        Number of classes.
+    A border pixel has a left, right, upper or lower neighbor with another id. Pixels with labels outside [0, n_classes)
+    are ignored, also as neighbors. pred, label: integers (B, H, W), which need not be matched.
     """
     pred, label = torch.as_tensor(pred).long(), torch.as_tensor(label).long()
     counted = (label >= 0) & (label < n_classes)
@@ -173,7 +164,7 @@ def border_counts(pred: Counts, label: Counts, n_classes: int) -> Tensor:
 
 
 def _borders(ids: Tensor, counted: Tensor) -> Tensor:
-    """Counted pixels with another id beside them in a counted pixel, bool (B, H, W)."""
+    """Pixels with a neighbor of another id, both counted, bool (B, H, W)."""
     borders = torch.zeros_like(counted)
     for axis in (1, 2):
         before = (slice(None),) * axis
@@ -185,10 +176,10 @@ def _borders(ids: Tensor, counted: Tensor) -> Tensor:
 
 
 def border_f(counts: Counts) -> float:
-    """F-score of borders in percent, from the sum of `border_counts` over a split; NaN without any border.
+    """F-score of borders in percent, from the sum of `border_counts` over a split; NaN without borders.
 
-    The harmonic mean of precision (share of the predicted border pixels that are near a true one) and recall (share of
-    the true ones that are near a predicted one).
+    The harmonic mean of precision (share of predicted border pixels near a true one) and recall (share of true border
+    pixels near a predicted one).
     """
     predicted, correct, true, detected = (float(count) for count in counts)
     if predicted + true == 0:

@@ -1,7 +1,6 @@
 """Loss terms of the authors' code that no recipe of the paper uses, off by default; see `experiment.Official`.
 
-Two of its options have no counterpart here: salience masks, whose files were not released, and the repulsion term, of
-which the code holds a weight alone.
+Salience masks, whose files were not released, and the repulsion term, which the code does not implement, are missing.
 """
 
 from typing import TYPE_CHECKING
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
     from .features import Features
     from .model import Stego
 
-# Pixels per side at which the CRF-inspired loss compares colors and codes, and how many of them.
+# Side in pixels of the maps of the CRF-inspired loss, and number of points.
 CRF_SIDE, CRF_POINTS = 56, 1000
-# Ranges of a view's area as a fraction of the image, and of its aspect ratio.
+# Ranges of the area of a view relative to the image, and of its aspect ratio.
 SCALE, RATIO = (0.8, 1.0), (3 / 4, 4 / 3)
 PHOTOMETRIC = transforms.Compose(
     [
@@ -44,7 +43,7 @@ def draw_optional(
     experiment: "Experiment",
     generator: torch.Generator,
 ) -> None:
-    """Adds to a batch what the optional terms that are on need of its images, int64 (B,)."""
+    """Adds the inputs of the optional terms for the images `rows`, int64 (B,), to a batch."""
     terms, device = experiment.official.loss_weights, batch.feats.device
     if "loss_crf" in terms:
         batch.images = backbone.normalize(features.image_rows(rows)).float()
@@ -58,7 +57,7 @@ def draw_optional(
 def optional_losses(
     model: "Stego", batch: "Batch", feats: Tensor, code: Tensor, experiment: "Experiment"
 ) -> dict[str, Tensor]:
-    """Values of the optional terms that are on, for the images' features (B, C, h, w) and codes (B, K, h, w)."""
+    """Values of the optional terms for features (B, C, h, w) and codes (B, K, h, w)."""
     terms = experiment.official.loss_weights
     losses = {}
     if "loss_rec" in terms:
@@ -88,11 +87,11 @@ def crf_loss(
     w2: float = 3.0,
     shift: float = 0.0,
 ) -> Tensor:
-    """Negative product of code similarity and CRF affinity for every pair of points, (B, n, n).
+    """Negative product of code similarity and CRF affinity for each pair of points, (B, n, n).
 
-    guidance: colors (B, 3, H, W); codes: (B, K, H, W) of unit length; points: int64 (2, n), rows and columns, the same
-    for each image. With d the squared distance in pixels and g that in color, the affinity is
-    w1 exp(-d / 2 alpha - g / 2 beta) + w2 exp(-d / 2 gamma) - shift: the two kernels of a dense CRF.
+    guidance: colors (B, 3, H, W); codes: (B, K, H, W) of unit length; points: rows and columns, int64 (2, n). For the
+    squared distances d in pixels and g in color, the affinity is
+    w1 exp(-d / 2 alpha - g / 2 beta) + w2 exp(-d / 2 gamma) - shift.
     """
     rows, columns = points
     distance = (points[:, :, None] - points[:, None]).square().sum(0)
@@ -103,7 +102,7 @@ def crf_loss(
 
 
 def image_crf_loss(images: Tensor, code: Tensor, points: Tensor) -> Tensor:
-    """Mean of `crf_loss` after both maps are resized to CRF_SIDE x CRF_SIDE pixels.
+    """Mean of `crf_loss` after resizing both maps to CRF_SIDE x CRF_SIDE pixels.
 
     images: normalized colors (B, 3, H, W); code: (B, K, h, w); points: int64 (2, n) in [0, CRF_SIDE).
     """
@@ -117,24 +116,24 @@ def random_pixels(count: int, side: int, generator: torch.Generator) -> Tensor:
 
 
 def alignment_loss(code: Tensor, code_view: Tensor, coords: Tensor, *, published: bool = False) -> Tensor:
-    """Negative mean cosine similarity of the codes of an augmented view and the image's codes at the same positions.
+    """Negative mean cosine similarity between the codes of an augmented view and of the image at the same positions.
 
-    code, code_view: (B, K, h, w) of images and of their views; coords: (B, h, w, 2), where each cell of the view lies
-    in the image, as `loss.sample` takes it. `published` repeats a defect: the lookup swaps the axes, so a cell of the
-    view is compared with the mirrored cell across the diagonal (square grids alone; ValueError for others).
+    code, code_view: (B, K, h, w) of images and of their views; coords: (B, h, w, 2), position of each cell of the view
+    in the image, for `loss.sample`. `published` reproduces a defect: the axes are swapped, so cells are compared with
+    those mirrored across the diagonal (ValueError for grids that are not square).
     """
     if published and code.shape[2] != code.shape[3]:
         raise ValueError(f"the published alignment needs square grids, not {tuple(code.shape[2:])}")
-    there = sample(code, coords)
-    there = there if published else there.transpose(2, 3)
-    return -F.cosine_similarity(there, code_view, dim=1, eps=1e-10).mean()
+    sampled = sample(code, coords)
+    sampled = sampled if published else sampled.transpose(2, 3)
+    return -F.cosine_similarity(sampled, code_view, dim=1, eps=1e-10).mean()
 
 
 def augmented_views(images: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """One random view of each image: a resized crop, perhaps flipped horizontally, with changed colors.
+    """A random view of each image: resized crop, horizontal flip and color jitter, by torch's global generator.
 
-    images: uint8 (B, 3, H, W); grid: (h, w) of the codes. Returns the views, uint8 (B, 3, H, W), and where each of
-    their grid cells lies in the image, (B, h, w, 2), as `view_coords` gives it. Draws from torch's global generator.
+    images: uint8 (B, 3, H, W); grid: (h, w) of the codes. Returns views, uint8 (B, 3, H, W), and `view_coords`,
+    (B, h, w, 2).
     """
     views, coords = [], []
     size = images.shape[-2:]
@@ -148,15 +147,15 @@ def augmented_views(images: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tens
 
 
 def view_coords(box: tuple[int, int, int, int], mirrored: bool, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Where the centers of a view's cells lie in the image, (h, w, 2) as (x, y); -1 and 1: its outer cells.
+    """Positions of a view's cells in the image, (h, w, 2) as (x, y), where -1 and 1 are the outer cells.
 
-    box: (top, left, height, width) of the crop in pixels; mirrored: whether the crop was then flipped horizontally;
-    size: (H, W) of the image; grid: (h, w).
+    box: (top, left, height, width) of the crop in pixels; mirrored: whether it was flipped horizontally; size: (H, W)
+    of the image; grid: (h, w).
     """
     axes = []
     for start, length, pixels, cells in zip(box[:2], box[2:], size, grid, strict=True):
         middle = start + (torch.arange(cells) + 0.5) / cells * length  # in pixels of the image
-        cell = middle / pixels * cells - 0.5  # in cells of the image, 0 = the first one's center
+        cell = middle / pixels * cells - 0.5  # in cells of the image, 0 is the center of the first
         axes.append(2 * cell / max(cells - 1, 1) - 1)
     y, x = axes
     y, x = torch.meshgrid(y, x.flip(0) if mirrored else x, indexing="ij")

@@ -1,4 +1,4 @@
-"""What a result was made from: `Provenance`, compared wherever runs or records are compared."""
+"""Provenance of runs and records: data, weights, precision and versions."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a run was made from, beside its `Experiment`. None means that a value is not recorded.
+    """The inputs of a run in addition to its `Experiment`; None if unknown.
 
-    A run folder holds it as provenance.json, a run record under "provenance". Results can be compared or averaged only
-    if `differing` is empty.
+    It is stored in provenance.json of a run folder and as "provenance" in a run record. Results are only compared or
+    averaged if `differing` is empty.
 
     Examples
     --------
@@ -28,23 +28,23 @@ class Provenance:
     images: str | None = None
     """Fingerprint of the training images."""
     labels: str | None = None
-    """Fingerprint of their label maps; None for a split without labels."""
+    """Fingerprint of their label maps; None without labels."""
     weights: str | None = None
-    """Fingerprint of the backbone's weights, `Backbone.weights_id`."""
+    """`Backbone.weights_id`."""
     precision: str | None = None
-    """Precision of the backbone: "float32" or "bfloat16"."""
+    """Precision of the backbone, "float32" or "bfloat16"."""
     store: str | None = None
     """Kind of the features: "full", "compact" or "online"."""
     start: str | None = None
-    """Fingerprint of the head and probes that training started from; None for fresh weights."""
+    """Fingerprint of the head and probes from `Experiment.start_from`; None for random weights."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Packages, machine and date, see `utils.environment`. They do not count in comparisons."""
+    """Packages, machine and date, see `utils.environment`. They are not compared."""
 
     @classmethod
     def of(
         cls, backbone: "Backbone", store: str, fingerprints: dict[str, str | None], start: str | None = None
     ) -> "Provenance":
-        """The provenance of a run on this machine. fingerprints: "images" and "labels" of the training split."""
+        """The provenance of a run on this machine. fingerprints: of the training split, see `Features.fingerprints`."""
         from .utils.environment import environment
 
         return cls(
@@ -58,7 +58,7 @@ class Provenance:
         )
 
     def scored(self, backbone: "Backbone", store: str) -> "Provenance":
-        """The provenance of a record scored now. If precision or store differ from those of training, it names both."""
+        """The provenance of a new run record. It names both precisions and stores if they differ from training."""
         here = Provenance.of(backbone, store, {"images": self.images, "labels": self.labels}, self.start)
         for name in ("precision", "store"):
             trained, scored = getattr(self, name), getattr(here, name)
@@ -73,7 +73,7 @@ class Provenance:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any] | None) -> "Provenance":
-        """The inverse of `to_dict`; missing keys are None, unknown ones are ignored."""
+        """Inverse of `to_dict`; missing keys are None, unknown keys are ignored."""
         known = {item.name for item in fields(cls)}
         return cls(**{key: value for key, value in (values or {}).items() if key in known})
 
@@ -82,12 +82,12 @@ class Provenance:
         return asdict(self)
 
     def differing(self, other: "Provenance", ignored: Collection[str] = ()) -> list[str]:
-        """Names of the fields that differ, without `versions` and `ignored`. None differs from any value."""
+        """Names of differing fields, except `versions` and `ignored`. None differs from any value."""
         ours, theirs = self._compared(ignored), other._compared(ignored)
         return [name for name in ours if ours[name] != theirs[name]]
 
     def key(self, ignored: Collection[str] = ()) -> str:
-        """Sixteen hexadecimal digits for grouping, equal exactly if `differing` is empty."""
+        """A fingerprint for grouping, equal if and only if `differing` is empty."""
         return fingerprint(sorted(self._compared(ignored).items()))
 
     def _compared(self, ignored: Collection[str]) -> dict[str, Any]:

@@ -40,36 +40,35 @@ SAVE_EVERY = 200
 def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume: bool = False) -> Run:
     """Trains the head and both probes on the training split.
 
-    Features are extracted once and kept in runs_dir/features. Sizes that the backbone does not take are rounded, and
-    batches and neighbors are limited to the images there are; a notice says so, and `run.experiment` holds the values
-    that were used.
+    Features are extracted once and stored in runs_dir/features. Image sizes are rounded to those that the backbone
+    accepts, and batch size and neighbors are limited to the number of images, with a notice; `run.experiment` holds the
+    actual values.
 
     Parameters
     ----------
     experiment
-        What to train. `experiment.start_from` names a run or released checkpoint to start from.
+        Settings. `experiment.start_from` is an optional run or released checkpoint to start from.
     runs_dir
-        Folder of runs and stored features; `runs/` of the project by default.
+        Parent folder of runs and stored features; `runs/` of the project by default.
     resume
-        Resume the newest run of this experiment from its last checkpoint; on a CPU it ends with the weights of an
-        uninterrupted run. A finished run is not trained again. Runs are the same if their experiment and their
-        `Provenance` are.
+        Resume the newest run of this experiment and `Provenance` from its last checkpoint. On a CPU, the weights equal
+        those of an uninterrupted run. A finished run is not trained again.
 
     Returns
     -------
     Run
-        Its folder lies below `runs_dir`.
+        The run, with a folder in `runs_dir`.
 
     Raises
     ------
     StegoError
-        Before long work: missing data, a broken image, an unknown backbone, settings that the method does not have.
-        Later: a loss that is not finite, a full disk; the last checkpoint is then intact.
+        For missing data, unreadable images, an unknown backbone and unsupported settings, before long work; for a loss
+        that is not finite and a full disk, which leave the last checkpoint intact.
 
     Notes
     -----
-    With several GPUs, start the script by `torchrun --nproc-per-node N script.py`, or under SLURM: the processes share
-    the backbone's work, the first writes the run, and all return it.
+    For several GPUs, start the script with `torchrun --nproc-per-node N script.py` or SLURM. The processes share the
+    work of the backbone, rank 0 writes the run, and all return it.
 
     Examples
     --------
@@ -82,7 +81,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     devices.join(experiment.device, fingerprint("train", experiment.to_dict(), str(runs_dir.absolute()), resume))
     dataset = open_training_set(experiment)
     experiment = fit_to_data(experiment, dataset)
-    with drawing():  # networks draw random weights before they load theirs
+    with drawing():  # networks draw random weights before loading theirs
         backbone = Backbone.of(experiment)
     experiment = fit_sizes(experiment, backbone.geometry)
     model = build_model(experiment, backbone.dim, len(dataset.classes)).to(backbone.device)
@@ -97,7 +96,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
         experiment.feature_store,
         published=experiment.official.published,
     )
-    if start is None and not features.has_labels:  # label maps without labels
+    if start is None and not features.has_labels:  # label maps with less than two classes
         model.linear_probe.forget()
     if devices.first():
         from .datasets.findings import show_findings
@@ -133,42 +132,40 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
 
 
 def start_from(source: Run, model: Stego) -> str:
-    """Copies head, feature mean and fitting probes of a run into `model`, and returns their fingerprint.
+    """Copies head, feature mean and, if their shapes match, probes of a run to `model`; returns their fingerprint.
 
-    Probes for another number of classes or clusters start from fresh weights, with a notice. Raises StegoError where
-    the head does not fit.
+    Shows a notice for probes of other shapes, which keep their random weights. Raises StegoError for another head.
     """
     theirs, ours = source.model.state_dict(), model.state_dict()
-    fitting = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
-    fresh = [name for name in ours if name not in fitting]
+    matching = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
+    fresh = [name for name in ours if name not in matching]
     if source.model.head.kind != model.head.kind or any(name.startswith(("head.", "feature_mean")) for name in fresh):
         raise StegoError(
-            f"start_from {source!r}: its head has another kind or size. Use its backbone, head and code_dim."
+            f"start_from {source!r}: the head has another kind or size. Use its backbone, head and code_dim."
         )
     if source.step < source.experiment.steps and (source.folder / "experiment.json").exists():
-        notice(f"start_from: {source.folder} stopped at step {source.step} of {source.experiment.steps}")
+        notice(f"start_from: {source.folder} stopped at step {source.step} of {source.experiment.steps}.")
     if fresh:
-        notice(f"start_from: fresh weights for {', '.join(fresh)}, because classes or clusters differ in number")
-    model.load_state_dict(fitting, strict=False)
-    return fingerprint(*(item for pair in sorted(fitting.items()) for item in pair))
+        notice(f"start_from: random weights for {', '.join(fresh)}, because the number of classes or clusters differs.")
+    model.load_state_dict(matching, strict=False)
+    return fingerprint(*(item for pair in sorted(matching.items()) for item in pair))
 
 
 def check_clusters(model: Stego, features: "Features") -> None:
-    """StegoError for more clusters than label maps can number, or than there are grid cells."""
+    """Raises StegoError for more clusters than 8-bit ids or grid cells."""
     count, _, height, width = features.shape
     limit = min(255, count * height * width)
     if model.n_clusters > limit:
         raise StegoError(
-            f"{model.n_clusters} clusters are more than {limit}, the limit for {count} training images of "
-            f"{height} x {width} grid cells and 8-bit label maps. Lower n_classes or extra_clusters."
+            f"{model.n_clusters} clusters are more than {limit}, the limit for {count} images of {height} x {width} "
+            "cells and 8-bit label maps. Lower n_classes or extra_clusters."
         )
 
 
 class Trainer:
-    """What a method trains, and how one step of it works: STEGO's way.
+    """Trains a run by STEGO; subclasses in `stego_lib.successors` implement the other values of `Experiment.method`.
 
-    Each successor of STEGO has a subclass in `stego_lib.successors`, which `Experiment.method` names. It gets the run
-    whose model is trained, features of the training images, and their nearest neighbors, int64 (N, k).
+    Parameters: the run, features of the training images, and their nearest neighbors, int64 (N, k).
     """
 
     def __init__(self, run: Run, features: "Features", neighbors: Tensor):
@@ -179,16 +176,16 @@ class Trainer:
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
-        """StegoError for an experiment that the method cannot train; called before any work."""
+        """Raises StegoError for unsupported settings, before any work."""
 
     def columns(self) -> list[str]:
-        """What `step` returns, in this order."""
+        """Names of the values of `step`, in this order."""
         joint = ["loss_cluster", "loss_linear"] if self.experiment.probes == "joint" else []
         parts = [f"{what}_{kind}" for what in ("loss", "code") for kind in ("self", "knn", "rand")]
         return ["loss", *parts, *joint, *self.experiment.official.loss_weights]
 
     def begin(self) -> dict[str, Any]:
-        """Before the first step of a run: sets its shifts. Returns what correspondences.json holds."""
+        """Sets the shifts of a new run. Returns the content of correspondences.json."""
         from .calibration import calibrate
 
         calibration = calibrate(self.features, self.neighbors, self.model.feature_mean.cpu(), self.experiment)
@@ -196,36 +193,36 @@ class Trainer:
         return calibration.to_dict()
 
     def step(self, number: int) -> dict[str, float]:
-        """Step number `number`; random choices depend on it and the seed alone. Returns the values of `columns()`."""
+        """Takes a step; random choices only depend on `number` and the seed. Returns the values of `columns()`."""
         batch = draw_batch(self.features, self.neighbors, self.model, self.experiment, number, self.run.backbone)
         if number + 1 < self.experiment.steps:
             self.features.prefetch(Draw(self.neighbors, self.experiment, number + 1).needed)
         return train_step(self.model, self.optimizer, batch, self.experiment, self.run.shifts, self.precision)
 
     def finish(self) -> None:
-        """After the last step: fits the probes that were not trained beside the head."""
+        """Fits probes after the last step, unless they were trained jointly."""
         if self.experiment.probes == "after":
             from .probes import fit_probes
 
             fit_probes(self.model, self.features, self.experiment.seed, clusters=not self.experiment.own_prototypes)
 
     def state(self) -> dict[str, Any]:
-        """Tensors beside model and optimizer that the checkpoint keeps, so that a run can be resumed."""
+        """Additional state for the checkpoint, besides model and optimizer."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes what `state` returned."""
+        """Restores the result of `state`."""
 
 
 def trainer_of(experiment: Experiment) -> type[Trainer]:
-    """STEGO's `Trainer`, or that of the successor that `experiment.method` names."""
+    """The `Trainer` class of `experiment.method`."""
     if experiment.method == "stego":
         return Trainer
     return import_module(f"{__package__}.successors.{experiment.method}").Trainer
 
 
 def train_steps(trainer: Trainer) -> None:
-    """Trains from the run's step to the last, with a log line per step and a checkpoint every `SAVE_EVERY` steps."""
+    """Trains the remaining steps, with a log line per step and a checkpoint every `SAVE_EVERY` steps."""
     run, features = trainer.run, trainer.features
     experiment, model, saved = run.experiment, run.model, run.step
     path = run.folder / "log.csv"
@@ -251,18 +248,18 @@ def train_steps(trainer: Trainer) -> None:
                 run.save_weights()
             if run.step % SAVE_EVERY == 0 or run.step == experiment.steps:
                 check_finite({f"weight {name}": value for name, value in model.state_dict().items()}, run, saved)
-                log.sync()  # before the checkpoint: every step that it counts has its line
+                log.sync()  # before the checkpoint, whose steps must all be in the log
                 run.save(trainer.optimizer, trainer.state())
                 saved = run.step
 
 
 def check_finite(values: dict[str, Any], run: Run, saved: int) -> None:
-    """StegoError for a loss term or weight that is not finite. saved: step of the last checkpoint."""
+    """Raises StegoError if a loss or weight is not finite. saved: step of the last checkpoint."""
     wrong = [name for name, value in values.items() if not torch.as_tensor(value).isfinite().all()]
     if wrong:
-        term = next((name for name in wrong if name != "loss"), "loss")  # a part of the sum says more
+        term = next((name for name in wrong if name != "loss"), "loss")  # rather the term than the sum
         raise StegoError(
-            f"{run.folder}: {term} is not finite at step {run.step}; the checkpoint of step {saved} is intact. "
+            f"{run.folder}: {term} is not finite at step {run.step}; the last checkpoint is of step {saved}. "
             "Lower lr_head or lr_probes, or check the images."
         )
 
@@ -275,16 +272,16 @@ def train_step(
     shifts: tuple[float, float, float],
     precision: torch.dtype = torch.float32,
 ) -> dict[str, float]:
-    """One update of the head, and of joint probes on codes without gradient, by one backward pass.
+    """Updates the head, and joint probes on detached codes, by one backward pass.
 
-    precision: of the head's matrix products; weights, codes and losses are float32. Returns the values before the
+    precision: of the matrix products of the head; weights, codes and losses are float32. Returns the values before the
     update: "loss" (the sum), the parts of `stego_loss`, and the losses of joint probes and of optional terms.
     """
     model.train()
     feats, feats_knn = batch.feats, batch.feats_knn
     with torch.autocast(feats.device.type, precision, enabled=precision != torch.float32):
         code, code_knn = (model.head(maps).float() for maps in (feats, feats_knn))
-    if experiment.official.published:  # the published code drops channels of the target too, by a third mask
+    if experiment.official.published:  # the published code also applies dropout to the target features
         feats, feats_knn = model.head.dropout(feats), model.head.dropout(feats_knn)
     total, values = stego_loss(
         feats,
@@ -313,14 +310,14 @@ def train_step(
             values["loss_linear"] = model.linear_probe.loss(code.detach(), batch.label)
             total = total + values["loss_linear"]
     optimizer.zero_grad()
-    if total.requires_grad:  # head="none" has no weights; its probes are fitted after training
+    if total.requires_grad:  # not for head="none", which has no weights
         total.backward()
     optimizer.step()
     return dict(zip(["loss", *values], torch.stack([total.detach(), *values.values()]).tolist(), strict=True))
 
 
 def make_optimizer(model: Stego, experiment: Experiment) -> torch.optim.Adam:
-    """Adam with one learning rate for the head (and the decoder, if there is one) and one for the probes."""
+    """Creates Adam with one learning rate for the head and decoder, and one for the probes."""
     probes = [*model.cluster_probe.parameters(), *model.linear_probe.parameters()]
     head = [*model.head.parameters(), *(model.decoder.parameters() if experiment.official.rec_weight else ())]
     groups = [dict(params=head, lr=experiment.lr_head), dict(params=probes, lr=experiment.lr_probes)]
@@ -328,7 +325,7 @@ def make_optimizer(model: Stego, experiment: Experiment) -> torch.optim.Adam:
 
 
 def start_run(trainer: Trainer) -> None:
-    """Writes a new run's files with a checkpoint of step 0, from which it can be resumed."""
+    """Writes the files of a new run, with a checkpoint of step 0."""
     run, correspondences = trainer.run, trainer.begin()
     if devices.first():
         write_json(run.folder / "correspondences.json", correspondences)
