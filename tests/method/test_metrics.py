@@ -145,7 +145,7 @@ def test_ignored_labels_leave_every_score_as_it_is():
 
 @pytest.mark.parametrize("wrong", [-1, 4, 255])
 def test_a_prediction_out_of_range_at_a_counted_pixel_is_an_error(wrong):
-    with pytest.raises(ValueError, match=rf"{wrong}.*not 0 to 3"):
+    with pytest.raises(ValueError, match=rf"{wrong}.*not in"):
         confusion(np.array([0, wrong]), np.array([0, 1]), 4, 4)
 
 

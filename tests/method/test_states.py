@@ -165,7 +165,7 @@ def test_images_that_are_all_alike_are_reported(backbone_file, tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(tiny_experiment(root, backbone_file, **values), runs_dir=tmp_path / "runs")
-    assert any("look alike" in str(one.message) for one in caught)
+    assert any("identical" in str(one.message) for one in caught)
 
 
 # ---------------------------------------------------------------------------------------------- the process
