@@ -189,7 +189,14 @@ class Backbone(nn.Module):
         attention, inputs = self.vit.blocks[self.block].attn, []
         with attention.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])):
             self.vit.forward_intermediates(images, indices=[self.block], intermediates_only=True, stop_early=True)
-        keys = _project_keys(attention, inputs[0])[:, self.vit.num_prefix_tokens :]
+        if getattr(attention, "qkv", None) is None:
+            keys = attention.k_proj(inputs[0])
+        else:
+            bias = getattr(attention, "k_bias", None)
+            if bias is None and attention.qkv.bias is not None:
+                bias = attention.qkv.bias.chunk(3)[1]
+            keys = F.linear(inputs[0], attention.qkv.weight.chunk(3)[1], bias)
+        keys = keys[:, self.vit.num_prefix_tokens :]
         # Memory order: (B, heads, positions, channels within a head). A wrong number of heads mixes positions.
         by_head = keys.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
         by_head = by_head.reshape(len(images), self.key_heads, *self.grid(*images.shape[-2:]), -1)
@@ -199,16 +206,6 @@ class Backbone(nn.Module):
         """Identifies everything that determines features: weights, architecture, block, normalization, precision."""
         output = ("KK" if self.keys else "feat", self.block, self.key_heads)
         return fingerprint(self.weights_id, repr(self.vit), self.mean, self.std, str(self.precision), output)
-
-
-def _project_keys(attention: nn.Module, tokens: Tensor) -> Tensor:
-    """Keys (B, N, C) of tokens (B, N, C), by a joint or a separate projection."""
-    if getattr(attention, "qkv", None) is None:
-        return attention.k_proj(tokens)
-    bias = getattr(attention, "k_bias", None)
-    if bias is None and attention.qkv.bias is not None:
-        bias = attention.qkv.bias.chunk(3)[1]
-    return F.linear(tokens, attention.qkv.weight.chunk(3)[1], bias)
 
 
 def _weights_id(vit: nn.Module) -> str:
@@ -234,15 +231,15 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     return getattr(torch, precision)
 
 
-def fit_sizes(experiment: Experiment, geometry: Geometry | None = None, quiet: bool = False) -> Experiment:
+def fit_sizes(experiment: Experiment, geometry: Geometry | None = None) -> Experiment:
     """Replaces image sizes by the nearest ones that the backbone accepts, with a notice.
 
-    geometry: of the backbone, if it is loaded. quiet: show no notice.
+    geometry: of the backbone, if it is loaded.
     """
     geometry = geometry or geometry_of(experiment.backbone)
     sizes = {key: getattr(experiment, key) for key in ("train_size", "eval_size")}
     changes = {key: near for key, size in sizes.items() if (near := geometry.nearest(size)) != size}
-    if changes and not quiet:
+    if changes:
         text = " and ".join(f"{key}={size} instead of {sizes[key]}" for key, size in changes.items())
         notice(f"backbone {experiment.backbone!r}: {text}, because its patches are {geometry.patch} pixels wide.")
     return experiment.but(**changes) if changes else experiment

@@ -74,23 +74,10 @@ def shift_rule(experiment: Experiment) -> tuple[float | str, ...]:
 def measure_correspondences(
     features: "Features", neighbors: Tensor, mean: Tensor, experiment: Experiment
 ) -> dict[str, Tensor]:
-    """Measures feature correspondences as in the loss, centered if `experiment.centering` is set.
+    """Measures feature correspondences as in the loss: "self", "knn" and "rand", float32 (M,).
 
-    Parameters
-    ----------
-    features
-        Features of the training images.
-    neighbors
-        Nearest neighbors of each image, int64 (N, k).
-    mean
-        Mean to subtract from the features, (1, C, 1, 1).
-    experiment
-        Points, batch size, seed and centering.
-
-    Returns
-    -------
-    dict
-        "self", "knn", "rand": float32 (M,).
+    neighbors: of each image, int64 (N, k); mean: subtracted from the features, (1, C, 1, 1); experiment: for points,
+    batch size, seed and centering.
     """
     generator = torch.Generator().manual_seed(experiment.seed)
     partner_of = published_permutation if experiment.official.published else negative_permutation

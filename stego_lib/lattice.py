@@ -34,7 +34,9 @@ class Lattice:
         starts = np.arange(0, count * (dims + 1) + 1, dims + 1)
         self._slice = sparse.csr_array((shares.ravel(), corner_of.ravel(), starts), (count, len(numbers)))
         self._splat = self._slice.T.tocsr()
-        self._blurs = [_blur(numbers, steps @ strides) for steps in _directions(dims)]
+        axes = np.ones((dims + 1, dims), np.int64)  # steps between corners, without the last coordinate
+        axes[np.arange(dims), np.arange(dims)] = -dims
+        self._blurs = [_blur(numbers, step) for step in axes @ strides]
         self._scale = np.float32(1 / (1 + 2.0**-dims))  # normalization of the blur, by the authors
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
@@ -82,13 +84,6 @@ def corners(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rank[:, None, :dims] <= dims - colors[:, None], colors[:, None], colors[:, None] - dims - 1
     )
     return keys, shares
-
-
-def _directions(dims: int) -> np.ndarray:
-    """Steps between corners along the d + 1 axes of the lattice, without the last coordinate: (d + 1, d)."""
-    steps = np.ones((dims + 1, dims), np.int64)
-    steps[np.arange(dims), np.arange(dims)] = -dims
-    return steps
 
 
 def _blur(numbers: np.ndarray, step: int) -> sparse.csr_array:

@@ -20,7 +20,7 @@ def nearest_neighbors(
     global_features
         (N, C), features averaged over positions.
     k
-        Number of neighbors.
+        Number of neighbors, less than N.
     chunk
         Images per block.
     device
@@ -30,11 +30,6 @@ def nearest_neighbors(
     -------
     Tensor
         int64 (N, k), on the device of the features.
-
-    Raises
-    ------
-    StegoError
-        For fewer than k + 1 images.
 
     Examples
     --------

@@ -54,25 +54,10 @@ def sample_codes(model: Stego, store: "Features", seed: int) -> tuple[Tensor, Te
 def sample_cells(
     store: "Features", seed: int, maps: Callable[[Tensor], Tensor], channels: int, count: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Samples maps at random grid cells of each image. The same seed gives the same cells for probes and baselines.
+    """Samples maps at random grid cells: float32 (M, channels), and labels, int64 (M,) with -1 = ignored, or None.
 
-    Parameters
-    ----------
-    store
-        Features with grid and labels.
-    seed
-        Seed of the cells.
-    maps
-        Function from rows of the store, int64 (B,), to maps (B, channels, h, w).
-    channels
-        Channels of the maps.
-    count
-        Approximate number of cells, and maximum number of images.
-
-    Returns
-    -------
-    tuple
-        float32 (M, channels), and the labels at the centers of the cells, int64 (M,) with -1 = ignored, or None.
+    The same seed gives the same cells for probes and baselines. maps: function from rows of the store, int64 (B,), to
+    maps (B, channels, h, w); count: approximate number of cells, and maximum number of images.
     """
     images, _, height, width = store.shape
     generator = torch.Generator().manual_seed(seed)

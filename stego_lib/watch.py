@@ -79,8 +79,9 @@ def effective_groups(codes: Tensor) -> tuple[float, float]:
     """
     cosines, same = _cosines(codes)
     pull = cosines.clamp(min=0)
-    others, own = pull[~same].mean().item(), pull[same & ~torch.eye(len(pull), dtype=torch.bool)].mean().item()
-    return _inverse(others), _inverse(own)
+    means = [pull[pairs].mean().item() for pairs in (~same, same & ~torch.eye(len(pull), dtype=torch.bool))]
+    between, within = (1 / mean if mean > 0 else float("inf") for mean in means)
+    return between, within
 
 
 def nearest_elsewhere(codes: Tensor) -> float:
@@ -99,10 +100,6 @@ def _cosines(codes: Tensor) -> tuple[Tensor, Tensor]:
     """S between all positions, and whether they are in the same image: (P M, P M)."""
     flat, image = codes.flatten(0, 1), torch.arange(len(codes)).repeat_interleave(codes.shape[1])
     return flat @ flat.T, image[:, None] == image[None]
-
-
-def _inverse(mean: float) -> float:
-    return 1 / mean if mean > 0 else float("inf")
 
 
 class Watch:

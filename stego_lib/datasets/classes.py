@@ -74,20 +74,10 @@ class _ClassesFile(BaseModel, extra="forbid"):
 
 
 def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
-    """Reads classes.json.
+    """Reads {"names": [...], "colors": [[r, g, b], ...], "range": [low, high], "exif": "apply" or "ignore"}.
 
-    Parameters
-    ----------
-    path
-        A JSON file: {"names": [...], "colors": [[r, g, b], ...], "range": [low, high], "exif": "apply" or "ignore"}.
-        Only the names are required. For range and exif see `Rules`.
-    unnamed
-        Classes to use if the file or its names are missing; None if names are required.
-
-    Raises
-    ------
-    StegoError
-        If required names are missing, or the content is invalid.
+    All keys except the names are optional; for range and exif see `Rules`. unnamed: classes to use if the file or its
+    names are missing; None if they are required. Raises StegoError for missing names and invalid content.
     """
     try:
         content = _ClassesFile.model_validate(read_json(path) if path.exists() else {})

@@ -53,12 +53,8 @@ class Crops(SegmentationDataset, ABC):
     def image(self, index: int) -> Tensor:
         return self.cut_like(self._whole("image", index), index)
 
-    def label(self, index: int) -> Tensor | None:
-        label = self._whole("label", index)
-        return None if label is None else self.cut_like(label, index)
-
     def _whole(self, what: str, index: int) -> Any:
-        """The whole sample, image or label of crop `index`. Each thread keeps the last one for the next crops."""
+        """The whole sample or image of crop `index`. Each thread keeps the last one for the next crops."""
         key = (what, self.places[index][0])
         if getattr(self._last, "key", None) != key:
             self._last.value, self._last.key = getattr(self.whole, what)(key[1]), key

@@ -67,19 +67,16 @@ class Source:
     def sample(self, row: int) -> Sample:
         """Reads an image, uint8 (3, H, W), and its label map, uint8 (H, W), resized."""
         sample = self.dataset.sample(row)
-        label = None if sample.label is None else self._resized(sample.label)
+        label = None if sample.label is None else resize_label(sample.label, self.size)
+        if label is not None:
+            label = label.masked_fill(label < 0, NO_LABEL).to(torch.uint8)
         return replace(sample, image=resize_image(sample.image, self.size, self.published), label=label)
 
     def image(self, row: int) -> Tensor:
         return resize_image(self.dataset.image(row), self.size, self.published)
 
-    def label(self, row: int) -> Tensor:
-        return self._resized(self.dataset.label(row))
-
-    def _resized(self, label: Tensor | None) -> Tensor:
-        assert label is not None
-        resized = resize_label(label, self.size)
-        return resized.masked_fill(resized < 0, NO_LABEL).to(torch.uint8)
+    def label(self, row: int) -> Tensor | None:
+        return self.sample(row).label
 
     def features(self, images: Tensor, rows: Sequence[int]) -> Tensor:
         """Features, float32 (B, C, h, w), of uint8 images (B, 3, H, W), which are `rows` of the dataset."""

@@ -61,7 +61,8 @@ def measure(network: nn.Module, name: str) -> Geometry:
         for normed in (True, False):
             for sizes in (small, [tuple(default)]):
                 try:
-                    shapes = [_shape(network, size, normed) for size in sizes]
+                    images = [torch.zeros(1, 3, *size, device=next(network.parameters()).device) for size in sizes]
+                    shapes = [feature_map(network, image, -1, normed).shape[1:] for image in images]
                 except Exception as error:  # networks raise many types for an unsupported size or norm
                     problem = brief(error)
                     continue
@@ -70,11 +71,6 @@ def measure(network: nn.Module, name: str) -> Geometry:
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         problem = brief(error)
     raise StegoError(f"backbone {name!r} has no feature maps ({problem}). Use a ViT or convolutional network of timm.")
-
-
-def _shape(network: nn.Module, size: tuple[int, int], normed: bool) -> torch.Size:
-    image = torch.zeros(1, 3, *size, device=next(network.parameters()).device)
-    return feature_map(network, image, -1, normed).shape[1:]
 
 
 def is_vit(network: Any) -> bool:

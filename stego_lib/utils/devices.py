@@ -30,18 +30,7 @@ _group: Any = None
 def join(device: str, task: str) -> None:
     """Sets up communication between the processes that torchrun or SLURM started; does nothing for a single process.
 
-    Parameters
-    ----------
-    device
-        `Experiment.device`.
-    task
-        Fingerprint of the arguments of this process, which must be equal in all of them.
-
-    Raises
-    ------
-    StegoError
-        If tasks differ or a process is missing, in every process; for a numbered device ('cuda:1') and for fewer GPUs
-        than processes.
+    Raises StegoError in all processes if a process is missing or has another `task`, a fingerprint of its arguments.
     """
     global _group
     launch = read_ranks()
