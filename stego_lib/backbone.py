@@ -69,6 +69,10 @@ class Backbone(nn.Module):
     torch.Size([1, 192, 16, 16])
     """
 
+    vit: Any  # a network of timm, which have no common type
+    mean: Tensor
+    std: Tensor
+
     @usual_modes()
     def __init__(
         self,

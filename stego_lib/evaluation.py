@@ -285,7 +285,9 @@ def score_rows(run: Run, views: Views, rows: Tensor, baselines: Mapping[str, Lin
     if run.taught is not None:
         maps = code if run.taught.on == "codes" else views.features(rows)
         by_method["taught"] = run.taught.class_scores(maps, run.classes)
-    unit = views.unit_features(rows) if baselines else None
+    if not baselines:
+        return by_method
+    unit = views.unit_features(rows)
     for name, baseline in baselines.items():
         # k-means scores, 2 f.c - |c|^2, are the inner product times `ALPHA`, as for the cluster probe, so both get the
         # same CRF.

@@ -172,8 +172,9 @@ class Graph(nn.Module):
 def _antialiased(new: int, old: int) -> Tensor:
     """Share of each old pixel of a line in each new one, (new, old), as `F.interpolate(antialias=True)` has it."""
     step = old / new
+    width: Any = torch.sym_max(step, 1.0)
     center = (torch.arange(new)[:, None] + 0.5) * step
-    weights = (1 - (torch.arange(old) + 0.5 - center).abs() / torch.sym_max(step, 1.0)).clamp(min=0)
+    weights = (1 - (torch.arange(old) + 0.5 - center).abs() / width).clamp(min=0)
     return weights / weights.sum(1, keepdim=True)
 
 
@@ -199,7 +200,7 @@ def _checked_graph(
         graph(example)  # so that a bug in the graph is not reported as a network that cannot be exported
     try:
         dynamic = torch.export.Dim.DYNAMIC
-        model = torch.onnx.export(
+        program = torch.onnx.export(
             graph,
             (example,),
             dynamo=True,
@@ -208,7 +209,9 @@ def _checked_graph(
             dynamic_shapes=({0: dynamic, 1: dynamic},),
             input_names=["image"],
             output_names=list(outputs),
-        ).model_proto
+        )
+        assert program is not None  # with dynamo=True
+        model = program.model_proto
         agreement = _agreement(model, images, expected)
         problem = f"the graph labels only {100 * agreement:.2f} % of the pixels as the run does"
         if agreement >= MIN_AGREEMENT:

@@ -205,11 +205,11 @@ class StegoLoss(nn.Module):
         self, feats: Tensor, feats_knn: Tensor, code: Tensor, code_knn: Tensor, generator: Generator | None = None
     ) -> Tensor:
         """The loss, a scalar. Maps as in `stego_loss`, B > 1; generator: on the CPU, torch's own by default."""
-        coords1, coords2 = (random_coords(len(feats), self.points, generator).to(feats.device) for _ in range(2))
+        coords = [random_coords(len(feats), self.points, generator) for _ in range(2)]
         partners = torch.stack([negative_permutation(len(feats), generator) for _ in range(self.negatives)])
-        draws = coords1, coords2, partners.to(feats.device)
+        coords1, coords2, partners = (drawn.to(feats.device) for drawn in (*coords, partners))
         loss, self.parts = stego_loss(
-            feats, feats_knn, code, code_knn, *draws, self.weights, self.shifts, **self.switches
+            feats, feats_knn, code, code_knn, coords1, coords2, partners, self.weights, self.shifts, **self.switches
         )
         return loss
 

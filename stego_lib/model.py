@@ -135,12 +135,13 @@ class LinearProbe(nn.Module):
         logits = self(code)
         counted = (label >= 0) & (label < logits.shape[1])
         target = torch.where(counted, label, -1)
+        height, width = label.shape[-2:]
         chunk = 1 if logits.device.type == "cpu" else len(logits)  # one image fits the cache of a CPU
-        total = sum(
-            F.cross_entropy(upsample(scores, label.shape[-2:]), ids, ignore_index=-1, reduction="sum")
+        losses = [
+            F.cross_entropy(upsample(scores, (height, width)), ids, ignore_index=-1, reduction="sum")
             for scores, ids in zip(logits.split(chunk), target.split(chunk), strict=True)
-        )
-        return total / counted.sum().clamp(min=1)
+        ]
+        return sum(losses, logits.new_zeros(())) / counted.sum().clamp(min=1)
 
 
 class Stego(nn.Module):
@@ -148,6 +149,8 @@ class Stego(nn.Module):
 
     decoder: add a 1 x 1 convolution from codes to features for the reconstruction loss. lengths: see `ClusterProbe`.
     """
+
+    feature_mean: Tensor
 
     def __init__(
         self,

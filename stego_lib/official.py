@@ -63,8 +63,10 @@ def optional_losses(
     if "loss_rec" in terms:
         losses["loss_rec"] = reconstruction_loss(feats, model.decoder(code))
     if "loss_crf" in terms:
+        assert batch.images is not None and batch.crf_points is not None  # see `draw_optional`
         losses["loss_crf"] = image_crf_loss(batch.images, code, batch.crf_points)
     if "loss_aug" in terms:
+        assert batch.feats_view is not None and batch.view_coords is not None
         view = model.head(batch.feats_view)
         losses["loss_aug"] = alignment_loss(code, view, batch.view_coords, published=experiment.official.published)
     return losses
@@ -136,13 +138,13 @@ def augmented_views(images: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tens
     (B, h, w, 2).
     """
     views, coords = [], []
-    size = images.shape[-2:]
+    height, width = images.shape[-2:]
     for image in images:
         box = transforms.RandomResizedCrop.get_params(image, SCALE, RATIO)
         mirrored = bool(torch.rand(()) < 0.5)
-        view = TF.resized_crop(image, *box, list(size), antialias=True)
+        view = TF.resized_crop(image, *box, [height, width], antialias=True)
         views.append(PHOTOMETRIC(view.flip(-1) if mirrored else view))
-        coords.append(view_coords(box, mirrored, size, grid))
+        coords.append(view_coords(box, mirrored, (height, width), grid))
     return torch.stack(views), torch.stack(coords)
 
 

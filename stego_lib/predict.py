@@ -6,7 +6,7 @@ CRF. `tiles` takes it window by window.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,8 @@ class Scores(NamedTuple):
 
     def image(self, number: int) -> "Scores":
         """The scores of one image of the batch, B = 1."""
-        return Scores(*(None if part is None else part[number : number + 1] for part in self))
+        one = slice(number, number + 1)
+        return Scores(self.grid[one], None if self.code is None else self.code[one])
 
     def logits(self, size: tuple[int, int]) -> Tensor:
         """Log-probabilities at (H, W) up to a constant at each pixel, (B, n, H, W), for the CRF."""
@@ -62,7 +63,7 @@ def working_size(height: int, width: int, size: Size, patch: int) -> tuple[int, 
     # Integers and `sym_max`, not floats and `max`, so that `export` can trace the function for all sizes.
     divisor = torch.sym_max(MAX_ASPECT_RATIO * torch.sym_min(height, width), torch.sym_max(height, width)) * patch
 
-    def whole_patches(side: int) -> int:
+    def whole_patches(side: int) -> Any:
         return torch.sym_max(1, (2 * MAX_ASPECT_RATIO * size * side + divisor) // (2 * divisor)) * patch
 
     return whole_patches(height), whole_patches(width)

@@ -39,8 +39,7 @@ def fit_probes(model: Stego, store: "Features", seed: int, *, clusters: bool = T
         classifier = model.linear_probe.classifier
         with stage("fitting the linear probe (multinomial regression)"):
             weight, bias = multinomial_regression(codes, labels, classifier.out_channels)
-        classifier.weight.copy_(weight[:, :, None, None])
-        classifier.bias.copy_(bias)
+        classifier.load_state_dict({"weight": weight[:, :, None, None], "bias": bias})
 
 
 @torch.no_grad()
@@ -95,14 +94,14 @@ def multinomial_regression(
     is small. balanced: give all classes the same total weight.
     """
     known = labels >= 0
-    points, labels = points[known].numpy(), labels[known].numpy()
-    weight, bias = torch.zeros(n_classes, points.shape[1]), torch.full((n_classes,), -1e4)
-    if len(np.unique(labels)) < 2:  # scikit-learn needs two classes
-        bias[labels[:1]] = 0
+    cells, ids = points[known].numpy(), labels[known].numpy()
+    weight, bias = torch.zeros(n_classes, cells.shape[1]), torch.full((n_classes,), -1e4)
+    if len(np.unique(ids)) < 2:  # scikit-learn needs two classes
+        bias[ids[:1]] = 0
         return weight, bias
-    scaler = StandardScaler().fit(points if like is None else like.numpy())
+    scaler = StandardScaler().fit(cells if like is None else like.numpy())
     fitted = LogisticRegression(C=C, tol=1e-4, max_iter=2000, class_weight="balanced" if balanced else None).fit(
-        scaler.transform(points), labels
+        scaler.transform(cells), ids
     )
     coefficients = fitted.coef_ / scaler.scale_
     offsets = fitted.intercept_ - coefficients @ scaler.mean_

@@ -221,7 +221,8 @@ def _label_maps(
         wrong = np.setdiff1d(ids[labeled], np.arange(len(names)))
         if len(wrong):
             raise StegoError(f"The label map of {name} has id {wrong[0]}, and there are {len(names)} names.")
-        cells, cell_ids = _vote(ids, labeled, maps.shape[-2:], len(names))
+        height, width = maps.shape[-2:]
+        cells, cell_ids = _vote(ids, labeled, (height, width), len(names))
         points = maps[0].flatten(1).T.float().cpu()
         counts = np.bincount(ids[labeled], minlength=len(names))
         examples.append(_Example(name, fingerprint(pixels), points[cells], cell_ids, counts, points))

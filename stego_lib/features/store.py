@@ -369,7 +369,7 @@ class StoredFeatures(Features):
         return bool(np.count_nonzero(self.class_pixels or 0) > 1)
 
     @property
-    def pooled(self) -> Tensor:
+    def pooled(self) -> Tensor:  # type: ignore[override]
         return self.store.read_all("pooled")
 
 

@@ -45,7 +45,7 @@ class Geometry:
 
 
 @torch.inference_mode()
-def measure(network: nn.Module, name: str) -> Geometry:
+def measure(network: Any, name: str) -> Geometry:
     """Infers the geometry from small images, or from the network's default size. The "meta" device is supported.
 
     Raises StegoError if the network `name` has no feature maps.
@@ -78,7 +78,7 @@ def is_vit(network: Any) -> bool:
     return hasattr(network, "blocks") and hasattr(network, "num_prefix_tokens")
 
 
-def feature_map(network: nn.Module, images: Tensor, block: int, normed: bool) -> Tensor:
+def feature_map(network: Any, images: Tensor, block: int, normed: bool) -> Tensor:
     """Features (B, C, h, w) of a block, or of the last stage (-1), after the network's final norm if any."""
     features = network.forward_intermediates(
         images, indices=[block], norm=normed, intermediates_only=True, stop_early=True

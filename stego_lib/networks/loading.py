@@ -121,7 +121,7 @@ def _check_hub(timm_name: str) -> None:
         get_session().head(f"{constants.ENDPOINT}/{config.hf_hub_id}", timeout=HUB_TIMEOUT)
 
 
-def _as_published(network: nn.Module, timm_name: str, heads: int | None = None) -> nn.Module:
+def _as_published(network: Any, timm_name: str, heads: int | None = None) -> nn.Module:
     """Replaces DINO's networks by `dino_vit`, because timm resamples position embeddings differently."""
     if not (timm_name.startswith("vit") and timm_name.endswith(".dino")):
         return network
@@ -130,7 +130,7 @@ def _as_published(network: nn.Module, timm_name: str, heads: int | None = None) 
     return dino_vit(network.state_dict(), timm_name, heads or network.blocks[0].attn.num_heads)
 
 
-def _normalization(network: nn.Module) -> Normalization:
+def _normalization(network: Any) -> Normalization:
     """Mean and std of the network in timm."""
     return {key: tuple(network.pretrained_cfg[key]) for key in IMAGENET}
 
@@ -174,7 +174,7 @@ def _from_named_file(timm_name: str, path: Path, heads: int | None) -> tuple[nn.
     return _as_published(network, timm_name, heads), _normalization(network)
 
 
-def _without_classifier(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+def _without_classifier(weights: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
     """Removes the weights of the classifier, which the network does not have."""
     classifier = network.pretrained_cfg.get("classifier") or ()
     names = (classifier,) if isinstance(classifier, str) else classifier

@@ -27,7 +27,7 @@ STUBS = (
 )
 # Objects that a pickle may create in addition to PyTorch's own list. DINO's checkpoints hold a Namespace. PyTorch only
 # fills plain dictionaries, so one replaces OmegaConf's defaultdict.
-ALLOWED = [
+ALLOWED: list[Any] = [
     dict,
     list,
     argparse.Namespace,

@@ -1,6 +1,6 @@
 """Base class of the successors' trainers, and functions that several of them use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class Successor(Trainer):
         self.model.train()
         return draw.rows, self.model.centered(self.features.rows(draw.rows, self.device)), draw.generator
 
-    def update(self, loss: Tensor, parts: dict[str, Tensor | float], clip: float | None = None) -> dict[str, float]:
+    def update(self, loss: Tensor, parts: Mapping[str, Tensor | float], clip: float | None = None) -> dict[str, float]:
         """One optimizer step; `clip` limits the gradient's norm. Returns the loss and its parts."""
         self.optimizer.zero_grad()
         loss.backward()

@@ -75,14 +75,14 @@ def depth_loss(depth: Tensor, code: Tensor, coords: Tensor, shift: float, *, pub
     the patches of the codes and sampled at the same points. Pairs with missing depth count 0. published: depth resized
     to S x S regardless of the points, and the published `depth_correspondence`.
     """
-    known, depth = (~depth.isnan()).float(), filled(depth)
+    known, depth, (height, width) = (~depth.isnan()).float(), filled(depth), code.shape[-2:]
     if published:
         depths = F.interpolate(depth, coords.shape[1:3], mode="bilinear", align_corners=True)
     else:
-        depths = sample(F.adaptive_avg_pool2d(depth, code.shape[-2:]), coords)
+        depths = sample(F.adaptive_avg_pool2d(depth, (height, width)), coords)
     codes = sample(code, coords)
     depth_pairs = depth_correspondence(depths, depths, published=published)
-    measured = sample(F.adaptive_avg_pool2d(known, code.shape[-2:]), coords)[:, 0] > 0.5
+    measured = sample(F.adaptive_avg_pool2d(known, (height, width)), coords)[:, 0] > 0.5
     pairs = measured[:, :, :, None, None] & measured[:, None, None]
     return pair_loss(depth_pairs, correspondence(codes, codes), shift, centering=False) * pairs
 
@@ -188,8 +188,9 @@ class Trainer(Successor):
         experiment, model, published = self.experiment, self.model, self.experiment.official.published
         draw = Draw(self.neighbors, experiment, number)
         batch = draw_batch(self.features, self.neighbors, model, experiment, number, self.run.backbone)
+        height, width = batch.feats.shape[2:]
         coords1, coords2 = (
-            depth_coords(filled(self.depth[rows]), batch.feats.shape[2:], experiment.points, published=published)
+            depth_coords(filled(self.depth[rows]), (height, width), experiment.points, published=published)
             for rows in (draw.rows, draw.partners)
         )
         model.train()

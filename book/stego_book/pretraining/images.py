@@ -67,5 +67,5 @@ def labeled_sample(
     pairs = [dataset[row] for row in rows]
     return (
         torch.stack([resize_image(image, size) for image, _ in pairs]),
-        torch.stack([resize_label(label, size) for _, label in pairs]),
+        torch.stack([resize_label(label, size) for _, label in pairs if label is not None]),
     )

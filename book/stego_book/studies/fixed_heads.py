@@ -50,8 +50,8 @@ def fixed_head(kind: str, store: Features, experiment: Experiment) -> Stego:
             model.feature_mean.copy_(torch.from_numpy(fitted.mean_).view(1, -1, 1, 1))
         else:
             fitted = GaussianRandomProjection(dim, random_state=experiment.seed).fit(features[:1])
-        model.head.linear.weight.copy_(torch.from_numpy(fitted.components_)[:, :, None, None])
-        model.head.linear.bias.zero_()
+        weight = torch.from_numpy(fitted.components_)[:, :, None, None]
+        model.head.linear.load_state_dict({"weight": weight, "bias": torch.zeros(dim)})
     if not store.has_labels:
         model.linear_probe.forget()
     fit_probes(model, store, experiment.seed)

@@ -36,7 +36,7 @@ class Lightened(Features):
         self.kind = features.kind
 
     @property
-    def pooled(self) -> Tensor:
+    def pooled(self) -> Tensor:  # type: ignore[override]
         own = self._features.pooled
         return own - self.amount * (own - self._mean)
 

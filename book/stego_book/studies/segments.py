@@ -55,7 +55,7 @@ def segments(
         if refined:
             clusters = [refined_label_maps(image, [scores.image(i)])[0] for i, image in enumerate(images)]
         else:
-            clusters = label_maps(scores, views.plain.image_size)
+            clusters = list(label_maps(scores, views.plain.image_size))
         ids = np.array(record["scores"][method]["matching"] if matched else range(run.model.n_clusters))
         spare = ids < 0
         ids[spare] = len(run.classes) + np.arange(spare.sum())
