@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from timm.layers import LayerNorm2d
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..utils.errors import StegoError, brief
 from ..utils.fields import Size
