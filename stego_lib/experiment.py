@@ -100,7 +100,7 @@ class Experiment:
     points: int = Field(default=11, ge=1, le=64)
     """S, for S x S random points per image."""
     neighbors: int = Field(default=7, ge=1)
-    """Number of nearest neighbors from which the kNN partner of an image is drawn."""
+    """Number of nearest neighbors; the kNN partner of an image is one of them."""
     negatives: int = Field(default=5, ge=1)
     """Random partners per image and step."""
     probes: Literal["joint", "after"] = "joint"
@@ -157,7 +157,7 @@ class Experiment:
     @classmethod
     def read(cls, path: str | Path) -> "Experiment":
         """Reads experiment.json of a run folder."""
-        from .utils.files import read_json  # loads torch, which nothing else here needs
+        from .utils.files import read_json  # loads torch
 
         return cls.from_dict(read_json(paths.user_path(path)))
 
@@ -188,7 +188,7 @@ class Experiment:
 
     @property
     def own_prototypes(self) -> bool:
-        """Whether the method trains clusters, so that none are fitted to its codes."""
+        """Whether the method trains its clusters, instead of k-means on its codes."""
         return self.method in ("smooseg", "primaps", "cause")
 
     @property

@@ -17,7 +17,7 @@ from .utils.progress import progress, stage
 if TYPE_CHECKING:
     from .features import Features
 
-# Number of grid cells to which probes are fitted.
+# Number of grid cells for fitting probes.
 SAMPLES = 40_000
 # Number of initializations of k-means; the result with the smallest inertia is kept.
 RESTARTS = 10

@@ -82,7 +82,7 @@ class Provenance:
         return asdict(self)
 
     def differing(self, other: "Provenance", ignored: Collection[str] = ()) -> list[str]:
-        """Names of differing fields, except `versions` and `ignored`. None differs from any value."""
+        """Names of differing fields, except `versions` and `ignored`. An unknown value differs from any other."""
         ours, theirs = self._compared(ignored), other._compared(ignored)
         return [name for name in ours if ours[name] != theirs[name]]
 

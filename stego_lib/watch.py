@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Steps between measurements.
 EVERY = 25
-# First step at which a collapse is reported; before, the head is close to its initial weights.
+# First step that may report a collapse, because initially the head is close to its random weights.
 FIRST_REPORT = 50
 # Number of images, and of grid cells in each, to measure.
 IMAGES, CELLS = 32, 16
@@ -43,28 +43,28 @@ SYMPTOMS = (
         "groups",
         MIN_GROUPS,
         "the codes are nearly all alike ({:.2f} groups): they have collapsed",
-        "the shifts lie below most correspondences, so nearly all pairs attract, random ones too",
+        "the shifts are below most correspondences, so nearly all pairs attract, even random ones",
         "raise",
     ),
     Symptom(
         "within",
         MIN_GROUPS,
         "the codes of each image are nearly all alike ({:.2f} groups): they have collapsed",
-        "the shift of self pairs lies below most correspondences within an image, so every image gets one code",
+        "the shift of self pairs is below most correspondences within an image, so every image gets one code",
         "raise",
     ),
     Symptom(
         "nearest",
         MIN_NEAREST,
-        "codes resemble none in other images (mean nearest correspondence {:.2f}): they have scattered",
-        "the shifts of kNN and self pairs lie above nearly all correspondences, so even similar positions repel",
+        "codes are unlike all codes in other images (mean nearest correspondence {:.2f}): they have scattered",
+        "the shifts of kNN and self pairs are above nearly all correspondences, so even similar positions repel",
         "lower",
     ),
     Symptom(
         "clusters",
         MIN_GROUPS,
         "nearly all codes are in one cluster ({:.2f} in use): they have collapsed",
-        "the cluster probe follows codes that have collapsed, or one kind of region fills the images",
+        "the codes have collapsed, or the images show one kind of region",
         "raise",
     ),
 )

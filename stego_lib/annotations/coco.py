@@ -1,4 +1,4 @@
-"""COCO's panoptic and instance annotations."""
+"""Panoptic and instance annotations in COCO's format."""
 
 import json
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from .outputs import Writer
 if TYPE_CHECKING:
     from shapely import Polygon
 
-# An image, and its annotations.
+# Entry of an image, and its annotations.
 Record: TypeAlias = tuple[dict[str, Any], list[dict[str, Any]]]
 
 
 class Coco(Writer):
-    """Images, categories and annotations in one JSON file. The category of a segment is its id in label maps + 1."""
+    """Images, categories and annotations in one JSON file. The category of a segment is its label id + 1."""
 
     summary = ""
 
@@ -42,9 +42,9 @@ class Coco(Writer):
 
 
 class CocoPanoptic(Coco):
-    """panoptic.json, and panoptic/NAME.png with the number of each pixel's segment as R + 256 G + 65536 B.
+    """panoptic.json, and panoptic/NAME.png with the segment of each pixel as R + 256 G + 65536 B, 0 for none.
 
-    Every segment is one "stuff" segment per image. Pixels of no segment have the number 0.
+    Segments are "stuff": one per class and image.
     """
 
     summary = "panoptic.json"
@@ -65,11 +65,10 @@ class CocoPanoptic(Coco):
 
 
 class CocoInstances(Coco):
-    """instances.json: every connected region of a segment is an instance.
+    """instances.json: each connected region of a segment is an instance, run-length encoded or as polygons.
 
-    Its mask is run-length encoded, or polygons along the borders of its pixels; a region with holes is cut into several
-    polygons, because COCO's have none. A connected region is not an object: objects of one kind that touch are one
-    instance, and one that is partly hidden may be two.
+    A region with holes is cut into several polygons, because polygons in COCO have no holes. Touching objects of one
+    class are one instance, and a partly hidden object may be two.
     """
 
     summary = "instances.json"
@@ -78,10 +77,10 @@ class CocoInstances(Coco):
         entry, annotations = _image_entry(image, label), []
         for id_ in np.unique(label[label < len(self.segments)]).tolist():
             regions, _ = ndimage.label(label == id_, np.ones((3, 3), bool))
-            for region, place in enumerate(ndimage.find_objects(regions), start=1):
+            for region, window in enumerate(ndimage.find_objects(regions), start=1):
                 mask = regions == region
                 encoded, area, box = _encode(mask)
-                outline = encoded if self.masks == "rle" else _outline(mask[place], place[1].start, place[0].start)
+                outline = encoded if self.masks == "rle" else _outline(mask[window], window[1].start, window[0].start)
                 annotation = {"id": _stable_id(image.name, id_, region), "image_id": entry["id"]}
                 annotation |= {"category_id": id_ + 1, "segmentation": outline, "iscrowd": 0}
                 annotations.append(annotation | {"area": area, "bbox": box})
@@ -94,7 +93,7 @@ def _image_entry(image: Path, label: np.ndarray) -> dict[str, Any]:
 
 
 def _stable_id(*parts: object) -> int:
-    """A positive number below 2^53 that depends on the parts alone, so that ids stay when images are added."""
+    """A positive number below 2^53 from a hash, so that ids do not change when images are added."""
     return 1 + int(fingerprint(*parts)[:13], 16)
 
 
@@ -108,7 +107,7 @@ def _encode(mask: np.ndarray) -> tuple[dict[str, Any], int, list[int]]:
 
 
 def _outline(mask: np.ndarray, left: int, top: int) -> list[list[float]]:
-    """The pixels of a mask as polygons without holes, each [x, y, x, y, ...], shifted by (left, top)."""
+    """Converts a mask to polygons without holes, [x, y, x, y, ...], shifted by (left, top)."""
     from rasterio.features import shapes
     from shapely.geometry import shape
 
@@ -118,7 +117,7 @@ def _outline(mask: np.ndarray, left: int, top: int) -> list[list[float]]:
 
 
 def _without_holes(polygon: "Polygon") -> Iterator["Polygon"]:
-    """Cuts a polygon at the middle one of its holes, along borders of pixels, until none has a hole."""
+    """Cuts a polygon vertically at the middle hole until all parts are without holes."""
     from shapely import box
 
     if not polygon.interiors:

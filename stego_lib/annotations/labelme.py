@@ -1,4 +1,4 @@
-"""LabelMe's JSON: one file per image, with regions as polygons."""
+"""Polygons in LabelMe's format, one JSON file per image."""
 
 import json
 import os
@@ -8,19 +8,19 @@ import numpy as np
 
 from .outputs import Writer
 
-# Version of LabelMe whose format this is.
+# Version of LabelMe and its format.
 VERSION = "5.5.0"
-# Pixels by which simplification may move an outline.
+# Tolerance of the simplification of outlines in pixels.
 TOLERANCE = 1.0
 # LabelMe's name for pixels without a label.
 IGNORED = "__ignore__"
 
 
 class LabelMe(Writer):
-    """labelme/NAME.json: polygons of connected regions, simplified by at most `TOLERANCE` pixels.
+    """labelme/NAME.json: polygons of connected regions, simplified with a tolerance of `TOLERANCE` pixels.
 
-    LabelMe's polygons have no holes. Therefore the largest come first, and a smaller one that lies in a hole is drawn
-    over the one around it. Pixels of no segment are polygons called "__ignore__", because they may be holes too.
+    Polygons in LabelMe have no holes. The largest polygons come first, so those in holes are drawn on top. Regions
+    without a segment become polygons with the label "__ignore__".
     """
 
     def file(self, image: Path) -> str:

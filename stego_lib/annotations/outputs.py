@@ -1,4 +1,4 @@
-"""A folder of results that knows which of its files it wrote, and the base class of writers into it."""
+"""A folder of results that protects files of the user, and the base class of its writers."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from ..utils.files import atomic, checksum, disk_errors
 
 
 class OutputFolder:
-    """Writes files, and a line for each of them into origin.jsonl: SHA-256, source and name.
+    """Writes files, and logs SHA-256, source and name of each file in origin.jsonl, or origin-RANK.jsonl.
 
-    The source says what a file was made from. A file whose content is in no line is not ours: somebody else wrote or
-    changed it. It is replaced only with `overwrite`. Of several processes, each has a log of its own.
+    The source is a fingerprint of the inputs. A file that is not in the log was written or changed by the user, and is
+    only replaced with `overwrite`.
     """
 
     def __init__(self, path: Path, overwrite: bool = False):
@@ -28,22 +28,19 @@ class OutputFolder:
         self._current: dict[str, str | None] = {}
         for log in (*path.glob("origin.jsonl"), *path.glob("origin-[0-9]*.jsonl")):
             for line in log.read_text(encoding="utf-8").split("\n"):
-                with suppress(ValueError):  # a killed process may leave part of a line
+                with suppress(ValueError):  # a killed process may leave a partial line
                     digest, source, name = json.loads(line)
                     self._sources[name, digest] = source
 
     def source(self, name: str) -> str | None:
-        """What a file was made from; None if it does not exist or is not ours."""
+        """The source of a file; None if it does not exist or is not in the log."""
         if name not in self._current:
             path = self.path / name
             self._current[name] = self._sources.get((name, checksum(path))) if path.is_file() else None
         return self._current[name]
 
     def foreign(self, names: Iterable[str], inputs: Iterable[Path]) -> list[str]:
-        """Those of the files to be written that exist and are not ours, or are an input.
-
-        Raises StegoError for a name that is too long, or whose folder is a file.
-        """
+        """Files that exist and are not in the log, or are inputs. Raises StegoError for invalid names."""
         read = {(status.st_dev, status.st_ino) for status in map(Path.stat, inputs)}
         return [name for name in names if self._is_foreign(name, read)]
 
@@ -52,7 +49,7 @@ class OutputFolder:
         with disk_errors(path):
             existing = next(folder for folder in path.parents if folder.exists())
             with suppress(FileNotFoundError):
-                (existing / path.name).lstat()  # an error for a name that the disk does not take
+                (existing / path.name).lstat()  # raises an error for an invalid name
         if not os.path.lexists(path):
             return False
         if path.exists() and (path.stat().st_dev, path.stat().st_ino) in inputs:
@@ -61,39 +58,39 @@ class OutputFolder:
 
     @contextmanager
     def write(self, name: str, source: str) -> Iterator[Path]:
-        """Gives a temporary path that becomes the file `name` when the block succeeds."""
+        """Yields a temporary path that becomes the file `name` when the block succeeds."""
         with atomic(self.path / name) as temporary:
             yield temporary
             digest = checksum(temporary)
             with open(self._log, "a", encoding="utf-8") as log:
-                log.write(f"\n{json.dumps([digest, source, name])}")  # before the file appears; ends part of a line
+                log.write(f"\n{json.dumps([digest, source, name])}")  # first, and ends a partial line
         self._sources[name, digest] = self._current[name] = source
 
     def outdated(self, sources: set[str]) -> list[str]:
-        """Files of ours that were made from something else than `sources`."""
+        """Files in the log with other sources."""
         names = {name for name, _ in self._sources}
         return sorted(name for name in names if self.source(name) not in {None, *sources})
 
 
 class Writer:
-    """Writes label maps in one format of annotations: `add` for each image, then `finish`.
+    """Writes label maps in an annotation format: `add` for each image, then `finish` in rank 0.
 
-    Of several processes, each adds its own images, and the first finishes. masks: "rle" or "polygons".
+    masks: "rle" or "polygons".
     """
 
-    # File for all images together.
+    # Name of the file for all images.
     summary: str | None = None
 
     def __init__(self, output: OutputFolder, segments: Classes, masks: str = "rle"):
         self.output, self.segments, self.masks = output, segments, masks
 
     def file(self, image: Path) -> str | None:
-        """File of one image, below the output folder."""
+        """Name of the file of one image."""
         return None
 
     def add(self, image: Path, label: np.ndarray, source: str) -> Any:
-        """Adds a label map, uint8 (H, W). Returns what `finish` needs to know of the image."""
+        """Adds a label map, uint8 (H, W). Returns a record of the image for `finish`."""
         raise NotImplementedError
 
     def finish(self, records: list[Any], source: str) -> None:
-        """Writes what all images have in common. records: of all images, from `add`."""
+        """Writes the file for all images. records: results of `add`."""

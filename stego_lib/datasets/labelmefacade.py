@@ -11,7 +11,7 @@ from .classes import Classes, Rules
 from .images import Source, name_of, naming
 from .layout import find_folder, list_images, pair_by_stem
 
-# The colors are those of the label maps.
+# With the colors of the label maps.
 CLASSES = Classes(
     ("building", "car", "door", "pavement", "road", "sky", "vegetation", "window"),
     (
@@ -21,11 +21,11 @@ CLASSES = Classes(
 )  # fmt: skip
 # Color of pixels without a class ("various").
 VOID_COLOR = (0, 0, 0)
-# Words in the places of val and of test; all other places are in train. A place is what stands before "__" in the name
-# of an image. Places of one region, such as Greater Boston or Mallorca, stay together, and so do Boston, Paris and the
-# two collections with photographs of both, one of them in both. Each of these 27 regions was drawn into train, val or
-# test with probabilities 0.6, 0.2 and 0.2, by the first seed that gives 60, 20 and 20 % of the images within 1 % and at
-# least five regions each. No score was looked at.
+# Words in the names of places that are in val and in test; the others are in train. The name of an image begins with
+# its place, followed by "__". Places of one region, such as Greater Boston or Mallorca, are in the same split, as are
+# Boston, Paris and the two collections with photographs of both. The 27 regions were randomly assigned with
+# probabilities 0.6, 0.2 and 0.2, by the first seed that gives 60, 20 and 20 % of the images within 1 % and at least
+# five regions per split, without looking at scores.
 VAL = ("barcelona", "bolivia", "budapest", "cambridge_uk", "coruna", "galicia", "italy", "sarasota", "tinyimages")
 TEST = (
     *("benavente", "gerona", "madrid", "mallorca", "montana", "newyork", "palafrugel", "palma", "pittsburgh"),
@@ -42,7 +42,7 @@ class LabelMeFacade(SegmentationDataset):
     rules = Rules(exif="ignore")  # label maps match the stored pixels
 
     def read_label(self, source: Source) -> np.ndarray:
-        """The ids of the colors of a label map, int64 (H, W)."""
+        """Converts the colors of a label map to ids, int64 (H, W)."""
         with naming(f"label map {name_of(source)}"), Image.open(source, formats=("PNG",)) as file:
             colors = np.asarray(file.convert("RGB"))
             ids = np.full(colors.shape[:2], -1)

@@ -135,7 +135,7 @@ def load(name: str, root: str | Path, split: str) -> Potsdam:
 
 
 def cut_tiles(folder: Path, tiles: tuple[str, ...]) -> list[Path]:
-    """Cuts tiles into patches, unless done already; returns the folders patches/TILE, which hold imgs/ and gt/."""
+    """Cuts tiles into patches unless they exist; returns the folders patches/TILE, which hold imgs/ and gt/."""
     todo = [tile for tile in tiles if not (folder / PATCHES / tile).exists()]
     check_files([_sources(folder, tile)[0] for tile in todo], "tiles")
     for tile in progress(todo, "cutting Potsdam tiles"):

@@ -20,7 +20,7 @@ from .store import Arrays, Source, Store
 MAX_ERROR = 0.004
 # Largest share of the components that is kept. A third needs a sixth of the bytes of the full features.
 MAX_SHARE = 1 / 3
-# Number of images, and of grid cells in each, to which the components are fitted.
+# Number of images, and of grid cells in each, for fitting the components.
 SAMPLE, CELLS = 256, 160
 # Number of cells whose pairs measure the error.
 COMPARED = 2000

@@ -1,11 +1,11 @@
 """HP (Seong et al., CVPR 2023, "Leveraging Hidden Positives for Unsupervised Semantic Segmentation").
 
-A patch attracts its hidden positives: patches of the batch that are more similar to it than anything in a pool of
-random patches. A second set of positives comes from a moving average of the head and counts more as training goes on.
+A patch attracts its hidden positives: patches of the batch that are more similar to it than all patches in a random
+pool. A second set of positives comes from a moving average of the head, with increasing weight during training.
 
 Shapes: maps (B, C, h, w); patches (M, C) of unit length, M = B h w in the order image, row, column; pairs (M, M) as
 (anchor, patch). Formulas follow the released code (hynnsk/HP, commit 8913644) and are tested against its numbers.
-Features are computed once, so the consistency with color-augmented images is left out.
+Features are computed once, so the consistency with color-augmented images is omitted.
 """
 
 import copy
@@ -28,45 +28,36 @@ from .base import Successor, at_cells, random_cells, unit_patches, update_ema, w
 
 # Temperature tau and share rho of random negatives (released code).
 COCOSTUFF, STREETS, AERIAL = dict(tau=0.8, rho=0.02), dict(tau=0.6, rho=0.02), dict(tau=0.4, rho=1.0)
-# Dataset -> its settings. The authors trained on cocostuff27, cityscapes and potsdam3; others take the nearest ones.
-SETTINGS = {
-    "cocostuff27": COCOSTUFF,
-    "cocostuff15": COCOSTUFF,
-    "cocostuff3": COCOSTUFF,
-    "scenes": COCOSTUFF,
-    "folder": COCOSTUFF,
-    "cityscapes": STREETS,
-    "camvid": STREETS,
-    "labelmefacade": STREETS,
-    "potsdam3": AERIAL,
-}
-# Patches in a reference pool, and the number of steps after which it is drawn again (released code).
+# Dataset -> its settings. The authors used cocostuff27, cityscapes and potsdam3; other datasets use the most similar.
+SETTINGS = dict.fromkeys(("cocostuff27", "cocostuff15", "cocostuff3", "scenes", "folder"), COCOSTUFF)
+SETTINGS |= dict.fromkeys(("cityscapes", "camvid", "labelmefacade"), STREETS) | {"potsdam3": AERIAL}
+# Patches in a reference pool, and steps between its renewals (released code).
 POOL_SIZE, RENEWAL = 2048, 100
-# Decay of the moving average of the head; AdamW's weight decay; limit of the gradient's norm (released code).
+# Decay of the moving average of the head; weight decay of AdamW; maximum norm of the gradient (released code).
 DECAY, WEIGHT_DECAY, CLIP = 0.99, 0.1, 10.0
-# Random cells per image in a step, as many as STEGO's points. The released code takes all: minutes per step on a CPU.
+# Random cells per image and step, as many as STEGO's points. The released code uses all, minutes per step on a CPU.
 POSITIONS = 121
-# Share of the steps without the averaged head's positives: 1000 of about 2326 (released code, CocoStuff).
+# Share of the steps without positives of the averaged head, 1000 of about 2326 (released code, CocoStuff).
 WARMUP = 0.43
 
 
 @torch.no_grad()
 def reference_pools(feats: Tensor, ema_head: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A random patch of each image, (Q, C, h, w) -> unit features (Q, C) and codes (Q, K) (paper, section 3.2)."""
+    """Unit features (Q, C) and codes (Q, K) of a random patch of each image (Q, C, h, w) (paper, section 3.2)."""
     cells = torch.randint(feats[0, 0].numel(), (len(feats), 1), generator=generator).to(feats.device)
     patches = at_cells(feats, cells)
     return unit_patches(patches), unit_patches(ema_head(patches))
 
 
 def thresholds(patches: Tensor, pool: Tensor) -> Tensor:
-    """Cosine of each patch with the most similar one of a pool (paper, section 3.2): (M, C), (Q, C) -> (M,)."""
+    """Cosine of each patch with the most similar patch of a pool (paper, section 3.2): (M, C), (Q, C) -> (M,)."""
     return (patches @ pool.T).amax(1)
 
 
 def hidden_positives(patches: Tensor, threshold: Tensor) -> Tensor:
-    """Pairs whose cosine exceeds the threshold of one of the two (paper, section 3.2): (M, C), (M,) -> bool (M, M).
+    """Pairs of different patches with a cosine above the threshold of one of them (paper, section 3.2).
 
-    A patch is never its own positive.
+    (M, C), (M,) -> bool (M, M).
 
     Examples
     --------
@@ -90,10 +81,10 @@ def hp_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Half the sum of the global and the local contrastive loss, mean over images (paper, sections 3.2 and 3.3).
 
-    A pair weighs 1 as a feature positive plus `lam` as a positive of the averaged head. As in the released code, an
-    anchor without a feature positive is left out, positives of the averaged head are not in the denominator, and the
-    loss is scaled by tau / 0.07. Memory grows with M squared; for large batches give maps of P random cells, (B, C, P,
-    1).
+    The weight of a pair is 1 for a feature positive plus `lam` for a positive of the averaged head. As in the released
+    code, anchors without a feature positive are ignored, positives of the averaged head are not in the denominator, and
+    the loss is multiplied by tau / 0.07. Memory grows with M squared; for large batches pass maps of P random cells,
+    (B, C, P, 1).
 
     Parameters
     ----------
@@ -104,14 +95,14 @@ def hp_loss(
     pools
         `reference_pools`, (Q, C) and (Q, K).
     negatives
-        Random pairs for the denominator, bool (h w, M), the same for the anchors of every image.
+        Random pairs in the denominator, bool (h w, M), the same for all images.
     lam, tau
         `ema_weight`, in [0, 1], and temperature.
 
     Returns
     -------
     tuple
-        The loss, and without gradient "loss_global" and "loss_local" of each image, (B,).
+        The loss, and its detached parts "loss_global" and "loss_local" of each image, (B,).
 
     Examples
     --------
@@ -135,24 +126,24 @@ def hp_loss(
 
 
 def ema_weight(step: int, steps: int) -> float:
-    """Weight lambda of the averaged head's positives: 0 for `WARMUP` of the steps, then linear to 1 (released code)."""
+    """Weight of the averaged head's positives: 0 for `WARMUP` of the steps, then linear to 1 (released code)."""
     warmup = round(WARMUP * steps)
     return 0.0 if step <= warmup else (step - warmup) / (steps - warmup)
 
 
 def neighbor_cells(height: int, width: int) -> Tensor:
-    """3 x 3 neighborhood of each cell, row by row, int64 (h w, 9); h w stands for a cell outside the grid."""
+    """3 x 3 neighborhood of each cell, int64 (h w, 9), row-major; the index h w means outside the grid."""
     cells = torch.arange(height * width, dtype=torch.float32).view(1, 1, height, width)
     return F.unfold(F.pad(cells, (1, 1, 1, 1), value=height * width), 3)[0].T.long()
 
 
 def attention_weights(attention: Tensor, grid: tuple[int, int], sigma: float | None = None) -> Tensor:
-    """Weight of each 3 x 3 neighbor in the local mix of one image (paper, section 3.3): (h w, 9), 0 outside the grid.
+    """Weights of the 3 x 3 neighbors for `local_mix` in one image (paper, section 3.3): (h w, 9), 0 outside the grid.
 
-    attention: softmax attention of the last block, (heads, tokens, tokens) as (query, key), whose last h w tokens are
-    patches. Averaged over heads, it is clipped at each patch's 10 % and 90 % quantiles, goes through a softmax over all
-    patches, is set to 0 below its mean, and is divided by the number of neighbors inside the grid. sigma: a factor, by
-    default h w / 28, which is the released constant 28 at 28 x 28 patches.
+    attention: softmax attention of the last block, (heads, tokens, tokens) as (query, key); the last h w tokens are
+    patches. It is averaged over heads, clipped to the 10 % and 90 % quantiles of each patch, passed through a softmax
+    over all patches, set to 0 below the mean, and divided by the number of neighbors in the grid. sigma: a factor, by
+    default h w / 28, the released constant 28 for 28 x 28 patches.
     """
     cells, neighbors = grid[0] * grid[1], neighbor_cells(*grid).to(attention.device)
     shares = attention[:, -cells:, -cells:].float().mean(0)
@@ -163,23 +154,19 @@ def attention_weights(attention: Tensor, grid: tuple[int, int], sigma: float | N
 
 
 def local_mix(code: Tensor, weights: Tensor, cells: Tensor) -> Tensor:
-    """Weighted sum of the codes of the 3 x 3 neighbors of some cells (paper, section 3.3).
+    """Weighted sum of codes over the 3 x 3 neighbors of some cells (paper, section 3.3).
 
     code (B, K, h, w), weights (B, h w, 9) of `attention_weights`, cells int64 (B, P) -> (B, K, P, 1).
     """
     neighbors = neighbor_cells(*code.shape[2:]).to(cells.device)[cells]
-    padded = F.pad(code.flatten(2), (0, 1))  # the last column, outside the grid, is 0
+    padded = F.pad(code.flatten(2), (0, 1))  # the last column, for outside the grid, is 0
     index = neighbors.flatten(1)[:, None].expand(-1, code.shape[1], -1)
     shares = weights.gather(1, cells[..., None].expand(-1, -1, 9))
     return (padded.gather(2, index).unflatten(2, neighbors.shape[1:]) * shares[:, None]).sum(3, keepdim=True)
 
 
 class Trainer(Successor):
-    """Trains the head by hidden positives.
-
-    Temperature and negatives are those of `SETTINGS` for the dataset; correspondences.json records them. The attention
-    of the training images is computed once and kept beside the features.
-    """
+    """Trains the head with hidden positives. `SETTINGS` of the dataset are recorded in correspondences.json."""
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
@@ -222,7 +209,7 @@ class Trainer(Successor):
         return self.update(loss, {name: part.mean() for name, part in parts.items()} | {"lambda": lam}, CLIP)
 
     def _draw_pools(self, number: int) -> tuple[Tensor, Tensor]:
-        """`reference_pools` of `POOL_SIZE` random images; of fewer images, several patches each."""
+        """`reference_pools` of `POOL_SIZE` random images, or of several patches per image if there are fewer."""
         generator, count = seeded(self.experiment.seed, "pool", number), len(self.features)
         images = torch.randperm(count, generator=generator).repeat(POOL_SIZE // count + 1)[:POOL_SIZE]
         parts = [
@@ -237,7 +224,8 @@ class Trainer(Successor):
         weights = torch.empty(count, grid[0] * grid[1], 9, dtype=torch.float16)
         for rows in progress(torch.arange(count).split(4), "attention of the training images"):
             attention = block_attention(self.run.backbone, self.features.image_rows(rows))
-            weights[rows] = torch.stack([attention_weights(one, (grid[0], grid[1])) for one in attention]).half().cpu()
+            for row, image in zip(rows.tolist(), attention, strict=True):
+                weights[row] = attention_weights(image, (grid[0], grid[1])).half()
         return weights.numpy()
 
     def state(self) -> dict[str, Any]:
@@ -252,18 +240,18 @@ class Trainer(Successor):
 
 @torch.inference_mode()
 def block_attention(backbone: Backbone, images: Tensor) -> Tensor:
-    """Softmax attention of the block that features come from: uint8 (B, 3, H, W) -> (B, heads, tokens, tokens)."""
+    """Softmax attention of the block of the features: uint8 (B, 3, H, W) -> (B, heads, tokens, tokens)."""
     blocks = getattr(backbone.vit, "blocks", None)
     attention: Any = getattr(blocks[backbone.block], "attn", None) if blocks is not None else None
     if not hasattr(attention, "attn_drop") or not hasattr(attention, "fused_attn"):
         raise StegoError(
-            f"method='hp' cannot read the attention of backbone {backbone.name!r}. Use a ViT such as DINO's."
+            f"method='hp' needs attention, which backbone {backbone.name!r} does not have. Use a ViT such as DINO's."
         )
-    seen: list[Tensor] = []
-    fused, attention.fused_attn = attention.fused_attn, False  # the fused product never holds the attention in memory
+    matrices: list[Tensor] = []
+    fused, attention.fused_attn = attention.fused_attn, False  # fused attention does not store the matrix
     try:
-        with attention.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+        with attention.attn_drop.register_forward_pre_hook(lambda _, inputs: matrices.append(inputs[0])):
             backbone.maps(backbone.normalize(images))
     finally:
         attention.fused_attn = fused
-    return seen[0]
+    return matrices[0]

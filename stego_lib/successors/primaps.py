@@ -29,8 +29,8 @@ from ..utils.progress import progress
 from ..utils.threads import in_threads
 from .base import Successor, update_ema
 
-# Similarity to the seed from which a patch joins a mask, relative to the largest; share of patches in masks that ends
-# the search (released code).
+# Minimum similarity of a patch in a mask to its seed, relative to the largest; share of patches in masks that ends the
+# search (released code).
 THRESHOLD, COVERED = 0.4, 0.95
 # Exponent of (1 - mean confidence) in the class weights (released code).
 FOCUS = 2

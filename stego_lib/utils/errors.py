@@ -18,7 +18,7 @@ class DataNotFound(StegoError, FileNotFoundError):
 
 
 def outdated(path: object, call: str) -> StegoError:
-    """The error for a file of a run that belongs to other weights; `call` writes it anew."""
+    """An error for a file of a run that belongs to other weights. `call`: the function that writes it."""
     return StegoError(f"{path} belongs to other weights. Remove it, and call {call} again.")
 
 
@@ -29,7 +29,7 @@ def brief(error: Exception) -> str:
 
 @contextmanager
 def explained(errors: type[Exception] | tuple[type[Exception], ...], problem: str, remedy: str) -> Iterator[None]:
-    """Turns errors of other packages into a StegoError that says problem, cause and remedy."""
+    """Turns errors of other packages into a StegoError with problem, cause and remedy."""
     try:
         yield
     except StegoError:

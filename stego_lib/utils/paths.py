@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def user_path(path: str | os.PathLike[str] | None, default: str | os.PathLike[str] = "") -> Path:
-    """Expands `~` and variables such as `$HOME`; None gives `default`. Raises StegoError for an empty path."""
+    """Expands `~` and variables such as `$HOME` in a path or `default`. Raises StegoError for an empty path."""
     text = os.fspath(default if path is None else path)
     if not text.strip():
         raise StegoError("a path is empty. Leave it out for the default, or write . for the working folder.")

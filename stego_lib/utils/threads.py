@@ -21,8 +21,8 @@ def in_threads(
 ) -> Iterator[Result]:
     """Yields `function(item)` for each item, in order.
 
-    workers: number of threads, `cores()` by default. Reads at most two items per thread ahead. An exception of
-    `function` is raised in place of its result.
+    workers: number of threads, `cores()` by default. Reads at most two items per thread ahead. Exceptions are raised
+    in the same order.
     """
     workers, items = workers or cores(), iter(items)
     futures: deque[Future[Result]] = deque()

@@ -29,7 +29,7 @@ def usual_modes() -> Iterator[None]:
 
 @contextmanager
 def drawing(seed: int | None = None) -> Iterator[None]:
-    """Seeds the global generator, from which networks draw their weights, and restores it at the end.
+    """Seeds the global generator for drawing random weights, and restores it at the end.
 
     Other threads wait, so runs trained in several threads equal runs trained in one.
     """
