@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch.nn.functional as F
 from scipy.cluster.hierarchy import ClusterNode, linkage, to_tree
-from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from ..datasets.classes import Classes, distinct_names, muted_colors
@@ -64,8 +63,9 @@ def merge(ids: np.ndarray, known: Classes, names: Mapping[int, str | None]) -> t
 def branches(centers: Tensor) -> dict[str, ClusterNode]:
     """The branches of the tree of cluster centers, by name.
 
-    Average linkage: the two branches with the smallest mean cosine distance between their clusters are joined first.
-    Branches are numbered from the top: "branch 0" is the whole tree, and splitting branches 0 to k - 2 gives k parts.
+    Ward linkage of the normalized centers: it joins the two branches whose union has the smallest increase in the sum
+    of squared distances from the mean, which is what k-means minimizes. Branches are numbered from the top: "branch 0"
+    is the whole tree, and splitting branches 0 to k - 2 gives k parts.
 
     Parameters
     ----------
@@ -75,8 +75,8 @@ def branches(centers: Tensor) -> dict[str, ClusterNode]:
     Returns
     -------
     dict
-        Name -> node; `dist` is the mean cosine distance of its two parts, `pre_order()` gives its clusters. Empty for
-        one cluster.
+        Name -> node; `dist` is the root of twice the increase, and for two clusters their Euclidean distance;
+        `pre_order()` gives its clusters. Empty for one cluster.
 
     Examples
     --------
@@ -86,8 +86,7 @@ def branches(centers: Tensor) -> dict[str, ClusterNode]:
     if len(centers) < 2:
         return {}
     unit = F.normalize(centers.detach().double().cpu(), dim=1)
-    joined = linkage(squareform((1 - unit @ unit.T).numpy(), checks=False), "average")
-    nodes = to_tree(joined, rd=True)[1]
+    nodes = to_tree(linkage(unit.numpy(), "ward"), rd=True)[1]
     return {f"branch {number}": node for number, node in enumerate(reversed(nodes[len(centers) :]))}
 
 

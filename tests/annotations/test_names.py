@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
 from common import tiny_experiment
 from PIL import Image
 
@@ -119,16 +118,18 @@ def test_merging_gives_consecutive_ids():
     assert ids.tolist() == [255, 0, 0, 1] and segments.names == ("a", "b") and segments.colors == ((1, 1, 1), (2, 2, 2))
 
 
-def test_branches_are_those_of_average_linkage_by_brute_force():
+def test_branches_are_those_of_ward_linkage_by_brute_force():
     centers = torch.randn(9, 5, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 10)[:, None]
+    unit = centers / centers.norm(dim=1, keepdim=True)
+
+    def spread(part):
+        return float(sum(((unit[i] - unit[list(part)].mean(0)) ** 2).sum() for i in part))
+
     parts, joined = [(cluster,) for cluster in range(9)], []
     while len(parts) > 1:
-        heights = {}
-        for a, b in combinations(parts, 2):
-            cosines = [float(F.cosine_similarity(centers[i], centers[j], dim=0)) for i in a for j in b]
-            heights[a, b] = 1 - sum(cosines) / len(cosines)
-        a, b = min(heights, key=heights.get)
-        joined.append((sorted(a + b), heights[a, b]))
+        rise = {(a, b): spread(a + b) - spread(a) - spread(b) for a, b in combinations(parts, 2)}
+        a, b = min(rise, key=rise.get)
+        joined.append((sorted(a + b), (2 * rise[a, b]) ** 0.5))
         parts = [part for part in parts if part not in (a, b)] + [a + b]
     nodes = branches(centers)
     assert list(nodes) == [f"branch {number}" for number in range(8)]

@@ -113,7 +113,7 @@ def test_names_of_segments_are_in_every_annotation(small, tmp_path):
     """Without names the chapter shows placeholders on a copy of the run; then names come from a file."""
     images = noisy_images(tmp_path / "images")
     parameters = {"images": images, "backbone": small["backbone"], "runs_dir": str(tmp_path / "runs"), "device": "cpu"}
-    run("name_your_segments", parameters | {"steps": 2, "n_classes": 5}, tmp_path)
+    run("name_your_segments", parameters | {"steps": 2, "n_classes": 5, "max_rows": 3}, tmp_path)
     (folder,) = (tmp_path / "runs").glob("*-folder-*")
     assert not (folder / "names.json").exists() and "merged" in (tmp_path / "name_your_segments.ipynb").read_text()
     categories = json.loads((folder / "annotated" / "panoptic.json").read_text())["categories"]

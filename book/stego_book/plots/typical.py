@@ -136,7 +136,7 @@ def patch_tree(
     """The most typical patches of each row in the part of the image around them, each in a frame, and the tree of rows.
 
     patches: as from `typical_patches`. rows: as from `tree_rows`; a branch shows the first patch of each of its
-    clusters, then the second. The tree's horizontal axis is the mean cosine distance of the two parts of a branch.
+    clusters, then the second. The tree's horizontal axis is the distance of the two parts of a branch.
     """
     table: dict[str, list[np.ndarray | None]] = {}
     frames: list[tuple[float, float, float, float] | None] = []
@@ -168,7 +168,7 @@ def _draw_tree(run: Run, figure: Figure, places: Mapping[tuple[int, ...], float]
     numbers = {node.id: name.removeprefix("branch ") for name, node in nodes.items()}
 
     def draw(node: ClusterNode) -> tuple[float, float]:
-        """Draws what is below a node. Returns its place: cosine distance, and height in the figure."""
+        """Draws what is below a node. Returns its place: distance, and height in the figure."""
         if (place := places.get(tuple(node.pre_order()))) is not None:
             return node.dist, place
         ends = [draw(part) for part in (node.left, node.right) if shown & set(part.pre_order())]
@@ -181,8 +181,8 @@ def _draw_tree(run: Run, figure: Figure, places: Mapping[tuple[int, ...], float]
         return node.dist, middle
 
     draw(nodes["branch 0"])
-    axis.set(xlabel="cosine distance", yticks=[])
-    axis.invert_xaxis()
+    axis.set(xlabel="distance", yticks=[])
+    axis.set_xlim(axis.get_xlim()[1], 0)
     axis.grid(visible=False)
     axis.spines[["left", "top", "right"]].set_visible(False)
 
