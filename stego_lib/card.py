@@ -1,4 +1,4 @@
-"""The model card of a shared run: what it was made from, its scores, and what labels were used for."""
+"""The model card of a shared run: inputs, scores, and the use of labels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from .run import Run
 
 THUMBNAIL = "thumbnail.webp"
-# Pixels per side of an image in the thumbnail.
+# Side of an image in the thumbnail in pixels.
 SIDE = 240
-# Licenses that let others choose the license of what they build on a backbone.
+# Licenses of backbones that allow any license for head and probes.
 PERMISSIVE = ("apache-2.0", "bsd-3-clause", "mit")
-# Licenses of weights that timm does not record. Other embedded backbones have seen images with terms of their own.
+# Licenses of weights that timm does not record. Other embedded backbones were trained on images with special terms.
 LICENSES = {"scenes_vit_tiny8": "mit"} | dict.fromkeys(SHORT_NAMES.values(), "apache-2.0")
 
 
 def backbone_license(backbone: str) -> str | None:
-    """License of a backbone's weights; None if it is not known, as that of a file."""
+    """License of the weights of a backbone; None if it is unknown, as for files."""
     name, file = split_backbone(backbone)
     timm_name = SHORT_NAMES.get(name, name)
     if file or name in EMBEDDED or timm_name in LICENSES:
@@ -37,15 +37,15 @@ def backbone_license(backbone: str) -> str | None:
 
 
 def check_license(license: str | None, backbone: str) -> None:
-    """StegoError for a license that the terms of the backbone do not allow, or may not."""
+    """Raises StegoError for a license that may be incompatible with that of the backbone."""
     terms = backbone_license(backbone)
     if license and terms not in (*PERMISSIVE, license):
         known = f"has the license {terms}" if terms else "has no known license"
-        raise StegoError(f"The backbone {known}, so the card cannot claim {license}. Leave license out.")
+        raise StegoError(f"The backbone {known}, which may be incompatible with {license}. Leave license out.")
 
 
 def thumbnail(run: "Run", images: Sequence[Any]) -> Image.Image:
-    """Images and their segments side by side, one image a row."""
+    """Images and their segments side by side, one image per row."""
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(run.segments)] = run.segments.colors
     rows = []
@@ -57,7 +57,7 @@ def thumbnail(run: "Run", images: Sequence[Any]) -> Image.Image:
 
 
 def card(run: "Run", source: str, license: str | None, included: bool, picture: bool) -> str:
-    """The card: metadata for the hub, then Markdown. source: what `load_run` opens. included: the backbone's file."""
+    """Metadata for the hub, and Markdown. source: argument of `load_run`; included: whether the backbone's file is."""
     experiment, (name, file) = run.experiment, split_backbone(run.experiment.backbone)
     metadata = [f"license: {license}\n"] if license else []
     place = (
@@ -88,13 +88,13 @@ label_map = run.predict("image.jpg")
 ```
 
 * Backbone: {name or Path(file).name}, weights {run.provenance.weights}, {place}.
-* License of the backbone: {backbone_license(experiment.backbone) or "not known; ask its authors"}.
-* License of head and probes: {license or "none is claimed"}.
+* License of the backbone: {backbone_license(experiment.backbone) or "unknown; ask its authors"}.
+* License of head and probes: {license or "not specified"}.
 * Training: method {experiment.method}, step {run.step}, seed {experiment.seed}.
-* Data: {experiment.dataset}, images {run.provenance.images}. Their terms hold too.
+* Data: {experiment.dataset}, images {run.provenance.images}, under their own terms.
 * Segments: {segments}.
 
-## Scores, and what labels were used for
+## Scores and use of labels
 
 Head and clusters were trained without labels. {_labels(run)}
 
@@ -103,19 +103,20 @@ Head and clusters were trained without labels. {_labels(run)}
 
 
 def _labels(run: "Run") -> str:
-    """What labels and people did to the segments."""
+    """How labels and users have changed the segments."""
     if run.taught is not None:
         return f"The segments were fitted to labels: {run.taught.about}."
-    names = "A person named or merged some of them. " if run.names else ""
-    return names + ("Labels of the validation split name the clusters." if run.matched else "Clusters have no classes.")
+    names = "A user named or merged some of them. " if run.names else ""
+    matching = "matched to classes by validation labels" if run.matched else "not matched to classes"
+    return f"{names}Clusters were {matching}."
 
 
 def _table(run: "Run") -> str:
-    """Scores in percent, with their spread over the seeds whose runs lie beside this one."""
+    """Scores in percent, with the spread over seeds of runs in the same folder."""
     path = run.folder / "metrics.json"
     record = read_json(path) if path.exists() else {}
     if record.get("step") != run.step or not record.get("scores"):
-        return "The run was not scored."
+        return "The run was not evaluated."
     others = [read_json(path) for path in run.folder.parent.glob("*/metrics.json")]
     seeds = {other["experiment"]["seed"]: other for other in [*others, record] if _setting(other) == _setting(record)}
     lines = [
@@ -132,6 +133,6 @@ def _table(run: "Run") -> str:
 
 
 def _setting(record: dict[str, Any]) -> tuple[Any, ...]:
-    """What the records of several seeds have in common."""
+    """Everything that must agree between records of several seeds."""
     experiment = {key: value for key, value in record["experiment"].items() if key != "seed"}
     return experiment, Provenance.from_dict(record["provenance"]).key(), record["data"], record["step"]

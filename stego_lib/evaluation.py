@@ -1,4 +1,4 @@
-"""Scores of a run on held-out images, beside baselines on the same features."""
+"""Evaluates a run and baselines on the same features."""
 
 import copy
 import time
@@ -33,9 +33,9 @@ from .utils.progress import progress, say
 from .utils.threads import in_threads
 from .utils.torch_state import usual_modes
 
-# Images that are scored at once.
+# Images per batch.
 BATCH = 16
-# Methods that are also scored after the CRF, as NAME_crf.
+# Methods that are also evaluated after the CRF, as NAME_crf.
 REFINED = ("cluster", "linear", "taught", "kmeans_features")
 
 
@@ -44,49 +44,46 @@ REFINED = ("cluster", "linear", "taught", "kmeans_features")
 def evaluate(
     run: Run, split: str = "val", *, baselines: bool = True, crf_engine: str = "lattice", tile: int | None = None
 ) -> dict[str, Any]:
-    """Scores the run's last step on `split`, and writes the run record.
+    """Evaluates the last step of a run on a split, and writes the run record.
 
-    Clusters are matched to classes once over the whole split; labels serve this matching, the scores and the linear
-    probes alone (paper, section 4).
+    Clusters are matched to classes once for the whole split. Labels are only used for this matching, for scores and for
+    linear probes (paper, section 4).
 
     Parameters
     ----------
     run
-        From `train` or `load_run`.
+        The run.
     split
-        "val", "train" or "test", where the dataset has it.
+        "val", "train" or, if the dataset has it, "test".
     baselines
-        Score k-means and a linear probe on the raw features too, which needs features of the training split.
+        Also evaluate k-means and a linear probe on raw features, for which features of the training split are needed.
     crf_engine
-        Engine of the CRF, see `stego_lib.crf`. The record names it if it is not the default.
+        Engine of the CRF, see `stego_lib.crf`.
     tile
-        Pixels per side of a window that slides over the images of `Experiment.eval_size`, as in `Run.predict`. Between
-        windows, features are blended.
+        Side in pixels of a sliding window over images of `Experiment.eval_size`, as in `Run.predict`.
 
     Returns
     -------
     dict
-        The record. Its "scores" hold, for each method, accuracy, miou, iou, border_f (`metrics.border_f`) and own_miou
-        (mIoU if each image is matched by itself, `metrics.own_assigned`) in percent, and for clusters their matching
-        (the class of each, -1 for none): "cluster" and "linear" (STEGO), and the baselines "kmeans_features",
-        "kmeans_pca", "kmeans_colors" and "linear_features"; with `experiment.crf`, "cluster", "linear" and
-        "kmeans_features" also as "..._crf"; and "taught" after `Run.teach`. Linear probes need training labels. With
-        `experiment.official.keep_every`, "best_by_label" holds the scores of the step that the labels favor, as the
-        published code reports them; it is no result. "scores" is empty, and "unscored" says why, for a split without
-        labels or with a single class.
+        The run record. "scores" contains, for each method, "accuracy", "miou", "iou", "border_f" (`metrics.border_f`)
+        and "own_miou" (`metrics.own_assigned`) in percent, and for clusters the "matching" to classes (-1 for none).
+        Methods are "cluster" and "linear" of the run; the baselines "kmeans_features", "kmeans_pca", "kmeans_colors"
+        and "linear_features"; with `Experiment.crf` also "cluster_crf", "linear_crf" and "kmeans_features_crf"; and
+        "taught" after `Run.teach`. Linear probes need training labels. With `Official.keep_every`, "best_by_label" has
+        the scores of the step with the best scores, as in the published code, which are not a result. Without labels,
+        or with a single class, "scores" is empty and "unscored" has the reason.
 
-        The file is metrics.json for the validation split of the run's own data, whose matching `Run.predict` uses;
-        another split, other data, tiles and other settings (see `load_run`) go to metrics-SPLIT....json.
+        It is written to metrics.json for the validation split of the run's data, whose matching `Run.predict` uses, and
+        otherwise to metrics-SPLIT....json.
 
     Raises
     ------
     StegoError
-        For a split with other classes than the run's, and for a run that stopped before its probes were fitted.
+        For a split with other classes, and for an unfinished run without fitted probes.
 
     Notes
     -----
-    Started by torchrun or SLURM, each process scores a part of the images; the confusion matrices are those of one
-    process.
+    Processes started by torchrun or SLURM divide the images, with the same result.
 
     Examples
     --------
@@ -133,21 +130,21 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Views:
-    """Features of a split, and those of its mirrored images where codes are averaged over both."""
+    """Features of a split and, for averages over flips, of its mirrored images."""
 
     plain: Features
     flipped: Features | None = None
 
     def codes(self, model: Stego, rows: Tensor) -> Tensor:
-        """Codes of some images, (B, K, h, w)."""
+        """Codes of images, (B, K, h, w)."""
         return model.mean_code(*self._rows(rows))
 
     def features(self, rows: Tensor) -> Tensor:
-        """Features of some images, averaged as the codes are, (B, C, h, w)."""
+        """Features of images, averaged over flips, (B, C, h, w)."""
         return mean_over_flips(*self._rows(rows))
 
     def unit_features(self, rows: Tensor) -> Tensor:
-        """L2-normalized features of some images, averaged as the codes are, (B, C, h, w)."""
+        """L2-normalized features of images, averaged over flips, (B, C, h, w)."""
         return mean_over_flips(*(F.normalize(maps, dim=1) for maps in self._rows(rows)))
 
     def _rows(self, rows: Tensor) -> list[Tensor]:
@@ -155,7 +152,7 @@ class Views:
 
 
 def open_views(run: Run, dataset: SegmentationDataset, tile: int | None = None) -> Views:
-    """The features of a split as the run's experiment scores it, for `tile` see `evaluate`."""
+    """Opens the features of a split for evaluation; for `tile` see `evaluate`."""
     size = run.experiment.eval_size
     flipped = _features(run, dataset, size, mirror=True, tile=tile) if run.experiment.mirror else None
     return Views(_features(run, dataset, size, tile=tile), flipped)
@@ -182,26 +179,26 @@ def _training_features(run: Run) -> Features:
 
 
 def _unscored(dataset: SegmentationDataset, reason: str = "has no labels") -> dict[str, Any]:
-    text = f"{dataset.name} {dataset.split} {reason}, so nothing is scored; run.predict(images) segments them"
+    text = f"{dataset.name} {dataset.split} {reason}, so there are no scores. Segment images with run.predict(images)."
     notice(text)
     return {"scores": {}, "unscored": text}
 
 
 def _score(run: Run, dataset: SegmentationDataset, views: Views, baselines: bool, engine: str) -> dict[str, Any]:
-    """The part of the record that needs labels: scores, matching, confusion matrix, best step by labels."""
+    """The part of the run record that needs labels: scores, matching and confusion matrix."""
     experiment, published, model = run.experiment, run.experiment.official.published, run.model.eval()
     present = [class_ for class_, pixels in enumerate(views.plain.class_pixels or ()) if pixels]
     if not present:
         raise StegoError(
-            f"Every pixel of {dataset.name} {dataset.split} is ignored. Check the ids in {dataset.labels[0]}."
+            f"All pixels of {dataset.name} {dataset.split} are ignored. Check the ids in {dataset.labels[0]}."
         )
     if len(present) == 1:  # any segmentation could score 100
-        return _unscored(dataset, f"has no label but {dataset.classes.names[present[0]]!r} (id {present[0]})")
+        return _unscored(dataset, f"only has labels of {dataset.classes.names[present[0]]!r} (id {present[0]})")
     fitted = fit_baselines(run) if baselines else {}
     sizes = {"cluster": model.n_clusters} | ({"linear": len(run.classes)} if model.linear_probe.trained else {})
     taught = run.taught
     if taught is not None and not set(taught.names) & set(run.classes.names):
-        notice("No name that the run was taught is a class of the dataset, so they are not scored.")
+        notice("The names given to run.teach are not classes of the dataset, so they are not evaluated.")
         taught = None
     if taught is not None:
         sizes["taught"] = len(taught.class_ids(run.classes)[1])
@@ -225,7 +222,7 @@ def _score(run: Run, dataset: SegmentationDataset, views: Views, baselines: bool
 
 
 class PixelCounts(NamedTuple):
-    """What the scores of one method are computed from; sums over the images of a split."""
+    """Counts for the scores of a method, summed over the images of a split."""
 
     confusion: Tensor
     """int64 (n, n_classes)."""
@@ -244,10 +241,10 @@ def count_pixels(
     engine: str = "lattice",
     published: bool = False,
 ) -> dict[str, PixelCounts]:
-    """`PixelCounts` of several methods in one pass over the images.
+    """Computes `PixelCounts` of several methods in one pass over the images.
 
-    score: numbers of images, int64 (B,) -> `Scores` by method. sizes: n of each method. refined: methods that are
-    scored after the CRF too, as NAME_crf. published: see `metrics.confusion`.
+    score: indices of images, int64 (B,) -> `Scores` by method. sizes: n of each method. refined: methods to evaluate
+    also after the CRF, as NAME_crf. published: see `metrics.confusion`.
     """
     plain, n_classes = views.plain, views.plain.n_classes
     refined = [name for name in sizes if name in refined]
@@ -266,7 +263,7 @@ def count_pixels(
             ]
             after_crf = list(in_threads(lambda job: refined_label_maps(*job, engine), images))
             for column, name in enumerate(refined):
-                maps[f"{name}_crf"] = torch.stack([of_image[column] for of_image in after_crf])
+                maps[f"{name}_crf"] = torch.stack([labels[column] for labels in after_crf])
         labels = plain.label_rows(rows)
         for name, predicted in maps.items():
             counted = counts[name]
@@ -279,7 +276,7 @@ def count_pixels(
 
 
 def score_rows(run: Run, views: Views, rows: Tensor, baselines: Mapping[str, LinearScorer]) -> dict[str, Scores]:
-    """`Scores` of both probes, of `Run.taught`, and of fitted baselines for some images of a split."""
+    """`Scores` of the probes, of `Run.taught` and of baselines for images of a split."""
     code = views.codes(run.model, rows)
     by_method = probe_scores(run.model, code)
     if run.taught is not None:
@@ -289,8 +286,7 @@ def score_rows(run: Run, views: Views, rows: Tensor, baselines: Mapping[str, Lin
         return by_method
     unit = views.unit_features(rows)
     for name, baseline in baselines.items():
-        # k-means scores, 2 f.c - |c|^2, are the inner product times `ALPHA`, as for the cluster probe, so both get the
-        # same CRF.
+        # The factor 2 in the scores of k-means, 2 f.c - |c|^2, equals `ALPHA`, so the CRF treats both alike.
         inputs = views.plain.image_rows(rows).float() / 255 if name == "kmeans_colors" else unit
         by_method[name] = Scores(baseline(inputs))
     return by_method
@@ -300,7 +296,7 @@ def score_rows(run: Run, views: Views, rows: Tensor, baselines: Mapping[str, Lin
 def probe_confusion(
     model: Stego, plain: Features, flipped: Features | None = None, *, probe: str = "cluster", published: bool = False
 ) -> Tensor:
-    """Confusion matrix of the "cluster" or "linear" probe, int64 (n, n_classes); the features as in `Views`."""
+    """Confusion matrix of the "cluster" or "linear" probe, int64 (n, n_classes), on features as in `Views`."""
     views, size = Views(plain, flipped), {"cluster": model.n_clusters, "linear": plain.n_classes}[probe]
     model.eval()
     counts = count_pixels(
@@ -310,7 +306,7 @@ def probe_confusion(
 
 
 def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
-    """Scores of the cluster probe at the best kept step, as the published code validates: no flip, no CRF."""
+    """Scores of the cluster probe at the best kept step, without flips and CRF, as in the published code."""
     if not run.experiment.official.keep_every:
         return {}
     model, published, by_step = copy.deepcopy(run.model), run.experiment.official.published, {}
@@ -328,13 +324,13 @@ def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
 
 
 def fit_kmeans(run: Run) -> LinearScorer:
-    """k-means on the raw features of the training split, with the run's seed and number of clusters."""
+    """Fits k-means to the raw training features, with the seed and number of clusters of the run."""
     training, count, seed = _training_features(run), run.model.n_clusters, run.experiment.seed
-    return devices.once(lambda: kmeans_on_features(training, count, seed))  # others might differ in the last bit
+    return devices.once(lambda: kmeans_on_features(training, count, seed))  # processes could differ by rounding
 
 
 def fit_baselines(run: Run) -> dict[str, LinearScorer]:
-    """All baselines, fitted on the training images; the linear probe only where these have labels."""
+    """Fits all baselines to the training images; the linear probe needs labels."""
     training, count, seed = _training_features(run), run.model.n_clusters, run.experiment.seed
     fitted = {
         "kmeans_features": fit_kmeans(run),
@@ -344,14 +340,14 @@ def fit_baselines(run: Run) -> dict[str, LinearScorer]:
     if training.has_labels:
         fitted["linear_features"] = devices.once(lambda: linear_on_features(training, seed))
     elif training.class_pixels:
-        notice("The training label maps hold fewer than two classes, so there are no linear probes.")
+        notice("Training label maps have fewer than two classes, so there are no linear probes.")
     return fitted
 
 
 def _scores(method: str, counts: PixelCounts, published: bool) -> dict[str, Any]:
-    """Scores of a method, and for clusters the class of each."""
+    """Scores of a method and, for clusters, their matching."""
     table, n_classes = counts.confusion, counts.confusion.shape[1]
-    own = scores(counts.own, torch.tensor([*range(n_classes), -1]))  # its last row has no class
+    own = scores(counts.own, torch.tensor([*range(n_classes), -1]))  # the last row is unmatched
     more = {"border_f": border_f(counts.borders), "own_miou": own["miou"]}
     if method.startswith(("linear", "taught")):
         no_class = torch.full((len(table) - n_classes,), -1)
@@ -360,7 +356,7 @@ def _scores(method: str, counts: PixelCounts, published: bool) -> dict[str, Any]
 
 
 def _matched_scores(table: Tensor, published: bool) -> dict[str, Any]:
-    """Scores of clusters, and the class of each."""
+    """Scores and matching of clusters."""
     matching = match(table)
     named = published_map(matching) if published else matching
     return scores(table, matching, published=published) | {"matching": named.tolist()}

@@ -1,4 +1,4 @@
-"""Writes a run as one ONNX file, and compares what the file predicts with what the run predicts."""
+"""Exports a run to an ONNX file, and compares the predictions of the file and the run."""
 
 import copy
 import json
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 OPSET = 18
 PRECISIONS = ("float32", "int8")
 OUTPUTS = ("labels", "scores", "similarity", "code", "features")
-# Images on which a file is compared with the run: at their own size, and resized to (H, W).
+# Number of images for the comparison, at their own size and resized to (H, W).
 COMPARED = 4
 COMPARED_SIZES = ((400, 600), (192, 256))
-# Share of the pixels on which a graph in float32 must agree with the run.
+# Minimum share of pixels with equal labels in float32.
 MIN_AGREEMENT = 0.999
 
 
@@ -41,10 +41,10 @@ MIN_AGREEMENT = 0.999
 def export_onnx(
     run: Run, path: str | Path, *, precision: str = "float32", outputs: Sequence[str] = ("labels", "scores")
 ) -> dict[str, Any]:
-    """Writes a run as one ONNX file: from "image", RGB uint8 (H, W, 3) of any size, to a label map of that size.
+    """Exports a run to ONNX: from "image", RGB uint8 (H, W, 3) of any size, to a label map of the same size.
 
-    Resizing, normalization, backbone, head, cluster probe and matching are in the graph; the dense CRF is not. The
-    file's metadata hold the names and colors of the ids, sizes and origin, each as JSON.
+    The graph includes resizing, normalization, backbone, head, cluster probe and matching, but no CRF. The metadata of
+    the file contain names and colors of the ids, sizes and origin as JSON.
 
     Parameters
     ----------
@@ -53,26 +53,26 @@ def export_onnx(
     path
         The file, .onnx.
     precision
-        "float32", or "int8": the weights of the matrix products in 8 bits, a quarter of the size.
+        "float32", or "int8" for 8-bit weights in matrix products, a quarter of the size.
     outputs
         One or several of
 
         * "labels": uint8 (H, W), 255 for dropped clusters;
-        * "scores": float32 (n, H, W), one map per id, the largest wins; a last one for dropped clusters, if any;
-        * "similarity": float32 (1, clusters, h, w), codes times cluster centers on the grid;
+        * "scores": float32 (n, H, W), one channel per id, and a last one for dropped clusters, if any;
+        * "similarity": float32 (1, clusters, h, w), inner products of codes and cluster centers on the grid;
         * "code": float32 (1, K, h, w);
-        * "features": float32 (1, C, h, w), of the backbone.
+        * "features": float32 (1, C, h, w).
 
     Returns
     -------
     dict
-        The metadata, and "path", "bytes", "agreement": the share of the pixels that the file labels as
-        `run.predict(image, refine="none")` does in float32, on the images that "compared_on" names.
+        The metadata, and "path", "bytes" and "agreement", the share of pixels with the same labels as
+        `run.predict(image, refine="none")` in float32 on the images "compared_on".
 
     Raises
     ------
     StegoError
-        For missing packages, an unfinished run, an unknown precision or output, and a backbone that cannot be exported.
+        For missing packages, an unfinished run, invalid arguments, and a backbone that cannot be exported.
 
     Examples
     --------
@@ -85,10 +85,10 @@ def export_onnx(
         check_choice("outputs", name, OUTPUTS)
     run.check_fitted()
     if run.taught is not None and run.taught.method != "logistic":
-        raise StegoError('A run taught with "neighbors" cannot be exported. Call run.teach(..., method="logistic").')
+        raise StegoError('method="neighbors" of run.teach cannot be exported. Use method="logistic".')
     path, run = user_path(path), _in_float32(run)
     if path.is_dir():
-        raise StegoError(f"{path} is a folder. Name a file in it, such as {path / 'stego.onnx'}.")
+        raise StegoError(f"{path} is a folder. Pass a file name, such as {path / 'stego.onnx'}.")
     check_folder(path.parent)
     images, source = _images(run)
     expected = [run.predict(image, refine="none") for image in images]
@@ -96,9 +96,9 @@ def export_onnx(
     if precision == "int8":
         model = _quantized(model)
         agreement = _agreement(model, images, expected)
-    if "labels" not in outputs:  # they were needed for the comparison
+    if "labels" not in outputs:  # only for the comparison
         del model.graph.output[-1]
-    about = {
+    metadata = {
         "names": run.segments.names,
         "ids": run.ids.tolist(),
         "colors": run.segments.colors,
@@ -112,19 +112,19 @@ def export_onnx(
         "run": run.folder.name,
         "step": run.step,
     }
-    for key, value in about.items():
+    for key, value in metadata.items():
         model.metadata_props.add(key=key, value=json.dumps(value))
     with atomic(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     say(
-        f"{shown_path(path)}: {path.stat().st_size / 1e6:.1f} MB, {precision}; labels {100 * agreement:.2f} % of "
-        f"the pixels of {source} as predict does{', without CRF' if run.experiment.crf else ''}"
+        f"{shown_path(path)}: {path.stat().st_size / 1e6:.1f} MB, {precision}; {100 * agreement:.2f} % of the pixels "
+        f"of {source} have the labels of predict{' without CRF' if run.experiment.crf else ''}"
     )
-    return about | {"path": path, "bytes": path.stat().st_size, "agreement": agreement, "compared_on": source}
+    return metadata | {"path": path, "bytes": path.stat().st_size, "agreement": agreement, "compared_on": source}
 
 
 class Graph(nn.Module):
-    """A run from an image, uint8 (H, W, 3), to `outputs`."""
+    """The network of a run, from an image, uint8 (H, W, 3), to `outputs`."""
 
     def __init__(self, run: Run, outputs: Sequence[str]):
         super().__init__()
@@ -132,16 +132,16 @@ class Graph(nn.Module):
         self.size, self.mirror = run.experiment.eval_size, run.experiment.mirror
         self.published, self.taught = run.experiment.official.published, run.taught
         ids = run.ids.tolist()
-        # Ids in the order of their maps; that of dropped clusters comes last, and may win too.
+        # Ids in the order of the channels; that of dropped clusters is the last.
         maps = [*range(len(run.segments)), *sorted({id_ for id_ in ids if id_ >= len(run.segments)})]
         clusters = [[cluster for cluster, id_ in enumerate(ids) if id_ == map_] for map_ in maps]
-        # Clusters of each map, filled up with the number of a map of minus infinity.
+        # Clusters of each channel, padded with the index of a channel of minus infinity.
         widest = max(map(len, clusters))
         self.clusters = torch.tensor([row + [len(ids)] * (widest - len(row)) for row in clusters])
         self.ids = torch.tensor(maps, dtype=torch.uint8)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The outputs, in their order."""
+        """Computes `outputs` in this order."""
         height, width = image.shape[:2]
         pixels = self.resize(image.permute(2, 0, 1))[None].float()
         images = torch.cat([pixels, pixels.flip(-1)]) if self.mirror else pixels
@@ -154,14 +154,14 @@ class Graph(nn.Module):
             maps = code if self.taught.on == "codes" else mean_over_flips(*views)
             cells = self.taught.scores(maps).grid[0]
         maps = _bilinear(height, cells.shape[1]) @ (cells @ _bilinear(width, cells.shape[2]).T)
-        never = torch.full_like(maps[:1], torch.finfo(torch.float32).min)
-        scores = torch.cat([maps, never])[self.clusters].amax(1)
+        padding = torch.full_like(maps[:1], torch.finfo(torch.float32).min)
+        scores = torch.cat([maps, padding])[self.clusters].amax(1)
         labels = self.ids[scores.argmax(0)]
-        made = dict(features=views[0], code=code, similarity=similarity, scores=scores, labels=labels)
-        return tuple(made[name] for name in self.outputs)
+        computed = dict(features=views[0], code=code, similarity=similarity, scores=scores, labels=labels)
+        return tuple(computed[name] for name in self.outputs)
 
     def resize(self, image: Tensor) -> Tensor:
-        """`datasets.transforms.resize_image`, uint8 (3, H, W), in operations that ONNX has."""
+        """`datasets.transforms.resize_image`, uint8 (3, H, W), with ONNX operations."""
         height, width = image.shape[1:]
         rows, columns = working_size(height, width, self.size, self.backbone.patch)
         if self.published:
@@ -170,7 +170,7 @@ class Graph(nn.Module):
 
 
 def _antialiased(new: int, old: int) -> Tensor:
-    """Share of each old pixel of a line in each new one, (new, old), as `F.interpolate(antialias=True)` has it."""
+    """Matrix of `F.interpolate(antialias=True)` along one axis, (new, old)."""
     step = old / new
     width: Any = torch.sym_max(step, 1.0)
     center = (torch.arange(new)[:, None] + 0.5) * step
@@ -179,25 +179,25 @@ def _antialiased(new: int, old: int) -> Tensor:
 
 
 def _bilinear(new: int, old: int) -> Tensor:
-    """Share of each old pixel of a line in each new one, (new, old), as `F.interpolate(mode="bilinear")` has it."""
+    """Matrix of `F.interpolate(mode="bilinear")` along one axis, (new, old)."""
     position = ((torch.arange(new) + 0.5) * (old / new) - 0.5).clamp(min=0)
     position = position.minimum(torch.ones(1) * (old - 1))
     return (1 - (position[:, None] - torch.arange(old)).abs()).clamp(min=0)
 
 
 def _nearest(new: int, old: int) -> Tensor:
-    """The old pixel that each new one of a line takes, int64 (new,), by a running sum as in `nearest_grid`."""
-    steps = torch.ones(new, dtype=torch.float64) * old / new  # a quotient of integers would be float32 in ONNX
+    """Source pixel of each new pixel along one axis, int64 (new,), by a running sum as in `nearest_grid`."""
+    steps = torch.ones(new, dtype=torch.float64) * old / new  # in ONNX, a quotient of integers is float32
     return torch.where(torch.arange(new) == 0, steps / 2, steps).cumsum(0).long()
 
 
 def _checked_graph(
     run: Run, outputs: Sequence[str], images: Sequence[np.ndarray], expected: Sequence[np.ndarray]
 ) -> tuple["ModelProto", float]:
-    """The graph for images of all sizes, and its `_agreement` with the run."""
+    """Exports the graph for images of all sizes; returns it and its `_agreement` with the run."""
     graph, example = Graph(run, outputs).eval(), torch.zeros(200, 300, 3, dtype=torch.uint8)
     with torch.no_grad():
-        graph(example)  # so that a bug in the graph is not reported as a network that cannot be exported
+        graph(example)  # so that errors of the graph are not reported as errors of the export
     try:
         dynamic = torch.export.Dim.DYNAMIC
         program = torch.onnx.export(
@@ -213,24 +213,24 @@ def _checked_graph(
         assert program is not None  # with dynamo=True
         model = program.model_proto
         agreement = _agreement(model, images, expected)
-        problem = f"the graph labels only {100 * agreement:.2f} % of the pixels as the run does"
+        problem = f"only {100 * agreement:.2f} % of the pixels have the labels of the run"
         if agreement >= MIN_AGREEMENT:
             return model, agreement
-    except Exception as error:  # torch and onnx raise many types for networks that they do not know
+    except Exception as error:  # torch and onnx raise many types for unsupported networks
         problem = brief(error)
     raise StegoError(
         f"Backbone {run.experiment.backbone!r} cannot be exported for images of all sizes ({problem}). "
-        "One size for all images may work: load_run(RUN, eval_size=(224, 224))."
+        "Try a fixed size: load_run(RUN, eval_size=(224, 224))."
     )
 
 
 def _quantized(model: "ModelProto") -> "ModelProto":
-    """The model with the weights of its matrix products in 8 bits, a scale for each column."""
+    """Quantizes the weights of matrix products to 8 bits, with a scale per column."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # advice on graphs without inferred shapes
+    logging.disable(logging.WARNING)  # warnings about graphs without shape inference
     options = dict(weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"])
     try:
         with TemporaryDirectory() as folder:
@@ -241,7 +241,7 @@ def _quantized(model: "ModelProto") -> "ModelProto":
 
 
 def _in_float32(run: Run) -> Run:
-    """The same run on the CPU in float32; the run itself stays as it is."""
+    """A copy of a run on the CPU in float32."""
     converted = copy.copy(run)
     converted.experiment = run.experiment.but(device="cpu", precision="float32")
     converted.model = copy.deepcopy(run.model).cpu().eval()
@@ -251,7 +251,7 @@ def _in_float32(run: Run) -> Run:
 
 
 def _images(run: Run) -> tuple[list[np.ndarray], str]:
-    """Images to compare on, uint8 (H, W, 3), at their own and other sizes, and where they are from."""
+    """Images for the comparison, uint8 (H, W, 3), and a description."""
     try:
         dataset = open_training_set(run.experiment)
         rows = np.linspace(0, len(dataset) - 1, COMPARED).astype(int)
@@ -261,13 +261,13 @@ def _images(run: Run) -> tuple[list[np.ndarray], str]:
         from .datasets.painter import paint_scene
 
         images = [paint_scene(0, index)[0] for index in range(COMPARED)]
-        source = "drawn scenes (the training images are not here)"
+        source = "drawn scenes (training images are missing)"
     resized = [np.array(Image.fromarray(image).resize(size[::-1])) for image in images for size in COMPARED_SIZES]
     return [*images, *resized], f"{COMPARED} {source} at {1 + len(COMPARED_SIZES)} sizes"
 
 
 def _agreement(model: "ModelProto", images: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """Share of the pixels of images, uint8 (H, W, 3), that a model labels as expected."""
+    """Share of pixels of images, uint8 (H, W, 3), with the expected labels."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -1,7 +1,6 @@
-"""From an image to its label map. `Run.predict`, `evaluate`, `segment_folder` and `export_onnx` all take this path:
+"""From an image to its label map, for `Run.predict`, `evaluate`, `segment_folder` and `export_onnx`:
 
-image -> working size -> code (averaged over the mirrored image) -> scores on the grid -> label map, with or without
-CRF. `tiles` takes it window by window.
+image -> resized image -> code (averaged over horizontal flips) -> scores on the grid -> label map, optionally with CRF.
 """
 
 import math
@@ -19,48 +18,47 @@ from .loss import interpolation, upsample
 from .model import ALPHA, Stego
 from .utils.notices import notice
 
-# Aspect ratio up to which the shorter side of an image is brought to the evaluation size.
+# Maximum aspect ratio for resizing by the shorter side.
 MAX_ASPECT_RATIO = 4
-# Factor above which a notice says that an image is shrunk.
+# Maximum downsampling factor without a notice.
 MAX_SHRINKING = 4
-# Pixels per side of the blocks in which `label_maps` works.
+# Side of the blocks of `label_maps` in pixels.
 BLOCK = 256
-# Pixels, and pixels times maps, of the largest image that the CRF works on.
+# Maximum number of pixels, and of pixels times channels, for the CRF.
 CRF_PIXELS, CRF_VALUES = 2**20, 2**25
 
 
 class Scores(NamedTuple):
-    """Scores of n clusters or classes on the grid of a batch of images; the largest upsampled score wins a pixel.
+    """Scores of n clusters or classes on the grid of a batch of images. The largest upsampled score is the prediction.
 
-    Scores are linear in the code, so upsampling them gives the values of the paper's order (codes first) with n
-    channels in place of K.
+    Scores are linear in the code, so upsampling n scores equals upsampling K channels of the code, as in the paper.
     """
 
     grid: Tensor
     """(B, n, h, w)."""
     code: Tensor | None = None
-    """Codes (B, K, h, w) where the scores are cosines times the length of the code, None where they are logits."""
+    """Codes (B, K, h, w) if scores are cosines times the length of the code; None if they are logits."""
 
     def image(self, number: int) -> "Scores":
         """The scores of one image of the batch, B = 1."""
-        one = slice(number, number + 1)
-        return Scores(self.grid[one], None if self.code is None else self.code[one])
+        row = slice(number, number + 1)
+        return Scores(self.grid[row], None if self.code is None else self.code[row])
 
     def logits(self, size: tuple[int, int]) -> Tensor:
-        """Log-probabilities at (H, W) up to a constant at each pixel, (B, n, H, W), for the CRF."""
+        """Log-probabilities for the CRF at (H, W), up to a constant per pixel, (B, n, H, W)."""
         scores = upsample(self.grid, size)
         return scores if self.code is None else ALPHA * scores / upsampled_length(self.code, size)
 
 
 def working_size(height: int, width: int, size: Size, patch: int) -> tuple[int, int]:
-    """Size at which the backbone sees an image.
+    """Size of an image for the backbone.
 
-    An integer `size` is the length of the shorter side; sides are rounded to whole patches, and nothing is cropped. Of
-    an image longer than `MAX_ASPECT_RATIO` allows, the longer side is limited instead.
+    An integer `size` is the shorter side. Sides are rounded to whole patches. If the aspect ratio is above
+    `MAX_ASPECT_RATIO`, the longer side is MAX_ASPECT_RATIO * size instead.
     """
     if isinstance(size, tuple):
         return size
-    # Integers and `sym_max`, not floats and `max`, so that `export` can trace the function for all sizes.
+    # Integers and `sym_max` instead of floats and `max`, so that `export` can trace the function.
     divisor = torch.sym_max(MAX_ASPECT_RATIO * torch.sym_min(height, width), torch.sym_max(height, width)) * patch
 
     def whole_patches(side: int) -> Any:
@@ -76,17 +74,17 @@ def score_image(
     height, width = image.shape[1:]
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width) and isinstance(size, int):
         notice(
-            f"An image is more than {MAX_ASPECT_RATIO} times as long as wide, so its longer side is scaled to "
-            f"{MAX_ASPECT_RATIO * size} pixels and small things may vanish. Cut it into pieces to keep them."
+            f"The aspect ratio of an image is above {MAX_ASPECT_RATIO}, so it is downsampled to "
+            f"{MAX_ASPECT_RATIO * size} pixels and small objects may vanish. Cut it into pieces to keep them."
         )
     target = working_size(height, width, size, patch)
     if (factor := min(height / target[0], width / target[1])) > MAX_SHRINKING:
-        notice(f"Images are shrunk {factor:.0f}-fold, so small things vanish. predict's size= or tile= keeps them.")
+        notice(f"Images are downsampled by {factor:.0f}, so small objects vanish. Use size= or tile= to keep them.")
     return scorer(resize_image(image, target, published)[None])
 
 
 def probe_scores(model: Stego, code: Tensor) -> dict[str, Scores]:
-    """Scores of the "cluster" probe and, if it was trained, of the "linear" probe, from codes (B, K, h, w)."""
+    """Scores of the "cluster" probe and, if it is trained, the "linear" probe, for codes (B, K, h, w)."""
     scores = {"cluster": Scores(model.cluster_probe.similarity(code), code)}
     if model.linear_probe.trained:
         scores["linear"] = Scores(model.linear_probe(code))
@@ -94,19 +92,10 @@ def probe_scores(model: Stego, code: Tensor) -> dict[str, Scores]:
 
 
 def label_maps(scores: Scores, size: tuple[int, int], ids: np.ndarray | None = None) -> Tensor:
-    """The winner of each pixel, uint8 (B, H, W).
+    """Label maps of (H, W) = `size` from upsampled scores, uint8 (B, H, W).
 
-    Computed block by block, so that memory does not grow with n. A map whose largest value among the cells of a block
-    is below another's smallest cannot win there, and is skipped.
-
-    Parameters
-    ----------
-    scores
-        Scores on the grid.
-    size
-        Height and width of the label maps.
-    ids
-        The id of each of the n maps in the result, uint8 (n,); their positions by default.
+    Computed in blocks to save memory. A channel with a maximum in a block below the minimum of another channel is
+    skipped. ids: label of each of the n channels, uint8 (n,); by default its index.
     """
     grid = scores.grid.float()
     numbers = torch.arange(grid.shape[1], dtype=torch.uint8) if ids is None else torch.from_numpy(ids)
@@ -123,13 +112,13 @@ def label_maps(scores: Scores, size: tuple[int, int], ids: np.ndarray | None = N
             possible = cells.amax((2, 3)) >= cells.amin((2, 3)).amax(1, keepdim=True)
             chosen = possible.any(0).nonzero().flatten()
             block = vertical.to(grid) @ (cells[:, chosen] @ horizontal.T.to(grid))
-            winner = block.max(1).indices  # twice as fast as argmax
-            labels[:, top : top + BLOCK, left : left + BLOCK] = numbers[chosen[winner]].cpu()
+            best = block.max(1).indices  # twice as fast as argmax
+            labels[:, top : top + BLOCK, left : left + BLOCK] = numbers[chosen[best]].cpu()
     return labels
 
 
 def _used_cells(weights: Tensor) -> tuple[Tensor, slice]:
-    """Of the weights of all cells in some pixels, (pixels, cells), the columns of the cells in use, and their slice."""
+    """Removes cells without weights from (pixels, cells), and returns their slice."""
     cells = torch.nonzero(weights.any(0)).flatten()
     used = slice(int(cells[0]), int(cells[-1]) + 1)
     return weights[:, used], used
@@ -141,7 +130,7 @@ def refined_label_maps(
 ) -> list[Tensor]:
     """Label maps of one image, uint8 (3, H, W), after the CRF: uint8 (H, W) for each of several scores, B = 1.
 
-    The CRF works on an image of `CRF_PIXELS` at most; its probabilities are upsampled. For ids see `label_maps`.
+    Images above `CRF_PIXELS` are downsampled, and probabilities are upsampled. For ids see `label_maps`.
     """
     height, width = image.shape[1:]
     pixels = min(CRF_PIXELS, CRF_VALUES // max(score.grid.shape[1] for score in scores))
@@ -153,10 +142,9 @@ def refined_label_maps(
 
 
 def upsampled_length(code: Tensor, size: tuple[int, int]) -> Tensor:
-    """Length of the upsampled code at every pixel, (B, 1, H, W), without upsampling it in both directions.
+    """Length of the upsampled code at each pixel, (B, 1, H, W), with upsampling along rows only.
 
-    Between codes a and b, at the fraction t, `|(1 - t) a + t b|^2 = (1 - t) |a|^2 + t |b|^2 - t (1 - t) |a - b|^2`:
-    codes are upsampled along their rows, and the lengths of rows and of steps between rows give the rest.
+    For interpolation between rows, `|(1 - t) a + t b|^2 = (1 - t) |a|^2 + t |b|^2 - t (1 - t) |a - b|^2`.
     """
     height, width = size
     wide = upsample(code, (code.shape[2], width))

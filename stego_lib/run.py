@@ -1,11 +1,11 @@
-"""A run is one folder: `Run` reads and writes it, `load_run` opens it, `find_run` finds it."""
+"""Runs: `Run` reads and writes a run folder, `load_run` opens it, `find_run` searches for it."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -34,29 +34,29 @@ if TYPE_CHECKING:
     from .predict import Scores
     from .teach import Taught
 
-# Files that a run folder cannot do without.
+# Required files of a run folder.
 FILES = ("experiment.json", "classes.json", "provenance.json", CHECKPOINT)
-# Images as the backbone sees them (B, 3, H, W) and their features (B, C, h, w) -> features (B, C, h', w').
+# Normalized images (B, 3, H, W) and their features (B, C, h, w) -> features (B, C, h', w').
 Upsampler = Callable[[Tensor, Tensor], Tensor]
 # Values of `refine` of `Run.predict`.
 REFINEMENTS = ("crf", "none")
 
 
 class Run:
-    """A training run: made by `train`, opened by `load_run`.
+    """A training run and its folder. `train` creates a run, `load_run` opens it.
 
-    Its folder holds
+    The folder contains
 
-    * experiment.json, classes.json, provenance.json: what the run is made from;
-    * checkpoint.safetensors: weights, optimizer and step; kept/: earlier weights, with `Official.keep_every`;
-    * log.csv: losses and mean code correspondences, one line per step;
-    * correspondences.json: the shifts, the reason for them, and histograms of the correspondences;
-    * watch.json: number of groups that the codes form;
-    * metrics.json: the run record of the validation split, by `evaluate`; metrics-SPLIT....json for other splits;
-    * names.json: names of the clusters, by `name_segments`;
-    * taught.safetensors: the classifier that a few labels fitted, by `teach`.
+    * experiment.json, classes.json, provenance.json: settings, classes and inputs;
+    * checkpoint.safetensors: weights, optimizer and step; kept/: earlier weights (`Official.keep_every`);
+    * log.csv: losses and mean code correspondences of each step;
+    * correspondences.json: shifts, and histograms of the feature correspondences;
+    * watch.json: measurements of collapse;
+    * metrics.json: run record of the validation split, by `evaluate`; metrics-SPLIT....json for others;
+    * names.json: names of clusters, by `name_segments`;
+    * taught.safetensors: the classifier fitted by `teach`.
 
-    The folder of a released checkpoint holds only its evaluation.
+    The folder of a released checkpoint only contains its evaluation.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class Run:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The frozen backbone, loaded at first use. Raises StegoError if its weights are not those of training."""
+        """The frozen backbone, loaded on first use. Raises StegoError if its weights differ from those of training."""
         _, file = split_backbone(self.experiment.backbone)
         missing = bool(file) and not Path(file).is_file()
         backbone = None if missing else Backbone.of(self.experiment)
         if backbone is None or self.provenance.weights not in (None, backbone.weights_id):
-            problem = f"file {file} does not exist" if missing else f"{self.experiment.backbone} has other weights now"
+            problem = f"file {file} does not exist" if missing else f"{self.experiment.backbone} has changed weights"
             raise StegoError(f"{self.folder}: backbone {problem}. Open the run with load_run(RUN, backbone=FILE).")
         return backbone
 
@@ -88,7 +88,7 @@ class Run:
     @property
     def log(self) -> pd.DataFrame:
         """Losses and mean code correspondences, one row per step."""
-        return pd.read_csv(self._file("log.csv", "Released checkpoints have none."), index_col="step")
+        return pd.read_csv(self._file("log.csv", "Only runs of train have a log."), index_col="step")
 
     @property
     def correspondences(self) -> dict[str, Any]:
@@ -97,13 +97,13 @@ class Run:
 
     @property
     def watched(self) -> dict[str, Any]:
-        """watch.json, see `watch.Watch`; empty where there is none."""
+        """watch.json, see `watch.Watch`; empty if missing."""
         path = self.folder / "watch.json"
         return read_json(path) if path.exists() else {}
 
     @property
     def observed(self) -> dict[str, Any]:
-        """The part of a run record that needs no labels: rule of the shifts, and whether the codes collapsed."""
+        """The part of a run record without labels: rule of the shifts, and whether the codes have collapsed."""
         record: dict[str, Any] = {}
         if (self.folder / "correspondences.json").exists():
             measured, keys = self.correspondences, ("rule", "attracting", "images", "reason")
@@ -115,7 +115,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The run record of the validation split of the run's own data. Raises StegoError before `evaluate`."""
+        """The run record of the validation split. Raises StegoError before `evaluate`."""
         return read_json(self._file("metrics.json", "Call evaluate(run)."))
 
     def _file(self, name: str, remedy: str) -> Path:
@@ -124,7 +124,7 @@ class Run:
         return self.folder / name
 
     def kept_weights(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Step and model state of each file in kept/, by step."""
+        """Steps and state dicts in kept/, sorted by step."""
         for path in sorted((self.folder / "kept").glob("[0-9]*.safetensors")):
             yield int(path.stem), load_state(path)
 
@@ -138,17 +138,17 @@ class Run:
         save_state(self.folder / CHECKPOINT, state | {"optimizer": optimizer.state_dict(), "trainer": trainer})
 
     def save_weights(self) -> None:
-        """Writes the weights of this step to kept/STEP.safetensors."""
+        """Writes weights to kept/STEP.safetensors."""
         save_state(self.folder / "kept" / f"{self.step:07d}.safetensors", self.model.state_dict())
 
     def save_experiment(self) -> None:
-        """Writes classes, provenance and experiment. experiment.json comes last because `find_run` looks for it."""
+        """Writes classes, provenance and, as the last file, experiment.json, which `find_run` requires."""
         write_classes(self.folder / "classes.json", self.classes)
         write_json(self.folder / "provenance.json", self.provenance.to_dict())
         write_json(self.folder / "experiment.json", self.experiment.to_dict())
 
     def load_checkpoint(self) -> dict[str, Any]:
-        """Loads weights, step and shifts from the checkpoint. Returns its whole content."""
+        """Loads weights, step and shifts from the checkpoint, and returns its content."""
         path = self.folder / CHECKPOINT
         state = load_state(path)
         with explained((KeyError, RuntimeError), f"{path} does not fit experiment.json", "Use the files of one run."):
@@ -157,7 +157,7 @@ class Run:
         return state
 
     def resume(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Loads the checkpoint and removes half-written files. Returns the trainer's state, see `save`."""
+        """Loads the checkpoint and deletes temporary files. Returns the state of the trainer, see `save`."""
         state = self.load_checkpoint()
         optimizer.load_state_dict(state["optimizer"])
         if devices.first():
@@ -177,26 +177,26 @@ class Run:
         license: str | None = None,
         include_backbone: bool = False,
     ) -> None:
-        """Writes what others need to use the run: a few hundred kilobytes, see `stego_lib.share` for the files.
+        """Writes a folder for sharing the run, a few hundred kilobytes; for the files see `stego_lib.share`.
 
-        The model card (README.md) states backbone, scores and what labels were used for.
+        The model card (README.md) describes backbone, scores and the use of labels.
 
         Parameters
         ----------
         folder
             A new or empty folder.
         images
-            Images for the card's thumbnail, beside their segments. They are published with the run; none by default.
+            Images for the card's thumbnail, which are published with the run; none by default.
         license
-            License of head and probes for the card, such as "mit"; no license is claimed by default.
+            License of head and probes, such as "mit"; none by default.
         include_backbone
-            Copy the backbone's file as well, for a backbone that others cannot load by its name.
+            Also copy the file of the backbone, if others cannot load it by name.
 
         Raises
         ------
         StegoError
-            For a folder with files, an unfinished run, a license that the backbone's does not allow or whose backbone
-            has no known license, and `include_backbone` for a backbone that has a name.
+            For a folder with files, an unfinished run, a license that is incompatible with that of the backbone or
+            cannot be checked, and `include_backbone` for a backbone without a file.
 
         Examples
         --------
@@ -208,16 +208,16 @@ class Run:
         save_run(self, folder, images, license, include_backbone)
 
     def push_to_hub(self, repository: str, *, private: bool = False, **options: Any) -> None:
-        """Uploads what `save_pretrained` writes to Hugging Face's hub, which must know you (`hf auth login`).
+        """Uploads the files of `save_pretrained` to Hugging Face's hub, after `hf auth login`.
 
         Parameters
         ----------
         repository
-            "user/name". It is made if it does not exist; files of the same names are replaced.
+            "user/name". It is created if it does not exist; existing files are replaced.
         private
-            Whether only you can see a repository that is made.
+            Create a private repository.
         options
-            Of `save_pretrained`.
+            Arguments of `save_pretrained`.
 
         Raises
         ------
@@ -234,7 +234,7 @@ class Run:
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> "Run":
-        """`load_run` of a folder, or else of a repository "user/name" or "user/name@revision" of the hub.
+        """`load_run` for a folder, or for a repository "user/name" or "user/name@revision" on the hub.
 
         Examples
         --------
@@ -245,33 +245,31 @@ class Run:
     # ------------------------------------------------------------------------------------------ checks
 
     def check_fitted(self) -> None:
-        """StegoError for an unfinished run with probes="after", whose probes are random; else a notice."""
+        """Raises StegoError for an unfinished run with probes="after"; shows a notice for other unfinished runs."""
         if self.step >= self.experiment.steps or not (self.folder / "experiment.json").exists():
             return
         text = f"{shown_path(self.folder)} stopped at step {self.step} of {self.experiment.steps}"
         if self.experiment.probes == "after":
-            raise StegoError(
-                f"{text}, before its probes were fitted. Finish it with train(run.experiment, resume=True)."
-            )
-        self._notice(f"{text}; train(run.experiment, resume=True) finishes it")
+            raise StegoError(f"{text}, before its probes were fitted. Finish it by train(run.experiment, resume=True).")
+        self._notice(f"{text}. Finish it by train(run.experiment, resume=True).")
 
     def check_classes(self, dataset: "SegmentationDataset") -> None:
-        """StegoError for a dataset with other classes, or the same in another order. Corrected names are accepted."""
+        """Raises StegoError for a dataset with other classes or another order. Corrected names are accepted."""
         ours, theirs = self.classes, dataset.classes
         if len(theirs) != len(ours):
-            raise StegoError(f"{dataset.name} has {len(theirs)} classes; this run was trained for {len(ours)}.")
+            raise StegoError(f"{dataset.name} has {len(theirs)} classes, the run has {len(ours)}. Use its dataset.")
         if without_names(ours) or without_names(theirs):
             return
         pairs = [(old.casefold(), name.casefold()) for old, name in zip(ours.names, theirs.names, strict=True)]
         moved = [name for old, name in pairs if name != old and name in [old for old, _ in pairs]]
         if moved or all(old != name for old, name in pairs):
             raise StegoError(
-                f"{dataset.name} has the classes {', '.join(theirs.names[:3])}, ...; this run was trained for "
-                f"{', '.join(ours.names[:3])}, ... in this order."
+                f"{dataset.name} has the classes {', '.join(theirs.names[:3])}, ...; the run has "
+                f"{', '.join(ours.names[:3])}, ... Use the same classes in the same order."
             )
 
     def _notice(self, text: str) -> None:
-        """A notice, once per run."""
+        """Shows a notice once per run."""
         if text not in self._shown:
             self._shown.add(text)
             notice(text)
@@ -283,35 +281,35 @@ class Run:
         return self.model.mean_code(*self._views(images, upsampler))
 
     def _views(self, images: Tensor, upsampler: Upsampler | None) -> tuple[Tensor, ...]:
-        """Features of images, and those of their horizontal flips with `mirror=True`."""
+        """Features of images and, with `mirror=True`, of their horizontal flips."""
         if not self.experiment.mirror:
             return (self._features(images, upsampler),)
         return self._features(torch.cat([images, images.flip(-1)]), upsampler).chunk(2)
 
     def _features(self, images: Tensor, upsampler: Upsampler | None) -> Tensor:
-        """Features of uint8 images (B, 3, H, W), upsampled if wanted."""
+        """Features of uint8 images (B, 3, H, W), upsampled by `upsampler`."""
         features = self.backbone(images)
         if upsampler is None:
             return features
         finer = upsampler(self.backbone.normalize(images).float(), features)
         if finer.ndim != 4 or finer.shape[:2] != features.shape[:2]:
             raise StegoError(
-                f"upsampler returns {tuple(finer.shape)} for features of {tuple(features.shape)}. It must keep the "
+                f"upsampler returns shape {tuple(finer.shape)} for features of shape {tuple(features.shape)}. Keep the "
                 "batch and the channels."
             )
         return finer.float()
 
     def maps(self, images: Tensor, on: str | None = None, upsampler: Upsampler | None = None) -> Tensor:
-        """`code` of uint8 images (B, 3, H, W), or with on="features" the features of the backbone, (B, C, h, w).
+        """Codes of uint8 images (B, 3, H, W), or backbone features for on="features": (B, C, h, w).
 
-        By default what `segments` are computed from: codes, unless `teach` was given features.
+        The default is that of the classifier fitted by `teach`, otherwise codes.
         """
         if (on or ("codes" if self.taught is None else self.taught.on)) == "codes":
             return self.code(images, upsampler)
         return mean_over_flips(*self._views(images, upsampler))
 
     def score_maps(self, maps: Tensor) -> "Scores":
-        """Scores of `segments` on the grid, from `maps`: those of the cluster probe, or of what `teach` fitted."""
+        """Scores of `segments` on the grid from `maps`, by the cluster probe or by the classifier of `teach`."""
         from .predict import probe_scores
 
         return probe_scores(self.model, maps)["cluster"] if self.taught is None else self.taught.scores(maps)
@@ -331,26 +329,6 @@ class Run:
             experiment.official.published,
         )
 
-    @overload
-    def predict(
-        self,
-        images: "ImageLike",
-        *,
-        refine: str | None = None,
-        size: int | None = None,
-        tile: int | None = None,
-        upsampler: Upsampler | None = None,
-    ) -> np.ndarray: ...
-    @overload
-    def predict(
-        self,
-        images: list[Any] | tuple[Any, ...],
-        *,
-        refine: str | None = None,
-        size: int | None = None,
-        tile: int | None = None,
-        upsampler: Upsampler | None = None,
-    ) -> list[np.ndarray]: ...
     @usual_modes()
     @torch.inference_mode()
     def predict(
@@ -361,41 +339,39 @@ class Run:
         size: int | None = None,
         tile: int | None = None,
         upsampler: Upsampler | None = None,
-    ) -> np.ndarray | list[np.ndarray]:
-        """Label map of an image at its own resolution; of a list of images, a list of label maps.
+    ) -> Any:
+        """Predicts the label map of an image at its own resolution, or a list of label maps for a list of images.
 
         Parameters
         ----------
         images
             A path, a PIL image, a uint8 array (H, W, 3), a uint8 tensor (3, H, W), or a list of these, of any size.
-            Files are read as in training: rotated by their EXIF orientation, unless classes.json says "ignore". PIL
-            images, arrays and tensors are not rotated.
+            Files are rotated by their EXIF orientation as in training, see `datasets.classes.Rules`; PIL images,
+            arrays and tensors are not.
         refine
-            "crf" moves borders to where colors change, as in evaluation, on an image of at most a megapixel; "none"
-            does not; None does what `Experiment.crf` says.
+            "crf" aligns borders with colors by a dense CRF on at most a megapixel, "none" does not; by default as in
+            `Experiment.crf`.
         size
-            Pixels to which the shorter side of an image is scaled before the backbone sees it; None for
-            `Experiment.eval_size`.
+            Shorter side of the resized image in pixels; `Experiment.eval_size` by default.
         tile
-            Pixels per side of a window that slides over the image at its own resolution (or scaled to `size`, if both
-            are given), see `tiles.label_strips`; None for the whole image at once. It finds smaller things, and
-            takes longer.
+            Side in pixels of a sliding window over the image at its own resolution, or resized to `size` if given, see
+            `tiles.label_strips`. It finds smaller objects and takes longer. By default the whole image is one window.
         upsampler
-            A callable that refines the backbone's features before the head sees them: normalized images (1 or 2, 3, H,
-            W) and features (B, C, h, w) -> (B, C, H', W'). AnyUp is one as it is; for NAF write
+            A function that upsamples features before the head: normalized images (1 or 2, 3, H, W) and features
+            (B, C, h, w) -> (B, C, H', W'). AnyUp can be passed directly; for NAF pass
             `lambda images, features: naf(images, features, (H, W))`, for FeatUp
             `lambda images, features: featup.upsampler(features, images)`. Not with `tile`.
 
         Returns
         -------
         numpy.ndarray or list
-            uint8 (H, W), ids into `segments`: of an evaluated run, classes and then clusters without a class; else
-            clusters. 255 where a file or PIL image is transparent, and where a cluster was dropped.
+            uint8 (H, W), ids into `segments`: for an evaluated run, classes followed by unmatched clusters; otherwise
+            clusters. Transparent pixels and dropped clusters are 255.
 
         Raises
         ------
         StegoError
-            For a file that cannot be read, an array that is not an image, and an unfinished run without clusters.
+            For an unreadable file, an array that is not an image, and an unfinished run without fitted probes.
 
         Examples
         --------
@@ -430,7 +406,7 @@ class Run:
         return labels
 
     def uses_crf(self, refine: str | None) -> bool:
-        """Whether `refine` of `predict` means the CRF. StegoError for an unknown value."""
+        """Whether `predict` applies the CRF for this `refine`. Raises StegoError for an unknown value."""
         if refine is None:
             return self.experiment.crf
         check_choice("refine", refine, REFINEMENTS)
@@ -440,7 +416,7 @@ class Run:
 
     @cached_property
     def taught(self) -> "Taught | None":
-        """The classifier that `teach` fitted, or None. Raises StegoError if it belongs to other weights."""
+        """The classifier fitted by `teach`, or None. Raises StegoError if it belongs to other weights."""
         from .teach import FILE, Taught, model_of
 
         path = self.folder / FILE
@@ -458,29 +434,29 @@ class Run:
         on: str = "codes",
         names: Sequence[str] | None = None,
     ) -> "Taught | None":
-        """Fits a classifier of codes to a few labels; `segments` and `predict` then follow it instead of the clusters.
+        """Fits a classifier to a few labels, which `segments` and `predict` then use instead of the clusters.
 
-        It is kept in the run's folder. Head and clusters do not change, and what is unsupervised stays unsupervised.
+        It is stored in the run folder. Head and clusters do not change and remain unsupervised.
 
         Parameters
         ----------
         images
-            A folder or a list of images; None forgets the labels.
+            A folder or a list of images; None deletes the classifier.
         labels
             One of
 
             * a label map for each image of a list: a file or an integer array (H, W) of ids into `names`, 255 for
-              pixels without a label. A few scribbles suffice;
+              unlabeled pixels. A few scribbles suffice;
             * a table of clicks, a CSV file or a DataFrame, with the columns image (file name), x, y (pixels from the
-              top left corner, as `predict` sees the image) and name.
+              top left corner of the image as read by `predict`) and name.
         method
-            "logistic": multinomial logistic regression in which all names have the same weight, and each image counts
-            as one observation, however many of its pixels are labeled; that sets its regularization. "neighbors": the
-            30 nearest labeled cells vote, with weights softmax(cosine / 0.02); a name with few labels loses votes.
+            "logistic": multinomial logistic regression with balanced names; each image counts as one observation, which
+            sets the regularization. "neighbors": vote of the 30 nearest labeled cells with weights
+            softmax(cosine / 0.02), which disadvantages names with few labels.
         on
             "codes" of the head, or "features" of the backbone.
         names
-            Name of each id of label maps; the classes of the run by default.
+            Names of the ids in label maps; the classes of the run by default.
 
         Returns
         -------
@@ -490,8 +466,8 @@ class Run:
         Raises
         ------
         StegoError
-            For a click outside of its image, an unknown image, an id without a name, names that differ in case alone,
-            and fewer than two names.
+            For clicks outside of the image, unknown images, ids without a name, duplicate names, and fewer than two
+            names.
 
         Examples
         --------
@@ -507,17 +483,17 @@ class Run:
             path.unlink(missing_ok=True)
         else:
             taught.save(path)
-        self.__dict__["taught"] = taught  # in place of the cached one
+        self.__dict__["taught"] = taught  # replaces the cached value
         return taught
 
     @usual_modes()
     def suggest(
         self, images: "str | Path | Sequence[Any]", count: int, on: str = "codes", seed: int = 0
     ) -> pd.DataFrame:
-        """Places whose label helps most: one typical place of each of `count` clusters, without labels.
+        """Suggests places to label: a typical place of each of `count` clusters, without labels.
 
-        Codes of grid cells are clustered by k-means, and each cluster gives the cell nearest to its center. Fill in the
-        names, or drop rows that are hard to tell, and pass the table to `teach`.
+        Grid cells are clustered by k-means, and the cell nearest to each center is returned. Add names, drop ambiguous
+        rows, and pass the table to `teach`.
 
         Parameters
         ----------
@@ -528,17 +504,17 @@ class Run:
         on
             "codes" or "features", as for `teach`.
         seed
-            Seed of the k-means and, in large folders, of the cells that are looked at. Another seed gives other places.
+            Seed of k-means and, for many images, of the sampled cells.
 
         Returns
         -------
         pandas.DataFrame
-            Columns image (file name), x, y (pixels from the top left corner); the largest cluster comes first.
+            Columns image (file name), x, y (pixels from the top left corner), by decreasing size of the cluster.
 
         Raises
         ------
         StegoError
-            For no images, equal file names, and more places than there are different cells.
+            For an empty list, duplicate file names, and more places than different cells.
 
         Examples
         --------
@@ -559,22 +535,22 @@ class Run:
 
     @property
     def matched(self) -> bool:
-        """Whether `evaluate` has matched the clusters to classes."""
+        """Whether clusters are matched to classes, by `evaluate`."""
         return self._naming.matching is not None
 
     @property
     def segments(self) -> Classes:
-        """Name and color of every id of `predict`: those of `teach`, of `name_segments`, or `unnamed_segments`."""
+        """Names and colors of the ids of `predict`, from `teach`, `name_segments` or `unnamed_segments`."""
         return self._naming.named[1] if self.taught is None else self.taught.classes
 
     @property
     def ids(self) -> np.ndarray:
-        """Id of each map of `score_maps` in the label maps of `predict`, uint8 (n,); 255 for a dropped cluster."""
+        """Id in label maps of each channel of `score_maps`, uint8 (n,); 255 for dropped clusters."""
         return self._naming.named[0] if self.taught is None else np.arange(len(self.taught.names), dtype=np.uint8)
 
     @property
     def unnamed_segments(self) -> Classes:
-        """Segments without the names of `name_segments`, as in evaluation: classes, then clusters without a class."""
+        """Segments without `name_segments`, as in evaluation: classes, then unmatched clusters."""
         return self._naming.unnamed[1]
 
     @property
@@ -584,7 +560,7 @@ class Run:
 
     @property
     def names(self) -> dict[int, str | None]:
-        """Cluster -> the name that `name_segments` gave it, None if dropped. StegoError for names of other clusters."""
+        """Name of each cluster by `name_segments`, None if dropped. Raises StegoError for names of other clusters."""
         return self._naming.names
 
     @property
@@ -593,22 +569,21 @@ class Run:
         return self._naming.branches
 
     def name_segments(self, names: Mapping[str, str | None] | None) -> None:
-        """Names segments: writes names.json, which `predict` and `segments` follow. Scores do not depend on it.
+        """Names, merges or drops segments for `predict` and `segments`. Scores do not change.
 
-        The names belong to the current clusters; after further training they raise a StegoError.
+        The names are stored in names.json for the current clusters and are invalid after further training.
 
         Parameters
         ----------
         names
-            Name in `unnamed_segments` or `branches` -> new name. A branch names all its clusters, except those that a
-            smaller branch or their own name in `names` names. Equal names merge segments. None drops a segment: its
-            pixels get id 255. Other segments keep their names. Earlier names are replaced; `names=None` only removes
-            them.
+            Name in `unnamed_segments` or `branches` -> new name. The name of a branch applies to all its clusters
+            without a name of their own or of a smaller branch. Equal names merge segments; the pixels of a segment
+            named None get id 255. Earlier names are replaced; `names=None` deletes them.
 
         Raises
         ------
         StegoError
-            For an unknown segment or branch, an invalid name, and if every segment is dropped.
+            For unknown segments or branches, invalid names, and if all segments are dropped.
 
         Examples
         --------
@@ -617,7 +592,7 @@ class Run:
         """
         self.check_fitted()
         if self.taught is not None:
-            raise StegoError("The segments have the names that run.teach was given. run.teach(None) forgets them.")
+            raise StegoError("The names of the segments are from run.teach. Call run.teach(None) first.")
         if names is None:
             (self.folder / "names.json").unlink(missing_ok=True)
         else:
@@ -626,30 +601,29 @@ class Run:
 
 # ---------------------------------------------------------------------------------------------- opening
 
-# Fields of the experiment that `load_run` can change: training is over, and other data may be evaluated.
+# Fields of the experiment that `load_run` can change, because they do not affect a trained model.
 CHANGEABLE = ("dataset", "backbone", "official", *EVALUATION, *MACHINE)
 
 
 @usual_modes()
 def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes: Any) -> Run:
-    """Opens a run folder, a run that was shared, or a checkpoint that STEGO's authors released (.ckpt).
+    """Opens a run folder, a shared run, or a checkpoint released by STEGO's authors (.ckpt).
 
     Parameters
     ----------
     path
-        The folder or file; "hf:user/name" or "hf:user/name@revision" on Hugging Face's hub. Without a network, files
-        come from the hub's cache.
+        The folder or file, or "hf:user/name" or "hf:user/name@revision" on Hugging Face's hub or in its cache.
     runs_dir
-        Work on a copy in this folder: for a run that may not be written to, or should not change. A run that was
-        shared, and the evaluation of a .ckpt, have a folder of their own, in `runs/` of the project by default.
+        Parent folder for a copy of the run, if the run is read-only or must not change. Shared runs and .ckpt files
+        always have a folder there, `runs/` of the project by default.
     changes
-        Fields of the experiment to change for evaluation, see `CHANGEABLE`. `backbone` names another place of the same
-        weights; a weight file in the run's folder is used if the original is missing.
+        Fields of the experiment to change for evaluation, see `CHANGEABLE`. `backbone` is a new location of the same
+        weights; by default a file in the run folder replaces a missing one.
 
     Raises
     ------
     StegoError
-        For missing or damaged files, a failed download, and for a field that cannot be changed.
+        For missing or damaged files, a failed download, and fields that cannot be changed.
 
     Examples
     --------
@@ -678,25 +652,25 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     run.load_checkpoint()
     run.provenance = Provenance.read(folder)
     if experiment.backbone != trained.backbone:
-        _ = run.backbone  # raises an error for other weights now
+        _ = run.backbone  # checks the weights
     return run
 
 
 def _copied(folder: Path, runs_dir: Path) -> Path:
-    """Copies the files of a run, unless they were copied before. The copy is named by the run and its checkpoint."""
+    """Copies a run, unless it exists in `runs_dir`, to a folder named by the run and its checkpoint."""
     copy = runs_dir / f"{folder.absolute().name}-{checksum(folder / CHECKPOINT)[:8]}"
     if not (copy / CHECKPOINT).exists():
         files = sorted(path for path in (*folder.glob("*.*"), *folder.glob("kept/*")) if path.is_file())
-        for path in sorted(files, key=lambda path: path.name == CHECKPOINT):  # last: the copy is then complete
+        for path in sorted(files, key=lambda path: path.name == CHECKPOINT):  # the checkpoint last
             with atomic(copy / path.relative_to(folder)) as temporary:
                 shutil.copyfile(path, temporary)
     return copy
 
 
 def _located(backbone: str, folder: Path) -> str:
-    """The backbone of a run, with its file in the run's folder if it is missing where it was."""
+    """The backbone of a run; if its file is missing, the path of a file with this name in the run folder."""
     name, file = split_backbone(backbone)
-    here = folder.absolute() / PureWindowsPath(file).name  # the run may come from Windows
+    here = folder.absolute() / PureWindowsPath(file).name  # the path may be of Windows
     if not file or Path(file).exists() or not here.is_file():
         return backbone
     return f"{name}@{here}" if name else str(here)
@@ -709,7 +683,7 @@ def _load_released(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:
     experiment = released.experiment.but(**changes)
     model = build_model(experiment, released.vit.embed_dim, len(released.classes))
     model.load_state_dict(released.weights, strict=False)  # without feature mean and decoder
-    # One folder per weights and settings, so that the matching of another dataset is not used.
+    # One folder for each combination of weights and settings, so that matchings are not mixed up.
     settings = {key: value for key, value in experiment.to_dict().items() if key not in ("data_root", "backbone")}
     key = fingerprint(*sorted(released.weights.items()), sorted(settings.items()))[:8]
     run = Run(runs_dir / f"{path.stem}-{experiment.dataset}-{key}", experiment, released.classes, model.eval())
@@ -722,7 +696,7 @@ def _load_released(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:
 
 
 def new_folder(runs_dir: Path, experiment: Experiment) -> Path:
-    """Makes a new folder, named by time and experiment."""
+    """Creates a folder named by time and experiment."""
     stem, number = f"{datetime.now():%Y%m%d-%H%M%S}-{experiment.name}", 1
     while True:
         folder = runs_dir / (stem if number == 1 else f"{stem}-{number}")
@@ -736,10 +710,9 @@ def new_folder(runs_dir: Path, experiment: Experiment) -> Path:
 
 
 def find_run(runs_dir: Path, experiment: Experiment, provenance: Provenance) -> Path | None:
-    """The newest run of this experiment and provenance that has a checkpoint, or None.
+    """The newest run of this experiment and provenance, or None with a notice.
 
-    Fields of `MACHINE` and `EVALUATION` may differ. Without such a run, a notice says so, and how the provenance of the
-    newest run of the same experiment differs.
+    Fields of `MACHINE` and `EVALUATION` may differ. The notice names differences to the newest run of the experiment.
     """
     settings, others = _settings(experiment), []
     checkpoints = sorted(runs_dir.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
@@ -752,20 +725,20 @@ def find_run(runs_dir: Path, experiment: Experiment, provenance: Provenance) -> 
         if not differing:
             return folder
         others.append(f"; {folder.name} differs in {', '.join(differing)}")
-    notice(f"no run to resume: training starts from step 0{''.join(others[:1])}")
+    notice(f"There is no run to resume, so training starts at step 0{''.join(others[:1])}.")
     return None
 
 
 def _settings(experiment: Experiment) -> dict[str, Any]:
-    """What identifies a run, beside its provenance (which holds a fingerprint of `start_from`)."""
+    """Settings that identify a run together with its provenance, which includes `start_from`."""
     return {key: value for key, value in experiment.to_record().items() if key not in (*EVALUATION, "start_from")}
 
 
 def record_path(run: Run, split: str, data: str | None, tile: int | None = None) -> Path:
-    """The file of the run record of a split: metrics.json for the validation split of the run's own data and settings.
+    """Path of the run record of a split: metrics.json for the validation split of the run's data and settings.
 
-    data: fingerprint of the split's images, None without labels. The run's own data are those in the folder of
-    training, or the first that were scored. tile: of `evaluate`.
+    data: fingerprint of the images of the split, None without labels. The data of the run are those in the folder of
+    training, or the first that were evaluated. tile: see `evaluate`.
     """
     first, trained = run.folder / "metrics.json", run.folder / "experiment.json"
     own = Experiment.read(trained) if trained.exists() else run.experiment

@@ -1,4 +1,4 @@
-"""A folder of images in, label maps out: `segment_folder`, and the same from a shell.
+"""Segments a folder of images: `segment_folder`, and its command line.
 
 python -m stego_lib.segment RUN IMAGES OUTPUT
 torchrun --nproc-per-node 2 -m stego_lib.segment RUN IMAGES OUTPUT
@@ -36,7 +36,7 @@ from .utils.progress import progress, say
 from .utils.threads import in_threads
 from .utils.torch_state import usual_modes
 
-# Pixels per side of the largest JPEG.
+# Maximum side of a JPEG in pixels.
 MAX_JPEG_SIDE = 65_500
 # Column of areas.csv with the file names.
 INDEX = "image"
@@ -56,63 +56,60 @@ def segment_folder(
     masks: str = "rle",
     overwrite: bool = False,
 ) -> pd.DataFrame:
-    """Segments every image of a folder, at its own resolution.
+    """Segments all images of a folder at their own resolution.
 
-    Writes output/labels/NAME.png (8-bit palette PNG of the ids of `Run.predict`, 255 for none),
-    output/overlays/NAME.jpg (the colors over the image), output/areas.csv, and the annotations that
-    `format` names. Segments have the names and colors of `Run.segments`.
+    Writes output/labels/NAME.png (ids of `Run.predict` as 8-bit palette PNG), output/overlays/NAME.jpg (colors over the
+    image), output/areas.csv, and annotations. Names and colors are those of `Run.segments`.
 
-    It may be interrupted and called again: images whose results were made from the same file, by the same run and
-    settings, are not segmented again. output/origin.jsonl records the source and the checksum of every file. Started by
-    torchrun or SLURM, each process segments a part of the images.
+    An interrupted call can be repeated: images with up-to-date results, according to output/origin.jsonl, are skipped.
+    Processes started by torchrun or SLURM divide the images.
 
     Parameters
     ----------
     run
-        The trained run. If it was evaluated, segments are classes; otherwise they are clusters, and a notice says so.
+        A trained run. Segments are classes if it was evaluated, otherwise clusters, with a notice.
     images
-        Folder with the images; its subfolders are not searched.
+        Folder of images, without subfolders.
     output
         Folder for the results.
     opacity
-        Of the colors in the overlays, 0 to 1.
+        Opacity of the colors in the overlays, 0 to 1.
     format
         "png", or one or several of
 
-        * "coco-panoptic": panoptic.json and panoptic/NAME.png, one segment of each name per image;
-        * "coco-instances": instances.json. Every connected region is an instance: two cars that touch are one, a car
+        * "coco-panoptic": panoptic.json and panoptic/NAME.png, one segment per name and image;
+        * "coco-instances": instances.json. Each connected region is an instance: two touching cars are one, a car
           behind a pole is two;
-        * "labelme": labelme/NAME.json, polygons of connected regions, each simplified by at most a pixel;
+        * "labelme": labelme/NAME.json, polygons of connected regions, simplified with a tolerance of a pixel;
         * "geotiff": geotiff/NAME.tif with the georeference of the image;
         * "geojson": geojson/NAME.geojson, polygons of connected regions in the coordinates of the image, for GIS.
 
         A TIFF of more than 50 megapixels is segmented by a sliding window (`tile`, 448 pixels by default) in little
-        memory. It gives geotiff/NAME.tif and, on request, the polygons, and nothing else.
+        memory, to geotiff/NAME.tif and, with "geojson", polygons.
     refine, size, tile
-        See `Run.predict`: "crf" or "none"; pixels of the shorter side; pixels per side of a sliding window.
+        See `Run.predict`.
     masks
-        Of instances.json: "rle" (run lengths) or "polygons".
+        Masks in instances.json: "rle" (run-length encoding) or "polygons".
     overwrite
-        Replace files in `output` that this function did not write, or that were changed since.
+        Replace files in `output` that were written or changed by others.
 
     Returns
     -------
     pandas.DataFrame
-        One row per image, one column per segment: its percentage of the pixels that belong to one (NaN without any).
-        Equal names of segments are followed by their id.
+        One row per image, one column per segment: its percentage of the segmented pixels (NaN if there are none).
 
     Raises
     ------
     StegoError
-        For a folder without readable images, two images of one name, an opacity out of range, an unknown format or
-        missing package, and a file in `output` that would be overwritten. A notice counts single unreadable images.
+        If all images are unreadable, two images have the same name, an argument is invalid, a package is missing, or a
+        file would be overwritten. Single unreadable images give a notice.
 
     Examples
     --------
     >>> table = segment_folder(run, "my_images", "my_segments", format=("coco-instances", "labelme"))
     """
     if not 0 <= opacity <= 1:
-        raise StegoError(f"opacity={opacity!r} must be between 0 (image alone) and 1 (colors alone).")
+        raise StegoError(f"opacity={opacity!r} is invalid. It should be from 0 (image) to 1 (colors).")
     folder, target = user_path(images), user_path(output)
     paths = _images_of(folder)
     run.check_fitted()
@@ -135,47 +132,47 @@ def segment_folder(
 
 
 class _Job(NamedTuple):
-    """What all images of a call share."""
+    """Arguments for all images of a call."""
 
     run: Run
     # refine, size and tile of `Run.predict`.
     how: dict[str, Any]
     rules: Rules
     opacity: float
-    # Fingerprint of all that results depend on, except the image.
+    # Fingerprint of everything that determines results, except the image.
     settings: str
     out: OutputFolder
     writers: list[Writer]
 
 
-# A path, what its results are made from (or why it cannot be read), the image if it is segmented now, its label map.
+# Path, source of the results or an error, image unless results are up to date, label map unless there is an error.
 Work: TypeAlias = tuple[Path, str, StoredImage | None, np.ndarray | None]
 
 
 class Result(NamedTuple):
-    """What came of one image."""
+    """The result of one image."""
 
     name: str
-    # What the label map was made from.
+    # Fingerprint of image and settings.
     source: str = ""
-    # Percentage of each segment; None for an image that cannot be read, and `problem` says why.
+    # Percentage of each segment; None for an unreadable image, with an error in `problem`.
     areas: np.ndarray | None = None
     problem: str = ""
-    # Whether it was segmented by an earlier call, and whether it is turned upright by its EXIF orientation.
+    # Whether the results were up to date, and whether the image is rotated by its EXIF orientation.
     kept: bool = False
-    turned: bool = False
-    # What the writers of annotations returned.
+    rotated: bool = False
+    # Results of `Writer.add`.
     records: Sequence[Any] = ()
 
 
 def _show_remarks(run: Run, folder: Path) -> None:
-    """Notices about the images, and about segments without names."""
+    """Shows notices about the images, and about segments without names."""
     if devices.first():
         show_findings(folder)
     if not run.matched and without_names(run.segments) and not without_names(run.classes):
         notice(
-            f"{shown_path(run.folder)} was not scored with labels, so its segments are clusters without names. "
-            "evaluate(run) matches them to classes, and run.name_segments names them."
+            f"{shown_path(run.folder)} was not evaluated, so its segments are clusters without names. Call "
+            "evaluate(run) to match them to classes, or run.name_segments to name them."
         )
 
 
@@ -185,16 +182,16 @@ def _segment(job: _Job, paths: list[Path]) -> list[Result]:
     results = _segment_images(job, [path for path in paths if path not in large])
     results += [_segment_raster(job, path) for path in large]
     if large:
-        notice(f"{len(large)} TIFFs are large, so they give GeoTIFFs and, with format='geojson', polygons alone.")
+        notice(f"{len(large)} large TIFFs: only GeoTIFFs and, with format='geojson', polygons are written.")
     return results
 
 
 def _segment_images(job: _Job, paths: list[Path]) -> list[Result]:
-    """Segments the images that are not up to date: one thread reads, this one predicts, and one writes."""
+    """Segments images in three threads, for reading, prediction and writing; skips those that are up to date."""
     run, out, rules, count = job.run, job.out, job.rules, len(job.run.segments)
 
     def read(path: Path) -> tuple[str, StoredImage | None] | StegoError:
-        """What the results are to be made from, and the image, or None if they are up to date."""
+        """The source of the results, and the image, or None if the results are up to date."""
         try:
             source = fingerprint(job.settings, checksum_of(path))
             if all(out.source(name(path)) == source for name in (_label_name, _overlay_name)):
@@ -224,14 +221,14 @@ def _segment_images(job: _Job, paths: list[Path]) -> list[Result]:
         if image is not None:
             _write(job, path, source, image.rgb, label)
         records = [writer.add(path, label, source) for writer in job.writers]
-        turned = image is not None and image.orientation > 1 and rules.exif != "ignore"
-        return Result(path.name, source, _areas(label, count), "", image is None, turned, records)
+        rotated = image is not None and image.orientation > 1 and rules.exif != "ignore"
+        return Result(path.name, source, _areas(label, count), "", image is None, rotated, records)
 
     return list(progress(in_threads(write, predicted(), workers=1), "segmenting", total=len(paths)))
 
 
 def _segment_raster(job: _Job, path: Path) -> Result:
-    """Segments a large raster by windows, unless its results are up to date."""
+    """Segments a large raster by a sliding window, unless its results are up to date."""
     run, out, how, name = job.run, job.out, job.how, f"geotiff/{path.stem}.tif"
     outlines = [writer.file(path) for writer in job.writers if isinstance(writer, GeoJson)]
     try:
@@ -253,16 +250,16 @@ def _segment_raster(job: _Job, path: Path) -> Result:
 
 
 def _report(results: list[Result], segments: Classes, rules: Rules, seconds: float) -> pd.DataFrame:
-    """The table of areas; notices and a line about the images. Raises StegoError if none can be read."""
+    """Creates the table of areas, and prints a summary. Raises StegoError if all images are unreadable."""
     broken = [result.problem for result in results if result.areas is None]
     if len(broken) == len(results):
         raise StegoError(broken[0])
     if broken:
-        notice(f"{len(broken)} of {len(results)} images cannot be read and are left out. The first: {broken[0]}")
-    if turned := sum(result.turned for result in results):
+        notice(f"{len(broken)} of {len(results)} images cannot be read, for example: {broken[0]}")
+    if rotated := sum(result.rotated for result in results):
         notice(
-            f"{turned} of {len(results)} images and their label maps are turned upright by their EXIF orientation. "
-            'To keep them as stored, write {"exif": "ignore"} into classes.json beside them.'
+            f"{rotated} of {len(results)} images and their label maps are rotated by EXIF. To change this, write "
+            '{"exif": "ignore"} into classes.json in the folder of the images.'
         )
     kept = sum(result.kept for result in results)
     new = len(results) - len(broken) - kept
@@ -275,30 +272,31 @@ def _report(results: list[Result], segments: Classes, rules: Rules, seconds: flo
 
 
 def _finish(out: OutputFolder, writers: list[Writer], results: list[Result], table: pd.DataFrame) -> None:
-    """Writes what all images have in common, and names files of earlier calls."""
+    """Writes files for all images, and shows a notice about outdated files."""
     done = [result for result in results if result.areas is not None]
     everything = fingerprint(*(result.source for result in done))
     for number, writer in enumerate(writers):
         writer.output = out
         writer.finish([result.records[number] for result in done if result.records], everything)
     with out.write("areas.csv", everything) as temporary:
-        table.to_csv(temporary, float_format="%.2f", encoding="utf-8", errors="surrogateescape")  # names may be no text
+        # File names may be invalid Unicode.
+        table.to_csv(temporary, float_format="%.2f", encoding="utf-8", errors="surrogateescape")
     if outdated := out.outdated({everything, *(result.source for result in done)}):
         notice(
-            f"{len(outdated)} files in {shown_path(out.path)} are of an earlier call with other images or settings; "
-            f"the first is {outdated[0]}. Remove them, or request their format again."
+            f"{len(outdated)} files in {shown_path(out.path)} are from other images or settings, for example "
+            f"{outdated[0]}. Delete them, or request their format again."
         )
 
 
 def _check_output(out: OutputFolder, writers: list[Writer], paths: list[Path]) -> None:
-    """StegoError where a file that is not ours, or an image, would be overwritten."""
+    """Raises StegoError if images or files of the user would be overwritten."""
     names = [name(path) for path in paths for name in (_label_name, _overlay_name, *(w.file for w in writers))]
     names += ["areas.csv", *(writer.summary for writer in writers)]
     names += [f"geotiff/{path.stem}.tif" for path in paths if is_large(path)]
     if foreign := out.foreign(filter(None, progress(names, "checking the output folder")), paths):
         raise StegoError(
-            f"{len(foreign)} files in {out.path} were not written by segment_folder, or were changed since: "
-            f"{few(foreign)}. Move them, or pass overwrite=True (which never replaces an image that is read)."
+            f"{len(foreign)} files in {out.path} were written or changed by others: {few(foreign)}. Move them, or use "
+            "overwrite=True, which never replaces the images."
         )
 
 
@@ -329,7 +327,7 @@ def _read_label(out: OutputFolder, image: Path) -> np.ndarray:
 
 
 def _settings(run: Run, how: dict[str, Any], opacity: float, rules: Rules) -> str:
-    """Fingerprint of all that results depend on, except the image. how: refine, size and tile of `Run.predict`."""
+    """Fingerprint of everything that determines results, except the image. how: arguments of `Run.predict`."""
     experiment, segments = run.experiment, run.segments
     values = [run.uses_crf(how["refine"]), how["size"] or experiment.eval_size, how["tile"], experiment.mirror]
     values += [repr(experiment.official), experiment.precision]
@@ -341,35 +339,36 @@ def _settings(run: Run, how: dict[str, Any], opacity: float, rules: Rules) -> st
 
 
 def _images_of(folder: Path) -> list[Path]:
-    """The images of a folder. Raises StegoError for none, and for two whose results would have one name."""
+    """The images of a folder. Raises StegoError if there are none, or if the names of results would collide."""
     paths = list_images(folder)
-    stems = Counter(unicodedata.normalize("NFC", path.stem).casefold() for path in paths)  # as some disks compare names
+    # Some file systems ignore case and normalize Unicode.
+    stems = Counter(unicodedata.normalize("NFC", path.stem).casefold() for path in paths)
     stem, count = stems.most_common(1)[0]
     if count > 1:
-        raise StegoError(f"{folder} holds {count} images called {stem}. Rename them, or their results would collide.")
+        raise StegoError(f"{folder} holds {count} images called {stem}, whose results would collide. Rename them.")
     return paths
 
 
 def _areas(label: np.ndarray, count: int) -> np.ndarray:
-    """Percentage of each of `count` ids among the pixels that have one, float64 (count,); NaN if none has."""
+    """Percentage of each of `count` ids among all pixels with such an id, float64 (count,); NaN without them."""
     pixels = np.array(Image.fromarray(label).histogram()[:count], float)
     return 100 * pixels / (pixels.sum() or np.nan)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`segment_folder` from a shell."""
+    """Runs `segment_folder` from the command line."""
     parser = argparse.ArgumentParser(prog="python -m stego_lib.segment", description="Segments a folder of images.")
     parser.add_argument("run", help="run folder, or released checkpoint (.ckpt)")
-    parser.add_argument("images", help="folder with the images")
+    parser.add_argument("images", help="folder of images")
     parser.add_argument("output", help="folder for the results")
     parser.add_argument("--format", nargs="+", default=[PNG], choices=(PNG, *WRITERS), help="see segment_folder")
-    parser.add_argument("--refine", choices=REFINEMENTS, help="borders by the CRF, or without; default: as trained")
-    parser.add_argument("--size", type=int, metavar="PIXELS", help="shorter side of images, for the backbone")
-    parser.add_argument("--tile", type=int, metavar="PIXELS", help="side of a window that slides over the image")
+    parser.add_argument("--refine", choices=REFINEMENTS, help="refine borders by a CRF; default: as trained")
+    parser.add_argument("--size", type=int, metavar="PIXELS", help="shorter side of resized images")
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help="side of a sliding window")
     parser.add_argument("--masks", default=MASKS[0], choices=MASKS, help="masks of coco-instances")
-    parser.add_argument("--opacity", type=float, default=0.55, help="of the colors in the overlays, 0 to 1")
+    parser.add_argument("--opacity", type=float, default=0.55, help="opacity of colors in overlays, 0 to 1")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that others wrote or changed")
+    parser.add_argument("--overwrite", action="store_true", help="replace files written or changed by others")
     given = vars(parser.parse_args(arguments))
     try:
         run = load_run(given.pop("run"), device=given.pop("device"))

@@ -1,9 +1,9 @@
-"""Shares a run: a folder of a few files, or the same as a repository on Hugging Face's hub.
+"""Shares a run as a folder, or as a repository on Hugging Face's hub, with these files:
 
-* head.safetensors: head, probes and feature mean; taught.safetensors: what `Run.teach` fitted;
+* head.safetensors: head, probes and feature mean; taught.safetensors: the classifier of `Run.teach`;
 * config.json: experiment, classes, provenance, names of segments, and the run record of the validation split;
 * README.md and thumbnail.webp: the model card;
-* backbone.*: the backbone's file, on request. By default the backbone is named, not copied.
+* backbone.*: the file of the backbone, on request. By default it is loaded by name.
 """
 
 import shutil
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from .run import Run
 
 CONFIG, HEAD, TAUGHT = "config.json", "head.safetensors", "taught.safetensors"
-# JSON files of a run folder, which config.json holds by these names.
+# JSON files of a run folder that are copied to config.json.
 PARTS = ("classes", "provenance", "names", "metrics")
-# Prefix of a repository's name in `load_run`.
+# Prefix of repositories in `load_run`.
 HUB = "hf:"
 
 
@@ -38,15 +38,15 @@ def save_run(
     include_backbone: bool = False,
     source: str = "",
 ) -> None:
-    """Writes the files of a shared run, see `Run.save_pretrained`. source: what the card passes to `load_run`."""
+    """Writes the files of a shared run, see `Run.save_pretrained`. source: argument of `load_run` in the card."""
     folder, (name, file) = user_path(folder), split_backbone(run.experiment.backbone)
     if not (run.folder / "experiment.json").exists():
-        raise StegoError("A released checkpoint is not a run of this library. Share its .ckpt file.")
+        raise StegoError("A released checkpoint cannot be converted. Share its .ckpt file.")
     run.check_fitted()
     if folder.exists() and any(folder.iterdir()):
-        raise StegoError(f"{folder} is not empty. Name a new folder.")
+        raise StegoError(f"{folder} is not empty. Choose a new folder.")
     if include_backbone and not file:
-        raise StegoError(f"The backbone {name} is loaded by its name. Leave include_backbone out.")
+        raise StegoError(f"The backbone {name} has no file. Leave include_backbone out.")
     check_license(license, run.experiment.backbone)
     kept = f"backbone{Path(file).suffix}" if include_backbone else Path(file).name
     values = run.experiment.to_record() | {"backbone": "@".join(filter(None, (name, kept)))}
@@ -56,7 +56,7 @@ def save_run(
     picture = thumbnail(run, images) if images else None
     save_state(folder / HEAD, {"step": run.step, "shifts": run.shifts, "model": run.model.state_dict()})
     if (taught := run.taught) is not None:
-        anonymous = {key: f"image {number}" for number, key in enumerate(taught.images)}  # without names of files
+        anonymous = {key: f"image {number}" for number, key in enumerate(taught.images)}  # without file names
         save_state(folder / TAUGHT, vars(taught) | {"images": anonymous})
     if include_backbone:
         _copy(Path(file), folder / kept)
@@ -70,7 +70,7 @@ def save_run(
 
 
 def push_run(run: "Run", repository: str, private: bool, **options: Any) -> None:
-    """Uploads a run in one commit, see `Run.push_to_hub`. options: of `save_run`."""
+    """Uploads a run in one commit, see `Run.push_to_hub`. options: arguments of `save_run`."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     with TemporaryDirectory() as temporary:
@@ -81,19 +81,19 @@ def push_run(run: "Run", repository: str, private: bool, **options: Any) -> None
             HfApi().create_repo(repository, private=private, exist_ok=True)
             HfApi().create_commit(repository, files, commit_message=f"Run {run.folder.name}")
         except Exception as error:  # anything that the hub's client raises for network, login or name
-            raise StegoError(f"{repository} cannot be uploaded ({brief(error)}). Try `hf auth login` first.") from error
+            raise StegoError(f"{repository} cannot be uploaded ({brief(error)}). Run `hf auth login` first.") from error
 
 
 def is_shared(path: str | Path) -> bool:
-    """Whether `path` is a repository, or a folder that `save_run` wrote."""
+    """Whether `path` is a repository or a folder of `save_run`."""
     folder = user_path(path)
     return str(path).startswith(HUB) or ((folder / CONFIG).exists() and not (folder / "experiment.json").exists())
 
 
 def open_shared(path: str | Path, runs_dir: Path) -> Path:
-    """Makes a run folder from a shared run in runs_dir/shared, unless it is there. path: "hf:NAME@REVISION", a folder.
+    """Converts a shared run, a folder or "hf:NAME@REVISION", to a run folder in runs_dir/shared, unless it exists.
 
-    Its name holds a fingerprint of the files. It lies apart from runs that can be resumed.
+    The folder's name contains a fingerprint of the files.
     """
     remote = str(path).startswith(HUB)
     source = _download(str(path).removeprefix(HUB)) if remote else user_path(path)
@@ -107,7 +107,7 @@ def open_shared(path: str | Path, runs_dir: Path) -> Path:
         if (folder / CHECKPOINT).exists():
             return folder
         name, file = split_backbone(values["backbone"])
-        if file:  # in the run folder, whatever folder a stranger wrote
+        if file:  # only in the run folder, because paths in foreign files are not trusted
             file = PureWindowsPath(file).name
             values["backbone"] = "@".join(filter(None, (name, str(folder.absolute() / file))))
             if (source / file).exists():
@@ -118,14 +118,14 @@ def open_shared(path: str | Path, runs_dir: Path) -> Path:
         write_json(folder / "experiment.json", Experiment.from_dict(values).to_dict())
         if len(weights) > 1:
             _copy(source / TAUGHT, folder / TAUGHT)
-        _copy(source / HEAD, folder / CHECKPOINT)  # last: the folder is then complete
+        _copy(source / HEAD, folder / CHECKPOINT)  # the last file
     except (AttributeError, KeyError, TypeError) as error:
         raise StegoError(f"{path} is not a shared run ({brief(error)}). Share it again.") from error
     return folder
 
 
 def _download(name: str) -> Path:
-    """The files of a repository in the hub's cache, from which they are read without a network."""
+    """Downloads a repository to the hub's cache, which also works offline."""
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")

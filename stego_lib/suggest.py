@@ -1,4 +1,4 @@
-"""Places whose label helps most: `Run.suggest`."""
+"""Suggests places to label, see `Run.suggest`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,19 +18,19 @@ from .utils.progress import progress, stage
 if TYPE_CHECKING:
     from .run import Run
 
-# Grid cells among which places are chosen, of all images together, about; each image gives one at least.
+# Approximate number of sampled grid cells of all images; at least one per image.
 CELLS = 20_000
 
 
 def suggest(run: "Run", images: str | Path | Sequence[Any], count: int, on: str, seed: int) -> pd.DataFrame:
-    """Typical places of `count` clusters; see `Run.suggest`."""
+    """Typical places of `count` clusters, see `Run.suggest`."""
     check_choice("on", on, MAPS)
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise StegoError(f"count={count!r} must be a whole number of places. Give one or more.")
+        raise StegoError(f"count={count!r} is invalid. It should be a positive integer.")
     places, points = sample_places(run, images, on, seed)
     different = len(F.normalize(points, dim=1).unique(dim=0))
     if count > different:
-        raise StegoError(f"The images have {different} different grid cells, and count={count}. Lower count.")
+        raise StegoError(f"count={count} is more than the {different} different grid cells. Lower count.")
     return places.iloc[typical(points, count, seed)].reset_index(drop=True)
 
 
@@ -38,7 +38,7 @@ def suggest(run: "Run", images: str | Path | Sequence[Any], count: int, on: str,
 def sample_places(
     run: "Run", images: str | Path | Sequence[Any], on: str = "codes", seed: int = 0
 ) -> tuple[pd.DataFrame, Tensor]:
-    """Random grid cells of each image: a table of their central pixels (image, x, y), and their codes (M, C)."""
+    """Samples grid cells of each image: a table of their central pixels (image, x, y), and their codes (M, C)."""
     paths, generator = paths_by_name(images), torch.Generator().manual_seed(seed)
     tables, points = [], []
     for name, path in progress(paths.items(), "reading images"):
@@ -53,9 +53,9 @@ def sample_places(
 
 
 def typical(points: Tensor, clusters: int, seed: int) -> np.ndarray:
-    """Of each cluster of k-means on unit vectors, the point nearest to the center; the largest cluster comes first.
+    """Index of the point nearest to the center of each k-means cluster of unit vectors (M, C), int64 (clusters,).
 
-    points: (M, C). Returns int64 (clusters,).
+    Clusters are sorted by decreasing size.
     """
     unit = F.normalize(points, dim=1).numpy()
     with stage(f"finding {clusters} kinds of places (k-means)"):

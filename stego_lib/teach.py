@@ -1,7 +1,6 @@
-"""A few labels on the codes of a run: `Run.teach`.
+"""Fits a classifier of codes or features to a few label maps or clicks, see `Run.teach`.
 
-Clusters answer a question that nobody asked in their own words. A few label maps or clicks say which segments are
-wanted. They fit a classifier of codes; head and clusters stay as they were trained, without labels.
+Clusters may not correspond to the segments that a user needs. Head and clusters do not change and remain unsupervised.
 """
 
 import io
@@ -32,25 +31,25 @@ from .utils.states import load_state, save_state
 if TYPE_CHECKING:
     from .run import Run
 
-# Name of the file in a run's folder.
+# File name in the run folder.
 FILE = "taught.safetensors"
-# What fits the labels, and to what.
+# Values of the arguments `method` and `on`.
 METHODS, MAPS = ("logistic", "neighbors"), ("codes", "features")
-# Logit of a class that has no label.
-NEVER = -1e4
+# Logit of classes without labels.
+MIN_LOGIT = -1e4
 # Columns of a table of clicks.
 CLICK = ("image", "x", "y", "name")
-# Label of pixels that say nothing.
+# Label of unlabeled pixels.
 UNLABELED = 255
-# Of "neighbors": labeled cells that vote for a cell, and temperature of their cosines.
+# Number of voting cells and temperature of their cosines for "neighbors".
 NEIGHBORS, TEMPERATURE = 30, 0.02
-# Labeled cells that are kept, at most; random ones of more.
+# Maximum number of labeled cells, chosen at random.
 MAX_CELLS = 40_000
 
 
 @dataclass(frozen=True)
 class Taught:
-    """A classifier of codes or features that a few labels fitted."""
+    """A classifier of codes or features, fitted to a few labels."""
 
     names: tuple[str, ...]
     method: str
@@ -58,15 +57,15 @@ class Taught:
     on: str
     """"codes" or "features"."""
     labels: dict[str, int]
-    """Labeled pixels or clicks of each name."""
+    """Number of labeled pixels or clicks of each name."""
     images: dict[str, str]
-    """Fingerprint of the pixels of each labeled image -> its name."""
+    """Fingerprint of the pixels of each labeled image -> file name."""
     model: str
     """Fingerprint of head and backbone, see `model_of`."""
     points: Tensor
-    """"logistic": weights, float32 (n, C + 1), the last column is the bias. "neighbors": unit vectors (M, C)."""
+    """"logistic": weights, float32 (n, C + 1), with the bias in the last column. "neighbors": unit vectors (M, C)."""
     ids: Tensor
-    """"neighbors": name of each point, int64 (M,). Empty for "logistic"."""
+    """"neighbors": index into `names` of each point, int64 (M,). "logistic": empty."""
 
     @property
     def classes(self) -> Classes:
@@ -74,7 +73,7 @@ class Taught:
         return Classes(self.names, tuple(distinct_colors(len(self.names))))
 
     def scores(self, maps: Tensor) -> Scores:
-        """Logits of the names on the grid, (B, n, h, w), from codes or features (B, C, h, w)."""
+        """Logits of the names on the grid, (B, n, h, w), for codes or features (B, C, h, w)."""
         points = self.points.to(maps.device)
         if self.method == "logistic":
             return Scores(F.conv2d(maps, points[:, :-1, None, None], points[:, -1]))
@@ -87,21 +86,21 @@ class Taught:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a run record says of the labels."""
+        """Summary for run records."""
         return {"method": self.method, "on": self.on, "images": len(self.images), "labels": self.labels}
 
     def class_ids(self, classes: Classes) -> tuple[list[int], list[str]]:
-        """Map of each name in `class_scores`, and the names of these maps: the classes, then names of no class."""
+        """Channel of each name in `class_scores`, and the names of the channels: classes, then other names."""
         maps = [*classes.names, *(name for name in self.names if name not in classes.names)]
         return [maps.index(name) for name in self.names], maps
 
     def class_scores(self, maps: Tensor, classes: Classes) -> Scores:
-        """`scores` with a map for each of the classes, in their order, and then for each name that is no class."""
+        """`scores` with channels for all classes, in their order, followed by other names."""
         ids, names = self.class_ids(classes)
         grid = self.scores(maps).grid
-        of_classes = grid.new_full((len(grid), len(names), *grid.shape[2:]), NEVER)
-        of_classes[:, ids] = grid
-        return Scores(of_classes)
+        logits = grid.new_full((len(grid), len(names), *grid.shape[2:]), MIN_LOGIT)
+        logits[:, ids] = grid
+        return Scores(logits)
 
     def save(self, path: Path) -> None:
         """Writes the classifier atomically."""
@@ -109,7 +108,7 @@ class Taught:
 
     @classmethod
     def load(cls, path: Path) -> "Taught":
-        """Reads what `save` wrote."""
+        """Reads a file of `save`."""
         state = load_state(path)
         return cls(**(state | {"names": tuple(state["names"])}))
 
@@ -123,9 +122,9 @@ def teach(
     names: Sequence[str] | None = None,
     read: Callable[[Any, str], tuple[Tensor, Tensor]] | None = None,
 ) -> Taught:
-    """Fits a classifier of codes to a few labels; see `Run.teach`.
+    """Fits a classifier to a few labels, see `Run.teach`.
 
-    read: reads the images of clicks in place of `read_maps`; one that keeps its results saves the backbone's time.
+    read: replaces `read_maps` for clicks, for example by a function with a cache.
     """
     check_choice("method", method, METHODS)
     check_choice("on", on, MAPS)
@@ -138,17 +137,15 @@ def teach(
     counts = np.sum([example.counts for example in examples], axis=0).tolist()
     used = ids.unique().tolist()
     if lost := [name for id_, name in enumerate(names) if counts[id_] and id_ not in used]:
-        notice(
-            f"No grid cell has most of its labels from {', '.join(lost)}, so it is left out. Label larger parts of it."
-        )
+        notice(f"{', '.join(lost)} has the most labels in no grid cell and is ignored. Label larger regions.")
     if len(used) < 2:
-        raise StegoError(f"The labels hold {len(used)} names with pixels. Label at least two, so there is a choice.")
+        raise StegoError(f"The labels have {len(used)} names with pixels. Label at least two.")
     ids = torch.tensor([used.index(id_) if id_ in used else -1 for id_ in range(len(names))])[ids]
     if len(ids) > MAX_CELLS:
         chosen = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))[:MAX_CELLS]
         points, ids = points[chosen], ids[chosen]
     if method == "logistic":
-        # Cells of an image resemble each other, so each image counts as one observation, however many cells it has.
+        # Cells of an image are similar, so each image counts as one observation.
         all_points = torch.cat([example.all_points for example in examples])
         weight, bias = multinomial_regression(points, ids, len(used), len(examples) / len(points), all_points, True)
         points, ids = torch.cat([weight, bias[:, None]], 1), ids[:0]
@@ -167,7 +164,7 @@ def teach(
 
 
 def model_of(run: "Run") -> str:
-    """Fingerprint of what makes the codes of a run: backbone and head."""
+    """Fingerprint of backbone and head, which determine codes."""
     head = sorted((name, value) for name, value in run.model.state_dict().items() if name.startswith(("head", "feat")))
     return fingerprint(run.backbone.weights_id, *(item for pair in head for item in pair))
 
@@ -182,14 +179,14 @@ class _Example(NamedTuple):
     ids: Tensor
     """int64 (M,)."""
     counts: np.ndarray
-    """Labeled pixels or clicks of each name."""
+    """Number of labeled pixels or clicks of each name."""
     all_points: Tensor
-    """Those of all cells, labeled or not."""
+    """Points of all cells, including unlabeled ones."""
 
 
 @torch.inference_mode()
 def read_maps(run: "Run", image: Any, on: str) -> tuple[Tensor, Tensor]:
-    """The image, uint8 (3, H, W), and its codes or features at the working size of `predict`, (1, C, h, w)."""
+    """Reads an image, uint8 (3, H, W), and its codes or features at the working size of `predict`, (1, C, h, w)."""
     experiment, (pixels, _) = run.experiment, as_tensor(image, run.classes.rules)
     size = working_size(pixels.shape[1], pixels.shape[2], experiment.eval_size, run.backbone.patch)
     return pixels, run.maps(resize_image(pixels, size, experiment.official.published)[None], on)
@@ -198,13 +195,13 @@ def read_maps(run: "Run", image: Any, on: str) -> tuple[Tensor, Tensor]:
 def _label_maps(
     run: "Run", images: Any, labels: Sequence[Any], on: str, names: Sequence[str] | None
 ) -> tuple[list[_Example], list[str]]:
-    """Examples of images with label maps: each grid cell has the id of most of its labeled pixels."""
+    """Labeled cells from label maps, by majority of the labeled pixels in a cell."""
     images = list(images) if isinstance(images, list | tuple) else [images]
     if len(images) != len(labels):
-        raise StegoError(f"There are {len(images)} images and {len(labels)} label maps. Give one for each image.")
+        raise StegoError(f"There are {len(images)} images and {len(labels)} label maps. Pass one for each image.")
     if names is None:
         if without_names(run.classes):
-            raise StegoError("The ids of the label maps have no names. Give names=[...], one for each id.")
+            raise StegoError("The ids of the label maps have no names. Pass names=[...], one for each id.")
         names = run.classes.names
     Classes(tuple(names), tuple(distinct_colors(len(names))))  # checks the names
     examples = []
@@ -214,13 +211,13 @@ def _label_maps(
         pixels, maps = read_maps(run, image, on)
         if ids.shape != tuple(pixels.shape[1:]) or ids.dtype.kind not in "iu":
             raise StegoError(
-                f"The label map of {name} is {ids.dtype} {ids.shape}. It must hold an integer for each pixel of the "
-                f"image, {tuple(pixels.shape[1:])}."
+                f"The label map of {name} is {ids.dtype} {ids.shape}. It should be integers of the shape of the image, "
+                f"{tuple(pixels.shape[1:])}."
             )
         labeled = ids != UNLABELED
         wrong = np.setdiff1d(ids[labeled], np.arange(len(names)))
         if len(wrong):
-            raise StegoError(f"The label map of {name} has id {wrong[0]}, and there are {len(names)} names.")
+            raise StegoError(f"The label map of {name} has id {wrong[0]}, beyond the {len(names)} names. Add a name.")
         height, width = maps.shape[-2:]
         cells, cell_ids = _vote(ids, labeled, (height, width), len(names))
         points = maps[0].flatten(1).T.float().cpu()
@@ -230,7 +227,7 @@ def _label_maps(
 
 
 def _vote(ids: np.ndarray, labeled: np.ndarray, grid: tuple[int, int], n: int) -> tuple[Tensor, Tensor]:
-    """Grid cells with labeled pixels, int64 (M,) in row-major order, and the id of most of these pixels."""
+    """Grid cells with labeled pixels, row-major indices int64 (M,), and their most frequent id."""
     rows, columns = (np.arange(pixels) * cells // pixels for pixels, cells in zip(ids.shape, grid, strict=True))
     cell = rows[:, None] * grid[1] + columns
     votes = np.bincount(cell[labeled] * n + ids[labeled], minlength=grid[0] * grid[1] * n).reshape(-1, n)
@@ -241,7 +238,7 @@ def _vote(ids: np.ndarray, labeled: np.ndarray, grid: tuple[int, int], n: int) -
 def _clicks(
     read: Callable[[Any, str], tuple[Tensor, Tensor]], images: Any, clicks: Any, on: str
 ) -> tuple[list[_Example], list[str]]:
-    """Examples of clicks, each with the code at its point."""
+    """Labeled points from clicks, with the interpolated code."""
     table = read_clicks(clicks)
     paths = paths_by_name(images)
     names = list(dict.fromkeys(table["name"]))
@@ -256,8 +253,8 @@ def _clicks(
         outside = ~((x >= 0) & (x < width) & (y >= 0) & (y < height))
         if outside.any():
             raise StegoError(
-                f"A click at ({x[outside][0]:g}, {y[outside][0]:g}) lies outside of {file}, which has {width} x "
-                f"{height} pixels. Give x and y in pixels from the top left corner."
+                f"A click at ({x[outside][0]:g}, {y[outside][0]:g}) is outside of {file} with {width} x {height} "
+                "pixels. Use pixels from the top left corner."
             )
         place = torch.tensor(np.stack([(x + 0.5) / width, (y + 0.5) / height], 1) * 2 - 1, dtype=maps.dtype)
         place = place[None, None].to(maps.device)
@@ -269,31 +266,31 @@ def _clicks(
 
 
 def paths_by_name(images: str | Path | Sequence[Any]) -> dict[str, Path]:
-    """File name -> path of the images of a folder or a list. Raises StegoError for equal names, and for no image."""
+    """File name -> path of images in a folder or list. Raises StegoError for duplicate names and an empty list."""
     listed = list_images(user_path(images)) if isinstance(images, str | Path) else [user_path(path) for path in images]
     paths = {path.name: path for path in listed}
     if not paths:
-        raise StegoError("The list of images is empty. Name at least one.")
+        raise StegoError("The list of images is empty. Pass at least one.")
     if len(paths) < len(listed):
-        raise StegoError("Two images have the same file name, so clicks do not tell them apart. Rename one.")
+        raise StegoError("Two images have the same file name, so clicks are ambiguous. Rename one.")
     return paths
 
 
 def read_clicks(clicks: Any) -> pd.DataFrame:
-    """The table of clicks. Raises StegoError for another table."""
+    """Reads a table of clicks. Raises StegoError if it is invalid."""
     if isinstance(clicks, pd.DataFrame):
         table = clicks
     else:
         path = user_path(clicks)
-        with disk_errors(path, "Name a CSV file, or give a list of label maps."):
+        with disk_errors(path, "Pass a CSV file or a list of label maps."):
             text = read_text(path)
-        try:  # as text: a name may be "1" or "NA"
+        try:  # as text, because a name may be "1" or "NA"
             table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
         except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-            raise StegoError(f"{path} is not a table of clicks ({brief(error)}). Write a CSV file.") from None
+            raise StegoError(f"{path} is not a table of clicks ({brief(error)}). Save it as CSV.") from None
     missing = [column for column in CLICK if column not in table]
     if missing or not len(table):
-        raise StegoError(f"The table of clicks has no {', '.join(missing) or 'rows'}. It needs {', '.join(CLICK)}.")
+        raise StegoError(f"The table of clicks has no {', '.join(missing) or 'rows'}. Add {', '.join(CLICK)}.")
     table = table[list(CLICK)].astype({"image": str})
     numbers = table[["x", "y"]].apply(pd.to_numeric, errors="coerce")
     if numbers.isna().any(axis=None) or not table["name"].map(lambda name: isinstance(name, str)).all():

@@ -1,4 +1,4 @@
-"""Label maps of large images, by a window that slides over them at their own resolution."""
+"""Label maps of large images by a sliding window."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -18,12 +18,12 @@ from .utils.files import fingerprint
 if TYPE_CHECKING:
     from .run import Run
 
-# Part of a window that lies in the next one, at least.
+# Minimum overlap of adjacent windows, relative to their size.
 OVERLAP = 0.25
-# Windows that go through the backbone at once.
+# Windows per batch of the backbone.
 BATCH = 8
-# Pixels per side of the blocks that become labels at once (the CRF needs half a gigabyte for one), and of the margin by
-# which they overlap for it.
+# Side in pixels of the blocks for computing labels (the CRF needs half a gigabyte for one), and of their overlap for
+# the CRF.
 BLOCK, MARGIN = 512, 64
 
 Read = Callable[[int, int, int, int], Tensor]
@@ -34,25 +34,25 @@ Read = Callable[[int, int, int, int], Tensor]
 def label_strips(
     run: "Run", read: Read, size: tuple[int, int], tile: int, crf: bool, done: int = 0
 ) -> Iterator[np.ndarray]:
-    """Label map of an image of any size in strips from top to bottom. Memory grows with its width, not its height.
+    """Label map of an image of any size in strips from top to bottom. Memory does not depend on the height.
 
-    The codes of overlapping windows are blended on the grid with a smooth weight, so windows leave no seams. An image
-    whose sides are no multiples of the patch is continued by its last pixels. The CRF works on overlapping blocks.
+    Codes of overlapping windows are blended with smooth weights, to avoid seams. Images are padded to multiples of the
+    patch by replicating border pixels. The CRF is applied to overlapping blocks.
 
     Parameters
     ----------
     run
         The run.
     read
-        Reads a part of the image.
+        Function that reads a part of the image.
     size
         Height and width of the image.
     tile
-        Pixels per side of a window, brought to a size that the backbone accepts.
+        Side of a window in pixels, rounded to a size that the backbone accepts.
     crf
-        Refine the labels with the CRF.
+        Refine the labels by the CRF.
     done
-        Height of the first strips together, if they are known already; they are left out.
+        Total height of finished strips, which are skipped.
 
     Yields
     ------
@@ -68,12 +68,12 @@ def label_strips(
     """
     patch = run.backbone.patch
     _, grid = _window_and_grid(run.backbone.geometry, size, tile)
-    margin = max(1, MARGIN // patch) if crf else 1  # labels are interpolated between two cells
+    margin = max(1, MARGIN // patch) if crf else 1  # for interpolation
     step = max(1, BLOCK // patch - 2 * margin)
     start = done // patch
     first = max(0, start - margin)
     rows = blended_rows(run.maps, run.backbone.geometry, read, size, tile, first)
-    code = next(rows)  # the rows of the grid that are needed; `first` is the number of the first
+    code = next(rows)  # rows of the grid from `first` on
     for top in range(start, grid[0], step):
         bottom = min(top + step, grid[0])
         above, below = max(0, top - margin), min(grid[0], bottom + margin)
@@ -100,19 +100,18 @@ def label_strips(
 def tiled_label_map(run: "Run", image: Tensor, tile: int, crf: bool, size: int | None = None) -> np.ndarray:
     """Label map of an image, uint8 (3, H, W), by `label_strips`: uint8 (H, W).
 
-    size: the shorter side is scaled to it first, and the labels are scaled back by their nearest pixels.
+    size: shorter side of the resized image; labels are resized back by nearest neighbor.
     """
-    own = image.shape[1:]
+    height, width = image.shape[1:]
     if size is not None:
-        target = working_size(own[0], own[1], size, run.backbone.patch)
+        target = working_size(height, width, size, run.backbone.patch)
         image = resize_image(image, target, run.experiment.official.published)
-
     labels = np.concatenate(list(label_strips(run, _reader(image), (image.shape[1], image.shape[2]), tile, crf)))
-    return labels if size is None else resize_label(torch.from_numpy(labels), (own[0], own[1])).numpy()
+    return labels if size is None else resize_label(torch.from_numpy(labels), (height, width)).numpy()
 
 
 def _window_and_grid(geometry: Geometry, size: tuple[int, int], tile: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width of a window, and of the grid of the image, in cells."""
+    """Sizes of a window and of the grid of the image in cells."""
     cells = [math.ceil(side / geometry.patch) for side in size]
     accepted = geometry.nearest(tile)
     sides = accepted if isinstance(accepted, tuple) else (accepted, accepted)
@@ -130,35 +129,35 @@ def blended_rows(
     tile: int,
     first: int = 0,
 ) -> Iterator[Tensor]:
-    """Maps of an image, blended from those of its windows: yields (C, rows, grid width), from row `first` down.
+    """Blends the maps of windows: yields (C, rows, grid width) from row `first` on.
 
-    compute: uint8 windows (B, 3, h, w) -> their codes or features. geometry: of the backbone. For read, size and tile
-    see `label_strips`.
+    compute: uint8 windows (B, 3, h, w) -> codes or features. geometry: of the backbone. For read, size and tile see
+    `label_strips`.
     """
     patch, (window, grid) = geometry.patch, _window_and_grid(geometry, size, tile)
     fades = [torch.sin(torch.pi * (torch.arange(cells) + 0.5) / cells) ** 2 for cells in window]
     fade = fades[0][:, None] * fades[1]
     tops, lefts = (window_starts(cells, length) for cells, length in zip(grid, window, strict=True))
     tops = [top for top in tops if top + window[0] > first]
-    total = torch.zeros(0)  # weighted maps and, last, the weights, of the rows that windows still reach
+    total = torch.zeros(0)  # weighted maps and, as the last channel, weights of unfinished rows
     for top, following in zip(tops, [*tops[1:], grid[0]], strict=True):
-        for some in (lefts[i : i + BATCH] for i in range(0, len(lefts), BATCH)):
+        for batch in (lefts[i : i + BATCH] for i in range(0, len(lefts), BATCH)):
             height, width = (cells * patch for cells in window)
-            images = [_read_padded(read, size, top * patch, left * patch, height, width) for left in some]
-            for left, maps in zip(some, compute(torch.stack(images)), strict=True):
+            images = [_read_padded(read, size, top * patch, left * patch, height, width) for left in batch]
+            for left, maps in zip(batch, compute(torch.stack(images)), strict=True):
                 if not total.numel():
                     total, fade = maps.new_zeros(len(maps) + 1, window[0], grid[1]), fade.to(maps)
                 part = total[:, :, left : left + window[1]]
                 part[:-1] += fade * maps
                 part[-1] += fade
-        done, skipped = following - top, max(0, first - top)  # rows that lack a window are skipped
+        done, skipped = following - top, max(0, first - top)  # rows above `first` are incomplete
         if skipped < done:
             yield total[:-1, skipped:done] / total[-1:, skipped:done]
         total = F.pad(total[:, done:], (0, 0, 0, done))
 
 
 class TiledBackbone(Backbone):
-    """A backbone that sees images through a sliding window; features are blended. It shares the weights of another."""
+    """A backbone with a sliding window, whose features are blended. It shares the weights of another backbone."""
 
     def __init__(self, backbone: Backbone, tile: int):
         nn.Module.__init__(self)
@@ -166,7 +165,7 @@ class TiledBackbone(Backbone):
         self.tile = tile
 
     def forward(self, images: Tensor) -> Tensor:
-        """As `Backbone.forward`."""
+        """See `Backbone.forward`."""
         size, whole = (images.shape[2], images.shape[3]), super().forward
         rows = [blended_rows(whole, self.geometry, _reader(image), size, self.tile) for image in images]
         return torch.stack([torch.cat(list(parts), 1) for parts in rows])
@@ -176,18 +175,18 @@ class TiledBackbone(Backbone):
 
 
 def window_starts(cells: int, window: int) -> list[int]:
-    """First cells of the windows over a line of cells, evenly spread."""
+    """First cells of evenly spaced windows along a line of cells."""
     count = 1 + math.ceil((cells - window) / max(1, int((1 - OVERLAP) * window)))
     return [round(i * (cells - window) / max(1, count - 1)) for i in range(count)]
 
 
 def _reader(image: Tensor) -> Read:
-    """Reads parts of an image in memory, uint8 (3, H, W)."""
+    """A `Read` function for an image in memory, uint8 (3, H, W)."""
     return lambda top, left, height, width: image[:, top : top + height, left : left + width]
 
 
 def _read_padded(read: Read, size: tuple[int, int], top: int, left: int, height: int, width: int) -> Tensor:
-    """A part that may reach beyond the lower and right border of the image, where its last pixels are repeated."""
+    """Reads a part of an image and replicates pixels beyond the lower and right border."""
     inside = read(top, left, min(height, size[0] - top), min(width, size[1] - left))
     down, across = height - inside.shape[1], width - inside.shape[2]
     if down or across:

@@ -115,7 +115,7 @@ def test_images_turned_by_exif_are_counted_and_can_be_left_as_stored(run, images
     exif = image.getexif()
     exif[274] = 6
     image.save(images / "turned.jpg", exif=exif)
-    with pytest.warns(Notice, match="1 of 4 images.* turned upright"):
+    with pytest.warns(Notice, match="1 of 4 images.* EXIF"):
         segment_folder(run, images, tmp_path / "out")
     assert stored(tmp_path / "out" / "labels" / "turned.png")[0].shape == (90, 50)
     (images / "classes.json").write_text('{"exif": "ignore"}')
@@ -255,5 +255,5 @@ def test_an_input_is_never_an_output(run, images, tmp_path):
 def test_files_of_earlier_settings_are_named(run, unscored, images, tmp_path):
     segment_folder(run, images, tmp_path / "out", format="coco-panoptic")
     unscored.name_segments({"cluster 1": "tree", "cluster 2": "tree"})
-    with pytest.warns(Notice, match=r"4 files .* earlier call .* panoptic\.json"):
+    with pytest.warns(Notice, match=r"4 files .* other images or settings .* panoptic\.json"):
         segment_folder(unscored, images, tmp_path / "out", format="labelme")

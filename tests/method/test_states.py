@@ -104,7 +104,7 @@ def test_labels_of_a_single_class_give_no_scores(named, tmp_path):
     for file in (named[0].parent / "labels" / "val").iterdir():
         Image.fromarray(np.where(np.array(Image.open(file)) == 0, 0, 255).astype(np.uint8)).save(file)
     record = evaluate(train(named[1], runs_dir=tmp_path / "runs"))
-    assert record["scores"] == {} and "matching" not in record and "no label but" in record["unscored"]
+    assert record["scores"] == {} and "matching" not in record and "only has labels" in record["unscored"]
 
 
 def test_a_class_that_does_not_occur_has_no_iou(named, tmp_path):
