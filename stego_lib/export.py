@@ -87,8 +87,6 @@ def export_onnx(
     if run.taught is not None and run.taught.method != "logistic":
         raise StegoError('method="neighbors" of run.teach cannot be exported. Use method="logistic".')
     path, run = user_path(path), _in_float32(run)
-    if path.is_dir():
-        raise StegoError(f"{path} is a folder. Pass a file name, such as {path / 'stego.onnx'}.")
     check_folder(path.parent)
     images, source = _images(run)
     expected = [run.predict(image, refine="none") for image in images]

@@ -79,7 +79,7 @@ class Run:
         missing = bool(file) and not Path(file).is_file()
         backbone = None if missing else Backbone.of(self.experiment)
         if backbone is None or self.provenance.weights not in (None, backbone.weights_id):
-            problem = f"file {file} does not exist" if missing else f"{self.experiment.backbone} has changed weights"
+            problem = f"file {file} does not exist" if missing else f"{self.experiment.backbone} has other weights"
             raise StegoError(f"{self.folder}: backbone {problem}. Open the run with load_run(RUN, backbone=FILE).")
         return backbone
 
@@ -132,8 +132,6 @@ class Run:
 
     def save(self, optimizer: torch.optim.Optimizer, trainer: dict[str, Any]) -> None:
         """Writes the checkpoint atomically. trainer: `training.Trainer.state`."""
-        if self.step and not (self.folder / "experiment.json").exists():
-            raise StegoError(f"{self.folder} was removed during training. Train again.")
         state = {"step": self.step, "shifts": self.shifts, "model": self.model.state_dict()}
         save_state(self.folder / CHECKPOINT, state | {"optimizer": optimizer.state_dict(), "trainer": trainer})
 
@@ -291,13 +289,7 @@ class Run:
         features = self.backbone(images)
         if upsampler is None:
             return features
-        finer = upsampler(self.backbone.normalize(images).float(), features)
-        if finer.ndim != 4 or finer.shape[:2] != features.shape[:2]:
-            raise StegoError(
-                f"upsampler returns shape {tuple(finer.shape)} for features of shape {tuple(features.shape)}. Keep the "
-                "batch and the channels."
-            )
-        return finer.float()
+        return upsampler(self.backbone.normalize(images).float(), features).float()
 
     def maps(self, images: Tensor, on: str | None = None, upsampler: Upsampler | None = None) -> Tensor:
         """Codes of uint8 images (B, 3, H, W), or backbone features for on="features": (B, C, h, w).

@@ -108,8 +108,6 @@ def segment_folder(
     --------
     >>> table = segment_folder(run, "my_images", "my_segments", format=("coco-instances", "labelme"))
     """
-    if not 0 <= opacity <= 1:
-        raise StegoError(f"opacity={opacity!r} is invalid. It should be from 0 (image) to 1 (colors).")
     folder, target = user_path(images), user_path(output)
     paths = _images_of(folder)
     run.check_fitted()

@@ -22,7 +22,7 @@ from .datasets.layout import list_images
 from .datasets.transforms import resize_image
 from .predict import Scores, working_size
 from .probes import multinomial_regression
-from .utils.errors import StegoError, brief, check_choice, did_you_mean
+from .utils.errors import StegoError, check_choice, did_you_mean, explained
 from .utils.files import disk_errors, fingerprint, read_text
 from .utils.notices import notice
 from .utils.paths import user_path
@@ -269,10 +269,8 @@ def paths_by_name(images: str | Path | Sequence[Any]) -> dict[str, Path]:
     """File name -> path of images in a folder or list. Raises StegoError for duplicate names and an empty list."""
     listed = list_images(user_path(images)) if isinstance(images, str | Path) else [user_path(path) for path in images]
     paths = {path.name: path for path in listed}
-    if not paths:
-        raise StegoError("The list of images is empty. Pass at least one.")
-    if len(paths) < len(listed):
-        raise StegoError("Two images have the same file name, so clicks are ambiguous. Rename one.")
+    if not paths or len(paths) < len(listed):
+        raise StegoError("The list of images is empty, or two have the same file name. Rename one.")
     return paths
 
 
@@ -284,10 +282,8 @@ def read_clicks(clicks: Any) -> pd.DataFrame:
         path = user_path(clicks)
         with disk_errors(path, "Pass a CSV file or a list of label maps."):
             text = read_text(path)
-        try:  # as text, because a name may be "1" or "NA"
-            table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-        except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-            raise StegoError(f"{path} is not a table of clicks ({brief(error)}). Save it as CSV.") from None
+        with explained(ValueError, f"{path} is not a table of clicks", "Save it as CSV."):  # pandas' base class
+            table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)  # a name may be "1" or "NA"
     missing = [column for column in CLICK if column not in table]
     if missing or not len(table):
         raise StegoError(f"The table of clicks has no {', '.join(missing) or 'rows'}. Add {', '.join(CLICK)}.")

@@ -92,10 +92,3 @@ def test_unknown_precisions_and_outputs_are_rejected(tmp_path, scenes_root, opti
     with pytest.raises(StegoError, match=next(iter(options))):
         export_onnx(random_run(tmp_path, data_root=str(scenes_root)), tmp_path / "a.onnx", **options)
     assert not (tmp_path / "a.onnx").exists()
-
-
-def test_a_folder_in_place_of_a_file_is_refused_before_work(tmp_path, scenes_root, monkeypatch):
-    run = random_run(tmp_path, data_root=str(scenes_root))
-    monkeypatch.setattr(type(run), "predict", lambda *_, **__: pytest.fail("work was done"))
-    with pytest.raises(StegoError, match="folder"):
-        export_onnx(run, tmp_path)

@@ -101,7 +101,5 @@ def test_predict_takes_an_upsampler_of_features(tmp_path):
     assert set(sizes) == {((3, 64, 96), (run.backbone.dim, 8, 12))}
     cells = run.predict(image, upsampler=upsampler("nearest"))
     assert np.array_equal(cells, cells[::8, ::8].repeat(8, 0).repeat(8, 1)) and not np.array_equal(cells, expected)
-    with pytest.raises(StegoError, match="channels"):
-        run.predict(image, upsampler=lambda images, features: features[:, :5])
     with pytest.raises(StegoError, match="tile"):
         run.predict(image, upsampler=upsampler("nearest"), tile=64)

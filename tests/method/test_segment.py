@@ -78,14 +78,11 @@ def test_clusters_without_a_class_keep_ids_of_their_own(run, unscored, images, t
     assert not set(unscored.segments.colors) & set(run.classes.colors)
 
 
-def test_bad_folders_and_opacities_are_refused(run, images, tmp_path):
+def test_bad_folders_are_refused(run, images, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in ("nowhere", "empty"):
         with pytest.raises(StegoError, match=r"no image|does not exist"):
             segment_folder(run, tmp_path / folder, tmp_path / "out")
-    for opacity in (-0.1, 2, float("nan")):
-        with pytest.raises(StegoError, match="opacity"):
-            segment_folder(run, images, tmp_path / "out", opacity)
     with pytest.raises(StegoError, match="format"):
         segment_folder(run, images, tmp_path / "out", format="coco")
     Image.new("RGB", (32, 32)).save(images / "tall.jpg")

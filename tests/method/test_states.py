@@ -14,7 +14,7 @@ from common import broken_off, few_samples, tiny_experiment
 from PIL import Image
 from safetensors.torch import save_file
 
-from stego_lib import StegoError, evaluate, load_run, open_dataset, train, training
+from stego_lib import StegoError, evaluate, load_run, open_dataset, train
 from stego_lib.segment import segment_folder
 from stego_lib.utils.files import read_json, write_json
 from stego_lib.utils.notices import Notice
@@ -214,19 +214,6 @@ def test_threads_that_train_get_what_they_get_alone_and_disturb_nobody(experimen
     for expected, run in zip(alone, together, strict=True):
         for name, value in run.model.state_dict().items():
             assert torch.equal(value, expected[name]), name
-
-
-def test_a_run_folder_that_is_removed_during_training_is_an_error(experiment, tmp_path, monkeypatch):
-    step = training.train_step
-
-    def remove(*arguments):
-        for folder in tmp_path.glob("*/experiment.json"):
-            shutil.rmtree(folder.parent)
-        return step(*arguments)
-
-    monkeypatch.setattr(training, "train_step", remove)
-    with pytest.raises(StegoError, match="removed"):
-        train(experiment, runs_dir=tmp_path)
 
 
 def test_a_state_survives_a_file_to_the_bit(tmp_path):
