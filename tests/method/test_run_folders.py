@@ -54,7 +54,7 @@ def test_a_run_with_another_provenance_is_not_resumed_and_a_notice_says_why(tmp_
 
 def test_a_run_of_another_experiment_is_not_resumed(tmp_path):
     made(tmp_path / "a", WANTED.but(steps=11))
-    with pytest.warns(Notice, match="step 0$"):
+    with pytest.warns(Notice, match=r"step 0\.$"):
         assert find_run(tmp_path, WANTED, MADE_FROM) is None
 
 

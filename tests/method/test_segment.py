@@ -252,5 +252,5 @@ def test_an_input_is_never_an_output(run, images, tmp_path):
 def test_files_of_earlier_settings_are_named(run, unscored, images, tmp_path):
     segment_folder(run, images, tmp_path / "out", format="coco-panoptic")
     unscored.name_segments({"cluster 1": "tree", "cluster 2": "tree"})
-    with pytest.warns(Notice, match=r"4 files .* other images or settings .* panoptic\.json"):
+    with pytest.warns(Notice, match=r"4 files .* other images or settings.* panoptic\.json"):
         segment_folder(unscored, images, tmp_path / "out", format="labelme")

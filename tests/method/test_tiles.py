@@ -159,7 +159,7 @@ def test_the_crf_on_blocks_is_nearly_that_of_the_whole_image(run, monkeypatch):
 
 
 def test_a_large_image_gets_a_notice_and_wrong_values_an_error(run):
-    with pytest.warns(UserWarning, match="5-fold.*tile="):
+    with pytest.warns(UserWarning, match="by 5.*tile="):
         run.predict(smooth_image(330, 330), refine="none")
     for wrong in ({"size": 0}, {"tile": 0}, {"tile": "448"}, {"size": 10**6}, {"refine": "guided"}):
         with pytest.raises(StegoError, match=next(iter(wrong))):

@@ -256,7 +256,7 @@ VALID = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*was not scored")
+@pytest.mark.filterwarnings("ignore:.*was not evaluated")
 def test_odd_names_of_results(world):
     odd_names(world)
     segment_folder(world.run, world.image.parent, world.root / "out")
