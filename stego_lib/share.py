@@ -46,7 +46,7 @@ def save_run(
     if folder.exists() and any(folder.iterdir()):
         raise StegoError(f"{folder} is not empty. Choose a new folder.")
     if include_backbone and not file:
-        raise StegoError(f"The backbone {name} has no file. Leave include_backbone out.")
+        raise StegoError(f"The backbone {name} is loaded by name. Leave include_backbone out.")
     check_license(license, run.experiment.backbone)
     kept = f"backbone{Path(file).suffix}" if include_backbone else Path(file).name
     values = run.experiment.to_record() | {"backbone": "@".join(filter(None, (name, kept)))}

@@ -77,7 +77,7 @@ def test_an_interrupted_raster_goes_on(run, image, tmp_path, monkeypatch):
         np.testing.assert_array_equal(file.read(1), run.predict(image, tile=TILE, refine="none"))
 
 
-@pytest.mark.filterwarnings("ignore:.*was not scored")
+@pytest.mark.filterwarnings("ignore:.*was not evaluated")
 @pytest.mark.parametrize("large", [True, False])
 def test_tiffs_of_a_folder_and_their_polygons(run, image, tmp_path, monkeypatch, large):
     monkeypatch.setattr(raster, "LARGE", 10_000 if large else 50_000_000)
