@@ -344,7 +344,7 @@ def test_images_come_in_any_form(run, tmp_path):
 def test_a_missing_dataset_or_backbone_leaves_no_run_behind(experiment, tmp_path):
     with pytest.raises(DataNotFound):
         train(experiment.but(dataset="camvid", data_root=str(tmp_path)), runs_dir=tmp_path / "runs")
-    with pytest.raises(StegoError, match="nknown backbone"):
+    with pytest.raises(StegoError, match="Unknown backbone"):
         train(experiment.but(backbone="dino"), runs_dir=tmp_path / "runs")
     assert not list(tmp_path.glob("runs/*/experiment.json"))
 
