@@ -21,7 +21,7 @@ NEEDS = {
     "coco-instances": (["pycocotools"], "annotations"),
     "labelme": (["rasterio", "shapely"], "annotations"),
     "geotiff": (["rasterio"], "geo"),
-    "geojson": (["rasterio"], "geo"),
+    "geojson": (["rasterio", "shapely"], "geo"),
 }
 
 

@@ -1,6 +1,7 @@
 """Label maps as GeoTIFF, at the place of the image."""
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ FORM = dict(driver="GTiff", count=1, dtype="uint8", nodata=NOTHING, compress="de
 FORM |= dict(tiled=True, blockxsize=256, blockysize=256)
 
 
-def write_polygons(labels: Any, path: Path, segments: Classes, place: dict[str, Any]) -> None:
+def write_polygons(strips: Iterable[np.ndarray], path: Path, segments: Classes, place: dict[str, Any]) -> None:
     """Writes connected regions as GeoJSON, one polygon a line with its id, name and color.
 
-    labels: uint8 (H, W), or a band that rasterio has opened. place: transform and CRS, which the file names, as GDAL
+    strips: of a label map from top to bottom, uint8 (rows, W). place: transform and CRS, which the file names, as GDAL
     does; in longitude and latitude if the CRS has no code; in pixels without a transform.
     """
     import rasterio
-    from rasterio.features import shapes
     from rasterio.warp import transform_geom
+    from shapely.affinity import affine_transform
+    from shapely.geometry import mapping
 
     transform = place.get("transform", rasterio.Affine.identity())
     crs = place["crs"] if "transform" in place else None
@@ -37,10 +39,8 @@ def write_polygons(labels: Any, path: Path, segments: Classes, place: dict[str, 
     with open(path, "w", encoding="utf-8") as file:
         file.write(json.dumps(header).removesuffix("}") + ', "features": [')
         separator = "\n"
-        for outline, value in shapes(labels, connectivity=4, transform=transform):
-            id_ = int(value)
-            if id_ >= len(segments):
-                continue
+        for polygon, id_ in region_outlines(strips):
+            outline = mapping(affine_transform(polygon, transform.to_shapely()))
             outline = transform_geom(crs, "OGC:CRS84", outline) if crs and not authority else outline
             about = {
                 "id": id_,
@@ -52,6 +52,39 @@ def write_polygons(labels: Any, path: Path, segments: Classes, place: dict[str, 
         file.write("\n]}\n")
 
 
+def region_outlines(strips: Iterable[np.ndarray]) -> Iterator[tuple[Any, int]]:
+    """Polygons, in pixels, and ids of the connected regions of a label map that comes in strips.
+
+    A region that reaches the lower border of a strip is joined with its parts in the next one. Memory holds the regions
+    of a strip, and those that cross its borders.
+    """
+    from rasterio import Affine
+    from rasterio.features import shapes
+    from shapely import get_parts, union_all
+    from shapely.geometry import shape
+
+    unfinished: dict[int, list[Any]] = {}
+    top = 0
+    for labels in strips:
+        regions = []
+        for outline, value in shapes(labels, labels != NOTHING, 4, Affine.translation(0, top)):
+            id_, polygon = int(value), shape(outline)
+            if id_ in unfinished and polygon.bounds[1] == top:
+                unfinished[id_].append(polygon)
+            else:
+                regions.append((polygon, id_))
+        for id_, parts in unfinished.items():
+            regions += [(polygon.simplify(0), id_) for polygon in get_parts(union_all(parts))]
+        unfinished, top = {}, top + len(labels)
+        for polygon, id_ in regions:
+            if polygon.bounds[3] == top:
+                unfinished.setdefault(id_, []).append(polygon)
+            else:
+                yield polygon, id_
+    for id_, parts in unfinished.items():
+        yield from ((polygon, id_) for polygon in parts)
+
+
 class GeoJson(Writer):
     """geojson/NAME.geojson: polygons of connected regions, where the image lies (in pixels without a georeference)."""
 
@@ -60,7 +93,7 @@ class GeoJson(Writer):
 
     def add(self, image: Path, label: np.ndarray, source: str) -> None:
         with self.output.write(self.file(image), source) as temporary:
-            write_polygons(label, temporary, self.segments, _georeference(image, label.shape) or {})
+            write_polygons([label], temporary, self.segments, _georeference(image, label.shape) or {})
 
 
 class GeoTiff(Writer):

@@ -6,13 +6,15 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 from common import tiny_experiment
+from scipy import ndimage
 
 from stego_lib import raster, tiles, train
-from stego_lib.datasets.classes import Rules
+from stego_lib.datasets.classes import Rules, cluster_classes
 from stego_lib.segment import segment_folder
 from stego_lib.utils.notices import Notice
 
 rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed (extra `geo`)")
+shapely = pytest.importorskip("shapely", reason="shapely is not installed (extra `geo`)")
 PLACE = dict(crs="EPSG:25832", transform=rasterio.Affine(0.5, 0, 400_000, 0, -0.5, 5_500_000))
 HEIGHT, WIDTH, TILE = 331, 267, 64
 VOID = np.zeros((HEIGHT, WIDTH), bool)
@@ -104,3 +106,38 @@ def test_tiffs_of_a_folder_and_their_polygons(run, image, tmp_path, monkeypatch,
         segment_folder(run, image.parent, tmp_path / "out", **options)
     assert not large or made.stat().st_mtime_ns == before, "up to date"
     assert large != (tmp_path / "out" / "labels" / "a.png").exists()
+
+
+def write_labels(path, label, **place):
+    form = dict(driver="GTiff", count=1, dtype="uint8", height=label.shape[0], width=label.shape[1])
+    with rasterio.open(path, "w", **form, **place) as file:
+        file.write(label, 1)
+
+
+def test_gdal_reads_polygons_of_the_pixels_and_strips_cut_none(tmp_path, monkeypatch):
+    pyogrio = pytest.importorskip("pyogrio", reason="pyogrio is not installed (extra `dev`)")
+    label = np.random.default_rng(0).integers(0, 3, (40, 30), dtype=np.uint8).repeat(2, 0).repeat(3, 1)
+    label[10:70, 20:60:10], label[:9, :9] = 1, 255
+    write_labels(tmp_path / "a.tif", label, **PLACE)
+    monkeypatch.setattr(raster, "ROWS", 7)
+    raster.outline_raster(tmp_path / "a.tif", tmp_path / "a.geojson", cluster_classes(3))
+    about, _, outlines, columns = pyogrio.raw.read(tmp_path / "a.geojson")
+    polygons, ids = shapely.from_wkb(outlines), columns[list(about["fields"]).index("id")]
+    assert about["crs"] == "EPSG:25832" and about["geometry_type"] == "Polygon" and shapely.is_valid(polygons).all()
+    pixel = abs(PLACE["transform"].determinant)
+    for id_ in range(3):
+        assert (ids == id_).sum() == ndimage.label(label == id_)[1], "a region is one polygon"
+        assert shapely.area(polygons[ids == id_]).sum() == pytest.approx(pixel * (label == id_).sum())
+    drawn = rasterio.features.rasterize(
+        zip(polygons, ids, strict=True), label.shape, fill=255, transform=PLACE["transform"]
+    )
+    np.testing.assert_array_equal(drawn, label)
+
+
+def test_polygons_of_a_raster_with_control_points_are_in_pixels(tmp_path):
+    points = [rasterio.control.GroundControlPoint(row, 0, 4e5, 5e6 - row) for row in range(4)]
+    write_labels(tmp_path / "a.tif", np.zeros((4, 5), np.uint8), gcps=points, crs="EPSG:25832")
+    raster.outline_raster(tmp_path / "a.tif", tmp_path / "a.geojson", cluster_classes(1))
+    collection = json.loads((tmp_path / "a.geojson").read_text())
+    assert "crs" not in collection
+    assert shapely.geometry.shape(collection["features"][0]["geometry"]).equals(shapely.box(0, 0, 5, 4))
