@@ -1,8 +1,8 @@
-"""Measures and prints a table; writes benchmarks/results/MACHINE-DATE.json.
+"""Measures, prints a table, and writes benchmarks/results/MACHINE-DATE.json.
 
 make bench                                    # every row: about half an hour on two cores
-make bench ARGS="step evaluation"             # these rows
-make bench ARGS="--photos FOLDER evaluation"  # the CRF on photographs too
+make bench ARGS="step evaluation"             # only these rows
+make bench ARGS="--photos FOLDER evaluation"  # the CRF also on photographs
 """
 
 import argparse
@@ -49,16 +49,16 @@ def main(arguments: list[str] | None = None) -> Path:
     parser = argparse.ArgumentParser(
         "python -m benchmarks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"what to measure, all if none: {', '.join(ROWS)}")
-    parser.add_argument("--tiny", action="store_true", help="as small as can be, to see that it runs")
-    parser.add_argument("--repeats", type=int, default=5, help="repeats of each measurement, at most (5)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="a measurement stops repeating after so many (60)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
-    parser.add_argument("--photos", type=Path, help="a folder of photographs for the CRF (without: drawn scenes)")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"rows to measure (default: all): {', '.join(ROWS)}")
+    parser.add_argument("--tiny", action="store_true", help="minimal sizes, to test that it runs")
+    parser.add_argument("--repeats", type=int, default=5, help="maximal number of repetitions (5)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time limit for the repetitions of a row (60)")
+    parser.add_argument("--threads", type=int, default=2, help="number of torch threads (2)")
+    parser.add_argument("--photos", type=Path, help="folder of photographs for the CRF (default: synthetic scenes)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument(
-        "--scratch", type=Path, help="where up to 12 GB may be written for a while (the system's own place)"
+        "--scratch", type=Path, help="folder for up to 12 GB of temporary files (default: the system's)"
     )
     given = parser.parse_args(arguments)
     if unknown := [name for name in given.rows if name not in ROWS]:
@@ -76,14 +76,14 @@ def main(arguments: list[str] | None = None) -> Path:
             settings = Settings(Path(folder), given.tiny, given.repeats, given.seconds, given.photos, given.seed)
             what = (ROWS[name].__doc__ or "").splitlines()[0]
             record["rows"][name] = {"what": what, **ROWS[name](settings)}
-        path = save(record, given.out)  # after each row: whoever stops it keeps what there is
+        path = save(record, given.out)  # after each row, so that an interrupted run keeps its results
         show(name, record["rows"][name])
     print(f"\n{path}")
     return path
 
 
 def show(name: str, row: dict[str, Any]) -> None:
-    """Prints a row: what is measured, seconds of each way, and how many times faster than the first it is."""
+    """Prints a row: description, seconds of each variant, and its speed-up over the first."""
     print(f"\n{name}: {row['what']}")
     for key, value in row.items():
         if key == "ways":

@@ -1,4 +1,4 @@
-"""What is measured in a process of its own, for its memory. The last line printed is JSON."""
+"""Measurements in a separate process, for its memory. The last printed line is JSON."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ from .material import RandomFeatures, Settings, draw_folder, scenes
 
 
 def neighbors(count: str, dim: str) -> dict[str, Any]:
-    """Seconds of the neighbors of `count` images, and the memory of the process before."""
+    """Seconds of the neighbor search for `count` images, and the memory of the process before."""
     features, before = torch.randn(int(count), int(dim)), psutil.Process().memory_info().rss
     started = time.perf_counter()
     nearest_neighbors(features, 7)
@@ -29,7 +29,7 @@ def neighbors(count: str, dim: str) -> dict[str, Any]:
 
 
 def train_run(folder: str, tiny: str, images: str, steps: str) -> dict[str, Any]:
-    """Trains on `images` drawn ones with random features, and tells how large the store was."""
+    """Trains on synthetic images with random features, and returns the size of the store."""
     settings = Settings(Path(folder) / "memory", tiny=tiny == "1")
     settings.folder.mkdir()
     size = settings.choose(224, 32)
@@ -42,7 +42,7 @@ def train_run(folder: str, tiny: str, images: str, steps: str) -> dict[str, Any]
 
 
 def raster(folder: str, tiny: str, width: str, height: str) -> dict[str, Any]:
-    """Segments a drawn GeoTIFF by `segment_folder`, and tells the memory of the process before."""
+    """Segments a synthetic GeoTIFF with `segment_folder`, and returns the memory of the process before."""
     import rasterio
 
     settings = Settings(Path(folder), tiny=tiny == "1")
@@ -68,7 +68,7 @@ def raster(folder: str, tiny: str, width: str, height: str) -> dict[str, Any]:
 
 
 def predict(folder: str, tiny: str, drawn: str, megapixels: str, options: str) -> dict[str, Any]:
-    """Seconds of `Run.predict` on an image of 4 x 3 that is smooth with noise, the start of the process left out."""
+    """Seconds of `Run.predict` on a smooth 4:3 image with noise, without the start of the process."""
     settings, side = Settings(Path(folder), tiny=tiny == "1"), int((float(megapixels) * 1e6 / 12) ** 0.5)
     experiment = settings.experiment(Path(drawn))
     run = made_run(experiment, Backbone.of(experiment), settings.folder / f"predict-{megapixels}-{abs(hash(options))}")

@@ -1,4 +1,4 @@
-"""Evaluation: images of 320 px with their mirror images, with and without CRF."""
+"""Evaluation: images of 320 px with mirror averaging, with and without CRF."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ from .material import N_CLASSES, Settings, draw_folder, photographs, scenes, smo
 from .measuring import in_child, interleaved, timed
 from .published_order import Published, crf
 
-# Ways to segment a large image -> options of `Run.predict`.
+# Variant -> options of `Run.predict` for large images.
 PREDICTED: dict[str, dict[str, Any]] = {
     "whole": dict(refine="none"),
     "whole, CRF": dict(refine="crf"),
@@ -37,10 +37,10 @@ PREDICTED: dict[str, dict[str, Any]] = {
 def evaluation(settings: Settings) -> dict[str, Any]:
     """One image of 320 px with its mirror image, without and with CRF: ViT-S/8, K = 70, 27 classes.
 
-    Ours is `evaluate` on a folder of JPEGs, divided by the number of images: features are computed anew; files,
-    confusion matrix and matching are included. The baseline has its images in memory. "backbone alone" is the two
-    passes of all images, already decoded; "busy" the share of the cores' time in which ours with CRF computes. Kinds: a
-    drawn smooth image, and one with texture.
+    Ours is `evaluate` on a folder of JPEGs, divided by the number of images, without stored features; it includes
+    reading files, confusion matrix and matching. The images of the baseline are in memory. "backbone alone" is both
+    passes of all decoded images; "busy" is the CPU utilization of ours with CRF. Kinds: a smooth synthetic image, and
+    one with texture.
     """
     number, size = settings.choose(8, 3), settings.choose(320, 48)
     kinds = {"smooth (drawn)": smooth(size), "texture (drawn)": scenes(size, 8, settings.seed)}
@@ -55,7 +55,7 @@ def evaluation(settings: Settings) -> dict[str, Any]:
 
 
 def _kind(settings: Settings, experiment: Experiment, number: int) -> dict[str, Any]:
-    """Seconds an image of each way."""
+    """Seconds per image of each variant."""
     backbone, size, runs_dir = Backbone.of(experiment), experiment.eval_size, settings.folder / "runs"
     run = made_run(experiment, backbone, runs_dir)
     theirs = Published(backbone, run.model, experiment.weights, (0, 0, 0))
@@ -101,7 +101,7 @@ def pydensecrf() -> bool:
 
 
 def busy_share(work: Callable[[], Any]) -> float:
-    """The share of the cores' time in which this process and its workers compute while `work` runs."""
+    """CPU utilization of this process and its workers during `work`, from 0 to 1."""
     process = psutil.Process()
     begun, own = time.perf_counter(), sum(process.cpu_times()[:2])
     of_workers: dict[int, float] = {}
@@ -125,7 +125,7 @@ def busy_share(work: Callable[[], Any]) -> float:
 def crf_engines(settings: Settings) -> dict[str, Any]:
     """The dense CRF of three maps of an image of 320 px, 27 classes: pydensecrf, and the project's own engine.
 
-    Seconds are of one process. "same_labels" is the share of pixels with the same label, "difference" the largest
+    Seconds are of one process. "same_labels" is the fraction of pixels with the same label, "difference" the largest
     difference of a probability.
     """
     size = settings.choose(320, 48)
@@ -143,10 +143,10 @@ def crf_engines(settings: Settings) -> dict[str, Any]:
 
 
 def predict(settings: Settings) -> dict[str, Any]:
-    """`Run.predict` of images of 1, 12 and 48 megapixels: whole with and without CRF, and in tiles of 448 px.
+    """`Run.predict` for images of 1, 12 and 48 megapixels: whole with and without CRF, and in tiles of 448 px.
 
-    ViT-S/8, K = 70, 27 classes, random weights. Each in a process of its own: "seconds", and its peak memory. Tiles of
-    48 megapixels take four times as long as those of 12, and are left out.
+    ViT-S/8, K = 70, 27 classes, random weights. "seconds" and peak memory, each in a separate process. Tiles of 48
+    megapixels are omitted; they take four times as long as those of 12.
     """
     folder = draw_folder(settings.folder / "drawn", scenes(settings.choose(320, 48), 2), 1, 1)
     kinds = {}
@@ -159,7 +159,7 @@ def predict(settings: Settings) -> dict[str, Any]:
 
 
 def made_run(experiment: Experiment, backbone: Backbone, runs_dir: Path) -> Run:
-    """A run as training would leave it, its weights random."""
+    """A finished run with random weights."""
     model = build_model(experiment, backbone.dim, N_CLASSES).to(backbone.device)
     classes = open_dataset("folder", experiment.data_root, "val").classes
     folder = runs_dir / "run"

@@ -1,4 +1,4 @@
-"""Exports: a run as an ONNX file, beside `Run.predict`."""
+"""ONNX export compared with `Run.predict`."""
 
 from functools import partial
 from typing import Any
@@ -17,10 +17,10 @@ from .measuring import timed
 
 
 def exports(settings: Settings) -> dict[str, Any]:
-    """One image from pixels to labels, and the files: bytes, and the share of pixels labeled as `predict` does.
+    """Time from pixels to labels of an image, size of the files, and fraction of pixels with the label of `predict`.
 
-    Runs of the embedded backbones: scenes of 128 px, and the photographs of data/photographs. The file is run by
-    onnxruntime on the CPU; `predict` is the same with torch, without CRF, and reads no file either.
+    Runs of the embedded backbones on scenes of 128 px and on data/photographs. The file is run with onnxruntime on the
+    CPU; `predict` uses torch, without CRF. Both start from an image in memory.
     """
     images = settings.folder / "data"
     draw_scenes(images / "scenes", train=settings.choose(200, 16), val=2)
@@ -34,7 +34,7 @@ def exports(settings: Settings) -> dict[str, Any]:
 
 
 def _kind(settings: Settings, experiment: Experiment) -> dict[str, Any]:
-    """Seconds an image of each way, and what each file is."""
+    """Seconds per image of each variant, and properties of the files."""
     run = train(experiment.but(seed=settings.seed), runs_dir=settings.folder / "runs")
     image = open_training_set(run.experiment).image(0).permute(1, 2, 0).contiguous().numpy()
     ways, files = {"predict": partial(run.predict, image)}, {}

@@ -1,8 +1,8 @@
-"""The Cityscapes-sized recipe from end to end on a GPU, within ten minutes: `python -m benchmarks.gpu`.
+"""The whole Cityscapes-sized recipe on a GPU, in under ten minutes: `python -m benchmarks.gpu`.
 
-14,875 drawn JPEGs of 224 px; ViT-B/8 with random weights, in bfloat16; K = 100; 7,000 steps of batch 32 with both
-probes. Measures extraction (beside the machine's fastest matrix product), neighbors, training and peak memory. On a CPU
-it takes days; `--tiny` tries it out.
+14,875 synthetic JPEGs of 224 px; ViT-B/8 with random weights, in bfloat16; K = 100; 7,000 steps of batch 32 with both
+probes. Measures extraction (with the machine's fastest matrix product), neighbors, training and peak memory. On a CPU
+it takes days; `--tiny` tests it.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def full_recipe(settings: Settings) -> dict[str, Any]:
 
 
 def draw(settings: Settings, count: int) -> Path:
-    """`count` JPEGs with label maps, written by several threads."""
+    """Writes `count` JPEGs with label maps in several threads."""
     images, parts = scenes(settings.choose(224, 32), 16, settings.seed), 16
     root, each = settings.folder / "drawn", -(-count // parts)
     with ThreadPoolExecutor() as pool:
@@ -84,10 +84,10 @@ def draw(settings: Settings, count: int) -> Path:
 def main(arguments: list[str] | None = None) -> Path:
     """The command line. Returns the file that was written."""
     parser = argparse.ArgumentParser("python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="as small as can be, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="minimal sizes, to test that it runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--scratch", type=Path, help="where 25 GB may be written for a while (the system's own place)")
+    parser.add_argument("--scratch", type=Path, help="folder for 25 GB of temporary files (default: the system's)")
     given = parser.parse_args(arguments)
     record = {"machine": machine(), "settings": {"tiny": given.tiny, "seed": given.seed}, "rows": {}}
     with tempfile.TemporaryDirectory(dir=given.scratch, prefix="stego-bench-") as folder:

@@ -1,4 +1,4 @@
-"""What is measured on: networks with random weights, drawn images, random features."""
+"""Inputs of the benchmarks: networks with random weights, synthetic images, random features."""
 
 import json
 from collections.abc import Iterator
@@ -22,30 +22,30 @@ from stego_lib.utils.files import write_json
 
 N_CLASSES = 27
 TINY = dict(architecture="vit_tiny_patch16_224", patch_size=8, img_size=32, depth=2, embed_dim=32, num_heads=2)
-"""A network for trying the benchmarks out."""
+"""Network for `--tiny`."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured."""
+    """Size and repetitions of the measurements."""
 
     folder: Path
-    """Where it may write."""
+    """Folder for temporary files."""
     tiny: bool = False
-    """Everything as small as can be: tells whether it runs, nothing of speed."""
+    """Minimal sizes, to test that the benchmarks run."""
     repeats: int = 5
     seconds: float = 60.0
-    """A row stops repeating after as many."""
+    """Time limit for the repetitions of a row."""
     photos: Path | None = None
-    """Folder of photographs, for the CRF."""
+    """Folder of photographs for the CRF."""
     seed: int = 0
 
     def choose(self, full: int, tiny: int) -> int:
-        """`full`, or `tiny` where all is tiny."""
+        """`tiny` with `--tiny`, else `full`."""
         return tiny if self.tiny else full
 
     def network(self, name: str = "vit_small_patch8_224") -> Path:
-        """A file with random weights of timm's ViT `name`."""
+        """Path of a file with random weights of timm's ViT `name`."""
         arguments = TINY if self.tiny else dict(architecture=name)
         arguments = {**arguments, "num_classes": 0, "dynamic_img_size": True}
         path = self.folder / f"{arguments['architecture']}.safetensors"
@@ -59,7 +59,7 @@ class Settings:
         return path
 
     def experiment(self, images: Path, **changes: object) -> Experiment:
-        """The recipe of ViT-S/8 on CocoStuff (K = 70, batch of 16) on the drawn images in the folder `images`."""
+        """The recipe of ViT-S/8 on CocoStuff (K = 70, batch size 16) for the images in the folder `images`."""
         values: dict = dict(
             dataset="folder", data_root=str(images), backbone=str(self.network()), precision="float32",
             train_size=self.choose(224, 32), eval_size=self.choose(320, 48), batch_size=self.choose(16, 4),
@@ -69,16 +69,16 @@ class Settings:
 
 
 class RandomFeatures(Backbone):
-    """A backbone whose features are random numbers, at no cost."""
+    """A backbone that returns random features without computation."""
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.randn(len(images), self.dim, *self.grid(*images.shape[-2:]), device=self.device)
 
 
 def draw_folder(folder: Path, images: list[np.ndarray], train: int, val: int, seed: int = 0) -> Path:
-    """A dataset in the layout of `folder`: `train` and `val` JPEGs, each one of `images` shifted, and label maps.
+    """Writes a dataset in the layout of `folder`: `train` and `val` JPEGs, shifted copies of `images`, and label maps.
 
-    A label map is 4 x 4 rectangles of random classes of 27, unrelated to the image.
+    A label map has 4 x 4 rectangles of random classes, unrelated to the image.
     """
     rng = np.random.default_rng(seed)
     for split, count in {"train": train, "val": val}.items():
@@ -94,19 +94,19 @@ def draw_folder(folder: Path, images: list[np.ndarray], train: int, val: int, se
 
 
 def scenes(size: int, count: int = 16, seed: int = 0) -> list[np.ndarray]:
-    """Drawn scenes with texture, uint8 (size, size, 3)."""
+    """Synthetic scenes with texture, uint8 (size, size, 3)."""
     return [paint_scene(seed, i, size)[0] for i in range(count)]
 
 
 def smooth(size: int) -> list[np.ndarray]:
-    """One drawn image without texture."""
+    """One synthetic image without texture."""
     y, x = np.mgrid[:size, :size] / size
     waves = [np.sin(6 * x + 3 * y), np.cos(4 * y - x), np.sin(5 * x * y)]
     return [np.stack([127 + 100 * wave for wave in waves], -1).astype(np.uint8)]
 
 
 def photographs(folder: Path, size: int, count: int = 8) -> list[np.ndarray]:
-    """The first photographs of a folder, the middle of each at `size` pixels."""
+    """The first photographs of a folder, center-cropped to `size` pixels."""
     found: Iterator[Path] = islice(list_images(folder), count)
     tensors = [torch.from_numpy(np.array(read_image(path).rgb)).movedim(-1, 0) for path in found]
     return [resize_image(tensor, size).permute(1, 2, 0).contiguous().numpy() for tensor in tensors]

@@ -1,4 +1,4 @@
-"""Clocks and scales: interleaved timing, the peak memory of a process, and what machine it was."""
+"""Interleaved timing, peak memory of a process, and description of the machine."""
 
 import json
 import platform
@@ -24,13 +24,13 @@ from .material import Settings
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 QUICK = 3.0
-"""Seconds; the first call of whatever takes less only warms up and is not counted."""
+"""Seconds. The first call of a faster variant is a warm-up and is not counted."""
 
 
 def interleaved(ways: dict[str, Callable[[], Any]], repeats: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Calls all `ways` in turn, `repeats` times or until `seconds` are over (once at least).
+    """Calls all variants in turn, `repeats` times or until `seconds` have passed, at least once.
 
-    Returns for each way median_s, min_s, max_s and n. As the ways take turns, other load on the machine affects all.
+    Returns median_s, min_s, max_s and n of each. Because they alternate, other load on the machine affects all alike.
     """
     taken: dict[str, list[float]] = {name: [] for name in ways}
     begun = time.perf_counter()
@@ -47,12 +47,12 @@ def interleaved(ways: dict[str, Callable[[], Any]], repeats: int, seconds: float
 
 
 def timed(ways: dict[str, Callable[[], Any]], settings: Settings) -> dict[str, dict[str, float]]:
-    """The same, as often and as long as the settings say."""
+    """`interleaved` with the repetitions and time limit of the settings."""
     return interleaved(ways, settings.repeats, settings.seconds)
 
 
 def seconds_of(way: Callable[[], Any]) -> float:
-    """Seconds that one call takes, work that it leaves to the GPU included."""
+    """Seconds of one call, including GPU work."""
     settle()
     started = time.perf_counter()
     way()
@@ -67,7 +67,7 @@ def settle() -> None:
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest of some seconds, and how many they are."""
+    """Median, minimum, maximum and number of the values."""
     return {
         "median_s": round(statistics.median(values), 6),
         "min_s": round(min(values), 6),
@@ -79,7 +79,7 @@ def summary(values: list[float]) -> dict[str, float]:
 def in_child(module: str, *arguments: object) -> dict[str, Any]:
     """Runs `python -m MODULE ARGUMENTS` and returns the JSON of its last line, with its peak memory as "peak_bytes".
 
-    The peak is the resident memory of the process (what it has mapped of files included), looked at every 20 ms.
+    The peak is the resident memory of the process (including mapped files), sampled every 20 ms.
     """
     command = [sys.executable, "-m", module, *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8") as child:
@@ -110,7 +110,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The processor's name, as `lscpu` tells it."""
+    """The processor's name from `lscpu`."""
     try:
         told = subprocess.run(["lscpu"], capture_output=True, text=True, env={"LC_ALL": "C"}).stdout
     except OSError:
@@ -122,8 +122,8 @@ def _cpu() -> str:
 def save(record: dict[str, Any], folder: Path) -> Path:
     """Writes MACHINE-DATE.json (MACHINE-DATE-tiny.json of a trial).
 
-    Rows of an earlier run of that day on that machine that are not in `record` stay, and with them what was said of
-    machine and settings; "again" then tells when, and at which load, the rows of `record` were measured.
+    If the file exists (same day and machine), rows that are not in `record` are kept, with machine and settings;
+    "again" then stores date and load of the rows in `record`.
     """
     of = record["machine"]
     name = re.sub(r"[^a-z0-9]+", "-", (of["gpu"] or of["cpu"]).lower()).strip("-")

@@ -1,9 +1,9 @@
-"""The baseline: the published order of work, written anew and as plainly as it can be. The library never imports it.
+"""The baseline: a plain re-implementation of the published order of work. The library does not import it.
 
 Unlike the library, it runs the frozen backbone on image and neighbor at every step, in float32, with an explicit
-attention matrix; it resizes logits to full size before it picks the labeled pixels; each part of the loss samples and
-normalizes its own maps; and it has three optimizers. In evaluation it takes one image at a time, its mirror image in a
-separate pass, resizes codes to full size before the probes, and runs one CRF after another.
+attention matrix; resizes logits to full size before selecting the labeled pixels; samples and normalizes the maps
+separately for each part of the loss; and has three optimizers. Evaluation processes one image at a time and its mirror
+image in a separate pass, resizes codes to full size before the probes, and runs the CRFs one after another.
 """
 
 import copy
@@ -19,7 +19,7 @@ from stego_lib.model import Stego
 
 
 class Published:
-    """Backbone, head and probes with the weights of `backbone` and `model` (copies), worked in the published order."""
+    """Copies of `backbone` and `model`, used in the published order of work."""
 
     def __init__(self, backbone: Backbone, model: Stego, weights: tuple, shifts: tuple, *, centering: bool = True):
         self.vit = copy.deepcopy(backbone.vit).float()
@@ -39,17 +39,17 @@ class Published:
         return tokens.transpose(1, 2).reshape(len(images), -1, height, width)
 
     def step(self, images: Tensor, partners: Tensor, *rest: Tensor) -> dict[str, float]:
-        """One training step on uint8 images and the neighbor of each."""
+        """One training step on uint8 images and their neighbors."""
         return self.rest(self.features(images), self.features(partners), *rest)
 
     def rest(
         self, feats: Tensor, feats_knn: Tensor, label: Tensor, coords1: Tensor, coords2: Tensor, permutations: Tensor
     ) -> dict[str, float]:
-        """The step but for the backbone. Returns the values of its losses."""
+        """The training step without the backbone. Returns the losses."""
         self.model.train()
         head = self.model.head
         code, code_knn = head(feats), head(feats_knn)
-        feats, feats_knn = head.dropout(feats), head.dropout(feats_knn)  # by masks of their own: the targets are noisy
+        feats, feats_knn = head.dropout(feats), head.dropout(feats_knn)  # with separate masks, so the targets are noisy
         f1, c1 = sampled(feats, coords1), sampled(code, coords1)
         f2, c2 = sampled(feats_knn, coords2), sampled(code_knn, coords2)
         own = self.pair(f1, f1, c1, c1, self.shifts[0])
@@ -81,7 +81,7 @@ class Published:
         return -correlation(c1, c2).clamp(min=0) * (target - shift)
 
     def linear_loss(self, code: Tensor, label: Tensor) -> Tensor:
-        """Cross-entropy of the labeled pixels, picked from logits at full size."""
+        """Cross-entropy of the labeled pixels, selected from logits at full size."""
         logits = F.interpolate(
             self.model.linear_probe.classifier(code), label.shape[-2:], mode="bilinear", align_corners=False
         )
@@ -91,7 +91,7 @@ class Published:
         return F.cross_entropy(logits[labeled], label[labeled])
 
     def cluster_loss(self, code: Tensor) -> Tensor:
-        """Minus the mean cosine of a code with its nearest cluster, by way of one-hot assignments."""
+        """Minus the mean cosine of a code with its nearest cluster, computed with one-hot assignments."""
         clusters = F.normalize(self.model.cluster_probe.clusters, dim=1)
         cosine = torch.einsum("bkhw,nk->bnhw", F.normalize(code, dim=1), clusters)
         nearest = F.one_hot(cosine.argmax(1), len(clusters)).permute(0, 3, 1, 2).float()
@@ -105,7 +105,7 @@ class Published:
 
     @torch.no_grad()
     def maps(self, code: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Log-probabilities (n, H, W) of both probes, the code brought to full size first."""
+        """Log-probabilities (n, H, W) of both probes; the code is resized first."""
         code = F.interpolate(code, size, mode="bilinear", align_corners=False)
         clusters = F.normalize(self.model.cluster_probe.clusters, dim=1)
         cosine = torch.einsum("bkhw,nk->bnhw", F.normalize(code, dim=1), clusters)
@@ -114,17 +114,17 @@ class Published:
 
 
 def sampled(maps: Tensor, coords: Tensor) -> Tensor:
-    """Values of maps (B, C, h, w) at coords (B, S, S, 2), (B, C, S, S)."""
+    """Bilinear samples (B, C, S, S) of maps (B, C, h, w) at coords (B, S, S, 2)."""
     return F.grid_sample(maps, coords.permute(0, 2, 1, 3), padding_mode="border", align_corners=True)
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of every position with every position, (B, h, w, i, j)."""
+    """Cosine similarity of all pairs of positions, (B, h, w, i, j)."""
     return torch.einsum("nchw,ncij->nhwij", F.normalize(a, dim=1, eps=1e-10), F.normalize(b, dim=1, eps=1e-10))
 
 
 def crf(image: Tensor, log_probabilities: Tensor) -> np.ndarray:
-    """Labels (H, W) after a CRF of its own for one map of one image."""
+    """Labels (H, W) after a separate CRF for one map of one image."""
     from pydensecrf.densecrf import DenseCRF2D
     from pydensecrf.utils import unary_from_softmax
 
@@ -137,6 +137,6 @@ def crf(image: Tensor, log_probabilities: Tensor) -> np.ndarray:
 
 
 def nearest(features: Tensor, top: int = 30) -> Tensor:
-    """The `top` most like by cosine, the image itself first: rows in 16 pieces, each against all images at once."""
+    """The `top` images with the largest cosine, the image itself first; 16 chunks of rows against all images."""
     unit = F.normalize(features, dim=1)
     return torch.cat([(rows @ unit.T).topk(top, dim=1).indices for rows in unit.chunk(16)])

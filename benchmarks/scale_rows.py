@@ -1,4 +1,4 @@
-"""Large sets: neighbors, and the memory of training from large stores."""
+"""Large datasets: neighbor search, memory of training, large rasters."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from .measuring import in_child, timed
 from .published_order import nearest
 
 LARGE = 600_000
-"""Images that must be possible by exact comparison."""
+"""Number of images of the extrapolated exact search."""
 
 
 def neighbors(settings: Settings) -> dict[str, Any]:
-    """Nearest neighbors of 4,000 images (30 each, as the published loop); time and memory of more; 384 channels."""
+    """Nearest neighbors of 4,000 images (30 each, as in the published code); time and memory for more; 384 channels."""
     dim = settings.choose(384, 16)
     count, many = settings.choose(4000, 100), settings.choose(40_000, 200)
     features = torch.randn(count, dim, generator=torch.Generator().manual_seed(settings.seed))
@@ -29,15 +29,15 @@ def neighbors(settings: Settings) -> dict[str, Any]:
     }  # fmt: skip
     row["extrapolated"] = {
         "images": LARGE, "hours": per_pair * LARGE**2 / 3600,
-        "bytes": child["peak_bytes"] + 7 * 8 * (LARGE - many),  # what grows are the neighbors found
+        "bytes": child["peak_bytes"] + 7 * 8 * (LARGE - many),  # the result grows with the number of images
     }  # fmt: skip
     return row
 
 
 def raster(settings: Settings) -> dict[str, Any]:
-    """Peak memory and seconds of the label map of a GeoTIFF 20,000 pixels wide, without CRF, by windows of 448 pixels.
+    """Peak memory and seconds for a GeoTIFF 20,000 pixels wide, without CRF, with windows of 448 pixels.
 
-    The network is the embedded one. Memory grows with the width alone: a few thousand rows tell that of 400 megapixels.
+    Uses the embedded network. Memory depends only on the width, so 4,000 rows give that of 400 megapixels.
     """
     width, height = settings.choose(20_000, 700), settings.choose(4_000, 600)
     row = in_child("benchmarks.children", "raster", settings.folder, int(settings.tiny), width, height)
@@ -46,9 +46,9 @@ def raster(settings: Settings) -> dict[str, Any]:
 
 
 def memory(settings: Settings) -> dict[str, Any]:
-    """Peak memory of `train` from a store of 10 GB, its features computed, checked, read at random, probes fitted.
+    """Peak memory of `train` with a store of 10 GB: extraction, training steps, and fitting of the probes.
 
-    The backbone is replaced by random numbers; the rest is as in a run: 12,500 drawn JPEGs of 224 px, ViT-S/8's shape.
+    The backbone returns random features; the rest is a normal run: 12,500 synthetic JPEGs of 224 px, ViT-S/8's shape.
     """
     images, steps = settings.choose(12_500, 12), settings.choose(60, 3)
     row = in_child("benchmarks.children", "train", settings.folder, int(settings.tiny), images, steps)

@@ -35,7 +35,7 @@ SHIFTS = (0.08, 0.02, 0.66)
 def step(settings: Settings) -> dict[str, Any]:
     """A training step of ViT-S/8 at 224 px, K = 70, 27 classes, batch 16.
 
-    The baseline gets its images decoded in memory; ours read features, or decode and compute, as in a run.
+    The images of the baseline are decoded in memory; ours reads features, or decodes and computes, as in a run.
     """
     experiment, folder = _data(settings, settings.choose(64, 8))
     backbone = Backbone.of(experiment)
@@ -57,7 +57,7 @@ def step(settings: Settings) -> dict[str, Any]:
     skipped = {}
     for precision in ("float32", "bfloat16"):
         if precision == "bfloat16" and not (settings.tiny or bfloat16_is_native()):
-            skipped[f"online {precision}"] = "this machine does not multiply bfloat16 natively: see the row limits"
+            skipped[f"online {precision}"] = "this machine has no native bfloat16: see the row limits"
             continue
         network = Backbone.of(experiment.but(precision=precision))
         online = open_features(dataset, network, experiment.train_size, folder / precision, "online")
@@ -66,9 +66,9 @@ def step(settings: Settings) -> dict[str, Any]:
 
 
 def pretraining(settings: Settings) -> dict[str, Any]:
-    """A step of pre-training on a CPU, in its precision, with torch's fused attention and with plain products.
+    """A step of pre-training on a CPU, with torch's fused attention and with plain matrix products.
 
-    Random images; the first stage of `STREETS` (crops of 40 px) and its second (80 px), on `settings`' threads.
+    Random images; first stage (crops of 40 px) and second stage (80 px) of `STREETS`; bfloat16 if native.
     """
     precision = torch.bfloat16 if bfloat16_is_native() else torch.float32
     images = torch.randint(0, 256, (64, 3, 120, 160), dtype=torch.uint8)
@@ -98,10 +98,10 @@ def pretraining(settings: Settings) -> dict[str, Any]:
 
 
 def compact(settings: Settings) -> dict[str, Any]:
-    """Random batches of 32 images at 320 px from a full and a compact store of drawn scenes, embedded backbone.
+    """Random batches of 32 images at 320 px from a full and a compact store of synthetic scenes, embedded backbone.
 
-    "from the disk": with a cold file cache, as where a store is larger than the memory. "bytes" of the features in
-    both, "components", and the mean "error" of a correspondence as measured at the fit and on other images.
+    "from the disk": with a cold file cache, as for a store larger than the memory. "bytes" of the features in both,
+    "components", and mean "error" of a correspondence at the fit and on other images.
     """
     size, count = settings.choose(320, 64), settings.choose(256, 12)
     folder = draw_folder(settings.folder / "compact", scenes(size, settings.choose(64, 4)), count, 1)
@@ -125,10 +125,10 @@ def compact(settings: Settings) -> dict[str, Any]:
         f"{name}, from the disk": batch(features, features.folder)
         for name, features in {"full store": full, "compact store": small}.items()
     }
-    os.sync()  # what was not written yet cannot be forgotten
+    os.sync()  # unwritten pages cannot be dropped from the cache
     return {
         "ways": timed(ways, settings)
-        | timed(cold, settings),  # apart: a file that was forgotten is not in memory for the others
+        | timed(cold, settings),  # separate: dropping files from the cache would affect the others
         "bytes": {
             "full": 2 * math.prod(full.shape),
             "compact": sum(path.stat().st_size for path in small.folder.glob("*/features.npy")),
@@ -143,9 +143,9 @@ def compact(settings: Settings) -> dict[str, Any]:
 
 
 def rest(settings: Settings) -> dict[str, Any]:
-    """A training step without backbone and reading of features, batch 32: head, loss, probes, optimizer; K = 100.
+    """A training step without backbone and feature reading, batch 32: head, loss, probes, optimizer; K = 100.
 
-    "channels first, float32": ours as it was, its features in the order of the backbone's maps.
+    "channels first, float32": with the memory layout of the backbone's maps.
     """
     experiment, _ = _data(settings, settings.choose(8, 8))
     size, batch_size = experiment.train_size, settings.choose(32, 4)
@@ -175,7 +175,7 @@ def rest(settings: Settings) -> dict[str, Any]:
 
 
 def extraction(settings: Settings) -> dict[str, Any]:
-    """The frozen backbone, ViT-S/8 at 224 px, in batches of 4, and how well bfloat16 agrees with float32."""
+    """The frozen backbone, ViT-S/8 at 224 px, in batches of 4; cosine similarity of bfloat16 and float32 features."""
     experiment, _ = _data(settings, 4)
     size, number = experiment.train_size, 4
     networks = {name: Backbone.of(experiment.but(precision=name)) for name in ("float32", "bfloat16")}
@@ -197,7 +197,7 @@ def extraction(settings: Settings) -> dict[str, Any]:
 
 
 def probes(settings: Settings) -> dict[str, Any]:
-    """What both probes cost: fitted once after training, against the difference that they make to a step, batch 16."""
+    """Cost of both probes: fitted after training, or trained in every step, batch 16."""
     experiment, folder = _data(settings, settings.choose(200, 8))
     network = RandomFeatures(experiment.backbone, precision="float32")
     store = open_features(open_dataset("folder", folder, "train"), network, experiment.train_size, folder / "stores")
@@ -211,7 +211,7 @@ def probes(settings: Settings) -> dict[str, Any]:
 def recipe(settings: Settings) -> dict[str, Any]:
     """The Cityscapes-sized recipe with ViT-S/8, EXTRAPOLATED: 14,875 crops of 224 px, K = 100, 7,000 steps of batch 32.
 
-    Features of 500 drawn JPEGs are computed from the files on, and 200 steps are made from their store, K = 100.
+    Measured: feature extraction from 500 JPEG files, and 200 steps from their store.
     """
     crops, steps = 14_875, 7_000
     measured, made = settings.choose(500, 12), settings.choose(200, 3)
@@ -244,7 +244,7 @@ def recipe(settings: Settings) -> dict[str, Any]:
 
 
 def _data(settings: Settings, train: int) -> tuple[Experiment, Any]:
-    """The experiment and its folder of drawn images."""
+    """The experiment and its folder of synthetic images."""
     folder = settings.folder / f"drawn-{train}"
     if not folder.exists():
         draw_folder(folder, scenes(settings.choose(224, 32), 8, settings.seed), train, 1, settings.seed)
@@ -252,7 +252,7 @@ def _data(settings: Settings, train: int) -> tuple[Experiment, Any]:
 
 
 def _points(experiment: Experiment, device: torch.device) -> list[torch.Tensor]:
-    """Coordinates of both sides and partners, as the baseline takes them."""
+    """Coordinates of both images and permutations, as inputs of the baseline."""
     size, generator = experiment.batch_size, torch.Generator().manual_seed(experiment.seed)
     coords = [random_coords(size, experiment.points, generator).to(device) for _ in range(2)]
     partners = [published_permutation(size, generator) for _ in range(experiment.negatives)]
@@ -262,7 +262,7 @@ def _points(experiment: Experiment, device: torch.device) -> list[torch.Tensor]:
 def training_steps(
     experiment: Experiment, features: Any, neighbors: torch.Tensor, backbone: Backbone
 ) -> Callable[[], None]:
-    """Makes the next step of a training whenever it is called: draws the batch, and trains."""
+    """A function that runs the next training step: draws the batch, and trains."""
     model: Stego = build_model(experiment, backbone.dim, N_CLASSES).to(backbone.device)
     optimizer, numbers = make_optimizer(model, experiment), count()
 

@@ -1,6 +1,6 @@
-"""Puts together what the page "Try it" needs: a run as ONNX, onnxruntime-web from npm, scripts and samples.
+"""Collects the files of the page "Try it": a run as ONNX, onnxruntime-web from npm, scripts and samples.
 
-`make book` calls it; without npm the page is left out.
+`make book` calls it. Without npm the page is skipped.
 """
 
 import json
@@ -16,14 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "book" / "try"
 PHOTOGRAPHS = ROOT / "data" / "photographs"
 RUNTIME = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-"""Of the package onnxruntime-web."""
+"""Files of the package onnxruntime-web."""
 SAMPLES = ("food_0000055.jpg", "food_0000104.jpg", "food_0000282.jpg")
 GRID = ("similarity", "features", "code")
-"""Outputs of the graph; the page upsamples the first."""
+"""Outputs of the ONNX graph; the page upsamples the first."""
 
 
 def fetch_runtime(folder: Path) -> str | None:
-    """Installs what package-lock.json names into folder/node_modules; says why if it cannot be done."""
+    """Installs package-lock.json into folder/node_modules. Returns the reason if this fails, else None."""
     if shutil.which("npm") is None:
         return "npm is not installed"
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,13 +39,13 @@ def fetch_runtime(folder: Path) -> str | None:
 
 
 def demonstration() -> Run:
-    """The run of the page: that of segment_your_images.ipynb with the embedded backbone; trained if it is not there."""
+    """The run of segment_your_images.ipynb with the embedded backbone; trains it if necessary."""
     values = dict(data_root=str(PHOTOGRAPHS), backbone=EMBEDDED_FOR_PHOTOGRAPHS, n_classes=6, steps=100)
     return train(Experiment.preset("folder", **values), resume=True)
 
 
 def write_files(run: Run, runtime: Path, target: Path) -> None:
-    """Everything that the page loads, into `target`."""
+    """Writes all files that the page loads to `target`."""
     target.mkdir(parents=True, exist_ok=True)
     for path in (
         SCRIPTS / "page.js",

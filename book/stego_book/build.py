@@ -1,12 +1,12 @@
-"""Makes the book: runs its notebooks, renders it, and checks the rendered pages.
+"""Builds the book: runs its notebooks, renders the pages, and checks them.
 
     python -m stego_book.build                  # book/_build/html
-    python -m stego_book.build --no-run         # renders the notebooks as they were last run
+    python -m stego_book.build --no-run         # renders the last executed notebooks
     python -m stego_book.build --data FOLDER    # shows the street images of FOLDER/camvid
     python -m stego_book.build --pdf            # also as one PDF
 
-The pages are put together in book/_build/source at the paths that they have in the checkout, with the executed
-notebooks, so that links between pages are right in both places.
+The pages and executed notebooks are copied to book/_build/source with the paths of the checkout, so that links between
+pages work in both places.
 """
 
 import argparse
@@ -40,11 +40,11 @@ SOURCE = BUILD / "source"
 HTML = BUILD / "html"
 PDF = SOURCE / "book" / "stego.pdf"
 
-# Runs before the others, which then find its run.
+# Runs first; other notebooks reuse its run.
 FIRST = "notebooks/train"
-# The page that segments in the browser.
+# The page that segments images in the browser.
 TRY = "book/try"
-# Notebooks that run in the book with other parameters than their defaults, which take long or need a network.
+# Parameters of notebooks whose defaults take long or need network access.
 PARAMETERS: dict[str, dict[str, Any]] = {
     "notebooks/quickstart": {"backbone": EMBEDDED_FOR_PHOTOGRAPHS, "steps": 100},
     "notebooks/pretrain_scenes": dict(
@@ -54,40 +54,40 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         images="scenes", steps="20 5 5", batch_size=8, watched=20, folder=os.path.relpath(BUILD / "pretraining_photos")
     ),
 }
-# Chapters that show CamVid where it is at hand. The backbone is embedded, so that a build needs no network.
+# Chapters that show CamVid if available, with an embedded backbone, so that a build needs no network access.
 SHOW_CAMVID = ("train", "correspondence", "loss", "data", "evaluation", "resolution", "choosing", "stego_from_scratch")
-# What is copied beside the notebooks.
+# Files copied to the build folder with the notebooks.
 PAGES = ("CHANGELOG.md", "CITATION.cff", "book/*.md", "book/*.bib", "book/_toc.yml", "book/_static/*")
 
 
 def pages(toc: Path) -> list[str]:
-    """Every file in the table of contents, in order, without suffix."""
+    """All files in the table of contents, in order, without suffix."""
     return re.findall(r"^ *(?:- )?(?:root|file): (\S+)$", toc.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def notebooks(toc: Path) -> list[str]:
-    """The notebooks among them, `FIRST` before the others."""
+    """The notebooks in the table of contents, `FIRST` first."""
     return sorted((name for name in pages(toc) if name.startswith("notebooks/")), key=lambda name: name != FIRST)
 
 
 def camvid_parameters(data: str | None) -> dict[str, dict[str, Any]]:
-    """Parameters of the chapters that show street images, if `data` (default: data/) holds CamVid."""
+    """Parameters of the chapters that show street images if `data` (default: data/) contains CamVid."""
     root = Path(data).expanduser().resolve() if data else ROOT / "data"
     if not any((root / name / "train").is_dir() for name in ("camvid", "CamVid")):
         if data:
-            sys.exit(f"{root} holds no camvid/train. Run: python -m stego_lib.datasets prepare camvid --root {root}")
-        print("the chapters show synthetic scenes (street images: make book DATA=FOLDER)")
+            sys.exit(f"{root} contains no camvid/train. Run: python -m stego_lib.datasets prepare camvid --root {root}")
+        print("the chapters show synthetic scenes (for street images: make book DATA=FOLDER)")
         return {}
     camvid = {"dataset": "camvid", "data_root": str(root), "backbone": EMBEDDED_FOR_PHOTOGRAPHS}
     chosen = {f"notebooks/{name}": dict(camvid) for name in SHOW_CAMVID}
-    del chosen["notebooks/stego_from_scratch"]["backbone"]  # which has no such parameter
+    del chosen["notebooks/stego_from_scratch"]["backbone"]  # it has no such parameter
     return chosen | {"notebooks/benchmark": {"camvid_root": str(root)}}
 
 
 def run_all(names: list[str], changes: dict[str, str], own: dict[str, dict[str, Any]]) -> None:
-    """Runs each notebook whose executed copy is older than the notebook, the packages, the records or the benchmarks.
+    """Runs each notebook that is newer than its executed copy, or if the packages, records or benchmarks are newer.
 
-    changes: values as text, for each notebook that has a parameter of that name. own: parameters of single notebooks.
+    changes: parameter name -> text, for all notebooks with this parameter. own: parameters of single notebooks.
     """
     folders = ("stego_lib", "book/stego_book", "book/records", "benchmarks/results")
     used = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix != ".pyc"]
@@ -100,11 +100,11 @@ def run_all(names: list[str], changes: dict[str, str], own: dict[str, dict[str, 
         }
         parameters = PARAMETERS.get(name, {}) | own.get(name, {}) | given
         if is_fresh(executed, max(newest, notebook.stat().st_mtime), parameters):
-            print(f"{name}: run before, nothing has changed")
+            print(f"{name}: up to date")
             continue
         print(f"{name}: running ...", flush=True)
         started = time.monotonic()
-        draft = BUILD / "running" / notebook.name  # a notebook that stopped halfway must not be taken for a chapter
+        draft = BUILD / "running" / notebook.name  # not in SOURCE, as it may be partly executed
         arguments = [str(item) for pair in parameters.items() for item in ("-p", *pair)]
         if run_notebook([str(notebook), str(draft), *arguments]) != 0:
             sys.exit(f"{name} failed, see {draft}")
@@ -121,7 +121,7 @@ def is_fresh(executed: Path, newest: float, parameters: dict[str, Any]) -> bool:
 
 
 def put_together(names: list[str], with_browser_page: bool) -> None:
-    """Copies the pages beside the executed notebooks, and the notebooks' numbered figures to book/figures."""
+    """Copies the pages to the executed notebooks, and the notebooks' numbered figures to book/figures."""
     for path in (path for pattern in PAGES for path in ROOT.glob(pattern) if path.is_file()):
         target = SOURCE / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def put_together(names: list[str], with_browser_page: bool) -> None:
 
 
 def with_repository(config: dict[str, Any], address: str) -> dict[str, Any]:
-    """The configuration with buttons that open a notebook on Binder and Colab, if the address is one of GitHub."""
+    """The configuration with buttons for Binder and Colab if the address is on GitHub."""
     match = re.fullmatch(r"(?:https://|git@)github\.com[/:](.+?)(?:\.git)?/?", address)
     if match is None:
         return config
@@ -157,11 +157,11 @@ def with_repository(config: dict[str, Any], address: str) -> dict[str, Any]:
 
 
 def write_browser_files() -> bool:
-    """Writes what the page "Try it" loads. Returns False where npm is missing; the page is then left out."""
+    """Writes the files of the page "Try it". Returns False without npm; the page is then skipped."""
     shutil.rmtree(SOURCE / "book" / "_static" / "try", ignore_errors=True)
     npm = BUILD / "npm"
     if reason := browser.fetch_runtime(npm):
-        print(f"the page that segments in the browser is left out: {reason}")
+        print(f"the page Try it is skipped: {reason}")
         return False
     browser.write_files(browser.demonstration(), npm, SOURCE / "book" / "_static" / "try")
     return True
@@ -191,32 +191,32 @@ def write_readme_figures() -> None:
             print(f"{file}.webp stays: notebooks/{notebook}.ipynb was not run")
             continue
         if nbformat.read(executed, 4).metadata.papermill.parameters.get("dataset") == "camvid":
-            sys.exit("the figures of README.md are made of scenes: build the book without CamVid first")
+            sys.exit("the figures of README.md show scenes. Build the book without CamVid first.")
         image = Image.open(io.BytesIO(named_figures(executed)[figure])).convert("RGB")
         image.save(ROOT / "book" / "_static" / f"{file}.webp", quality=85, method=6)
 
 
 def render() -> None:
-    """Runs jupyter-book; a warning is an error."""
+    """Runs jupyter-book; warnings are errors."""
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(SOURCE)]
     command += ["--path-output", str(BUILD.parent), "--config", str(SOURCE / "_config.yml")]
     command += ["--toc", str(SOURCE / "book" / "_toc.yml"), "--all", "-W", "--keep-going", "-q"]
     shutil.rmtree(HTML, ignore_errors=True)
     if subprocess.run(command).returncode != 0:
-        sys.exit("the book does not build without warnings, see above")
+        sys.exit("the book has build warnings (above). Fix them and build again.")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Runs the notebooks of the book and renders it.")
-    parser.add_argument("--no-run", action="store_true", help="render the notebooks as they were last run")
+    parser.add_argument("--no-run", action="store_true", help="render the last executed notebooks")
     parser.add_argument(
         "--front", action="store_true", help="write the figures of README.md from the executed chapters"
     )
     parser.add_argument("--pdf", action="store_true", help="write the book as one PDF too")
-    parser.add_argument("--data", metavar="FOLDER", help="shows the street images of FOLDER/camvid; default: data/")
+    parser.add_argument("--data", metavar="FOLDER", help="show the street images of FOLDER/camvid (default: data/)")
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                        help="for every notebook with a parameter of this name (short runs: -p steps 20)")  # fmt: skip
+                        help="set this parameter in all notebooks that have it (short runs: -p steps 20)")  # fmt: skip
     given = parser.parse_args(arguments)
     if given.front:
         return write_readme_figures()
@@ -231,8 +231,8 @@ def main(arguments: list[str] | None = None) -> None:
         put_together(names, with_browser_page)  # again, with the link to it
     render()
     if faults := problems(HTML, [SOURCE / f"{name}.ipynb" for name in names]):
-        sys.exit("\n".join(["the book has faults:", *faults]))
-    print(f"the book: {HTML / 'index.html'} (make serve shows it)")
+        sys.exit("\n".join(["errors in the rendered book:", *faults]))
+    print(f"book: {HTML / 'index.html'} (view it with make serve)")
 
 
 if __name__ == "__main__":

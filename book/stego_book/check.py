@@ -8,14 +8,14 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 
-# A table in Markdown that was shown as text.
+# A Markdown table that was rendered as text.
 RAW_TABLE = re.compile(r"\|(\s*[:—–-]+\s*\|){2}")
-# Tags that load a file, by their attribute.
+# Tag -> the attribute with the file that it loads.
 LOADING = {"script": "src", "img": "src", "link": "href"}
 
 
 class Page(HTMLParser):
-    """Links, link targets and faults of one page."""
+    """Links, link targets and errors of a page."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -49,7 +49,7 @@ class Page(HTMLParser):
 
 
 def problems(html: Path, notebooks: list[Path]) -> list[str]:
-    """One line for each fault of the book rendered in `html` from the executed `notebooks`."""
+    """One line per error in the book rendered to `html` from the executed `notebooks`."""
     faults = [f"{path}: {line}" for path in notebooks for line in errors(path)]
     pages = {path.resolve(): Page(path) for path in sorted(html.rglob("*.html")) if "_static" not in path.parts}
     for page in pages.values():
@@ -59,7 +59,7 @@ def problems(html: Path, notebooks: list[Path]) -> list[str]:
 
 
 def errors(notebook: Path) -> Iterator[str]:
-    """Errors in a notebook's outputs, and cells that should have drawn a numbered figure and did not."""
+    """Errors in a notebook's outputs, and missing numbered figures."""
     for number, cell in enumerate(nbformat.read(notebook, 4).cells):
         outputs = cell.get("outputs", [])
         for output in outputs:
@@ -71,7 +71,7 @@ def errors(notebook: Path) -> Iterator[str]:
 
 
 def dead_links(page: Page, pages: dict[Path, Page]) -> Iterator[str]:
-    """Links of a page to files and places of the book that do not exist."""
+    """Links of a page to files and anchors of the book that do not exist."""
     for link in page.links:
         parts = urlsplit(link)
         if parts.scheme or parts.netloc:

@@ -2,9 +2,9 @@
 
     python -m stego_book.notebooks notebooks/train.ipynb out.ipynb -p dataset camvid
 
-papermill accepts a misspelled name and runs with the default, and it turns text that looks like a number into one
-(`2024_01` becomes 202401). `run_notebook` compares names and types with the notebook's parameters before it starts.
-`check_parameters`, called by each notebook after its parameters, does the same for people who call papermill directly.
+papermill ignores misspelled parameter names and converts text that looks like a number (`2024_01` becomes 202401).
+`run_notebook` checks names and types against the notebook's parameters before it starts. `check_parameters`, which each
+notebook calls after its parameters, does the same when papermill is called directly.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from typing import Any, NamedTuple
 from stego_lib.utils.errors import StegoError, did_you_mean
 from stego_lib.utils.progress import BARS
 
-# Declared type -> what an error message calls it; other types are not checked.
+# Declared type -> its name in error messages; other types are not checked.
 TYPES = {"str": "text", "int": "a whole number", "float": "a number", "bool": "True or False"}
-# Spellings of True and False on the command line.
+# True and False on the command line.
 SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 class Parameter(NamedTuple):
-    """A parameter of a notebook: its name, its declared type, and its default as text."""
+    """A parameter of a notebook: name, declared type, and default as text."""
 
     name: str
     type: str
@@ -36,11 +36,11 @@ class Parameter(NamedTuple):
 
     @property
     def optional(self) -> bool:
-        """Whether it may be None."""
+        """Whether None is valid."""
         return self.default == "None"
 
     def parse(self, text: str) -> Any:
-        """Converts text of the command line to the declared type. Text stays as it is."""
+        """Converts a command-line argument to the declared type."""
         if self.optional and text == "None":
             return None
         value: Any = text
@@ -55,7 +55,7 @@ class Parameter(NamedTuple):
         return value
 
     def check(self, value: Any) -> None:
-        """Raises StegoError if the value is of another type than the declared one."""
+        """Raises StegoError if the value does not have the declared type."""
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         valid = {
             "str": isinstance(value, str | os.PathLike),
@@ -79,7 +79,7 @@ def parameters_of(notebook: str | Path) -> dict[str, Parameter]:
     notebook = Path(notebook)
     if not notebook.is_file():
         others = [path.name for path in notebook.parent.glob("*.ipynb")]
-        raise StegoError(f"there is no notebook {notebook}{did_you_mean(notebook.name, others)}")
+        raise StegoError(f"{notebook} does not exist{did_you_mean(notebook.name, others)}.")
     try:
         declared = papermill.inspect_notebook(str(notebook))
     except (ValueError, nbformat.ValidationError):
@@ -101,14 +101,14 @@ def check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
 def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str, Any] | None = None) -> str:
     """Executes a notebook with parameters and writes the executed copy.
 
-    Progress goes to the error stream and not into the copy.
+    Progress is printed to stderr and not stored in the copy.
 
     Parameters
     ----------
     notebook, output
-        The notebook, and the file of the executed copy.
+        The notebook and the file for the executed copy.
     parameters
-        Values by name.
+        Name -> value.
 
     Returns
     -------
@@ -118,9 +118,9 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
     Raises
     ------
     StegoError
-        Before anything runs, for an unknown parameter or a value of another type.
+        For an unknown parameter or a value of the wrong type, before the notebook runs.
     PapermillExecutionError
-        When a cell fails.
+        If a cell fails.
 
     Examples
     --------
@@ -142,7 +142,7 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
         str(notebook), str(output), values, progress_bar=False, stderr_file=sys.stderr
     )
     for cell in executed.cells:
-        if cell.cell_type == "code":  # without redrawn progress bars
+        if cell.cell_type == "code":  # remove redrawn progress bars
             cell.outputs = [out for out in cell.outputs if not (out.output_type == "stream" and "\r" in out.text)]
     nbformat.write(executed, output)
     summaries = [cell for cell in executed.cells if "summary" in cell.metadata.get("tags", [])]
@@ -150,10 +150,10 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
 
 
 def check_parameters() -> None:
-    """Checks the parameters of the notebook that calls it: StegoError for an unknown name or a value of another type.
+    """Checks the parameters of the calling notebook: StegoError for an unknown name or a value of the wrong type.
 
-    Parameters are the names that the cells so far assign with a type (`name: type = default`). papermill injects values
-    in a cell that starts with "# Parameters".
+    Parameters are the names assigned with a type annotation (`name: type = default`) in the cells run so far. papermill
+    injects values in a cell that starts with "# Parameters".
     """
     from IPython import get_ipython
 
@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("output", help="file of the executed copy")
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # an exception, which ends the kernel too
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # also stops the kernel
     if sys.stderr.isatty():
         os.environ[BARS] = "1"
     try:
@@ -208,10 +208,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except PapermillExecutionError as error:
         lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in error.traceback]  # one line of a StegoError
-        print(f"error in a cell, see {given.output}", *lines, sep="\n", file=sys.stderr)
+        print(f"a cell failed, see {given.output}", *lines, sep="\n", file=sys.stderr)
         return 1
     except DeadKernelError:
-        print(f"the kernel died, perhaps for lack of memory; see {given.output}", file=sys.stderr)
+        print(f"the kernel died, possibly out of memory; see {given.output}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted, see {given.output}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The datasets at a glance: classes, sources, and which splits are available."""
+"""Overview of the datasets: classes, sources and available splits."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from stego_lib import StegoError
 from stego_lib.datasets import Classes, camvid, cityscapes, cocostuff, labelmefacade, open_dataset, painter, potsdam
 from stego_lib.datasets.scenes import COLORS
 
-# Names and colors of the classes of every dataset but "folder".
+# Dataset -> names and colors of its classes; "folder" has none.
 LABEL_SPACES: dict[str, Classes] = {
     "scenes": Classes(painter.CLASSES, tuple(COLORS[name] for name in painter.CLASSES)),
     "camvid": camvid.CLASSES,
@@ -16,7 +16,7 @@ LABEL_SPACES: dict[str, Classes] = {
     "potsdam3": potsdam.CLASSES,
     "labelmefacade": labelmefacade.CLASSES,
 }
-# What the images of each dataset are, and where they come from.
+# Dataset -> kind of images, source.
 KINDS = {
     "scenes": ("synthetic scenes, drawn by code", "nothing: drawn by code"),
     "camvid": ("real street images, filmed from a car", camvid.SOURCE),
@@ -30,18 +30,16 @@ SOURCES = {name: source for name, (_, source) in KINDS.items()}
 
 
 def introduction(name: str, root: str | Path, backbone: str, split: str = "val") -> str:
-    """One line for the top of a page: which images it shows, how many there are, and the backbone."""
+    """One line for the top of a page: dataset, number of images and backbone."""
     train, other = len(open_dataset(name, root, "train")), len(open_dataset(name, root, split))
-    hint = (
-        " With CamVid at hand, `-p dataset camvid -p data_root FOLDER` shows real streets." if name == "scenes" else ""
-    )
+    hint = " For CamVid's street images, use `-p dataset camvid -p data_root FOLDER`." if name == "scenes" else ""
     weights = Path(backbone).stem if Path(backbone).suffix else backbone
     counts = f"{train:,} for training and {other:,} in {split}"
     return f"**This page shows `{name}`**: {KINDS[name][0]}, {counts}. Backbone: `{weights}`.{hint}"
 
 
 def overview(root: str | Path) -> list[dict[str, Any]]:
-    """One row per dataset: name, number of classes, images of each split below `root`, and the source."""
+    """One row per dataset: name, number of classes, number of images per split in `root`, and source."""
     return [
         {
             "dataset": name,

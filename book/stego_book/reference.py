@@ -1,9 +1,9 @@
-"""Writes the pages of the API reference: one for each folder of the two packages, made from the docstrings."""
+"""Writes the pages of the API reference, one per folder of the two packages, from the docstrings."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# The signature of `Experiment`, with its many fields, would fill a screen.
+# Without the long signature of `Experiment`.
 EXPERIMENT = """   :exclude-members: Experiment
 
 .. autoclass:: stego_lib.experiment.Experiment(**values)
@@ -12,7 +12,7 @@ EXPERIMENT = """   :exclude-members: Experiment
 
 
 def folders() -> list[Path]:
-    """The folders that hold modules, the library's before the book's."""
+    """The folders with modules, the library's first."""
     packages = (ROOT / "stego_lib", ROOT / "book" / "stego_book")
     return [file.parent for package in packages for file in sorted(package.rglob("__init__.py"))]
 
@@ -30,13 +30,13 @@ def page_name(folder: Path) -> str:
 
 
 def page(folder: Path) -> str:
-    """The page of a folder in MyST Markdown: a table of its modules, then each of them."""
+    """The page of a folder in MyST Markdown: a table of its modules, then their documentation."""
     names = modules(folder)
     table = "\n".join(f"   ~{name}" for name in names)
     parts = [f"# {names[0]}\n\n```{{eval-rst}}\n.. autosummary::\n   :nosignatures:\n\n{table}\n```\n"]
     for name in names:
         members = f".. automodule:: {name}\n   :members:\n   :ignore-module-all:\n"  # re-exports are documented once
-        if name == "stego_lib":  # whose names are those of its modules
+        if name == "stego_lib":  # its names are documented in their modules
             members = f".. automodule:: {name}\n"
         members += EXPERIMENT if name == "stego_lib.experiment" else ""
         parts.append(f"## {name}\n\n```{{eval-rst}}\n{members}```\n")
@@ -44,7 +44,7 @@ def page(folder: Path) -> str:
 
 
 def write_reference(source: Path) -> None:
-    """Writes the pages to book/api below `source`, and names them in its table of contents."""
+    """Writes the pages to book/api in `source` and adds them to the table of contents."""
     target = source / "book" / "api"
     target.mkdir(parents=True, exist_ok=True)
     for folder in folders():

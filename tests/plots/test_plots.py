@@ -70,7 +70,7 @@ def study(*rows: tuple[str, str, int, float]) -> SimpleNamespace:
 
 def test_without_records_a_figure_says_what_to_run():
     for figure in (plots_study.ingredients(study()), plots_study.sweeps(study(), ["K"])):
-        assert "7 runs to do: make ablations" in figure.axes[0].texts[0].get_text()
+        assert "7 missing runs: make ablations" in figure.axes[0].texts[0].get_text()
     assert "make tuning" in plots_study.percentile_grid({}).axes[0].texts[0].get_text()
 
 

@@ -1,4 +1,4 @@
-"""Light: what is taken off the features, what an image tells about clusters, and the table of the records."""
+"""Subtracting the image mean, dependence of clusters on the image, and the table of the records."""
 
 import numpy as np
 import pytest
@@ -63,4 +63,4 @@ def test_the_table_has_means_and_spreads_of_each_amount(tmp_path):
     table = light_table(light_records(base, [0, 1], tmp_path))
     assert list(table.index) == ["0", "0.25"] and list(table["seeds"]) == [2, 2]
     assert table.loc["0.25", "clusters"] == "43.0 ± 0.7" and table.loc["0", "k-means, dark images"] == "30.0 ± 0.0"
-    assert table.loc["0.25", "same neighbors"] == "0.75" and table.loc["0", "image tells (clusters)"] == "0.50"
+    assert table.loc["0.25", "same neighbors"] == "0.75" and table.loc["0", "dependence (clusters)"] == "0.50"

@@ -1,1 +1,1 @@
-"""Every figure, and the interactive explorer."""
+"""Figures and the interactive explorer."""

@@ -14,17 +14,17 @@ from ..studies.cooccurrence import Curve
 from .grids import image_grid
 from .style import hide_ticks, panels, show_image
 
-# Colors of heat maps; brightness rises all the way.
+# Colormap of heat maps, with monotonic brightness.
 HEAT = "inferno"
 MARKERS = "os^DPXv*"
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)))
 
 
 def heat_maps(images: Tensor, maps: Tensor, queries: Sequence[tuple[int, int, int]], names: Sequence[str]) -> Figure:
-    """One row a query: its image with the point, then every image's correspondence with it.
+    """One row per query: its image with the query point, then the correspondence of every image with it.
 
-    images: uint8 (N, 3, H, W); maps: (N, C, h, w); queries: (image, grid row, grid column). One color scale for
-    all, from the 5th percentile of what is shown to 1.
+    images: uint8 (N, 3, H, W); maps: (N, C, h, w); queries: (image, grid row, grid column). All heat maps share one
+    color scale, from the 5th percentile of their values to 1.
     """
     heats = []
     for number, y, x in queries:
@@ -52,10 +52,10 @@ def heat_maps(images: Tensor, maps: Tensor, queries: Sequence[tuple[int, int, in
 
 
 def step_points(rows: dict[str, Tensor], coords: dict[str, Tensor]) -> Figure:
-    """Images of one training step with the points that are sampled in them.
+    """Images of one training step with their sampled points.
 
-    rows: name of a kind -> images, uint8 (N, 3, H, W); coords: the same names -> points in [-1, 1], (N, S, S, 2), as
-    `loss.sample` takes them.
+    rows: row name -> images, uint8 (N, 3, H, W); coords: row name -> points in [-1, 1], (N, S, S, 2), as for
+    `loss.sample`.
     """
     figure = image_grid({name: list(images) for name, images in rows.items()}, brighten=False)
     axes = iter(figure.axes)
@@ -68,7 +68,7 @@ def step_points(rows: dict[str, Tensor], coords: dict[str, Tensor]) -> Figure:
 
 
 def precision_recall(curves: dict[str, dict[str, Curve]], chance: dict[str, float]) -> Figure:
-    """One panel a kind of pairs, one curve a predictor; the dotted line is what guessing gives, `chance`."""
+    """One panel per kind of pairs, one curve per predictor; the dotted line is guessing, `chance`."""
     figure, axes = panels(len(curves), size=(4.9, 4), sharey=True)
     for axis, (title, predictors) in zip(axes, curves.items(), strict=True):
         for color, line, (name, curve) in zip(sns.color_palette(), LINES, predictors.items(), strict=False):
@@ -82,9 +82,9 @@ def precision_recall(curves: dict[str, dict[str, Curve]], chance: dict[str, floa
 
 
 def tensors(matrices: dict[str, Tensor], groups: Sequence[tuple[str, Tensor, Tensor]] = ()) -> Figure:
-    """Correspondence tensors as matrices (P, Q), one panel each, blue below zero and red above, one scale for all.
+    """Correspondence tensors as matrices (P, Q), one panel each, blue below zero and red above, with a common scale.
 
-    groups: (name, rows, columns), the rows and columns that belong together, in the order of the axes; lines part them.
+    groups: (name, rows, columns) of each group, in the order of the axes; lines separate them.
     """
     limit = max(float(matrix.abs().max()) for matrix in matrices.values())
     figure, axes = panels(len(matrices), size=(3.3 + 0.8 / len(matrices), 3.6))
@@ -101,7 +101,7 @@ def tensors(matrices: dict[str, Tensor], groups: Sequence[tuple[str, Tensor, Ten
         (end - len(rows) / 2 - 0.5, name)
         for end, (name, rows, _) in zip(row_ends, groups, strict=True)
         if len(rows) > 0.04 * row_ends[-1]
-    ]  # a name needs room
+    ]  # only groups with space for their name
     axes[0].set_yticks([middle for middle, _ in named], [name for _, name in named], fontsize=9)
     axes[0].tick_params(length=0)
     figure.colorbar(drawn, ax=axes, shrink=0.85, aspect=25)
@@ -111,7 +111,7 @@ def tensors(matrices: dict[str, Tensor], groups: Sequence[tuple[str, Tensor, Ten
 def pull(feature: Sequence[float], shift: float) -> Figure:
     """The loss of one pair of points over its code correspondence S, with and without the zero clamp.
 
-    feature: feature correspondences F, one color each; shift: b.
+    feature: feature correspondences F, one line each; shift: b.
     """
     codes = np.linspace(-1, 1, 201)
     figure, axes = panels(2, size=(4.5, 3.2), sharey=True)
@@ -127,7 +127,7 @@ def pull(feature: Sequence[float], shift: float) -> Figure:
 
 
 def row_means(before: Tensor, after: Tensor, image: Tensor) -> Figure:
-    """Mean correspondence of each position with all of the partner, before and after centering, beside the image.
+    """Mean correspondence of each position with the partner, before and after centering, next to the image.
 
     before, after: (h, w, i, j); image: uint8 (3, H, W).
     """

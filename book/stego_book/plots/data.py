@@ -1,4 +1,4 @@
-"""Figures of datasets: crops, content that images share, palettes."""
+"""Figures of datasets: crops, shared content, palettes."""
 
 import textwrap
 
@@ -16,14 +16,14 @@ from .style import find_fonts, hide_ticks, panels, show_image
 
 
 def five_crop(dataset: SegmentationDataset, index: int) -> Figure:
-    """An image with the five boxes, and the five images that they make of it."""
+    """An image with its five crop boxes, and the five crops."""
     crops, colors = FiveCrop(dataset), sns.color_palette()
     figure, axes = panels(6, size=(2, 2.5))
     image = dataset.image(index)
     show_image(axes[0], image, "image")
     for number, (axis, color) in enumerate(zip(axes[1:], colors, strict=False)):
         top, left, height, width = crops.boxes(index, *image.shape[1:])[number]
-        inset = 0.012 * (number + 1) * width  # boxes share edges, so each is drawn a little further in
+        inset = 0.012 * (number + 1) * width  # boxes share edges, so each is drawn slightly smaller
         corner, sides = (left + inset, top + inset), (width - 2 * inset, height - 2 * inset)
         axes[0].add_patch(Rectangle(corner, *sides, fill=False, edgecolor=color, lw=2))
         show_image(axis, crops.image(5 * index + number), f"crop {number}")
@@ -33,7 +33,7 @@ def five_crop(dataset: SegmentationDataset, index: int) -> Figure:
 
 
 def shared_content(values: dict[str, Tensor]) -> Figure:
-    """Histograms of `neighbors.shared_content`, one per kind of partner, each with its mean."""
+    """Histograms of `neighbors.shared_content` with means, one per kind of partner."""
     figure, (axis,) = panels(1, size=(7, 3))
     bins = np.linspace(0, 1, 26)
     for color, (name, shares) in zip(sns.color_palette(), values.items(), strict=False):

@@ -1,7 +1,7 @@
-"""The interactive explorer of correspondences: a piece of HTML that works from a file, without server or kernel.
+"""Interactive explorer of correspondences: HTML that works without server or kernel.
 
-Point at a place in one image, and each image shows how much its places correspond with it. The unit vectors of all
-places travel with the page, one byte a number; the browser forms their cosines.
+Select a position in one image, and every image shows its correspondence with it. The page contains the normalized
+features of all positions as int8; the browser computes the cosines.
 """
 
 import base64
@@ -22,16 +22,16 @@ TEMPLATE = Path(__file__).with_name("explorer.html")
 
 
 def explorer_data(images: Tensor, spaces: dict[str, Tensor], names: list[str]) -> dict[str, Any]:
-    """What the page needs, as JSON can hold it.
+    """The data of the page, ready for JSON.
 
     images: uint8 (N, 3, H, W). spaces: name -> maps (N, C, h, w), such as backbone features and codes, on one grid.
-    names: of the images. Returns grid [h, w], images (PNG as data addresses), names, and of each space its name,
-    channels C, scale and vectors: base64 of int8 (N, h, w, C); times the scale they are the unit vectors. `floor` is
-    the 5th percentile of the cosines, below which the page draws nothing. StegoError if sizes do not agree.
+    names: of the images. Returns grid [h, w], images (PNG data URLs), names, and for each space its name, channels C,
+    scale and vectors: base64 of int8 (N, h, w, C), the unit vectors divided by the scale. `floor` is the 5th percentile
+    of the cosines; the page does not draw smaller values. StegoError if sizes do not agree.
     """
     grids = {tuple(maps.shape[-2:]) for maps in spaces.values()}
     if len(grids) != 1 or {len(maps) for maps in spaces.values()} != {len(images)} or len(names) != len(images):
-        raise StegoError("the explorer needs as many maps and names as images, and one grid for all spaces")
+        raise StegoError("images, maps and names differ in number or grid. Give one map and one name per image.")
     return {
         "grid": list(grids.pop()),
         "names": names,
@@ -41,9 +41,9 @@ def explorer_data(images: Tensor, spaces: dict[str, Tensor], names: list[str]) -
 
 
 def explorer_html(data: dict[str, Any], fallback: str, description: str) -> str:
-    """The explorer as HTML for one place in a page.
+    """The explorer as an HTML fragment.
 
-    fallback: address of the image that stands there while scripts are off. description: what that image shows.
+    fallback: URL of the image shown without JavaScript. description: its alternative text.
     """
     html = TEMPLATE.read_text(encoding="utf-8")
     parts = {"ID": f"explorer-{fingerprint(json.dumps(data))}", "FALLBACK": fallback, "DESCRIPTION": description}

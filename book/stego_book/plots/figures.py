@@ -14,12 +14,12 @@ from stego_lib.run import Run
 from ..studies.results import METHODS, method_names, score_table, scored
 from .style import as_they_are, bars_and_dots, find_fonts, panels
 
-# Kinds of pairs, as the loss names them -> as figures name them.
+# Pair type in the loss -> its name in figures.
 KINDS = {"self": "self", "knn": "nearest neighbor", "rand": "random"}
 
 
 def correspondences(run: Run) -> Figure:
-    """Histograms of the feature correspondences of each kind of pair; those beyond the shift attract."""
+    """Histograms of the feature correspondences of each pair type; values above the shift attract."""
     measured = run.correspondences
     edges = np.array(measured["edges"])
     figure, axes = panels(3, size=(3.2, 2.8))
@@ -40,9 +40,9 @@ def correspondences(run: Run) -> Figure:
 
 
 def curves(log: pd.DataFrame, span: int = 20) -> Figure:
-    """Losses of the three kinds of pairs, their mean code correspondences, and joint probes' losses, by step.
+    """Loss and mean code correspondence of each pair type, and losses of joint probes, by step.
 
-    Of a successor of STEGO, each part of its own loss. Faint: every step. Strong: exponential moving average over about
+    For a successor of STEGO, the terms of its loss. Faint: every step. Strong: exponential moving average over about
     `span` steps.
     """
     if "loss_self" in log:
@@ -85,7 +85,7 @@ def score_bars(record: dict[str, Any]) -> Figure:
 
 
 def spread(records: list[dict[str, Any]]) -> Figure:
-    """mIoU of every method: one dot a seed, the mean as a bar."""
+    """mIoU of every method: one dot per seed, the mean as a bar."""
     names = method_names(records[0])
     table = score_table(records)
     table["method"] = table["method"].map(names)
@@ -97,7 +97,7 @@ def spread(records: list[dict[str, Any]]) -> Figure:
 
 
 def confusion(record: dict[str, Any]) -> Figure:
-    """Where the pixels of each class went: rows are clusters, columns true classes; each column sums to 100."""
+    """Confusion matrix in percent: rows are clusters, columns true classes; each column sums to 100."""
     table, matching, names = np.array(scored(record)["confusion"], float), record["matching"], record["classes"]
     find_fonts(*names)
     order = sorted(range(len(matching)), key=lambda cluster: (matching[cluster] < 0, matching[cluster]))
@@ -115,7 +115,7 @@ def confusion(record: dict[str, Any]) -> Figure:
 
 
 def class_iou(*records: dict[str, Any], methods: Sequence[str] = tuple(METHODS)) -> Figure:
-    """IoU of each class by method, and their mean; of several seeds' records, the means over the seeds.
+    """IoU of each class and mIoU, by method; for several seeds, the means over seeds.
 
     A class that does not occur has an empty cell. StegoError for a record without scores.
     """
@@ -126,7 +126,7 @@ def class_iou(*records: dict[str, Any], methods: Sequence[str] = tuple(METHODS))
 
 
 def class_table(values: Mapping[str, Sequence[float] | np.ndarray], names: Sequence[str]) -> Figure:
-    """IoU of each class as a table in colors: one row an entry of `values`, one column a class, their mean in front."""
+    """IoU of each class as a colored table: one row per entry of `values`, one column per class, the mean first."""
     find_fonts(*names)
     table = pd.DataFrame(values, index=names).T
     table.insert(0, "mean", table.mean(axis=1))

@@ -18,9 +18,9 @@ from stego_lib.utils.errors import StegoError
 
 from .style import add_legend, find_fonts, hide_ticks, paint, show_image
 
-# Inches: width of a grid, at most; between two images; left of the first column.
+# Inches: maximal width of a grid; gap between images; left margin.
 WIDTH, GAP, LEFT = 10.0, 0.05, 0.3
-# Mean of an image (of 255) below which it is shown once more, brightened, and the mean that it then gets.
+# Images with a mean below the first value (of 255) are also shown brightened to the second.
 DARK, BRIGHTENED = 64, 110
 # An image, a label map, or nothing.
 Cell: TypeAlias = np.ndarray | Tensor | None
@@ -33,20 +33,20 @@ def image_grid(
     *,
     brighten: bool = True,
 ) -> Figure:
-    """Rows of images and label maps, without gaps whatever their aspect ratio.
+    """Rows of images and label maps, without gaps for any aspect ratio.
 
     Parameters
     ----------
     rows
-        Name of a row -> its cells: an image, uint8 (H, W, 3) or a tensor (3, H, W); a label map (H, W) of ids; None
-        for an empty cell.
+        Row name -> cells: an image, uint8 (H, W, 3) or a tensor (3, H, W); a label map (H, W) of ids; None for an
+        empty cell.
     classes
-        Names and colors of the ids in label maps: those of the longest are painted, all are in the legend. With
-        ignored pixels in a label map the legend explains their color.
+        Names and colors of the ids in label maps: the longest colors the maps, all are in the legend. If a label
+        map has ignored pixels, the legend explains their color.
     titles
         Titles of the columns.
     brighten
-        Follow a row called "image" that has images with a mean below `DARK` by a row of these, brightened.
+        Add a row of brightened images below the row "image" if it has images with a mean below `DARK`.
     """
     table = {name: [_array(cell) for cell in cells] for name, cells in rows.items()}
     if brighten and "image" in table:
@@ -83,9 +83,9 @@ def image_grid(
 
 
 def first_images(paths: Sequence[Path], count: int = 6, rules: Rules = DEFAULT) -> dict[Path, np.ndarray]:
-    """The first `count` images that can be read, uint8 (H, W, 3), by path; see `as_tensor`.
+    """Path -> image, uint8 (H, W, 3), for the first `count` readable images; see `as_tensor`.
 
-    Raises StegoError if none can be read.
+    Raises StegoError if no image is readable.
     """
     images: dict[Path, np.ndarray] = {}
     for path in paths:
@@ -94,7 +94,7 @@ def first_images(paths: Sequence[Path], count: int = 6, rules: Rules = DEFAULT) 
         if len(images) == count:
             break
     if not images:
-        as_tensor(paths[0], rules)  # the reason
+        as_tensor(paths[0], rules)  # raises the error with the reason
     return images
 
 
@@ -106,25 +106,25 @@ def _array(cell: Cell) -> np.ndarray | None:
 
 
 def brightened(image: np.ndarray) -> np.ndarray:
-    """A dark image, uint8 (H, W, 3), with gamma so that its mean is about `BRIGHTENED`."""
+    """A dark image, uint8 (H, W, 3), gamma-corrected to a mean of about `BRIGHTENED`."""
     gamma = np.log(BRIGHTENED / 255) / np.log(max(image.mean(), 1) / 255)
     return np.round(255 * (image / 255) ** gamma).astype(np.uint8)
 
 
 def examples(dataset: SegmentationDataset, indices: Sequence[int]) -> Figure:
-    """Images above their label maps, with the classes as legend; images alone where there are no labels."""
+    """Images above their label maps, with a legend of the classes; only images if there are no labels."""
     images, labels = zip(*(dataset[index] for index in indices), strict=True)
     rows: dict[str, Sequence[Cell]] = {"image": images} | ({"label": labels} if dataset.has_labels else {})
     return image_grid(rows, [dataset.classes], [dataset.names[index] for index in indices])
 
 
 def evenly(dataset: SegmentationDataset, count: int = 6) -> range:
-    """Numbers of `count` images that lie evenly over a dataset; of all, where there are fewer."""
+    """Indices of `count` evenly spaced images of a dataset (all if there are fewer)."""
     return range(0, len(dataset), max(1, len(dataset) // count))[:count]
 
 
 def nearest_images(dataset: SegmentationDataset, neighbors: Tensor, queries: Sequence[int], count: int = 5) -> Figure:
-    """One row an image: itself, then its nearest neighbors, the nearest first. neighbors: int64 (N, k)."""
+    """One row per image: the image, then its nearest neighbors, nearest first. neighbors: int64 (N, k)."""
     count = min(count, neighbors.shape[1])
     rows = {
         dataset.names[query]: [dataset.image(index) for index in (query, *neighbors[query, :count].tolist())]

@@ -1,4 +1,4 @@
-"""Figures of pre-training: what is seen, and how far it got."""
+"""Figures of pre-training: training views and learning curves."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .style import panels, show_image
 
-# What the watch measures, as figures name it; older records lack the last.
+# Measurement -> its name in figures; older records lack the last.
 MEASURES = {
     "kmeans_miou": "k-means, mIoU (%)",
     "linear_miou": "linear probe (labels), mIoU (%)",
@@ -18,7 +18,7 @@ MEASURES = {
 
 
 def matched_points(view1: Tensor, view2: Tensor, where1: Tensor, where2: Tensor) -> Figure:
-    """Two crops of each image, one above the other, with the points that must be recognized; see `two_views`."""
+    """Two crops of each image, one above the other, with the matched points; see `two_views`."""
     count, crop = len(view1), view1.shape[-1]
     figure, axes = panels(2 * count, count, size=(2.25, 2.3))
     points = [*where1, *where2]
@@ -34,9 +34,7 @@ def matched_points(view1: Tensor, view2: Tensor, where1: Tensor, where2: Tensor)
 
 
 def learning_curves(stages: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
-    """The loss, and what was measured, by minutes of training; stage -> the tables of `read_curve`. Stages follow each
-    other.
-    """
+    """Loss and measurements over minutes of training. stages: name -> tables of `read_curve`, in order."""
     figure, (left, right) = panels(2, size=(4.75, 3.4))
     begins = 0.0
     for number, (name, (losses, measured)) in enumerate(stages.items()):
@@ -59,7 +57,7 @@ def learning_curves(stages: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> 
 
 
 def objectives(measured: Mapping[str, pd.DataFrame]) -> Figure:
-    """One panel a measure, one line a recipe, by minutes of training; `measured`: name -> table of `read_curve`."""
+    """One panel per measurement, one line per recipe, by minutes. measured: name -> table of `read_curve`."""
     common = {key: title for key, title in MEASURES.items() if all(key in table for table in measured.values())}
     figure, axes = panels(len(common), size=(4.75, 3.4))
     for axis, (key, title) in zip(axes, common.items(), strict=True):

@@ -1,4 +1,4 @@
-"""Figures of speed: goals reached, and what a training costs by the number of images."""
+"""Figures of speed: measured factors and goals, and training cost by number of images."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from .style import panels
 
 
 def cost(model: Costs, disk: float = 1e12) -> Figure:
-    """Hours of a training in each way, and bytes of the store, by number of images; `disk`: a disk in bytes."""
+    """Training time of each variant and size of the store by number of images. disk: disk size in bytes."""
     images = np.geomspace(1e3, 1e7, 41)
     ways: dict[str, tuple[str, Callable[[float], float]]] = {
         "published order": ("o", model.published),
@@ -35,14 +35,14 @@ def cost(model: Costs, disk: float = 1e12) -> Figure:
     room.legend(fontsize=9)
     room.axhline(disk / 1e9, color="gray", linestyle="--", linewidth=1)
     room.annotate(f"a disk of {disk / 1e12:g} TB", (1.2e3, disk / 1e9), fontsize=9, va="bottom", color="dimgray")
-    room.set(title="room of the store", xlabel="images", ylabel="GB")
+    room.set(title="size of the store", xlabel="images", ylabel="GB")
     for axis in (time, room):
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     return figure
 
 
 def factors(table: pd.DataFrame) -> Figure:
-    """Measured factors beside their goals, from the table of `speed.goals`."""
+    """Measured factors and their goals, from the table of `speed.goals`."""
     shown = table[table["measured"].str.endswith(" x")]
     measured, goal = (pd.to_numeric(shown[name].str.removesuffix(" x")) for name in ("measured", "goal"))
     place = np.arange(len(shown))

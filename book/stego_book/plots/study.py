@@ -1,4 +1,4 @@
-"""Figures of comparisons: ablations, dimensions, how metrics mislead, shifts, the benchmark."""
+"""Figures of studies: ablations, dimensions, misleading scores, shifts, benchmark."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from .style import bars_and_dots, panels
 
 
 def ingredients(study: Study) -> Figure:
-    """The ladder: one dot a seed, the mean as a bar, a panel each for accuracy and mIoU of the cluster probe."""
+    """The ladder: accuracy and mIoU of the cluster probe, one dot per seed, the mean as a bar."""
     scores = _cluster_scores(study, LADDER)
     if scores.empty:
         return nothing(study)
@@ -29,7 +29,7 @@ def ingredients(study: Study) -> Figure:
 
 
 def sweeps(study: Study, groups: Sequence[str]) -> Figure:
-    """A panel for each thing varied: mIoU of the cluster probe, one dot a seed, a line through the means."""
+    """One panel per varied setting: mIoU of the cluster probe, one dot per seed, a line through the means."""
     if study.scores().empty:
         return nothing(study)
     figure, axes = panels(len(groups), columns=3, size=(3.4, 2.4), sharey=True)
@@ -55,13 +55,13 @@ def resolution(measured: pd.DataFrame) -> Figure:
             axis.plot(whole["size"], whole[column], "o-", color=color, label=label)
             axis.plot(tiled["size"], tiled[column], "x", color=color, markersize=9, markeredgewidth=2)
         limit = 1.1 * measured[column].max()
-        axis.set(title=title, xlabel="shorter side that the network sees (pixels)", ylim=(0, limit))
+        axis.set(title=title, xlabel="working size (pixels)", ylim=(0, limit))
     axes[0].legend(fontsize=8)
     return figure
 
 
 def dimensions(study: Study) -> Figure:
-    """mIoU by number of dimensions for every head; mean over seeds and, as a band, their standard deviation."""
+    """mIoU by number of dimensions for every head: mean over seeds, standard deviation as a band."""
     scores = study.scores().query("probe == 'cluster'")
     if scores.empty:
         return nothing(study)
@@ -82,7 +82,7 @@ def dimensions(study: Study) -> Figure:
 
 
 def methods(study: Study, group: str) -> Figure:
-    """mIoU of the cluster probe of each variant of a group: one dot a seed, the mean as a bar."""
+    """mIoU of the cluster probe of each variant of a group: one dot per seed, the mean as a bar."""
     scores = _cluster_scores(study, group)
     if scores.empty:
         return nothing(study)
@@ -93,7 +93,7 @@ def methods(study: Study, group: str) -> Figure:
 
 
 def convergence(curves: pd.DataFrame) -> Figure:
-    """mIoU of the clusters by training step, a panel a dataset, a line a method.
+    """mIoU of the clusters by training step, one panel per dataset, one line per method.
 
     curves: columns dataset, method, step, miou, as in `successors.curve`.
     """
@@ -111,7 +111,7 @@ def convergence(curves: pd.DataFrame) -> Figure:
 
 
 def best_of(values: Sequence[float]) -> Figure:
-    """What one reports by picking the best of n runs by its score, beside their mean."""
+    """Expected score of the best of n runs, and the mean of all runs."""
     figure, (axis,) = panels(1, size=(6.5, 3))
     counts = range(1, len(values) + 1)
     axis.plot(counts, [mean_of_best(values, n) for n in counts], "o-", label="expected best of n")
@@ -123,7 +123,7 @@ def best_of(values: Sequence[float]) -> Figure:
 
 
 def extra_clusters(table: pd.DataFrame) -> Figure:
-    """Scores by number of clusters; table: one row a number (index), one column a way to count, percent."""
+    """Scores by number of clusters. table: index number of clusters, one column per way of scoring, percent."""
     figure, (axis,) = panels(1, size=(7, 3.2))
     for marker, color, column in zip("osD^", sns.color_palette(), table, strict=False):
         axis.plot(table.index, table[column], marker=marker, color=color, label=column)
@@ -133,7 +133,7 @@ def extra_clusters(table: pd.DataFrame) -> Figure:
 
 
 def balance(forces: dict[str, dict[str, float]]) -> Figure:
-    """Pull to the right, push to the left, and the net force as a diamond, for each kind of pairs."""
+    """Pull (right), push (left) and net force (diamond) of each pair type."""
     figure, (axis,) = panels(1, size=(7.5, 2.4))
     names = [KINDS[kind] for kind in forces]
     for sign, key, color in ((1, "pull", 2), (-1, "push", 3)):
@@ -148,7 +148,7 @@ def balance(forces: dict[str, dict[str, float]]) -> Figure:
 
 
 def percentile_grid(grids: dict[str, pd.DataFrame]) -> Figure:
-    """mIoU by percentiles, a panel a dataset: rows for self and kNN pairs, columns for random pairs."""
+    """mIoU by percentiles, one panel per dataset: rows for self and kNN pairs, columns for random pairs."""
     if not grids:
         return nothing("make tuning")
     figure, axes = panels(len(grids), size=(4, 2.6))
@@ -160,7 +160,7 @@ def percentile_grid(grids: dict[str, pd.DataFrame]) -> Figure:
 
 
 def code_curves(logs: dict[str, pd.DataFrame]) -> Figure:
-    """Mean code correspondences by step, as exponential moving averages; a panel for each run, its name as title."""
+    """Exponential moving averages of the mean code correspondences by step, one panel per run."""
     figure, axes = panels(len(logs), size=(3.3, 2.9), sharey=True)
     for axis, (title, log) in zip(axes, logs.items(), strict=True):
         smooth = log.ewm(span=5).mean()
@@ -173,7 +173,7 @@ def code_curves(logs: dict[str, pd.DataFrame]) -> Figure:
 
 
 def benchmark(tables: dict[str, pd.DataFrame]) -> Figure:
-    """mIoU of each method, a panel a dataset (`benchmark.rows_by_miou`): full bars are verified at their source."""
+    """mIoU of each method, one panel per dataset (`benchmark.rows_by_miou`): solid bars are verified."""
     heights = [max(map(len, list(tables.values())[line : line + 2])) for line in range(0, len(tables), 2)]
     size = (6.2, 0.3 * sum(heights) / len(heights) + 0.8)
     figure, axes = panels(len(tables), columns=2, size=size, height_ratios=heights)
@@ -193,7 +193,7 @@ def benchmark(tables: dict[str, pd.DataFrame]) -> Figure:
 
 
 def backbones(scores: pd.DataFrame) -> Figure:
-    """mIoU of k-means, STEGO and linear probes on each data and backbone; mean and, as a line, standard deviation.
+    """mIoU of k-means, STEGO and linear probes on each dataset and backbone: mean, standard deviation as a line.
 
     scores: from `results.main_scores`.
     """
@@ -212,7 +212,7 @@ def backbones(scores: pd.DataFrame) -> Figure:
 
 
 def light(records: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
-    """mIoU of k-means and of STEGO by the share taken off, a panel for each data; mean and standard deviation."""
+    """mIoU of k-means and STEGO by the fraction a, one panel per dataset: mean and standard deviation."""
     figure, axes = panels(len(records), size=(3.4, 3.2))
     for axis, (title, some) in zip(axes, records.items(), strict=True):
         names = {"kmeans_features": "k-means", "cluster": "STEGO"}
@@ -225,7 +225,7 @@ def light(records: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
             options = {"hue": "method", "style": "method", "markers": True, "errorbar": "sd"}
             sns.lineplot(pd.DataFrame(rows), x="amount", y="miou", ax=axis, **options)
             axis.legend(title=None, fontsize=9)
-        axis.set(xlabel="share taken off", ylabel="mean IoU (%)" if axis is axes[0] else "")
+        axis.set(xlabel="fraction a", ylabel="mean IoU (%)" if axis is axes[0] else "")
         axis.set_title(title.replace(", ", "\n"), fontsize=10)
     return figure
 
@@ -235,9 +235,9 @@ def _cluster_scores(study: Study, group: str) -> pd.DataFrame:
 
 
 def nothing(study: Study | str) -> Figure:
-    """Takes a figure's place while there is no run record to draw; `study`: it, or the command that runs it."""
+    """Placeholder for a figure without run records. study: the study, or the command that runs it."""
     figure, (axis,) = panels(1, size=(7, 1))
-    command = study if isinstance(study, str) else f"{len(study.missing())} runs to do: make ablations"
-    axis.text(0.5, 0.5, f"no run record yet; {command}", ha="center", va="center", transform=axis.transAxes)
+    command = study if isinstance(study, str) else f"{len(study.missing())} missing runs: make ablations"
+    axis.text(0.5, 0.5, f"no run records; {command}", ha="center", va="center", transform=axis.transAxes)
     axis.axis("off")
     return figure

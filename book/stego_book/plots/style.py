@@ -1,4 +1,4 @@
-"""What all figures share: style, panels, colors of classes, legends, fonts for any script."""
+"""Common parts of figures: style, panels, class colors, legends, fonts."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -21,12 +21,12 @@ from stego_lib.utils.paths import user_path
 
 # Color of ignored pixels.
 UNMATCHED = (255, 255, 255)
-# Pixels per side of the largest image in a figure; of a larger one every second pixel is shown, or every third ...
+# Maximal side of an image in a figure, in pixels; larger images are subsampled.
 SHOWN = 1024
 
 
 def use_style() -> None:
-    """One look for all figures: legible at book width, colors that the color-blind tell apart."""
+    """Sets the style of all figures: legible at book width, colorblind-safe colors."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.95)
     plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "savefig.bbox": "tight", "axes.titleweight": "bold"})
 
@@ -34,7 +34,7 @@ def use_style() -> None:
 def panels(
     count: int, columns: int | None = None, *, size: tuple[float, float], sharey: bool = False, **options: object
 ) -> tuple[Figure, list[plt.Axes]]:
-    """A figure with `count` axes, `columns` in a row (None: all), each of this size in inches."""
+    """A figure with `count` axes, `columns` per row (None: all), each of `size` (width, height) in inches."""
     columns = min(count, columns or count)
     lines = -(-count // columns)
     options |= {"figsize": (size[0] * columns, size[1] * lines), "layout": "constrained"}
@@ -45,7 +45,7 @@ def panels(
 
 
 def bars_and_dots(axis: plt.Axes, table: pd.DataFrame, x: str, y: str, order: Sequence[str] | None = None) -> None:
-    """Means as bars, single values as dots."""
+    """Bars for means, dots for single values."""
     options = {"x": x, "y": y, "order": order, "ax": axis}
     sns.barplot(table, errorbar=None, color=sns.color_palette("pastel")[0], **options)
     sns.stripplot(table, color="black", size=4, jitter=0.12, **options)
@@ -68,7 +68,7 @@ def paint(label: Tensor | np.ndarray, classes: Classes) -> np.ndarray:
 
 
 def hide_ticks(axis: plt.Axes) -> None:
-    """Removes ticks and grid lines, as around images."""
+    """Removes ticks and grid lines."""
     axis.set(xticks=[], yticks=[])
     axis.grid(visible=False)
 
@@ -85,9 +85,9 @@ def show_image(axis: plt.Axes, image: np.ndarray | Tensor, title: str | None = N
 
 
 def add_legend(figure: Figure, *classes: Classes, ignored: bool = False) -> None:
-    """The classes and their colors, below the figure; what is in several of `classes` once.
+    """Legend of classes and colors below the figure, without duplicates.
 
-    ignored: explain the color of ignored pixels too.
+    ignored: include the color of ignored pixels.
     """
     entries = list(dict.fromkeys(pair for some in classes for pair in zip(some.names, some.colors, strict=True)))
     entries += [("ignored", UNMATCHED)] if ignored else []
@@ -96,7 +96,7 @@ def add_legend(figure: Figure, *classes: Classes, ignored: bool = False) -> None
     handles = [Patch(facecolor=np.array(color) / 255, edgecolor="0.6") for _, color in entries]
     options = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "frameon": False, "fontsize": 10}
     options |= {"ncol": min(8, len(entries)), "handlelength": 1.2, "columnspacing": 1.2}
-    legend = figure.legend(handles, ["x"] * len(names), **options)  # it would leave out "_background_"
+    legend = figure.legend(handles, ["x"] * len(names), **options)  # a legend skips names like "_background_"
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(name)
     as_they_are(legend.get_texts())
@@ -109,10 +109,10 @@ def as_they_are(texts: Iterable[Text]) -> None:
 
 
 def find_fonts(*texts: str) -> list[str]:
-    """Font families for these texts: the usual ones, and installed ones with the letters that those lack.
+    """Font families for these texts: the default ones, and installed ones with missing letters.
 
-    Later figures fall back on them too; text that an axis already has (titles, labels of axes) must be given them. A
-    notice names the letters that no font has, once.
+    Later figures use them as fallback; existing titles and axis labels need them as `fontfamily`. A notice names
+    letters that no font has, once.
     """
     families = list(plt.rcParams["font.family"])
     usual = [font_manager.findfont(font_manager.FontProperties(family=[family])) for family in families]
@@ -124,20 +124,20 @@ def find_fonts(*texts: str) -> list[str]:
     plt.rcParams["font.family"] = families
     if new := missing - _WITHOUT_FONT:
         _WITHOUT_FONT.update(new)
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # matplotlib says it of each letter
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # one per letter
         letters = "".join(sorted(new)[:10])
-        notice(f"no font on this machine has the letters {letters}: install one, such as Noto Sans CJK")
+        notice(f"no installed font has the letters {letters}. Install one, such as Noto Sans CJK.")
     return families
 
 
-# Letters that a notice was given for.
+# Letters already named in a notice.
 _WITHOUT_FONT: set[str] = set()
 
 
 @cache
 def _letters(path: str) -> frozenset[str]:
-    """The letters that a font file has."""
+    """The letters of a font file."""
     try:
         return frozenset(map(chr, font_manager.get_font(path).get_charmap()))
-    except (OSError, RuntimeError):  # moved or broken since the list of fonts was made
+    except (OSError, RuntimeError):  # moved or broken font file
         return frozenset()

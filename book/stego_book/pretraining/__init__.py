@@ -1,4 +1,4 @@
-"""Pre-trains a small ViT on images without labels: how the embedded backbones were made."""
+"""Pre-training of a small ViT without labels, as for the embedded backbones."""
 
 from .crops import mix_colors, two_views
 from .curves import read_curve, write_curve

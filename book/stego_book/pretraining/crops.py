@@ -12,7 +12,7 @@ from .recipe import PretrainRecipe
 
 @dataclass(frozen=True)
 class _Boxes:
-    """One box in each image; an image spans [-1, 1] in x and y. Both (B, 2)."""
+    """One box per image, in coordinates [-1, 1] of the image; both (B, 2)."""
 
     center: Tensor
     half: Tensor
@@ -29,10 +29,10 @@ class _Boxes:
 def two_views(
     images: Tensor, crop: int, recipe: PretrainRecipe, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cuts two overlapping random crops from each image and picks points seen in both, as many as the recipe says.
+    """Draws two overlapping random crops of each image, and points inside both.
 
-    images: float (B, 3, H, W) in [0, 1]. Returns two crop batches (B, 3, crop, crop) and the positions of the same
-    `points` points in each, (B, points, 2) as (x, y) in [-1, 1] of the crop (-1 and 1 are its outer edges).
+    images: float (B, 3, H, W) in [0, 1]. Returns two crop batches (B, 3, crop, crop) and the positions of
+    `recipe.points` corresponding points in each, (B, points, 2) as (x, y) in [-1, 1] (-1 and 1 are the crop's edges).
     """
     first, second = _overlapping(images, crop, recipe, generator)
     low, high = torch.maximum(first.low, second.low), torch.minimum(first.high, second.high)
@@ -45,7 +45,7 @@ def two_views(
 
 
 def mix_colors(images: Tensor, strength: tuple[float, float, float, float], generator: torch.Generator) -> Tensor:
-    """Random 3 x 3 color mixing near the identity, contrast, brightness, now and then gray; (B, 3, H, W) in [0, 1].
+    """Random 3 x 3 color mixing near the identity, contrast, brightness, and sometimes gray; (B, 3, H, W) in [0, 1].
 
     `strength`: see `PretrainRecipe.color_mixing`. Zeros change nothing.
     """
@@ -66,15 +66,15 @@ def _overlapping(
 ) -> tuple[_Boxes, _Boxes]:
     half1, half2 = (_half(images, crop, recipe, generator) for _ in range(2))
     center1 = (2 * _uniform(generator, len(images), 2) - 1) * (1 - half1)
-    reach = 0.5 * (half1 + half2)  # centers nearer than half1 + half2 overlap; half of that overlaps well
+    reach = 0.5 * (half1 + half2)  # boxes overlap if their centers are closer than half1 + half2
     center2 = center1 + (2 * _uniform(generator, len(images), 2) - 1) * reach
     return _Boxes(center1, half1), _Boxes(torch.clamp(center2, -(1 - half2), 1 - half2), half2)
 
 
 def _half(images: Tensor, crop: int, recipe: PretrainRecipe, generator: torch.Generator) -> Tensor:
-    """Half the extent of randomly enlarged crops, as a share of half the image, (B, 2)."""
+    """Half the extent of randomly zoomed crops, relative to half the image, (B, 2)."""
     height, width = images.shape[-2:]
-    # A crop as large as the image can only be had by enlarging.
+    # A crop larger than the image needs upsampling.
     smallest = crop / min(height, width)
     zoom = max(recipe.zoom[0], smallest), max(recipe.zoom[1], 1.4 * smallest)
     enlargement = torch.exp(_uniform(generator, len(images), 1) * math.log(zoom[1] / zoom[0])) * zoom[0]
@@ -84,7 +84,7 @@ def _half(images: Tensor, crop: int, recipe: PretrainRecipe, generator: torch.Ge
 def _view(
     images: Tensor, boxes: _Boxes, crop: int, recipe: PretrainRecipe, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """What the boxes show, (B, 3, crop, crop), colors mixed, and (B, 2) of 1, or -1 in x where it is mirrored."""
+    """Resampled boxes with mixed colors, (B, 3, crop, crop), and (B, 2): -1 in x if mirrored, else 1."""
     count = len(images)
     mirror = torch.stack([1 - 2 * (_uniform(generator, count) < 0.5).float(), torch.ones(count)], 1)
     matrix = torch.zeros(count, 2, 3)

@@ -12,13 +12,13 @@ from stego_lib.utils.files import read_json, write_json
 from .recipe import PretrainRecipe
 
 POINTS = 80
-"""Losses that are kept of a run, each the mean over an equal share of its steps."""
+"""Number of stored losses of a run, each the mean over an equal part of its steps."""
 
 
 def write_curve(
     path: str | Path, log: list[dict[str, float]], recipe: PretrainRecipe, about: str, untrained: dict[str, float]
 ) -> None:
-    """Writes recipe, losses and what the watch measured; `untrained` is what it measured before the first step."""
+    """Writes recipe, losses and measurements. untrained: measurements before the first step."""
     stretches = np.array_split(np.arange(len(log)), min(POINTS, len(log)))
     losses = [
         {
@@ -38,7 +38,7 @@ def write_curve(
 
 
 def read_curve(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Losses and measurements by minutes of training, and what else `write_curve` wrote."""
+    """Reads a file of `write_curve`: losses and measurements by minutes of training, and the other content."""
     content = read_json(path)
     tables = [pd.DataFrame(content.pop(name)) for name in ("losses", "measured")]
     losses, measured = (table.assign(minutes=table.pop("seconds") / 60).set_index("minutes") for table in tables)

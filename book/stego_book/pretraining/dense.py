@@ -1,4 +1,4 @@
-"""Dense contrast: the same point, seen in two crops, must be recognized among points of other images.
+"""Dense contrast: match the same point in two crops against points of other images.
 
 InfoNCE (van den Oord et al. 2018) on bilinearly sampled patch tokens, as in dense contrastive learning (Wang et al.
 2021).
@@ -15,9 +15,9 @@ from .recipe import PretrainRecipe
 
 
 class DenseContrast(nn.Module):
-    """The objective that trained the embedded backbones.
+    """The loss of the embedded backbones.
 
-    Colors are mixed anew for each crop, so that texture and shape are left to recognize a point by.
+    Colors are mixed at random in each crop, so that points are matched by texture and shape.
     """
 
     def __init__(self, vit: VisionTransformer, recipe: PretrainRecipe):
@@ -36,7 +36,7 @@ class DenseContrast(nn.Module):
 def point_contrast(projected1: Tensor, projected2: Tensor, temperature: float) -> Tensor:
     """InfoNCE between the same points of two crops, (B, P, C) each; negatives are the points of OTHER images.
 
-    Points of the same image are left out of the denominator: they often show the same thing.
+    Points of the same image are excluded from the denominator, because they often belong to the same class.
     """
     count, points, _ = projected1.shape
     a, b = (F.normalize(p.float(), dim=-1).flatten(0, 1) for p in (projected1, projected2))

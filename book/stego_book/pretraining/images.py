@@ -1,4 +1,4 @@
-"""Images to pre-train on: drawn scenes, or photographs brought to one size, in one tensor."""
+"""Images for pre-training: synthetic scenes, or photographs resized to one size, as a tensor."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from stego_lib.utils.paths import user_path
 from stego_lib.utils.progress import progress
 
 SIZE = (240, 320)
-"""Height and width to which photographs are brought."""
+"""Height and width of resized photographs."""
 
 
 def draw_scenes(series: int, count: int, *, weather: bool) -> tuple[Tensor, Tensor]:
@@ -31,12 +31,12 @@ def draw_scenes(series: int, count: int, *, weather: bool) -> tuple[Tensor, Tens
 def read_photographs(folder: str | Path, size: tuple[int, int] = SIZE) -> Tensor:
     """All images directly in `folder`, sorted by name, uint8 (N, 3, H, W) of `size` = (H, W).
 
-    Each is scaled (Lanczos) until it covers that size, and what stands out is cut off on both sides alike; nothing is
-    stretched. StegoError for a folder without images or that cannot be read, and for an image that is broken.
+    Each is resized (Lanczos) to cover this size, then center-cropped. Raises StegoError for an unreadable folder or
+    image, and for a folder without images.
     """
     paths = list_images(user_path(folder))
     if not paths:
-        raise StegoError(f"there is no image in {folder}; name a folder that holds photographs")
+        raise StegoError(f"{folder} contains no images. Name a folder of photographs.")
     images = torch.empty(len(paths), 3, *size, dtype=torch.uint8)
     for row, path in enumerate(progress(paths, f"reading {Path(folder).name}")):
         fitted = ImageOps.fit(read_image(path).rgb, (size[1], size[0]), Image.Resampling.LANCZOS)
@@ -45,7 +45,7 @@ def read_photographs(folder: str | Path, size: tuple[int, int] = SIZE) -> Tensor
 
 
 def mixture(parts: Sequence[Tensor], shares: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Several sets of images as one, and the chance of each image, so that set i makes up `shares[i]` of what is drawn.
+    """Concatenates sets of images, with sampling probabilities such that set i makes up `shares[i]` of the samples.
 
     parts: uint8 (N_i, 3, H, W). Returns uint8 (N, 3, H, W) and float64 (N,), which sums to 1.
     """

@@ -1,4 +1,4 @@
-"""The loop: steps, schedule, state that a run is resumed from."""
+"""The training loop: steps, schedule, checkpoints."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def pretrain(
     watch: Callable[[VisionTransformer, int], dict[str, float]] | None = None,
     watch_every: int | None = None,
 ) -> tuple[VisionTransformer, list[dict[str, float]]]:
-    """Trains a ViT on images without labels; resumes from `folder` with the same result on a CPU.
+    """Trains a ViT on images without labels. Resumes from `folder`; on a CPU the result is the same.
 
     Parameters
     ----------
@@ -43,37 +43,37 @@ def pretrain(
     recipe
         Everything else that determines the run.
     folder
-        Where state is saved, every `save_every` steps.
+        Folder for checkpoints, written every `save_every` steps.
     start
         State dict of an earlier stage; None for random weights.
     chances
         Sampling weight of each image, (N,); None for equal ones.
     device
-        Where images are kept and cropped, and the network computes.
+        Device of images, crops and network.
     precision
-        Of the network's computation; weights, losses and the optimizer stay float32.
+        Precision of the network; weights, losses and the optimizer stay float32.
     watch
-        Called with the network and the step every `watch_every` steps (None: whenever state is saved). What it
-        returns is added to the log. It must not change the network.
+        Called with the network and the step every `watch_every` steps (None: `save_every`). The returned values are
+        added to the log. It must not change the network.
 
     Returns
     -------
     network, log
-        The log has step, loss and seconds of training (on a CPU of processor time) of each step.
+        The log has step, loss and seconds (on a CPU: CPU time) of each step.
 
     Raises
     ------
     ValueError
-        If `folder` holds the state of another recipe.
+        If `folder` contains checkpoints of another recipe.
     """
     device = torch.device(device)
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda):  # leaves the caller's generators as they are
+    with torch.random.fork_rng(cuda):  # does not change the caller's generators
         torch.manual_seed(recipe.seed)
         vit = build_network(recipe)
         if start is not None:
             vit.load_state_dict(start)
-        if device.type == "cpu":  # fused attention is slow there in bfloat16 without AMX, and no faster in float32
+        if device.type == "cpu":  # on a CPU, fused attention is slow in bfloat16 without AMX, and not faster in float32
             for block in vit.blocks:
                 block.attn.fused_attn = False
         objective = DenseContrast(vit, recipe).to(device)

@@ -1,4 +1,4 @@
-"""The network that is pre-trained: building it, its tokens, and the file of its weights."""
+"""The pre-trained network: building, tokens and weights file."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ MEAN, STD = (torch.tensor(IMAGENET[key]).view(3, 1, 1) for key in ("mean", "std"
 
 
 def build_network(recipe: PretrainRecipe) -> VisionTransformer:
-    """The recipe's ViT with random weights from torch's global generator, structured if the recipe says so."""
+    """The recipe's ViT with random weights from torch's global generator; see `PretrainRecipe.structured`."""
     arguments = recipe.timm_arguments()
     vit = timm.create_model(arguments.pop("architecture"), **arguments)
     if recipe.structured:
@@ -43,7 +43,7 @@ def tokens_at(vit: VisionTransformer, images: Tensor, where: Tensor) -> Tensor:
 def save_backbone(vit: VisionTransformer, recipe: PretrainRecipe, path: str | Path, trained: str) -> None:
     """Writes the weights in float16 as a safetensors file that `Backbone` loads.
 
-    Its metadata holds the timm arguments under "timm" and the sentence `trained` (what it has seen, how long).
+    The metadata contains the timm arguments ("timm") and the description `trained` of the training.
     """
     weights = {name: value.detach().cpu().half().contiguous() for name, value in vit.state_dict().items()}
     with atomic(path) as temporary:

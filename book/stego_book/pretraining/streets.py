@@ -1,4 +1,4 @@
-"""The images of `photos_vit_tiny8_d6`: CamVid's training frames, photographs, and frames that measure progress."""
+"""Images of `photos_vit_tiny8_d6`: CamVid's training frames, photographs, and held-out frames."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from .images import labeled_sample, mixture, read_photographs
 from .recipe import PHOTOS_SHARES
 from .watching import watcher
 
-# Number of frames that fit the probes, per frame that is held out.
+# Frames for fitting the probes, per held-out frame.
 FITTED = 2.5
-# The probes are fitted on one token in this many.
+# The probes are fitted on every n-th token.
 EVERY = 10
 
 
 @dataclass(frozen=True)
 class Streets:
-    """Images (uint8, (N, 3, H, W)) with sampling weights for `pretrain`, and a watch on held-out frames."""
+    """Images (uint8, (N, 3, H, W)) with sampling weights for `pretrain`, and a `watcher` of held-out frames."""
 
     images: Tensor
     chances: Tensor
@@ -32,13 +32,13 @@ class Streets:
 def read_streets(dataset: SegmentationDataset, root: Path, held_out: int, folders: Sequence[str]) -> Streets:
     """Reads CamVid's training frames, except about `held_out` of them, and the photographs in `folders` below `root`.
 
-    Validation and test images are not opened. The first folder must be there; a notice names others that are missing.
+    Validation and test images are not read. The first folder is required; a notice names other missing folders.
     """
     learned, held = hold_out(dataset, held_out)
     frames = read_photographs(dataset.images[0].parent)[learned]
     present = [folders[0], *(name for name in folders[1:] if (root / name).is_dir())]
     if missing := sorted(set(folders) - set(present)):
-        notice(f"{', '.join(missing)} is missing in {root}: there are fewer photographs than in the recipe.")
+        notice(f"{', '.join(missing)} is missing in {root}. The recipe uses more photographs.")
     images, chances = mixture([frames, torch.cat([read_photographs(root / name) for name in present])], PHOTOS_SHARES)
     fitted = learned[:: max(1, len(learned) // round(FITTED * len(held)))]
     drives = [_drive(dataset.images[row]) for row in fitted + held]
@@ -48,9 +48,9 @@ def read_streets(dataset: SegmentationDataset, root: Path, held_out: int, folder
 
 
 def hold_out(dataset: SegmentationDataset, count: int) -> tuple[list[int], list[int]]:
-    """Rows to learn from and rows to hold out: the last frames of each drive, about `count` in all, at most a third.
+    """Training rows and held-out rows: the last frames of each sequence, about `count` in all, at most a third.
 
-    The part of a file name before the first underscore, such as 0016E5, names the drive.
+    The part of a file name before the first underscore, such as 0016E5, is the name of the sequence.
     """
     drives: dict[str, list[int]] = {}
     for row, path in enumerate(dataset.images):

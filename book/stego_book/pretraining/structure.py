@@ -1,7 +1,6 @@
-"""What a network can be given before it has seen an image: positions that tell where, and attention that looks alike.
+"""Structured initialization of a ViT: sinusoidal position embeddings and mimetic attention.
 
-Both are found again and again in trained vision transformers; with few images and little time a network that begins
-with them need not learn them.
+Both imitate weights of trained vision transformers, which helps if images and training time are limited.
 """
 
 import torch
@@ -10,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 POSITION = 0.2
-"""Amplitude of the position waves, against a spread of about 0.7 of the embedded patches."""
+"""Amplitude of the position embeddings; embedded patches have a standard deviation of about 0.7."""
 LOOK, LOOK_NOISE = 0.7, 0.7
 """beta and alpha of queries and keys (Trockman and Kolter 2023)."""
 PASS, PASS_NOISE = 0.4, 0.4
@@ -21,10 +20,10 @@ PASS, PASS_NOISE = 0.4, 0.4
 def structure(vit: VisionTransformer) -> None:
     """Replaces random positions and attention by sinusoidal positions and mimetic attention (torch's global generator).
 
-    Positions: waves of the row and the column of a patch (Vaswani et al. 2017, in two dimensions as in MAE), zero for
-    the class token. Attention (Trockman and Kolter 2023): queries and keys of each head such that a token looks at what
-    is like it, W_q^T W_k ~ 0.7 Z + 0.7 I; values and projection such that it gives off a part of what it sees,
-    W_proj W_v ~ 0.4 Z - 0.4 I, with Z normal of variance 1/C. Everything else stays as it is.
+    Positions: 2D sine-cosine embeddings of row and column (Vaswani et al. 2017, as in MAE), zero for the class token.
+    Attention (Trockman and Kolter 2023): queries and keys of each head attend to similar tokens,
+    W_q^T W_k ~ 0.7 Z + 0.7 I; values and projection subtract part of the attended tokens, W_proj W_v ~ 0.4 Z - 0.4 I,
+    with Z normal of variance 1/C. Other weights are unchanged.
     """
     waves = build_sincos2d_pos_embed(list(vit.patch_embed.grid_size), vit.embed_dim).reshape(-1, vit.embed_dim)
     vit.pos_embed.zero_()
@@ -41,7 +40,7 @@ def structure(vit: VisionTransformer) -> None:
 
 
 def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best factors of a rank: (C, C) -> (C, rank) and (rank, C), by singular values split evenly between them."""
+    """Best low-rank factors: (C, C) -> (C, rank) and (rank, C), by SVD with the singular values split evenly."""
     left, strengths, right = torch.linalg.svd(matrix)
     root = strengths[:rank].sqrt()
     return left[:, :rank] * root, root[:, None] * right[:rank]

@@ -1,4 +1,4 @@
-"""How far a network has got while it learns: two probes on labeled images that it never learns from."""
+"""Measures progress during pre-training: probes on labeled images that are not used for training."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,11 +24,10 @@ def watcher(
 ) -> Callable[[nn.Module, int], dict[str, float]]:
     """A `watch` for `pretrain`: mIoU (percent) of k-means and of a linear probe on the patch tokens of labeled images.
 
-    images: uint8 (N, 3, H, W). labels: int64 (N, H, W), below 0 = ignored; the commonest label of a patch is
-    its token's.
-    Both probes are fitted on one token in `every` of the first `fitted` images (None: 60 %) and scored on the rest.
-    drives: name of each image's drive. With it, "other_miou" is the mIoU of linear probes fitted on the frames
-    of the other drives. The network never learns from the labels.
+    images: uint8 (N, 3, H, W). labels: int64 (N, H, W), below 0 = ignored; a token has the most frequent label
+    of its patch. Both probes are fitted on every `every`-th token of the first `fitted` images (None: 60 %) and scored
+    on the rest. drives: name of each image's sequence; "other_miou" is then the mIoU of linear probes fitted on the
+    other sequences. The network is not trained with the labels.
     """
     count, _, height, width = images.shape
     cells = labels.reshape(count, height // 8, 8, width // 8, 8).transpose(2, 3).flatten(3).mode(-1).values.flatten(1)

@@ -1,4 +1,4 @@
-"""Variants of the chapters on ablations and baselines for a `study.Study`."""
+"""Variants of the chapters Ablations and Baselines for a `study.Study`."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,15 +12,15 @@ from .study import Study, Variant
 
 LADDER = "ingredients"
 CODE_DIMS, NEIGHBORS, NEGATIVES = (16, 32, 128), (1, 30), (1, 10)
-# l_knn and l_rand are multiplied by these. Adam does not see a factor common to all three, so l_self stays.
+# Factors of l_knn and l_rand. Adam is invariant to a common factor, so l_self is fixed.
 FACTORS = (0.5, 2.0)
-# How far each shift is moved down and up: percentile points, or the correspondence itself where a recipe gives numbers.
+# Change of each shift down and up: percentile points, or correspondence if the recipe gives numbers.
 PERCENTILES, DISTANCE = 20.0, 0.1
 KINDS = ("self", "knn", "rand")
 
 
 def ladder(base: Experiment) -> list[Variant]:
-    """The paper's ablation: zero clamp, five-crop, centering and CRF, each added to the ones before."""
+    """The paper's ablation: zero clamp, five-crop, centering and CRF, added one after another."""
     plain = base.but(official={"zero_clamp": False}, crop="none", centering=False, crf=False)
     clamped = plain.but(official={"zero_clamp": True})
     cropped = clamped.but(crop="five")
@@ -35,7 +35,7 @@ def ladder(base: Experiment) -> list[Variant]:
 
 
 def sweeps(base: Experiment) -> list[Variant]:
-    """One thing changed at a time: head, K, neighbors, negatives, each shift b, and l_knn and l_rand."""
+    """One setting changed at a time: head, K, neighbors, negatives, each shift b, l_knn and l_rand."""
     base = base.but(crf=False)
     variants = [Variant("head", head, base.but(head=head)) for head in ("linear", "nonlinear")]
     for name, values in (("code_dim", CODE_DIMS), ("neighbors", NEIGHBORS), ("negatives", NEGATIVES)):
@@ -56,7 +56,7 @@ def ablations(base: Experiment) -> list[Variant]:
 
 
 def dimensions(base: Experiment, dims: Sequence[int]) -> list[Variant]:
-    """Fixed heads at each number of dimensions, the features themselves, and the trained heads of the K sweep."""
+    """Fixed heads with each number of dimensions, all features, and the trained heads of the K sweep."""
     base, variants = base.but(crf=False), []
     for kind, head in FIXED_HEADS.items():
         if head == "none":
@@ -68,9 +68,9 @@ def dimensions(base: Experiment, dims: Sequence[int]) -> list[Variant]:
 
 
 def widths(base: Experiment, channels: int) -> list[Variant]:
-    """Fixed heads as wide as the recipe's code, trained heads of this width and of `channels`, C of the backbone.
+    """Fixed heads with the recipe's code dimension, and trained heads with this and with `channels` (C) dimensions.
 
-    They separate the effects of the width of the code, of the head and of the loss.
+    They separate the effects of code width, head architecture and loss.
     """
     base = base.but(crf=False)
     variants = [Variant("features", str(channels), base.but(head="none"), fixed_head="features")]
@@ -80,7 +80,7 @@ def widths(base: Experiment, channels: int) -> list[Variant]:
 
 
 def paper_layout(study: Study) -> pd.DataFrame:
-    """The ladder as the paper prints it: a tick for each ingredient, then accuracy and mIoU of both probes."""
+    """The ladder in the paper's layout: a tick per component, then accuracy and mIoU of both probes."""
     ticks = {}
     for variant in study.variants:
         if variant.group == LADDER:
@@ -92,7 +92,7 @@ def paper_layout(study: Study) -> pd.DataFrame:
 
 
 def _moved_shifts(base: Experiment, position: int) -> Iterator[tuple[str, Experiment]]:
-    """(name, experiment) for the shift at `position` lower, as it is, and higher."""
+    """(name, experiment) with the shift at `position` lower, unchanged, and higher."""
     shifts = shift_rule(base)
     shift = shifts[position]
     if isinstance(shift, str):

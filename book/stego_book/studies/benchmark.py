@@ -1,4 +1,4 @@
-"""Published results and our own run records in one table, each number with its source."""
+"""Published results and our run records in one table, with sources."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ COLUMNS = ["dataset", "method", "backbone", "protocol", "accuracy", "mIoU", "sou
 
 
 def published_rows() -> pd.DataFrame:
-    """The published results, one row each in `COLUMNS`; what was not published is an empty cell."""
+    """The published results with `COLUMNS`; missing values are empty."""
     rows = published_results().rename(columns={"miou": "mIoU"})
     for score in ("accuracy", "mIoU"):
         rows[score] = rows[score].map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
@@ -40,12 +40,12 @@ def own_rows(folders: Sequence[str | Path]) -> pd.DataFrame:
 
 
 def missing_rows(own: pd.DataFrame) -> pd.DataFrame:
-    """One row for each of the paper's recipes without a record: what the run needs."""
+    """One row per recipe of the paper without a record: requirements of the run."""
     done, rows = set(zip(own["dataset"], own["backbone"], strict=True)), []
     for name, recipe in PRESETS.items():
         backbone = recipe["backbone"]
         if name == recipe["dataset"] or (recipe["dataset"], NETWORKS.get(backbone, backbone)) in done:
-            continue  # a recipe named like its dataset is ours, not the paper's
+            continue  # recipes with the name of their dataset are ours, not the paper's
         needs = f"not run: needs {SOURCES[recipe['dataset']]}; weights {SHORT_NAMES[backbone]} (timm's hub); a GPU"
         line = f"make reproduce ROW={name} DATA=FOLDER"
         rows.append([recipe["dataset"], "STEGO", NETWORKS[backbone], "both", "", "", needs, line])
@@ -53,8 +53,8 @@ def missing_rows(own: pd.DataFrame) -> pd.DataFrame:
 
 
 def rows_by_miou(published: pd.DataFrame, dataset: str, protocol: str = "cluster") -> pd.DataFrame:
-    """The rows of a dataset and protocol that have an mIoU, best first, with it as a number."""
+    """The rows of a dataset and protocol with an mIoU, best first, with the mIoU as a number."""
     rows = published.query("dataset == @dataset and protocol == @protocol and mIoU != ''")
     if rows.empty:
-        raise StegoError(f"there is no published {protocol} result on {dataset!r}.")
+        raise StegoError(f"{dataset!r} has no published {protocol} result.")
     return rows.assign(miou=rows["mIoU"].str.split().str[0].astype(float)).sort_values("miou", ascending=False)

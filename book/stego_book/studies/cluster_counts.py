@@ -1,9 +1,9 @@
-"""How many clusters? Criteria that need no labels, beside what labels say.
+"""Choosing the number of clusters: criteria without labels, and the mIoU.
 
-The records in book/records/studies/cluster_counts hold `criteria` on 10,000 codes of the training images of each run,
-and the mIoU of k-means with each number of clusters on held-out codes (commit 0a0daad has the code): "miou" after
-Hungarian matching, where clusters without a class are errors; "miou_named" with each cluster as its most frequent
-class, as a person does who names the clusters and merges equal ones.
+The records in book/records/studies/cluster_counts contain `criteria` on 10,000 codes of the training images of each run
+and the mIoU of k-means on held-out codes for each number of clusters (code: commit 0a0daad). "miou" is after Hungarian
+matching, with unmatched clusters as errors; "miou_named" assigns each cluster its most frequent class, like a person
+who names the clusters and merges those with equal names.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from stego_lib.utils.files import read_json
 from stego_lib.utils.paths import user_path
 from stego_lib.utils.progress import progress
 
-# Numbers of clusters that are tried.
+# Tested numbers of clusters.
 COUNTS = (3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20, 24, 28, 32)
-# Codes of which all pairs are compared for the silhouette.
+# Number of codes for the silhouette, which compares all pairs.
 PAIRWISE = 3_000
-# Principal components that a Gaussian mixture sees, and divisions of the images into halves, for the stability.
+# Principal components for the Gaussian mixture; random splits of the images into halves for the stability.
 MIXED_DIM, SPLITS = 16, 5
-# Criterion -> whether its largest or its smallest value chooses the number of clusters.
+# Criterion -> whether its maximum or minimum chooses the number of clusters.
 CRITERIA = {
     "silhouette": "max",
     "Calinski-Harabasz": "max",
@@ -41,12 +41,12 @@ CRITERIA = {
 
 
 def criteria(codes: Tensor, images: Tensor, counts: Sequence[int] = COUNTS, seed: int = 0) -> dict[str, list[float]]:
-    """Label-free criteria for each number of clusters: each of `CRITERIA` -> one value a count.
+    """Label-free criteria: each of `CRITERIA` -> one value per number of clusters.
 
     codes: L2-normalized, (M, K). images: the image of each code, int64 (M,). counts: each 2 to M / 2. Silhouette,
-    Calinski-Harabasz and Davies-Bouldin judge the clusters of k-means; "BIC of a mixture" is that of Gaussians with
-    full covariances on `MIXED_DIM` principal components; "stability" is the mean adjusted Rand index of k-means on one
-    half of the images and on the other, as codes of one image are alike, over `SPLITS` divisions.
+    Calinski-Harabasz and Davies-Bouldin are computed for k-means; "BIC of a mixture" for Gaussians with full
+    covariances on `MIXED_DIM` principal components; "stability" is the mean adjusted Rand index of k-means on two
+    halves of the images, over `SPLITS` splits.
     """
     if not all(2 <= count <= len(codes) // 2 for count in counts):
         raise StegoError(f"counts = {list(counts)}: {len(codes)} codes can have 2 to {len(codes) // 2} clusters.")
@@ -71,7 +71,7 @@ def criteria(codes: Tensor, images: Tensor, counts: Sequence[int] = COUNTS, seed
 
 
 def _agreement(codes: np.ndarray, half: np.ndarray, count: int, seed: int) -> float:
-    """Adjusted Rand index, on all codes, of k-means on those in `half`, bool (M,), and on the others."""
+    """Adjusted Rand index on all codes between k-means on `half`, bool (M,), and k-means on the other half."""
     labels = []
     for part in (codes[half], codes[~half]):
         centers = KMeans(count, n_init=3, random_state=seed).fit(part).cluster_centers_
@@ -80,18 +80,18 @@ def _agreement(codes: np.ndarray, half: np.ndarray, count: int, seed: int) -> fl
 
 
 def read_studies(folder: str | Path) -> list[dict[str, Any]]:
-    """The records in a folder, by name."""
+    """The records in a folder, sorted by file name."""
     return [read_json(path) for path in sorted(user_path(folder).glob("*.json"))]
 
 
 def choices(record: dict[str, Any]) -> dict[str, int]:
-    """The number of clusters that each criterion chooses."""
+    """The number of clusters chosen by each criterion."""
     best = {"max": np.argmax, "min": np.argmin}
     return {name: record["counts"][int(best[way](record["criteria"][name]))] for name, way in CRITERIA.items()}
 
 
 def chosen_counts(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """The number of clusters that each criterion chooses, one column a record; above them, what labels say."""
+    """The number of clusters chosen by each criterion, one column per record; the first rows use labels."""
     columns = {}
     for record in records:
         best = record["counts"][int(np.argmax(record["miou"]))]
@@ -100,10 +100,10 @@ def chosen_counts(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def losses(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """mIoU that a choice of the number of clusters loses against the best number, one column a record, and the mean.
+    """mIoU lost by each choice of the number of clusters compared with the best, one column per record, and the mean.
 
-    The last rows need labels: the number of classes, and "always N", the one number that loses least for all records. A
-    number that a record did not try has no loss, and its row no mean.
+    The last rows use labels: the number of classes, and "always N", the number with the smallest mean loss. Rows with a
+    number that a record does not contain have no mean.
     """
     columns, always = {}, {}
     for record in records:

@@ -1,6 +1,6 @@
-"""Do correspondences predict which positions share a label? Precision and recall (paper, section 3.1).
+"""Precision and recall of predicting from correspondences which positions share a label (paper, section 3.1).
 
-Labels are the ground truth of the prediction and serve nothing else here.
+Labels are used only as ground truth.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from stego_lib.utils.files import read_json, write_json
 
 @dataclass(frozen=True)
 class Pairs:
-    """M pairs of grid cells. Cells are numbered through all images: image * (h * w) + row * w + column."""
+    """M pairs of grid cells. The index of a cell is image * (h * w) + row * w + column."""
 
     left: Tensor
     """int64 (M,)"""
@@ -37,7 +37,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Curve:
-    """Precision over recall, from the strictest threshold to the laxest, and the area below it."""
+    """Precision and recall at decreasing thresholds, and the average precision."""
 
     recall: np.ndarray
     precision: np.ndarray
@@ -50,7 +50,7 @@ def cell_labels(labels: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def draw_pairs(labels: Tensor, count: int, *, across: bool, seed: int = 0) -> Pairs:
-    """`count` random pairs of labeled cells: within one image each (two different cells), or across two images.
+    """`count` random pairs of labeled cells: within an image (two different cells) or across two images.
 
     labels: int64 (N, h, w), below 0 = ignored. Images and cells are equally likely.
     """
@@ -98,10 +98,9 @@ def pair_kernel(images: Tensor, grid: tuple[int, int], pairs: Pairs) -> Tensor:
 
 
 def precision_recall(score: Tensor, same: Tensor) -> Curve:
-    """How well `score` (M,), larger = more likely the same, tells the pairs with `same` (M,) from the others.
+    """Precision-recall curve of predicting `same` (M,) from `score` (M,), where larger means more likely the same.
 
-    Precision: the share of pairs above a threshold that are the same; recall: the share of the same pairs that are
-    above it. Average precision is the sum of precision times the growth of recall.
+    Average precision is the sum of precision times the increase of recall.
     """
     if not same.any():
         raise StegoError("none of the pairs has the same label, so recall is not defined.")
@@ -113,9 +112,9 @@ def precision_recall(score: Tensor, same: Tensor) -> Curve:
 def write_curves(
     path: str | Path, curves: dict[str, dict[str, Curve]], chance: dict[str, float], about: str, points: int = 101
 ) -> None:
-    """Writes curves as a small JSON file: each at `points` evenly spread recalls, its average precision in full.
+    """Writes curves as a small JSON file, sampled at `points` evenly spaced recalls, with the exact average precision.
 
-    curves: kind of pairs -> predictor -> curve; chance: kind of pairs -> share of same pairs; about: what they are of.
+    curves: kind of pairs -> predictor -> curve; chance: kind of pairs -> fraction of same pairs; about: description.
     """
     recall = np.linspace(0, 1, points)
     thinned: dict[str, dict[str, Any]] = {kind: {} for kind in curves}
@@ -128,7 +127,7 @@ def write_curves(
 
 
 def read_curves(path: str | Path) -> tuple[dict[str, dict[str, Curve]], dict[str, float], str]:
-    """What `write_curves` wrote: curves, chance, about."""
+    """Reads a file of `write_curves`: curves, chance, about."""
     content = read_json(path)
     recall = np.array(content["recall"])
     curves = {
@@ -139,13 +138,13 @@ def read_curves(path: str | Path) -> tuple[dict[str, dict[str, Curve]], dict[str
 
 
 def frequent_labels(labels: Tensor, count: int | None = None) -> list[int]:
-    """The labels of an image, (h, w) or (H, W), the most frequent first, `count` at most; ignored ones left out."""
+    """At most `count` labels of an image, (h, w) or (H, W), most frequent first, without ignored ones."""
     known, sizes = labels[labels >= 0].unique(return_counts=True)
     return known[sizes.argsort(descending=True, stable=True)][:count].tolist()
 
 
 def query_points(labels: Tensor, count: int) -> list[tuple[int, int]]:
-    """(row, column) of the cell deepest inside each of the `count` most frequent labels of an image, labels (h, w)."""
+    """(row, column) of the most interior cell of each of the `count` most frequent labels (h, w) of an image."""
     points = []
     for label in frequent_labels(labels, count):
         depth = distance_transform_edt(np.pad((labels == label).numpy(), 1))[1:-1, 1:-1]

@@ -1,4 +1,4 @@
-"""Heads that no loss has shaped: STEGO without the correspondence loss."""
+"""Heads that are not trained: STEGO without the correspondence loss."""
 
 from functools import partial
 from pathlib import Path
@@ -22,16 +22,16 @@ from stego_lib.utils.errors import StegoError
 from stego_lib.utils.files import without_nan
 from stego_lib.utils.paths import runs_root, user_path
 
-# Name -> the kind of segmentation head that holds it.
+# Fixed head -> `Experiment.head` of its model.
 FIXED_HEADS = {"pca": "linear", "random projection": "linear", "untrained head": "nonlinear", "features": "none"}
 
 
 @torch.no_grad()
 def fixed_head(kind: str, store: Features, experiment: Experiment) -> Stego:
-    """A model with a fixed head, and probes fitted to its codes as for a trained one.
+    """A model with a fixed head and with probes fitted to its codes.
 
     "pca": the first `code_dim` principal components of the features of random grid cells, minus their mean; "random
-    projection": that many Gaussian directions; "untrained head": the experiment's head with its initial weights;
+    projection": `code_dim` Gaussian directions; "untrained head": the experiment's head with its initial weights;
     "features": the features themselves. store: features of the training split. The experiment's head must be of the
     kind in `FIXED_HEADS`.
     """

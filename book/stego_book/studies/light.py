@@ -1,9 +1,9 @@
-"""How much of an image's own mean should the features keep? A study of light, weather and time of day.
+"""Subtracting the image mean from features: a study of illumination and weather.
 
-A dusk drive moves the features of whole images, so clusters may follow the light instead of the class. `Lightened`
-takes a share of that shift off. The records in book/records/studies/light were made by training STEGO, and k-means, on
-such features (commit 00045c4 has the code): scores on the validation split, and on the darkest third of the training
-images and the others.
+Dusk shifts all features of an image, so clusters can follow the illumination instead of the class. `Lightened`
+subtracts a fraction of this shift. The records in book/records/studies/light contain scores of STEGO and k-means
+on such features (code: commit 00045c4), on the validation split, the darkest third of the training images, and the
+others.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from stego_lib.features import Features
 from .results import mean_and_spread
 from .study import Study, Variant
 
-# Shares of the image's own shift that are taken off; 0 is the features as they are.
+# Subtracted fractions of the image's shift; 0 leaves the features unchanged.
 AMOUNTS = (0.0, 0.25, 0.5, 1.0)
 METHODS = {"kmeans_features": "k-means", "cluster": "clusters"}
 
 
 class Lightened(Features):
-    """Features f - amount * (m - mean): m is the mean feature of the image, `mean` that of the training images."""
+    """Features f - amount * (m - mean), with m the mean feature of the image and `mean` that of the training images."""
 
     def __init__(self, features: Features, amount: float, mean: Tensor | None = None):
         self._features, self.amount, self._mean = features, amount, features.mean if mean is None else mean
@@ -53,10 +53,10 @@ class Lightened(Features):
 
 
 def dependence(table: Tensor) -> float:
-    """How much an image tells about the cluster of its pixels, without labels: I(image; cluster) / H(cluster).
+    """Normalized mutual information of image and cluster, I(image; cluster) / H(cluster).
 
-    table: pixels of each image in each cluster, int64 (N, n). 0: all images have the same shares of clusters; 1: each
-    image has one cluster.
+    table: pixels of each image in each cluster, int64 (N, n). 0: equal cluster frequencies in all images; 1: one
+    cluster per image.
     """
     joint = table.double() / table.sum()
     of_images, of_clusters = joint.sum(1, keepdim=True), joint.sum(0, keepdim=True)
@@ -66,28 +66,28 @@ def dependence(table: Tensor) -> float:
 
 
 def light_records(base: Experiment, seeds: Sequence[int], folder: str | Path) -> list[dict[str, Any]]:
-    """The records of `base` with each of `AMOUNTS` and `seeds` in a folder."""
-    variants = [Variant("taken off", f"{amount:g}", base, light=amount) for amount in AMOUNTS]
+    """The records of `base` in a folder, for all `AMOUNTS` and `seeds`."""
+    variants = [Variant("a", f"{amount:g}", base, light=amount) for amount in AMOUNTS]
     study = Study(variants, seeds, folder)
     return [record for variant in variants for record in study.records(variant).values()]
 
 
 def light_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """One row per amount: mIoU of k-means and of STEGO on the validation split, on the darkest third of the training
-    images and on the others, mean ± deviation; how much the image tells; neighbors shared with amount 0.
+    """One row per fraction a: mIoU of k-means and STEGO on the validation split, the darkest third of the training
+    images and the others, mean ± deviation; dependence on the image; fraction of neighbors equal to those with a = 0.
     """
     rows = []
     for record in records:
-        row: dict[str, Any] = {"taken off": record["light"]}
+        row: dict[str, Any] = {"a": record["light"]}
         for part, where in (("scores", ""), ("dark", ", dark images"), ("bright", ", others")):
             row |= {f"{title}{where}": record[part][method]["miou"] for method, title in METHODS.items()}
-        row |= {f"image tells ({title})": record["dependence"][method] for method, title in METHODS.items()}
+        row |= {f"dependence ({title})": record["dependence"][method] for method, title in METHODS.items()}
         rows.append(row | {"same neighbors": record["neighbors"]})
     if not rows:
         return pd.DataFrame(columns=["seeds", *METHODS.values()])
-    groups = pd.DataFrame(rows).groupby("taken off")
+    groups = pd.DataFrame(rows).groupby("a")
     table = groups.agg(mean_and_spread)
-    for title in [name for name in table if name.startswith(("image", "same"))]:
+    for title in [name for name in table if name.startswith(("dependence", "same"))]:
         table[title] = groups[title].mean().map("{:.2f}".format)
     table.insert(0, "seeds", groups.size())
     return table.rename(index="{:g}".format)

@@ -1,6 +1,4 @@
-"""Does speed cost quality? Scores with stored, compact or online features, in bfloat16, with probes fitted after or
-jointly.
-"""
+"""Effect of optimizations on the scores: feature stores, bfloat16, and fitting of the probes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from stego_lib.utils.paths import user_path
 from .study import PROBES, Study, Variant
 
 GROUP = "features, probes"
-# Features and fitting of probes -> changes of the recipe. Online features on record are not rounded to float16.
+# Features and probes -> changes of the recipe. Online features in records are not rounded to float16.
 WAYS = {
     "full after": {},
     "full joint": {"probes": "joint"},
@@ -22,7 +20,7 @@ WAYS = {
     "compact after": {"feature_store": "compact"},
     "bfloat16 after": {"precision": "bfloat16"},
 }
-# Name -> the fast way, and the way that it stands in for.
+# Name -> the fast variant and the variant that it replaces.
 COMPARISONS = {
     "stored float16 for online float32, probes after": ("full after", "online after"),
     "stored float16 for online float32, probes joint": ("full joint", "online joint"),
@@ -34,21 +32,21 @@ COMPARISONS = {
 
 
 def studies(base: Experiment, seeds: Sequence[int], records: str | Path) -> tuple[Study, Study]:
-    """Studies of the recipe as it stands, which is a main record, and of the other `WAYS`. records: book/records."""
+    """Studies of the unchanged recipe (main records) and of the other `WAYS`. records: book/records."""
     variants = [Variant(GROUP, way, base.but(crf=not changes, **changes)) for way, changes in WAYS.items()]
     folders = (user_path(records) / base.dataset, user_path(records) / "studies" / "paths")
     return Study(variants[:1], seeds, folders[0]), Study(variants[1:], seeds, folders[1])
 
 
 def table(both: tuple[Study, Study]) -> pd.DataFrame:
-    """One row per way: seeds on record, mIoU of both probes, mean ± standard deviation over seeds."""
+    """One row per variant: recorded seeds, mIoU of both probes, mean ± standard deviation over seeds."""
     return pd.concat([study.table(GROUP) for study in both])[["seeds", *(f"{probe} mIoU" for probe in PROBES)]]
 
 
 def verdicts(both: tuple[Study, Study]) -> pd.DataFrame:
-    """One row for each of `COMPARISONS`: the fast way's mean mIoU minus the other's, for both probes.
+    """One row for each of `COMPARISONS`: mean mIoU of the fast variant minus that of the replaced one, for both probes.
 
-    "within" the spread: no further below than the standard deviation of the other way's seeds.
+    "within": not lower by more than the standard deviation of the replaced variant.
     """
     scores = pd.concat([study.scores() for study in both])
     miou = scores.groupby(["name", "probe"])["miou"].agg(["mean", "std"])

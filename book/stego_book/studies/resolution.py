@@ -15,7 +15,7 @@ from stego_lib.utils.progress import progress
 
 from .results import markdown
 
-# Options of `Run.predict` for CamVid's 360 x 480 pixels: shrunk, as they are, and enlarged; whole and in tiles.
+# Options of `Run.predict` for CamVid's 360 x 480 pixels: downsampled, full size and upsampled; whole and in tiles.
 CAMVID: tuple[dict[str, Any], ...] = (
     dict(size=160, refine="none"),
     dict(size=160, refine="crf"),
@@ -38,11 +38,10 @@ def measure(
     options: Sequence[dict[str, Any]] = CAMVID,
     images: Iterable[int] | None = None,
 ) -> pd.DataFrame:
-    """One row per options: size (shorter side that the network sees), tile, refine, images, scores, seconds.
+    """One row per option: size (working size), tile, refine, images, scores, seconds.
 
-    Labels are compared at the images' own resolution, so that rows can be compared. Scores are accuracy, miou, own_miou
-    and border_f in percent; clusters are matched to classes anew for each row. seconds: mean processor time of
-    `Run.predict` per image.
+    Labels are compared at the full image resolution. Scores are accuracy, miou, own_miou and border_f in percent;
+    clusters are matched to classes separately for each row. seconds: mean CPU time of `Run.predict` per image.
 
     Parameters
     ----------
@@ -53,7 +52,7 @@ def measure(
     options
         "size", "tile" and "refine" of `Run.predict` for each row.
     images
-        Numbers of the images, all by default.
+        Indices of the images; all by default.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Run records, tables of them, and the published figures beside them."""
+"""Run records, tables of their scores, and published figures."""
 
 import math
 import re
@@ -31,7 +31,7 @@ METHODS = {
     "taught_crf": "STEGO, a few labels + CRF",
     "best_by_label": "not a result: STEGO, cluster probe, step chosen by these labels",
 }
-# Scores of a run record, in the order of tables -> their names. Records made before the last two lack these.
+# Scores of a run record, in the order of tables -> their names. Older records lack the last two.
 SCORES = {"accuracy": "accuracy", "miou": "mIoU", "own_miou": "own mIoU", "border_f": "border F"}
 # `Experiment.method` -> its name in tables and figures.
 NAMES = {
@@ -42,7 +42,7 @@ NAMES = {
     "cause": "CAUSE-MLP",
     "depthg": "depth term (ours, after DepthG)",
 }
-# Figures of the paper, of its released checkpoints and of other methods, each with its source.
+# Figures of the paper, its released checkpoints and other methods, with sources.
 PUBLISHED = Path(__file__).with_name("published_results.csv")
 # Backbone of a recipe -> its name in the published figures.
 NETWORKS = {"dino_vits8": "ViT-S/8", "dino_vitb8": "ViT-B/8"}
@@ -52,15 +52,15 @@ PUBLISHED_AS = {
     "cluster_crf": ("STEGO", "cluster"),
     "linear_crf": ("STEGO", "linear"),
 }
-# Fields of an experiment that no row of the paper prescribes.
+# Fields of an experiment that the paper's rows do not define.
 NOT_COMPARED = ("seed", "n_classes", "keep_every")
-# Scores on CamVid's test split, which no choice of this project has seen: one row per method, backbone and seed.
+# Scores on CamVid's test split, which was not used for any choice: one row per method, backbone and seed.
 TEST = "camvid_test.csv"
 # Methods of the table and the chart on the first page.
 OVERVIEW = ("kmeans_features", "kmeans_features_crf", "cluster", "cluster_crf", "linear_features", "linear")
-# Data of the first page -> its backbone. Both ship with the project, and no choice has seen CamVid's test split.
+# Data of the first page -> its embedded backbone.
 FRONT = {"scenes val": "scenes_vit_tiny8", "CamVid test": "photos_vit_tiny8_d6"}
-# Folder of the main run records -> what was scored, and the backbone.
+# Folder of the main run records -> scored data, backbone.
 MAIN = {
     "scenes": ("scenes val", "scenes_vit_tiny8"),
     "camvid": ("CamVid val", "streets_vit_tiny8_d6"),
@@ -70,7 +70,7 @@ MAIN = {
 
 
 def method_names(record: dict[str, Any]) -> dict[str, str]:
-    """`METHODS` with the name of the record's own method in place of STEGO."""
+    """`METHODS` with STEGO replaced by the name of the record's method."""
     name = NAMES[record.get("experiment", {}).get("method", "stego")]
     return {key: title.replace("STEGO", name) for key, title in METHODS.items()}
 
@@ -81,7 +81,7 @@ def is_record(content: Any) -> bool:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """Reads one run record. Raises StegoError for another file."""
+    """Reads a run record. Raises StegoError if the file is not a run record."""
     record = read_json(path)
     if not is_record(record):
         raise StegoError(f"{path} is not a run record. Name the metrics.json of an evaluated run.")
@@ -92,16 +92,16 @@ def read_records(folder: str | Path) -> list[dict[str, Any]]:
     """Reads the run records (JSON) of a folder, sorted by file name. Raises StegoError if there is none."""
     paths = sorted((folder := user_path(folder)).glob("*.json"))
     if not paths:
-        raise StegoError(f"{folder.resolve()} holds no run record (*.json).")
+        raise StegoError(f"{folder.resolve()} contains no run record (*.json).")
     return [read_record(path) for path in paths]
 
 
 def results_table(root: str | Path) -> pd.DataFrame:
-    """All run records below `root`, one row per record and method; `book/records/results.csv` holds it.
+    """All run records below `root`, one row per record and method; stored as `book/records/results.csv`.
 
     Columns: study (folder below root), record (file), dataset, split, images, backbone, weights (fingerprint),
     precision, store, seed, step, method, `SCORES` (percent), machine, python, torch, timm, date. Confusion matrices,
-    IoUs of each class and the whole experiment are in the JSON records alone.
+    IoUs of each class and the whole experiment are only in the JSON records.
 
     Examples
     --------
@@ -126,7 +126,7 @@ def results_table(root: str | Path) -> pd.DataFrame:
 
 
 def scored(record: dict[str, Any]) -> dict[str, Any]:
-    """The record if it holds scores; a StegoError with the reason if not."""
+    """Returns the record if it has scores; raises StegoError with the reason if not."""
     if not record["scores"]:
         raise StegoError(record.get("unscored", "the run record holds no scores"))
     return record
@@ -146,9 +146,9 @@ def score_table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def check_comparable(records: Sequence[dict[str, Any]]) -> None:
-    """Raises StegoError unless the records are of one experiment but for the seed, one split and one provenance.
+    """Raises StegoError unless the records agree in experiment (except the seed), split and provenance.
 
-    The CRF changes only its own rows, so records with and without it go together.
+    The CRF affects only its own rows, so records with and without it are comparable.
     """
     first, *others = records
     ours, provenance = settings(first), Provenance.from_dict(first["provenance"])
@@ -170,7 +170,7 @@ def settings(record: dict[str, Any]) -> dict[str, Any]:
 def summary(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Mean and standard deviation over seeds, one row per method: columns (accuracy | miou, mean | std), percent.
 
-    Raises StegoError for records of different runs. A run that is recorded with and without the CRF counts once.
+    Raises StegoError for records of different runs. A run recorded with and without the CRF counts once.
     """
     check_comparable(records)
     table = score_table(records).drop_duplicates().groupby("method")[["accuracy", "miou"]].agg(["mean", "std"])
@@ -178,15 +178,15 @@ def summary(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def collapses(records: Iterable[dict[str, Any]]) -> list[str]:
-    """One line for each run whose codes collapsed or scattered: its seed, what was seen, and the step."""
+    """One line per run whose codes collapsed or scattered: seed, symptom and step."""
     collapsed = [record for record in records if record.get("collapsed")]
     return [f"seed {record['experiment']['seed']}: {record['codes']['seen']}" for record in collapsed]
 
 
 def markdown_table(records: Sequence[dict[str, Any]], published: pd.DataFrame | None = None) -> str:
-    """The scores that the records hold as a Markdown table, mean ± standard deviation over seeds.
+    """The scores of the records as a Markdown table, mean ± standard deviation over seeds.
 
-    published: figures to print beside it (see `published_figures`); methods that were not measured are blank.
+    published: figures for additional columns (see `published_figures`); methods without scores are blank.
     """
     check_comparable(records)
     table = score_table(records).drop_duplicates().dropna(axis="columns", how="all")
@@ -213,7 +213,7 @@ def markdown_table(records: Sequence[dict[str, Any]], published: pd.DataFrame | 
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The columns of a table of texts in Markdown."""
+    """A table of strings in Markdown."""
     lines = [table.columns, *table.itertuples(index=False)]
     head, *body = (f"| {' | '.join(line)} |" for line in lines)
     return "\n".join([head, "|" + "---|" * len(table.columns), *body])
@@ -249,13 +249,13 @@ def overview_table(scores: pd.DataFrame, score: str = "miou", methods: Sequence[
 
 
 def front_table(root: str | Path) -> str:
-    """mIoU of the methods in `OVERVIEW` on the data of `FRONT`, as a Markdown table that fits on a phone."""
+    """mIoU of the methods in `OVERVIEW` on the data of `FRONT`, as a narrow Markdown table."""
     table = overview_table(front_scores(root), methods=OVERVIEW).droplevel("backbone", axis="columns")
     return markdown(table.rename_axis("mIoU (%)").reset_index())
 
 
 def mean_and_spread(values: Iterable[float]) -> str:
-    """'70.3 ± 1.4': mean and standard deviation; the mean alone for a single value, "" for none but NaN."""
+    """'70.3 ± 1.4': mean and standard deviation; only the mean for a single value, "" if all values are NaN."""
     series = pd.Series(list(values), dtype=float).dropna()
     if series.empty:
         return ""
@@ -263,17 +263,17 @@ def mean_and_spread(values: Iterable[float]) -> str:
 
 
 def mean_of_best(values: Sequence[float], count: int) -> float:
-    """Expected maximum of `count` of the values, drawn without replacement: what picking the best adds."""
-    # In rising order the k-th value (from 0) is the best of as many choices as `count - 1` of the k below it allow.
+    """Expected maximum of `count` values drawn without replacement."""
+    # The k-th smallest value (from 0) is the maximum of comb(k, count - 1) subsets.
     ways = [math.comb(k, count - 1) for k in range(len(values))]
     return sum(w * v for w, v in zip(ways, sorted(values), strict=True)) / math.comb(len(values), count)
 
 
 def published_results() -> pd.DataFrame:
-    """Results that others published, one row each, in percent; NaN where none was published.
+    """Published results in percent; NaN if not published.
 
     Columns: method, backbone, dataset, protocol ("cluster" or "linear" probe), accuracy, miou, source, and verified:
-    "yes" where the number was checked, at its source or in a second copy of it.
+    "yes" if the number was checked at its source or in a second copy.
     """
     return pd.read_csv(PUBLISHED)
 
@@ -299,10 +299,10 @@ def _figures(preset: str) -> pd.DataFrame:
 
 
 def departures(record: dict[str, Any], row: str) -> list[str]:
-    """How a record departs from a row of the paper, one line each.
+    """Differences between a record and a row of the paper, one line each.
 
-    Compared are the experiment, with all options of the authors' code as they have them; the precision and the feature
-    store (theirs are float32 and exact); and the number of scored images.
+    Compares the experiment (with all options as in the authors' code), precision (float32), feature store (exact) and
+    number of scored images.
     """
     recipe, provenance = Experiment.preset(row, official={"published": True}).to_record(), record["provenance"]
     expected = settings({"experiment": recipe}) | {"precision": "float32"}
@@ -321,9 +321,9 @@ def departures(record: dict[str, Any], row: str) -> list[str]:
 
 
 def fill_tables(text: str, root: str | Path) -> str:
-    """`text` with each table between `<!-- table: FOLDER -->` and `<!-- end -->` made anew.
+    """`text` with updated tables between `<!-- table: FOLDER -->` and `<!-- end -->`.
 
-    FOLDER, relative to root: run records, or the folder of all of them, for `front_table`.
+    FOLDER, relative to root: a folder of run records, or the folder of all of them for `front_table`.
     """
 
     def table(match: re.Match) -> str:

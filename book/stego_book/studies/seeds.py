@@ -16,10 +16,10 @@ from .results import read_record
 
 
 def whole_numbers(text: str | int, name: str = "seeds") -> list[int]:
-    """'0 1 2', '0, 1, 2' or 3 -> the numbers. StegoError with the parameter's `name` for anything else."""
+    """Parses '0 1 2', '0, 1, 2' or 3. Raises StegoError with the parameter's `name` for other values."""
     words = str(text).replace(",", " ").split()
     if not words or not all(word.isdigit() for word in words) or len({int(word) for word in words}) < len(words):
-        raise StegoError(f"{name} = {text!r}: give whole numbers, each once, such as '0 1 2'.")
+        raise StegoError(f"{name}={text!r} is not a list of different whole numbers. Write '0 1 2'.")
     return [int(word) for word in words]
 
 
@@ -32,12 +32,11 @@ def run_seeds(
     runs_dir: str | Path | None = None,
     resume: bool = False,
 ) -> list[dict[str, Any]]:
-    """Trains `experiment` with each seed and scores it on `split`; returns the run records, a copy of each in
-    `records`.
+    """Trains and scores `experiment` with each seed. Returns the run records and writes copies to `records`.
 
-    With `resume`, finished and scored runs of the same experiment and provenance below `runs_dir` are not repeated, and
-    interrupted ones are continued. The names of the copies carry a digest of experiment, provenance, split and data, so
-    that runs on other data or weights never overwrite each other.
+    With `resume`, finished and scored runs of the same experiment and provenance in `runs_dir` are skipped, and
+    interrupted ones are resumed. The file names contain a digest of experiment, provenance, split and data, so that
+    runs on other data or weights do not overwrite each other.
     """
     kept = []
     for seeded in [experiment.but(seed=seed) for seed in seeds]:  # an invalid seed raises before any work

@@ -1,4 +1,4 @@
-"""Segments of chosen images by every method, and which images are the best and the worst of a split."""
+"""Segments of selected images by every method; the best and worst images of a split."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from stego_lib.utils.progress import progress
 
 from .results import NAMES
 
-# Method in a run record -> the name of its row in a figure.
+# Method in a run record -> row name in figures.
 ROWS = {
     "kmeans_features": "k-means",
     "kmeans_features_crf": "k-means + CRF",
@@ -33,11 +33,11 @@ ROWS = {
 def segments(
     run: Run, dataset: SegmentationDataset, record: dict[str, Any], rows: Sequence[int]
 ) -> dict[str, list[np.ndarray]]:
-    """Images of a split with their segments by k-means on the features and by STEGO, each with and without CRF.
+    """Images of a split with the segments of k-means on the features and of STEGO, each with and without CRF.
 
-    record: of this split; it holds the matching of each method. Without scores (no labels), nothing says which of
-    k-means' clusters is which of STEGO's, so k-means is left out. rows: numbers of the images. Returns rows for
-    `plots.grids.image_grid`: "image", "label" where there are labels, and `ROWS`, ids into `Run.unnamed_segments`.
+    record: record of this split with the matching of each method. Without labels k-means is omitted, because its
+    clusters cannot be matched with STEGO's. rows: indices of the images. Returns rows for `plots.grids.image_grid`:
+    "image", "label" (with labels), and `ROWS` with ids into `Run.unnamed_segments`.
     """
     views, chosen = open_views(run, dataset), torch.as_tensor(list(rows))
     matched = bool(record["scores"])
@@ -81,10 +81,10 @@ def image_accuracies(run: Run, dataset: SegmentationDataset, record: dict[str, A
 
 
 def best_and_worst(accuracies: torch.Tensor, count: int = 3) -> list[int]:
-    """Numbers of the `count` images with the highest accuracy, best first, then of those with the lowest, worst last.
+    """Indices of the `count` images with the highest accuracy, best first, then of those with the lowest, worst last.
 
-    Of images that lie closer to each other in the split than a twentieth of its length (frames of a video show nearly
-    the same), the first to be chosen is taken. Images without labeled pixels are left out.
+    Chosen images are at least a twentieth of the split apart, because neighboring video frames are nearly equal. Images
+    without labeled pixels are skipped.
     """
     known = [i for i, value in enumerate(accuracies.tolist()) if value == value]
     rising = sorted(known, key=lambda i: accuracies[i])
@@ -93,7 +93,7 @@ def best_and_worst(accuracies: torch.Tensor, count: int = 3) -> list[int]:
 
 
 def _apart(order: list[int], count: int, distance: int, others: list[int]) -> list[int]:
-    """The first `count` numbers in `order` that lie more than `distance` from each other and from `others`."""
+    """The first `count` numbers in `order` with a distance of more than `distance` to each other and to `others`."""
     chosen: list[int] = []
     for i in order:
         if len(chosen) < count and all(abs(i - other) > distance for other in [*others, *chosen]):
@@ -104,9 +104,9 @@ def _apart(order: list[int], count: int, distance: int, others: list[int]) -> li
 def read_maps(
     folder: str | Path, dataset: SegmentationDataset | None = None
 ) -> tuple[dict[str, list[np.ndarray]], list[str]]:
-    """Label maps of each method in a folder, METHOD/NAME.png, and the names of the images, images.json.
+    """Reads the label maps METHOD/NAME.png of a folder, and the image names from images.json.
 
-    dataset: the split, if it is at hand: images and labels then stand above the maps, at the size of the maps.
+    dataset: the split, if available; its images and labels are added as first rows, at the size of the maps.
     """
     folder = user_path(folder)
     names: list[str] = read_json(folder / "images.json")

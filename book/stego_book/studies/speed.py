@@ -1,4 +1,4 @@
-"""Time and memory: the results of `make bench`, the goals beside them, and a cost model."""
+"""Time and memory: results of `make bench`, goals, and a cost model."""
 
 import math
 from dataclasses import dataclass
@@ -13,32 +13,32 @@ from stego_lib.utils.files import read_json
 # Steps and batch size of the paper's recipe for Cityscapes.
 STEPS, BATCH = 7_000, 32
 CITYSCAPES_CROPS = 14_875
-# Training images of the paper's datasets as its recipes cut them, and more.
+# Number of training images (with crops) of the paper's datasets and of larger ones.
 IMAGES = {
     "Potsdam": 4_545,
     "Cityscapes, five crops": CITYSCAPES_CROPS,
     "CocoStuff-27, five crops": 5 * 49_629,
     "a million": 1_000_000,
-    "ten millions": 10_000_000,
+    "ten million": 10_000_000,
 }
 
 
 def read_results(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The results in `folder` and their files, the oldest first, without trials (`--tiny`)."""
+    """The results in `folder` and their files, oldest first, without trials (`--tiny`)."""
     results = [(path, read_json(path)) for path in sorted(folder.glob("*.json"))]
     results = [(path, result) for path, result in results if not result["settings"]["tiny"]]
     if not results:
-        raise StegoError(f"{folder} holds no results. Measure them with make bench (half an hour).")
+        raise StegoError(f"{folder} contains no results. Measure them with make bench (half an hour).")
     return sorted(results, key=lambda item: item[1]["machine"]["date"])
 
 
 def newest_results(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest of the results with the most rows, and its file."""
+    """The latest result with the most rows, and its file."""
     return max(read_results(folder), key=lambda item: (len(item[1]["rows"]), item[1]["machine"]["date"]))
 
 
 def newest_rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """The newest measurement of each row, with the "machine" that it was measured on."""
+    """The latest measurement of each row, with its "machine"."""
     return {
         name: row | {"machine": result["machine"]}
         for _, result in read_results(folder)
@@ -47,7 +47,7 @@ def newest_rows(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def exports(row: dict[str, Any]) -> pd.DataFrame:
-    """One line for each exported file: megabytes, pixels (%) labeled as by `Run.predict`, seconds per image."""
+    """One row per exported file: megabytes, pixels (%) with the label of `Run.predict`, seconds per image."""
     lines = {}
     for kind, measured in row["kinds"].items():
         images = f"{kind}, {measured['image'][0]} x {measured['image'][1]}"
@@ -61,7 +61,7 @@ def exports(row: dict[str, Any]) -> pd.DataFrame:
 
 
 def goals(rows: dict[str, Any]) -> pd.DataFrame:
-    """One line for each goal: target, measurement, reached. Factors are of the baseline in the same run."""
+    """One row per goal: target, measurement, reached. Factors are relative to the baseline in the same run."""
     lines: dict[str, tuple[str, str, str]] = {}
 
     def add(work: str, goal: str, value: float, form: str, reached: bool) -> None:
@@ -117,43 +117,43 @@ def _get(values: Any, *keys: str) -> float:
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds and bytes of the parts of a training with ViT-S/8 at 224 px on the measured machine."""
+    """Seconds and bytes of the parts of training with ViT-S/8 at 224 px on the measured machine."""
 
     extraction_s: float
-    """The backbone, an image."""
+    """Backbone, per image."""
     step_s: float
-    """A step of the recipe from a store."""
+    """Training step from a store."""
     pair_s: float
-    """Neighbors, a pair of images."""
+    """Neighbor search, per pair of images."""
     published_extraction_s: float
-    """The baseline's backbone, an image."""
+    """Backbone of the baseline, per image."""
     published_rest_s: float
-    """The rest of the baseline's step."""
+    """Rest of the baseline's training step."""
     bytes: int = 2 * 384 * 28 * 28 + 4 * 224 * 224 + 4 * 384
-    """An image in a store: features in float16, colors and labels in a byte each, the mean feature in float32."""
+    """Store, per image: float16 features, uint8 image and labels, float32 mean feature."""
     compact_bytes: int = 128 * (28 * 28 + 4) + 4 * 384
-    """In a compact store, at most: a third of the channels in a byte each, their units, and the mean feature."""
+    """Compact store, per image, at most: a third of the channels as uint8, their scales, float32 mean feature."""
 
     def store(self, images: float, machines: int = 1) -> float:
-        """Seconds of a training from a store: features of every image, shared by machines; neighbors; steps."""
+        """Training time from a store: feature extraction split over machines, neighbors, steps."""
         return images * self.extraction_s / machines + images**2 * self.pair_s + STEPS * self.step_s
 
     def online(self, images: float) -> float:
-        """The same without a store: once for the neighbors, and two batches more at every step."""
+        """Training time without a store: features once for the neighbors, and of two batches at every step."""
         return self.store(images) + STEPS * 2 * BATCH * self.extraction_s
 
     def published(self, images: float) -> float:
-        """The same in the published order of work."""
+        """Training time in the published order of work."""
         first = images * self.published_extraction_s + images**2 * self.pair_s
         return first + STEPS * (2 * BATCH * self.published_extraction_s + self.published_rest_s)
 
     def shared_from(self) -> float:
-        """Images above which their features take longer than the steps, so that a second machine saves most."""
+        """Number of images above which feature extraction takes longer than the steps."""
         return STEPS * self.step_s / self.extraction_s
 
 
 def costs(rows: dict[str, Any]) -> Costs:
-    """The cost model from the rows of a result. Raises StegoError for missing rows."""
+    """The cost model from the rows of a result. Raises StegoError if rows are missing."""
     if missing := [name for name in ("extraction", "rest", "recipe", "neighbors") if name not in rows]:
         raise StegoError(f"the cost model needs more rows. Run make bench ARGS={' '.join(missing)!r}.")
     extraction, rest, many = rows["extraction"], rows["rest"], rows["neighbors"]["many"]
@@ -168,7 +168,7 @@ def costs(rows: dict[str, Any]) -> Costs:
 
 
 def plan(model: Costs, images: dict[str, int]) -> pd.DataFrame:
-    """Hours of each way and size of the stores, one row per name and number of images, all of 224 px."""
+    """Training time and store sizes, one row per dataset size, for images of 224 px."""
     table = {}
     for name, count in images.items():
         hours = {"store": model.store(count), "store, 8 machines": model.store(count, 8)}

@@ -1,4 +1,4 @@
-"""A study: variants of an experiment, several seeds each, one run record per run. Recorded runs are not repeated."""
+"""Studies: variants of an experiment with several seeds each, and one run record per run."""
 
 import re
 import time
@@ -38,38 +38,38 @@ class Variant:
     group: str
     """The varied quantity."""
     name: str
-    """Its value."""
+    """The value."""
     experiment: Experiment
-    """Its seed is replaced by each of the study's."""
+    """Its seed is replaced by the study's seeds."""
     crf: bool = False
     """Whether the row reads the scores after the CRF."""
     start: Experiment | None = None
-    """The experiment whose run of the same seed this one starts from; it is trained first if there is none."""
+    """Experiment whose run with the same seed initializes this one; trained first if missing."""
     fixed_head: str | None = None
-    """A head of `FIXED_HEADS` in place of a trained one."""
+    """A head of `FIXED_HEADS` instead of a trained one."""
     light: float | None = None
-    """Share of each image's own shift that is taken off its features, see `studies.light`."""
+    """Subtracted fraction of each image's shift, see `studies.light`."""
 
     def identity(self, seed: int) -> str:
-        """Fingerprint of everything but the provenance, as `identity` has it of a record."""
+        """Fingerprint of everything except the provenance; equals `identity` of its record."""
         values = self.experiment.but(seed=seed).to_record()
         values["start_from"] = None if self.start is None else self.start.but(seed=seed).name
         return identity(values, self.fixed_head, self.light)
 
 
 def identity(experiment: dict[str, Any], fixed_head: str | None, light: float | None) -> str:
-    """Fingerprint of a run by its experiment (`Experiment.to_record`); shifts="auto" counts as the rule behind it."""
+    """Fingerprint of a run from its experiment (`Experiment.to_record`), with shifts="auto" replaced by its rule."""
     if experiment["shifts"] == "auto":
         experiment = experiment | {"shifts": list(AUTO_SHIFTS)}
     return fingerprint(repr(sorted(experiment.items())), str(fixed_head), str(light))
 
 
 class Study:
-    """Variants times seeds, and their records in a folder.
+    """All variants with all seeds, and their records in a folder. Recorded runs are not repeated.
 
-    A record belongs to a variant if it is of the same experiment and if all that is known of both agrees: weights of
-    the backbone and images, where they are at hand; precision and feature store. Values that a record lacks are not
-    compared. StegoError for two records of one variant with other provenances between which nothing here decides.
+    A record belongs to a variant if the experiment, precision, feature store and, if available here, backbone weights
+    and images agree. Values missing in a record are not compared. Raises StegoError if records of a variant have
+    different provenances and all of them match.
     """
 
     def __init__(self, variants: Sequence[Variant], seeds: Sequence[int], folder: str | Path):
@@ -101,7 +101,7 @@ class Study:
         return by_seed
 
     def missing(self) -> list[tuple[Variant, int]]:
-        """Variants and seeds without a record, each run once, the first seed of all variants first."""
+        """Variants and seeds without a record, without duplicates, ordered by seed."""
         runs: dict[Any, tuple[Variant, int]] = {}
         for seed in self.seeds:
             for variant in self.variants:
@@ -130,7 +130,7 @@ class Study:
         return pd.DataFrame(rows, columns=["group", "name", "seed", "probe", "accuracy", "miou"])
 
     def table(self, group: str) -> pd.DataFrame:
-        """One row per variant of a group: seeds on record; accuracy and mIoU of both probes, mean ± deviation."""
+        """One row per variant of a group: recorded seeds, accuracy and mIoU of both probes, mean ± deviation."""
         names = [variant.name for variant in self.variants if variant.group == group]
         scores = self.scores().query("group == @group")
         table = scores.groupby(["name", "probe"])[["accuracy", "miou"]].agg(mean_and_spread).unstack()
@@ -141,7 +141,7 @@ class Study:
         return table.rename_axis(group)
 
     def seconds(self) -> pd.Series:
-        """Seconds that each recorded run took, training and scoring together."""
+        """Seconds of each recorded run (training and scoring)."""
         records = [record for variant in self.variants for record in self.records(variant).values()]
         return pd.Series([record["seconds"] for record in records if "seconds" in record], dtype=float)
 
@@ -156,7 +156,7 @@ def origin(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def differing(record: dict[str, Any], known: dict[str, Any], ignored: Sequence[str] = ()) -> list[str]:
-    """Names of the values in `known` that a record has too, but differently."""
+    """Names of the values in `known` that differ from the record's."""
     own = origin(record)
     unknown = [key for key in own if own[key] is None or known.get(key) is None]
     fields = Provenance.from_dict(own).differing(Provenance.from_dict(known), (*unknown, *ignored))
@@ -164,7 +164,7 @@ def differing(record: dict[str, Any], known: dict[str, Any], ignored: Sequence[s
 
 
 def known_here(experiment: Experiment, images: bool) -> dict[str, Any]:
-    """What is known of the provenance of a run of `experiment` on this machine; `images`: read the images too."""
+    """The provenance that a run of `experiment` would have on this machine. images: include the image fingerprints."""
     precision = choose_precision(experiment.precision, choose_device(experiment.device))
     _, file = split_backbone(experiment.backbone)
     at_hand = experiment.backbone in EMBEDDED or (file and user_path(file).is_file())
@@ -183,10 +183,10 @@ def _weights(backbone: str) -> str:
 
 @cache
 def _images(dataset: str, data_root: str, crop: str, n_classes: int | None) -> dict[str, str | None]:
-    """Fingerprints of the training images and of the validation images ("data"), where they are at hand."""
+    """Fingerprints of the training images and of the validation images ("data"), if available."""
     experiment = Experiment.from_dict(dict(dataset=dataset, data_root=data_root, crop=crop, n_classes=n_classes))
     if dataset == "scenes" and not (user_path(data_root) / dataset).exists():
-        return {}  # opening them would draw them
+        return {}  # opening them would generate them
     fingerprints: dict[str, str | None] = {}
     with suppress(StegoError):
         fingerprints["images"] = content_fingerprints(open_training_set(experiment), runs_root() / "features")["images"]

@@ -1,4 +1,4 @@
-"""STEGO's successors on the same features: variants of the chapter "After STEGO", and its tables."""
+"""STEGO's successors on the same features: variants and tables of the chapter "Successors of STEGO"."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,22 +24,22 @@ from .study import Study, Variant
 
 GROUP = "method"
 KMEANS = "k-means on the features"
-# Steps by dataset and method at which the score has converged, see `curve` and records/studies/successors_curves.csv.
+# Dataset -> method -> steps until the score converges, see `curve` and records/studies/successors_curves.csv.
 # HP and CAUSE have none: on a CPU they do not converge in the time of the others.
 STEPS = {
     "scenes": {"smooseg": 1500, "primaps": 2000, "depthg": 300},
     "camvid": {"smooseg": 600},
 }
-# Steps of PriMaPs-EM that starts from k-means in place of its first stage.
+# Steps of PriMaPs-EM if it starts from k-means instead of its first stage.
 EM_STEPS = 600
-# Title of a column of the table -> probe and score.
+# Column title -> probe and score.
 COLUMNS = {
     "accuracy": ("cluster", "accuracy"),
     "mIoU": ("cluster", "miou"),
     "border F": ("cluster", "border_f"),
     "mIoU, linear probe (labels)": ("linear", "miou"),
 }
-# What the chapter compares on: folder of the main run records of the same recipe -> title.
+# Folder of the main run records -> title of the dataset.
 SETS = {folder: ", ".join(MAIN[folder]) for folder in ("scenes", "camvid_photos_d6")}
 
 
@@ -60,14 +60,14 @@ def successors(base: Experiment) -> list[Variant]:
 
 
 def base_of(folder: str, **changes: Any) -> Experiment:
-    """The recipe of a folder in `MAIN`, with changes. A backbone that is not embedded is a file outside the project."""
+    """The recipe of a folder in `MAIN`, with changes. Backbones that are not embedded are files outside the project."""
     backbone = MAIN[folder][1]
     file = backbone if backbone in EMBEDDED else f"{backbone}.safetensors"
     return Experiment.preset(folder.partition("_")[0], **({"backbone": file} | changes))
 
 
 def curve(method: str, experiment: Experiment, every: int, runs_dir: str | Path | None = None) -> pd.DataFrame:
-    """Trains, and scores the clusters after every so many steps on the validation split, without CRF.
+    """Trains, and scores the clusters every `every` steps on the validation split, without CRF.
 
     Columns: dataset, method (the given name), seed, step, miou, accuracy. Not for CAUSE, which fits its clusters after
     the last step.
@@ -99,7 +99,7 @@ def comparison(study: Study) -> pd.DataFrame:
 
 
 def class_means(study: Study) -> tuple[dict[str, np.ndarray], list[str]]:
-    """IoU of each class in percent, mean over seeds, of each method's clusters; and the names of the classes."""
+    """Method -> IoU of each class in percent, mean over seeds; and the class names."""
     recorded = _recorded(study)
     means = {
         name: np.array([record["scores"]["cluster"]["iou"] for record in records], float).mean(0)
@@ -118,6 +118,6 @@ def overview(records: str | Path, seeds: Sequence[int]) -> pd.DataFrame:
 
 
 def _recorded(study: Study) -> dict[str, list[dict[str, Any]]]:
-    """The records of each variant that has any."""
+    """Name -> records, for variants with records."""
     records = {variant.name: list(study.records(variant).values()) for variant in study.variants}
     return {name: some for name, some in records.items() if some}

@@ -1,4 +1,4 @@
-"""Variants of the chapter on choosing l and b for a `study.Study`, and the tables made from their records."""
+"""Variants and tables of the chapter on choosing shifts b and weights l, for a `study.Study`."""
 
 import math
 import random
@@ -16,15 +16,15 @@ from stego_lib.utils.paths import user_path
 from .results import read_records, score_table
 from .study import Study, Variant
 
-METHODS, GRID, EXTRAS, WEIGHTS, DRAWS = "method", "grid", "features as they are compared", "weights l", "draws"
+METHODS, GRID, EXTRAS, WEIGHTS, DRAWS = "method", "grid", "preprocessing of features", "weights l", "draws"
 HEADS = "segmentation head"
 KMEANS, AUTO, BEST = "k-means on features", "auto", "not a result: best of the grid by labels"
-# Recipes of the paper whose shifts are tried as they stand -> their presets; and the name of draws with such shifts.
+# Recipe of the paper with tested shifts -> preset; and the name of draws with such shifts.
 PUBLISHED, TRANSFERRED = {"CocoStuff-27": "cocostuff27-vits8", "Cityscapes": "cityscapes-vitb8"}, "published"
-# Percentiles of the grid of each dataset, of self and kNN pairs and of random pairs. CamVid's is coarse, as its runs
-# are long.
+# Dataset -> percentiles of the grid, for self and kNN pairs and for random pairs. CamVid's runs are long, so its grid
+# is coarse.
 TIES, RANDOM = {"scenes": (60, 75, 90), "camvid": (75,)}, {"scenes": (80, 90, 97, 99), "camvid": (90, 97, 99)}
-# Weights l beside the recipe's: all alike, kNN and random halved and doubled, and the paper's for CocoStuff.
+# Other weights l: all equal, kNN and random halved and doubled, and the paper's for CocoStuff.
 OTHER_WEIGHTS = (
     (1.0, 1.0, 1.0),
     (1.0, 0.29, 0.91),
@@ -33,28 +33,28 @@ OTHER_WEIGHTS = (
     (1.0, 0.58, 1.82),
     (0.67, 0.25, 0.63),
 )
-# Steps of a run of the chapter: code correspondences have settled by then. Random draws of each seed.
+# Steps of a short run, after which code correspondences are stable. Random draws per seed.
 STEPS, DRAWN = 100, 10
-# Series of scenes that the head was chosen on: neither the dataset's nor the backbone's.
+# Series of scenes for choosing the head; neither the dataset nor the backbone uses it.
 HEAD_SERIES = 3
-# Dataset -> points of mIoU above k-means on the features to reach.
+# Dataset -> target gain over k-means on features, in points of mIoU.
 TARGETS = {"scenes": 5.0, "camvid": 3.0}
 NOT_MEASURED = "not measured"
 
 
 def brief(base: Experiment) -> Experiment:
-    """`base` with the paper's head, `STEPS` steps and no CRF: cheap enough for many comparisons."""
+    """`base` with the paper's head, `STEPS` steps and no CRF, for many comparisons."""
     return base.but(head="nonlinear", steps=STEPS, crf=False)
 
 
 def published_shifts(base: Experiment, recipe: str) -> Experiment:
-    """`base` with shifts, weights and centering of a recipe of the paper, found for another backbone and dataset."""
+    """`base` with shifts, weights and centering of a recipe of the paper, tuned for another backbone and dataset."""
     values = Experiment.preset(recipe)
     return base.but(shifts=values.shifts, weights=values.weights, centering=values.centering)
 
 
 def methods(base: Experiment) -> list[Variant]:
-    """k-means on the features, the paper's shifts as they stand, and shifts="auto"."""
+    """k-means on the features, the paper's shifts, and shifts="auto"."""
     base = base.but(crf=False)
     variants = [Variant(METHODS, KMEANS, base.but(head="none"), fixed_head="features")]
     for name, recipe in PUBLISHED.items():
@@ -63,7 +63,7 @@ def methods(base: Experiment) -> list[Variant]:
 
 
 def grid(base: Experiment) -> list[Variant]:
-    """Self and kNN shifts at one percentile, random ones at another: each pair of the dataset's `TIES` and `RANDOM`."""
+    """Grid of percentiles for self and kNN pairs (`TIES`) and for random pairs (`RANDOM`)."""
     base, variants = base.but(crf=False, shifts="auto"), []
     for tie in TIES[base.dataset]:
         for rand in RANDOM[base.dataset]:
@@ -74,8 +74,8 @@ def grid(base: Experiment) -> list[Variant]:
 
 
 def extras(base: Experiment) -> list[Variant]:
-    """shifts="auto" on correspondences as they are, centered, of features minus their mean, and both."""
-    changes = {"as they are": (False, False), "centered": (True, False)}
+    """shifts="auto" with plain, centered and mean-subtracted correspondences, and with both changes."""
+    changes = {"plain": (False, False), "centered": (True, False)}
     changes |= {"mean subtracted": (False, True), "mean subtracted, centered": (True, True)}
     base = base.but(crf=False, shifts="auto")
     return [
@@ -93,12 +93,12 @@ def weights(base: Experiment) -> list[Variant]:
 
 
 def heads(base: Experiment) -> list[Variant]:
-    """The paper's segmentation head, and its linear branch alone."""
+    """The paper's segmentation head, and only its linear branch."""
     return [Variant(HEADS, head, base.but(crf=False, head=head)) for head in ("nonlinear", "linear")]
 
 
 def other_scenes(folder: str | Path) -> str:
-    """The `data_root` in `folder` with the scenes of `HEAD_SERIES`, drawn if they are not there."""
+    """The `data_root` in `folder` with the scenes of `HEAD_SERIES`; generates them if missing."""
     root = user_path(folder) / f"series{HEAD_SERIES}"
     if not (root / "scenes").exists():
         draw_scenes(root / "scenes", series=HEAD_SERIES)
@@ -106,7 +106,7 @@ def other_scenes(folder: str | Path) -> str:
 
 
 def best_by_labels(study: Study) -> list[Variant]:
-    """The grid's variant with the highest mean mIoU, an upper bound; empty until the whole grid is on record."""
+    """The grid's variant with the highest mean mIoU (an upper bound); empty until the grid is complete."""
     scores = study.scores().query("group == @GRID and probe == 'cluster'")
     if scores.empty or any(variant.group == GRID for variant, _ in study.missing()):
         return []
@@ -116,15 +116,16 @@ def best_by_labels(study: Study) -> list[Variant]:
 
 
 def recipe_by_labels(recipe: Experiment, chosen: Sequence[Variant]) -> list[Variant]:
-    """A recipe with the shifts that labels have `chosen` (of `best_by_labels`); empty if they have not."""
+    """A recipe with the shifts of `best_by_labels` (`chosen`); empty if there are none."""
     return [Variant(METHODS, BEST, recipe.but(crf=False, shifts=variant.experiment.shifts)) for variant in chosen]
 
 
 def draws(bases: Sequence[Experiment], backbones: dict[str, int], seed: int, count: int) -> list[Variant]:
-    """Random draws of a dataset, a backbone (name or file -> its blocks), a block, a type of features, and a recipe of
-    the paper, whose shifts are tried as they stand against shifts="auto" on the same features.
+    """Random settings: dataset, backbone, block, type of features, and a recipe of the paper, whose shifts are compared
+    with shifts="auto" on the same features.
 
-    Draws depend on the seed, the bases and the order of the backbones alone. Give the same seed to the study.
+    backbones: name or file -> number of blocks. Draws depend only on the seed, the bases and the order of the
+    backbones. Use the same seed for the study.
     """
     variants = []
     for number in range(count):
@@ -139,7 +140,7 @@ def draws(bases: Sequence[Experiment], backbones: dict[str, int], seed: int, cou
 
 
 def short(base: Experiment) -> Experiment:
-    """`base` with small images and short training: enough to see a collapse, too little for a score."""
+    """`base` with small images and short training: sufficient to detect collapse, not for scores."""
     sizes = [
         size // 2 // 8 * 8 if isinstance(size, int) else tuple(side // 3 // 8 * 8 for side in size)
         for size in (base.train_size, base.eval_size)
@@ -150,7 +151,7 @@ def short(base: Experiment) -> Experiment:
 
 
 def collapses(study: Study) -> pd.DataFrame:
-    """One row per recorded draw and kind of shifts (`TRANSFERRED` or `AUTO`): what the watch saw, and mIoU."""
+    """One row per recorded draw and kind of shifts (`TRANSFERRED` or `AUTO`): collapse, groups and mIoU."""
     rows = []
     for variant in study.variants:
         for seed, record in study.records(variant).items():
@@ -162,10 +163,10 @@ def collapses(study: Study) -> pd.DataFrame:
 
 
 def goals(recipes: dict[str, list[dict[str, Any]]], chosen: dict[str, Study], drawn: pd.DataFrame) -> pd.DataFrame:
-    """One line for each goal: the target, the measured value, and "met", "missed" or "not measured".
+    """One row per goal: target, measured value, and "met", "missed" or "not measured".
 
-    recipes: dataset -> run records of its recipe as it stands, one per seed. chosen: dataset -> study of
-    `recipe_by_labels`. drawn: of `collapses`.
+    recipes: dataset -> run records of its recipe, one per seed. chosen: dataset -> study of `recipe_by_labels`.
+    drawn: table of `collapses`.
     """
     lines: dict[str, tuple[str, str, str]] = {}
 
@@ -184,7 +185,7 @@ def goals(recipes: dict[str, list[dict[str, Any]]], chosen: dict[str, Study], dr
         add(f"{name}: above k-means on features", f"at least {target:g}", gain, "{:+.1f}", gain >= target, seeds)
         seeds = f"{len(best)} and {len(ours)} seeds"
         add(f"{name}: behind shifts chosen by labels", "at most 1.0", behind, "{:.2f}", behind <= 1, seeds)
-    for kind, aim in ((AUTO, "none of 50"), (TRANSFERRED, "counted beside it")):
+    for kind, aim in ((AUTO, "none of 50"), (TRANSFERRED, "for comparison")):
         collapsed = drawn.loc[drawn["shifts"] == kind, "collapsed"]
         verdict = "" if kind == TRANSFERRED else "missed" if collapsed.any() else "met"
         verdict = NOT_MEASURED if len(collapsed) < 50 else verdict
@@ -194,11 +195,11 @@ def goals(recipes: dict[str, list[dict[str, Any]]], chosen: dict[str, Study], dr
 
 
 def clustering_table(folder: str | Path) -> pd.DataFrame:
-    """Ways to cluster the codes of trained runs, one row per dataset and way, from the records in a folder.
+    """Comparison of clusterings of the codes of trained runs, one row per dataset and method, from records in a folder.
 
-    Each clustered the codes of each head (a trained run) with several seeds, which also drew the codes; commit 00045c4
-    has the code. of seeds, of heads: standard deviations of one head's seeds (root mean square over heads), and of the
-    heads' means. agreement: mean adjusted Rand index of two seeds on validation codes, without labels.
+    Each method clusters the codes of each head (a trained run) with several seeds, which also sample the codes (code:
+    commit 00045c4). of seeds: standard deviation over the seeds of a head (root mean square over heads). of heads:
+    standard deviation of the heads' means. agreement: mean adjusted Rand index of two seeds on validation codes.
     """
     rows = []
     for record in read_records(folder) if any(user_path(folder).glob("*.json")) else []:
