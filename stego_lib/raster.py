@@ -1,4 +1,4 @@
-"""Label maps of rasters of any size, read and written by windows with rasterio (extra `geo`)."""
+"""Label maps of large rasters, read and written in parts with rasterio (extra `geo`)."""
 
 import errno
 import shutil
@@ -21,51 +21,31 @@ from .utils.progress import progress
 if TYPE_CHECKING:
     from .run import Run
 
-# Pixels from which `segment_folder` takes a TIFF for a raster, and pixels per side of its windows by default.
+# Pixels above which a TIFF is segmented by a sliding window, and default side of the window in pixels.
 LARGE, TILE = 50_000_000, 448
 # Columns that are read at once to look for missing data, and rows to outline regions.
 COLUMNS, ROWS = 2048, 1024
 
 
 def is_large(image: Path) -> bool:
-    """Whether an image file is a TIFF of more than `LARGE` pixels, which rasterio can open."""
+    """Whether an image is a TIFF of more than `LARGE` pixels that rasterio can open."""
     if image.suffix.lower() not in (".tif", ".tiff"):
         return False
     try:
         with open_raster(image) as file:
             return file.width * file.height > LARGE
-    except (OSError, ValueError):  # broken, or without rasterio
+    except (OSError, ValueError):  # unreadable, or rasterio is missing
         return False
 
 
 def label_raster(
     run: "Run", image: Path, output: Path, parts: Path, *, tile: int = TILE, crf: bool = False, rules: Rules
 ) -> np.ndarray:
-    """Writes the label map of a raster as a tiled, compressed GeoTIFF, at the place of the raster.
+    """Writes the label map of a raster, as by `Run.predict` with `tile`, to a georeferenced GeoTIFF.
 
-    Labels are those of `Run.predict` with `tile`; pixels without data, or transparent, get 255, the file's nodata.
-    Memory grows with the raster's width, not with its height.
-
-    Parameters
-    ----------
-    run
-        The run.
-    image
-        The raster, in any format that GDAL reads.
-    output
-        The GeoTIFF to be written.
-    parts
-        Folder for finished strips, which a later call with the same arguments does not compute again. It is removed at
-        the end. Its name must tell what the labels depend on.
-    tile, crf
-        As in `tiles.label_strips`.
-    rules
-        How the raster is read.
-
-    Returns
-    -------
-    numpy.ndarray
-        Number of pixels of each id, int64 (256,).
+    Returns the number of pixels of each id, int64 (256,). Pixels without data are 255, the nodata value. Memory does
+    not depend on the height of the raster. parts: folder of finished strips, from which an interrupted call continues;
+    its name must depend on run and settings. rules: for reading the raster.
     """
     parts.mkdir(parents=True, exist_ok=True)
     with naming(f"image {image}"), open_raster(image) as file:
@@ -108,9 +88,9 @@ def _read_parts(paths: list[Path]) -> Iterator[np.ndarray]:
 
 
 def _write_strips(path: Path, strips: Iterator[np.ndarray], form: dict[str, Any], segments: Classes) -> np.ndarray:
-    """Writes strips of labels by whole rows of blocks; returns the number of pixels of each id.
+    """Writes strips of labels in whole rows of blocks; returns the number of pixels of each id.
 
-    They are counted in the file, because GDAL reports a full disk only in part.
+    Pixels are counted in the file, because GDAL does not always report a full disk.
     """
     block = form["blockysize"]
     with open_raster(path, "w", **form) as file:

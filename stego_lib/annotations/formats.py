@@ -1,4 +1,4 @@
-"""The formats of annotations by name."""
+"""Annotation formats."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,13 @@ from .coco import CocoInstances, CocoPanoptic
 from .geotiff import GeoJson, GeoTiff
 from .labelme import LabelMe
 
-# The label maps that are always written.
+# Format of the label maps, which are always written.
 PNG = "png"
 WRITERS = {
     "coco-panoptic": CocoPanoptic, "coco-instances": CocoInstances, "labelme": LabelMe, "geotiff": GeoTiff,
     "geojson": GeoJson,
 }  # fmt: skip
-# How instances.json stores masks.
+# Formats of masks in instances.json.
 MASKS = ("rle", "polygons")
 # Format -> the packages that it needs, and the extras that install them.
 NEEDS = {
@@ -26,7 +26,7 @@ NEEDS = {
 
 
 def chosen_formats(format: str | Sequence[str]) -> list[str]:
-    """The requested formats without "png". Raises StegoError for an unknown one, and where its packages are missing."""
+    """Returns formats without "png". Raises StegoError for unknown formats and missing packages."""
     formats = [format] if isinstance(format, str) else list(dict.fromkeys(format))
     for name in formats:
         check_choice("format", name, (PNG, *WRITERS))
@@ -36,7 +36,7 @@ def chosen_formats(format: str | Sequence[str]) -> list[str]:
 
 
 def check_masks(masks: str) -> None:
-    """Raises StegoError for an unknown kind of masks, and where its packages are missing."""
+    """Raises StegoError for an unknown format of masks and missing packages."""
     check_choice("masks", masks, MASKS)
     if masks == "polygons":
         check_installed("masks='polygons'", ["rasterio", "shapely"], "annotations")

@@ -1,4 +1,4 @@
-"""Label maps as GeoTIFF, at the place of the image."""
+"""Label maps as georeferenced GeoTIFF, and polygons as GeoJSON."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -19,10 +19,10 @@ FORM |= dict(tiled=True, blockxsize=256, blockysize=256)
 
 
 def write_polygons(strips: Iterable[np.ndarray], path: Path, segments: Classes, place: dict[str, Any]) -> None:
-    """Writes connected regions as GeoJSON, one polygon a line with its id, name and color.
+    """Writes connected regions as GeoJSON polygons with id, name and color, one per line.
 
-    strips: of a label map from top to bottom, uint8 (rows, W). place: transform and CRS, which the file names, as GDAL
-    does; in longitude and latitude if the CRS has no code; in pixels without a transform.
+    strips: parts of a label map from top to bottom, uint8 (rows, W). place: transform and CRS. Coordinates are in this
+    CRS, which the file names as GDAL does; in longitude and latitude if it has no code; in pixels without a transform.
     """
     import rasterio
     from rasterio.warp import transform_geom
@@ -53,10 +53,9 @@ def write_polygons(strips: Iterable[np.ndarray], path: Path, segments: Classes, 
 
 
 def region_outlines(strips: Iterable[np.ndarray]) -> Iterator[tuple[Any, int]]:
-    """Polygons, in pixels, and ids of the connected regions of a label map that comes in strips.
+    """Polygons, in pixels, and ids of the connected regions of a label map in strips.
 
-    A region that reaches the lower border of a strip is joined with its parts in the next one. Memory holds the regions
-    of a strip, and those that cross its borders.
+    Regions that cross the border of a strip are merged with their parts in the next strip.
     """
     from rasterio import Affine
     from rasterio.features import shapes
@@ -86,7 +85,7 @@ def region_outlines(strips: Iterable[np.ndarray]) -> Iterator[tuple[Any, int]]:
 
 
 class GeoJson(Writer):
-    """geojson/NAME.geojson: polygons of connected regions, where the image lies (in pixels without a georeference)."""
+    """geojson/NAME.geojson: polygons of connected regions in the coordinates of the image, or in pixels."""
 
     def file(self, image: Path) -> str:
         return f"geojson/{image.stem}.geojson"
@@ -97,19 +96,19 @@ class GeoJson(Writer):
 
 
 class GeoTiff(Writer):
-    """geotiff/NAME.tif: ids with their colors and the georeference of the image. Images without one are left out."""
+    """geotiff/NAME.tif: ids with colors and the georeference of the image. Images without one are skipped."""
 
     def file(self, image: Path) -> str:
         return f"geotiff/{image.stem}.tif"
 
     def add(self, image: Path, label: np.ndarray, source: str) -> str | None:
-        """The name of the image if it is left out."""
+        """Returns the name of the image if it is skipped."""
         from rasterio.io import MemoryFile
 
         place = _georeference(image, label.shape)
         if place is None:
             return image.name
-        with MemoryFile() as memory:  # GDAL reports a full disk only in part
+        with MemoryFile() as memory:  # GDAL does not always report a full disk
             with memory.open(**FORM, **place) as file:
                 file.write(label, 1)
                 file.write_colormap(1, dict(enumerate(self.segments.colors)))
@@ -118,25 +117,25 @@ class GeoTiff(Writer):
         return None
 
     def finish(self, records: list[str | None], source: str) -> None:
-        if left_out := [name for name in records if name is not None]:
+        if skipped := [name for name in records if name is not None]:
             notice(
-                f"No GeoTIFF is written for {len(left_out)} images without a georeference, or turned by EXIF "
-                f"orientation; the first is {left_out[0]}."
+                f"No GeoTIFF is written for {len(skipped)} images without a georeference or with EXIF orientation, "
+                f"for example {skipped[0]}."
             )
 
 
 def _georeference(path: Path, shape: tuple[int, int]) -> dict[str, Any] | None:
-    """`place_of` an image, also from world files; None without a georeference, or if its shape is another."""
+    """Georeference of an image, also from world files; None if it is missing or the shape differs."""
     try:
         with open_raster(path) as file:
             place = place_of(file)
             return place if file.shape == shape and place.keys() & {"transform", "gcps"} else None
-    except (OSError, UnicodeEncodeError):  # GDAL reads no names that are not UTF-8
+    except (OSError, UnicodeEncodeError):  # GDAL only supports UTF-8 file names
         return None
 
 
 def place_of(file: Any) -> dict[str, Any]:
-    """Size and georeference of an opened raster: transform, or control points, and CRS."""
+    """Size and georeference of a raster: transform or control points, and CRS."""
     place = {"height": file.height, "width": file.width}
     points, crs = file.gcps
     if points:

