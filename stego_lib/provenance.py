@@ -59,12 +59,12 @@ class Provenance:
 
     def scored(self, backbone: "Backbone", store: str) -> "Provenance":
         """The provenance of a new run record. It names both precisions and stores if they differ from training."""
-        here = Provenance.of(backbone, store, {"images": self.images, "labels": self.labels}, self.start)
+        current = Provenance.of(backbone, store, {"images": self.images, "labels": self.labels}, self.start)
         for name in ("precision", "store"):
-            trained, scored = getattr(self, name), getattr(here, name)
+            trained, scored = getattr(self, name), getattr(current, name)
             if trained not in (None, scored):
-                here = replace(here, **{name: f"{trained}, scored with {scored}"})  # type: ignore[arg-type]
-        return here
+                current = replace(current, **{name: f"{trained}, scored with {scored}"})  # type: ignore[arg-type]
+        return current
 
     @classmethod
     def read(cls, folder: Path) -> "Provenance":

@@ -367,10 +367,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--opacity", type=float, default=0.55, help="opacity of colors in overlays, 0 to 1")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--overwrite", action="store_true", help="replace files written or changed by others")
-    given = vars(parser.parse_args(arguments))
+    options = vars(parser.parse_args(arguments))
     try:
-        run = load_run(given.pop("run"), device=given.pop("device"))
-        segment_folder(run, given.pop("images"), given.pop("output"), **given)
+        run = load_run(options.pop("run"), device=options.pop("device"))
+        segment_folder(run, options.pop("images"), options.pop("output"), **options)
     except StegoError as error:
         sys.exit(f"error: {error}")
 

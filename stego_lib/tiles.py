@@ -24,7 +24,7 @@ OVERLAP = 0.25
 BATCH = 8
 # Side in pixels of the blocks for computing labels (the CRF needs half a gigabyte for one), and of their overlap for
 # the CRF.
-BLOCK, MARGIN = 512, 64
+STRIP_BLOCK, MARGIN = 512, 64
 
 Read = Callable[[int, int, int, int], Tensor]
 """Reads a part of an image: top, left, height, width in pixels -> uint8 (3, height, width)."""
@@ -69,7 +69,7 @@ def label_strips(
     patch = run.backbone.patch
     _, grid = _window_and_grid(run.backbone.geometry, size, tile)
     margin = max(1, MARGIN // patch) if crf else 1  # for interpolation
-    step = max(1, BLOCK // patch - 2 * margin)
+    step = max(1, STRIP_BLOCK // patch - 2 * margin)
     start = done // patch
     first = max(0, start - margin)
     rows = blended_rows(run.maps, run.backbone.geometry, read, size, tile, first)

@@ -106,8 +106,8 @@ class CompactFeatures(OnlineFeatures):
             for shard in path.parent.glob("shard-*"):  # cannot be decoded without their components
                 shutil.rmtree(shard)
             rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values
-            bar = progress(rows.split(16), f"principal components of {self.name}")
-            fitted = fit_components(torch.cat([super(CompactFeatures, self).rows(some) for some in bar]))
+            batches = progress(rows.split(16), f"principal components of {self.name}")
+            fitted = fit_components(torch.cat([super(CompactFeatures, self).rows(batch) for batch in batches]))
             error = f"mean error of a correspondence {fitted.error:.4f}"
             say(f"compact features of {self.name}: {len(fitted.basis)} of {self.shape[1]} components, {error}")
             if fitted.error > MAX_ERROR:

@@ -231,7 +231,7 @@ class Store:
             return False
         rows = torch.arange(len(self.source.dataset)).split(self.shard_rows)
         try:
-            self._resident = {name: torch.cat([self.read(name, some, device) for some in rows]) for name in names}
+            self._resident = {name: torch.cat([self.read(name, shard, device) for shard in rows]) for name in names}
         except torch.OutOfMemoryError:  # other processes may use the GPU
             return False
         return True

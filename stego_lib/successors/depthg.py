@@ -180,8 +180,8 @@ class Trainer(Successor):
     def begin(self) -> dict[str, Any]:
         shifts = super().begin()
         if self.experiment.shifts == "auto":
-            some = F.adaptive_avg_pool2d(filled(self.depth[:: max(1, len(self.depth) // 64)]), 8)
-            self.shift = percentile(depth_correspondence(some, some).flatten().cpu(), AUTO_PERCENTILE)
+            maps = F.adaptive_avg_pool2d(filled(self.depth[:: max(1, len(self.depth) // 64)]), 8)
+            self.shift = percentile(depth_correspondence(maps, maps).flatten().cpu(), AUTO_PERCENTILE)
         return shifts | {"depth_shift": self.shift}
 
     def step(self, number: int) -> dict[str, float]:

@@ -127,7 +127,7 @@ def short_recipe(name: str, root: Path, backbone: Path) -> Experiment:
     )  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:Images are shrunk")  # to 64 pixels
+@pytest.mark.filterwarnings("ignore:Images are downsampled")  # to 64 pixels
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_prepare_check_train_evaluate(case, mirror, scenes_root, backbone_file, tmp_path, monkeypatch, capsys):
     few_samples(monkeypatch)

@@ -28,7 +28,7 @@ def outputs_of(path, image: np.ndarray) -> dict[str, np.ndarray]:
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*4 times as long")
+@pytest.mark.filterwarnings("ignore:The aspect ratio")
 def test_a_file_labels_as_the_run_does(tmp_path, scenes_root):
     """Class b has no cluster; one cluster without a class is merged into class a, another one is dropped."""
     changes = dict(data_root=str(scenes_root), official={"extra_clusters": 1}, train_size=128, eval_size=128)

@@ -41,7 +41,7 @@ def image(tmp_path):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(tiles, "BLOCK", 96)
+    monkeypatch.setattr(tiles, "STRIP_BLOCK", 96)
 
 
 def test_a_raster_has_the_labels_of_predict_at_its_place(run, image, tmp_path):

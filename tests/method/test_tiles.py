@@ -63,7 +63,7 @@ def padded(image: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("tile", [8, 24, 64, 1000])
 def test_windows_leave_no_seams(size, tile, monkeypatch):
     """With codes that do not depend on the window, tiles change nothing, also where blocks of labels meet."""
-    monkeypatch.setattr(tiles, "BLOCK", 96)
+    monkeypatch.setattr(tiles, "STRIP_BLOCK", 96)
     stand_in, image = local_run(), smooth_image(*size)
     strips = list(label_strips(stand_in, reader(image), size, tile, crf=False))
     assert len(strips) == -(-size[0] // 80), "strips of 12 cells less a margin of one on each side"
@@ -152,7 +152,7 @@ def test_the_crf_of_a_large_image_works_on_a_smaller_one(run, monkeypatch):
 def test_the_crf_on_blocks_is_nearly_that_of_the_whole_image(run, monkeypatch):
     image = smooth_image(96, 144)
     whole, plain = (run.predict(image, tile=64, refine=refine) for refine in ("crf", "none"))
-    monkeypatch.setattr(tiles, "BLOCK", 112)
+    monkeypatch.setattr(tiles, "STRIP_BLOCK", 112)
     monkeypatch.setattr(tiles, "MARGIN", 32)
     blocks = run.predict(image, tile=64, refine="crf")
     assert (blocks != whole).mean() < 0.5 * (plain != whole).mean()
