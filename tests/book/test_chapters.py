@@ -31,6 +31,7 @@ CHAPTERS = (
     "resolution",
     "name_your_segments",
     "five_labels",
+    "few_labels",
 )
 
 

@@ -60,6 +60,29 @@ def resolution(measured: pd.DataFrame) -> Figure:
     return figure
 
 
+def few_labels(rows: pd.DataFrame, hue: str) -> Figure:
+    """Accuracy and mIoU by the number of labels, mean and standard deviation over draws; a line of panels per dataset.
+
+    rows: of `studies.few_labels.read`. hue: the column that chooses colors. Solid lines: codes, dashed: features.
+    """
+    titles, numbers = {"accuracy": "accuracy (%)", "miou": "mean IoU (%)"}, rows["count"].unique()
+    counts = [str(count) for count in sorted(numbers, key=lambda count: {"none": 0, "all": np.inf}.get(count, count))]
+    rows = rows.assign(count=pd.Categorical(rows["count"].astype(str), counts, ordered=True))
+    places = [(dataset, score) for dataset in rows["dataset"].unique() for score in titles]
+    figure, axes = panels(len(places), columns=2, size=(4.6, 3.1))
+    options = dict(hue=hue, style="on", markers=True, errorbar="sd", err_kws={"alpha": 0.12, "linewidth": 0})
+    options |= dict(hue_order=list(rows[hue].unique()), style_order=["codes", "features"])
+    for axis, (dataset, score) in zip(axes, places, strict=True):
+        sns.lineplot(rows[rows["dataset"] == dataset], x="count", y=score, ax=axis, **options)
+        unit = "labeled images" if (rows["labels"] == "images").all() else "clicks"
+        axis.set(title=dataset, xlabel=unit, ylabel=titles[score])
+    handles, names = axes[0].get_legend_handles_labels()
+    for axis in axes:
+        axis.get_legend().remove()
+    figure.legend(handles, names, loc="outside right center", fontsize=8)
+    return figure
+
+
 def dimensions(study: Study) -> Figure:
     """mIoU by number of dimensions for every head: mean over seeds, standard deviation as a band."""
     scores = study.scores().query("probe == 'cluster'")
