@@ -254,16 +254,13 @@ class Run:
     def check_classes(self, dataset: "SegmentationDataset") -> None:
         """Raises StegoError for a dataset with other classes or another order. Corrected names are accepted."""
         ours, theirs = self.classes, dataset.classes
-        if len(theirs) != len(ours):
-            raise StegoError(f"{dataset.name} has {len(theirs)} classes, the run has {len(ours)}. Use its dataset.")
-        if without_names(ours) or without_names(theirs):
-            return
-        pairs = [(old.casefold(), name.casefold()) for old, name in zip(ours.names, theirs.names, strict=True)]
+        pairs = [(old.casefold(), name.casefold()) for old, name in zip(ours.names, theirs.names, strict=False)]
         moved = [name for old, name in pairs if name != old and name in [old for old, _ in pairs]]
-        if moved or all(old != name for old, name in pairs):
+        unnamed = without_names(ours) or without_names(theirs)
+        if len(theirs) != len(ours) or (not unnamed and (moved or all(old != name for old, name in pairs))):
+            texts = [f"{len(classes)} classes {', '.join(classes.names[:3])}, ..." for classes in (theirs, ours)]
             raise StegoError(
-                f"{dataset.name} has the classes {', '.join(theirs.names[:3])}, ...; the run has "
-                f"{', '.join(ours.names[:3])}, ... Use the same classes in the same order."
+                f"{dataset.name} has the {texts[0]}; the run has the {texts[1]} Use the same classes in the same order."
             )
 
     def _notice(self, text: str) -> None:
