@@ -1,7 +1,6 @@
 """The model card of a shared run: inputs, scores, and the use of labels."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from .provenance import Provenance
 from .utils.errors import StegoError
 from .utils.fields import split_backbone
 from .utils.files import read_json
+from .utils.paths import base_name
 
 if TYPE_CHECKING:
     from .run import Run
@@ -87,7 +87,7 @@ run = load_run("{source}")
 label_map = run.predict("image.jpg")
 ```
 
-* Backbone: {name or Path(file).name}, weights {run.provenance.weights}, {place}.
+* Backbone: {name or base_name(file)}, weights {run.provenance.weights}, {place}.
 * License of the backbone: {backbone_license(experiment.backbone) or "unknown; ask its authors"}.
 * License of head and probes: {license or "not specified"}.
 * Training: method {experiment.method}, step {run.step}, seed {experiment.seed}.

@@ -169,9 +169,9 @@ class Experiment:
         """`to_dict` without `MACHINE` and without folders of files."""
         values = {key: value for key, value in self.to_dict().items() if key not in MACHINE}
         name, file = split_backbone(self.backbone)
-        values["backbone"] = name or Path(file).name
+        values["backbone"] = name or paths.base_name(file)
         if self.start_from is not None:
-            values["start_from"] = Path(self.start_from).name
+            values["start_from"] = paths.base_name(self.start_from)
         return values
 
     def but(self, **changes: Any) -> "Experiment":
@@ -201,11 +201,11 @@ class Experiment:
             key: value for key, value in asdict(self.official).items() if value != getattr(recipe.official, key)
         }
         if self.start_from is not None:
-            changes["start_from"] = Path(self.start_from).name
+            changes["start_from"] = paths.base_name(self.start_from)
         text = "-".join(f"{key}_{value}" for key, value in changes.items())
         if len(text) > 48:
             text = text[:40] + hashlib.sha256(text.encode()).hexdigest()[:8]
-        parts = [self.dataset, Path(network).name or Path(file).stem, text, f"seed{self.seed}"]
+        parts = [self.dataset, Path(network).name or Path(paths.base_name(file)).stem, text, f"seed{self.seed}"]
         return re.sub(r"[^\w.+-]+", "_", "-".join(filter(None, parts)))
 
 

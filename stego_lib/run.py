@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from .utils.errors import StegoError, check_choice, explained, outdated
 from .utils.fields import split_backbone
 from .utils.files import atomic, checksum, disk_errors, fingerprint, read_json, remove_temporary, write_json
 from .utils.notices import notice
-from .utils.paths import runs_root, shown_path, user_path
+from .utils.paths import base_name, runs_root, shown_path, user_path
 from .utils.states import CHECKPOINT, load_state, save_state
 from .utils.torch_state import usual_modes
 
@@ -659,7 +659,7 @@ def _copied(folder: Path, runs_dir: Path) -> Path:
 def _located(backbone: str, folder: Path) -> str:
     """The backbone of a run; if its file is missing, the path of a file with this name in the run folder."""
     name, file = split_backbone(backbone)
-    here = folder.absolute() / PureWindowsPath(file).name  # the path may be of Windows
+    here = folder.absolute() / base_name(file)
     if not file or Path(file).exists() or not here.is_file():
         return backbone
     return f"{name}@{here}" if name else str(here)

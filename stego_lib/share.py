@@ -8,7 +8,7 @@
 
 import shutil
 from collections.abc import Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from .experiment import Experiment
 from .utils.errors import StegoError, brief
 from .utils.fields import BACKBONE_FILES, split_backbone
 from .utils.files import atomic, checksum, fingerprint, read_json, write_json
-from .utils.paths import user_path
+from .utils.paths import base_name, user_path
 from .utils.states import CHECKPOINT, save_state
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def save_run(
     if include_backbone and not file:
         raise StegoError(f"The backbone {name} is loaded by name. Leave include_backbone out.")
     check_license(license, run.experiment.backbone)
-    kept = f"backbone{Path(file).suffix}" if include_backbone else Path(file).name
+    kept = f"backbone{Path(file).suffix}" if include_backbone else base_name(file)
     values = run.experiment.to_record() | {"backbone": "@".join(filter(None, (name, kept)))}
     values |= {key: getattr(run.experiment, key) for key in ("precision", "feature_store")}
     config = {"library_name": "stego_lib", "experiment": values}
@@ -108,7 +108,7 @@ def open_shared(path: str | Path, runs_dir: Path) -> Path:
             return folder
         name, file = split_backbone(values["backbone"])
         if file:  # only in the run folder, because paths in foreign files are not trusted
-            file = PureWindowsPath(file).name
+            file = base_name(file)
             values["backbone"] = "@".join(filter(None, (name, str(folder.absolute() / file))))
             if (source / file).exists():
                 _copy(source / file, folder / file)

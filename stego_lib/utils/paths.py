@@ -1,7 +1,7 @@
 """Expansion of paths that users type, and default folders."""
 
 import os
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from .errors import StegoError
 
@@ -14,6 +14,11 @@ def user_path(path: str | os.PathLike[str] | None, default: str | os.PathLike[st
     if not text.strip():
         raise StegoError("a path is empty. Leave it out for the default, or write . for the working folder.")
     return Path(os.path.expandvars(os.path.expanduser(text)))
+
+
+def base_name(path: str) -> str:
+    """Last part of a path, which may have been written on Windows."""
+    return PureWindowsPath(path).name
 
 
 def project_root() -> Path:

@@ -59,6 +59,6 @@ def _unpack(value: Any, file: Any) -> Any:
         return [_unpack(item, file) for item in value]
     if isinstance(value, dict):
         if "tensor" in value:
-            return file.get_tensor(value["tensor"])
+            return file.get_tensor(value["tensor"]).clone()  # else the file stays mapped, and Windows cannot replace it
         return {key: _unpack(item, file) for key, item in value["items"]}
     return value

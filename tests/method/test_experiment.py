@@ -146,3 +146,10 @@ def test_names_tell_experiments_apart_and_stay_short():
     assert len(set(names)) == len(names) and all(re.fullmatch(r"[\w.+-]{1,120}", name) for name in names)
     assert names[0] == "scenes-scenes_vit_tiny8-seed0" and names[2] == "scenes-scenes_vit_tiny8-steps_12-seed0"
     assert recipe.but(device="cpu", data_root="elsewhere", feature_store="online").name == recipe.name
+
+
+def test_records_hold_no_folders_of_windows_or_of_this_machine():
+    for folder in ("C:\\Users\\me\\", "/home/me/"):
+        experiment = Experiment(backbone=f"{folder}dino.pth", start_from=f"{folder}first")
+        record = experiment.to_record()
+        assert (record["backbone"], record["start_from"]) == ("dino.pth", "first") and "me" not in experiment.name

@@ -149,7 +149,7 @@ def test_another_process_in_an_empty_folder_predicts_the_same(image, backbone_fi
             run.push_to_hub("user/named")
         files[kind] = {path.name for path in folder.iterdir()}
         expected[kind], names[kind] = run.predict(image), list(run.segments.names)
-        text = (folder / "config.json").read_text() + (folder / "README.md").read_text()
+        text = (folder / "config.json").read_text(encoding="utf-8") + (folder / "README.md").read_text(encoding="utf-8")
         assert str(tmp_path) not in text and image.name not in text
         shutil.rmtree(tmp_path / kind)
     common = {"config.json", "head.safetensors", "README.md", "thumbnail.webp"}
@@ -196,7 +196,7 @@ def test_what_a_stranger_wrote_is_checked(run, tmp_path):
         run.save_pretrained(folder)
     with pytest.raises(StegoError, match="name"):
         run.save_pretrained(tmp_path / "other", include_backbone=True)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     elsewhere = config["experiment"] | {"backbone": str(write_backbone(tmp_path / "secret.safetensors"))}
     for changed in (config | {"experiment": elsewhere}, config | {"experiment": 1}, [], {}):
         (folder / "config.json").write_text(json.dumps(changed))
@@ -264,10 +264,10 @@ def test_torch_hub_gives_a_module(run, tmp_path):
 def test_a_card_claims_no_license_that_the_backbone_does_not_allow(run, backbone, allowed, forbidden, tmp_path):
     run.experiment = run.experiment.but(backbone=backbone)
     run.save_pretrained(tmp_path / "none")
-    assert "license" not in metadata((tmp_path / "none" / "README.md").read_text())
+    assert "license" not in metadata((tmp_path / "none" / "README.md").read_text(encoding="utf-8"))
     if allowed:
         run.save_pretrained(tmp_path / "allowed", license=allowed)
-        assert metadata((tmp_path / "allowed" / "README.md").read_text())["license"] == allowed
+        assert metadata((tmp_path / "allowed" / "README.md").read_text(encoding="utf-8"))["license"] == allowed
     if forbidden:
         with pytest.raises(StegoError, match="license"):
             run.save_pretrained(tmp_path / "forbidden", license=forbidden)
@@ -283,7 +283,7 @@ def test_the_card_has_scores_over_seeds_and_says_what_labels_did(scenes_root, ba
     other = train(tiny_experiment(scenes_root, backbone_file, code_dim=9), runs_dir=tmp_path / "runs")
     evaluate(other)  # of another experiment: does not count
     runs[0].save_pretrained(tmp_path / "shared")
-    card = (tmp_path / "shared" / "README.md").read_text()
+    card = (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
     rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:] for row in re.findall(r"^\|.*$", card, re.MULTILINE)}
     assert "seeds 0, 3." in card and runs[0].backbone.weights_id in card
     for method in ("cluster", "linear", "kmeans_features", "linear_features"):
