@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .card import THUMBNAIL, card, check_license, thumbnail
 from .experiment import Experiment
-from .utils.errors import StegoError, brief
+from .utils.errors import StegoError, explained
 from .utils.fields import BACKBONE_FILES, split_backbone
 from .utils.files import atomic, checksum, fingerprint, read_json, write_json
 from .utils.paths import base_name, user_path
@@ -77,11 +77,9 @@ def push_run(run: "Run", repository: str, private: bool, **options: Any) -> None
         folder = Path(temporary) / "run"
         save_run(run, folder, source=f"{HUB}{repository}", **options)
         files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
-        try:
+        with explained(Exception, f"{repository} cannot be uploaded", "Run `hf auth login` first."):
             HfApi().create_repo(repository, private=private, exist_ok=True)
             HfApi().create_commit(repository, files, commit_message=f"Run {run.folder.name}")
-        except Exception as error:  # anything that the hub's client raises for network, login or name
-            raise StegoError(f"{repository} cannot be uploaded ({brief(error)}). Run `hf auth login` first.") from error
 
 
 def is_shared(path: str | Path) -> bool:
@@ -97,7 +95,7 @@ def open_shared(path: str | Path, runs_dir: Path) -> Path:
     """
     remote = str(path).startswith(HUB)
     source = _download(str(path).removeprefix(HUB)) if remote else user_path(path)
-    try:
+    with explained((AttributeError, KeyError, TypeError), f"{path} is not a shared run", "Share it again."):
         config = read_json(source / CONFIG)
         values = {**config["experiment"]}
         weights = [file for file in (source / HEAD, source / TAUGHT) if file.exists()]
@@ -119,8 +117,6 @@ def open_shared(path: str | Path, runs_dir: Path) -> Path:
         if len(weights) > 1:
             _copy(source / TAUGHT, folder / TAUGHT)
         _copy(source / HEAD, folder / CHECKPOINT)  # the last file
-    except (AttributeError, KeyError, TypeError) as error:
-        raise StegoError(f"{path} is not a shared run ({brief(error)}). Share it again.") from error
     return folder
 
 
@@ -130,10 +126,8 @@ def _download(name: str) -> Path:
 
     repository, _, revision = name.partition("@")
     patterns = ["*.json", *(f"*{ending}" for ending in BACKBONE_FILES)]
-    try:
+    with explained(Exception, f"{HUB}{name} cannot be downloaded", "Check name and network."):
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
-    except Exception as error:  # anything that the hub's client raises for network, login or name
-        raise StegoError(f"{HUB}{name} cannot be downloaded ({brief(error)}). Check name and network.") from error
 
 
 def _copy(source: Path, target: Path) -> None:

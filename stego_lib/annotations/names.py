@@ -1,4 +1,4 @@
-"""The segments of a run, and names.json, which names them. Equal names merge clusters, None drops one."""
+"""The segments of a run, and their names in names.json."""
 
 import re
 from collections.abc import Mapping
@@ -13,33 +13,18 @@ from ..datasets.classes import Classes, distinct_names, muted_colors
 from ..utils.errors import StegoError, did_you_mean, outdated
 from ..utils.files import fingerprint, read_json, write_json
 
-# Name of the file in a run's folder.
+# File name in the run folder.
 FILE = "names.json"
-# Id, in label maps, of pixels that belong to no segment: transparent ones, and those of dropped clusters.
+# Id in label maps of pixels without a segment: transparent pixels and dropped clusters.
 NOTHING = 255
 
 
 def merge(ids: np.ndarray, known: Classes, names: Mapping[int, str | None]) -> tuple[np.ndarray, Classes]:
-    """The id of each cluster and the segments, once clusters have names.
+    """Names clusters: returns the id of each cluster, uint8 (n_clusters,), and the segments.
 
-    Clusters of one name are one segment, with the color of the first. Ids are consecutive, in the order of `known`.
-
-    Parameters
-    ----------
-    ids, known
-        Segment of each cluster, uint8 (n_clusters,), each at most once, and the names of these segments.
-    names
-        Cluster -> its name, None to drop it.
-
-    Returns
-    -------
-    tuple
-        uint8 (n_clusters,) with `NOTHING` for dropped clusters, and the segments.
-
-    Raises
-    ------
-    StegoError
-        If every segment is dropped, and for an empty name.
+    Clusters with equal names are merged into one segment with the color of the first; the id of dropped clusters is
+    `NOTHING`. ids, known: distinct segment of each cluster, uint8 (n_clusters,), and all segments. names: cluster ->
+    name, or None to drop it. Raises StegoError for invalid names and if all segments are dropped.
 
     Examples
     --------
@@ -54,29 +39,17 @@ def merge(ids: np.ndarray, known: Classes, names: Mapping[int, str | None]) -> t
         if name is not None:
             colors.setdefault(name, known.colors[id_])
     if not colors:
-        raise StegoError("Every segment is dropped. Keep at least one.")
+        raise StegoError("All segments are dropped. Keep at least one.")
     position = {name: number for number, name in enumerate(colors)}
     merged = [NOTHING if (name := name_of[int(id_)]) is None else position[name] for id_ in ids]
     return np.array(merged, np.uint8), Classes(tuple(distinct_names(list(colors))), tuple(colors.values()))
 
 
 def branches(centers: Tensor) -> dict[str, ClusterNode]:
-    """The branches of the tree of cluster centers, by name.
+    """Hierarchical clustering of normalized cluster centers (n, K) by Ward linkage: name -> node of the tree.
 
-    Ward linkage of the normalized centers: it joins the two branches whose union has the smallest increase in the sum
-    of squared distances from the mean, which is what k-means minimizes. Branches are numbered from the top: "branch 0"
-    is the whole tree, and splitting branches 0 to k - 2 gives k parts.
-
-    Parameters
-    ----------
-    centers
-        Cluster centers (n, K).
-
-    Returns
-    -------
-    dict
-        Name -> node; `dist` is the root of twice the increase, and for two clusters their Euclidean distance;
-        `pre_order()` gives its clusters. Empty for one cluster.
+    Branches are numbered from the top: "branch 0" is the whole tree, and splitting branches 0 to k - 2 gives k parts.
+    `node.pre_order()` returns the clusters of a branch. Empty for a single cluster.
 
     Examples
     --------
@@ -91,9 +64,9 @@ def branches(centers: Tensor) -> dict[str, ClusterNode]:
 
 
 class Naming:
-    """The segments of a run: its clusters, matched by metrics.json and named by names.json in its folder.
+    """The segments of a run: clusters matched by metrics.json and named by names.json.
 
-    step, centers: the run's step and cluster centers; both files are valid for these alone.
+    step, centers: step and cluster centers of the run, for which both files must be valid.
     """
 
     def __init__(self, folder: Path, classes: Classes, step: int, centers: Tensor):
@@ -102,7 +75,7 @@ class Naming:
 
     @property
     def matching(self) -> list[int] | None:
-        """Class of each cluster, -1 for one without; None before this step was evaluated."""
+        """Class of each cluster, -1 for unmatched clusters; None before `evaluate`."""
         path = self.folder / "metrics.json"
         record = read_json(path) if path.exists() else {}
         matching = record.get("matching") if record.get("step") == self.step else None
@@ -113,9 +86,9 @@ class Naming:
 
     @property
     def unnamed(self) -> tuple[np.ndarray, Classes]:
-        """Id of each cluster, uint8 (n_clusters,), and the segments: matched classes, then clusters without a class.
+        """Id of each cluster, uint8 (n_clusters,), and segments: classes, then unmatched clusters.
 
-        Clusters are called "cluster 0" and so on, in muted colors, so that nobody takes them for classes.
+        Unmatched clusters have names such as "cluster 0" and muted colors.
         """
         matching, own = self.matching, self.classes
         ids = np.arange(self.count) if matching is None else np.array(matching)
@@ -129,12 +102,12 @@ class Naming:
 
     @property
     def branches(self) -> dict[str, list[int]]:
-        """Clusters of each of the `branches` of the tree of centers."""
+        """Clusters of each branch, see `branches`."""
         return {name: sorted(node.pre_order()) for name, node in branches(self.centers).items()}
 
     @property
     def names(self) -> dict[int, str | None]:
-        """Cluster -> its name, None if dropped; empty without names.json. StegoError for names of other clusters."""
+        """Names of clusters, None if dropped. Raises StegoError for names of other clusters."""
         path = self.folder / FILE
         if not path.exists():
             return {}
@@ -145,11 +118,11 @@ class Naming:
 
     @property
     def named(self) -> tuple[np.ndarray, Classes]:
-        """`unnamed` with the names of names.json; `NOTHING` is the id of dropped clusters."""
+        """`unnamed` with the names in names.json, see `merge`."""
         return merge(*self.unnamed, self.names)
 
     def write(self, names: Mapping[str, str | None]) -> None:
-        """Writes names.json. names: segment or branch -> its new name, None to drop it. As in `Run.name_segments`."""
+        """Writes names.json. For names see `Run.name_segments`."""
         ids, known = self.unnamed
         segments = {name: np.flatnonzero(ids == id_).tolist() for id_, name in enumerate(known.names)}
         clusters = self.branches | segments
@@ -157,11 +130,11 @@ class Naming:
             if name not in clusters or not isinstance(new, str | None):
                 guess = did_you_mean(str(name), list(clusters))
                 raise StegoError(
-                    f"{name!r}: {new!r} names no segment or branch{guess}. "
+                    f"{name!r}: {new!r} does not rename a segment or branch{guess}. "
                     f"Map {', '.join(known.names[:3])}, ... or a name in run.branches to a name or None."
                 )
         by_cluster: dict[int, str | None] = {}
-        for name in sorted(names, key=lambda name: (name in segments, -len(clusters[name]))):  # a part overrides
+        for name in sorted(names, key=lambda name: (name in segments, -len(clusters[name]))):  # parts last
             by_cluster |= dict.fromkeys(clusters[name], names[name])
         merge(ids, known, by_cluster)
         content = {"step": self.step, "clusters": fingerprint(self.centers), "names": by_cluster}

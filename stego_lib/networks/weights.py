@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..utils.errors import StegoError
+from ..utils.errors import StegoError, explained
 
 
 class Stub:
@@ -43,18 +43,13 @@ def read_weights(path: Path) -> tuple[Any, dict[str, str]]:
 
     Raises StegoError for a missing or broken file, and for objects outside `ALLOWED`.
     """
-    if not path.is_file():
-        raise StegoError(f"weights file {path.absolute()} does not exist. Check the path.")
-    try:
+    problem = f"weights file {path.absolute()} is missing or broken, or holds objects other than tensors"
+    with explained(Exception, problem, "Check the file."):  # torch, pickle and safetensors raise many types
         if path.suffix.lower() == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
         with torch.serialization.safe_globals(ALLOWED):
             return torch.load(path, map_location="cpu", weights_only=True), {}
-    except Exception as error:  # torch, zipfile, pickle and safetensors raise many types for a broken file
-        raise StegoError(
-            f"{path} is broken or holds objects other than tensors. Download it again, or save its state dict."
-        ) from error
 
 
 def unwrap(stored: Any, first: str) -> dict[str, Tensor]:
