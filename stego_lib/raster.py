@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .annotations.geotiff import FORM, place_of, write_polygons
-from .annotations.names import NOTHING
+from .annotations.names import NO_SEGMENT
 from .datasets.classes import Classes, Rules
 from .datasets.images import color_bands, naming, open_raster, read_bands
 from .tiles import label_strips
@@ -66,7 +66,7 @@ def label_raster(
             for labels in strips:
                 for left in range(0, size[1], COLUMNS):
                     part = labels[:, left : left + COLUMNS]
-                    part[read(row, left, *part.shape)[1]] = NOTHING
+                    part[read(row, left, *part.shape)[1]] = NO_SEGMENT
                 with atomic(parts / f"{row:09d}.npz") as temporary, open(temporary, "wb") as stored:
                     np.savez_compressed(stored, labels=labels)
                 row += len(labels)

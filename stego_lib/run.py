@@ -370,7 +370,7 @@ class Run:
         if isinstance(images, list | tuple):
             options: dict[str, Any] = dict(refine=refine, size=size, tile=tile, upsampler=upsampler)
             return [self.predict(image, **options) for image in images]
-        from .annotations.names import NOTHING
+        from .annotations.names import NO_SEGMENT
         from .datasets.images import as_tensor
         from .predict import label_maps, refined_label_maps
         from .tiles import tiled_label_map
@@ -391,7 +391,7 @@ class Run:
         else:
             labels = label_maps(self.scores(pixels, size, upsampler), (height, width), self.ids)[0].numpy()
         if transparent is not None:
-            labels[transparent] = NOTHING
+            labels[transparent] = NO_SEGMENT
         return labels
 
     def uses_crf(self, refine: str | None) -> bool:

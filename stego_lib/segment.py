@@ -19,7 +19,7 @@ from PIL import Image
 
 from .annotations.formats import MASKS, PNG, WRITERS, check_masks, chosen_formats
 from .annotations.geotiff import GeoJson
-from .annotations.names import NOTHING
+from .annotations.names import NO_SEGMENT
 from .annotations.outputs import OutputFolder, Writer
 from .datasets.classes import Classes, Rules, distinct_names, rules_of, without_names
 from .datasets.findings import few, show_findings
@@ -209,7 +209,7 @@ def _segment_images(job: _Job, paths: list[Path]) -> list[Result]:
                 continue
             label = run.predict(image.rgb, **job.how)
             if image.transparent is not None:
-                label[image.transparent] = NOTHING
+                label[image.transparent] = NO_SEGMENT
             yield path, source, image, label
 
     def write(work: Work) -> Result:

@@ -10,11 +10,11 @@ import numpy as np
 from ..datasets.classes import Classes
 from ..datasets.images import open_raster
 from ..utils.notices import notice
-from .names import NOTHING
+from .names import NO_SEGMENT
 from .outputs import Writer
 
 # Options of rasterio for a label map.
-FORM = dict(driver="GTiff", count=1, dtype="uint8", nodata=NOTHING, compress="deflate")
+FORM = dict(driver="GTiff", count=1, dtype="uint8", nodata=NO_SEGMENT, compress="deflate")
 FORM |= dict(tiled=True, blockxsize=256, blockysize=256)
 
 
@@ -66,7 +66,7 @@ def region_outlines(strips: Iterable[np.ndarray]) -> Iterator[tuple[Any, int]]:
     top = 0
     for labels in strips:
         regions = []
-        for outline, value in shapes(labels, labels != NOTHING, 4, Affine.translation(0, top)):
+        for outline, value in shapes(labels, labels != NO_SEGMENT, 4, Affine.translation(0, top)):
             id_, polygon = int(value), shape(outline)
             if id_ in unfinished and polygon.bounds[1] == top:
                 unfinished[id_].append(polygon)

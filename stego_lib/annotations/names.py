@@ -16,14 +16,14 @@ from ..utils.files import fingerprint, read_json, write_json
 # File name in the run folder.
 FILE = "names.json"
 # Id in label maps of pixels without a segment: transparent pixels and dropped clusters.
-NOTHING = 255
+NO_SEGMENT = 255
 
 
 def merge(ids: np.ndarray, known: Classes, names: Mapping[int, str | None]) -> tuple[np.ndarray, Classes]:
     """Names clusters: returns the id of each cluster, uint8 (n_clusters,), and the segments.
 
     Clusters with equal names are merged into one segment with the color of the first; the id of dropped clusters is
-    `NOTHING`. ids, known: distinct segment of each cluster, uint8 (n_clusters,), and all segments. names: cluster ->
+    `NO_SEGMENT`. ids, known: distinct segment of each cluster, uint8 (n_clusters,), and all segments. names: cluster ->
     name, or None to drop it. Raises StegoError for invalid names and if all segments are dropped.
 
     Examples
@@ -41,7 +41,7 @@ def merge(ids: np.ndarray, known: Classes, names: Mapping[int, str | None]) -> t
     if not colors:
         raise StegoError("All segments are dropped. Keep at least one.")
     position = {name: number for number, name in enumerate(colors)}
-    merged = [NOTHING if (name := name_of[int(id_)]) is None else position[name] for id_ in ids]
+    merged = [NO_SEGMENT if (name := name_of[int(id_)]) is None else position[name] for id_ in ids]
     return np.array(merged, np.uint8), Classes(tuple(distinct_names(list(colors))), tuple(colors.values()))
 
 
