@@ -1,4 +1,4 @@
-"""The book as one PDF: Sphinx's single page, printed by Chromium."""
+"""The book as PDF: Sphinx's single page, printed with Chromium."""
 
 import re
 import shutil
@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
-# The page's look on paper. Chapters begin on a new page, long lines wrap, and what needs a mouse is left out.
+# Print style: chapters start on a new page, long lines wrap, interactive elements are hidden.
 PRINT = """<style>
 @page { size: A4; margin: 16mm 15mm; }
 html { font-size: 11px; }
@@ -19,13 +19,13 @@ pre { white-space: pre-wrap !important; overflow-wrap: anywhere; font-size: 0.8r
 div.cell_output .output, div.math, .pst-scrollable-table-container { overflow: visible !important; }
 summary, a.headerlink, .copybtn, .bd-header-article, .prev-next-footer { display: none !important; }
 </style>"""
-# A chapter in the single page, and its title.
+# Id and title of a chapter in the single page.
 CHAPTER = re.compile(r'<span id="(document-[^"]+)"></span><section[^>]*>\s*<h\d>(.*?)<a class="headerlink"', re.DOTALL)
 FOLDED = re.compile(r"<details.*?</details>", re.DOTALL)
 
 
 def write_pdf(source: Path, path: Path) -> None:
-    """Prints the book whose pages and executed notebooks lie in `source`, without the API reference, to `path`."""
+    """Prints the pages and executed notebooks in `source`, without the API reference, to `path`."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         sys.exit("make pdf needs Chromium or Chrome. Install one (Debian: apt-get install chromium).")
@@ -38,7 +38,7 @@ def write_pdf(source: Path, path: Path) -> None:
         if subprocess.run([*command, "--builder", "singlehtml"]).returncode != 0:
             sys.exit("the single page of the book does not build, see above")
         site = Path(folder) / "_build" / "singlehtml"
-        # The page lies beside _static and _images, where its links expect them.
+        # In the folder of _static and _images, as its links expect.
         page = site / "book.html"
         page.write_text(printable((site / "book" / "index.html").read_text(encoding="utf-8")), encoding="utf-8")
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
@@ -51,7 +51,7 @@ def write_pdf(source: Path, path: Path) -> None:
 
 
 def printable(html: str) -> str:
-    """The single page with a table of contents, unfolded cells, and without the set-up cell of each chapter."""
+    """The single page with a table of contents and unfolded cells, without the set-up cells."""
     contents = "".join(f'<li><a href="#{target}">{title}</a></li>' for target, title in CHAPTER.findall(html))
     html = FOLDED.sub(lambda cell: "" if "colab_setup.py" in cell[0] else cell[0], html)
     html = html.replace("<details", "<details open").replace("</head>", f"{PRINT}</head>", 1)

@@ -1,6 +1,6 @@
-"""How far a few labels go: scores of `Run.teach` by the number of labeled images and of clicks.
+"""Learning from few labels: scores of `Run.teach` by number of labeled images and of clicks.
 
-book/records/studies/few_labels.csv holds the rows of
+book/records/studies/few_labels.csv contains the rows of
 
 >>> study(Experiment.preset("scenes"))
 >>> study(Experiment.preset("camvid", backbone="photos_vit_tiny8_d6"), every=3)
@@ -33,9 +33,9 @@ from stego_lib.utils.progress import progress
 
 from .results import markdown, mean_and_spread, read_records, score_table
 
-# Labeled images and clicks that are tried; numbers of clusters of which typical places are taken.
+# Numbers of labeled images, of clicks, and of clusters for typical places.
 IMAGES, CLICKS, CLUSTERS = (1, 5, 20), (30, 100, 200), (100, 200, 400)
-# Clicks before the first classifier whose uncertainty chooses more.
+# Random clicks before the first uncertain ones.
 START = 10
 # Method of a run record -> method, maps and number of labeled images of a row.
 RECORDED = {
@@ -47,7 +47,7 @@ RECORDED = {
 
 
 class Stored(Backbone):
-    """A backbone that looks up features in a store, where this has them. It shares the weights of another."""
+    """A backbone that reads features from a store if available; otherwise it computes them."""
 
     def __init__(self, backbone: Backbone, store: Features):
         nn.Module.__init__(self)
@@ -65,7 +65,7 @@ class Stored(Backbone):
 def study(
     base: Experiment, draws: Iterable[int] = range(5), every: int = 1, runs_dir: str | Path | None = None
 ) -> pd.DataFrame:
-    """Rows of `measure` for several draws on the run of an experiment, without mirrored images and CRF."""
+    """Rows of `measure` for several draws on the run of an experiment, without mirror averaging and CRF."""
     run = train(base.but(mirror=False, crf=False), runs_dir=runs_dir, resume=True)
     return pd.concat([measure(run, draw, every=every, on=on) for on in MAPS for draw in draws], ignore_index=True)
 
@@ -84,18 +84,18 @@ def measure(
     Columns: dataset, on, method, labels, places, count, draw, accuracy, miou. method: "clusters" (of codes, matched to
     the classes by the labels), "logistic" or "neighbors" (images only). labels: "split" (all that are scored), "images"
     or "clicks". places: "random", "typical" (of as many clusters as clicks), "typical of N" (of the largest of N
-    clusters) or "uncertain". A click has the name of the label map at its pixel; where there is none, it is lost.
+    clusters) or "uncertain". A click has the class of its pixel; unlabeled pixels are lost.
 
     Parameters
     ----------
     run
-        The run. What it was taught is forgotten.
+        The run. Its taught classifier is removed.
     draw
         Seed of the labeled images and of the places.
     images, clicks
-        Numbers of labeled images, and of clicks (on codes alone).
+        Numbers of labeled images, and of clicks (only on codes).
     every
-        Score every so many validation images.
+        Score every n-th validation image.
     on
         "codes" or "features".
     """
@@ -155,13 +155,13 @@ def measure(
 
 
 def stored(run: Run) -> Stored:
-    """The backbone of a run, which looks up the features of its training images."""
+    """The backbone of a run that reads the features of training images from the store."""
     experiment, root = run.experiment, run.folder.parent / "features"
     return Stored(run.backbone, open_features(open_training_set(experiment), run.backbone, experiment.train_size, root))
 
 
 def names_at(dataset: SegmentationDataset, places: pd.DataFrame) -> pd.Series:
-    """Name of the class at each place, None where the label map has none."""
+    """Name of the class at each place; None for unlabeled pixels."""
     numbers, names = {path.name: number for number, path in enumerate(dataset.images)}, [*dataset.classes.names, None]
     of_images = [
         pd.Series(np.asarray(dataset.label(numbers[image]))[rows["y"].to_numpy(), rows["x"].to_numpy()], rows.index)
@@ -173,9 +173,9 @@ def names_at(dataset: SegmentationDataset, places: pd.DataFrame) -> pd.Series:
 def uncertain(
     run: Run, dataset: SegmentationDataset, places: pd.DataFrame, points: Tensor, chosen: np.ndarray, count: int
 ) -> np.ndarray:
-    """Adds places to the `chosen` ones up to `count`, as many as there are each time, one for each image.
+    """Extends the `chosen` places to `count`, doubling their number in each round, at most one new place per image.
 
-    They have the smallest margins: the difference of the two largest probabilities, after teaching those before.
+    New places have the smallest margin between the two largest probabilities of the classifier of the previous ones.
     """
     while len(chosen) < count:
         taught = teach(run, dataset.images, places.iloc[chosen].dropna())
@@ -188,9 +188,9 @@ def uncertain(
 
 
 def read(path: Path, records: dict[str, Path]) -> pd.DataFrame:
-    """Stored rows of `study`, and what the run records of each dataset have without labels and with all of them.
+    """Stored rows of `study`, and scores without labels (count "none") and with all labels ("all") from run records.
 
-    The count of these is "none" or "all". records: dataset -> folder of its run records.
+    records: dataset -> folder of its run records.
     """
     rows = [pd.read_csv(path, keep_default_na=False)]
     for dataset, folder in records.items():
@@ -202,7 +202,7 @@ def read(path: Path, records: dict[str, Path]) -> pd.DataFrame:
 
 
 def table(rows: pd.DataFrame, index: Sequence[str], score: str = "miou") -> str:
-    """Mean and spread of a score over the draws as a Markdown table: a row per `index`, a column per count."""
+    """Mean and spread of a score over the draws as a Markdown table: one row per `index`, one column per count."""
     cells = rows.groupby([*index, "count"], sort=False)[score].agg(mean_and_spread).unstack(fill_value="")
     order = sorted(cells, key=lambda count: {"none": 0, "all": np.inf}.get(count, count))
     return markdown(cells[order].rename(columns=str).rename_axis(columns=None).reset_index())

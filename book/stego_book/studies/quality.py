@@ -22,12 +22,12 @@ WAYS = {
 }
 # Name -> the fast variant and the variant that it replaces.
 COMPARISONS = {
-    "stored float16 for online float32, probes after": ("full after", "online after"),
-    "stored float16 for online float32, probes joint": ("full joint", "online joint"),
-    "probes after for probes joint, stored": ("full after", "full joint"),
-    "both: the recipe for the plain way": ("full after", "online joint"),
-    "compact store for the stored float16, probes after": ("compact after", "full after"),
-    "bfloat16 for float32 in backbone and head, probes after": ("bfloat16 after", "full after"),
+    "stored float16 instead of online float32, probes after": ("full after", "online after"),
+    "stored float16 instead of online float32, probes joint": ("full joint", "online joint"),
+    "probes after instead of joint, stored": ("full after", "full joint"),
+    "both: the recipe instead of the plain method": ("full after", "online joint"),
+    "compact store instead of stored float16, probes after": ("compact after", "full after"),
+    "bfloat16 instead of float32 in backbone and head, probes after": ("bfloat16 after", "full after"),
 }
 
 
