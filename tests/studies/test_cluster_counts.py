@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stego_book.studies.cluster_counts import CRITERIA, choices, chosen_counts, criteria, losses
+from stego_book.studies.cluster_counts import CRITERIA, choices, chosen_counts, criteria, linkages, losses
 from stego_lib import StegoError
 
 
@@ -43,3 +43,14 @@ def test_the_tables_say_what_was_chosen_and_what_it_lost():
     records[0]["classes"] = 27
     untried = losses(records).loc["number of classes"]
     assert untried.isna().tolist() == [True, False, True] and untried.iloc[1] == 10, "no loss is known, nor a mean"
+
+
+def test_every_linkage_joins_the_clusters_of_groups_that_are_far_apart():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(4).repeat_interleave(torch.tensor([40, 60, 80, 120]))
+    codes = F.normalize(torch.eye(4, 8)[labels] + 0.05 * torch.randn(300, 8, generator=generator), dim=1)
+    table = linkages((codes, labels), (codes[::2], labels[::2]), 4, n_clusters=20, counts=(1, 4, 10))
+    assert len(table) == 12 and (table[table["branches"] >= 4]["miou"] == 100).all()
+    alone = table[table["branches"] == 1]
+    assert alone["accuracy"].tolist() == pytest.approx([40] * 4), "all have the name of the largest group"
+    assert alone["miou"].tolist() == pytest.approx([10] * 4)

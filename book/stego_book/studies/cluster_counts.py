@@ -1,9 +1,10 @@
-"""Choosing the number of clusters: criteria without labels, and the mIoU.
+"""Choosing the number of clusters and their tree: criteria without labels, and the mIoU.
 
 The records in book/records/studies/cluster_counts contain `criteria` on 10,000 codes of the training images of each run
 and the mIoU of k-means on held-out codes for each number of clusters (code: commit 0a0daad). "miou" is after Hungarian
 matching, with unmatched clusters as errors; "miou_named" assigns each cluster its most frequent class, like a person
-who names the clusters and merges those with equal names.
+who names the clusters and merges those with equal names. linkages.csv contains `linkages` of three seeds
+on CamVid with photos_vit_tiny8_d6 and `probes.sample_codes`.
 """
 
 from collections.abc import Sequence
@@ -13,12 +14,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, calinski_harabasz_score, davies_bouldin_score, silhouette_score
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from stego_lib.metrics import confusion, majority, scores
+from stego_lib.probes import kmeans
 from stego_lib.utils.errors import StegoError
 from stego_lib.utils.files import read_json
 from stego_lib.utils.paths import user_path
@@ -77,6 +82,31 @@ def _agreement(codes: np.ndarray, half: np.ndarray, count: int, seed: int) -> fl
         centers = KMeans(count, n_init=3, random_state=seed).fit(part).cluster_centers_
         labels.append((codes @ (centers / np.linalg.norm(centers, axis=1, keepdims=True)).T).argmax(1))
     return float(adjusted_rand_score(*labels))
+
+
+def linkages(
+    train: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+    n_classes: int,
+    seed: int = 0,
+    n_clusters: int = 200,
+    counts: Sequence[int] = (10, 20, 40, 80),
+) -> pd.DataFrame:
+    """Scores of the branches of a tree of k-means clusters: one row for each linkage and number of branches.
+
+    train, val: L2-normalized codes (M, K), and their labels, int64 (M,), -1 for none. Clusters and tree see the codes
+    of `train` alone; each branch is named by its most frequent class there. `val` is scored.
+    """
+    centers, rows = F.normalize(kmeans(train[0], n_clusters, seed), dim=1), []
+    nearest, val_nearest = ((codes @ centers.T).argmax(1) for codes, _ in (train, val))
+    for method in ("average", "complete", "single", "ward"):
+        tree = linkage(centers.numpy(), method, "euclidean" if method == "ward" else "cosine")
+        for count in counts:
+            branch = torch.from_numpy(fcluster(tree, count, "maxclust")).long() - 1
+            names = majority(confusion(branch[nearest], train[1], count, n_classes))
+            result = scores(confusion(branch[val_nearest], val[1], count, n_classes), names)
+            rows.append({"linkage": method, "branches": count, "accuracy": result["accuracy"], "miou": result["miou"]})
+    return pd.DataFrame(rows)
 
 
 def read_studies(folder: str | Path) -> list[dict[str, Any]]:
