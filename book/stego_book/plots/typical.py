@@ -1,4 +1,4 @@
-"""What clusters show: typical patches, the tree of clusters, a form for their names, and how many there should be."""
+"""Typical patches and tree of clusters, form for their names, figure of the number of clusters."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,9 @@ from ..studies.cluster_counts import choices
 from .grids import image_grid
 from .style import panels
 
-# Sides of a shown part of an image, in patches.
+# Side of the displayed part of an image, in patches.
 CONTEXT = 9
-# Inches: width of the tree beside the patches.
+# Width of the tree, in inches.
 TREE = 2.2
 
 
@@ -38,15 +38,14 @@ class Patch:
     row: int
     column: int
     grid: tuple[int, int]
-    """Height and width of the image's grid."""
+    """Height and width of the grid."""
     cosine: float
-    """Of its code and the center of its cluster."""
+    """Cosine similarity of its code and the cluster center."""
 
 
 @torch.inference_mode()
 def typical_patches(run: Run, images: Sequence[Path], count: int = 6) -> tuple[list[list[Patch]], np.ndarray]:
-    """The most typical patches of each cluster: those of its grid cells whose codes have the largest cosines with its
-    center.
+    """The most typical patches of each cluster: the cells with the largest cosine similarity to its center.
 
     Parameters
     ----------
@@ -55,20 +54,18 @@ def typical_patches(run: Run, images: Sequence[Path], count: int = 6) -> tuple[l
     images
         Image files of one folder.
     count
-        Patches a cluster, at most one of an image.
+        Patches per cluster, at most one per image.
 
     Returns
     -------
     tuple
-        For each cluster its patches, the most typical first (fewer, where the cluster is in fewer images); and each
-        cluster's share of all grid cells, float64 (n_clusters,), which sums to 1. Cells in which an image is
-        transparent count as others.
+        The patches of each cluster, most typical first (fewer if the cluster occurs in fewer images); and the fraction
+        of grid cells in each cluster, float64 (n_clusters,). Transparent cells are included.
 
     Raises
     ------
     StegoError
-        If no image can be read (others are left out with a notice), for a count below 1, and for a run that has no
-        clusters yet.
+        If no image is readable (a notice names unreadable ones), for a count below 1, and for a run without clusters.
     """
     if not images or count < 1:
         raise StegoError(f"{count} typical patches of {len(images)} images cannot be shown. Take at least 1.")
@@ -98,16 +95,16 @@ def typical_patches(run: Run, images: Sequence[Path], count: int = 6) -> tuple[l
 
 
 def tree_rows(run: Run, shares: np.ndarray, count: int = 20, branch: str = "branch 0") -> dict[str, list[int]]:
-    """The clusters of a run, or where there are more than `count`, branches of their tree: name -> its clusters.
+    """Rows of the figure: the clusters of a run, or, if there are more than `count`, branches of their tree.
 
     Parameters
     ----------
     run
         The run.
     shares
-        Share of each cluster in the images, as from `typical_patches`. Clusters without a share are left out.
+        Fraction of each cluster, from `typical_patches`. Empty clusters are skipped.
     count
-        The highest branch is split again and again until there are so many rows.
+        Number of rows; the highest branch is split until it is reached.
     branch
         The branch to show, see `Run.branches`.
 
@@ -133,9 +130,9 @@ def tree_rows(run: Run, shares: np.ndarray, count: int = 20, branch: str = "bran
 def patch_tree(
     run: Run, patches: Sequence[Sequence[Patch]], rows: Mapping[str, Sequence[int]], count: int = 6
 ) -> Figure:
-    """The most typical patches of each row in the part of the image around them, each in a frame, and the tree of rows.
+    """The tree of rows and the most typical patches of each row, framed in the surrounding part of the image.
 
-    patches: as from `typical_patches`. rows: as from `tree_rows`; a branch shows the first patch of each of its
+    patches: from `typical_patches`. rows: from `tree_rows`; a branch shows the first patch of each of its
     clusters, then the second. The tree's horizontal axis is the distance of the two parts of a branch.
     """
     table: dict[str, list[np.ndarray | None]] = {}
@@ -151,7 +148,7 @@ def patch_tree(
     for axis, frame in zip(figure.axes, frames, strict=True):
         if frame is not None:
             left, top, width, height = frame
-            for color, line in (("black", 3.0), ("white", 1.4)):  # seen on dark and on bright images
+            for color, line in (("black", 3.0), ("white", 1.4)):  # visible on dark and bright images
                 corner = (left - 0.5, top - 0.5)
                 axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=color, linewidth=line))
     boxes = [axis.get_position() for axis in figure.axes[::count]]
@@ -161,14 +158,14 @@ def patch_tree(
 
 
 def _draw_tree(run: Run, figure: Figure, places: Mapping[tuple[int, ...], float]) -> None:
-    """Draws the tree left of a figure. places: clusters of each row -> its height in the figure."""
+    """Draws the tree at the left of a figure. places: clusters of a row -> its height in the figure."""
     width = TREE / figure.get_figwidth()
     axis = figure.add_axes((-width - 0.05, 0, width, 1), ylim=(0, 1))
     nodes, shown = branches(run.model.cluster_probe.clusters), set(chain.from_iterable(places))
     numbers = {node.id: name.removeprefix("branch ") for name, node in nodes.items()}
 
     def draw(node: ClusterNode) -> tuple[float, float]:
-        """Draws what is below a node. Returns its place: distance, and height in the figure."""
+        """Draws the subtree of a node. Returns the node's distance and height in the figure."""
         if (place := places.get(tuple(node.pre_order()))) is not None:
             return node.dist, place
         ends = [draw(part) for part in (node.left, node.right) if shown & set(part.pre_order())]
@@ -188,7 +185,7 @@ def _draw_tree(run: Run, figure: Figure, places: Mapping[tuple[int, ...], float]
 
 
 def _in_context(patch: Patch, run: Run) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """A square part of the image around a patch, uint8 (s, s, 3), and the patch in it: left, top, width, height."""
+    """A square crop around a patch, uint8 (s, s, 3), and the patch in it: left, top, width, height."""
     image = as_tensor(patch.image, run.classes.rules)[0].movedim(0, -1).numpy()
     height, width = image.shape[0] / patch.grid[0], image.shape[1] / patch.grid[1]
     side = min(round(CONTEXT * max(height, width)), *image.shape[:2])
@@ -201,9 +198,9 @@ def _in_context(patch: Patch, run: Run) -> tuple[np.ndarray, tuple[float, float,
 def name_form(run: Run, rows: Mapping[str, Sequence[int]] | None = None) -> Any:
     """A form for JupyterLab: fields for names of segments and branches, and a button for `Run.name_segments`.
 
-    Equal names merge; an empty field drops. rows: as from `tree_rows`, all segments by default; a list adds fields for
-    other segments and branches. None where nobody can type: in a notebook that runs unattended, outside of notebooks,
-    or without ipywidgets.
+    Equal names merge segments; an empty field drops one. rows: from `tree_rows`, all segments by default; a list adds
+    fields for other segments and branches. Returns None in unattended notebooks, outside of notebooks, and without
+    ipywidgets.
     """
     try:
         import ipywidgets as widgets
@@ -247,7 +244,7 @@ def name_form(run: Run, rows: Mapping[str, Sequence[int]] | None = None) -> Any:
 
 
 def cluster_counts(records: Sequence[dict[str, Any]]) -> Figure:
-    """mIoU by the number of clusters, and where each criterion would choose, one panel a dataset."""
+    """mIoU by number of clusters, and the choice of each criterion, one panel per dataset."""
     datasets = list(dict.fromkeys(record["experiment"]["dataset"] for record in records))
     figure, axes = panels(len(datasets), size=(5, 4))
     for axis, dataset in zip(axes, datasets, strict=True):
@@ -262,6 +259,6 @@ def cluster_counts(records: Sequence[dict[str, Any]]) -> Figure:
                 axis.scatter(count, miou, label=name, **options)
         axis.axvline(record["classes"], color="0.5", linewidth=1, linestyle="--", label="number of classes")
         axis.set(title=dataset, xlabel="clusters", ylabel="mIoU (%)")
-    entries = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))  # each once
+    entries = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))  # without duplicates
     axes[0].legend(entries.values(), entries.keys(), fontsize=8)
     return figure

@@ -196,13 +196,13 @@ def _images(dataset: str, data_root: str, crop: str, n_classes: int | None) -> d
 
 
 def run_variant(variant: Variant, seed: int, runs_dir: str | Path | None = None) -> dict[str, Any]:
-    """Trains (or, for a fixed head, fits) a variant with a seed and scores it; returns its run record, and "seconds".
+    """Trains (or, for a fixed head, fits) and scores a variant. Returns its run record with "seconds".
 
-    For a trained one also "training_seconds", without the run that it starts from.
+    For a trained variant also "training_seconds", without the run that it starts from.
     """
     started, experiment = time.perf_counter(), variant.experiment.but(seed=seed)
     if variant.light is not None:
-        raise StegoError("runs with light taken off are not repeated. Their records are in book/records.")
+        raise StegoError("Runs with a subtracted image mean cannot be repeated. Their records are in book/records.")
     if not open_split(experiment, "val").has_labels:
         raise StegoError(f"{experiment.dataset} has no labels in val, so its runs cannot be compared by scores.")
     if variant.start is not None:
