@@ -248,19 +248,24 @@ class Store:
 
     def _usable(self, number: int) -> bool:
         """Whether a shard exists with arrays of the right types and sizes. Removes a damaged one, with a notice."""
-        shard, count = self._shard(number), len(self._rows(number))
+        shard = self._shard(number)
         if not shard.exists():
             return False
-        try:
-            for name, (dtype, shape) in self.arrays.items():
-                array = np.load(shard / f"{name}.npy", mmap_mode="r")
-                if (array.dtype, array.shape) != (dtype, (count, *shape)):
-                    raise ValueError(f"{name}.npy has another type or size")
-        except (OSError, ValueError, EOFError) as error:
-            notice(f"{shard} is damaged ({brief(error)}) and is computed again.")
+        if damage := self._damage(number):  # no file is open here, because Windows cannot remove open files
+            notice(f"{shard} is damaged ({damage}) and is computed again.")
             shutil.rmtree(shard)
-            return False
-        return True
+        return not damage
+
+    def _damage(self, number: int) -> str:
+        """What is wrong with the arrays of a shard; "" if nothing is."""
+        for name, (dtype, shape) in self.arrays.items():
+            try:
+                array = np.load(self._shard(number) / f"{name}.npy", mmap_mode="r")
+            except (OSError, ValueError, EOFError) as error:
+                return brief(error)
+            if (array.dtype, array.shape) != (dtype, (len(self._rows(number)), *shape)):
+                return f"{name}.npy has another type or size"
+        return ""
 
     def _extract(self, missing: list[int]) -> None:
         """Computes every n-th missing shard, and waits for the shards of other processes."""
