@@ -288,7 +288,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 for _name in ("cocostuff15", "cocostuff3"):
     PRESETS[_name] = PRESETS["cocostuff27-vitb8"] | dict(dataset=_name)
 
-PRESETS["labelmefacade"] = PRESETS["folder"] | dict(dataset="labelmefacade")
+PRESETS["labelmefacade"] = PRESETS["folder"] | dict(dataset="labelmefacade", steps=100)
 
 # Dataset -> its default recipe, if the names differ.
 DEFAULT_PRESET = {
