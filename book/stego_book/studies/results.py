@@ -66,6 +66,8 @@ MAIN = {
     "camvid": ("CamVid val", "streets_vit_tiny8_d6"),
     "camvid_photos_d6": ("CamVid val", "photos_vit_tiny8_d6"),
     "camvid_photos": ("CamVid val", "photos_vit_tiny8"),
+    "labelmefacade": ("LabelMeFacade val", "photos_vit_tiny8_d6"),
+    "labelmefacade_test": ("LabelMeFacade test", "photos_vit_tiny8_d6"),
 }
 
 

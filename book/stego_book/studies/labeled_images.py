@@ -1,0 +1,48 @@
+"""A few labeled images: scores of `Run.teach` on any split, as in the rows "taught" of run records.
+
+book/records/studies/labelmefacade_labels.csv holds
+
+>>> runs = [load_run(run.folder) for run in find_runs(Experiment.preset("labelmefacade"))]
+>>> pd.concat(measure(runs[draw % 3], draw, split) for draw in range(5) for split in ("val", "test"))
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stego_lib import Run
+from stego_lib.datasets import open_split
+from stego_lib.evaluation import count_pixels, open_views
+from stego_lib.metrics import border_f, identity, scores
+from stego_lib.teach import UNLABELED
+
+
+@torch.inference_mode()
+def measure(run: Run, draw: int, split: str = "val", images: Sequence[int] = (5, 20)) -> pd.DataFrame:
+    """Scores after labels of `images` random training images, in percent, without CRF; `draw` seeds the choice.
+
+    Columns: dataset, split, seed (of the run), draw, images, accuracy, miou, border_f, own_miou. What the run was
+    taught is forgotten.
+    """
+    training, n_classes, taught = open_split(run.experiment, "train"), len(run.classes), {}
+    order = np.random.default_rng(draw).permutation(len(training)).tolist()
+    for count in images:
+        samples = [training[number] for number in order[:count]]
+        maps = [np.where(label < 0, UNLABELED, label) for _, label in samples]
+        taught[str(count)] = run.teach([image for image, _ in samples], maps)
+    run.teach(None)
+    views, rows = open_views(run, open_split(run.experiment, split)), []
+
+    def score(numbers: torch.Tensor) -> dict:
+        codes = views.codes(run.model, numbers)
+        return {count: some.class_scores(codes, run.classes) for count, some in taught.items()}
+
+    for count, counted in count_pixels(views, score, dict.fromkeys(taught, n_classes)).items():
+        scored = scores(counted.confusion, identity(n_classes))
+        values = {key: scored[key] for key in ("accuracy", "miou")} | {"border_f": border_f(counted.borders)}
+        values["own_miou"] = scores(counted.own, torch.tensor([*range(n_classes), -1]))["miou"]
+        about = dict(dataset=training.name, split=split, seed=run.experiment.seed, draw=draw, images=int(count))
+        rows.append(about | {key: round(value, 2) for key, value in values.items()})
+    return pd.DataFrame(rows)
