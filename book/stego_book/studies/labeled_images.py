@@ -7,6 +7,7 @@ book/records/studies/labelmefacade_labels.csv holds
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,23 +27,24 @@ def measure(run: Run, draw: int, split: str = "val", images: Sequence[int] = (5,
     Columns: dataset, split, seed (of the run), draw, images, accuracy, miou, border_f, own_miou. What the run was
     taught is forgotten.
     """
-    training, n_classes, taught = open_split(run.experiment, "train"), len(run.classes), {}
+    training, n_classes = open_split(run.experiment, "train"), len(run.classes)
+    taught: dict[str, Any] = {}
     order = np.random.default_rng(draw).permutation(len(training)).tolist()
     for count in images:
         samples = [training[number] for number in order[:count]]
-        maps = [np.where(label < 0, UNLABELED, label) for _, label in samples]
+        maps = [np.where(np.asarray(label) < 0, UNLABELED, np.asarray(label)) for _, label in samples]
         taught[str(count)] = run.teach([image for image, _ in samples], maps)
     run.teach(None)
     views, rows = open_views(run, open_split(run.experiment, split)), []
 
-    def score(numbers: torch.Tensor) -> dict:
+    def score(numbers: torch.Tensor) -> dict[str, Any]:
         codes = views.codes(run.model, numbers)
-        return {count: some.class_scores(codes, run.classes) for count, some in taught.items()}
+        return {name: some.class_scores(codes, run.classes) for name, some in taught.items()}
 
-    for count, counted in count_pixels(views, score, dict.fromkeys(taught, n_classes)).items():
+    for name, counted in count_pixels(views, score, dict.fromkeys(taught, n_classes)).items():
         scored = scores(counted.confusion, identity(n_classes))
         values = {key: scored[key] for key in ("accuracy", "miou")} | {"border_f": border_f(counted.borders)}
         values["own_miou"] = scores(counted.own, torch.tensor([*range(n_classes), -1]))["miou"]
-        about = dict(dataset=training.name, split=split, seed=run.experiment.seed, draw=draw, images=int(count))
+        about = dict(dataset=training.name, split=split, seed=run.experiment.seed, draw=draw, images=int(name))
         rows.append(about | {key: round(value, 2) for key, value in values.items()})
     return pd.DataFrame(rows)
