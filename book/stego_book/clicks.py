@@ -19,10 +19,9 @@ from PIL import Image, ImageDraw
 
 from stego_lib import Run, StegoError
 from stego_lib.datasets.classes import Classes, distinct_colors
-from stego_lib.datasets.layout import list_images
 from stego_lib.predict import label_maps
 from stego_lib.segment import segment_folder
-from stego_lib.teach import CLICK, read_maps, teach
+from stego_lib.teach import CLICK, paths_by_name, read_maps, teach
 from stego_lib.utils.files import atomic
 from stego_lib.utils.paths import shown_path
 
@@ -41,12 +40,12 @@ class ClickForm:
 
     def __init__(self, run: Run, images: Path, output: Path, clicks: Sequence[tuple[str, float, float, str]] = ()):
         self.run, self.images, self.output, self.clicks = run, images, output, list(clicks)
-        self.paths = {path.name: path for path in list_images(images)}
+        self.paths = paths_by_name(images)
         self.read = lru_cache(32)(partial(read_maps, run))
         self.suggestions: list[Any] = []
         self.file = widgets.Dropdown(options=list(self.paths), description="image")
-        self.name = widgets.ToggleButtons(options=[], description="name")
-        self.new = widgets.Text(placeholder="new name, then Enter", continuous_update=False)
+        self.name = widgets.ToggleButtons(options=[], style={"button_width": "auto"})
+        self.new = widgets.Text(placeholder="new name, then Enter", description="name", continuous_update=False)
         self.opacity = widgets.FloatSlider(0.5, min=0, max=1, step=0.1, description="opacity", readout=False)
         self.picture = widgets.Image(format="jpeg", layout={"width": f"{SIDE}px", "max_width": "100%"})
         self.message, self.legend = widgets.HTML(), widgets.HTML()
@@ -55,15 +54,14 @@ class ClickForm:
         for button in buttons:
             button.on_click(lambda button: self._answer(actions[button.description]))
         self.new.observe(lambda change: self._answer(lambda: self.add_name(change["new"].strip())), "value")
-        self.file.observe(lambda _: self._answer(self.show), "value")
-        self.opacity.observe(lambda _: self.draw(), "value")
-        self.events = Event(source=self.picture, watched_events=["click"])
-        self.events.on_dom_event(self._on_click)
-        rows = map(widgets.HBox, ([self.file, self.opacity], [self.name, self.new], buttons))
+        for widget in (self.file, self.opacity):
+            widget.observe(lambda _: self._answer(self.draw), "value")
+        Event(source=self.picture, watched_events=["click"]).on_dom_event(self._on_click)
+        rows = map(widgets.HBox, ([self.file, self.opacity], [self.new, self.name], buttons))
         self.box = widgets.VBox([*rows, self.message, self.picture, self.legend])
         for name in dict.fromkeys(click[-1] for click in self.clicks):
             self.add_name(name)
-        self.show()
+        self.draw()
 
     @property
     def table(self) -> pd.DataFrame:
@@ -91,9 +89,8 @@ class ClickForm:
 
     def suggest(self) -> None:
         """Shows the next place whose label would help, as a yellow circle."""
-        self.suggestions = self.suggestions or list(
-            self.run.suggest(self.images, 20, seed=len(self.clicks)).itertuples()
-        )
+        if not self.suggestions:
+            self.suggestions = list(self.run.suggest(self.images, 20, seed=len(self.clicks)).itertuples())
         place = self.suggestions.pop(0)
         self.file.value = place.image
         self.draw((place.x, place.y))
@@ -110,30 +107,25 @@ class ClickForm:
         self.save()
         segment_folder(self.run, self.images, self.output)
         with TemporaryDirectory() as folder:
-            archive = Path(make_archive(f"{folder}/labels", "zip", self.output, "labels")).read_bytes()
-        address = f"data:application/zip;base64,{base64.b64encode(archive).decode()}"
-        written = shown_path(self.output / "labels")
-        return f'written: {written}, <a download="labels.zip" href="{address}">download as labels.zip</a>'
-
-    def show(self) -> None:
-        """Shows the chosen image."""
-        pixels = self.read(self.paths[self.file.value], "codes")[0].movedim(0, -1).numpy()
-        self.scale = SIDE / max(pixels.shape[:2])
-        self.image = Image.fromarray(pixels).resize([max(1, round(self.scale * side)) for side in pixels.shape[1::-1]])
-        self.draw()
+            archive = make_archive(f"{folder}/labels", "zip", self.output, "labels")
+            address = f"data:application/zip;base64,{base64.b64encode(Path(archive).read_bytes()).decode()}"
+        return f'{shown_path(self.output / "labels")} <a download="labels.zip" href="{address}">labels.zip</a>'
 
     @torch.inference_mode()
     def draw(self, suggested: tuple[float, float] | None = None) -> None:
         """Fits the classifier to the clicks, and draws image, segments and clicks."""
-        segments, ids, on = self.run.segments, self.run.ids, self.run.taught.on if self.run.taught else "codes"
-        scorer = self.run.score_maps
+        scorer, segments, ids = self.run.score_maps, self.run.segments, self.run.ids
+        on = self.run.taught.on if self.run.taught else "codes"
         if len({click[-1] for click in self.clicks}) > 1:  # with one name there is nothing to tell apart
             taught = teach(self.run, self.images, self.table, read=self.read)
-            segments, scorer, on = self.classes, taught.scores, taught.on
+            scorer, segments, on = taught.scores, self.classes, taught.on
             ids = np.array([segments.names.index(name) for name in taught.names], np.uint8)
-        scores = scorer(self.read(self.paths[self.file.value], on)[1])
-        self.labels = label_maps(scores, self.image.size[::-1], ids)[0].numpy()
-        image = Image.blend(self.image, Image.fromarray(paint(self.labels, segments)), self.opacity.value)
+        pixels, maps = self.read(self.paths[self.file.value], on)
+        self.scale = SIDE / max(pixels.shape[1:])
+        height, width = (max(1, round(self.scale * side)) for side in pixels.shape[1:])
+        self.labels = label_maps(scorer(maps), (height, width), ids)[0].numpy()
+        image = Image.fromarray(pixels.movedim(0, -1).numpy()).resize((width, height))
+        image = Image.blend(image, Image.fromarray(paint(self.labels, segments)), self.opacity.value)
         circles = [(x, y, self.classes.colors[self.classes.names.index(name)], "white")
                    for file, x, y, name in self.clicks if file == self.file.value]  # fmt: skip
         for x, y, color, edge in [*circles, *([(*suggested, None, "yellow")] if suggested else [])]:
@@ -153,6 +145,6 @@ class ClickForm:
     def _answer(self, action: Callable[[], str | None]) -> None:
         """Does something and shows what it says, or why it cannot be done."""
         try:
-            self.message.value = action() or f"{len(self.clicks)} clicks"
+            self.message.value = action() or f"clicks: {len(self.clicks)}"
         except StegoError as error:
             self.message.value = html.escape(str(error))
