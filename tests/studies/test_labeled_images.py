@@ -1,8 +1,9 @@
-"""Scores after a few labeled images: those of `evaluate` for the same labels."""
+"""Scores after a few labeled images: those of `evaluate` for the same labels; the stored rows."""
 
 import numpy as np
+import pandas as pd
 import pytest
-from common import tiny_experiment
+from common import ROOT, tiny_experiment
 
 from stego_book.studies.labeled_images import measure
 from stego_lib import evaluate, open_dataset, train
@@ -20,3 +21,9 @@ def test_rows_are_scores_of_evaluate(scenes_root, backbone_file, tmp_path):
         scores = evaluate(run, baselines=False)["scores"]["taught"]
         for key in ("accuracy", "miou", "border_f", "own_miou"):
             assert rows.loc[count, key] == pytest.approx(scores[key], abs=0.01), (count, key)
+
+
+def test_the_record_has_five_draws_of_each_split():
+    rows = pd.read_csv(ROOT / "book" / "records" / "studies" / "labelmefacade_labels.csv")
+    assert set(rows.groupby(["dataset", "split", "images"])["draw"].nunique()) == {5}
+    assert set(rows["split"]) == {"val", "test"} and set(rows["images"]) == {5, 20}
