@@ -1,4 +1,4 @@
-"""A form for JupyterLab: clicks on an image name its segments, which follow at once."""
+"""A form for JupyterLab: clicks define classes, and the segments are updated."""
 
 import base64
 import html
@@ -27,14 +27,14 @@ from stego_lib.utils.paths import shown_path
 
 from .plots.style import paint
 
-# Pixels of a shown image's longer side, and radius of a click in it.
+# Longer side of the displayed image and radius of a click, in pixels.
 SIDE, RADIUS = 720, 6
 
 
 class ClickForm:
-    """An image with its segments. A click on it with a chosen name adds a label, and the segments follow.
+    """An image with its segments. A click adds a label with the selected name and updates the segments.
 
-    Each image passes the backbone once, so a click refits only the classifier. The run changes when it is saved.
+    Codes of images are cached, so a click only refits the classifier. Saving changes the run.
     images: a folder. output: folder for clicks.csv and label maps. clicks: image, x, y and name of earlier clicks.
     """
 
@@ -65,18 +65,18 @@ class ClickForm:
 
     @property
     def table(self) -> pd.DataFrame:
-        """The clicks, as `Run.teach` takes them."""
+        """The clicks as a table for `Run.teach`."""
         return pd.DataFrame(self.clicks, columns=list(CLICK))
 
     def add_name(self, name: str) -> None:
-        """Adds a name to those that a click can have, and chooses it."""
+        """Adds a name for clicks, and selects it."""
         if name:
             names = tuple(dict.fromkeys([*self.name.options, name]))
-            self.classes = Classes(names, tuple(distinct_colors(len(names))))  # checks them
+            self.classes = Classes(names, tuple(distinct_colors(len(names))))  # validates the names
             self.name.options, self.name.value, self.new.value = names, name, ""
 
     def add(self, x: float, y: float) -> None:
-        """Adds a click with the chosen name on the shown image; x and y are in pixels of its file."""
+        """Adds a click with the selected name on the displayed image; x and y are in pixels of the file."""
         if self.name.value is None:
             raise StegoError("There is no name yet. Write one into the field, press Enter, and click again.")
         self.clicks.append((self.file.value, x, y, self.name.value))
@@ -88,7 +88,7 @@ class ClickForm:
         self.draw()
 
     def suggest(self) -> None:
-        """Shows the next place whose label would help, as a yellow circle."""
+        """Shows the next suggested place as a yellow circle."""
         if not self.suggestions:
             self.suggestions = list(self.run.suggest(self.images, 20, seed=len(self.clicks)).itertuples())
         place = self.suggestions.pop(0)
@@ -96,14 +96,14 @@ class ClickForm:
         self.draw((place.x, place.y))
 
     def save(self) -> str:
-        """Writes the clicks to clicks.csv, and the classifier into the run."""
+        """Writes the clicks to clicks.csv, and the classifier to the run."""
         with atomic(self.output / "clicks.csv") as temporary:
             self.table.to_csv(temporary, index=False)
         self.run.teach(self.images, self.table)
         return f"saved: {shown_path(self.output / 'clicks.csv')} and the run {shown_path(self.run.folder)}"
 
     def segment(self) -> str:
-        """Saves, segments the folder, and gives a link to the label maps."""
+        """Saves, segments the folder, and returns a link to the label maps."""
         self.save()
         segment_folder(self.run, self.images, self.output)
         with TemporaryDirectory() as folder:
@@ -116,7 +116,7 @@ class ClickForm:
         """Fits the classifier to the clicks, and draws image, segments and clicks."""
         scorer, segments, ids = self.run.score_maps, self.run.segments, self.run.ids
         on = self.run.taught.on if self.run.taught else "codes"
-        if len({click[-1] for click in self.clicks}) > 1:  # with one name there is nothing to tell apart
+        if len({click[-1] for click in self.clicks}) > 1:  # a classifier needs two names
             taught = teach(self.run, self.images, self.table, read=self.read)
             scorer, segments, on = taught.scores, self.classes, taught.on
             ids = np.array([segments.names.index(name) for name in taught.names], np.uint8)
@@ -143,7 +143,7 @@ class ClickForm:
         self._answer(lambda: self.add(x, y))
 
     def _answer(self, action: Callable[[], str | None]) -> None:
-        """Does something and shows what it says, or why it cannot be done."""
+        """Runs an action and shows its result or error."""
         try:
             self.message.value = action() or f"clicks: {len(self.clicks)}"
         except StegoError as error:

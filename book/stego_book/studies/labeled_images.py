@@ -1,6 +1,6 @@
-"""A few labeled images: scores of `Run.teach` on any split, as in the rows "taught" of run records.
+"""Scores of `Run.teach` with a few labeled images on any split, as "taught" in run records.
 
-book/records/studies/labelmefacade_labels.csv holds
+book/records/studies/labelmefacade_labels.csv contains the rows of
 
 >>> runs = [load_run(run.folder) for run in find_runs(Experiment.preset("labelmefacade"))]
 >>> pd.concat(measure(runs[draw % 3], draw, split) for draw in range(5) for split in ("val", "test"))
@@ -22,10 +22,10 @@ from stego_lib.teach import UNLABELED
 
 @torch.inference_mode()
 def measure(run: Run, draw: int, split: str = "val", images: Sequence[int] = (5, 20)) -> pd.DataFrame:
-    """Scores after labels of `images` random training images, in percent, without CRF; `draw` seeds the choice.
+    """Scores with labels of `images` random training images, in percent, without CRF; `draw` seeds the choice.
 
-    Columns: dataset, split, seed (of the run), draw, images, accuracy, miou, border_f, own_miou. What the run was
-    taught is forgotten.
+    Columns: dataset, split, seed (of the run), draw, images, accuracy, miou, border_f, own_miou. The
+    classifier is removed from the run.
     """
     training, n_classes = open_split(run.experiment, "train"), len(run.classes)
     taught: dict[str, Any] = {}
