@@ -182,7 +182,6 @@ def write_readme_figures() -> None:
     """Writes the figures of README.md from executed notebooks that show scenes, whose images may be committed."""
     sources = {
         "segments": ("train", "fig-predictions"),
-        "backbones": ("benchmark", "fig-backbones"),
         "five_labels": ("five_labels", "fig-five-labels"),
     }
     for file, (notebook, figure) in sources.items():

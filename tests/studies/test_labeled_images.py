@@ -24,6 +24,6 @@ def test_rows_are_scores_of_evaluate(scenes_root, backbone_file, tmp_path):
 
 
 def test_the_record_has_five_draws_of_each_split():
-    rows = pd.read_csv(ROOT / "book" / "records" / "studies" / "labelmefacade_labels.csv")
+    rows = pd.read_csv(ROOT / "book" / "records" / "studies" / "labeled_images.csv")
     assert set(rows.groupby(["dataset", "split", "images"])["draw"].nunique()) == {5}
     assert set(rows["split"]) == {"val", "test"} and set(rows["images"]) == {5, 20}

@@ -223,7 +223,7 @@ def backbones(scores: pd.DataFrame) -> Figure:
     shown = scores[scores["method"].isin(OVERVIEW)]
     shown = shown.assign(group=shown["data"] + "\n" + shown["backbone"], method=shown["method"].map(METHODS))
     colors = [*sns.light_palette("0.35", 4)[1:3], *sns.color_palette("Blues", 4)[1:4:2]]
-    colors += [(0.96, 0.76, 0.45), (0.87, 0.56, 0.02)]
+    colors += [*sns.color_palette("Greens", 4)[1:4:2], (0.96, 0.76, 0.45), (0.87, 0.56, 0.02)]
     order = [METHODS[method] for method in OVERVIEW]
     figure, (axis,) = panels(1, size=(5 + 1.1 * shown["group"].nunique(), 3.4))
     options = {"hue": "method", "hue_order": order, "palette": colors, "errorbar": "sd", "err_kws": {"linewidth": 1}}

@@ -1,8 +1,8 @@
 """Scores of `Run.teach` with a few labeled images on any split, as "taught" in run records.
 
-book/records/studies/labelmefacade_labels.csv contains the rows of
+book/records/studies/labeled_images.csv holds, for `scenes` (val) and `labelmefacade` (val and test),
 
->>> runs = [load_run(run.folder) for run in find_runs(Experiment.preset("labelmefacade"))]
+>>> runs = [train(Experiment.preset("labelmefacade", backbone=NAME, seed=seed), resume=True) for seed in range(3)]
 >>> pd.concat(measure(runs[draw % 3], draw, split) for draw in range(5) for split in ("val", "test"))
 """
 

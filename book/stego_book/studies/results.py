@@ -27,6 +27,8 @@ METHODS = {
     "linear_features": "linear probe on backbone features (labels)",
     "linear": "STEGO, linear probe (labels)",
     "linear_crf": "STEGO, linear probe + CRF (labels)",
+    "taught_5": "STEGO, 5 labeled images",
+    "taught_20": "STEGO, 20 labeled images",
     "taught": "STEGO, a few labels",
     "taught_crf": "STEGO, a few labels + CRF",
     "best_by_label": "not a result: STEGO, cluster probe, step chosen by these labels",
@@ -57,9 +59,18 @@ NOT_COMPARED = ("seed", "n_classes", "keep_every")
 # Scores on CamVid's test split, which was not used for any choice: one row per method, backbone and seed.
 TEST = "camvid_test.csv"
 # Methods of the table and the chart on the first page.
-OVERVIEW = ("kmeans_features", "kmeans_features_crf", "cluster", "cluster_crf", "linear_features", "linear")
+OVERVIEW = (
+    *("kmeans_features", "kmeans_features_crf", "cluster", "cluster_crf"),
+    *("taught_5", "taught_20", "linear", "linear_features"),
+)
 # Data of the first page -> its embedded backbone.
-FRONT = {"scenes val": "scenes_vit_tiny8", "CamVid test": "photos_vit_tiny8_d6"}
+FRONT = {
+    "scenes val": "scenes_vit_tiny8",
+    "CamVid test": "photos_vit_tiny8_d6",
+    "LabelMeFacade test": "photos_vit_tiny8_d6",
+}
+# Scores after a few labeled images, see `labeled_images`.
+LABELED = "studies/labeled_images.csv"
 # Folder of the main run records -> scored data, backbone.
 MAIN = {
     "scenes": ("scenes val", "scenes_vit_tiny8"),
@@ -231,6 +242,11 @@ def main_scores(root: str | Path) -> pd.DataFrame:
         check_comparable(records := read_records(root / folder))
         parts.append(score_table(records).assign(data=data, backbone=backbone))
     parts.append(pd.read_csv(root / TEST).assign(data="CamVid test"))
+    labeled = pd.read_csv(root / LABELED)
+    names = {"scenes": ("scenes", "scenes_vit_tiny8"), "labelmefacade": ("LabelMeFacade", "photos_vit_tiny8_d6")}
+    dataset, backbone = (labeled["dataset"].map({key: name[part] for key, name in names.items()}) for part in (0, 1))
+    labeled = labeled.assign(data=dataset + " " + labeled["split"], backbone=backbone)
+    parts.append(labeled.assign(method="taught_" + labeled["images"].astype(str)))
     return pd.concat(parts, ignore_index=True)[["data", "backbone", "method", "seed", "accuracy", "miou"]]
 
 
@@ -252,7 +268,7 @@ def overview_table(scores: pd.DataFrame, score: str = "miou", methods: Sequence[
 
 def front_table(root: str | Path) -> str:
     """mIoU of the methods in `OVERVIEW` on the data of `FRONT`, as a narrow Markdown table."""
-    table = overview_table(front_scores(root), methods=OVERVIEW).droplevel("backbone", axis="columns")
+    table = overview_table(front_scores(root), methods=OVERVIEW).droplevel("backbone", axis="columns")[list(FRONT)]
     return markdown(table.rename_axis("mIoU (%)").reset_index())
 
 
