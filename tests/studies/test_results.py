@@ -217,7 +217,7 @@ def test_scores_on_the_test_split_are_those_of_the_reference(shared):
 
 
 @pytest.mark.parametrize(
-    "folder", ["scenes", "camvid_photos_d6", "camvid_photos", "labelmefacade", "labelmefacade_test"]
+    "folder", ["scenes", "camvid", "camvid_photos_d6", "camvid_photos", "labelmefacade", "labelmefacade_test"]
 )
 def test_records_of_the_front_tables_have_complete_provenance(folder):
     for scored in read_records(ROOT / "book" / "records" / folder):
