@@ -35,7 +35,7 @@ def study_record(variant: Variant, seed: int, miou: float, **provenance: Any) ->
     scores["cluster_crf"] = {"accuracy": miou + 11, "miou": miou + 1, "iou": [miou]}
     about = {"experiment": variant.experiment.but(seed=seed).to_record(), "step": 3, "scores": scores, "seconds": 2.0}
     about |= {"provenance": PROVENANCE | {"weights": None, "versions": {}} | provenance}
-    return about | {"fixed_head": variant.fixed_head, "light": variant.light}
+    return about | {"fixed_head": variant.fixed_head}
 
 
 def ways(**seconds: float) -> dict[str, Any]:

@@ -26,7 +26,7 @@ CHAPTERS = (
     "benchmark",
     "choosing",
     "speed",
-    "light",
+    "negative_results",
     "segment_your_images",
     "resolution",
     "name_your_segments",

@@ -1,7 +1,6 @@
 """Figures of studies: ablations, dimensions, misleading scores, shifts, benchmark."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -234,20 +233,25 @@ def backbones(scores: pd.DataFrame) -> Figure:
     return figure
 
 
-def light(records: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
-    """mIoU of k-means and STEGO by the fraction a, one panel per dataset: mean and standard deviation."""
-    figure, axes = panels(len(records), size=(3.4, 3.2))
-    for axis, (title, some) in zip(axes, records.items(), strict=True):
-        names = {"kmeans_features": "k-means", "cluster": "STEGO"}
-        rows = [
-            {"amount": record["light"], "method": name, "miou": record["scores"][key]["miou"]}
-            for record in some
-            for key, name in names.items()
-        ]
-        if rows:
-            options = {"hue": "method", "style": "method", "markers": True, "errorbar": "sd"}
-            sns.lineplot(pd.DataFrame(rows), x="amount", y="miou", ax=axis, **options)
-            axis.legend(title=None, fontsize=9)
+def negative(rows: pd.DataFrame) -> Figure:
+    """mIoU of each way of `studies.negative`, a panel for each kind; error bars are standard deviations over seeds."""
+    figure, axes = panels(rows["kind"].nunique(), size=(3.6, 3.2))
+    for axis, (kind, shown) in zip(axes, rows.groupby("kind", sort=False), strict=True):
+        sns.barplot(shown, x="miou", y="way", hue="dataset", ax=axis, errorbar="sd", err_kws={"linewidth": 1})
+        axis.set(xlabel="mean IoU (%)", ylabel="")
+        axis.set_title(kind, fontsize=10)
+        axis.get_legend().remove()
+    axes[-1].legend(title=None, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def light(table: pd.DataFrame) -> Figure:
+    """mIoU by the share of the image's own mean that is subtracted, a panel for each data: `studies.negative.light`."""
+    groups = list(table.groupby("data", sort=False))
+    figure, axes = panels(len(groups), size=(3.4, 3.2))
+    for axis, (title, rows) in zip(axes, groups, strict=True):
+        sns.lineplot(rows, x="share", y="miou", hue="method", style="method", markers=True, errorbar="sd", ax=axis)
+        axis.legend(title=None, fontsize=9)
         axis.set(xlabel="fraction a", ylabel="mean IoU (%)" if axis is axes[0] else "")
         axis.set_title(title.replace(", ", "\n"), fontsize=10)
     return figure

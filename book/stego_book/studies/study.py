@@ -47,21 +47,19 @@ class Variant:
     """Experiment whose run with the same seed initializes this one; trained first if missing."""
     fixed_head: str | None = None
     """A head of `FIXED_HEADS` instead of a trained one."""
-    light: float | None = None
-    """Subtracted fraction of each image's shift, see `studies.light`."""
 
     def identity(self, seed: int) -> str:
         """Fingerprint of everything except the provenance; equals `identity` of its record."""
         values = self.experiment.but(seed=seed).to_record()
         values["start_from"] = None if self.start is None else self.start.but(seed=seed).name
-        return identity(values, self.fixed_head, self.light)
+        return identity(values, self.fixed_head)
 
 
-def identity(experiment: dict[str, Any], fixed_head: str | None, light: float | None) -> str:
+def identity(experiment: dict[str, Any], fixed_head: str | None) -> str:
     """Fingerprint of a run from its experiment (`Experiment.to_record`), with shifts="auto" replaced by its rule."""
     if experiment["shifts"] == "auto":
         experiment = experiment | {"shifts": list(AUTO_SHIFTS)}
-    return fingerprint(repr(sorted(experiment.items())), str(fixed_head), str(light))
+    return fingerprint(repr(sorted(experiment.items())), str(fixed_head))
 
 
 class Study:
@@ -146,7 +144,7 @@ class Study:
         return pd.Series([record["seconds"] for record in records if "seconds" in record], dtype=float)
 
     def _keep(self, record: dict[str, Any]) -> None:
-        key = identity(record["experiment"], record.get("fixed_head"), record.get("light"))
+        key = identity(record["experiment"], record.get("fixed_head"))
         self._records.setdefault(key, []).append(record)
 
 
@@ -201,8 +199,6 @@ def run_variant(variant: Variant, seed: int, runs_dir: str | Path | None = None)
     For a trained variant also "training_seconds", without the run that it starts from.
     """
     started, experiment = time.perf_counter(), variant.experiment.but(seed=seed)
-    if variant.light is not None:
-        raise StegoError("Runs with a subtracted image mean cannot be repeated. Their records are in book/records.")
     if not open_split(experiment, "val").has_labels:
         raise StegoError(f"{experiment.dataset} has no labels in val, so its runs cannot be compared by scores.")
     if variant.start is not None:
