@@ -245,7 +245,7 @@ def main_scores(root: str | Path) -> pd.DataFrame:
     labeled = pd.read_csv(root / LABELED)
     names = {"scenes": ("scenes", "scenes_vit_tiny8"), "labelmefacade": ("LabelMeFacade", "photos_vit_tiny8_d6")}
     dataset, backbone = (labeled["dataset"].map({key: name[part] for key, name in names.items()}) for part in (0, 1))
-    labeled = labeled.assign(data=dataset + " " + labeled["split"], backbone=backbone)
+    labeled = labeled.assign(data=dataset + " " + labeled["split"], backbone=backbone, seed=labeled["draw"])
     parts.append(labeled.assign(method="taught_" + labeled["images"].astype(str)))
     return pd.concat(parts, ignore_index=True)[["data", "backbone", "method", "seed", "accuracy", "miou"]]
 
