@@ -1,14 +1,21 @@
-"""Clicks that name segments: the form and the chapter."""
+"""Clicks that name segments: the form, the chapter, and both in JupyterLab."""
 
 import io
+import os
+import socket
+import subprocess
+import sys
+import time
 import zipfile
 from base64 import b64decode
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from common import ROOT
+from nbformat.v4 import new_code_cell
 from PIL import Image
 from randomrun import random_run
 
@@ -97,3 +104,91 @@ def test_the_clicks_of_the_project_lie_on_its_photographs():
     for click in table.itertuples():
         width, height = Image.open(ROOT / "data" / "photographs" / click.image).size
         assert 0 <= click.x < width and 0 <= click.y < height
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """Address of a JupyterLab in `tmp_path`."""
+    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed (extra `lab` of the book)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--IdentityProvider.token="]
+    command += ["--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={tmp_path}", f"--ServerApp.port={port}"]
+    folders = ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTER_RUNTIME_DIR")
+    environment = os.environ | {name: str(tmp_path / "jupyter") for name in folders}
+    with open(tmp_path / "lab.log", "w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    wait(lambda: "is running at" in (tmp_path / "lab.log").read_text())
+    yield f"http://127.0.0.1:{port}/lab/tree"
+    server.terminate()
+    server.wait(30)
+
+
+def wait(condition, seconds=120):
+    """The value of a function as soon as it is true."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"nothing came in {seconds} s"
+        time.sleep(0.05)
+    return value
+
+
+# Mean color of the left and the right half of the shown image.
+HALVES = """
+const image = document.querySelector("img.widget-image");
+if (!image || !image.naturalWidth) return null;
+const width = image.naturalWidth / 2, height = image.naturalHeight;
+const context = new OffscreenCanvas(2 * width, height).getContext("2d");
+context.drawImage(image, 0, 0);
+return [0, width].map(left => {
+    const {data} = context.getImageData(left, 0, width, height), sums = [0, 0, 0];
+    data.forEach((value, place) => { if (place % 4 < 3) sums[place % 4] += value; });
+    return sums.map(sum => sum / (width * height));
+});"""
+CHOSEN = "return document.querySelector('.widget-toggle-button.mod-active')?.innerText"
+
+
+def test_three_clicks_in_jupyterlab_change_the_map(run, images, tmp_path, lab, browser):
+    from selenium.webdriver import ActionChains, Keys
+
+    notebook = nbformat.read(NOTEBOOK, 4)
+    at = next(n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    values = {"images": str(images), "run": str(run.folder), "output": str(tmp_path / "out"), "device": "cpu"}
+    form_cell = next(n for n, cell in enumerate(notebook.cells) if "else ClickForm(" in cell.source)
+    del notebook.cells[form_cell + 1 :]  # the form is then the last output, so JupyterLab keeps it in view
+    notebook.cells.insert(at + 1, new_code_cell("\n".join(f"{name} = {value!r}" for name, value in values.items())))
+    nbformat.write(notebook, tmp_path / "five_labels.ipynb")
+    browser.get(f"{lab}/five_labels.ipynb")
+    wait(lambda: browser.execute_script("return document.body.innerText.includes('(ipykernel) | Idle')"))
+    browser.execute_script("jupyterapp.commands.execute('notebook:run-all-cells')")
+    form = CLICKS.ClickForm(run, images, tmp_path / "out")
+    shown = wait(lambda: browser.execute_script(HALVES))
+    np.testing.assert_allclose(shown, halves(form), atol=2)
+    field = browser.find_element("css selector", "input[placeholder^='new name']")
+    image = browser.find_element("css selector", "img.widget-image")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", image)
+    clicks = [("a.png", 10, 12, "tomato"), ("a.png", 80, 50, "grass"), ("a.png", 70, 8, "grass")]
+    for number, (_, x, y, name) in enumerate(clicks, start=1):
+        field.send_keys(name, Keys.ENTER)
+        wait(lambda name=name: browser.execute_script(CHOSEN) == name)
+        place = [round((at + 0.5 - side / 2) * image.size["width"] / 96) for at, side in ((x, 96), (y, 64))]
+        ActionChains(browser).move_to_element_with_offset(image, *place).click().perform()
+        start, message = time.monotonic(), f"clicks: {number}"
+        wait(lambda message=message: message in browser.find_element("tag name", "body").text)
+        print(f"{time.monotonic() - start:.2f} s from the click to the map")
+        form.add_name(name)
+        form.add(x, y)
+    np.testing.assert_allclose(browser.execute_script(HALVES), halves(form), atol=4)
+    assert np.abs(np.subtract(shown, halves(form))).max() > 20
+    browser.find_element("xpath", "//button[text()='Save']").click()
+    wait((tmp_path / "out" / "clicks.csv").exists)
+    saved = pd.read_csv(tmp_path / "out" / "clicks.csv")
+    assert list(saved["name"]) == ["tomato", "grass", "grass"]
+    np.testing.assert_allclose(saved[["x", "y"]], [click[1:3] for click in clicks], atol=0.5)
+
+
+def halves(form):
+    """Mean color of both halves of a form's image."""
+    pixels = np.array(Image.open(io.BytesIO(form.picture.value)))
+    return [half.mean((0, 1)) for half in np.split(pixels, 2, axis=1)]
