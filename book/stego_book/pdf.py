@@ -7,6 +7,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
+# Size in bytes from which images of photographs are stored as JPEG, so that the PDF stays small.
+LARGE_IMAGE = 150_000
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
 # Print style: chapters start on a new page, long lines wrap, interactive elements are hidden.
 PRINT = """<style>
@@ -39,8 +43,12 @@ def write_pdf(source: Path, path: Path) -> None:
             sys.exit("the single page of the book does not build, see above")
         site = Path(folder) / "_build" / "singlehtml"
         # In the folder of _static and _images, as its links expect.
-        page = site / "book.html"
-        page.write_text(printable((site / "book" / "index.html").read_text(encoding="utf-8")), encoding="utf-8")
+        page, html = site / "book.html", (site / "book" / "index.html").read_text(encoding="utf-8")
+        for image in (site / "_images").glob("*.png"):
+            if image.stat().st_size > LARGE_IMAGE:
+                Image.open(image).convert("RGB").save(image.with_suffix(".jpg"), quality=85)
+                html = html.replace(image.name, image.with_suffix(".jpg").name)
+        page.write_text(printable(html), encoding="utf-8")
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
         command += ["--no-pdf-header-footer", "--generate-pdf-document-outline", "--virtual-time-budget=60000"]
         draft = Path(folder) / "book.pdf"

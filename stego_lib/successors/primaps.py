@@ -106,7 +106,7 @@ def mask_proposals(code: Tensor, image: np.ndarray, *, published: bool = False) 
 
 
 class Prototypes(nn.Module):
-    """One vector per class with separate direction v (n, C) and length g (n,): logits g <v / |v|, code>."""
+    """One vector per class with separate direction v (n, C) and length g (n,): logits ``g <v, code> / norm(v)``."""
 
     def __init__(self, directions: Tensor):
         super().__init__()
@@ -115,7 +115,7 @@ class Prototypes(nn.Module):
 
     @property
     def vectors(self) -> Tensor:
-        """g v / |v|, (n, C)."""
+        """``g v / norm(v)``, (n, C)."""
         return self.lengths[:, None] * F.normalize(self.directions, dim=1)
 
     def forward(self, code: Tensor, size: tuple[int, int]) -> Tensor:
