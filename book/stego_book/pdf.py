@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-# Size in bytes from which images of photographs are stored as JPEG, so that the PDF stays small.
-LARGE_IMAGE = 150_000
+# Size in bytes from which images are stored as JPEG, and their width in pixels (200 per inch), so the PDF stays small.
+LARGE_IMAGE, WIDTH = 100_000, 1400
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
 # Print style: chapters start on a new page, long lines wrap, interactive elements are hidden.
 PRINT = """<style>
@@ -46,11 +46,13 @@ def write_pdf(source: Path, path: Path) -> None:
         page, html = site / "book.html", (site / "book" / "index.html").read_text(encoding="utf-8")
         for image in (site / "_images").glob("*.png"):
             if image.stat().st_size > LARGE_IMAGE:
-                Image.open(image).convert("RGB").save(image.with_suffix(".jpg"), quality=85)
+                picture = Image.open(image).convert("RGB")
+                picture.thumbnail((WIDTH, 2 * WIDTH))
+                picture.save(image.with_suffix(".jpg"), quality=80)
                 html = html.replace(image.name, image.with_suffix(".jpg").name)
         page.write_text(printable(html), encoding="utf-8")
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
-        command += ["--no-pdf-header-footer", "--generate-pdf-document-outline", "--virtual-time-budget=60000"]
+        command += ["--no-pdf-header-footer", "--disable-pdf-tagging", "--virtual-time-budget=60000"]
         draft = Path(folder) / "book.pdf"
         done = subprocess.run([*command, f"--print-to-pdf={draft}", page.as_uri()], capture_output=True, text=True)
         if done.returncode != 0 or not draft.exists():
