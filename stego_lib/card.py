@@ -52,11 +52,11 @@ def thumbnail(run: "Run", images: Sequence[Any]) -> Image.Image:
     for image in images:
         pixels = as_tensor(image, run.classes.rules)[0].permute(1, 2, 0).numpy()
         pair = [Image.fromarray(array) for array in (pixels, colors[run.predict(image)])]
-        rows.append(np.hstack([np.asarray(ImageOps.pad(picture, (SIDE, SIDE), color="white")) for picture in pair]))
+        rows.append(np.hstack([np.asarray(ImageOps.pad(part, (SIDE, SIDE), color="white")) for part in pair]))
     return Image.fromarray(np.vstack(rows))
 
 
-def card(run: "Run", source: str, license: str | None, included: bool, picture: bool) -> str:
+def card(run: "Run", source: str, license: str | None, included: bool, has_thumbnail: bool) -> str:
     """Metadata for the hub, and Markdown. source: argument of `load_run`; included: whether the backbone's file is."""
     experiment, (name, file) = run.experiment, split_backbone(run.experiment.backbone)
     metadata = [f"license: {license}\n"] if license else []
@@ -78,7 +78,7 @@ tags: [stego, unsupervised-segmentation]
 
 Segmentation head and probes on a frozen backbone, trained by `stego_lib` (STEGO, Hamilton et al., ICLR 2022).
 
-{f"![Images on the left, their segments on the right]({THUMBNAIL})" if picture else ""}
+{f"![Images on the left, their segments on the right]({THUMBNAIL})" if has_thumbnail else ""}
 
 ```python
 from stego_lib import load_run

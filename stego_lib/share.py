@@ -53,18 +53,18 @@ def save_run(
     values |= {key: getattr(run.experiment, key) for key in ("precision", "feature_store")}
     config = {"library_name": "stego_lib", "experiment": values}
     config |= {part: read_json(path) for part in PARTS if (path := run.folder / f"{part}.json").exists()}
-    picture = thumbnail(run, images) if images else None
+    preview = thumbnail(run, images) if images else None
     save_state(folder / HEAD, {"step": run.step, "shifts": run.shifts, "model": run.model.state_dict()})
     if (taught := run.taught) is not None:
         anonymous = {key: f"image {number}" for number, key in enumerate(taught.images)}  # without file names
         save_state(folder / TAUGHT, vars(taught) | {"images": anonymous})
     if include_backbone:
         _copy(Path(file), folder / kept)
-    if picture:
+    if preview:
         with atomic(folder / THUMBNAIL) as temporary:
-            picture.save(temporary, quality=80)
+            preview.save(temporary, quality=80)
     with atomic(folder / "README.md") as temporary:
-        text = card(run, source or folder.name, license, include_backbone, picture is not None)
+        text = card(run, source or folder.name, license, include_backbone, preview is not None)
         temporary.write_text(text, encoding="utf-8")
     write_json(folder / CONFIG, config)
 

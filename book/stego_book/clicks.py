@@ -47,7 +47,7 @@ class ClickForm:
         self.name = widgets.ToggleButtons(options=[], style={"button_width": "auto"})
         self.new = widgets.Text(placeholder="new name, then Enter", description="name", continuous_update=False)
         self.opacity = widgets.FloatSlider(0.5, min=0, max=1, step=0.1, description="opacity", readout=False)
-        self.picture = widgets.Image(format="jpeg", layout={"width": f"{SIDE}px", "max_width": "100%"})
+        self.shown = widgets.Image(format="jpeg", layout={"width": f"{SIDE}px", "max_width": "100%"})
         self.message, self.legend = widgets.HTML(), widgets.HTML()
         actions = {"Undo": self.undo, "Next suggested": self.suggest, "Save": self.save, "Label maps": self.segment}
         buttons = [widgets.Button(description=text) for text in actions]
@@ -56,9 +56,9 @@ class ClickForm:
         self.new.observe(lambda change: self._answer(lambda: self.add_name(change["new"].strip())), "value")
         for widget in (self.file, self.opacity):
             widget.observe(lambda _: self._answer(self.draw), "value")
-        Event(source=self.picture, watched_events=["click"]).on_dom_event(self._on_click)
+        Event(source=self.shown, watched_events=["click"]).on_dom_event(self._on_click)
         rows = map(widgets.HBox, ([self.file, self.opacity], [self.new, self.name], buttons))
-        self.box = widgets.VBox([*rows, self.message, self.picture, self.legend])
+        self.box = widgets.VBox([*rows, self.message, self.shown, self.legend])
         for name in dict.fromkeys(click[-1] for click in self.clicks):
             self.add_name(name)
         self.draw()
@@ -133,7 +133,7 @@ class ClickForm:
             ImageDraw.Draw(image).circle(center, RADIUS, fill=color, outline=edge, width=2)
         file = io.BytesIO()
         image.save(file, "JPEG", quality=90)
-        self.picture.value = file.getvalue()
+        self.shown.value = file.getvalue()
         boxes = [f'<span style="background:rgb{color}">&emsp;</span> {html.escape(name)}'
                  for name, color in zip(segments.names, segments.colors, strict=True)]  # fmt: skip
         self.legend.value = " &emsp; ".join(boxes)

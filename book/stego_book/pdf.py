@@ -46,9 +46,9 @@ def write_pdf(source: Path, path: Path) -> None:
         page, html = site / "book.html", (site / "book" / "index.html").read_text(encoding="utf-8")
         for image in (site / "_images").glob("*.png"):
             if image.stat().st_size > LARGE_IMAGE:
-                picture = Image.open(image).convert("RGB")
-                picture.thumbnail((WIDTH, 2 * WIDTH))
-                picture.save(image.with_suffix(".jpg"), quality=80)
+                small = Image.open(image).convert("RGB")
+                small.thumbnail((WIDTH, 2 * WIDTH))
+                small.save(image.with_suffix(".jpg"), quality=80)
                 html = html.replace(image.name, image.with_suffix(".jpg").name)
         page.write_text(printable(html), encoding="utf-8")
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]

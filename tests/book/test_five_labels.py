@@ -190,5 +190,5 @@ def test_three_clicks_in_jupyterlab_change_the_map(run, images, tmp_path, lab, b
 
 def halves(form):
     """Mean color of both halves of a form's image."""
-    pixels = np.array(Image.open(io.BytesIO(form.picture.value)))
+    pixels = np.array(Image.open(io.BytesIO(form.shown.value)))
     return [half.mean((0, 1)) for half in np.split(pixels, 2, axis=1)]
