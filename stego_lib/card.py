@@ -105,7 +105,8 @@ Head and clusters were trained without labels. {_labels(run)}
 def _labels(run: "Run") -> str:
     """How labels and users have changed the segments."""
     if run.taught is not None:
-        return f"The segments were fitted to labels: {run.taught.about}."
+        counts = ", ".join(f"{name} {count}" for name, count in run.taught.labels.items())
+        return f"The segments were fitted to labels of {len(run.taught.images)} images (pixels or clicks: {counts})."
     names = "A user named or merged some of them. " if run.names else ""
     matching = "matched to classes by validation labels" if run.matched else "not matched to classes"
     return f"{names}Clusters were {matching}."

@@ -25,3 +25,10 @@ def random_run(root: Path, matching: list[int] | None = None, **changes: object)
     if matching:
         (run.folder / "metrics.json").write_text(json.dumps({"step": 1, "matching": matching}))
     return run
+
+
+def written(run: Run) -> Run:
+    """The run, with the files that `load_run` reads."""
+    run.save_experiment()
+    run.save(torch.optim.Adam(run.model.parameters()), {})
+    return run

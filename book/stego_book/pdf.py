@@ -23,8 +23,6 @@ pre { white-space: pre-wrap !important; overflow-wrap: anywhere; font-size: 0.8r
 div.cell_output .output, div.math, .pst-scrollable-table-container { overflow: visible !important; }
 summary, a.headerlink, .copybtn, .bd-header-article, .prev-next-footer { display: none !important; }
 </style>"""
-# Id and title of a chapter in the single page.
-CHAPTER = re.compile(r'<span id="(document-[^"]+)"></span><section[^>]*>\s*<h\d>(.*?)<a class="headerlink"', re.DOTALL)
 FOLDED = re.compile(r"<details.*?</details>", re.DOTALL)
 
 
@@ -61,9 +59,6 @@ def write_pdf(source: Path, path: Path) -> None:
 
 
 def printable(html: str) -> str:
-    """The single page with a table of contents and unfolded cells, without the set-up cells."""
-    contents = "".join(f'<li><a href="#{target}">{title}</a></li>' for target, title in CHAPTER.findall(html))
+    """The single page with unfolded cells, without the set-up cells. Its theme prints a table of contents."""
     html = FOLDED.sub(lambda cell: "" if "colab_setup.py" in cell[0] else cell[0], html)
-    html = html.replace("<details", "<details open").replace("</head>", f"{PRINT}</head>", 1)
-    first = '<span id="document-'
-    return html.replace(first, f"<section><h2>Contents</h2><ol>{contents}</ol></section>{first}", 1)
+    return html.replace("<details", "<details open").replace("</head>", f"{PRINT}</head>", 1)

@@ -13,11 +13,10 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from common import ROOT
 from nbformat.v4 import new_code_cell
 from PIL import Image
-from randomrun import random_run
+from randomrun import random_run, written
 
 from stego_book.notebooks import run_notebook
 from stego_lib import load_run
@@ -30,10 +29,7 @@ RED, GREEN = (220, 30, 20), (20, 200, 60)
 
 @pytest.fixture
 def run(tmp_path):
-    made = random_run(tmp_path, eval_size=64, mirror=False)
-    made.save_experiment()
-    made.save(torch.optim.Adam(made.model.parameters()), {})
-    return made
+    return written(random_run(tmp_path, eval_size=64, mirror=False))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import torch
 import yaml
 from common import ROOT, few_samples, tiny_experiment, write_backbone
 from PIL import Image
-from randomrun import random_run
+from randomrun import random_run, written
 
 from stego_lib import Run, StegoError, evaluate, load_run, train
 
@@ -32,13 +32,6 @@ for folder in sys.argv[2:]:
     np.save(pathlib.Path(folder).name + ".npy", run.predict(sys.argv[1]))
     print(json.dumps(run.segments.names))
 """
-
-
-def written(run: Run) -> Run:
-    """The run with all files that a run folder needs."""
-    run.save_experiment()
-    run.save(torch.optim.Adam(run.model.parameters()), {})
-    return run
 
 
 @pytest.fixture

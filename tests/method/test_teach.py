@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from common import tiny_experiment
 from PIL import Image
-from randomrun import random_run
+from randomrun import random_run, written
 
 from stego_lib import StegoError, evaluate, load_run, open_dataset, train
 from stego_lib.loss import upsample
@@ -19,10 +19,7 @@ RED, GREEN = (220, 30, 20), (20, 200, 60)
 
 @pytest.fixture
 def run(tmp_path):
-    made = random_run(tmp_path, eval_size=64, mirror=False, crf=False)
-    made.save_experiment()
-    made.save(torch.optim.Adam(made.model.parameters()), {})
-    return made
+    return written(random_run(tmp_path, eval_size=64, mirror=False, crf=False))
 
 
 @pytest.fixture

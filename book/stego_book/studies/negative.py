@@ -3,7 +3,6 @@
 book/records/studies/negative.csv holds the rows of
 
 >>> study(Experiment.preset("camvid", backbone="photos_vit_tiny8_d6", mirror=False))
->>> study(Experiment.preset("labelmefacade", backbone="photos_vit_tiny8_d6", mirror=False))
 >>> stego(Experiment.preset("camvid", backbone="photos_vit_tiny8_d6", mirror=False, crf=False))
 """
 
@@ -27,12 +26,12 @@ from stego_lib.backbone import Backbone
 from stego_lib.datasets import open_split
 from stego_lib.features import Features, open_features
 from stego_lib.loss import upsample
-from stego_lib.metrics import border_counts, border_f, confusion, match, own_assigned, scores
 from stego_lib.predict import Scores, label_maps, refined_label_maps
 from stego_lib.probes import kmeans
 from stego_lib.utils.paths import runs_root
 from stego_lib.utils.progress import progress
 
+from .resolution import score_clusters
 from .results import METHODS, mean_and_spread, read_records
 
 Change = Callable[[Tensor], Tensor]
@@ -152,14 +151,13 @@ def joint_bilateral(image: Tensor, cells: Tensor, radius: int = 2, spread: float
 
 
 def study(
-    base: Experiment, seeds: Sequence[int] = range(5), every: int = 3, blocks: Sequence[int] = (-2, -3)
+    base: Experiment, seeds: Sequence[int] = range(3), every: int = 3, blocks: Sequence[int] = (-2, -3)
 ) -> pd.DataFrame:
     """Scores of k-means on the validation split, percent: dataset, kind, way, seed, accuracy, miou, own_miou, border_f.
 
-    Fitted to the training images, without labels; clusters are matched to classes anew for each row. kind: "features"
-    changed before k-means; "block", the output of an earlier block in place of the last; "segments", features averaged
-    over spectral segments of each image; "label map", filters after k-means. The last two, and the rows "unchanged" and
-    "upsampled" beside them, score every third image.
+    k-means is fitted to the training images. Clusters are matched to classes for each row. kind: "features", changed
+    before k-means; "block", the output of another block; "segments", features averaged over spectral segments of each
+    image; "label map", filters after k-means. The last two kinds score one image in `every`.
     """
     held_out = open_split(base, "val")
     rows: list[dict[str, Any]] = []
@@ -168,22 +166,11 @@ def study(
     patch = Backbone.of(base).patch
 
     def add(kind: str, way: str, seed: int, predicted: Iterable[Tensor], numbers: Iterable[int]) -> None:
-        table, own = torch.zeros(n, n, dtype=torch.int64), torch.zeros(n + 1, n, dtype=torch.int64)
-        borders = torch.zeros(4)
-        for number, map_ in zip(numbers, predicted, strict=True):
-            label = val.label_rows(torch.tensor([number]))[0]
-            counts = confusion(map_, label, n, n)
-            table, own = table + counts, own + own_assigned(counts)
-            borders = borders + border_counts(map_[None], label[None], n)
-        matched, by_itself = scores(table, match(table)), scores(own, torch.tensor([*range(n), -1]))
-        row = {"accuracy": matched["accuracy"], "miou": matched["miou"], "own_miou": by_itself["miou"]}
-        row |= {"border_f": border_f(borders)}
-        rows.append(
-            dict(dataset=base.dataset, kind=kind, way=way, seed=seed)
-            | {key: round(value, 2) for key, value in row.items()}
-        )
+        labels = (val.label_rows(torch.tensor([number]))[0] for number in numbers)
+        about = dict(dataset=base.dataset, kind=kind, way=way, seed=seed)
+        rows.append(about | score_clusters(zip(predicted, labels, strict=True), n, n))
 
-    def labels(change: Change, centers: Tensor, numbers: Iterable[int]) -> Iterable[Tensor]:
+    def predict(change: Change, centers: Tensor, numbers: Iterable[int]) -> Iterable[Tensor]:
         for number in numbers:
             yield label_maps(Scores(cosines(change(val.rows(torch.tensor([number]))), centers)), size)[0]
 
@@ -194,7 +181,7 @@ def study(
         for way, make in CHANGES.items() if block == -1 else [("unchanged", unchanged)]:
             change = make(maps)
             for seed in progress(seeds, f"block {block}, {way}"):
-                predicted = list(labels(change, fit(change(maps), seed, n), range(len(val))))
+                predicted = list(predict(change, fit(change(maps), seed, n), range(len(val))))
                 if block == -1:
                     add("features", way, seed, predicted, range(len(val)))
                 if way == "unchanged":
@@ -205,8 +192,8 @@ def study(
     backbone = Backbone.of(base)
     for seed in progress(seeds, "segments and label maps"):
         centers = fit(maps, seed, n)
-        add("segments", "unchanged", seed, labels(unchanged(maps), centers, some), some)
-        add("segments", "spectral", seed, labels(averaged_over_segments, fit(averaged, seed, n), some), some)
+        add("segments", "unchanged", seed, predict(unchanged(maps), centers, some), some)
+        add("segments", "spectral", seed, predict(averaged_over_segments, fit(averaged, seed, n), some), some)
         filtered: dict[str, list[Tensor]] = {name: [] for name in ("upsampled", "CRF", *FILTERS, "averaged shifts")}
         for number in some:
             image = val.image_rows(torch.tensor([number]))[0]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from stego_lib import Run
 from stego_lib.datasets.base import SegmentationDataset
@@ -61,23 +62,34 @@ def measure(
     numbers, n_classes = list(range(len(dataset)) if images is None else images), len(dataset.classes)
     rows, own_size = [], min(dataset.image(numbers[0]).shape[1:])
     for option in options:
-        table = torch.zeros(len(run.segments), n_classes, dtype=torch.int64)
-        own, borders, seconds = torch.zeros(n_classes + 1, n_classes, dtype=torch.int64), torch.zeros(4), 0.0
+        pairs, seconds = [], 0.0
         for number in progress(numbers, ", ".join(f"{key}={value}" for key, value in option.items())):
             image, label = dataset[number]
             assert label is not None
             start = time.process_time()
             predicted = torch.from_numpy(run.predict(image, **option))
             seconds += time.process_time() - start
-            counts = confusion(predicted, label, len(table), n_classes)
-            table, own = table + counts, own + own_assigned(counts)
-            borders = borders + border_counts(predicted[None], label[None], n_classes)
-        matched, by_itself = scores(table, match(table)), scores(own, torch.tensor([*range(n_classes), -1]))
-        row = {"accuracy": matched["accuracy"], "miou": matched["miou"], "own_miou": by_itself["miou"]}
-        row |= {"border_f": border_f(borders), "seconds": seconds / len(numbers)}
+            pairs.append((predicted, label))
         place = {"size": option.get("size", own_size), "tile": option.get("tile"), "refine": option["refine"]}
-        rows.append(place | {"images": len(numbers)} | {key: round(value, 2) for key, value in row.items()})
+        row = score_clusters(pairs, len(run.segments), n_classes) | {"seconds": round(seconds / len(numbers), 2)}
+        rows.append(place | {"images": len(numbers)} | row)
     return pd.DataFrame(rows).astype({"tile": "Int64"})
+
+
+def score_clusters(pairs: Iterable[tuple[Tensor, Tensor]], n_clusters: int, n_classes: int) -> dict[str, float]:
+    """Scores of predicted clusters and labels of several images, each (H, W), in percent.
+
+    Returns accuracy, miou, own_miou and border_f. Clusters are matched to the classes over all images.
+    """
+    table, borders = torch.zeros(n_clusters, n_classes, dtype=torch.int64), torch.zeros(4)
+    own = torch.zeros(n_classes + 1, n_classes, dtype=torch.int64)
+    for predicted, label in pairs:
+        counts = confusion(predicted, label, n_clusters, n_classes)
+        table, own = table + counts, own + own_assigned(counts)
+        borders = borders + border_counts(predicted[None], label[None], n_classes)
+    matched, by_itself = scores(table, match(table)), scores(own, torch.tensor([*range(n_classes), -1]))
+    values = {"accuracy": matched["accuracy"], "miou": matched["miou"], "own_miou": by_itself["miou"]}
+    return {key: round(value, 2) for key, value in (values | {"border_f": border_f(borders)}).items()}
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -242,11 +242,10 @@ def main_scores(root: str | Path) -> pd.DataFrame:
         check_comparable(records := read_records(root / folder))
         parts.append(score_table(records).assign(data=data, backbone=backbone))
     parts.append(pd.read_csv(root / TEST).assign(data="CamVid test"))
-    labeled = pd.read_csv(root / LABELED)
-    names = {"scenes": ("scenes", "scenes_vit_tiny8"), "labelmefacade": ("LabelMeFacade", "photos_vit_tiny8_d6")}
-    dataset, backbone = (labeled["dataset"].map({key: name[part] for key, name in names.items()}) for part in (0, 1))
-    labeled = labeled.assign(data=dataset + " " + labeled["split"], backbone=backbone, seed=labeled["draw"])
-    parts.append(labeled.assign(method="taught_" + labeled["images"].astype(str)))
+    for (dataset, split), rows in pd.read_csv(root / LABELED).groupby(["dataset", "split"]):
+        data, backbone = MAIN[dataset if split == "val" else f"{dataset}_{split}"]
+        methods = "taught_" + rows["images"].astype(str)
+        parts.append(rows.assign(data=data, backbone=backbone, method=methods, seed=rows["draw"]))
     return pd.concat(parts, ignore_index=True)[["data", "backbone", "method", "seed", "accuracy", "miou"]]
 
 
