@@ -706,7 +706,8 @@ def find_run(runs_dir: Path, experiment: Experiment, provenance: Provenance) -> 
     settings, others = _settings(experiment), []
     checkpoints = sorted(runs_dir.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for folder in (path.parent for path in checkpoints):
-        if any(not (folder / name).exists() for name in FILES):
+        # Shared runs have no correspondences and no optimizer.
+        if any(not (folder / name).exists() for name in (*FILES, "correspondences.json")):
             continue
         if _settings(Experiment.read(folder / "experiment.json")) != settings:
             continue

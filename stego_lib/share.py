@@ -71,15 +71,18 @@ def save_run(
 
 def push_run(run: "Run", repository: str, private: bool, **options: Any) -> None:
     """Uploads a run in one commit, see `Run.push_to_hub`. options: arguments of `save_run`."""
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import HfApi
 
     with TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "run"
-        save_run(run, folder, source=f"{HUB}{repository}", **options)
-        files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
+        save_run(run, temporary, source=f"{HUB}{repository}", **options)
         with explained(Exception, f"{repository} cannot be uploaded", "Run `hf auth login` first."):
             HfApi().create_repo(repository, private=private, exist_ok=True)
-            HfApi().create_commit(repository, files, commit_message=f"Run {run.folder.name}")
+            HfApi().upload_folder(
+                repo_id=repository,
+                folder_path=temporary,
+                commit_message=f"Run {run.folder.name}",
+                delete_patterns=[TAUGHT, THUMBNAIL, "backbone.*"],  # of an earlier upload
+            )
 
 
 def is_shared(path: str | Path) -> bool:

@@ -22,7 +22,7 @@ def made(folder: Path, experiment: Experiment = WANTED, **changes: str) -> Path:
     """A run folder with what it takes to be found."""
     write_json(folder / "experiment.json", experiment.to_dict())
     write_json(folder / "provenance.json", MADE_FROM.to_dict() | changes)
-    for name in ("classes.json", "checkpoint.safetensors"):
+    for name in ("classes.json", "checkpoint.safetensors", "correspondences.json"):
         (folder / name).touch()
     return folder
 
@@ -86,6 +86,14 @@ def test_a_run_is_resumed_wherever_its_data_lie_but_not_on_other_data(experiment
     Image.open(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(image)
     with pytest.warns(Notice, match="differs in images"):
         assert train(moved, runs_dir=tmp_path / "runs", resume=True).folder != run.folder
+
+
+def test_a_shared_run_is_not_resumed(experiment, tmp_path):
+    train(experiment, runs_dir=tmp_path / "runs").save_pretrained(tmp_path / "given")
+    shared = load_run(tmp_path / "given", runs_dir=tmp_path / "runs", backbone=experiment.backbone)
+    with pytest.warns(Notice, match="no run to resume"):
+        run = train(experiment, runs_dir=shared.folder.parent, resume=True)
+    assert run.folder != shared.folder
 
 
 def test_each_evaluation_has_its_own_record_and_predict_uses_that_of_the_own_data(experiment, tmp_path):

@@ -82,6 +82,8 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "deletedFile":
+                    del self.files[line["value"]["path"]]
             answer = {"commitUrl": f"http://127.0.0.1/user/streets/commit/{COMMIT}", "commitOid": COMMIT}
         else:  # the repository, the check of the card's metadata
             answer = {"url": "http://127.0.0.1/user/streets", "errors": [], "warnings": []}
@@ -209,6 +211,10 @@ def test_an_upload_is_the_folder(run, image, hub, tmp_path):
     assert b'load_run("hf:user/streets")' in hub["README.md"]
     with pytest.raises(StegoError, match="uploaded"):
         run.push_to_hub("streets/of/user")
+    hub["LICENSE"] = b"by the user"
+    run.push_to_hub("user/streets", license="mit")
+    assert "thumbnail.webp" not in hub and b"thumbnail" not in hub["README.md"], "no file of the earlier upload is left"
+    assert {"LICENSE", "config.json", "head.safetensors"} < set(hub)
 
 
 def test_without_a_network_the_cache_is_read(run, image, monkeypatch, tmp_path):
