@@ -1,9 +1,15 @@
 """What several test files need: where things are, golden arrays, a tiny backbone, an experiment that takes no time."""
 
+import io
 import json
+import os
+import warnings
+from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 
+import matplotlib
+import nbformat
 import numpy as np
 import pytest
 import timm
@@ -12,6 +18,7 @@ from safetensors.torch import save_file
 
 from stego_lib import Experiment, baselines, probes, training
 from stego_lib.experiment import Official
+from stego_lib.utils.notices import Notice
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -60,6 +67,21 @@ def write_dino(path: Path) -> Path:
         vit = timm.create_model("vit_small_patch8_224", embed_dim=64, depth=2, num_heads=1, num_classes=0)
         torch.save({key: value + 0.1 * torch.randn_like(value) for key, value in vit.state_dict().items()}, path)
     return path
+
+
+def run_cells(name: str, **parameters: object) -> str:
+    """Runs the code of notebooks/NAME.ipynb in this process, which saves the start of a kernel; what it prints."""
+    variables, printed = {}, io.StringIO()
+    figures = matplotlib.rc_context({"backend": "agg", "figure.max_open_warning": 0})
+    with figures, warnings.catch_warnings(action="ignore", category=Notice), redirect_stdout(printed):
+        for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells:
+            if cell.cell_type == "code" and cell.id != "colab":
+                exec(compile(cell.source, f"{name}, cell {cell.id}", "exec"), variables)
+            if "parameters" in cell.metadata.get("tags", []):
+                assert parameters.keys() <= variables.keys()
+                variables |= {key: os.fspath(v) if isinstance(v, Path) else v for key, v in parameters.items()}
+        matplotlib.pyplot.close("all")
+    return printed.getvalue()
 
 
 def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-import yaml
 from common import ROOT, few_samples, tiny_experiment
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
@@ -77,36 +76,6 @@ def test_no_result_is_typed_by_hand(path):
     assert not [text[max(0, match.start() - 30) : match.end() + 20] for match in RESULT.finditer(text)]
 
 
-@cache
-def labels() -> set[str]:
-    """Names of labeled equations, figures and headings."""
-    names = {figure_of(cell)["name"] for path in CHAPTERS for cell in code_cells(path) if figure_of(cell)}
-    for path in [*CHAPTERS, *TEXTS]:
-        for pattern in (r"^\$\$ \(([\w-]+)\)$", r"^:name: ([\w-]+)$", r"^\(([\w-]+)\)=$"):
-            names |= set(re.findall(pattern, prose(path), re.MULTILINE))
-    return names
-
-
-@pytest.mark.parametrize("path", [*CHAPTERS, *TEXTS], ids=lambda path: path.stem)
-def test_links_and_references_have_a_target(path):
-    text = prose(path)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith(("http://", "https://")) or target == build.PDF.name:  # put there by the build
-            continue
-        file, _, anchor = target.partition("#")
-        if file:
-            assert str((path.parent / file).resolve().relative_to(ROOT).with_suffix("")) in PAGES, target
-        else:
-            assert anchor in labels(), target
-    assert set(re.findall(r"\{(?:eq|numref)\}`([\w-]+)`", text)) <= labels()
-    keys = set(re.findall(r"^@\w+\{([^,]+),", (ROOT / "book" / "references.bib").read_text(), re.MULTILINE))
-    for names in re.findall(r"\{cite:\w+\}`([^`]+)`", text):
-        assert set(names.split(",")) <= keys
-    for figure in re.findall(r"\{figure\} (\S+)", text):
-        drawn = Path(figure).parent.name == "figures" and Path(figure).stem in labels()  # put there by the build
-        assert drawn or (path.parent / figure).exists()
-
-
 def test_the_reference_documents_every_module_once():
     text = "".join(reference.page(folder) for folder in reference.folders())
     listed = re.findall(r"^\.\. automodule:: (\S+)$", text, re.MULTILINE)
@@ -170,14 +139,6 @@ def test_the_build_gives_chapters_parameters_that_they_have(tmp_path):
         assert name in PAGES and set(parameters) <= set(build.parameters_of(ROOT / f"{name}.ipynb")), name
     with pytest.raises(SystemExit, match="camvid"):
         build.camvid_parameters(str(tmp_path / "camvid"))
-
-
-def test_buttons_lead_to_a_repository_on_github():
-    config = yaml.safe_load((ROOT / "_config.yml").read_text())
-    assert build.with_repository(config, "https://example.org/a/b.git") == config
-    for address in ("https://github.com/someone/project.git", "git@github.com:someone/project.git"):
-        with_buttons = build.with_repository(config, address)
-        assert with_buttons["repository"] == {"url": "https://github.com/someone/project", "branch": "main"}
 
 
 def write_executed(path: Path, cell) -> Path:

@@ -7,12 +7,11 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from common import ROOT, write_backbone
+from common import ROOT, run_cells, write_backbone
 from PIL import Image
 from records import record
 from standins import save
 
-from stego_book.notebooks import run_notebook
 from stego_book.studies import results
 from stego_lib import Experiment, train
 from stego_lib.datasets.scenes import draw_scenes
@@ -20,19 +19,11 @@ from stego_lib.metrics import match, scores
 from stego_lib.utils.files import write_json
 
 NOTEBOOKS = ROOT / "notebooks"
-METHOD = ("stego_from_scratch", "train", "correspondence", "loss", "data", "evaluation", "ablations", "baselines")
 CHAPTERS = (
-    *METHOD,
-    "benchmark",
-    "choosing",
-    "speed",
-    "negative_results",
-    "segment_your_images",
-    "resolution",
-    "name_your_segments",
-    "five_labels",
-    "few_labels",
-)
+    "stego_from_scratch", "train", "correspondence", "loss", "data", "evaluation", "ablations", "baselines",
+    "benchmark", "choosing", "speed", "negative_results", "segment_your_images", "resolution", "name_your_segments",
+    "five_labels", "few_labels",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +34,6 @@ def small(tmp_path_factory):
     backbone = write_backbone(folder / "tiny.safetensors")
     paths = {"data_root": folder / "data", "runs_dir": folder / "runs", "backbone": backbone}
     return {name: str(path) for name, path in paths.items()} | {"device": "cpu"}
-
-
-def run(name: str, parameters: dict, folder: Path) -> str:
-    """Runs a chapter and returns its summary."""
-    return run_notebook(NOTEBOOKS / f"{name}.ipynb", folder / f"{name}.ipynb", parameters)
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -62,35 +48,17 @@ def test_a_chapter_folds_its_set_up_and_has_a_folded_solution_for_each_exercise(
     assert len(re.findall(r"^\*\*\d\. ", text, re.MULTILINE)) == len(solutions) >= 3
 
 
-def test_equations_have_labels_of_their_own():
-    sources = [cell.source for path in NOTEBOOKS.glob("*.ipynb") for cell in nbformat.read(path, 4).cells]
-    labels = [label for source in sources for label in re.findall(r"\$\$ \((eq-[a-z-]+)\)", source)]
-    assert len(set(labels)) == len(labels) > 10
-
-
 def test_evaluation_scores_as_the_record_and_the_seeds_on_record_say(small, tmp_path):
     records = tmp_path / "records"
     for seed in range(4):
         write_json(records / f"{seed}.json", record(seed))
-    text = run("evaluation", small | {"steps": 6, "clusters": "0 3", "crf": False, "records": str(records)}, tmp_path)
+    text = run_cells("evaluation", **small, steps=6, clusters="0 3", crf=False, records=records)
     (kept,) = Path(small["runs_dir"]).glob("*/metrics.json")
     counts = np.array(json.loads(kept.read_text())["confusion"])
     expected = scores(counts, match(counts))
     assert f"accuracy {expected['accuracy']:.1f}, mIoU {expected['miou']:.1f}" in text
     values = [kept["scores"]["cluster"]["miou"] for kept in results.read_records(records)]
     assert f"best of 4 recorded seeds {max(values):.1f}, their mean {np.mean(values):.1f}" in text
-
-
-def test_baselines_trains_what_has_no_record(small, tmp_path):
-    records = tmp_path / "records"
-    parameters = {"steps": 4, "seeds": "0", "dims": "2 8 64", "limit": 3, "records": str(records)}
-    text = run("baselines", small | parameters, tmp_path)
-    kept = results.read_records(records)
-    made = sorted((one["fixed_head"], one["experiment"]["code_dim"]) for one in kept)
-    # 64 exceeds the 32 channels of the backbone.
-    assert made == [("pca", 2), ("pca", 8), ("random projection", 2)]
-    best = max(one["scores"]["cluster"]["miou"] for one in kept if one["fixed_head"] == "pca")
-    assert f"pca: best {best:.1f} mIoU" in text
 
 
 def noisy_images(folder: Path) -> str:
@@ -104,8 +72,8 @@ def noisy_images(folder: Path) -> str:
 def test_segmenting_a_folder_gives_label_maps_of_the_images_size(small, tmp_path):
     values = {name: value for name, value in small.items() if name != "runs_dir"}
     folder = train(Experiment.preset("scenes", **values, steps=4), runs_dir=tmp_path).folder
-    parameters = {"run": str(folder), "images": noisy_images(tmp_path / "images"), "output": str(tmp_path / "out")}
-    run("segment_your_images", parameters, tmp_path)
+    images = noisy_images(tmp_path / "images")
+    run_cells("segment_your_images", run=folder, images=images, output=tmp_path / "out")
     for number in range(4):
         assert np.array(Image.open(tmp_path / "out" / "labels" / f"{number}.png")).shape == (80, 112 + number)
 
@@ -113,32 +81,25 @@ def test_segmenting_a_folder_gives_label_maps_of_the_images_size(small, tmp_path
 def test_names_of_segments_are_in_every_annotation(small, tmp_path):
     """Without names the chapter shows placeholders on a copy of the run; then names come from a file."""
     images = noisy_images(tmp_path / "images")
-    parameters = {"images": images, "backbone": small["backbone"], "runs_dir": str(tmp_path / "runs"), "device": "cpu"}
-    run("name_your_segments", parameters | {"steps": 2, "n_classes": 5, "max_rows": 3}, tmp_path)
+    parameters = dict(images=images, backbone=small["backbone"], runs_dir=tmp_path / "runs", device="cpu")
+    run_cells("name_your_segments", **parameters, steps=2, n_classes=5, max_rows=3)
     (folder,) = (tmp_path / "runs").glob("*-folder-*")
-    assert not (folder / "names.json").exists() and "merged" in (tmp_path / "name_your_segments.ipynb").read_text()
+    assert not (folder / "names.json").exists()
     categories = json.loads((folder / "annotated" / "panoptic.json").read_text())["categories"]
     assert [category["name"] for category in categories] == [f"cluster {number}" for number in range(5)]
     write_json(tmp_path / "names.json", {"cluster 0": "ground", "cluster 4": "ground", "cluster 2": None})
-    given = {"images": images, "run": str(folder), "names": str(tmp_path / "names.json"), "device": "cpu"}
-    run("name_your_segments", given | {"formats": "coco-panoptic"}, tmp_path)
+    given = dict(images=images, run=folder, names=tmp_path / "names.json", formats="coco-panoptic", device="cpu")
+    run_cells("name_your_segments", **given)
     categories = json.loads((folder / "annotated" / "panoptic.json").read_text())["categories"]
     assert [category["name"] for category in categories] == ["ground", "cluster 1", "cluster 3"]
 
 
 def test_stego_from_scratch_gives_what_the_library_gives(small, tmp_path):
     """Every comparison inside the chapter passes, and its last table agrees with the library's run record."""
-    parameters = {"data_root": small["data_root"], "runs_dir": str(tmp_path / "runs"), "steps": 4}
-    text = run("stego_from_scratch", parameters, tmp_path)
+    text = run_cells("stego_from_scratch", data_root=small["data_root"], runs_dir=tmp_path / "runs", steps=4)
     (kept,) = (tmp_path / "runs").glob("from_scratch/*/metrics.json")
     expected = json.loads(kept.read_text())["scores"]["cluster"]
     rows = re.findall(r"^  (.{28}) accuracy.*mIoU +([\d.]+)$", text, re.MULTILINE)
     shown = {name.strip(): float(miou) for name, miou in rows}
     assert shown["stego_lib"] == pytest.approx(expected["miou"], abs=0.06)
     assert set(shown) == {"k-means on frozen features", "STEGO from scratch", "stego_lib"}
-
-
-def test_the_photographs_of_the_project_are_small():
-    files = sorted((ROOT / "data" / "photographs").glob("*.jpg"))
-    assert len(files) == 24 and sum(file.stat().st_size for file in files) < 600_000
-    assert all(Image.open(file).convert("RGB").width >= 240 for file in files)

@@ -13,12 +13,11 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from common import ROOT
+from common import ROOT, run_cells
 from nbformat.v4 import new_code_cell
 from PIL import Image
 from randomrun import random_run, written
 
-from stego_book.notebooks import run_notebook
 from stego_lib import load_run
 from stego_lib.teach import CLICK
 
@@ -87,19 +86,11 @@ def test_saved_clicks_teach_the_run_and_come_back(run, images, tmp_path):
 def test_the_chapter_takes_a_file_of_clicks(run, images, tmp_path):
     clicks = [("a.png", 10, 12, "tomato"), ("a.png", 80, 50, "grass"), ("b.png", 80, 20, "grass")]
     pd.DataFrame(clicks, columns=CLICK).to_csv(tmp_path / "clicks.csv", index=False)
-    parameters = {"images": images, "run": run.folder, "clicks": tmp_path / "clicks.csv", "output": tmp_path / "out"}
-    text = run_notebook(NOTEBOOK, tmp_path / "five_labels.ipynb", parameters | {"device": "cpu"})
+    given = dict(images=images, run=run.folder, clicks=tmp_path / "clicks.csv", output=tmp_path / "out")
+    text = run_cells("five_labels", **given, device="cpu")
     assert "3 clicks on 2 of 2 images, 2 names" in text
     label = np.array(Image.open(tmp_path / "out" / "labels" / "b.png"))
     assert (label[:, :40] == 0).mean() > 0.95 and (label[:, 56:] == 1).mean() > 0.95
-
-
-def test_the_clicks_of_the_project_lie_on_its_photographs():
-    table = pd.read_csv(ROOT / "data" / "photographs" / "clicks.csv")
-    assert tuple(table) == CLICK and len(table) == 30 and table["name"].nunique() == 3
-    for click in table.itertuples():
-        width, height = Image.open(ROOT / "data" / "photographs" / click.image).size
-        assert 0 <= click.x < width and 0 <= click.y < height
 
 
 @pytest.fixture

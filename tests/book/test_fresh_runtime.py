@@ -13,13 +13,10 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from common import ROOT
+from common import ROOT, run_cells
 from PIL import Image
 
-from stego_book.notebooks import run_notebook
-
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-QUICKSTART = ROOT / "notebooks" / "quickstart.ipynb"
 CELLS = [next(cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code") for path in NOTEBOOKS]
 # Python that hides an installed stego_lib, keeps pip from running, prints its arguments, and runs the cell.
 KERNEL = """
@@ -88,12 +85,11 @@ def test_without_an_address_it_names_the_remedy(tmp_path):
 
 
 def test_the_quickstart_runs_in_ten_cells(tmp_path, backbone_file):
-    assert len(nbformat.read(QUICKSTART, 4).cells) <= 10
+    assert len(nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", 4).cells) <= 10
     images, rng = tmp_path / "images", np.random.default_rng(0)
     images.mkdir()
     for i in range(6):
         Image.fromarray(rng.integers(0, 256, (40, 56, 3), np.uint8)).save(images / f"{i}.png")
-    given = dict(images=str(images), backbone=str(backbone_file), n_classes=2, steps=2, runs_dir=str(tmp_path / "runs"))
-    run_notebook(QUICKSTART, tmp_path / "out.ipynb", given)
+    run_cells("quickstart", images=images, backbone=backbone_file, n_classes=2, steps=2, runs_dir=tmp_path / "runs")
     (written,) = (tmp_path / "runs").glob("*/segmented")
     assert len(list((written / "labels").glob("*.png"))) == 6 and (written / "areas.csv").is_file()
