@@ -116,7 +116,7 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
         run.check_classes(dataset)
     if experiment.official.subtract_mean and start is None:
         model.feature_mean.copy_(features.mean.view(1, -1, 1, 1))
-    features = features.shared()
+    features.share()
     neighbors = devices.once(lambda: find_neighbors(features, model, experiment))
     trainer = method(run, features, neighbors)
     if resumed:

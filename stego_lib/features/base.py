@@ -1,9 +1,14 @@
-"""Interface of the features of a split."""
+"""Base class of the features of a split."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .store import Source, Store
 
 # Label of ignored pixels in stored label maps.
 NO_LABEL = 255
@@ -14,24 +19,40 @@ class Features(ABC):
 
     kind: str
     """"full", "compact" or "online"."""
-    name: str
-    """Dataset and split, for messages."""
-    shape: tuple[int, int, int, int]
-    """(N, C, h, w) of the features."""
-    image_size: tuple[int, int]
-    """(H, W) of images and label maps."""
-    has_labels: bool
-    """Whether label maps hold at least two classes, which a linear probe needs."""
-    n_classes: int
-    fingerprints: dict[str, str | None]
-    """Fingerprints of the content of the images ("images") and label maps ("labels", or None)."""
-    class_pixels: list[int] | None
-    """Number of pixels of each class at this size; None without labels."""
-    pooled: Tensor
-    """Features averaged over positions, float32 (N, C)."""
+    store: "Store"
+
+    def __init__(self, source: "Source", root: Path):
+        self.source, self.root = source, root
+        self.name, self.shape, self.image_size = str(source), source.shape, source.image_size
+        self.n_classes = len(source.dataset.classes)
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the store."""
+        return self.store.folder
+
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """Fingerprints of the content of the images ("images") and label maps ("labels", or None)."""
+        return self.store.about["fingerprints"]
+
+    @property
+    def class_pixels(self) -> list[int] | None:
+        """Number of pixels of each class at this size; None without labels."""
+        return self.store.about["class_pixels"]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether label maps hold at least two classes, which a linear probe needs."""
+        return sum(count > 0 for count in self.class_pixels or ()) > 1
+
+    @property
+    def pooled(self) -> Tensor:
+        """Features averaged over positions, float32 (N, C)."""
+        return self.store.read("pooled", torch.arange(len(self)))
 
     @property
     def mean(self) -> Tensor:
@@ -62,6 +83,5 @@ class Features(ABC):
         """Copies stored features to a GPU if they fit; returns whether they do. free: bytes, of the GPU by default."""
         return False
 
-    def shared(self) -> "Features":
+    def share(self) -> None:  # noqa: B027
         """Divides the computation of rows between the processes, which must then read the same rows together."""
-        return self

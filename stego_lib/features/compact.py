@@ -1,7 +1,8 @@
 """A compact store: principal components of the features in 8 bits."""
 
-import shutil
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..utils.files import atomic
 from ..utils.notices import notice
 from ..utils.progress import progress, say
 from .online import OnlineFeatures
-from .store import Arrays, Source, Store
+from .store import Arrays, Store
 
 # Largest mean error of a feature correspondence. It changed cluster mIoU by at most 0.1 on scenes and CamVid (three
 # seeds, chapter on speed).
@@ -55,26 +56,20 @@ def fit_components(sample: Tensor) -> Components:
 
     sample: features (B, C, h, w) of some images.
     """
-    (images, channels), cells = sample.shape[:2], min(sample[0, 0].numel(), CELLS)
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.stack([torch.randperm(sample[0, 0].numel(), generator=generator)[:cells] for _ in range(images)])
-    maps = sample.flatten(2).gather(2, chosen[:, None].expand(-1, channels, -1)).unsqueeze(3)  # (B, C, cells, 1)
+    cells = torch.randperm(sample[0, 0].numel(), generator=torch.Generator().manual_seed(0))[:CELLS]
+    maps = sample.flatten(2)[:, :, cells, None]
     points = maps.movedim(1, -1).flatten(0, 2).double()
-    mean = points.mean(0)
+    mean, step = points.mean(0), max(1, len(points) // COMPARED)
     basis = torch.linalg.eigh((points - mean).T @ (points - mean)).eigenvectors.flip(1).T.float()
-    step = max(1, images * cells // COMPARED)
 
     def measure(count: int) -> Components:
         components = Components(mean.float(), basis[:count])
         decoded = components.decode(*components.encode(maps))
-        error = correspondence_error(maps[:, :, ::step], decoded[:, :, ::step])
-        return Components(components.mean, components.basis, error)
+        return replace(components, error=correspondence_error(maps[:, :, ::step], decoded[:, :, ::step]))
 
-    low, high = 1, max(1, int(channels * MAX_SHARE))
-    while low < high:  # bisection; the error decreases with the number of components
-        middle = (low + high) // 2
-        low, high = (low, middle) if measure(middle).error <= MAX_ERROR else (middle + 1, high)
-    return measure(low)
+    most = max(1, int(len(basis) * MAX_SHARE))
+    # The error decreases with the number of components.
+    return measure(1 + bisect_left(range(1, most), True, key=lambda count: measure(count).error <= MAX_ERROR))
 
 
 def correspondence_error(features: Tensor, others: Tensor) -> float:
@@ -88,45 +83,43 @@ class CompactFeatures(OnlineFeatures):
 
     kind = "compact"
 
-    def __init__(self, source: Source, root: Path):
-        super().__init__(source, root)
-        self.store  # noqa: B018
-
-    def _open(self) -> Store:
-        store = Store(self.source, self._root, "compact", MAX_ERROR, MAX_SHARE, SAMPLE, CELLS)
-        self.components = self._components(store.folder / "components.npz")
+    @cached_property
+    def store(self) -> Store:  # type: ignore[override]
+        store = Store(self.source, self.root, "compact", MAX_ERROR, MAX_SHARE, SAMPLE, CELLS)
+        path = store.folder / "components.npz"
+        if not path.exists():
+            self._fit(path)
+        with np.load(path) as file:
+            mean, basis = (torch.from_numpy(file[name]) for name in ("mean", "basis"))
+            self.components = Components(mean, basis, float(file["error"]))
         count = len(self.components.basis)
         arrays: Arrays = {"features": (np.int8, (count, *self.shape[2:])), "units": (np.float32, (count,))}
         store.complete(arrays, lambda features, _: dict(zip(arrays, self.components.encode(features), strict=True)))
         return store
 
-    def _components(self, path: Path) -> Components:
-        """Reads the components of the store, or fits them."""
-        if not path.exists():
-            for shard in path.parent.glob("shard-*"):  # cannot be decoded without their components
-                shutil.rmtree(shard)
-            rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values
-            batches = progress(rows.split(16), f"principal components of {self.name}")
-            fitted = fit_components(torch.cat([super(CompactFeatures, self).rows(batch) for batch in batches]))
-            error = f"mean error of a correspondence {fitted.error:.4f}"
-            say(f"compact features of {self.name}: {len(fitted.basis)} of {self.shape[1]} components, {error}")
-            if fitted.error > MAX_ERROR:
-                notice(f"compact features of {self.name} are inexact ({error}). Use feature_store='full'.")
-            if not path.exists():  # another process may have written it
-                with atomic(path) as temporary, open(temporary, "wb") as file:
-                    np.savez(file, mean=fitted.mean, basis=fitted.basis, error=fitted.error)
-        with np.load(path) as file:
-            return Components(torch.from_numpy(file["mean"]), torch.from_numpy(file["basis"]), float(file["error"]))
+    def _fit(self, path: Path) -> None:
+        """Fits the components of the store to some images."""
+        rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values
+        batches = progress(rows.split(16), f"principal components of {self.name}")
+        fitted = fit_components(torch.cat([super(CompactFeatures, self).rows(batch) for batch in batches]))
+        error = f"mean error of a correspondence {fitted.error:.4f}"
+        say(f"compact features of {self.name}: {len(fitted.basis)} of {self.shape[1]} components, {error}")
+        if fitted.error > MAX_ERROR:
+            notice(f"compact features of {self.name} are inexact ({error}). Use feature_store='full'.")
+        if not path.exists():  # another process may have written it
+            with atomic(path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, mean=fitted.mean, basis=fitted.basis, error=fitted.error)
 
     def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
         """Decoded features of the images `index`, float32 (B, C, h, w), on `device`."""
-        return self.components.decode(*(self.store.read(name, index, device) for name in ("features", "units")))
+        store = self.store  # first, because it opens the components
+        return self.components.decode(*(store.read(name, index, device) for name in ("features", "units")))
 
     def prefetch(self, index: Tensor) -> None:
         """Does nothing, because features are stored."""
 
-    def shared(self) -> "CompactFeatures":
-        return self
+    def share(self) -> None:
+        """Does nothing, because features are stored."""
 
     def keep_on(self, device: torch.device, free: int | None = None) -> bool:
         return self.store.keep_on(device, ("features", "units"), free)

@@ -22,15 +22,16 @@ from ..datasets.base import Sample, SegmentationDataset
 from ..datasets.layout import checksum_of
 from ..datasets.transforms import Size, resize_image, resize_label
 from ..utils import devices
-from ..utils.errors import StegoError, brief
+from ..utils.errors import StegoError
 from ..utils.files import disk_errors, fingerprint, read_json, write_json
 from ..utils.memory import enough_memory
-from ..utils.notices import notice
 from ..utils.progress import progress, say
 from .base import NO_LABEL, Features
 
 # Version of the content and layout of stores; other versions are not used.
 VERSION = 6
+# Bytes of the header of a .npy file.
+HEADER = 128
 # Images per shard.
 SHARD = 1024
 # Share of a GPU's free memory that features may use; training needs the rest.
@@ -129,33 +130,30 @@ def content_fingerprints(dataset: SegmentationDataset, root: Path) -> dict[str, 
 
     Reads all files, unless their names, sizes and modification times are those of a result cached in `root`.
     """
-    path = _contents(root, _listing(dataset))
+    path = _cache(root, _listing(dataset))
     if not path.exists():
         files = list(dict.fromkeys(filter(None, [*dataset.images, *dataset.labels])))  # crops share a file
         with ThreadPoolExecutor() as pool:  # hashing releases the GIL
             bar = progress(pool.map(checksum_of, files), f"checksums of {dataset.name}", total=len(files))
-            digests = dict(zip(files, bar, strict=True))
-        pairs = zip(dataset.images, dataset.labels, strict=True)
-        write_json(
-            path, _combine(dataset, [(digests[image], digests[label] if label else None) for image, label in pairs])
-        )
+            digests: dict[Path | None, str | None] = {None: None} | dict(zip(files, bar, strict=True))
+        write_json(path, _combine(dataset, [digests[p] for p in dataset.images], [digests[p] for p in dataset.labels]))
     return read_json(path)
+
+
+def _cache(root: Path, listing: str) -> Path:
+    return root / ".contents" / f"{listing}.json"
 
 
 def _listing(dataset: SegmentationDataset) -> str:
     return fingerprint([*dataset.settings(labels=True), *dataset.listing()])
 
 
-def _contents(root: Path, listing: str) -> Path:
-    return root / ".contents" / f"{listing}.json"
-
-
-def _combine(dataset: SegmentationDataset, digests: list[tuple[str, str | None]]) -> dict[str, str | None]:
+def _combine(dataset: SegmentationDataset, images: Sequence, labels: Sequence) -> dict[str, str | None]:
     """Combines the SHA-256 of the files of each row into fingerprints of images and label maps."""
-    images = [(path.name, image) for path, (image, _) in zip(dataset.images, digests, strict=True)]
-    labels = [(path.name, label) for path, (_, label) in zip(dataset.labels, digests, strict=True) if path is not None]
-    labeled = fingerprint([*dataset.settings(labels=True), labels]) if dataset.has_labels else None
-    return {"images": fingerprint([*dataset.settings(labels=False), images]), "labels": labeled}
+    image_files = [(path.name, digest) for path, digest in zip(dataset.images, images, strict=True)]
+    label_files = [(path.name, digest) for path, digest in zip(dataset.labels, labels, strict=True) if path]
+    labeled = fingerprint([*dataset.settings(labels=True), label_files]) if dataset.has_labels else None
+    return {"images": fingerprint([*dataset.settings(labels=False), image_files]), "labels": labeled}
 
 
 class Store:
@@ -170,8 +168,8 @@ class Store:
         dataset, backbone = source.dataset, source.backbone
         self.source, self._root, self._listing = source, root, _listing(dataset)
         self._resident: dict[str, Tensor] = {}
-        self.shard_rows = SHARD // dataset.pieces * dataset.pieces
-        self.shards = math.ceil(len(dataset) / self.shard_rows)
+        rows = SHARD // dataset.pieces * dataset.pieces
+        self._shards = [range(start, min(start + rows, len(dataset))) for start in range(0, len(dataset), rows)]
         rules = (VERSION, *dataset.settings(labels=True), source.size, source.mirror, source.published)
         stem = f"{dataset.name}-{dataset.split}-{kind}-{fingerprint(*rules, backbone.fingerprint(), *settings)}"
         self.folder = root / f"{stem}-{self._listing}"
@@ -182,7 +180,7 @@ class Store:
                 self.folder = path.parent
 
     def complete(self, arrays: Arrays, encode: Encode) -> None:
-        """Computes missing and damaged shards.
+        """Computes missing shards.
 
         arrays: the arrays to store in addition to "pooled". encode: converts float32 features (B, C, h, w) and samples
         to a batch of each array.
@@ -191,8 +189,7 @@ class Store:
         self._encode = encode
         about = self.folder / "about.json"
         with disk_errors(self.folder):
-            missing = [number for number in range(self.shards) if not self._usable(number)]
-            if missing:
+            if missing := [number for number in range(len(self._shards)) if not self._shard(number).exists()]:
                 self._extract(missing)
             if missing or not about.exists():
                 write_json(about, self._about())
@@ -209,29 +206,25 @@ class Store:
         values: np.ndarray = np.empty((len(rows), *shape), dtype)
         # Not by memory maps: opening them takes a fifth more time, and open ones count as the process's memory.
         order = sorted(range(len(rows)), key=rows.__getitem__)
-        for number, group in groupby(order, lambda i: rows[i] // self.shard_rows):
-            path = self._shard(number) / f"{name}.npy"
-            with open(path, "rb", buffering=0) as file:
-                start = os.fstat(file.fileno()).st_size - len(self._rows(number)) * size  # after the header
+        for number, group in groupby(order, lambda i: rows[i] // len(self._shards[0])):
+            path, shard = self._shard(number) / f"{name}.npy", self._shards[number]
+            with disk_errors(path), open(path, "rb", buffering=0) as file:
+                if os.fstat(file.fileno()).st_size != HEADER + len(shard) * size:
+                    raise StegoError(f"{path} is damaged. Delete the folder {path.parent}.")
                 for i in group:
-                    file.seek(start + rows[i] % self.shard_rows * size)
-                    if file.readinto(values[i]) != size:
-                        raise IndexError(f"{path} has no row {rows[i]}")
+                    file.seek(HEADER + (rows[i] - shard.start) * size)
+                    file.readinto(values[i])
         return torch.from_numpy(values).to(device)
-
-    def read_all(self, name: str) -> Tensor:
-        """Reads a whole array."""
-        return torch.from_numpy(np.concatenate([np.load(self._shard(n) / f"{name}.npy") for n in range(self.shards)]))
 
     def keep_on(self, device: torch.device, names: tuple[str, ...], free: int | None = None) -> bool:
         """Copies arrays to a GPU if they fit, see `Features.keep_on`."""
         if free is None:
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-        if len(self.source.dataset) * sum(self._row_bytes(name) for name in names) > GPU_SHARE * free:
+        if len(self.source.dataset) * sum(map(self._row_bytes, names)) > GPU_SHARE * free:
             return False
-        rows = torch.arange(len(self.source.dataset)).split(self.shard_rows)
+        shards = [torch.tensor(shard) for shard in self._shards]
         try:
-            self._resident = {name: torch.cat([self.read(name, shard, device) for shard in rows]) for name in names}
+            self._resident = {name: torch.cat([self.read(name, shard, device) for shard in shards]) for name in names}
         except torch.OutOfMemoryError:  # other processes may use the GPU
             return False
         return True
@@ -239,38 +232,14 @@ class Store:
     def _shard(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}"
 
-    def _rows(self, number: int) -> range:
-        return range(number * self.shard_rows, min((number + 1) * self.shard_rows, len(self.source.dataset)))
-
     def _row_bytes(self, name: str) -> int:
         dtype, shape = self.arrays[name]
         return np.dtype(dtype).itemsize * math.prod(shape)
 
-    def _usable(self, number: int) -> bool:
-        """Whether a shard exists with arrays of the right types and sizes. Removes a damaged one, with a notice."""
-        shard = self._shard(number)
-        if not shard.exists():
-            return False
-        if damage := self._damage(number):  # no file is open here, because Windows cannot remove open files
-            notice(f"{shard} is damaged ({damage}) and is computed again.")
-            shutil.rmtree(shard)
-        return not damage
-
-    def _damage(self, number: int) -> str:
-        """What is wrong with the arrays of a shard; "" if nothing is."""
-        for name, (dtype, shape) in self.arrays.items():
-            try:
-                array = np.load(self._shard(number) / f"{name}.npy", mmap_mode="r")
-            except (OSError, ValueError, EOFError) as error:
-                return brief(error)
-            if (array.dtype, array.shape) != (dtype, (len(self._rows(number)), *shape)):
-                return f"{name}.npy has another type or size"
-        return ""
-
     def _extract(self, missing: list[int]) -> None:
         """Computes every n-th missing shard, and waits for the shards of other processes."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        needed = sum(len(self._rows(number)) for number in missing) * sum(map(self._row_bytes, self.arrays))
+        needed = sum(len(self._shards[number]) for number in missing) * sum(map(self._row_bytes, self.arrays))
         free = shutil.disk_usage(self.folder).free
         if needed > 0.95 * free:
             raise StegoError(
@@ -281,27 +250,26 @@ class Store:
         own = [number for number in missing if number % count == rank]
         if rank == 0:
             say(f"features of {self.source}: {needed / 1e9:.2f} GB in {self.folder}")
-        reader, total = Reader(self.source.sample, self.source.dataset.pieces), sum(len(self._rows(n)) for n in own)
+        reader = Reader(self.source.sample, self.source.dataset.pieces)
+        total = sum(len(self._shards[number]) for number in own)
         with closing(reader), progress((), f"features of {self.source}", total=total) as bar:
             for number in own:
                 self._compute(number, reader, bar.update)
-            others, started = [number for number in missing if number not in own], time.monotonic()
-            if others:
-                say(f"waiting for other processes to compute features of {self.source}")
-            for number in others:
+            started = time.monotonic()
+            for number in set(missing).difference(own):
                 while not self._shard(number).exists() and time.monotonic() - started < SHARD_TIMEOUT:
                     time.sleep(0.2)
                 self._compute(number, reader, bar.update)  # unless it exists
 
     def _compute(self, number: int, reader: Reader, advance: Callable[[int], object]) -> None:
         """Writes a shard to a temporary folder and renames it, unless it exists."""
-        rows, shard = self._rows(number), self._shard(number)
+        rows, shard = self._shards[number], self._shard(number)
         if shard.exists():
             return
         temporary = shard.with_name(f".{shard.name}-{uuid.uuid4().hex[:8]}")
         temporary.mkdir()
         try:
-            size, digests, pixels = self.source.batch, [], np.zeros(len(self.source.dataset.classes), np.int64)
+            size, digests, pixels = self.source.batch, [], np.zeros(256, np.int64)
             for start in range(0, len(rows), size):
                 batch = rows[start : start + size]
                 samples = reader.take(batch)
@@ -313,9 +281,10 @@ class Store:
                 for sample in samples:
                     digests.append([sample.image_sha256, sample.label_sha256])
                     if sample.label is not None:
-                        pixels += np.bincount(sample.label.numpy().ravel(), minlength=256)[: len(pixels)]
+                        pixels += np.bincount(sample.label.numpy().ravel(), minlength=256)
                 advance(len(batch))
-            write_json(temporary / "shard.json", {"class_pixels": pixels.tolist(), "digests": digests})
+            counts = pixels[: len(self.source.dataset.classes)].tolist()
+            write_json(temporary / "shard.json", {"class_pixels": counts, "digests": digests})
             temporary.rename(shard)
         except (OSError, StegoError):
             if not shard.exists():  # otherwise another process has written it
@@ -325,16 +294,13 @@ class Store:
 
     def _about(self) -> dict[str, Any]:
         """Content of about.json."""
-        source = self.source
-        shards = [read_json(self._shard(number) / "shard.json") for number in range(self.shards)]
-        fingerprints = _combine(source.dataset, [tuple(pair) for shard in shards for pair in shard["digests"]])
-        write_json(_contents(self._root, self._listing), fingerprints)
+        dataset = self.source.dataset
+        shards = [read_json(self._shard(number) / "shard.json") for number in range(len(self._shards))]
+        fingerprints = _combine(dataset, *zip(*(pair for shard in shards for pair in shard["digests"]), strict=True))
+        write_json(_cache(self._root, self._listing), fingerprints)
         pixels = np.sum([shard["class_pixels"] for shard in shards], axis=0).tolist()
-        return {
-            "images": len(source.dataset),
-            "fingerprints": fingerprints,
-            "class_pixels": pixels if source.dataset.has_labels else None,
-        }
+        pixels = pixels if dataset.has_labels else None
+        return {"images": len(dataset), "fingerprints": fingerprints, "class_pixels": pixels}
 
 
 def _append(path: Path, rows: Tensor, total: int) -> None:
@@ -347,44 +313,13 @@ def _append(path: Path, rows: Tensor, total: int) -> None:
         file.write(array.data)
 
 
-class StoredFeatures(Features):
-    """Base class of features with a store."""
-
-    def __init__(self, source: Source):
-        self.source, self.name, self.shape, self.image_size = source, str(source), source.shape, source.image_size
-        self.n_classes = len(source.dataset.classes)
-
-    store: Store
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the store."""
-        return self.store.folder
-
-    @property
-    def fingerprints(self) -> dict[str, str | None]:  # type: ignore[override]
-        return self.store.about["fingerprints"]
-
-    @property
-    def class_pixels(self) -> list[int] | None:  # type: ignore[override]
-        return self.store.about["class_pixels"]
-
-    @property
-    def has_labels(self) -> bool:  # type: ignore[override]
-        return bool(np.count_nonzero(self.class_pixels or 0) > 1)
-
-    @property
-    def pooled(self) -> Tensor:  # type: ignore[override]
-        return self.store.read_all("pooled")
-
-
-class FullFeatures(StoredFeatures):
+class FullFeatures(Features):
     """Features, label maps and images stored on disk."""
 
     kind = "full"
 
     def __init__(self, source: Source, root: Path):
-        super().__init__(source)
+        super().__init__(source, root)
         arrays: Arrays = {"features": (np.float16, self.shape[1:]), "images": (np.uint8, (3, *self.image_size))}
         if source.dataset.has_labels:
             arrays["labels"] = (np.uint8, self.image_size)
