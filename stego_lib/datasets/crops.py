@@ -24,26 +24,29 @@ Box = tuple[int, int, int, int]
 
 
 class Crops(SegmentationDataset, ABC):
-    """Base class of `FiveCrop`, `RandomCrop` and `Tiles`: replaces each image of `dataset` by crops.
+    """Base class of `FiveCrop`, `RandomCrop` and `Tiles`: replaces each image of `dataset` by `counts` crops.
 
-    Item `index` is crop c of image i, where (i, c) = `places[index]`; its name is NAME-KINDc.
+    Item `index` is crop c of image i, where (i, c) = `places[index]`; its name is NAME-KINDc. rules: settings of the
+    crops, for fingerprints.
     """
 
     kind = "crop"
     pieces = COUNT
 
-    def __init__(self, dataset: SegmentationDataset, ratio: float = RATIO, counts: Sequence[int] | None = None):
-        self.whole, self.ratio = dataset, ratio
-        counts = counts or [COUNT] * len(dataset)
-        self.places = [(i, c) for i, count in enumerate(counts) for c in range(count)]
+    def __init__(self, dataset: SegmentationDataset, rules: list, counts: Sequence[int] | None = None):
+        self.whole, self.crop_rules = dataset, rules
+        self.places = [(i, c) for i, count in enumerate(counts or [COUNT] * len(dataset)) for c in range(count)]
         images, labels = [dataset.images[i] for i, _ in self.places], [dataset.labels[i] for i, _ in self.places]
         super().__init__(dataset.name, dataset.split, dataset.classes, images, labels)
         self.names = [f"{dataset.names[i]}-{self.kind}{c}" for i, c in self.places]
         self._last = threading.local()
 
-    @property
-    def has_labels(self) -> bool:
-        return self.whole.has_labels
+    @abstractmethod
+    def boxes(self, index: int, height: int, width: int) -> list[Box]:
+        """Boxes of the crops of image `index` with this height and width."""
+
+    def settings(self, *, labels: bool) -> list:
+        return [*self.whole.settings(labels=labels), *self.crop_rules]
 
     def sample(self, index: int) -> Sample:
         whole = self._whole("sample", index)
@@ -60,10 +63,6 @@ class Crops(SegmentationDataset, ABC):
             self._last.value, self._last.key = getattr(self.whole, what)(key[1]), key
         return self._last.value
 
-    @abstractmethod
-    def boxes(self, index: int, height: int, width: int) -> list[Box]:
-        """Boxes of the crops of image `index` with this height and width."""
-
     def cut_like(self, image: Tensor, index: int) -> Tensor:
         """Cuts crop `index` out of a map (..., H, W) of the whole image."""
         number, crop = self.places[index]
@@ -74,11 +73,11 @@ class Crops(SegmentationDataset, ABC):
 class FiveCrop(Crops):
     """Four corners and the center: top left, top right, bottom left, bottom right, center."""
 
-    def boxes(self, index: int, height: int, width: int) -> list[Box]:
-        return five_boxes(height, width, self.ratio)
+    def __init__(self, dataset: SegmentationDataset):
+        super().__init__(dataset, ["five-crop", RATIO])
 
-    def settings(self, *, labels: bool) -> list:
-        return [*self.whole.settings(labels=labels), "five-crop", self.ratio]
+    def boxes(self, index: int, height: int, width: int) -> list[Box]:
+        return five_boxes(height, width)
 
 
 class RandomCrop(Crops):
@@ -89,17 +88,14 @@ class RandomCrop(Crops):
 
     kind = "random"
 
-    def __init__(self, dataset: SegmentationDataset, ratio: float = RATIO, seed: int = 0):
-        super().__init__(dataset, ratio)
+    def __init__(self, dataset: SegmentationDataset, seed: int = 0):
+        super().__init__(dataset, ["random-crop", RATIO, seed])
         self.seed = seed
 
     def boxes(self, index: int, height: int, width: int) -> list[Box]:
-        h, w = int(self.ratio * height), int(self.ratio * width)
+        h, w = int(RATIO * height), int(RATIO * width)
         places = np.random.default_rng([self.seed, index]).integers(0, (height - h + 1, width - w + 1), (COUNT, 2))
         return [(top, left, h, w) for top, left in places.tolist()]
-
-    def settings(self, *, labels: bool) -> list:
-        return [*self.whole.settings(labels=labels), "random-crop", self.ratio, self.seed]
 
 
 class Tiles(Crops):
@@ -111,7 +107,7 @@ class Tiles(Crops):
     def __init__(self, dataset: SegmentationDataset, size: Size):
         self.size = (size, size) if isinstance(size, int) else size
         sizes = [image_size(path, dataset.rules) for path in dataset.images]
-        super().__init__(dataset, 1.0, [len(self.boxes(i, *shape)) for i, shape in enumerate(sizes)])
+        super().__init__(dataset, ["tiles", self.size], [len(self.boxes(i, *shape)) for i, shape in enumerate(sizes)])
 
     def boxes(self, index: int, height: int, width: int) -> list[Box]:
         h, w = min(self.size[0], height), min(self.size[1], width)
@@ -120,9 +116,6 @@ class Tiles(Crops):
             for side, length in ((height, h), (width, w))
         )
         return [(top, left, h, w) for top, left in product(tops, lefts)]
-
-    def settings(self, *, labels: bool) -> list:
-        return [*self.whole.settings(labels=labels), "tiles", self.size]
 
 
 def five_boxes(height: int, width: int, ratio: float = RATIO) -> list[Box]:
