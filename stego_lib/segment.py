@@ -22,7 +22,7 @@ from .annotations.geotiff import GeoJson
 from .annotations.names import NO_SEGMENT
 from .annotations.outputs import OutputFolder, Writer
 from .datasets.classes import Classes, Rules, distinct_names, rules_of, without_names
-from .datasets.findings import few, show_findings
+from .datasets.findings import few, folder_findings
 from .datasets.images import StoredImage, read_image
 from .datasets.layout import checksum_of, list_images
 from .raster import TILE, count_ids, is_large, label_raster, outline_raster
@@ -165,8 +165,8 @@ class Result(NamedTuple):
 
 def _show_remarks(run: Run, folder: Path) -> None:
     """Shows notices about the images, and about segments without names."""
-    if devices.first():
-        show_findings(folder)
+    for finding in folder_findings(folder, list_images(folder)) if devices.first() else ():
+        notice(finding.text)
     if not run.matched and without_names(run.segments) and not without_names(run.classes):
         notice(
             f"{shown_path(run.folder)} was not evaluated, so its segments are clusters without names. Call "

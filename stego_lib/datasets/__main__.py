@@ -13,15 +13,11 @@ from .prepare import prepare
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit status, 1 if something is missing or wrong."""
     parser = argparse.ArgumentParser(prog="python -m stego_lib.datasets", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, about in (
-        ("prepare", "download public files, list archives to download manually, unpack them"),
-        ("check", "check files and labels"),
-    ):
-        command = commands.add_parser(name, help=about, description=about)
-        command.add_argument("name", choices=DATASETS, metavar="NAME", help=", ".join(DATASETS))
-        root = str(paths.data_root())
-        command.add_argument("--root", default=root, help="parent folder of the datasets (default: %(default)s)")
+    about = "prepare: download public files, list archives to download manually, unpack them; check: files and labels"
+    parser.add_argument("command", choices=("prepare", "check"), help=about)
+    parser.add_argument("name", choices=DATASETS, metavar="NAME", help=", ".join(DATASETS))
+    root = str(paths.data_root())
+    parser.add_argument("--root", default=root, help="parent folder of the datasets (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
         if options.command == "check":

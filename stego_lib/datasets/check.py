@@ -11,7 +11,7 @@ from ..utils.paths import user_path
 from ..utils.progress import progress
 from . import open_dataset
 from .base import SegmentationDataset
-from .findings import file_findings, label_findings
+from .findings import dataset_findings
 
 # Images of each split: as published, then in other lists or layouts that are accepted.
 COUNTS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -52,9 +52,8 @@ def _check_split(name: str, root: str | Path, split: str) -> bool:
     remark = "" if not counts or len(dataset) in counts else f" (published: {' or '.join(f'{c:,}' for c in counts)})"
     sample = "" if len(rows) == len(dataset) else f", {len(rows):,} of them read"
     print(f"  {split}: {len(dataset):,} images{remark}{sample}")
-    findings = file_findings(dataset)
+    findings = dataset_findings(dataset, pixels[:-1].tolist(), all_read=len(rows) == len(dataset))
     if dataset.has_labels:
-        findings += label_findings(dataset, pixels[:-1], all_read=len(rows) == len(dataset))
         shares = 100 * pixels / max(1, pixels.sum())
         print(f"    labels: {shares[-1]:.1f} % of the pixels ignored")
         for class_name, share in zip(dataset.classes.names, shares, strict=False):

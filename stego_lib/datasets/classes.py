@@ -52,15 +52,15 @@ class Classes:
         return len(self.names)
 
 
-Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
+Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class _ClassesFile(BaseModel, extra="forbid"):
     """The content of classes.json."""
 
-    names: Annotated[list[Annotated[str, Field(strict=True)]], Field(min_length=1)] | None = None
+    names: list[str] | None = None
     colors: list[tuple[Byte, Byte, Byte]] | None = None
-    range: tuple[Annotated[FiniteFloat, Field(strict=True)], Annotated[FiniteFloat, Field(strict=True)]] | None = None
+    range: tuple[FiniteFloat, FiniteFloat] | None = None
     exif: Literal["apply", "ignore"] | None = None
 
     @model_validator(mode="after")

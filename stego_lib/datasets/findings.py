@@ -8,7 +8,7 @@ import numpy as np
 
 from ..utils.notices import notice
 from .base import SegmentationDataset
-from .layout import has_images, ignored_files, list_images
+from .layout import ignored_files
 
 # Stem of a label map that is stored next to its image: IMAGE_mask, IMAGE-labels, mask_IMAGE and the like.
 MASK_STEM = re.compile(
@@ -25,39 +25,32 @@ class Finding(NamedTuple):
     """Whether results would be misleading."""
 
 
-def show_findings(source: SegmentationDataset | Path, class_pixels: list[int] | None = None) -> None:
-    """Shows findings on a dataset or a folder of images as notices. Opens no file.
-
-    class_pixels: number of labeled pixels of each class.
-    """
-    if isinstance(source, Path):
-        findings = listing_findings(source, list_images(source))
-    else:
-        source = getattr(source, "whole", source)
-        findings = file_findings(source)
-        if class_pixels is not None and source.has_labels:
-            # Resized label maps may lose rare classes, so absent classes are only reported for a folder.
-            findings += label_findings(source, np.array(class_pixels), all_read=source.name == "folder")
-    for finding in findings:
-        notice(finding.text if isinstance(source, Path) else f"{source.name} {source.split}: {finding.text}")
+def show_findings(dataset: SegmentationDataset, class_pixels: list[int] | None) -> None:
+    """Shows findings as notices. class_pixels: number of labeled pixels of each class."""
+    whole = getattr(dataset, "whole", dataset)
+    # Resized label maps may lose rare classes, so absent classes are only reported for a folder.
+    for finding in dataset_findings(whole, class_pixels, all_read=whole.name == "folder"):
+        notice(f"{whole.name} {whole.split}: {finding.text}")
 
 
-def file_findings(dataset: SegmentationDataset) -> list[Finding]:
-    """Findings from file names, for the dataset `folder`."""
-    if dataset.name != "folder":
-        return []
-    images = dataset.images[0].parent
-    findings = listing_findings(images, dataset.images)
-    if not dataset.has_labels:
-        root = images.parent.parent if images.parent.name == "imgs" else images
-        used = {"imgs", "depth", "overlays"} | ({"labels"} if (root / "labels" / "val").is_dir() else set())
-        names = [path.name for path in sorted(root.iterdir()) if path.name not in used and has_images(path)]
-        text = f"no labels; {few(names)} in {root} is not read. Put label maps into labels/train and labels/val."
-        findings += [Finding(text)] if names else []
+def dataset_findings(dataset: SegmentationDataset, class_pixels: list[int] | None, all_read: bool) -> list[Finding]:
+    """Findings on a dataset. all_read: whether `class_pixels` counts all labels."""
+    own = dataset.name == "folder"
+    findings = folder_findings(dataset.images[0].parent, dataset.images) if own else []
+    if class_pixels is None or not dataset.has_labels:
+        return findings
+    names, present = dataset.classes.names, np.flatnonzero(class_pixels).tolist()
+    hint = "ids start at 0, and 255 means ignored, not an object" if own else "check the ids"
+    if len(present) < 2:
+        text = f"the label maps hold {'only ' + repr(names[present[0]]) if present else 'no class'}; {hint}"
+        return [*findings, Finding(text, misleads=True)]
+    absent = [name for name, count in zip(names, class_pixels, strict=True) if not count]
+    if absent and all_read:
+        findings.append(Finding(f"{len(absent)} of {len(names)} classes are in no label map: {few(absent)}; {hint}"))
     return findings
 
 
-def listing_findings(folder: Path, images: list[Path]) -> list[Finding]:
+def folder_findings(folder: Path, images: list[Path]) -> list[Finding]:
     """Findings from the file names of a folder of images."""
     findings = []
     if skipped := ignored_files(folder):
@@ -72,19 +65,6 @@ def listing_findings(folder: Path, images: list[Path]) -> list[Finding]:
         )
         findings.append(Finding(text, misleads=True))
     return findings
-
-
-def label_findings(dataset: SegmentationDataset, counts: np.ndarray, all_read: bool) -> list[Finding]:
-    """Findings from the number of labeled pixels of each class."""
-    names, present = dataset.classes.names, np.flatnonzero(counts).tolist()
-    hint = "ids start at 0, and 255 means ignored, not an object" if dataset.name == "folder" else "check the ids"
-    if len(present) < 2:
-        text = f"the label maps hold {'only ' + repr(names[present[0]]) if present else 'no class'}; {hint}"
-        return [Finding(text, misleads=True)]
-    absent = [name for name, count in zip(names, counts, strict=True) if not count]
-    if not absent or not all_read:
-        return []
-    return [Finding(f"{len(absent)} of {len(names)} classes are in no label map: {few(absent)}; {hint}")]
 
 
 def few(names: list[str]) -> str:

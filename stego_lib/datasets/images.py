@@ -43,14 +43,9 @@ MAX_PARTIAL = 0.5
 CACHE = 128
 # EXIF orientation -> the operation that rotates stored pixels upright.
 ROTATIONS = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
+    2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,8 +188,6 @@ def _scale(values: np.ndarray, known: np.ndarray, limits: Range | None) -> np.nd
     """Scales stored values (H, W, channels) to uint8. known: bool (H, W), pixels with data."""
     if values.dtype == np.uint8:
         return values
-    if values.dtype.kind == "c":
-        raise OSError("complex numbers")
     if limits is None:
         span = f" from {values[known].min():g} to {values[known].max():g}" if known.any() else ""
         raise StegoError(

@@ -9,10 +9,10 @@ from ..utils.files import checksum
 from ..utils.paths import user_path
 from .images import SUFFIXES, naming
 
-# Suffixes of files that are not reported as ignored.
-COMPANIONS = {
-    ".txt", ".md", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".html", ".ini", ".db", ".py", ".ipynb",
-    ".log", ".xmp", ".aae", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".ovr", ".aux", ".lnk", ".url", ".sha256", ".md5",
+# Suffixes of images, videos and archives that are reported as ignored.
+UNSUPPORTED = {
+    ".heic", ".heif", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".raf", ".rw2", ".svg", ".psd", ".exr", ".npy", ".pdf",
+    ".mp4", ".mov", ".zip", ".tar",
 }  # fmt: skip
 # Subfolders of label maps and results, which are not reported as ignored.
 RESULTS = {"labels", "overlays", "depth", "labelme", "panoptic", "geotiff"}
@@ -53,12 +53,10 @@ def ignored_files(folder: Path) -> str:
     kinds: Counter[str] = Counter()
     for path in _entries(folder):
         suffix = path.suffix.lower()
-        if suffix in SUFFIXES | COMPANIONS or path.name in RESULTS:
-            continue
-        if path.is_dir():
+        if suffix in UNSUPPORTED:
+            kinds[suffix] += 1
+        elif suffix not in SUFFIXES and path.name not in RESULTS and path.is_dir():
             kinds["images in subfolders"] += sum(inner.suffix.lower() in SUFFIXES for inner in path.rglob("*"))
-        else:
-            kinds[suffix or "files without a suffix"] += 1
     parts = [f"{count} {kind}" for kind, count in kinds.most_common() if count]
     return f" ({', '.join(parts)} are not read)" if parts else ""
 

@@ -202,15 +202,12 @@ def _house(rng: np.random.Generator, size: int, center: Grid, radius: float) -> 
     return _polygon(size, center + np.array(corners))
 
 
-def _ball(rng: np.random.Generator, size: int, center: Grid, radius: float) -> Grid:
-    return _blob(rng, size, center, 0.85 * radius, 0.0, rng.uniform(0.9, 1.1))
-
-
-def _zebra(rng: np.random.Generator, size: int, center: Grid, radius: float) -> Grid:
-    return _blob(rng, size, center, 0.9 * radius, 0.08, rng.uniform(1.15, 1.4))
-
-
 _TEXTURES: dict[str, Callable[..., Grid]] = dict(
     sky=_sky, water=_water, meadow=_meadow, wall=_wall, tree=_foliage, house=_windows, ball=_dots, zebra=_stripes
 )
-_SHAPES: dict[str, Callable[..., Grid]] = dict(tree=_tree, house=_house, ball=_ball, zebra=_zebra)
+_SHAPES: dict[str, Callable[..., Grid]] = dict(
+    tree=_tree,
+    house=_house,
+    ball=lambda rng, size, center, radius: _blob(rng, size, center, 0.85 * radius, 0.0, rng.uniform(0.9, 1.1)),
+    zebra=lambda rng, size, center, radius: _blob(rng, size, center, 0.9 * radius, 0.08, rng.uniform(1.15, 1.4)),
+)

@@ -103,10 +103,7 @@ def read_mat(source: Source, name: str) -> np.ndarray:
 
     problem = f"{name_of(source)} is not a MATLAB file with {name!r}"
     with explained(Exception, problem, "Get it again."):  # scipy raises many types for a broken file
-        array = scipy.io.loadmat(source, variable_names=[name])[name]
-        if name == "img" and (array.ndim != 3 or array.shape[2] < 3 or array.dtype != np.uint8):
-            raise TypeError("not uint8 (height, width, 3 or 4)")
-        return array
+        return scipy.io.loadmat(source, variable_names=[name])[name]
 
 
 def load(name: str, root: str | Path, split: str) -> Potsdam:
@@ -179,8 +176,7 @@ def _cut_tile(folder: Path, tile: str) -> None:
         unfinished = Path(temporary) / tile
         for kind, layer in layers.items():
             (unfinished / kind).mkdir(parents=True)
-            for row in range(layer.shape[0] // SIDE):
-                for column in range(layer.shape[1] // SIDE):
-                    patch = layer[row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE]
-                    Image.fromarray(patch).save(unfinished / kind / f"{tile}_{row:02d}_{column:02d}.png")
+            for row, column in np.ndindex(layer.shape[0] // SIDE, layer.shape[1] // SIDE):
+                patch = layer[row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE]
+                Image.fromarray(patch).save(unfinished / kind / f"{tile}_{row:02d}_{column:02d}.png")
         unfinished.rename(target)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..datasets import DATASETS, Classes
 from ..datasets.classes import distinct_colors
 from ..experiment import Experiment
-from ..utils.errors import StegoError
+from ..utils.errors import StegoError, explained
 from ..utils.paths import user_path
 from .dino import DinoViT, dino_vit
 from .weights import read_weights
@@ -78,23 +78,31 @@ def read_published(path: str | Path) -> Published:
     """Reads a released .ckpt file. Raises StegoError for missing or unknown tensors."""
     path = user_path(path)
     stored = read_weights(path)[0]
-    stored = stored if isinstance(stored, dict) else {}
-    tensors, options = _tensors(stored, path), _options(stored)
-    weights = {ours: tensors[name].float() for name, ours in LAYERS.items() if name in tensors}
+    problem = f"{path} is not a checkpoint released by STEGO's authors"
+    with explained((AttributeError, KeyError, TypeError), problem, "Check the file."):
+        tensors, options = stored["state_dict"], stored["hyper_parameters"]["cfg"]
+        # OmegaConf keeps the options in _content, and the value of each in _val.
+        options = {key: getattr(value, "_val", value) for key, value in options._content.items()}
+    nonlinear = "net.cluster2.0.weight" in tensors
+    layers = {name: ours for name, ours in LAYERS.items() if nonlinear or not name.startswith("net.cluster2.")}
+    trained = {name for name in tensors if name not in UNUSED and not name.startswith(VIT)}
+    if wrong := sorted(layers.keys() ^ trained):
+        raise StegoError(f"{problem}: {', '.join(wrong)} missing or unknown. Check the file.")
+    weights = {ours: tensors[name].float() for name, ours in layers.items()}
     backbone = {name.removeprefix(VIT): value for name, value in tensors.items() if name.startswith(VIT)}
-    vit = dino_vit(backbone, path, HEADS.get(str(options.get("model_type"))))
+    vit = dino_vit(backbone, path, HEADS.get(options.get("model_type", "")))
     n_classes, n_clusters = len(weights["linear_probe.classifier.bias"]), len(weights["cluster_probe.clusters"])
-    dataset = DATASET_NAMES.get(str(options.get("dataset_name")), str(options.get("dataset_name")))
+    dataset = options.get("dataset_name", "")
+    dataset = DATASET_NAMES.get(dataset, dataset)
     crop = options.get("crop_type")
-    official = _renamed(options, OFFICIAL)
-    official |= {"keys": options.get("dino_feat_type") == "KK", "extra_clusters": n_clusters - n_classes}
     values = _renamed(options, OPTIONS) | {
         "backbone": str(path),
         "code_dim": len(weights["head.linear.bias"]),
-        "head": "nonlinear" if "head.nonlinear.0.weight" in weights else "linear",
+        "head": "nonlinear" if nonlinear else "linear",
         "dropout": 0.1 if options.get("dropout", True) else 0.0,
         "crop": crop if crop in ("five", "random") else "none",
-        "official": official,
+        "official": _renamed(options, OFFICIAL)
+        | {"keys": options.get("dino_feat_type") == "KK", "extra_clusters": n_clusters - n_classes},
     }
     if dataset in DATASETS:
         values["dataset"] = dataset
@@ -105,29 +113,7 @@ def read_published(path: str | Path) -> Published:
     classes = _known_classes(dataset)
     if classes is None or len(classes) != n_classes:
         classes = Classes(tuple(f"class {i}" for i in range(n_classes)), tuple(distinct_colors(n_classes)))
-    step = stored.get("global_step")
-    return Published(Experiment.from_dict(values), classes, vit, weights, step if isinstance(step, int) else 0)
-
-
-def _tensors(stored: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """Returns the state dict. Raises StegoError for missing or unknown tensors of head and probes."""
-    tensors = stored.get("state_dict")
-    tensors = tensors if isinstance(tensors, dict) else {}
-    tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
-    nonlinear = any(name.startswith("net.cluster2.") for name in tensors)
-    expected = {name for name in LAYERS if nonlinear or not name.startswith("net.cluster2.")}
-    trained = {name for name in tensors if name not in UNUSED and not name.startswith(VIT)}
-    if wrong := sorted(expected ^ trained):
-        raise StegoError(f"{path} is not a released STEGO checkpoint: {', '.join(wrong)} missing or unknown.")
-    return tensors
-
-
-def _options(stored: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options of an OmegaConf object or a dictionary."""
-    parameters = stored.get("hyper_parameters")
-    options = parameters.get("cfg", parameters) if isinstance(parameters, dict) else None
-    options = getattr(options, "_content", options)
-    return {key: getattr(value, "_val", value) for key, value in options.items()} if isinstance(options, dict) else {}
+    return Published(Experiment.from_dict(values), classes, vit, weights, stored.get("global_step", 0))
 
 
 def _renamed(options: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:

@@ -153,9 +153,6 @@ def _from_metadata(path: Path) -> tuple[nn.Module, Normalization]:
         network = _create(architecture, **arguments)
         original = "." in architecture or arguments.keys() <= HARMLESS_ARGUMENTS
         normalization = (_normalization(network) if original else IMAGENET) | own
-        values = torch.tensor([normalization["mean"], normalization["std"]], dtype=torch.float32)
-        if values.shape != (2, 3) or not values.isfinite().all() or values[1].min() <= 0:
-            raise ValueError("mean and std must be three finite numbers")
     fill(network, _without_classifier(weights, network), path)
     return network, normalization
 

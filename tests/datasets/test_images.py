@@ -177,8 +177,6 @@ def test_three_bands_are_colors_and_five_are_refused(tmp_path):
     np.testing.assert_array_equal(pixels(write_tiff(tmp_path / "a.tif", bands, photometric="MINISBLACK")), RGB)
     with pytest.raises(StegoError, match="5 bands"):
         read_image(write_tiff(tmp_path / "b.tif", np.concatenate([bands, bands[:2]])))
-    with pytest.raises(StegoError, match="complex"):
-        read_image(write_tiff(tmp_path / "c.tif", bands[:1].astype(np.complex64)))
 
 
 def test_few_bits_and_palettes_of_geotiffs_are_refused(tmp_path):

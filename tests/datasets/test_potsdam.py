@@ -78,17 +78,13 @@ def test_all_without_any_label_map_has_none(patches):
     assert not dataset.has_labels and dataset.label(0) is None
 
 
-@pytest.mark.parametrize(
-    "stored", [{"other": np.zeros(3)}, {"img": np.zeros((9, 9), np.uint8)}, {"img": np.zeros((9, 9, 3))}]
-)
-def test_a_broken_patch_is_named(patches, stored):
-    for path, content in (
-        (patches / "potsdam/imgs/100.mat", b"no MATLAB file" * 20),
-        (patches / "potsdam/imgs/101.mat", None),
-    ):
-        scipy.io.savemat(path, stored) if content is None else path.write_bytes(content)
-        with pytest.raises(StegoError, match=rf"imgs/{path.name}"):
-            open_dataset("potsdam3", patches, "train").image(int(path.stem) - 100)
+def test_a_broken_patch_is_named(patches):
+    folder = patches / "potsdam/imgs"
+    (folder / "100.mat").write_bytes(b"no MATLAB file" * 20)
+    scipy.io.savemat(folder / "101.mat", {"other": np.zeros(3)})
+    for number in (0, 1):
+        with pytest.raises(StegoError, match=rf"imgs/10{number}.mat"):
+            open_dataset("potsdam3", patches, "train").image(number)
 
 
 @pytest.mark.parametrize("path", ["labeled_test.txt", "imgs/104.mat", "gt/104.mat"])

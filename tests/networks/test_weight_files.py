@@ -183,10 +183,3 @@ def test_normalization_is_the_networks_own(arguments, mean, tmp_path):
     assert_close(backbone.mean[0, 0, 0, 0], torch.tensor(mean))
     assert (backbone.std[0, 2, 0, 0] == 2) == ("std" in arguments)
     assert backbone(torch.zeros(1, 3, 32, 320)).shape == (1, 192, 2, 20), "any multiple of the patch, as by name"
-
-
-@pytest.mark.parametrize("changes", [dict(mean=[0.5]), dict(mean="abc"), dict(std=[0, 1, 1])], ids=str)
-def test_a_mean_or_std_that_cannot_be_used_is_an_error(changes, tmp_path):
-    path = write_backbone(tmp_path / "own.safetensors", metadata={"timm": json.dumps(TIMM_ARGUMENTS | changes)})
-    with pytest.raises(StegoError, match=r"own\.safetensors"):
-        Backbone(str(path))

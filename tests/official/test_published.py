@@ -134,8 +134,6 @@ def test_published_names_of_datasets_are_translated(tmp_path, theirs, ours, coun
 
 def test_a_linear_head_and_missing_options(tmp_path):
     state = {key: value for key, value in tensors().items() if not key.startswith("net.cluster2")}
-    with pytest.raises(StegoError, match="heads"):  # nothing says how many there are
-        read_published(write_ckpt(tmp_path / "a.ckpt", state, hyper_parameters=None))
     options = {"model_type": "vit_small", "dataset_name": "own"}
     experiment = read_published(write_ckpt(tmp_path / "b.ckpt", state, options=options)).experiment
     assert (experiment.head, experiment.dataset, experiment.dropout) == ("linear", "scenes", 0.1)
@@ -149,7 +147,6 @@ def test_a_linear_head_and_missing_options(tmp_path):
         ("linear_probe.bias", None),
         ("net.cluster2.2.bias", None),
         ("net.model.norm.bias", None),
-        ("net.cluster1.0.bias", 3),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
