@@ -19,7 +19,7 @@ from .export_rows import exports
 from .limits import limits
 from .material import Settings
 from .measuring import RESULTS, machine, save
-from .scale_rows import memory, neighbors, raster
+from .scale_rows import memory, neighbors, raster, segment
 from .training_rows import compact, extraction, pretraining, probes, recipe, rest, step
 
 ROWS: dict[str, Callable[[Settings], dict[str, Any]]] = {
@@ -37,6 +37,7 @@ ROWS: dict[str, Callable[[Settings], dict[str, Any]]] = {
         probes,
         memory,
         raster,
+        segment,
         exports,
         recipe,
         pretraining,

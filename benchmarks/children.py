@@ -16,7 +16,7 @@ from stego_lib import raster as library
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.segment import segment_folder
 
-from .evaluation_rows import made_run
+from .evaluation_rows import made_run, short_run
 from .material import RandomFeatures, Settings, draw_folder, scenes
 
 
@@ -56,11 +56,8 @@ def raster(folder: str, tiny: str, width: str, height: str) -> dict[str, Any]:
         for top in range(0, rows, line.shape[1]):
             part = line[:, : rows - top]
             file.write(part, window=((top, top + part.shape[1]), (0, columns)))
-    network = str(settings.network()) if settings.tiny else "scenes_vit_tiny8"
     drawn = draw_folder(settings.folder / "drawn", scenes(settings.choose(224, 32), 8), 8, 1)
-    run = train(
-        settings.experiment(drawn, backbone=network, steps=2, probes="after"), runs_dir=settings.folder / "runs"
-    )
+    run = short_run(settings, drawn)
     before, started = psutil.Process().memory_info().rss, time.perf_counter()
     tile, library.LARGE = settings.choose(448, 64), 100_000
     segment_folder(run, images, settings.folder / "segmented", format="geotiff", tile=tile, refine="none")
@@ -70,7 +67,7 @@ def raster(folder: str, tiny: str, width: str, height: str) -> dict[str, Any]:
 def predict(folder: str, tiny: str, drawn: str, megapixels: str, options: str) -> dict[str, Any]:
     """Seconds of `Run.predict` on a smooth 4:3 image with noise, without the start of the process."""
     settings, side = Settings(Path(folder), tiny=tiny == "1"), int((float(megapixels) * 1e6 / 12) ** 0.5)
-    experiment = settings.experiment(Path(drawn))
+    experiment = settings.experiment(Path(drawn), backbone=settings.embedded())
     run = made_run(experiment, Backbone.of(experiment), settings.folder / f"predict-{megapixels}-{abs(hash(options))}")
     noise = np.random.default_rng(0).integers(0, 40, (3 * side, 4 * side, 3), np.uint8)
     image = noise + np.array(Image.fromarray(scenes(320, 8)[0]).resize((4 * side, 3 * side))) // 2

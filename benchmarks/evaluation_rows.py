@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import torch
 
-from stego_lib import Backbone, Experiment, Run, evaluate, open_dataset
+from stego_lib import Backbone, Experiment, Run, evaluate, open_dataset, train
 from stego_lib import crf as crf_module
 from stego_lib.loss import upsample
 from stego_lib.metrics import confusion
@@ -31,6 +31,7 @@ PREDICTED: dict[str, dict[str, Any]] = {
     "whole": dict(refine="none"),
     "whole, CRF": dict(refine="crf"),
     "tiles": dict(refine="none", tile=448),
+    "tiles, CRF": dict(refine="crf", tile=448),
 }
 
 
@@ -143,10 +144,10 @@ def crf_engines(settings: Settings) -> dict[str, Any]:
 
 
 def predict(settings: Settings) -> dict[str, Any]:
-    """`Run.predict` for images of 1, 12 and 48 megapixels: whole with and without CRF, and in tiles of 448 px.
+    """`Run.predict` for images of 1, 12 and 48 megapixels, whole and in tiles of 448 px, with and without CRF.
 
-    ViT-S/8, K = 70, 27 classes, random weights. "seconds" and peak memory, each in a separate process. Tiles of 48
-    megapixels are omitted; they take four times as long as those of 12.
+    The embedded backbone, K = 70, 27 classes, a head with random weights. "seconds" and peak memory, each in a separate
+    process. Tiles of 48 megapixels are omitted; they take four times as long as those of 12.
     """
     folder = draw_folder(settings.folder / "drawn", scenes(settings.choose(320, 48), 2), 1, 1)
     kinds = {}
@@ -168,3 +169,9 @@ def made_run(experiment: Experiment, backbone: Backbone, runs_dir: Path) -> Run:
     run.save_experiment()
     run.step = experiment.steps
     return run
+
+
+def short_run(settings: Settings, drawn: Path) -> Run:
+    """A run on the embedded backbone after two steps on the images of `drawn`."""
+    experiment = settings.experiment(drawn, backbone=settings.embedded(), steps=2, probes="after")
+    return train(experiment, runs_dir=settings.folder / "runs")

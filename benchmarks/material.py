@@ -58,6 +58,10 @@ class Settings:
             save_file(made.state_dict(), path, {"timm": json.dumps(arguments)})
         return path
 
+    def embedded(self) -> str:
+        """An embedded backbone, which users have without a download; with `--tiny`, a smaller one."""
+        return str(self.network()) if self.tiny else "photos_vit_tiny8_d6"
+
     def experiment(self, images: Path, **changes: object) -> Experiment:
         """The recipe of ViT-S/8 on CocoStuff (K = 70, batch size 16) for the images in the folder `images`."""
         values: dict = dict(

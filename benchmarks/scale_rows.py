@@ -1,13 +1,20 @@
-"""Large datasets: neighbor search, memory of training, large rasters."""
+"""Large datasets: neighbor search, memory of training, large rasters, many images."""
 
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from stego_lib.neighbors import nearest_neighbors
 
-from .material import Settings
-from .measuring import in_child, timed
+from .evaluation_rows import short_run
+from .material import Settings, draw_folder, scenes
+from .measuring import ROOT, in_child, timed
 from .published_order import nearest
 
 LARGE = 600_000
@@ -37,12 +44,33 @@ def neighbors(settings: Settings) -> dict[str, Any]:
 def raster(settings: Settings) -> dict[str, Any]:
     """Peak memory and seconds for a GeoTIFF 20,000 pixels wide, without CRF, with windows of 448 pixels.
 
-    Uses the embedded network. Memory depends only on the width, so 4,000 rows give that of 400 megapixels.
+    Uses the embedded backbone. Memory depends only on the width, so 1,000 rows give that of 400 megapixels.
     """
-    width, height = settings.choose(20_000, 700), settings.choose(4_000, 600)
+    width, height = settings.choose(20_000, 700), settings.choose(1_000, 600)
     row = in_child("benchmarks.children", "raster", settings.folder, int(settings.tiny), width, height)
     full = {"megapixels": width * width / 1e6, "hours": row["seconds"] / height * width / 3600}
     return row | {"megapixels": width * height / 1e6, "extrapolated": full}
+
+
+def segment(settings: Settings) -> dict[str, Any]:
+    """A folder of images of 480 px without CRF, on one and on two processes of one thread each.
+
+    `torchrun -m stego_lib.segment` with the embedded backbone. The seconds include the start of the processes.
+    """
+    size, count = settings.choose(480, 48), settings.choose(200, 4)
+    drawn = draw_folder(settings.folder / "drawn", scenes(size, 8), 8, count)
+    run, images = short_run(settings, drawn).folder, drawn / "imgs" / "val"
+    ways = {"1 process": partial(in_processes, run, images, 1), "2 processes": partial(in_processes, run, images, 2)}
+    return {"ways": timed(ways, settings), "images": count}
+
+
+def in_processes(run: Path, images: Path, count: int) -> None:
+    """Segments a folder with `count` processes into a new folder."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "stego_lib.segment"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with TemporaryDirectory(dir=run.parent) as output:
+        command = [sys.executable, *start, str(run), str(images), output, "--refine", "none"]
+        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment)
 
 
 def memory(settings: Settings) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def here(module: str, name: str, *arguments: object) -> dict:
     return found | {"peak_bytes": 2e8}
 
 
-MEASURED = ("rest", "step", "extraction", "evaluation", "predict", "neighbors")
+MEASURED = ("rest", "step", "extraction", "evaluation", "predict", "neighbors", "segment")
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,7 @@ def test_rows_are_measured_beside_the_baseline(measured):
         assert "published, its CRFs" not in found["ways"] or found["busy"] > 0
     assert {"ours", "ours, channels first, float32", "ours, probes after, bfloat16"} <= set(rows["rest"]["ways"])
     assert all(found["seconds"] > 0 and found["pixels"] > 9000 for found in rows["predict"]["images"].values())
+    assert set(rows["segment"]["ways"]) == {"1 process", "2 processes"} and rows["segment"]["images"] == 4
     assert rows["neighbors"]["many"]["bytes_before"] > 1e8 and rows["neighbors"]["extrapolated"]["bytes"] < 8e9
     machine = measured["machine"]
     assert machine["cpu"] and machine["amx"] in (True, False) and machine["threads"] == "1" and machine["torch"]
