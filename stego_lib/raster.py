@@ -1,10 +1,9 @@
 """Label maps of large rasters, read and written in parts with rasterio (extra `geo`)."""
 
-import errno
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
 # Pixels above which a TIFF is segmented by a sliding window, and default side of the window in pixels.
 LARGE, TILE = 50_000_000, 448
-# Columns that are read at once to look for missing data, and rows to outline regions.
-COLUMNS, ROWS = 2048, 1024
+# Columns that are read at once to look for missing data.
+COLUMNS = 2048
 
 
 def is_large(image: Path) -> bool:
@@ -40,12 +39,12 @@ def is_large(image: Path) -> bool:
 
 def label_raster(
     run: "Run", image: Path, output: Path, parts: Path, *, tile: int = TILE, crf: bool = False, rules: Rules
-) -> np.ndarray:
+) -> None:
     """Writes the label map of a raster, as by `Run.predict` with `tile`, to a georeferenced GeoTIFF.
 
-    Returns the number of pixels of each id, int64 (256,). Pixels without data are 255, the nodata value. Memory does
-    not depend on the height of the raster. parts: folder of finished strips, from which an interrupted call continues;
-    its name must depend on run and settings. rules: for reading the raster.
+    Pixels without data are 255, the nodata value. Memory does not depend on the height of the raster. parts: folder of
+    finished strips, from which an interrupted call continues; its name must depend on run and settings. rules: for
+    reading the raster.
     """
     parts.mkdir(parents=True, exist_ok=True)
     with naming(f"image {image}"), open_raster(image) as file:
@@ -59,8 +58,7 @@ def label_raster(
             values = np.where(void[..., None], np.uint8(255), values)  # white, as in `read_image`
             return torch.from_numpy(np.broadcast_to(values, (height, width, 3)).copy()).movedim(-1, 0)
 
-        finished = sorted(parts.glob("[0-9]*.npz"))
-        row = sum(len(labels) for labels in _read_parts(finished))
+        row = sum(len(labels) for labels in _read_parts(parts))
         strips = label_strips(run, colors, size, tile, crf, done=row) if row < size[0] else ()
         with progress((), image.name, total=size[0], initial=row) as bar:
             for labels in strips:
@@ -72,37 +70,19 @@ def label_raster(
                 row += len(labels)
                 bar.update(len(labels))
         form = FORM | place_of(file) | {"BIGTIFF": "IF_SAFER"}
-    strips = _read_parts(sorted(parts.glob("[0-9]*.npz")))
-    try:
-        counts = _write_strips(output, strips, form, run.segments)
-    except OSError as error:
-        raise OSError(errno.EIO, f"GDAL reports {error}") from error
+    with open_raster(output, "w", **form) as file:
+        file.write_colormap(1, dict(enumerate(run.segments.colors)))
+        top = 0
+        for labels in _read_parts(parts):
+            file.write(labels, 1, window=((top, top + len(labels)), (0, size[1])))
+            top += len(labels)
     shutil.rmtree(parts)
-    return counts
 
 
-def _read_parts(paths: list[Path]) -> Iterator[np.ndarray]:
-    for path in paths:
+def _read_parts(folder: Path) -> Iterator[np.ndarray]:
+    for path in sorted(folder.glob("[0-9]*.npz")):
         with np.load(path) as stored:
             yield stored["labels"]
-
-
-def _write_strips(path: Path, strips: Iterator[np.ndarray], form: dict[str, Any], segments: Classes) -> np.ndarray:
-    """Writes strips of labels in whole rows of blocks; returns the number of pixels of each id.
-
-    Pixels are counted in the file, because GDAL does not always report a full disk.
-    """
-    block = form["blockysize"]
-    with open_raster(path, "w", **form) as file:
-        file.write_colormap(1, dict(enumerate(segments.colors)))
-        rows, top = np.empty((0, form["width"]), np.uint8), 0
-        for strip in strips:
-            rows = np.concatenate([rows, strip])
-            count = len(rows) if top + len(rows) == form["height"] else len(rows) // block * block
-            if count:
-                file.write(rows[:count], 1, window=((top, top + count), (0, form["width"])))
-            rows, top = rows[count:], top + count
-    return count_ids(path)
 
 
 def count_ids(path: Path) -> np.ndarray:
@@ -116,6 +96,7 @@ def count_ids(path: Path) -> np.ndarray:
 
 def outline_raster(labels: Path, output: Path, segments: Classes) -> None:
     """Writes the connected regions of a label map in a file as GeoJSON, see `write_polygons`."""
+    import rasterio
+
     with open_raster(labels) as file:
-        rows = (((top, min(top + ROWS, file.height)), (0, file.width)) for top in range(0, file.height, ROWS))
-        write_polygons((file.read(1, window=window) for window in rows), output, segments, place_of(file))
+        write_polygons(rasterio.band(file, 1), output, segments, place_of(file))

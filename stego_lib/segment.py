@@ -7,21 +7,21 @@ torchrun --nproc-per-node 2 -m stego_lib.segment RUN IMAGES OUTPUT
 import argparse
 import sys
 import time
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .annotations.formats import MASKS, PNG, WRITERS, check_masks, chosen_formats
+from .annotations.formats import PNG, WRITERS, chosen_writers
 from .annotations.geotiff import GeoJson
 from .annotations.names import NO_SEGMENT
-from .annotations.outputs import OutputFolder, Writer
-from .datasets.classes import Classes, Rules, distinct_names, rules_of, without_names
+from .annotations.outputs import MASKS, OutputFolder, Writer
+from .datasets.classes import Rules, distinct_names, rules_of, without_names
 from .datasets.findings import few, folder_findings
 from .datasets.images import StoredImage, read_image
 from .datasets.layout import checksum_of, list_images
@@ -40,6 +40,8 @@ from .utils.torch_state import usual_modes
 MAX_JPEG_SIDE = 65_500
 # Column of areas.csv with the file names.
 INDEX = "image"
+# Files of an image, by its stem.
+LABELS, OVERLAY, GEOTIFF = "labels/{}.png", "overlays/{}.jpg", "geotiff/{}.tif"
 
 
 @usual_modes()
@@ -109,169 +111,160 @@ def segment_folder(
     >>> table = segment_folder(run, "my_images", "my_segments", format=("coco-instances", "labelme"))
     """
     folder, target = user_path(images), user_path(output)
-    paths = _images_of(folder)
+    paths = list_images(folder)
+    stem, count = Counter(path.stem.casefold() for path in paths).most_common(1)[0]  # some file systems ignore case
+    if count > 1:
+        raise StegoError(f"{folder} holds {count} images called {stem}, whose results would collide. Rename them.")
     run.check_fitted()
-    formats, rules = chosen_formats(format), rules_of(paths[0], run.classes.rules)
-    check_masks(masks)
+    kinds, rules = chosen_writers(format, masks), rules_of(paths[0], run.classes.rules)
     how = {"refine": refine, "size": size, "tile": tile}
     settings = _settings(run, how, opacity, rules)
-    task = fingerprint("segment", settings, str(folder.absolute()), str(target.absolute()), formats, masks)
-    devices.join(run.experiment.device, task)
+    names = [kind.__name__ for kind in kinds]
+    devices.join(run.experiment.device, fingerprint("segment", settings, str(folder), str(target), names, masks))
     out = OutputFolder(target, overwrite)
-    writers = [WRITERS[name](out, run.segments, masks) for name in formats]
+    writers = [kind(out, run.segments, masks) for kind in kinds]
     devices.once(lambda: _check_output(out, writers, paths))
-    _show_remarks(run, folder)
+    if devices.first():
+        for finding in folder_findings(folder, paths):
+            notice(finding.text)
+        if not run.matched and without_names(run.segments) and not without_names(run.classes):
+            text = f"{shown_path(run.folder)} was not evaluated, so its segments are clusters without names."
+            notice(f"{text} Call evaluate(run) to match them to classes, or run.name_segments to name them.")
     start = time.perf_counter()
-    own = _segment(_Job(run, how, rules, opacity, settings, out, writers), devices.share(paths))
-    results = sorted(devices.gather_list(own), key=lambda result: result.name)
-    table = _report(results, run.segments, rules, time.perf_counter() - start)
+    own = _Segmenter(run, how, rules, opacity, settings, out, writers).segment(devices.share(paths))
+    results = sorted(devices.gather_list(own), key=lambda result: result.path.name)
+    table = _report(run, results, time.perf_counter() - start)
     devices.once(lambda: _finish(OutputFolder(target, overwrite), writers, results, table))
     return table
 
 
-class _Job(NamedTuple):
-    """Arguments for all images of a call."""
+@dataclass
+class _Result:
+    """An image, and later its results."""
+
+    path: Path
+    # Fingerprint of image and settings.
+    source: str = ""
+    # Error of an unreadable image.
+    problem: str = ""
+    # Whether the results were up to date.
+    kept: bool = False
+    # Between reading and writing.
+    image: StoredImage | None = None
+    label: np.ndarray | None = None
+    # Percentage of each segment, and results of `Writer.add`.
+    areas: np.ndarray | None = None
+    records: Sequence[Any] = ()
+
+
+@dataclass
+class _Segmenter:
+    """Segments images. `settings` is the fingerprint of everything that determines results, except the image."""
 
     run: Run
     # refine, size and tile of `Run.predict`.
     how: dict[str, Any]
     rules: Rules
     opacity: float
-    # Fingerprint of everything that determines results, except the image.
     settings: str
     out: OutputFolder
     writers: list[Writer]
 
+    def segment(self, paths: list[Path]) -> list[_Result]:
+        """Segments images in three threads, for reading, prediction and writing; then large rasters one by one."""
+        large = [path for path in paths if self.how["size"] is None and is_large(path)]
+        small = [path for path in paths if path not in large]
+        predicted = map(self.predict, in_threads(self.read, small, workers=1))
+        results = list(progress(in_threads(self.write, predicted, workers=1), "segmenting", total=len(small)))
+        results += map(self.segment_raster, large)
+        if large:
+            notice(f"{len(large)} large TIFFs: only GeoTIFFs and, with format='geojson', polygons are written.")
+        return results
 
-# Path, source of the results or an error, image unless results are up to date, label map unless there is an error.
-Work: TypeAlias = tuple[Path, str, StoredImage | None, np.ndarray | None]
-
-
-class Result(NamedTuple):
-    """The result of one image."""
-
-    name: str
-    # Fingerprint of image and settings.
-    source: str = ""
-    # Percentage of each segment; None for an unreadable image, with an error in `problem`.
-    areas: np.ndarray | None = None
-    problem: str = ""
-    # Whether the results were up to date, and whether the image is rotated by its EXIF orientation.
-    kept: bool = False
-    rotated: bool = False
-    # Results of `Writer.add`.
-    records: Sequence[Any] = ()
-
-
-def _show_remarks(run: Run, folder: Path) -> None:
-    """Shows notices about the images, and about segments without names."""
-    for finding in folder_findings(folder, list_images(folder)) if devices.first() else ():
-        notice(finding.text)
-    if not run.matched and without_names(run.segments) and not without_names(run.classes):
-        notice(
-            f"{shown_path(run.folder)} was not evaluated, so its segments are clusters without names. Call "
-            "evaluate(run) to match them to classes, or run.name_segments to name them."
-        )
-
-
-def _segment(job: _Job, paths: list[Path]) -> list[Result]:
-    """Segments images, and large rasters one by one."""
-    large = [path for path in paths if job.how["size"] is None and is_large(path)]
-    results = _segment_images(job, [path for path in paths if path not in large])
-    results += [_segment_raster(job, path) for path in large]
-    if large:
-        notice(f"{len(large)} large TIFFs: only GeoTIFFs and, with format='geojson', polygons are written.")
-    return results
-
-
-def _segment_images(job: _Job, paths: list[Path]) -> list[Result]:
-    """Segments images in three threads, for reading, prediction and writing; skips those that are up to date."""
-    run, out, rules, count = job.run, job.out, job.rules, len(job.run.segments)
-
-    def read(path: Path) -> tuple[str, StoredImage | None] | StegoError:
-        """The source of the results, and the image, or None if the results are up to date."""
+    def read(self, path: Path) -> _Result:
+        """Reads an image, or its label map if the results are up to date."""
         try:
-            source = fingerprint(job.settings, checksum_of(path))
-            if all(out.source(name(path)) == source for name in (_label_name, _overlay_name)):
-                return source, None
-            return source, read_image(path, rules)
+            source = fingerprint(self.settings, checksum_of(path))
+            if all(self.out.source(name.format(path.stem)) == source for name in (LABELS, OVERLAY)):
+                with Image.open(self.out.path / LABELS.format(path.stem)) as file:
+                    return _Result(path, source, kept=True, label=np.array(file))
+            return _Result(path, source, image=read_image(path, self.rules))
         except StegoError as error:
-            return error
+            return _Result(path, problem=str(error))
 
-    def predicted() -> Iterator[Work]:
-        for path, content in zip(paths, in_threads(read, paths, workers=1), strict=True):
-            if isinstance(content, StegoError):
-                yield path, str(content), None, None
-                continue
-            source, image = content
-            if image is None:
-                yield path, source, None, _read_label(out, path)
-                continue
-            label = run.predict(image.rgb, **job.how)
-            if image.transparent is not None:
-                label[image.transparent] = NO_SEGMENT
-            yield path, source, image, label
+    def predict(self, result: _Result) -> _Result:
+        """Predicts the label map."""
+        if result.image is not None:
+            result.label = self.run.predict(result.image.rgb, **self.how)
+            if result.image.transparent is not None:
+                result.label[result.image.transparent] = NO_SEGMENT
+        return result
 
-    def write(work: Work) -> Result:
-        path, source, image, label = work
+    def write(self, result: _Result) -> _Result:
+        """Writes label map, overlay and annotations."""
+        stem, source, image, label = result.path.stem, result.source, result.image, result.label
+        result.image = result.label = None
         if label is None:
-            return Result(path.name, problem=source)
+            return result
         if image is not None:
-            _write(job, path, source, image.rgb, label)
-        records = [writer.add(path, label, source) for writer in job.writers]
-        rotated = image is not None and image.orientation > 1 and rules.exif != "ignore"
-        return Result(path.name, source, _areas(label, count), "", image is None, rotated, records)
+            stored = Image.fromarray(label)
+            palette = np.array(self.run.segments.colors).ravel().tolist()
+            stored.putpalette(palette + [255] * (768 - len(palette)))
+            overlay = Image.blend(image.rgb, stored.convert("RGB"), self.opacity)
+            overlay.thumbnail((MAX_JPEG_SIDE, MAX_JPEG_SIDE))
+            with self.out.write(OVERLAY.format(stem), source) as temporary:
+                overlay.save(temporary)
+            with self.out.write(LABELS.format(stem), source) as temporary:
+                stored.save(temporary)
+        result.records = [writer.add(result.path, label, source) for writer in self.writers]
+        result.areas = self.areas(np.array(Image.fromarray(label).histogram()))
+        return result
 
-    return list(progress(in_threads(write, predicted(), workers=1), "segmenting", total=len(paths)))
+    def segment_raster(self, path: Path) -> _Result:
+        """Segments a large raster by a sliding window, unless its results are up to date."""
+        run, out, name = self.run, self.out, GEOTIFF.format(path.stem)
+        try:
+            source = fingerprint(self.settings, checksum_of(path))
+            kept = out.source(name) == source
+            if not kept:
+                with out.write(name, source) as temporary:
+                    parts = temporary.with_name(f".{source}")
+                    tile, crf = self.how["tile"] or TILE, run.uses_crf(self.how["refine"])
+                    label_raster(run, path, temporary, parts, tile=tile, crf=crf, rules=self.rules)
+            for file in [writer.file.format(path.stem) for writer in self.writers if isinstance(writer, GeoJson)]:
+                if out.source(file) != source:
+                    with out.write(file, source) as temporary:
+                        outline_raster(out.path / name, temporary, run.segments)
+            return _Result(path, source, kept=kept, areas=self.areas(count_ids(out.path / name)))
+        except StegoError as error:
+            return _Result(path, problem=str(error))
+
+    def areas(self, pixels: np.ndarray) -> np.ndarray:
+        """Percentage of each segment, NaN without segmented pixels. pixels: number of pixels of each id, (256,)."""
+        known = pixels[: len(self.run.segments)].astype(float)
+        return 100 * known / (known.sum() or np.nan)
 
 
-def _segment_raster(job: _Job, path: Path) -> Result:
-    """Segments a large raster by a sliding window, unless its results are up to date."""
-    run, out, how, name = job.run, job.out, job.how, f"geotiff/{path.stem}.tif"
-    outlines = [writer.file(path) for writer in job.writers if isinstance(writer, GeoJson)]
-    try:
-        source = fingerprint(job.settings, checksum_of(path))
-        kept = out.source(name) == source
-        if not kept:
-            with out.write(name, source) as temporary:
-                parts = temporary.with_name(f".{source}")
-                tile, crf = how["tile"] or TILE, run.uses_crf(how["refine"])
-                label_raster(run, path, temporary, parts, tile=tile, crf=crf, rules=job.rules)
-        for file in outlines:
-            if out.source(file) != source:
-                with out.write(file, source) as temporary:
-                    outline_raster(out.path / name, temporary, run.segments)
-        counts = count_ids(out.path / name)[: len(run.segments)]
-    except StegoError as error:
-        return Result(path.name, problem=str(error))
-    return Result(path.name, source, 100 * counts / (counts.sum() or np.nan), "", kept)
-
-
-def _report(results: list[Result], segments: Classes, rules: Rules, seconds: float) -> pd.DataFrame:
+def _report(run: Run, results: list[_Result], seconds: float) -> pd.DataFrame:
     """Creates the table of areas, and prints a summary. Raises StegoError if all images are unreadable."""
-    broken = [result.problem for result in results if result.areas is None]
+    broken = [result.problem for result in results if result.problem]
     if len(broken) == len(results):
         raise StegoError(broken[0])
     if broken:
         notice(f"{len(broken)} of {len(results)} images cannot be read, for example: {broken[0]}")
-    if rotated := sum(result.rotated for result in results):
-        notice(
-            f"{rotated} of {len(results)} images and their label maps are rotated by EXIF. To change this, write "
-            '{"exif": "ignore"} into classes.json in the folder of the images.'
-        )
     kept = sum(result.kept for result in results)
     new = len(results) - len(broken) - kept
-    again = f"; {kept} were up to date" if kept else ""
     if devices.first():
+        again = f"; {kept} were up to date" if kept else ""
         say(f"{new} images segmented in {seconds:.1f} s, {new / seconds:.1f} images per second{again}")
-    areas = {result.name: result.areas for result in results if result.areas is not None}
-    columns = distinct_names(segments.names, [INDEX])
+    areas = {result.path.name: result.areas for result in results if not result.problem}
+    columns = distinct_names(run.segments.names, [INDEX])
     return pd.DataFrame.from_dict(areas, orient="index", columns=columns).rename_axis(INDEX)
 
 
-def _finish(out: OutputFolder, writers: list[Writer], results: list[Result], table: pd.DataFrame) -> None:
-    """Writes files for all images, and shows a notice about outdated files."""
-    done = [result for result in results if result.areas is not None]
+def _finish(out: OutputFolder, writers: list[Writer], results: list[_Result], table: pd.DataFrame) -> None:
+    """Writes files for all images."""
+    done = [result for result in results if not result.problem]
     everything = fingerprint(*(result.source for result in done))
     for number, writer in enumerate(writers):
         writer.output = out
@@ -279,49 +272,19 @@ def _finish(out: OutputFolder, writers: list[Writer], results: list[Result], tab
     with out.write("areas.csv", everything) as temporary:
         # File names may be invalid Unicode.
         table.to_csv(temporary, float_format="%.2f", encoding="utf-8", errors="surrogateescape")
-    if outdated := out.outdated({everything, *(result.source for result in done)}):
-        notice(
-            f"{len(outdated)} files in {shown_path(out.path)} are from other images or settings, for example "
-            f"{outdated[0]}. Delete them, or request their format again."
-        )
 
 
 def _check_output(out: OutputFolder, writers: list[Writer], paths: list[Path]) -> None:
     """Raises StegoError if images or files of the user would be overwritten."""
-    names = [name(path) for path in paths for name in (_label_name, _overlay_name, *(w.file for w in writers))]
-    names += ["areas.csv", *(writer.summary for writer in writers)]
-    names += [f"geotiff/{path.stem}.tif" for path in paths if is_large(path)]
-    if foreign := out.foreign(filter(None, progress(names, "checking the output folder")), paths):
+    patterns = [LABELS, OVERLAY, *(writer.file for writer in writers)]
+    names = [pattern.format(path.stem) for path in paths for pattern in patterns if pattern]
+    names += ["areas.csv", *(writer.summary for writer in writers if writer.summary)]
+    names += [GEOTIFF.format(path.stem) for path in paths if is_large(path)]
+    if foreign := out.foreign(progress(names, "checking the output folder"), paths):
         raise StegoError(
             f"{len(foreign)} files in {out.path} were written or changed by others: {few(foreign)}. Move them, or use "
             "overwrite=True, which never replaces the images."
         )
-
-
-def _write(job: _Job, path: Path, source: str, image: Image.Image, label: np.ndarray) -> None:
-    """Writes the label map and the overlay of an image."""
-    stored = Image.fromarray(label)
-    palette = np.array(job.run.segments.colors).ravel().tolist()
-    stored.putpalette(palette + [255] * (768 - len(palette)))
-    overlay = Image.blend(image, stored.convert("RGB"), job.opacity)
-    overlay.thumbnail((MAX_JPEG_SIDE, MAX_JPEG_SIDE))
-    with job.out.write(_overlay_name(path), source) as temporary:
-        overlay.save(temporary)
-    with job.out.write(_label_name(path), source) as temporary:
-        stored.save(temporary)
-
-
-def _label_name(image: Path) -> str:
-    return f"labels/{image.stem}.png"
-
-
-def _overlay_name(image: Path) -> str:
-    return f"overlays/{image.stem}.jpg"
-
-
-def _read_label(out: OutputFolder, image: Path) -> np.ndarray:
-    with Image.open(out.path / _label_name(image)) as file:
-        return np.array(file)
 
 
 def _settings(run: Run, how: dict[str, Any], opacity: float, rules: Rules) -> str:
@@ -334,23 +297,6 @@ def _settings(run: Run, how: dict[str, Any], opacity: float, rules: Rules) -> st
         weights += [[run.taught.method, run.taught.on], [run.taught.points, run.taught.ids]]
     drawn = [run.ids.tolist(), segments.names, segments.colors, float(opacity), repr(rules)]
     return fingerprint(run.backbone.weights_id, weights, values, drawn)
-
-
-def _images_of(folder: Path) -> list[Path]:
-    """The images of a folder. Raises StegoError if there are none, or if the names of results would collide."""
-    paths = list_images(folder)
-    # Some file systems ignore case and normalize Unicode.
-    stems = Counter(unicodedata.normalize("NFC", path.stem).casefold() for path in paths)
-    stem, count = stems.most_common(1)[0]
-    if count > 1:
-        raise StegoError(f"{folder} holds {count} images called {stem}, whose results would collide. Rename them.")
-    return paths
-
-
-def _areas(label: np.ndarray, count: int) -> np.ndarray:
-    """Percentage of each of `count` ids among all pixels with such an id, float64 (count,); NaN without them."""
-    pixels = np.array(Image.fromarray(label).histogram()[:count], float)
-    return 100 * pixels / (pixels.sum() or np.nan)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -22,7 +22,16 @@ Record: TypeAlias = tuple[dict[str, Any], list[dict[str, Any]]]
 class Coco(Writer):
     """Images, categories and annotations in one JSON file. The category of a segment is its label id + 1."""
 
-    summary = ""
+    packages = ("pycocotools",)
+
+    def add(self, image: Path, label: np.ndarray, source: str) -> Record:
+        height, width = label.shape
+        entry = {"id": _stable_id(image.name), "file_name": image.name, "width": width, "height": height}
+        return entry, [{"image_id": entry["id"]} | about for about in self.annotations(image, label, source)]
+
+    def annotations(self, image: Path, label: np.ndarray, source: str) -> Iterator[dict[str, Any]]:
+        """Annotations of an image, without its id."""
+        raise NotImplementedError
 
     def finish(self, records: list[Record], source: str) -> None:
         pairs = zip(self.segments.names, self.segments.colors, strict=True)
@@ -42,30 +51,26 @@ class Coco(Writer):
 
 
 class CocoPanoptic(Coco):
-    """panoptic.json, and panoptic/NAME.png with the segment of each pixel as R + 256 G + 65536 B, 0 for none.
+    """A PNG with the segment of each pixel as R + 256 G + 65536 B, 0 for none.
 
     Segments are "stuff": one per class and image.
     """
 
-    summary = "panoptic.json"
+    file, summary = "panoptic/{}.png", "panoptic.json"
 
-    def file(self, image: Path) -> str:
-        return f"panoptic/{image.stem}.png"
-
-    def add(self, image: Path, label: np.ndarray, source: str) -> Record:
+    def annotations(self, image: Path, label: np.ndarray, source: str) -> Iterator[dict[str, Any]]:
         numbers = np.where(label < len(self.segments), label + 1, 0).astype(np.uint8)  # at most 255: the red channel
-        with self.output.write(self.file(image), source) as temporary:
+        with self.output.write(self.file.format(image.stem), source) as temporary:
             Image.fromarray(np.stack([numbers, 0 * numbers, 0 * numbers], 2)).save(temporary)
         segments = []
         for id_ in np.unique(numbers[numbers > 0]).tolist():
             _, area, box = _encode(numbers == id_)
             segments.append({"id": id_, "category_id": id_, "iscrowd": 0, "area": area, "bbox": box})
-        entry = _image_entry(image, label)
-        return entry, [{"image_id": entry["id"], "file_name": f"{image.stem}.png", "segments_info": segments}]
+        yield {"file_name": f"{image.stem}.png", "segments_info": segments}
 
 
 class CocoInstances(Coco):
-    """instances.json: each connected region of a segment is an instance, run-length encoded or as polygons.
+    """Each connected region of a segment is an instance, run-length encoded or as polygons.
 
     A region with holes is cut into several polygons, because polygons in COCO have no holes. Touching objects of one
     class are one instance, and a partly hidden object may be two.
@@ -73,23 +78,15 @@ class CocoInstances(Coco):
 
     summary = "instances.json"
 
-    def add(self, image: Path, label: np.ndarray, source: str) -> Record:
-        entry, annotations = _image_entry(image, label), []
+    def annotations(self, image: Path, label: np.ndarray, source: str) -> Iterator[dict[str, Any]]:
         for id_ in np.unique(label[label < len(self.segments)]).tolist():
             regions, _ = ndimage.label(label == id_, np.ones((3, 3), bool))
             for region, window in enumerate(ndimage.find_objects(regions), start=1):
                 mask = regions == region
                 encoded, area, box = _encode(mask)
                 outline = encoded if self.masks == "rle" else _outline(mask[window], window[1].start, window[0].start)
-                annotation = {"id": _stable_id(image.name, id_, region), "image_id": entry["id"]}
-                annotation |= {"category_id": id_ + 1, "segmentation": outline, "iscrowd": 0}
-                annotations.append(annotation | {"area": area, "bbox": box})
-        return entry, annotations
-
-
-def _image_entry(image: Path, label: np.ndarray) -> dict[str, Any]:
-    height, width = label.shape
-    return {"id": _stable_id(image.name), "file_name": image.name, "width": width, "height": height}
+                about = {"id": _stable_id(image.name, id_, region), "category_id": id_ + 1, "iscrowd": 0}
+                yield about | {"segmentation": outline, "area": area, "bbox": box}
 
 
 def _stable_id(*parts: object) -> int:

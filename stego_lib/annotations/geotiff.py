@@ -1,7 +1,6 @@
 """Label maps as georeferenced GeoTIFF, and polygons as GeoJSON."""
 
 import json
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,16 @@ FORM = dict(driver="GTiff", count=1, dtype="uint8", nodata=NO_SEGMENT, compress=
 FORM |= dict(tiled=True, blockxsize=256, blockysize=256)
 
 
-def write_polygons(strips: Iterable[np.ndarray], path: Path, segments: Classes, place: dict[str, Any]) -> None:
+def write_polygons(labels: Any, path: Path, segments: Classes, place: dict[str, Any]) -> None:
     """Writes connected regions as GeoJSON polygons with id, name and color, one per line.
 
-    strips: parts of a label map from top to bottom, uint8 (rows, W). place: transform and CRS. Coordinates are in this
-    CRS, which the file names as GDAL does; in longitude and latitude if it has no code; in pixels without a transform.
+    labels: label map, uint8 (H, W), or a band of rasterio. place: transform and CRS. Coordinates are in this CRS, which
+    the file names as GDAL does; in longitude and latitude if it has no code; in pixels without a transform.
     """
-    import rasterio
+    from rasterio import Affine
+    from rasterio.features import shapes
     from rasterio.warp import transform_geom
-    from shapely.affinity import affine_transform
-    from shapely.geometry import mapping
 
-    transform = place.get("transform", rasterio.Affine.identity())
     crs = place["crs"] if "transform" in place else None
     authority = crs and crs.to_authority()
     header: dict[str, Any] = {"type": "FeatureCollection"}
@@ -39,89 +36,50 @@ def write_polygons(strips: Iterable[np.ndarray], path: Path, segments: Classes, 
     with open(path, "w", encoding="utf-8") as file:
         file.write(json.dumps(header).removesuffix("}") + ', "features": [')
         separator = "\n"
-        for polygon, id_ in region_outlines(strips):
-            outline = mapping(affine_transform(polygon, transform.to_shapely()))
-            outline = transform_geom(crs, "OGC:CRS84", outline) if crs and not authority else outline
-            about = {
-                "id": id_,
-                "name": segments.names[id_],
-                "color": "#{:02x}{:02x}{:02x}".format(*segments.colors[id_]),
-            }
+        for outline, value in shapes(labels, connectivity=4, transform=place.get("transform", Affine.identity())):
+            if (id_ := int(value)) == NO_SEGMENT:
+                continue
+            if crs and not authority:
+                outline = transform_geom(crs, "OGC:CRS84", outline)
+            color = "#{:02x}{:02x}{:02x}".format(*segments.colors[id_])
+            about = {"id": id_, "name": segments.names[id_], "color": color}
             file.write(separator + json.dumps({"type": "Feature", "properties": about, "geometry": outline}))
             separator = ",\n"
         file.write("\n]}\n")
 
 
-def region_outlines(strips: Iterable[np.ndarray]) -> Iterator[tuple[Any, int]]:
-    """Polygons, in pixels, and ids of the connected regions of a label map in strips.
-
-    Regions that cross the border of a strip are merged with their parts in the next strip.
-    """
-    from rasterio import Affine
-    from rasterio.features import shapes
-    from shapely import get_parts, union_all
-    from shapely.geometry import shape
-
-    unfinished: dict[int, list[Any]] = {}
-    top = 0
-    for labels in strips:
-        regions = []
-        for outline, value in shapes(labels, labels != NO_SEGMENT, 4, Affine.translation(0, top)):
-            id_, polygon = int(value), shape(outline)
-            if id_ in unfinished and polygon.bounds[1] == top:
-                unfinished[id_].append(polygon)
-            else:
-                regions.append((polygon, id_))
-        for id_, parts in unfinished.items():
-            regions += [(polygon.simplify(0), id_) for polygon in get_parts(union_all(parts))]
-        unfinished, top = {}, top + len(labels)
-        for polygon, id_ in regions:
-            if polygon.bounds[3] == top:
-                unfinished.setdefault(id_, []).append(polygon)
-            else:
-                yield polygon, id_
-    for id_, parts in unfinished.items():
-        yield from ((polygon, id_) for polygon in parts)
-
-
 class GeoJson(Writer):
-    """geojson/NAME.geojson: polygons of connected regions in the coordinates of the image, or in pixels."""
+    """Polygons of connected regions in the coordinates of the image, or in pixels."""
 
-    def file(self, image: Path) -> str:
-        return f"geojson/{image.stem}.geojson"
+    file, packages, extra = "geojson/{}.geojson", ("rasterio",), "geo"
 
     def add(self, image: Path, label: np.ndarray, source: str) -> None:
-        with self.output.write(self.file(image), source) as temporary:
-            write_polygons([label], temporary, self.segments, _georeference(image, label.shape) or {})
+        with self.output.write(self.file.format(image.stem), source) as temporary:
+            write_polygons(label, temporary, self.segments, _georeference(image, label.shape) or {})
 
 
 class GeoTiff(Writer):
-    """geotiff/NAME.tif: ids with colors and the georeference of the image. Images without one are skipped."""
+    """Ids with colors and the georeference of the image. Images without one are skipped."""
 
-    def file(self, image: Path) -> str:
-        return f"geotiff/{image.stem}.tif"
+    file, packages, extra = "geotiff/{}.tif", ("rasterio",), "geo"
 
     def add(self, image: Path, label: np.ndarray, source: str) -> str | None:
         """Returns the name of the image if it is skipped."""
-        from rasterio.io import MemoryFile
-
         place = _georeference(image, label.shape)
         if place is None:
             return image.name
-        with MemoryFile() as memory:  # GDAL does not always report a full disk
-            with memory.open(**FORM, **place) as file:
-                file.write(label, 1)
-                file.write_colormap(1, dict(enumerate(self.segments.colors)))
-            with self.output.write(self.file(image), source) as temporary:
-                temporary.write_bytes(memory.read())
+        with (
+            self.output.write(self.file.format(image.stem), source) as temporary,
+            open_raster(temporary, "w", **FORM, **place) as file,
+        ):
+            file.write(label, 1)
+            file.write_colormap(1, dict(enumerate(self.segments.colors)))
         return None
 
     def finish(self, records: list[str | None], source: str) -> None:
         if skipped := [name for name in records if name is not None]:
-            notice(
-                f"No GeoTIFF is written for {len(skipped)} images without a georeference or with EXIF orientation, "
-                f"for example {skipped[0]}."
-            )
+            text = "images without a georeference or with EXIF orientation, for example"
+            notice(f"No GeoTIFF is written for {len(skipped)} {text} {skipped[0]}.")
 
 
 def _georeference(path: Path, shape: tuple[int, int]) -> dict[str, Any] | None:

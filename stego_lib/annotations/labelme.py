@@ -17,14 +17,13 @@ IGNORED = "__ignore__"
 
 
 class LabelMe(Writer):
-    """labelme/NAME.json: polygons of connected regions, simplified with a tolerance of `TOLERANCE` pixels.
+    """Polygons of connected regions, simplified with a tolerance of `TOLERANCE` pixels.
 
     Polygons in LabelMe have no holes. The largest polygons come first, so those in holes are drawn on top. Regions
     without a segment become polygons with the label "__ignore__".
     """
 
-    def file(self, image: Path) -> str:
-        return f"labelme/{image.stem}.json"
+    file, packages = "labelme/{}.json", ("rasterio", "shapely")
 
     def add(self, image: Path, label: np.ndarray, source: str) -> None:
         from rasterio.features import shapes
@@ -57,5 +56,5 @@ class LabelMe(Writer):
             "imageHeight": label.shape[0],
             "imageWidth": label.shape[1],
         }
-        with self.output.write(self.file(image), source) as temporary:
+        with self.output.write(self.file.format(image.stem), source) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")

@@ -1,7 +1,6 @@
 """A folder of results that protects files of the user, and the base class of its writers."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +10,10 @@ import numpy as np
 
 from ..datasets.classes import Classes
 from ..utils import devices
-from ..utils.files import atomic, checksum, disk_errors
+from ..utils.files import atomic, checksum
+
+# Formats of masks in instances.json.
+MASKS = ("rle", "polygons")
 
 
 class OutputFolder:
@@ -40,21 +42,11 @@ class OutputFolder:
         return self._current[name]
 
     def foreign(self, names: Iterable[str], inputs: Iterable[Path]) -> list[str]:
-        """Files that exist and are not in the log, or are inputs. Raises StegoError for invalid names."""
-        read = {(status.st_dev, status.st_ino) for status in map(Path.stat, inputs)}
-        return [name for name in names if self._is_foreign(name, read)]
-
-    def _is_foreign(self, name: str, inputs: set[tuple[int, int]]) -> bool:
-        path = self.path / name
-        with disk_errors(path):
-            existing = next(folder for folder in path.parents if folder.exists())
-            with suppress(FileNotFoundError):
-                (existing / path.name).lstat()  # raises an error for an invalid name
-        if not os.path.lexists(path):
-            return False
-        if path.exists() and (path.stat().st_dev, path.stat().st_ino) in inputs:
-            return True
-        return not self.overwrite and self.source(name) is None
+        """Files that exist and are not in the log, or are inputs."""
+        kept = {path.resolve() for path in inputs}
+        existing = [name for name in names if (self.path / name).exists()]
+        ours = [name for name in existing if self.overwrite or self.source(name) is not None]
+        return [name for name in existing if name not in ours or (self.path / name).resolve() in kept]
 
     @contextmanager
     def write(self, name: str, source: str) -> Iterator[Path]:
@@ -66,27 +58,21 @@ class OutputFolder:
                 log.write(f"\n{json.dumps([digest, source, name])}")  # first, and ends a partial line
         self._sources[name, digest] = self._current[name] = source
 
-    def outdated(self, sources: set[str]) -> list[str]:
-        """Files in the log with other sources."""
-        names = {name for name, _ in self._sources}
-        return sorted(name for name in names if self.source(name) not in {None, *sources})
-
 
 class Writer:
     """Writes label maps in an annotation format: `add` for each image, then `finish` in rank 0.
 
-    masks: "rle" or "polygons".
+    masks: one of `MASKS`.
     """
 
-    # Name of the file for all images.
-    summary: str | None = None
+    # Names of the file of one image, with {} for its stem, and of the file for all images.
+    file, summary = "", ""
+    # Required packages, and the extra that installs them.
+    packages: tuple[str, ...] = ()
+    extra = "annotations"
 
     def __init__(self, output: OutputFolder, segments: Classes, masks: str = "rle"):
         self.output, self.segments, self.masks = output, segments, masks
-
-    def file(self, image: Path) -> str | None:
-        """Name of the file of one image."""
-        return None
 
     def add(self, image: Path, label: np.ndarray, source: str) -> Any:
         """Adds a label map, uint8 (H, W). Returns a record of the image for `finish`."""

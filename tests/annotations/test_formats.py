@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from stego_lib import StegoError, train
-from stego_lib.annotations.formats import WRITERS, chosen_formats
+from stego_lib.annotations.formats import WRITERS, chosen_writers
 from stego_lib.annotations.labelme import IGNORED, TOLERANCE
 from stego_lib.annotations.outputs import OutputFolder
 from stego_lib.datasets import Classes
@@ -167,9 +167,9 @@ def test_a_geotiff_keeps_its_place(run, tmp_path):
 
 def test_an_unknown_format_and_a_missing_package_are_named(monkeypatch):
     with pytest.raises(StegoError, match="'coco'"):
-        chosen_formats("coco")
+        chosen_writers("coco")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name, package in {"coco-instances": "pycocotools", "labelme": "shapely", "geotiff": "rasterio"}.items():
         with pytest.raises(StegoError, match=package):
-            chosen_formats(("png", name))
-    assert chosen_formats("png") == []
+            chosen_writers(("png", name))
+    assert chosen_writers("png") == []
