@@ -75,16 +75,9 @@ class Backbone(nn.Module):
 
     @usual_modes()
     def __init__(
-        self,
-        name: str,
-        *,
-        keys: bool = False,
-        block: int = -1,
-        heads: int | None = None,
-        published: bool = False,
-        device: str = "auto",
-        precision: str = "float32",
-    ):
+        self, name: str, *, keys: bool = False, block: int = -1, heads: int | None = None, published: bool = False,
+        device: str = "auto", precision: str = "float32",
+    ):  # fmt: skip
         super().__init__()
         self.name, self.keys = name, keys
         self.device = choose_device(device)
@@ -103,13 +96,9 @@ class Backbone(nn.Module):
         """Creates the backbone of an experiment."""
         official = experiment.official
         return cls(
-            experiment.backbone,
-            keys=official.keys,
-            block=official.block,
-            published=official.published,
-            device=experiment.device,
-            precision=experiment.precision,
-        )
+            experiment.backbone, keys=official.keys, block=official.block, published=official.published,
+            device=experiment.device, precision=experiment.precision,
+        )  # fmt: skip
 
     def untrained(self, seed: int = 0) -> "Backbone":
         """A copy with random weights."""

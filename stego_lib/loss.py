@@ -17,17 +17,7 @@ Triple = tuple[float, float, float]
 def correspondence(a: Tensor, b: Tensor) -> Tensor:
     """Cosine similarity of all pairs of positions (paper, equation 1).
 
-    Parameters
-    ----------
-    a
-        (B, C, h, w).
-    b
-        (B, C, i, j).
-
-    Returns
-    -------
-    Tensor
-        (B, h, w, i, j), in [-1, 1].
+    (B, C, h, w), (B, C, i, j) -> (B, h, w, i, j), in [-1, 1].
 
     Examples
     --------
@@ -52,12 +42,11 @@ def pair_loss(
     features: Tensor,
     codes: Tensor,
     shift: float,
-    *,
     centering: bool = True,
     zero_clamp: bool = True,
     stabilize: bool = False,
 ) -> Tensor:
-    """-(F - shift) * S for each pair of points (paper, equations 2 to 4), without averaging.
+    """-(F - shift) * S for each pair of points (paper, equations 2 to 4), without averaging: (B, h, w, i, j).
 
     Parameters
     ----------
@@ -65,10 +54,8 @@ def pair_loss(
         Correspondences F (without gradient) and S, (B, h, w, i, j).
     shift
         b: pairs with F > b attract, others repel.
-    centering
-        Center F spatially, see `center`.
-    zero_clamp, stabilize
-        Clamp S to at least 0; to at most 0.8.
+    centering, zero_clamp, stabilize
+        Center F spatially, see `center`. Clamp S to at least 0. Clamp S to at most 0.8.
     """
     with torch.no_grad():
         force = (center(features) if centering else features) - shift
@@ -86,17 +73,15 @@ def correspondence_loss(
 
     Parameters
     ----------
-    feats1, feats2
-        Frozen features at S x S points, (B, C, S, S), without gradient.
-    code1, code2
-        Codes at the same points, (B, K, S, S).
+    feats1, feats2, code1, code2
+        Frozen features (B, C, S, S), without gradient, and codes (B, K, S, S) at S x S points.
     shift, switches
         As in `pair_loss`.
 
     Returns
     -------
     tuple of Tensor
-        The loss of each pair, and the code correspondences before clamping, both (B, S, S, S, S).
+        The loss of each pair, and the code correspondences before clamping, (B, S, S, S, S).
     """
     with torch.no_grad():
         features = correspondence(feats1, feats2)
@@ -122,32 +107,26 @@ def stego_loss(
 
     Parameters
     ----------
-    feats, feats_knn
-        Features of the images and of one neighbor of each, (B, C, h, w).
-    code, code_knn
-        Their codes, (B, K, h, w).
+    feats, feats_knn, code, code_knn
+        Features of the images and of one neighbor of each, (B, C, h, w), and their codes, (B, K, h, w).
     coords1, coords2
         Points in the images and in their partners, (B, S, S, 2).
     permutations
         Random partners of each image, int64 (negatives, B).
-    weights, shifts
-        l and b of self, kNN and random pairs.
-    switches
-        `centering`, `zero_clamp`, `stabilize`, as in `pair_loss`.
+    weights, shifts, switches
+        l and b of self, kNN and random pairs; other arguments of `pair_loss`.
 
     Returns
     -------
     tuple
-        The loss, and a dictionary of "loss_self", "code_self" (mean code correspondence), and the same for knn and
-        rand.
+        The loss, and "loss_self", "code_self" (mean code correspondence), and the same for knn and rand.
     """
     side = coords1.shape[1]
     points1, points2 = coords1.flatten(1, 2), coords2.flatten(1, 2)
 
-    def sampled(features: Tensor, codes: Tensor, points: Tensor, images: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def sampled(features: Tensor, codes: Tensor, points: Tensor, images: Tensor | None = None) -> list[Tensor]:
         """Unit features and codes at the points, (B, S * S, C) and (B, S * S, K)."""
-        f, c = (F.normalize(sample_points(maps, points, images), dim=2, eps=1e-10) for maps in (features, codes))
-        return f, c
+        return [F.normalize(sample_points(maps, points, images), dim=2, eps=1e-10) for maps in (features, codes)]
 
     def correspondences(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.transpose(1, 2)).unflatten(2, (side, side)).unflatten(1, (side, side))
@@ -158,7 +137,7 @@ def stego_loss(
     )
     f, c = sampled(feats, code, points1)
     pairs = {
-        "self": [(f, c)],
+        "self": [[f, c]],
         "knn": [sampled(feats_knn, code_knn, points2)],
         "rand": [sampled(feats, code, points2, partners) for partners in permutations],
     }
@@ -181,12 +160,10 @@ class StegoLoss(nn.Module):
 
     Parameters
     ----------
-    weights, shifts
-        l and b of self, kNN and random pairs.
+    weights, shifts, switches
+        As in `stego_loss`.
     points, negatives
         S, for S x S points in each image; number of random partners of each image.
-    switches
-        As in `pair_loss`: `centering` and `zero_clamp`, on by default, and `stabilize`.
 
     Examples
     --------
@@ -225,24 +202,11 @@ def sample(maps: Tensor, coords: Tensor) -> Tensor:
 
 
 def sample_points(maps: Tensor, coords: Tensor, images: Tensor | None = None) -> Tensor:
-    """Samples maps bilinearly at points, one row per point.
+    """Samples maps (N, C, h, w) bilinearly at points (B, P, 2), as (x, y) in [-1, 1]: (B, P, C).
 
-    The values are those of `F.grid_sample` with border padding and aligned corners. Maps in channels-last order are not
-    copied.
-
-    Parameters
-    ----------
-    maps
-        (N, C, h, w).
-    coords
-        (B, P, 2) as (x, y) in [-1, 1]; -1 and 1 are the centers of the first and the last cell.
-    images
-        int64 (B,), index of the map of each row of points; by default row b samples map b.
-
-    Returns
-    -------
-    Tensor
-        (B, P, C).
+    -1 and 1 are the centers of the first and the last cell. The values are those of `F.grid_sample` with border padding
+    and aligned corners. Maps in channels-last order are not copied. images: int64 (B,), index of the map of each row of
+    points; by default row b samples map b.
     """
     count, channels, height, width = maps.shape
     cells = maps.permute(0, 2, 3, 1).reshape(-1, channels)
@@ -267,16 +231,11 @@ def random_coords(batch: int, points: int, generator: Generator | None = None) -
 def negative_permutation(batch: int, generator: Generator | None = None) -> Tensor:
     """A random partner of each image of a batch, never the image itself: a random cycle, int64 (batch,)."""
     order = torch.randperm(batch, generator=generator)
-    partner = torch.empty_like(order)
-    partner[order] = order.roll(1)
-    return partner
+    return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 
 def published_permutation(batch: int, generator: Generator) -> Tensor:
-    """Random partners as in the published code, int64 (batch,): some images occur twice and others never.
-
-    Fixed points of a permutation move to the next image, even if it already is a partner.
-    """
+    """Random partners as in the published code, int64 (batch,): fixed points of a permutation move to the next image."""
     order = torch.randperm(batch, generator=generator)
     return (order + (order == torch.arange(batch))) % batch
 

@@ -58,9 +58,8 @@ class SegmentationHead(nn.Module):
         if kind != "none":
             self.linear = nn.Conv2d(in_dim, code_dim, 1)
         if kind in ACTIVATIONS:
-            self.nonlinear = nn.Sequential(
-                nn.Conv2d(in_dim, in_dim, 1), ACTIVATIONS[kind](), nn.Conv2d(in_dim, code_dim, 1)
-            )
+            layers = nn.Conv2d(in_dim, in_dim, 1), ACTIVATIONS[kind](), nn.Conv2d(in_dim, code_dim, 1)
+            self.nonlinear = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
         """Returns codes (B, K, h, w), not normalized."""
@@ -85,10 +84,7 @@ class ClusterProbe(nn.Module):
         return self.similarity(F.normalize(code, dim=1))
 
     def similarity(self, code: Tensor) -> Tensor:
-        """`forward` times the length of the code, (B, n, h, w).
-
-        It is linear in the code, so upsampling the n similarities equals upsampling the K channels of the code.
-        """
+        """`forward` times the length of the code, (B, n, h, w): linear in the code, so it can be upsampled instead."""
         return torch.einsum("bkhw,nk->bnhw", code, self.clusters if self.lengths else F.normalize(self.clusters, dim=1))
 
     def loss(self, code: Tensor, alpha: float | None = None) -> Tensor:
@@ -128,10 +124,7 @@ class LinearProbe(nn.Module):
             nn.init.zeros_(parameter)
 
     def loss(self, code: Tensor, label: Tensor) -> Tensor:
-        """Cross-entropy of bilinearly upsampled logits with labels (B, H, W); ids outside [0, n) are ignored.
-
-        Returns 0 for a batch without labels.
-        """
+        """Cross-entropy of upsampled logits with labels (B, H, W); ids outside [0, n) are ignored; 0 without labels."""
         logits = self(code)
         counted = (label >= 0) & (label < logits.shape[1])
         target = torch.where(counted, label, -1)
@@ -153,17 +146,9 @@ class Stego(nn.Module):
     feature_mean: Tensor
 
     def __init__(
-        self,
-        in_dim: int,
-        code_dim: int,
-        n_classes: int,
-        *,
-        head: str = "nonlinear",
-        dropout: float = 0.1,
-        extra_clusters: int = 0,
-        decoder: bool = False,
-        lengths: bool = False,
-    ):
+        self, in_dim: int, code_dim: int, n_classes: int, *, head: str = "nonlinear", dropout: float = 0.1,
+        extra_clusters: int = 0, decoder: bool = False, lengths: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.head = SegmentationHead(in_dim, code_dim, head, dropout)
         self.cluster_probe = ClusterProbe(self.head.code_dim, n_classes + extra_clusters, lengths)
@@ -205,12 +190,7 @@ def build_model(experiment: "Experiment", in_dim: int, n_classes: int) -> Stego:
     official = experiment.official
     with drawing(experiment.seed):
         return Stego(
-            in_dim,
-            experiment.code_dim,
-            n_classes,
-            head=experiment.head,
-            dropout=experiment.dropout,
-            extra_clusters=official.extra_clusters,
-            decoder=official.rec_weight > 0,
+            in_dim, experiment.code_dim, n_classes, head=experiment.head, dropout=experiment.dropout,
+            extra_clusters=official.extra_clusters, decoder=official.rec_weight > 0,
             lengths=experiment.method == "primaps",
-        )
+        )  # fmt: skip

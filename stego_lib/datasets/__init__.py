@@ -82,13 +82,8 @@ def open_dataset(
 
 def open_split(experiment: Experiment, split: str) -> "SegmentationDataset":
     """Opens a split of the experiment's dataset, without cropping."""
-    return open_dataset(
-        experiment.dataset,
-        Path(experiment.data_root),
-        split,
-        experiment.n_classes,
-        published=experiment.official.published,
-    )
+    place = experiment.dataset, Path(experiment.data_root), split
+    return open_dataset(*place, experiment.n_classes, published=experiment.official.published)
 
 
 def open_training_set(experiment: Experiment) -> "SegmentationDataset":

@@ -1,8 +1,7 @@
 """Frozen features, stored on disk or computed on the fly."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..utils.errors import check_choice
 from ..utils.fields import Size
@@ -17,15 +16,9 @@ __all__ = ["Features", "open_features"]
 
 
 def open_features(
-    dataset: "SegmentationDataset",
-    backbone: "Backbone",
-    size: Size,
-    root: str | Path,
-    store: str = "full",
-    *,
-    mirror: bool = False,
-    published: bool = False,
-) -> Features:
+    dataset: "SegmentationDataset", backbone: "Backbone", size: Size, root: str | Path, store: str = "full", *,
+    mirror: bool = False, published: bool = False,
+) -> Features:  # fmt: skip
     """Opens stored features of a split, or computes them on the fly. Extracts missing features.
 
     Processes started by torchrun or srun share the extraction; all of them must call this function.
@@ -59,7 +52,6 @@ def open_features(
     from .online import OnlineFeatures
     from .store import FullFeatures, Source
 
-    kinds: dict[str, Callable[..., Features]]
-    kinds = {"full": FullFeatures, "compact": CompactFeatures, "online": OnlineFeatures}
+    kinds: dict[str, Any] = {"full": FullFeatures, "compact": CompactFeatures, "online": OnlineFeatures}
     check_choice("store", store, kinds)
     return kinds[store](Source(dataset, backbone, size, mirror, published), user_path(root))

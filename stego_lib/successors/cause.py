@@ -121,11 +121,6 @@ def contrastive_loss(
     bank
         Vectors (V, D) and their concepts, int64 (V,), see `update_bank`; initially empty.
 
-    Returns
-    -------
-    Tensor
-        A number.
-
     Examples
     --------
     >>> feats, codebook = torch.rand(2, 384, 8, 8), torch.rand(30, 384)
@@ -229,10 +224,7 @@ class Trainer(Successor):
             with torch.no_grad():
                 maps = code(self.model.centered(self.features.rows(rows, self.device)))
                 height, width = (side // BLOCK * BLOCK for side in maps.shape[2:])
-                top, left = (
-                    int(torch.randint(rest + 1, (), generator=generator))
-                    for rest in (maps.shape[2] - height, maps.shape[3] - width)
-                )
+                top, left = (int(torch.randint(side % BLOCK + 1, (), generator=generator)) for side in maps.shape[2:])
                 maps = maps[:, :, top : top + height, left : left + width]
                 order = torch.randint(BLOCK**2, (maps[:, 0].numel() // BLOCK**2,), generator=generator)
                 maps = sample_blocks(maps, order.to(self.device))

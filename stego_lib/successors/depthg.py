@@ -235,25 +235,18 @@ def _stored_depth(dataset: SegmentationDataset, index: int) -> tuple[np.ndarray,
     """Values of the whole depth map of an image, larger is farther, float64 (H, W), and where they are valid."""
     whole, number = _whole(dataset, index)
     size, file = whole.read(number).rgb.size, depth_file(dataset, index)
-    about, rules = file.parents[1] / "depth.json", {}
-    with naming(f"depth map {file}"):
-        if about.exists():
-            rules = read_json(about)
-        inverse, invalid = rules.get("inverse", False), rules.get("invalid", None)
-        if (
-            rules.keys() - {"inverse", "invalid"}
-            or not isinstance(invalid, list | None)
-            or inverse not in (True, False)
-        ):
-            raise ValueError('the keys of depth.json are "inverse", true or false, and "invalid", a list of values')
-        with Image.open(file) as stored:
-            if stored.size != size or stored.mode not in ("L", "I", "I;16", "I;16B"):
-                raise ValueError(f"{stored.mode} {stored.size}, not one gray value per pixel of {size}")
-            values = np.asarray(stored, np.float64)
-            measured = ~np.isin(values, INVALID if invalid is None and stored.mode != "L" else invalid or ())
+    about = file.parents[1] / "depth.json"
+    rules = read_json(about) if about.exists() else {}
+    if rules.keys() - {"inverse", "invalid"}:
+        raise StegoError(f"{about} has unknown keys. Known are inverse, true or false, and invalid, a list of values.")
+    with naming(f"depth map {file}"), Image.open(file) as stored:
+        if stored.size != size or stored.mode not in ("L", "I", "I;16", "I;16B"):
+            raise ValueError(f"{stored.mode} {stored.size}, not one gray value per pixel of {size}")
+        values = np.asarray(stored, np.float64)
+        measured = ~np.isin(values, rules.get("invalid", () if stored.mode == "L" else INVALID))
         if not measured.any():
             raise ValueError("all values are missing")
-    return -values if inverse else values, measured
+    return -values if rules.get("inverse") else values, measured
 
 
 def check_depth(dataset: SegmentationDataset) -> None:

@@ -21,7 +21,7 @@ from ..batches import seeded
 from ..experiment import Experiment
 from ..features import Features
 from ..run import Run
-from ..utils.errors import StegoError, check_choice
+from ..utils.errors import check_choice, explained
 from ..utils.progress import progress
 from ..utils.torch_state import drawing
 from .base import Successor, at_cells, random_cells, unit_patches, update_ema, weighted_info_nce
@@ -70,21 +70,15 @@ def hidden_positives(patches: Tensor, threshold: Tensor) -> Tensor:
 
 
 def hp_loss(
-    feats: Tensor,
-    code_ema: Tensor,
-    z: Tensor,
-    z_local: Tensor,
-    pools: tuple[Tensor, Tensor],
-    negatives: Tensor,
-    lam: float,
-    tau: float,
-) -> tuple[Tensor, dict[str, Tensor]]:
+    feats: Tensor, code_ema: Tensor, z: Tensor, z_local: Tensor, pools: tuple[Tensor, Tensor], negatives: Tensor,
+    lam: float, tau: float,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Half the sum of the global and the local contrastive loss, mean over images (paper, sections 3.2 and 3.3).
 
     The weight of a pair is 1 for a feature positive plus `lam` for a positive of the averaged head. As in the released
     code, anchors without a feature positive are ignored, positives of the averaged head are not in the denominator, and
     the loss is multiplied by tau / 0.07. Memory grows with M squared; for large batches pass maps of P random cells,
-    (B, C, P, 1).
+    (B, C, P, 1). Returns also the detached parts "loss_global" and "loss_local" of each image, (B,).
 
     Parameters
     ----------
@@ -92,17 +86,10 @@ def hp_loss(
         Frozen features (B, C, h, w), and codes of the averaged head (B, K, h, w) without gradient.
     z, z_local
         `unit_patches` (M, D) of the projected codes, without and with `local_mix`.
-    pools
-        `reference_pools`, (Q, C) and (Q, K).
-    negatives
-        Random pairs in the denominator, bool (h w, M), the same for all images.
+    pools, negatives
+        `reference_pools`, and random pairs in the denominator of every image, bool (h w, M).
     lam, tau
         `ema_weight`, in [0, 1], and temperature.
-
-    Returns
-    -------
-    tuple
-        The loss, and its detached parts "loss_global" and "loss_local" of each image, (B,).
 
     Examples
     --------
@@ -212,11 +199,9 @@ class Trainer(Successor):
         """`reference_pools` of `POOL_SIZE` random images, or of several patches per image if there are fewer."""
         generator, count = seeded(self.experiment.seed, "pool", number), len(self.features)
         images = torch.randperm(count, generator=generator).repeat(POOL_SIZE // count + 1)[:POOL_SIZE]
-        parts = [
-            reference_pools(self.model.centered(self.features.rows(rows, self.device)), self.average, generator)
-            for rows in images.split(64)
-        ]
-        return torch.cat([feats for feats, _ in parts]), torch.cat([codes for _, codes in parts])
+        maps = (self.model.centered(self.features.rows(rows, self.device)) for rows in images.split(64))
+        feats, codes = zip(*(reference_pools(batch, self.average, generator) for batch in maps), strict=True)
+        return torch.cat(feats), torch.cat(codes)
 
     def _attention_weights(self) -> np.ndarray:
         """`attention_weights` of every training image, float16 (N, h w, 9)."""
@@ -229,7 +214,7 @@ class Trainer(Successor):
         return weights.numpy()
 
     def state(self) -> dict[str, Any]:
-        pools = dict(zip(("pool_feats", "pool_codes"), self.pools, strict=True))
+        pools = {"pool_feats": self.pools[0], "pool_codes": self.pools[1]}
         return pools | {"average": self.average.state_dict(), "project": self.project.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -241,14 +226,12 @@ class Trainer(Successor):
 @torch.inference_mode()
 def block_attention(backbone: Backbone, images: Tensor) -> Tensor:
     """Softmax attention of the block of the features: uint8 (B, 3, H, W) -> (B, heads, tokens, tokens)."""
-    blocks = getattr(backbone.vit, "blocks", None)
-    attention: Any = getattr(blocks[backbone.block], "attn", None) if blocks is not None else None
-    if not hasattr(attention, "attn_drop") or not hasattr(attention, "fused_attn"):
-        raise StegoError(
-            f"method='hp' needs attention, which backbone {backbone.name!r} does not have. Use a ViT such as DINO's."
-        )
+    problem = f"method='hp' needs attention, which backbone {backbone.name!r} does not have"
+    with explained((AttributeError, IndexError, TypeError), problem, "Use a ViT such as DINO's."):
+        attention = backbone.vit.blocks[backbone.block].attn
+        fused, _ = attention.fused_attn, attention.attn_drop
     matrices: list[Tensor] = []
-    fused, attention.fused_attn = attention.fused_attn, False  # fused attention does not store the matrix
+    attention.fused_attn = False  # fused attention does not store the matrix
     try:
         with attention.attn_drop.register_forward_pre_hook(lambda _, inputs: matrices.append(inputs[0])):
             backbone.maps(backbone.normalize(images))

@@ -65,35 +65,22 @@ def smoothness_loss(
 
 
 def smooseg_loss(
-    feats: Tensor,
-    code: Tensor,
-    teacher: Tensor,
-    student: Tensor,
-    partners: Tensor,
-    shifts: tuple[float, float],
-    *,
-    temperature: float = TEMPERATURE,
-    centering: bool = True,
-) -> tuple[Tensor, dict[str, Tensor]]:
+    feats: Tensor, code: Tensor, teacher: Tensor, student: Tensor, partners: Tensor, shifts: tuple[float, float], *,
+    temperature: float = TEMPERATURE, centering: bool = True,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Smoothness within and between images plus data loss, without weights (paper, section 3).
 
     Smoothness trains the head; the data loss, cross-entropy with the teacher's labels, trains the student's prototypes.
+    Returns also the detached parts "loss_self", "loss_rand", "loss_data", "distance_self" and "distance_rand".
 
     Parameters
     ----------
-    feats, code
-        Frozen features (B, C, h, w) and codes (B, K, h, w).
-    teacher, student
-        Prototypes (n, K). The teacher has no gradient.
+    feats, code, teacher, student
+        Frozen features (B, C, h, w), codes (B, K, h, w) and prototypes (n, K). The teacher has no gradient.
     partners
         Another image of the batch for each image, int64 (B,), see `loss.negative_permutation`.
     shifts
         b within and between images; published: (-0.02, 0.5) for Cityscapes, (-0.02, 0.48) for CocoStuff.
-
-    Returns
-    -------
-    tuple
-        The loss, and its detached parts "loss_self", "loss_rand", "loss_data", "distance_self" and "distance_rand".
 
     Examples
     --------
@@ -107,9 +94,8 @@ def smooseg_loss(
     smooth, distance_self = smoothness_loss(own, own, shifts[0], centering=centering)
     rand, distance_rand = smoothness_loss(own, other, shifts[1], centering=centering)
     data = F.cross_entropy(logits(code.detach(), student), teacher_logits.argmax(1))
-    parts = dict(loss_self=smooth, loss_rand=rand, loss_data=data)
-    parts |= dict(distance_self=distance_self, distance_rand=distance_rand)
-    return smooth + rand + data, {name: part.detach() for name, part in parts.items()}
+    parts = {"loss_self": smooth.detach(), "loss_rand": rand.detach(), "loss_data": data.detach()}
+    return smooth + rand + data, parts | {"distance_self": distance_self, "distance_rand": distance_rand}
 
 
 class Trainer(Successor):

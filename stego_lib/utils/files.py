@@ -1,6 +1,5 @@
 """Files: atomic writes, text and JSON, checksums and fingerprints."""
 
-import errno
 import hashlib
 import json
 import math
@@ -17,7 +16,6 @@ from .errors import DataNotFound, StegoError, explained
 
 # Prefix of temporary files. Those of killed processes are deleted by `remove_temporary`.
 TEMPORARY = ".unfinished."
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
@@ -28,9 +26,8 @@ def disk_errors(path: str | Path, remedy: str = "Make room, or choose another fo
     except OSError as error:
         if error.errno is None:  # not from the operating system, for example Pillow's
             raise
-        reason = "the disk is full" if error.errno in DISK_FULL else error.strerror
         failed = path if error.filename is None or TEMPORARY in str(error.filename) else error.filename
-        raise StegoError(f"{failed} cannot be read or written: {reason}. {remedy}") from error
+        raise StegoError(f"{failed} cannot be read or written: {error.strerror}. {remedy}") from error
 
 
 def check_folder(folder: Path, remedy: str = "Choose another folder.") -> None:
@@ -86,14 +83,11 @@ def without_nan(value: Any) -> Any:
 def read_text(path: str | Path) -> str:
     """Reads UTF-8 text, with or without a byte order mark. Raises StegoError for a missing file or another encoding."""
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataNotFound(f"{path} does not exist. Check the path.") from None
     except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:  # as in UTF-16
-        raise StegoError(f"{path} is not UTF-8 text. Save it as UTF-8.")
-    return text
+        raise StegoError(f"{path} is not UTF-8 text. Save it as UTF-8.") from None
 
 
 def read_json(path: str | Path) -> Any:

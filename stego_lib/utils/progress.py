@@ -1,9 +1,7 @@
 """Progress bars and messages on the error stream."""
 
-import io
 import os
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -14,20 +12,21 @@ Item = TypeVar("Item")
 
 # Environment variable that turns bars on in a notebook that runs unattended.
 BARS = "STEGO_BARS"
-# Seconds between two lines of `Lines`.
-LINE_EVERY = 30.0
+# Seconds between two updates of a bar in such a notebook.
+RARELY = 30.0
 
 
 def progress(items: Iterable[Item], title: str, **options: Any) -> "tqdm[Item]":
     """A progress bar that disappears when done. `options` go to tqdm.
 
-    A notebook that runs unattended (papermill, nbconvert) would store every update of a bar, so it prints a line every
-    `LINE_EVERY` seconds instead. Only the first process on a machine shows progress.
+    A notebook that runs unattended (papermill, nbconvert) stores every update, so there are few. Only the first process
+    on a machine shows progress.
     """
     rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))  # of torchrun or SLURM
     options.setdefault("disable", rank != "0" or sys.stderr is None)
-    bar = Lines if unattended() else tqdm
-    return bar(items, desc=title, mininterval=0.5, leave=False, dynamic_ncols=True, **options)
+    interval, delay = (RARELY, RARELY) if unattended() else (0.5, 0)
+    options |= {"mininterval": interval, "delay": delay, "leave": False, "dynamic_ncols": True}
+    return tqdm(items, desc=title, **options)
 
 
 @contextmanager
@@ -49,19 +48,3 @@ def unattended() -> bool:
         return False
     kernel = getattr(sys.modules["IPython"].get_ipython(), "kernel", None)
     return kernel is not None and not getattr(kernel, "_allow_stdin", True)
-
-
-class Lines(tqdm):
-    """Prints lines instead of a bar, and nothing for work that takes less than `LINE_EVERY` seconds."""
-
-    # Time of the last line, shared by all instances.
-    last = time.monotonic()
-
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options | {"file": io.StringIO()})
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        now = time.monotonic()
-        if msg != "" and now - Lines.last >= LINE_EVERY:
-            Lines.last = now
-            say(f"{self.desc.removesuffix(': ')}: {self.n:,} of {self.total or 0:,}")

@@ -63,7 +63,7 @@ def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint(experiment, ref
     shutil.copytree(reference.parent / "features", tmp_path / "features")
     limit = (reference / "checkpoint.safetensors").stat().st_size // 2
     outcome = Job(experiment, tmp_path, largest_file=limit).outcome()
-    assert outcome["error"] == "StegoError" and "disk is full" in outcome["message"], outcome
+    assert outcome["error"] == "StegoError" and "cannot be read or written" in outcome["message"], outcome
     same(Path(Job(experiment, tmp_path).outcome()["folder"]), reference)
 
 

@@ -64,7 +64,7 @@ def test_a_write_that_is_lost_when_it_is_synced_is_an_error(tmp_path, monkeypatc
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StegoError, match="full"):
+    with pytest.raises(StegoError, match="quota"):
         write_json(tmp_path / "a.json", 1)
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Bars where somebody looks; few lines where a notebook runs unattended; nothing without an error stream."""
+"""Bars where somebody looks; few updates where a notebook runs unattended; nothing without an error stream."""
 
 import sys
 from types import SimpleNamespace
@@ -16,17 +16,14 @@ def kernel(monkeypatch, attended: bool) -> None:
     monkeypatch.delenv(module.BARS, raising=False)
 
 
-@pytest.mark.parametrize("seconds, lines", [(20, 0), (100, 3)])
-def test_an_unattended_notebook_gets_few_lines_and_none_for_short_work(monkeypatch, capsys, seconds, lines):
+@pytest.mark.parametrize("seconds, updates", [(20, 0), (100, 3)])
+def test_an_unattended_notebook_gets_few_updates_and_none_for_short_work(monkeypatch, capsys, seconds, updates):
     kernel(monkeypatch, attended=False)
     now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr("tqdm.std.time", lambda: now[0])
-    monkeypatch.setattr(module.Lines, "last", 1000.0)
     for _ in progress(range(1000), "training"):
         now[0] += seconds / 1000
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == lines and all(line.startswith("training: ") and line.endswith(" of 1,000") for line in said)
+    assert capsys.readouterr().err.count("training: ") == updates
 
 
 @pytest.mark.parametrize("requested", [True, False])
