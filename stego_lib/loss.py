@@ -235,7 +235,7 @@ def negative_permutation(batch: int, generator: Generator | None = None) -> Tens
 
 
 def published_permutation(batch: int, generator: Generator) -> Tensor:
-    """Random partners as in the published code, int64 (batch,): fixed points of a permutation move to the next image."""
+    """Random partners (batch,) as in the published code: fixed points of a permutation move to the next image."""
     order = torch.randperm(batch, generator=generator)
     return (order + (order == torch.arange(batch))) % batch
 
