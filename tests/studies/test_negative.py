@@ -1,6 +1,7 @@
 """Negative results: each change of the features does what it says, and the study compares like with like."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from common import tiny_experiment
@@ -47,7 +48,9 @@ def test_guided_filter_of_a_constant_image_is_a_mean():
 
 def test_the_study_compares_the_same_images(scenes_root, backbone_file, tmp_path, monkeypatch):
     monkeypatch.setattr(negative, "runs_root", lambda: tmp_path)  # the default folder of features
-    rows = negative.study(tiny_experiment(scenes_root, backbone_file), seeds=[0], every=2, blocks=[-2])
+    tiny = tiny_experiment(scenes_root, backbone_file)
+    features = negative.changed_features(tiny, seeds=[0], blocks=[-2])
+    rows = pd.concat([features, negative.changed_label_maps(tiny, seeds=[0], every=2)])
     scores = rows.set_index(["kind", "way"])[list(negative.SCORES)]
     assert_close(scores.loc["segments", "unchanged"].to_numpy(), scores.loc["label map", "upsampled"].to_numpy())
     assert scores.stack().between(0, 100).all() and set(rows["kind"]) == {"features", "block", "segments", "label map"}

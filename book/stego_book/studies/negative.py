@@ -2,8 +2,8 @@
 
 book/records/studies/negative.csv holds the rows of
 
->>> study(Experiment.preset("camvid", backbone="photos_vit_tiny8_d6", mirror=False))
->>> stego(Experiment.preset("camvid", backbone="photos_vit_tiny8_d6", mirror=False, crf=False))
+>>> camvid = Experiment.preset("camvid", backbone="photos_vit_tiny8_d6", mirror=False, crf=False)
+>>> changed_features(camvid), changed_label_maps(camvid), stego(camvid)
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -150,67 +150,62 @@ def joint_bilateral(image: Tensor, cells: Tensor, radius: int = 2, spread: float
     return total / weights.clamp(min=1e-12)
 
 
-def study(
-    base: Experiment, seeds: Sequence[int] = range(3), every: int = 3, blocks: Sequence[int] = (-2, -3)
+def changed_features(
+    base: Experiment, seeds: Sequence[int] = range(3), blocks: Sequence[int] = (-2, -3)
 ) -> pd.DataFrame:
-    """Scores of k-means on the validation split, percent: dataset, kind, way, seed, accuracy, miou, own_miou, border_f.
+    """Scores of k-means on changed features, on the validation split, as `score_clusters` has them.
 
-    k-means is fitted to the training images. Clusters are matched to classes for each row. kind: "features", changed
-    before k-means; "block", the output of another block; "segments", features averaged over spectral segments of each
-    image; "label map", filters after k-means. The last two kinds score one image in `every`.
+    Columns: dataset, kind, way, seed, accuracy, miou, own_miou, border_f. k-means is fitted to the training images.
+    Clusters are matched to classes for each row. kind: "features", changed before k-means; "block", the output of
+    another block.
     """
-    held_out = open_split(base, "val")
     rows: list[dict[str, Any]] = []
-    n = len(held_out.classes)
-    some = range(0, len(held_out), every)
-    patch = Backbone.of(base).patch
-
-    def add(kind: str, way: str, seed: int, predicted: Iterable[Tensor], numbers: Iterable[int]) -> None:
-        labels = (val.label_rows(torch.tensor([number]))[0] for number in numbers)
-        about = dict(dataset=base.dataset, kind=kind, way=way, seed=seed)
-        rows.append(about | score_clusters(zip(predicted, labels, strict=True), n, n))
-
-    def predict(change: Change, centers: Tensor, numbers: Iterable[int]) -> Iterable[Tensor]:
-        for number in numbers:
-            yield label_maps(Scores(cosines(change(val.rows(torch.tensor([number]))), centers)), size)[0]
-
     for block in (-1, *blocks):
         experiment = base.but(official={"block": block})
         training, val = (_features(experiment, split) for split in ("train", "val"))
-        size, maps = val.image_size, training.rows(torch.arange(len(training)))
+        maps, numbers = training.rows(torch.arange(len(training))), range(len(val))
         for way, make in CHANGES.items() if block == -1 else [("unchanged", unchanged)]:
             change = make(maps)
             for seed in progress(seeds, f"block {block}, {way}"):
-                predicted = list(predict(change, fit(change(maps), seed, n), range(len(val))))
+                predicted = list(_predict(val, change, fit(change(maps), seed, val.n_classes), numbers))
+                scored = _score(base, val, predicted, numbers) | {"seed": seed}
                 if block == -1:
-                    add("features", way, seed, predicted, range(len(val)))
+                    rows.append({"kind": "features", "way": way} | scored)
                 if way == "unchanged":
-                    add("block", f"block {block}", seed, predicted, range(len(val)))
+                    rows.append({"kind": "block", "way": f"block {block}"} | scored)
+    return _table(rows)
+
+
+def changed_label_maps(base: Experiment, seeds: Sequence[int] = range(3), every: int = 3) -> pd.DataFrame:
+    """As `changed_features`, on one validation image in `every`.
+
+    kind: "segments", features averaged over spectral segments of each image; "label map", filters after k-means.
+    """
+    rows: list[dict[str, Any]] = []
     training, val = (_features(base, split) for split in ("train", "val"))
-    maps = training.rows(torch.arange(len(training)))
+    maps, some, n = training.rows(torch.arange(len(training))), range(0, len(val), every), val.n_classes
     averaged = torch.cat([averaged_over_segments(map_[None]) for map_ in progress(maps[::every], "spectral segments")])
     backbone = Backbone.of(base)
     for seed in progress(seeds, "segments and label maps"):
-        centers = fit(maps, seed, n)
-        add("segments", "unchanged", seed, predict(unchanged(maps), centers, some), some)
-        add("segments", "spectral", seed, predict(averaged_over_segments, fit(averaged, seed, n), some), some)
+        centers, spectral = fit(maps, seed, n), fit(averaged, seed, n)
+        plain = _predict(val, unchanged(maps), centers, some)
+        rows.append({"kind": "segments", "way": "unchanged", "seed": seed} | _score(base, val, plain, some))
+        plain = _predict(val, averaged_over_segments, spectral, some)
+        rows.append({"kind": "segments", "way": "spectral", "seed": seed} | _score(base, val, plain, some))
         filtered: dict[str, list[Tensor]] = {name: [] for name in ("upsampled", "CRF", *FILTERS, "averaged shifts")}
         for number in some:
             image = val.image_rows(torch.tensor([number]))[0]
             cells = cosines(val.rows(torch.tensor([number])), centers)
-            filtered["upsampled"].append(label_maps(Scores(cells), size)[0])
+            filtered["upsampled"].append(label_maps(Scores(cells), val.image_size)[0])
             filtered["CRF"].append(refined_label_maps(image, [Scores(ALPHA * cells)])[0])
             for name, apply in FILTERS.items():
                 filtered[name].append(apply(image, (ALPHA * cells).softmax(1)).argmax(0))
-            shifted = [
-                _shifted(backbone, image, centers, down, across)
-                for down in (0, patch // 2)
-                for across in (0, patch // 2)
-            ]
+            steps = (0, backbone.patch // 2)
+            shifted = [_shifted(backbone, image, centers, down, across) for down in steps for across in steps]
             filtered["averaged shifts"].append(torch.stack(shifted).mean(0).argmax(0))
         for name, predicted in filtered.items():
-            add("label map", name, seed, predicted, some)
-    return pd.DataFrame(rows)
+            rows.append({"kind": "label map", "way": name, "seed": seed} | _score(base, val, predicted, some))
+    return _table(rows)
 
 
 FILTERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -230,7 +225,7 @@ def cosines(maps: Tensor, centers: Tensor) -> Tensor:
 
 
 def stego(base: Experiment, seeds: Iterable[int] = range(3), blocks: Sequence[int] = (-1, -3)) -> pd.DataFrame:
-    """Scores of STEGO, trained on the outputs of several blocks, as `study` has them: kind "STEGO"."""
+    """Scores of STEGO, trained on the outputs of several blocks, as `changed_features` has them: kind "STEGO"."""
     rows = []
     for seed in seeds:
         for block in blocks:
@@ -248,7 +243,7 @@ def table(rows: pd.DataFrame, kind: str) -> pd.DataFrame:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """A stored result of `study` and `stego`."""
+    """Stored rows of this module."""
     return pd.read_csv(path)
 
 
@@ -272,6 +267,22 @@ def _shifted(backbone: Backbone, image: Tensor, centers: Tensor, down: int, acro
     moved = F.pad(image[None].float(), (across, 0, down, 0), mode="replicate")[0, :, : image.shape[1], : image.shape[2]]
     scored = upsample(cosines(backbone(moved[None].to(torch.uint8)), centers), (image.shape[1], image.shape[2]))[0]
     return F.pad(scored[None], (0, across, 0, down), mode="replicate")[0, :, down:, across:]
+
+
+def _predict(val: Features, change: Change, centers: Tensor, numbers: Iterable[int]) -> Iterable[Tensor]:
+    """Label maps of images by the nearest center of their changed features."""
+    for number in numbers:
+        yield label_maps(Scores(cosines(change(val.rows(torch.tensor([number]))), centers)), val.image_size)[0]
+
+
+def _score(base: Experiment, val: Features, predicted: Iterable[Tensor], numbers: Iterable[int]) -> dict[str, Any]:
+    """Scores of label maps against the labels of images."""
+    labels, n = (val.label_rows(torch.tensor([number]))[0] for number in numbers), val.n_classes
+    return {"dataset": base.dataset} | score_clusters(zip(predicted, labels, strict=True), n, n)
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows)[["dataset", "kind", "way", "seed", "accuracy", *SCORES]]
 
 
 def _features(experiment: Experiment, split: str) -> Features:
