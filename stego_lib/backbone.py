@@ -1,6 +1,5 @@
 """The frozen backbone, a timm network: images (B, 3, H, W) -> features (B, C, h, w)."""
 
-import copy
 import math
 from typing import Any
 
@@ -85,7 +84,7 @@ class Backbone(nn.Module):
         self.vit, normalization = load_network(name, heads)
         self.geometry = measure(self.vit.eval(), name)
         self.block, self.key_heads = self._check_options(keys, block, published)
-        self.weights_id = _weights_id(self.vit)
+        self.weights_id = weights_id(self.vit)
         for key, values in normalization.items():
             self.register_buffer(key, torch.tensor(values, device=self.device).view(1, 3, 1, 1))
         self.vit.to(self.device, self.precision)
@@ -99,20 +98,6 @@ class Backbone(nn.Module):
             experiment.backbone, keys=official.keys, block=official.block, published=official.published,
             device=experiment.device, precision=experiment.precision,
         )  # fmt: skip
-
-    def untrained(self, seed: int = 0) -> "Backbone":
-        """A copy with random weights."""
-        network = copy.deepcopy(self)
-        network.name = f"{self.name} (random weights, seed {seed})"
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            for weights in network.vit.parameters():  # class token and positions; layers are reset below
-                nn.init.trunc_normal_(weights, std=0.02)
-            for layer in network.vit.modules():
-                if hasattr(layer, "reset_parameters"):
-                    layer.reset_parameters()
-        network.weights_id = _weights_id(network.vit)
-        return network
 
     @property
     def dim(self) -> int:
@@ -201,7 +186,8 @@ class Backbone(nn.Module):
         return fingerprint(self.weights_id, repr(self.vit), self.mean, self.std, str(self.precision), output)
 
 
-def _weights_id(vit: nn.Module) -> str:
+def weights_id(vit: nn.Module) -> str:
+    """Identifies the weights of a network."""
     return fingerprint(*(item for pair in sorted(vit.state_dict().items()) for item in pair))
 
 

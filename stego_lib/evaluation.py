@@ -24,9 +24,8 @@ from .probes import fit_probes
 from .run import Run, record_path
 from .tiles import TiledBackbone
 from .utils import devices
-from .utils.errors import StegoError
+from .utils.errors import StegoError, enough_memory
 from .utils.files import check_folder, fingerprint, without_nan, write_json
-from .utils.memory import enough_memory
 from .utils.notices import notice
 from .utils.paths import shown_path
 from .utils.progress import progress, say

@@ -59,12 +59,3 @@ def _nearest(blocks: tuple[Tensor, ...], number: int, k: int, device: torch.devi
         index = index.gather(1, kept)
         first += len(block)
     return index
-
-
-def shared_content(shares: Tensor, partners: Tensor) -> Tensor:
-    """Overlap of the classes of each image and its partners, in [0, 1]: float32 (N, k). Needs labels.
-
-    The sum over classes of the smaller share of pixels: 1 for equal shares, 0 for no common class. shares: of each
-    class, (N, n_classes). partners: int64 (N, k).
-    """
-    return torch.minimum(shares[:, None], shares[partners]).sum(2)

@@ -19,10 +19,9 @@ from .model import Stego, build_model
 from .provenance import Provenance
 from .run import Run, find_run, load_run, new_folder
 from .utils import devices
-from .utils.errors import StegoError
+from .utils.errors import StegoError, enough_memory
 from .utils.files import check_folder, disk_errors, fingerprint, write_json
 from .utils.log import TrainingLog
-from .utils.memory import enough_memory
 from .utils.notices import notice
 from .utils.paths import runs_root, user_path
 from .utils.progress import progress

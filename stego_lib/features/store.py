@@ -22,9 +22,8 @@ from ..datasets.base import Sample, SegmentationDataset
 from ..datasets.layout import checksum_of
 from ..datasets.transforms import Size, resize_image, resize_label
 from ..utils import devices
-from ..utils.errors import StegoError
+from ..utils.errors import StegoError, enough_memory
 from ..utils.files import disk_errors, fingerprint, read_json, write_json
-from ..utils.memory import enough_memory
 from ..utils.progress import progress, say
 from .base import NO_LABEL, Features
 

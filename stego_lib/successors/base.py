@@ -8,25 +8,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batches import Draw
-from ..experiment import SUCCESSORS, Experiment, recipe_of
+from ..experiment import Experiment
 from ..training import Trainer
 from ..utils import devices
 from ..utils.errors import StegoError
 from ..utils.files import atomic, fingerprint
-from ..utils.notices import notice
 
 
 class Successor(Trainer):
     """A `Trainer` that minimizes a loss on images without partners."""
 
-    # Settings that the method does not use.
-    unused: tuple[str, ...] = ("weights", "shifts", "centering", "points", "neighbors", "negatives")
     # Clusters are only fitted after the last step, so weights of earlier steps cannot be evaluated.
     clusters_fitted_last = False
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
-        """Raises StegoError for unsupported options; shows a notice for unused settings."""
+        """Raises StegoError for unsupported options."""
         unsupported = [] if experiment.probes == "after" else [f"probes={experiment.probes!r}"]
         unsupported += experiment.official.loss_weights
         if cls.clusters_fitted_last and experiment.official.keep_every:
@@ -36,9 +33,6 @@ class Successor(Trainer):
                 f"method={experiment.method!r} does not support {', '.join(unsupported)}. "
                 "Use probes='after' without the other options."
             )
-        recipe = recipe_of(experiment.dataset, experiment.backbone).but(**SUCCESSORS[experiment.method])
-        if idle := [key for key in cls.unused if getattr(experiment, key) != getattr(recipe, key)]:
-            notice(f"method={experiment.method!r} does not use {', '.join(idle)}.")
 
     @property
     def device(self) -> torch.device:

@@ -152,8 +152,6 @@ def depth_coords(depth: Tensor, size: tuple[int, int], points: int, *, published
 class Trainer(Successor):
     """Trains the head by STEGO's loss and the depth term, at farthest points. Needs depth maps, see `read_depth`."""
 
-    unused = ()
-
     @classmethod
     def check(cls, experiment: Experiment) -> None:
         super().check(experiment)

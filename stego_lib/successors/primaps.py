@@ -192,8 +192,6 @@ class Trainer(Successor):
     teacher's prototypes are the clusters of the model.
     """
 
-    unused = (*Successor.unused, "lr_head")
-
     @classmethod
     def check(cls, experiment: Experiment) -> None:
         super().check(experiment)

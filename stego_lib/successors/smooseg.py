@@ -104,8 +104,6 @@ class Trainer(Successor):
     The first and the last of the run's shifts apply within and between images.
     """
 
-    unused = ("weights", "points", "neighbors", "negatives")
-
     def __init__(self, run: Run, features: Features, neighbors: Tensor):
         super().__init__(run, features, neighbors)
         self.teacher = self.model.cluster_probe.clusters.requires_grad_(False)

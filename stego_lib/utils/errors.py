@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -56,3 +57,14 @@ def check_installed(purpose: str, packages: Sequence[str], extra: str) -> None:
     """Raises StegoError if packages of the extra are missing."""
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         raise StegoError(f"{purpose} needs {', '.join(missing)}. Run: pip install 'stego_lib[{extra}]'")
+
+
+@contextmanager
+def enough_memory(task: str, remedy: str) -> Iterator[None]:
+    """Turns an out-of-memory error of the GPU or the CPU into a StegoError with a remedy."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if re.search("out of memory|can't allocate memory", str(error)) or isinstance(error, MemoryError):
+            raise StegoError(f"{task} needs more memory than is available. {remedy}") from error
+        raise

@@ -9,7 +9,7 @@ from stego_lib import Backbone, StegoError, open_dataset
 from stego_lib.batches import find_neighbors
 from stego_lib.features import open_features
 from stego_lib.model import Stego
-from stego_lib.neighbors import nearest_neighbors, shared_content
+from stego_lib.neighbors import nearest_neighbors
 
 
 def by_hand(features: Tensor, k: int) -> Tensor:
@@ -50,16 +50,3 @@ def test_training_compares_features_minus_the_mean(scenes_root, backbone_file, t
     experiment = tiny_experiment(scenes_root, backbone_file, neighbors=3)
     expected = by_hand(features.rows(torch.arange(12)).mean((2, 3)) - features.mean, 3)
     assert torch.equal(find_neighbors(features, model, experiment), expected)
-
-
-def test_shared_content_is_the_overlap_of_two_histograms():
-    shares = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
-    shares = shares / shares.sum(1, keepdim=True)
-    shares[4:] = torch.eye(4)[[0, 3]]
-    partners = torch.tensor([[1, 0], [2, 3], [0, 1], [5, 4], [5, 4], [0, 4]])
-    content = shared_content(shares, partners)
-    for i, row in enumerate(partners.tolist()):
-        for j, other in enumerate(row):
-            expected = sum(min(a, b) for a, b in zip(shares[i].tolist(), shares[other].tolist(), strict=True))
-            assert content[i, j].item() == pytest.approx(expected, abs=1e-6)
-    assert content[4].tolist() == [0.0, 1.0], "nothing in common; the same"

@@ -14,8 +14,9 @@ from stego_book.studies.cooccurrence import (
     pair_kernel,
     precision_recall,
     query_points,
+    untrained,
 )
-from stego_lib import StegoError, crf
+from stego_lib import Backbone, StegoError, crf
 
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = torch.randint(-1, 3, (5, 4, 6), generator=GENERATOR)
@@ -126,3 +127,18 @@ def test_curves_on_disk_are_the_curves_at_evenly_spread_recalls(tmp_path):
     for recall, precision in list(zip(found.recall, found.precision, strict=True))[1:]:
         first = int((hits >= recall * total - 1e-6).nonzero()[0, 0])  # the strictest threshold that finds so many
         assert precision == pytest.approx((hits[first] / (first + 1)).item(), abs=2e-4)
+
+
+def test_an_untrained_backbone_has_random_weights_and_leaves_everything_else(backbone_file):
+    backbone = Backbone(str(backbone_file), device="cpu")
+    before, state = backbone.fingerprint(), torch.get_rng_state()
+    other = untrained(backbone, 3)
+    assert torch.equal(torch.get_rng_state(), state) and backbone.fingerprint() == before
+    for name, layer in other.vit.named_modules():  # as PyTorch initializes each layer
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            bound = layer.weight[0].numel() ** -0.5
+            assert 0.9 * bound < layer.weight.abs().max() <= bound, name
+        elif isinstance(layer, torch.nn.LayerNorm):
+            assert (layer.weight == 1).all() and (layer.bias == 0).all(), name
+    assert 0.01 < other.vit.pos_embed.std() < 0.03
+    assert other.fingerprint() == untrained(backbone, 3).fingerprint() != untrained(backbone, 4).fingerprint()

@@ -33,7 +33,7 @@ def five_crop(dataset: SegmentationDataset, index: int) -> Figure:
 
 
 def shared_content(values: dict[str, Tensor]) -> Figure:
-    """Histograms of `neighbors.shared_content` with means, one per kind of partner."""
+    """Histograms of the content shared with partners, with means, one per kind of partner."""
     figure, (axis,) = panels(1, size=(7, 3))
     bins = np.linspace(0, 1, 26)
     for color, (name, shares) in zip(sns.color_palette(), values.items(), strict=False):

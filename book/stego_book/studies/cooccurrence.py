@@ -3,6 +3,7 @@
 Labels are used only as ground truth.
 """
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from sklearn.metrics import average_precision_score, precision_recall_curve
-from torch import Tensor
+from torch import Tensor, nn
 
-from stego_lib import crf
+from stego_lib import Backbone, crf
+from stego_lib.backbone import weights_id
 from stego_lib.probes import labels_at
 from stego_lib.utils.errors import StegoError
 from stego_lib.utils.files import read_json, write_json
@@ -42,6 +44,21 @@ class Curve:
     recall: np.ndarray
     precision: np.ndarray
     average_precision: float
+
+
+def untrained(backbone: Backbone, seed: int = 0) -> Backbone:
+    """A copy of a backbone with random weights."""
+    network = copy.deepcopy(backbone)
+    network.name = f"{backbone.name} (random weights, seed {seed})"
+    with torch.random.fork_rng([backbone.device] if backbone.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for weights in network.vit.parameters():  # class token and positions; layers are reset below
+            nn.init.trunc_normal_(weights, std=0.02)
+        for layer in network.vit.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+    network.weights_id = weights_id(network.vit)
+    return network
 
 
 def cell_labels(labels: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stego_lib import StegoError
-from stego_lib.utils.memory import enough_memory
+from stego_lib.utils.errors import enough_memory
 
 
 def allocate_too_much() -> None:
