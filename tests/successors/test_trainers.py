@@ -1,7 +1,6 @@
 """Trainers of the successors on tiny scenes: a run, its scores, resuming, and what labels may not touch."""
 
 import shutil
-import warnings
 
 import numpy as np
 import pytest
@@ -11,8 +10,6 @@ from common import broken_off, few_samples, tiny_experiment
 from stego_lib import Experiment, StegoError, evaluate, load_run, open_dataset, train, training
 from stego_lib.experiment import SUCCESSORS
 from stego_lib.successors import cause, hp, primaps
-from stego_lib.training import trainer_of
-from stego_lib.utils.notices import Notice
 
 # Columns of the log, by method.
 METHODS = {
@@ -106,16 +103,3 @@ def test_labels_change_neither_head_nor_clusters(scenes_root, backbone_file, tmp
         assert_same(models[kind].state_dict(), models["own"].state_dict(), "head", "cluster_probe", "feature_mean")
     own, others, none = (model.linear_probe.classifier.weight for model in models.values())
     assert not torch.equal(own, others) and not none.any()
-
-
-def test_unused_settings_are_named(experiment, method):
-    changed = experiment.but(points=experiment.points + 1)
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        trainer_of(changed).check(changed)
-    notices = [str(warning.message) for warning in seen if warning.category is Notice]
-    assert [("points" in text) for text in notices] == ([] if method == "depthg" else [True])
-    plain = Experiment.preset("scenes", method=method, data_root=experiment.data_root)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Notice)
-        trainer_of(plain).check(plain)
