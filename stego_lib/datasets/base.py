@@ -1,12 +1,10 @@
 """Base class of the datasets: reads images and label maps, and decodes labels."""
 
 import hashlib
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ from torch import Tensor
 from ..utils.errors import StegoError
 from ..utils.notices import notice
 from .classes import Classes, Rules
-from .images import Source, StoredImage, naming, read_ids, read_image
+from .images import StoredImage, naming, read_ids, read_image
 
 # Label of pixels that scores and the linear probe ignore.
 IGNORED = -1
@@ -79,14 +77,14 @@ class SegmentationDataset(Sequence):
 
     def sample(self, index: int) -> Sample:
         """Reads image and label map `index`, each file once, with the digests of the files."""
-        image_file, image_sha256 = _open_hashed(self.images[index])
-        stored = self.read(index, image_file)
+        content = _content(self.images[index])
+        stored, image_sha256 = self.read(index, content), hashlib.sha256(content).hexdigest()
         image = TF.pil_to_tensor(stored.rgb)
         path = self.labels[index]
         if path is None:
             return Sample(image, None, image_sha256, None)
-        label_file, label_sha256 = _open_hashed(path)
-        ids = self.read_label(label_file)
+        content = _content(path)
+        ids, label_sha256 = self.read_label(path, content), hashlib.sha256(content).hexdigest()
         with naming(f"label map {path}"):
             label = self.decode(ids)
         rotated = stored.orientation > 1 and self.rules.exif is None
@@ -113,13 +111,13 @@ class SegmentationDataset(Sequence):
         """Label map `index`, int64 (H, W), or None. Transparent pixels of the image are ignored."""
         return self.sample(index).label
 
-    def read(self, index: int, file: BinaryIO | None = None) -> StoredImage:
-        """Image `index` with transparency and orientation. file: the image file, if already open."""
-        return read_image(file or self.images[index], self.rules)
+    def read(self, index: int, content: bytes | None = None) -> StoredImage:
+        """Image `index` with transparency and orientation. content: of the file, if already read."""
+        return read_image(self.images[index], self.rules, content)
 
-    def read_label(self, source: Source) -> np.ndarray:
-        """Stored ids of a label map file, int64 (H, W)."""
-        return read_ids(source)
+    def read_label(self, path: Path, content: bytes) -> np.ndarray:
+        """Stored ids of a label map, int64 (H, W)."""
+        return read_ids(path, content)
 
     def label_table(self) -> np.ndarray:
         """Maps stored ids 0 to 255 and, last, all others to class ids, `IGNORED` or `UNKNOWN`: int64 (257,)."""
@@ -156,10 +154,6 @@ class SegmentationDataset(Sequence):
         return states
 
 
-def _open_hashed(path: Path) -> tuple[BinaryIO, str]:
-    """Reads a file into memory: a file object with its name, and the SHA-256."""
+def _content(path: Path) -> bytes:
     with naming(path):
-        content = path.read_bytes()
-    file = io.BytesIO(content)
-    file.name = str(path)
-    return file, hashlib.sha256(content).hexdigest()
+        return path.read_bytes()

@@ -1,12 +1,13 @@
 """Reads images as 8-bit RGB and label maps as ids, with Pillow, and with rasterio what Pillow does not support."""
 
+import io
 import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,8 +23,6 @@ from .classes import DEFAULT, Range, Rules, rules_of
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 """A path, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W)."""
-Source: TypeAlias = Path | BinaryIO
-"""A path or an open binary file, whose attribute `name` appears in errors."""
 
 Image.init()
 # Accepted formats, independent of the suffix. (Pillow would pass EPS to an external program, which executes it.)
@@ -71,18 +70,20 @@ def naming(name: object) -> Iterator[None]:
         raise StegoError(f"{name} cannot be read ({error}). Replace or remove it.") from error
 
 
-def read_image(source: Source, rules: Rules = DEFAULT) -> StoredImage:
-    """Reads an image file as upright 8-bit RGB.
+def read_image(path: Path, rules: Rules = DEFAULT, content: bytes | None = None) -> StoredImage:
+    """Reads an image file as upright 8-bit RGB. Only the first of several frames or pages is read, with a notice.
 
     Pillow reads 8-bit images and 16-bit gray PNG. rasterio (extra `geo`) reads JPEG 2000, 16-bit color, and TIFF with
     more bits, masks, nodata or additional bands, by the file's color interpretation and masks.
 
     Parameters
     ----------
-    source
-        A path or an open binary file. Only the first of several frames or pages is read, with a notice.
+    path
+        The file.
     rules
         `range` scales images of more than 8 bits per channel; `exif="ignore"` does not rotate.
+    content
+        The content of the file, if it is already read.
 
     Raises
     ------
@@ -93,8 +94,8 @@ def read_image(source: Source, rules: Rules = DEFAULT) -> StoredImage:
     --------
     >>> read_image(Path("street.jpg")).rgb.size
     """
-    with naming(f"image {name_of(source)}"):
-        rgb, transparent, orientation = _read(source, rules.range)
+    with naming(f"image {path}"):
+        rgb, transparent, orientation = _read(content or path.read_bytes(), rules.range)
     if orientation > 1 and rules.exif != "ignore":
         rgb = rgb.transpose(ROTATIONS[orientation])
         if transparent is not None:
@@ -102,17 +103,12 @@ def read_image(source: Source, rules: Rules = DEFAULT) -> StoredImage:
     return StoredImage(rgb, transparent, orientation)
 
 
-def name_of(source: Source) -> str:
-    """The path of a file, for errors."""
-    return str(source if isinstance(source, Path) else getattr(source, "name", "in memory"))
-
-
-def _read(source: Source, limits: Range | None) -> tuple[Image.Image, np.ndarray | None, int]:
+def _read(content: bytes, limits: Range | None) -> tuple[Image.Image, np.ndarray | None, int]:
     """RGB as stored, transparent pixels, EXIF orientation."""
     try:
-        with Image.open(source, formats=FORMATS) as file:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as file:
             if _needs_rasterio(file):  # before loading, which removes these attributes
-                return *_read_raster(_content(source), limits), _orientation(file)
+                return *_read_raster(content, limits), _orientation(file)
             file.load()  # before `_orientation`, so that broken pixels do not look like broken metadata
             orientation = _orientation(file)
             if file.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(file, "is_animated", False):
@@ -121,17 +117,9 @@ def _read(source: Source, limits: Range | None) -> tuple[Image.Image, np.ndarray
     except StegoError:
         raise
     except READ_ERRORS:
-        content = _content(source)
         if content[:4] in TIFF_SIGNATURES:
             return *_read_raster(content, limits), 1
         raise
-
-
-def _content(source: Source) -> bytes:
-    if isinstance(source, Path):
-        return source.read_bytes()
-    source.seek(0)
-    return source.read()
 
 
 def _orientation(file: Image.Image) -> int:
@@ -289,9 +277,9 @@ def image_size(path: Path, rules: Rules = DEFAULT) -> tuple[int, int]:
     return (width, height) if transposed else (height, width)
 
 
-def read_ids(source: Source) -> np.ndarray:
+def read_ids(path: Path, content: bytes | None = None) -> np.ndarray:
     """Stored ids of a label map, int64 (H, W). Raises StegoError for an unreadable file, JPEG, and colors."""
-    with naming(f"label map {name_of(source)}"), Image.open(source, formats=FORMATS) as file:
+    with naming(f"label map {path}"), Image.open(io.BytesIO(content or path.read_bytes()), formats=FORMATS) as file:
         if file.format == "JPEG" or file.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
             raise StegoError(f"is {file.format} {file.mode}. Save class ids as an 8-bit gray PNG.")
         tiles: Any = getattr(file, "tile", None)

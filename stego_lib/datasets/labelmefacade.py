@@ -1,5 +1,6 @@
 """LabelMeFacade street photographs: 8 classes and void, in splits of this project by place. (Not in the paper.)"""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 from ..utils.errors import StegoError, check_choice
 from .base import VOID, SegmentationDataset
 from .classes import Classes, Rules
-from .images import Source, name_of, naming
+from .images import naming
 from .layout import find_folder, list_images, pair_by_stem
 
 # With the colors of the label maps.
@@ -41,9 +42,9 @@ class LabelMeFacade(SegmentationDataset):
 
     rules = Rules(exif="ignore")  # label maps match the stored pixels
 
-    def read_label(self, source: Source) -> np.ndarray:
+    def read_label(self, path: Path, content: bytes) -> np.ndarray:
         """Converts the colors of a label map to ids, int64 (H, W)."""
-        with naming(f"label map {name_of(source)}"), Image.open(source, formats=("PNG",)) as file:
+        with naming(f"label map {path}"), Image.open(io.BytesIO(content), formats=("PNG",)) as file:
             colors = np.asarray(file.convert("RGB"))
             ids = np.full(colors.shape[:2], -1)
             for id_, color in ((VOID, VOID_COLOR), *enumerate(self.classes.colors)):

@@ -3,7 +3,6 @@
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from ..utils.notices import notice
 from ..utils.progress import progress
 from .base import IGNORED, UNKNOWN, Sample, SegmentationDataset
 from .classes import Classes, Rules
-from .images import Source, StoredImage, name_of, read_image
+from .images import StoredImage, read_image
 from .layout import check_files, find_folder, list_images, pair_by_stem
 
 CLASSES = Classes(
@@ -89,21 +88,21 @@ class Potsdam(SegmentationDataset):
 class PotsdamPatches(Potsdam):
     """The published patches, in MATLAB files."""
 
-    def read(self, index: int, file: BinaryIO | None = None) -> StoredImage:
-        stored = read_mat(file or self.images[index], "img")
+    def read(self, index: int, content: bytes | None = None) -> StoredImage:
+        stored = read_mat(self.images[index], "img")
         return StoredImage(Image.fromarray(np.ascontiguousarray(stored[..., :3])), None, 1)  # the fourth is infrared
 
-    def read_label(self, source: Source) -> np.ndarray:
-        return read_mat(source, "gt").astype(np.int64)
+    def read_label(self, path: Path, content: bytes) -> np.ndarray:
+        return read_mat(path, "gt").astype(np.int64)
 
 
-def read_mat(source: Source, name: str) -> np.ndarray:
+def read_mat(path: Path, name: str) -> np.ndarray:
     """Reads the array "img" or "gt" of a MATLAB file of version 7 or older."""
     import scipy.io
 
-    problem = f"{name_of(source)} is not a MATLAB file with {name!r}"
+    problem = f"{path} is not a MATLAB file with {name!r}"
     with explained(Exception, problem, "Get it again."):  # scipy raises many types for a broken file
-        return scipy.io.loadmat(source, variable_names=[name])[name]
+        return scipy.io.loadmat(path, variable_names=[name])[name]
 
 
 def load(name: str, root: str | Path, split: str) -> Potsdam:
