@@ -1,6 +1,5 @@
 """Sets the shifts of a run from the correspondences of its training features, without labels."""
 
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,49 +20,33 @@ IMAGES = 256
 AUTO_SHIFTS = ("p75", "p75", "p97")
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """The three shifts of a run, and how they were set. Triples are self, kNN, random."""
-
-    shifts: tuple[float, float, float]
-    """b of the loss."""
-    rule: tuple[float | str, ...]
-    """Numbers, or percentiles of the measured correspondences such as 'p75'."""
-    attracting: tuple[float, float, float]
-    """Share of attracting pairs, with a correspondence above the shift, in [0, 1]."""
-    images: int
-    """Number of measured training images."""
-    reason: str
-    """A summary in words."""
-    histograms: dict[str, list[float]]
-    """Densities of the measured correspondences, see `histograms`."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Keys and values for JSON, including those of the histograms."""
-        values = asdict(self)
-        return values.pop("histograms") | values
-
-
-def calibrate(features: "Features", neighbors: Tensor, mean: Tensor, experiment: Experiment) -> Calibration:
+def calibrate(features: "Features", neighbors: Tensor, mean: Tensor, experiment: Experiment) -> dict[str, Any]:
     """Sets the three shifts from correspondences on up to `IMAGES` training images.
 
     Numbers are kept, percentiles are computed, and "auto" is `AUTO_SHIFTS`. For the parameters see
     `measure_correspondences`.
+
+    Returns
+    -------
+    dict
+        Triples for self, kNN and random pairs: "shifts", b of the loss; "rule", the numbers or percentiles such as
+        "p75"; "attracting", the share of pairs with a correspondence above the shift. "images", their number;
+        "reason", a summary in words; and `histograms`.
     """
     measured = measure_correspondences(features, neighbors, mean, experiment)
     rule, shifts = shift_rule(experiment), resolve_shifts(experiment, measured)
     images = min(len(features), IMAGES)
-    kinds = zip(("self", "kNN", "random"), rule, measured.values(), shifts, strict=True)
-    attracting, shares = [], []
-    for name, setting, values, shift in kinds:
-        attracting.append((values > shift).double().mean().item())
-        origin = f"at {setting}" if isinstance(setting, str) else "given"
-        shares.append(f"{name} {origin}: {100 * attracting[-1]:.1f} % of the pairs attract")
+    pairs = zip(measured.values(), shifts, strict=True)
+    attracting = [(values > shift).double().mean().item() for values, shift in pairs]
+    shares = [
+        f"{name} {f'at {setting}' if isinstance(setting, str) else 'given'}: {100 * share:.1f} % of the pairs attract"
+        for name, setting, share in zip(("self", "kNN", "random"), rule, attracting, strict=True)
+    ]
     source = "by the rule 'auto'" if experiment.shifts == "auto" else "by the experiment"
     centering = "spatially centered" if experiment.centering else "not centered"
     reason = f"set {source} on correspondences of {images} training images, {centering}; {', '.join(shares)}"
-    own, knn, rand = attracting
-    return Calibration(shifts, rule, (own, knn, rand), images, reason, histograms(measured))
+    values = {"shifts": shifts, "rule": rule, "attracting": attracting, "images": images, "reason": reason}
+    return values | histograms(measured)
 
 
 def shift_rule(experiment: Experiment) -> tuple[float | str, ...]:

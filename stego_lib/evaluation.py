@@ -4,33 +4,34 @@ import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import crf
-from .baselines import LinearScorer, kmeans_on_colors, kmeans_on_components, kmeans_on_features, linear_on_features
 from .datasets import open_split, open_training_set
 from .datasets.base import SegmentationDataset
 from .datasets.findings import show_findings
-from .datasets.transforms import Size
+from .experiment import MACHINE, Experiment
 from .features import Features, open_features
 from .metrics import border_counts, border_f, confusion, identity, match, own_assigned, published_map, scores
 from .model import Stego, mean_over_flips
 from .predict import Scores, label_maps, probe_scores, refined_label_maps
 from .probes import fit_probes
-from .run import Run, record_path
-from .tiles import TiledBackbone
+from .run import Run
 from .utils import devices
 from .utils.errors import StegoError, enough_memory
-from .utils.files import check_folder, fingerprint, without_nan, write_json
+from .utils.files import check_folder, fingerprint, read_json, without_nan, write_json
 from .utils.notices import notice
 from .utils.paths import shown_path
 from .utils.progress import progress, say
 from .utils.threads import in_threads
 from .utils.torch_state import usual_modes
+
+if TYPE_CHECKING:
+    from .baselines import LinearScorer
 
 # Images per batch.
 BATCH = 16
@@ -95,7 +96,10 @@ def evaluate(
     )
     run.check_fitted()
     check_folder(run.folder, "Evaluate a copy: load_run(RUN, runs_dir=FOLDER).")
-    crf.check_engine(crf_engine)
+    if experiment.crf:
+        from .crf import check_engine
+
+        check_engine(crf_engine)
     dataset = open_split(experiment, split)
     run.check_classes(dataset)
     with enough_memory(f"scoring {dataset.name}", "Lower eval_size, or use baselines=False or device='cpu'."):
@@ -109,7 +113,7 @@ def evaluate(
         "provenance": run.provenance.scored(run.backbone, experiment.feature_store).to_dict(),
         "step": run.step,
         "shifts": list(run.shifts),
-        **run.observed,
+        **observed(run),
         "split": split,
         **({} if tile is None else {"tile": tile}),
         "data": data,
@@ -119,12 +123,43 @@ def evaluate(
         "evaluation_seconds": round(time.perf_counter() - start, 1),
     })  # fmt: skip
     if devices.first():
-        path = record_path(run, split, data, tile)
+        path = _record_path(run, split, data, tile)
         write_json(path, record)
         if path.name != "metrics.json":
             say(f"run record: {shown_path(path)}")
     devices.wait()
     return record
+
+
+def observed(run: Run) -> dict[str, Any]:
+    """The part of a run record without labels: rule of the shifts, and whether the codes have collapsed."""
+    record: dict[str, Any] = {}
+    if (run.folder / "correspondences.json").exists():
+        keys = ("rule", "attracting", "images", "reason")
+        record["calibration"] = {key: value for key, value in run.correspondences.items() if key in keys}
+    if watched := run.watched:
+        last = {key: (watched[key] or [None])[-1] for key in ("groups", "within", "nearest", "clusters")}
+        record |= {"collapsed": watched["collapsed"], "codes": last | {"seen": watched["seen"]}}
+    return record
+
+
+def _record_path(run: Run, split: str, data: str | None, tile: int | None = None) -> Path:
+    """Path of the run record of a split: metrics.json for the validation split of the run's data and settings.
+
+    data: fingerprint of the images of the split, None without labels. The data of the run are those in the folder of
+    training, or the first that were evaluated. tile: see `evaluate`.
+    """
+    first, trained = run.folder / "metrics.json", run.folder / "experiment.json"
+    own = Experiment.read(trained) if trained.exists() else run.experiment
+    changes = [(key, getattr(run.experiment, key)) for key in run.experiment.differing(own, (*MACHINE, "backbone"))]
+    moved = not trained.exists() or run.experiment.data_root != own.data_root
+    if moved and first.exists() and read_json(first)["data"] != data:
+        changes.append(("data", data))
+    if tile is not None:
+        changes.append(("tile", tile))
+    if split == "val" and not changes:
+        return first
+    return run.folder / f"metrics-{split}{f'-{fingerprint(changes)[:8]}' if changes else ''}.json"
 
 
 @dataclass(frozen=True)
@@ -152,29 +187,26 @@ class Views:
 
 def open_views(run: Run, dataset: SegmentationDataset, tile: int | None = None) -> Views:
     """Opens the features of a split for evaluation; for `tile` see `evaluate`."""
-    size = run.experiment.eval_size
-    flipped = _features(run, dataset, size, mirror=True, tile=tile) if run.experiment.mirror else None
-    return Views(_features(run, dataset, size, tile=tile), flipped)
+    experiment, backbone = run.experiment, run.backbone
+    if tile is not None:
+        from .tiles import TiledBackbone
 
+        backbone = TiledBackbone(backbone, tile)
+    root, published = run.folder.parent / "features", experiment.official.published
 
-def _features(
-    run: Run,
-    dataset: SegmentationDataset,
-    size: Size,
-    mirror: bool = False,
-    store: str = "",
-    tile: int | None = None,
-) -> Features:
-    root, kind = run.folder.parent / "features", store or run.experiment.feature_store
-    backbone = run.backbone if tile is None else TiledBackbone(run.backbone, tile)
-    return open_features(
-        dataset, backbone, size, root, kind, mirror=mirror, published=run.experiment.official.published
-    )
+    def opened(mirror: bool) -> Features:
+        arguments = (dataset, backbone, experiment.eval_size, root, experiment.feature_store)
+        return open_features(*arguments, mirror=mirror, published=published)
+
+    flipped = opened(mirror=True) if experiment.mirror else None
+    return Views(opened(mirror=False), flipped)
 
 
 def _training_features(run: Run) -> Features:
-    training = open_training_set(run.experiment)
-    return _features(run, training, run.experiment.train_size, store=run.provenance.store or "")
+    experiment, root = run.experiment, run.folder.parent / "features"
+    store, published = run.provenance.store or experiment.feature_store, experiment.official.published
+    dataset = open_training_set(experiment)
+    return open_features(dataset, run.backbone, experiment.train_size, root, store, published=published)
 
 
 def _unscored(dataset: SegmentationDataset, reason: str = "has no labels") -> dict[str, Any]:
@@ -196,10 +228,7 @@ def _score(run: Run, dataset: SegmentationDataset, views: Views, baselines: bool
     fitted = fit_baselines(run) if baselines else {}
     sizes = {"cluster": model.n_clusters} | ({"linear": len(run.classes)} if model.linear_probe.trained else {})
     taught = run.taught
-    if taught is not None and not set(taught.names) & set(run.classes.names):
-        notice("The names given to run.teach are not classes of the dataset, so they are not evaluated.")
-        taught = None
-    if taught is not None:
+    if taught is not None and set(taught.names) & set(run.classes.names):
         sizes["taught"] = len(taught.class_ids(run.classes)[1])
     counts = count_pixels(
         views,
@@ -212,7 +241,7 @@ def _score(run: Run, dataset: SegmentationDataset, views: Views, baselines: bool
     results = {name: _scores(name, counted, published) for name, counted in counts.items()}
     return {
         "scores": results,
-        **({"taught": taught.about} if taught else {}),
+        **({"taught": taught.about} if taught and "taught" in sizes else {}),
         **({"crf": engine} if experiment.crf and engine != "lattice" else {}),
         **_best_by_label(run, views.plain),
         "matching": results["cluster"]["matching"],
@@ -274,7 +303,7 @@ def count_pixels(
     return {name: PixelCounts(*map(devices.total, counted)) for name, counted in counts.items()}
 
 
-def score_rows(run: Run, views: Views, rows: Tensor, baselines: Mapping[str, LinearScorer]) -> dict[str, Scores]:
+def score_rows(run: Run, views: Views, rows: Tensor, baselines: "Mapping[str, LinearScorer]") -> dict[str, Scores]:
     """`Scores` of the probes, of `Run.taught` and of baselines for images of a split."""
     code = views.codes(run.model, rows)
     by_method = probe_scores(run.model, code)
@@ -322,14 +351,18 @@ def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
     return {"best_by_label": {"step": best, **by_step[best], **curve}}
 
 
-def fit_kmeans(run: Run) -> LinearScorer:
+def fit_kmeans(run: Run) -> "LinearScorer":
     """Fits k-means to the raw training features, with the seed and number of clusters of the run."""
+    from .baselines import kmeans_on_features
+
     training, count, seed = _training_features(run), run.model.n_clusters, run.experiment.seed
     return devices.once(lambda: kmeans_on_features(training, count, seed))  # processes could differ by rounding
 
 
-def fit_baselines(run: Run) -> dict[str, LinearScorer]:
+def fit_baselines(run: Run) -> "dict[str, LinearScorer]":
     """Fits all baselines to the training images; the linear probe needs labels."""
+    from .baselines import kmeans_on_colors, kmeans_on_components, linear_on_features
+
     training, count, seed = _training_features(run), run.model.n_clusters, run.experiment.seed
     fitted = {
         "kmeans_features": fit_kmeans(run),
@@ -338,8 +371,6 @@ def fit_baselines(run: Run) -> dict[str, LinearScorer]:
     }
     if training.has_labels:
         fitted["linear_features"] = devices.once(lambda: linear_on_features(training, seed))
-    elif training.class_pixels:
-        notice("Training label maps have fewer than two classes, so there are no linear probes.")
     return fitted
 
 

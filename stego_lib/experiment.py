@@ -229,24 +229,21 @@ def _explained(init: Any) -> Any:
         try:
             init(self, *args, **values)
         except ValidationError as error:
-            problems = dict.fromkeys(_explain(problem, type(self), values) for problem in error.errors())
-            raise StegoError(" ".join(problems)) from None
+            raise StegoError(" ".join(dict.fromkeys(map(_explain, error.errors())))) from None
 
     return explained
 
 
-def _explain(problem: Any, kind: Any, values: dict[str, Any]) -> str:
+def _explain(problem: Any) -> str:
     """The message of one of pydantic's errors."""
-    place = [str(part) for part in problem["loc"]] or ["?"]
-    if place[0] == "official" and len(place) > 1:
-        kind, values, place = Official, values["official"], place[1:]
-    key, known = place[0], kind.__pydantic_fields__
-    if key in known:
+    key = str(problem["loc"][-1])
+    if problem["type"] != "unexpected_keyword_argument":
         rule = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        return f"{key}={values.get(key)!r} is invalid. It should be {rule}."
-    if kind is Experiment and key in [field.name for field in fields(Official)]:
+        return f"{key}={problem['input']!r} is invalid. It should be {rule}."
+    names, options = ([field.name for field in fields(kind)] for kind in (Experiment, Official))
+    if key in options:
         return f"{key!r} is an option of the authors' code. Write official={{{key!r}: ...}}."
-    return f"There is no key {key!r}{did_you_mean(key, list(known))}. See `Experiment`."
+    return f"There is no key {key!r}{did_you_mean(key, [*names, *options])}. See `Experiment`."
 
 
 for _checked in (Official, Experiment):

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import crf
 from .datasets.transforms import Size, resize_image
 from .loss import interpolation, upsample
 from .model import ALPHA, Stego
@@ -132,6 +131,8 @@ def refined_label_maps(
 
     Images above `CRF_PIXELS` are downsampled, and probabilities are upsampled. For ids see `label_maps`.
     """
+    from . import crf  # loads scipy
+
     height, width = image.shape[1:]
     pixels = min(CRF_PIXELS, CRF_VALUES // max(score.grid.shape[1] for score in scores))
     ratio = min(1.0, math.sqrt(pixels / (height * width)))

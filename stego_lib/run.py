@@ -23,7 +23,7 @@ from .utils.errors import StegoError, check_choice, explained, outdated
 from .utils.fields import split_backbone
 from .utils.files import atomic, checksum, disk_errors, fingerprint, read_json, remove_temporary, write_json
 from .utils.notices import notice
-from .utils.paths import base_name, runs_root, shown_path, user_path
+from .utils.paths import runs_root, shown_path, user_path
 from .utils.states import CHECKPOINT, load_state, save_state
 from .utils.torch_state import usual_modes
 
@@ -65,7 +65,6 @@ class Run:
         self.folder, self.experiment, self.classes, self.model = folder, experiment, classes, model
         self.step, self.shifts = 0, (0.0, 0.0, 0.0)
         self.provenance = Provenance()  # unknown for a released checkpoint
-        self._shown: set[str] = set()
         if backbone is not None:
             self.backbone = backbone
 
@@ -76,23 +75,24 @@ class Run:
     def backbone(self) -> Backbone:
         """The frozen backbone, loaded on first use. Raises StegoError if its weights differ from those of training."""
         _, file = split_backbone(self.experiment.backbone)
-        missing = bool(file) and not Path(file).is_file()
-        backbone = None if missing else Backbone.of(self.experiment)
-        if backbone is None or self.provenance.weights not in (None, backbone.weights_id):
-            problem = f"file {file} does not exist" if missing else f"{self.experiment.backbone} has other weights"
-            raise StegoError(f"{self.folder}: backbone {problem}. Open the run with load_run(RUN, backbone=FILE).")
-        return backbone
+        problem = f"file {file} does not exist" if file and not Path(file).is_file() else ""
+        if not problem:
+            backbone = Backbone.of(self.experiment)
+            if self.provenance.weights in (None, backbone.weights_id):
+                return backbone
+            problem = f"{self.experiment.backbone} has other weights"
+        raise StegoError(f"{self.folder}: backbone {problem}. Open the run with load_run(RUN, backbone=FILE).")
 
     # ------------------------------------------------------------------------------------------ reading
 
     @property
     def log(self) -> pd.DataFrame:
         """Losses and mean code correspondences, one row per step."""
-        return pd.read_csv(self._file("log.csv", "Only runs of train have a log."), index_col="step")
+        return pd.read_csv(self.folder / "log.csv", index_col="step")
 
     @property
     def correspondences(self) -> dict[str, Any]:
-        """correspondences.json, see `calibration.Calibration`."""
+        """correspondences.json, see `calibration.calibrate`."""
         return read_json(self.folder / "correspondences.json")
 
     @property
@@ -102,26 +102,12 @@ class Run:
         return read_json(path) if path.exists() else {}
 
     @property
-    def observed(self) -> dict[str, Any]:
-        """The part of a run record without labels: rule of the shifts, and whether the codes have collapsed."""
-        record: dict[str, Any] = {}
-        if (self.folder / "correspondences.json").exists():
-            measured, keys = self.correspondences, ("rule", "attracting", "images", "reason")
-            record["calibration"] = {key: measured[key] for key in keys if key in measured}
-        if watched := self.watched:
-            last = {key: (watched[key] or [None])[-1] for key in ("groups", "within", "nearest", "clusters")}
-            record |= {"collapsed": watched["collapsed"], "codes": last | {"seen": watched["seen"]}}
-        return record
-
-    @property
     def metrics(self) -> dict[str, Any]:
         """The run record of the validation split. Raises StegoError before `evaluate`."""
-        return read_json(self._file("metrics.json", "Call evaluate(run)."))
-
-    def _file(self, name: str, remedy: str) -> Path:
-        if not (self.folder / name).exists():
-            raise StegoError(f"{self.folder} has no {name}. {remedy}")
-        return self.folder / name
+        path = self.folder / "metrics.json"
+        if not path.exists():
+            raise StegoError(f"{self.folder} has no metrics.json. Call evaluate(run).")
+        return read_json(path)
 
     def kept_weights(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Steps and state dicts in kept/, sorted by step."""
@@ -134,10 +120,6 @@ class Run:
         """Writes the checkpoint atomically. trainer: `training.Trainer.state`."""
         state = {"step": self.step, "shifts": self.shifts, "model": self.model.state_dict()}
         save_state(self.folder / CHECKPOINT, state | {"optimizer": optimizer.state_dict(), "trainer": trainer})
-
-    def save_weights(self) -> None:
-        """Writes weights to kept/STEP.safetensors."""
-        save_state(self.folder / "kept" / f"{self.step:07d}.safetensors", self.model.state_dict())
 
     def save_experiment(self) -> None:
         """Writes classes, provenance and, as the last file, experiment.json, which `find_run` requires."""
@@ -249,53 +231,38 @@ class Run:
         text = f"{shown_path(self.folder)} stopped at step {self.step} of {self.experiment.steps}"
         if self.experiment.probes == "after":
             raise StegoError(f"{text}, before its probes were fitted. Finish it by train(run.experiment, resume=True).")
-        self._notice(f"{text}. Finish it by train(run.experiment, resume=True).")
+        notice(f"{text}. Finish it by train(run.experiment, resume=True).")
 
     def check_classes(self, dataset: "SegmentationDataset") -> None:
         """Raises StegoError for a dataset with other classes or another order. Corrected names are accepted."""
-        ours, theirs = self.classes, dataset.classes
-        pairs = [(old.casefold(), name.casefold()) for old, name in zip(ours.names, theirs.names, strict=False)]
-        moved = [name for old, name in pairs if name != old and name in [old for old, _ in pairs]]
-        unnamed = without_names(ours) or without_names(theirs)
-        if len(theirs) != len(ours) or (not unnamed and (moved or all(old != name for old, name in pairs))):
-            texts = [f"{len(classes)} classes {', '.join(classes.names[:3])}, ..." for classes in (theirs, ours)]
+        ours, theirs = self.classes.names, dataset.classes.names
+        unnamed = without_names(self.classes) or without_names(dataset.classes)
+        moved = any(name != old and name in ours for old, name in zip(ours, theirs, strict=False))
+        if len(theirs) != len(ours) or (not unnamed and (moved or not set(ours) & set(theirs))):
+            texts = [f"{len(names)} classes {', '.join(names[:3])}, ..." for names in (theirs, ours)]
             raise StegoError(
                 f"{dataset.name} has the {texts[0]}; the run has the {texts[1]} Use the same classes in the same order."
             )
 
-    def _notice(self, text: str) -> None:
-        """Shows a notice once per run."""
-        if text not in self._shown:
-            self._shown.add(text)
-            notice(text)
-
     # ------------------------------------------------------------------------------------------ prediction
 
-    def code(self, images: Tensor, upsampler: Upsampler | None = None) -> Tensor:
+    def code(self, images: Tensor) -> Tensor:
         """Codes (B, K, h, w) of uint8 images (B, 3, H, W), averaged over horizontal flips with `mirror=True`."""
-        return self.model.mean_code(*self._views(images, upsampler))
-
-    def _views(self, images: Tensor, upsampler: Upsampler | None) -> tuple[Tensor, ...]:
-        """Features of images and, with `mirror=True`, of their horizontal flips."""
-        if not self.experiment.mirror:
-            return (self._features(images, upsampler),)
-        return self._features(torch.cat([images, images.flip(-1)]), upsampler).chunk(2)
-
-    def _features(self, images: Tensor, upsampler: Upsampler | None) -> Tensor:
-        """Features of uint8 images (B, 3, H, W), upsampled by `upsampler`."""
-        features = self.backbone(images)
-        if upsampler is None:
-            return features
-        return upsampler(self.backbone.normalize(images).float(), features).float()
+        return self.maps(images, "codes")
 
     def maps(self, images: Tensor, on: str | None = None, upsampler: Upsampler | None = None) -> Tensor:
         """Codes of uint8 images (B, 3, H, W), or backbone features for on="features": (B, C, h, w).
 
         The default is that of the classifier fitted by `teach`, otherwise codes.
         """
-        if (on or ("codes" if self.taught is None else self.taught.on)) == "codes":
-            return self.code(images, upsampler)
-        return mean_over_flips(*self._views(images, upsampler))
+        mirror = self.experiment.mirror
+        views = torch.cat([images, images.flip(-1)]) if mirror else images
+        features = self.backbone(views)
+        if upsampler is not None:
+            features = upsampler(self.backbone.normalize(views).float(), features).float()
+        pair = features.chunk(2) if mirror else (features,)
+        on = on or ("codes" if self.taught is None else self.taught.on)
+        return self.model.mean_code(*pair) if on == "codes" else mean_over_flips(*pair)
 
     def score_maps(self, maps: Tensor) -> "Scores":
         """Scores of `segments` on the grid from `maps`, by the cluster probe or by the classifier of `teach`."""
@@ -368,8 +335,7 @@ class Run:
         >>> label_map = run.predict("drone.jpg", tile=448)
         """
         if isinstance(images, list | tuple):
-            options: dict[str, Any] = dict(refine=refine, size=size, tile=tile, upsampler=upsampler)
-            return [self.predict(image, **options) for image in images]
+            return [self.predict(image, refine=refine, size=size, tile=tile, upsampler=upsampler) for image in images]
         from .annotations.names import NO_SEGMENT
         from .datasets.images import as_tensor
         from .predict import label_maps, refined_label_maps
@@ -383,13 +349,12 @@ class Run:
             raise StegoError("tile and upsampler exclude each other. Leave one of them out.")
         self.check_fitted()
         pixels, transparent = as_tensor(images, self.classes.rules)
-        height, width = pixels.shape[1:]
         if tile is not None:
             labels = tiled_label_map(self, pixels, tile, crf, size)
-        elif crf:
-            labels = refined_label_maps(pixels, [self.scores(pixels, size, upsampler)], ids=self.ids)[0].numpy()
         else:
-            labels = label_maps(self.scores(pixels, size, upsampler), (height, width), self.ids)[0].numpy()
+            scores, shape = self.scores(pixels, size, upsampler), (pixels.shape[1], pixels.shape[2])
+            maps = refined_label_maps(pixels, [scores], ids=self.ids) if crf else label_maps(scores, shape, self.ids)
+            labels = maps[0].numpy()
         if transparent is not None:
             labels[transparent] = NO_SEGMENT
         return labels
@@ -607,7 +572,7 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
         always have a folder there, `runs/` of the project by default.
     changes
         Fields of the experiment to change for evaluation, see `CHANGEABLE`. `backbone` is a new location of the same
-        weights; by default a file in the run folder replaces a missing one.
+        weights.
 
     Raises
     ------
@@ -633,14 +598,13 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
         raise StegoError(f"{folder.absolute()} is not a run: {', '.join(missing)} missing.")
     if runs_dir is not None:
         folder = _copied(folder, user_path(runs_dir))
-    trained = Experiment.read(folder / "experiment.json")
-    experiment = trained.but(**{"backbone": _located(trained.backbone, folder)} | changes)
+    experiment = Experiment.read(folder / "experiment.json").but(**changes)
     classes = read_classes(folder / "classes.json")
     in_dim = load_state(folder / CHECKPOINT)["model"]["feature_mean"].shape[1]
     run = Run(folder, experiment, classes, build_model(experiment, in_dim, len(classes)).eval())
     run.load_checkpoint()
     run.provenance = Provenance.read(folder)
-    if experiment.backbone != trained.backbone:
+    if "backbone" in changes:
         _ = run.backbone  # checks the weights
     return run
 
@@ -649,20 +613,11 @@ def _copied(folder: Path, runs_dir: Path) -> Path:
     """Copies a run, unless it exists in `runs_dir`, to a folder named by the run and its checkpoint."""
     copy = runs_dir / f"{folder.absolute().name}-{checksum(folder / CHECKPOINT)[:8]}"
     if not (copy / CHECKPOINT).exists():
-        files = sorted(path for path in (*folder.glob("*.*"), *folder.glob("kept/*")) if path.is_file())
+        files = [path for path in (*folder.glob("*.*"), *folder.glob("kept/*")) if path.is_file()]
         for path in sorted(files, key=lambda path: path.name == CHECKPOINT):  # the checkpoint last
             with atomic(copy / path.relative_to(folder)) as temporary:
                 shutil.copyfile(path, temporary)
     return copy
-
-
-def _located(backbone: str, folder: Path) -> str:
-    """The backbone of a run; if its file is missing, the path of a file with this name in the run folder."""
-    name, file = split_backbone(backbone)
-    here = folder.absolute() / base_name(file)
-    if not file or Path(file).exists() or not here.is_file():
-        return backbone
-    return f"{name}@{here}" if name else str(here)
 
 
 def _load_released(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:
@@ -686,16 +641,16 @@ def _load_released(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:
 
 def new_folder(runs_dir: Path, experiment: Experiment) -> Path:
     """Creates a folder named by time and experiment."""
-    stem, number = f"{datetime.now():%Y%m%d-%H%M%S}-{experiment.name}", 1
-    while True:
-        folder = runs_dir / (stem if number == 1 else f"{stem}-{number}")
-        try:
-            with disk_errors(folder.parent):
-                folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            number += 1
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{experiment.name}"
+    same = len(list(runs_dir.glob(f"{stem}*")))
+    folder = runs_dir / (f"{stem}-{same + 1}" if same else stem)
+    with disk_errors(runs_dir):
+        runs_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir()
+    except FileExistsError:  # made by another process
+        return new_folder(runs_dir, experiment)
+    return folder
 
 
 def find_run(runs_dir: Path, experiment: Experiment, provenance: Provenance) -> Path | None:
@@ -722,22 +677,3 @@ def find_run(runs_dir: Path, experiment: Experiment, provenance: Provenance) -> 
 def _settings(experiment: Experiment) -> dict[str, Any]:
     """Settings that identify a run together with its provenance, which includes `start_from`."""
     return {key: value for key, value in experiment.to_record().items() if key not in (*EVALUATION, "start_from")}
-
-
-def record_path(run: Run, split: str, data: str | None, tile: int | None = None) -> Path:
-    """Path of the run record of a split: metrics.json for the validation split of the run's data and settings.
-
-    data: fingerprint of the images of the split, None without labels. The data of the run are those in the folder of
-    training, or the first that were evaluated. tile: see `evaluate`.
-    """
-    first, trained = run.folder / "metrics.json", run.folder / "experiment.json"
-    own = Experiment.read(trained) if trained.exists() else run.experiment
-    changes = [(key, getattr(run.experiment, key)) for key in run.experiment.differing(own, (*MACHINE, "backbone"))]
-    moved = not trained.exists() or run.experiment.data_root != own.data_root
-    if moved and first.exists() and read_json(first)["data"] != data:
-        changes.append(("data", data))
-    if tile is not None:
-        changes.append(("tile", tile))
-    if split == "val" and not changes:
-        return first
-    return run.folder / f"metrics-{split}{f'-{fingerprint(changes)[:8]}' if changes else ''}.json"

@@ -25,6 +25,7 @@ from .utils.log import TrainingLog
 from .utils.notices import notice
 from .utils.paths import runs_root, user_path
 from .utils.progress import progress
+from .utils.states import save_state
 from .utils.torch_state import drawing, usual_modes
 from .watch import Watch
 
@@ -188,8 +189,8 @@ class Trainer:
         from .calibration import calibrate
 
         calibration = calibrate(self.features, self.neighbors, self.model.feature_mean.cpu(), self.experiment)
-        self.run.shifts = calibration.shifts
-        return calibration.to_dict()
+        self.run.shifts = calibration["shifts"]
+        return calibration
 
     def step(self, number: int) -> dict[str, float]:
         """Takes a step; random choices only depend on `number` and the seed. Returns the values of `columns()`."""
@@ -244,7 +245,7 @@ def train_steps(trainer: Trainer) -> None:
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             watch.update(model, run.step)
             if experiment.official.keep_every and run.step % experiment.official.keep_every == 0:
-                run.save_weights()
+                save_state(run.folder / "kept" / f"{run.step:07d}.safetensors", model.state_dict())
             if run.step % SAVE_EVERY == 0 or run.step == experiment.steps:
                 check_finite({f"weight {name}": value for name, value in model.state_dict().items()}, run, saved)
                 log.sync()  # before the checkpoint, whose steps must all be in the log

@@ -40,34 +40,24 @@ class Symptom(NamedTuple):
 # Only the first symptom that applies is reported.
 SYMPTOMS = (
     Symptom(
-        "groups",
-        MIN_GROUPS,
-        "the codes are nearly all alike ({:.2f} groups): they have collapsed",
-        "the shifts are below most correspondences, so nearly all pairs attract, even random ones",
-        "raise",
+        "groups", MIN_GROUPS, "the codes are nearly all alike ({:.2f} groups): they have collapsed",
+        "the shifts are below most correspondences, so nearly all pairs attract, even random ones", "raise",
     ),
     Symptom(
-        "within",
-        MIN_GROUPS,
-        "the codes of each image are nearly all alike ({:.2f} groups): they have collapsed",
-        "the shift of self pairs is below most correspondences within an image, so every image gets one code",
-        "raise",
+        "within", MIN_GROUPS, "the codes of each image are nearly all alike ({:.2f} groups): they have collapsed",
+        "the shift of self pairs is below most correspondences within an image, so every image gets one code", "raise",
     ),
     Symptom(
-        "nearest",
-        MIN_NEAREST,
+        "nearest", MIN_NEAREST,
         "codes are unlike all codes in other images (mean nearest correspondence {:.2f}): they have scattered",
         "the shifts of kNN and self pairs are above nearly all correspondences, so even similar positions repel",
         "lower",
     ),
     Symptom(
-        "clusters",
-        MIN_GROUPS,
-        "nearly all codes are in one cluster ({:.2f} in use): they have collapsed",
-        "the codes have collapsed, or the images show one kind of region",
-        "raise",
+        "clusters", MIN_GROUPS, "nearly all codes are in one cluster ({:.2f} in use): they have collapsed",
+        "the codes have collapsed, or the images show one kind of region", "raise",
     ),
-)
+)  # fmt: skip
 MEASURES = tuple(symptom.measure for symptom in SYMPTOMS)
 
 
@@ -136,22 +126,17 @@ class Watch:
         if last or self.experiment.probes == "joint":
             clusters = effective_clusters(model.cluster_probe(code).argmax(1).cpu(), model.n_clusters)
         unit = F.normalize(code.cpu()[..., 0], dim=1).transpose(1, 2)
-        values = dict(zip(MEASURES, (*effective_groups(unit), nearest_elsewhere(unit), clusters), strict=True))
+        values: dict[str, Any] = dict(
+            zip(MEASURES, (*effective_groups(unit), nearest_elsewhere(unit), clusters), strict=True)
+        )
         self.record["steps"].append(step)
         for name, value in values.items():  # JSON does not have infinity
             self.record[name].append(None if value in (None, float("inf")) else float(f"{value:.4g}"))
-        if step >= FIRST_REPORT and not self.record["collapsed"]:
-            self._judge(step, values)
+        symptoms = [s for s in SYMPTOMS if values[s.measure] is not None and values[s.measure] < s.limit]
+        if symptoms and step >= FIRST_REPORT and not self.record["collapsed"]:
+            finding = symptoms[0].finding.format(values[symptoms[0].measure])
+            auto = "" if self.experiment.shifts == "auto" else "set shifts='auto', or "
+            remedy = f"{auto}{symptoms[0].remedy} the shifts, see the chapter on choosing l and b"
+            self.record |= {"collapsed": True, "seen": f"step {step}: {finding}; {remedy}"}
+            notice(self.record["seen"])
         write_json(self.path, self.record)
-
-    def _judge(self, step: int, values: dict[str, float | None]) -> None:
-        """Records the first symptom that applies and shows a notice."""
-        for symptom in SYMPTOMS:
-            value = values[symptom.measure]
-            if value is not None and value < symptom.limit:
-                remedy = f"{symptom.remedy} the shifts, see the chapter on choosing l and b"
-                if self.experiment.shifts != "auto":
-                    remedy = f"set shifts='auto', or {remedy}"
-                self.record |= {"collapsed": True, "seen": f"step {step}: {symptom.finding.format(value)}; {remedy}"}
-                notice(self.record["seen"])
-                return

@@ -80,26 +80,32 @@ def test_auto_is_its_percentiles_by_brute_force(measuring):
     """Sorted by hand: below each shift lie as many per cent of the correspondences as its percentile says."""
     found = calibrate(*measuring)
     measured = measure_correspondences(*measuring)
-    assert measuring[-1].shifts == "auto" and found.rule == AUTO_SHIFTS == ("p75", "p75", "p97") and found.images == 9
-    for shift, asked, share, values in zip(found.shifts, AUTO_SHIFTS, found.attracting, measured.values(), strict=True):
+    assert (
+        measuring[-1].shifts == "auto"
+        and found["rule"] == AUTO_SHIFTS == ("p75", "p75", "p97")
+        and found["images"] == 9
+    )
+    for shift, asked, share, values in zip(
+        found["shifts"], AUTO_SHIFTS, found["attracting"], measured.values(), strict=True
+    ):
         ordered = sorted(values.tolist())
         assert shift == ordered[round((len(ordered) - 1) * float(asked[1:]) / 100)]
         assert share == pytest.approx(sum(value > shift for value in ordered) / len(ordered))
         assert share == pytest.approx(1 - float(asked[1:]) / 100, abs=0.002)
-        assert f"{asked}: {100 * share:.1f} %" in found.reason
+        assert f"{asked}: {100 * share:.1f} %" in found["reason"]
 
 
 def test_the_rule_does_not_see_the_features_length_or_a_rotation(measuring):
     """Correspondences are cosines; with the mean subtracted, a constant added to all features is not seen either."""
     store, *others = measuring
-    found = calibrate(*measuring).shifts
+    found = calibrate(*measuring)["shifts"]
     rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]
     for changed in (7.5 * store.features, torch.einsum("ij,njhw->nihw", rotation, store.features)):
-        assert calibrate(Store(changed), *others).shifts == pytest.approx(found, abs=1e-5)
+        assert calibrate(Store(changed), *others)["shifts"] == pytest.approx(found, abs=1e-5)
     neighbors, _, experiment = others
     moved = Store(store.features + 3)
     shifts = [
-        calibrate(one, neighbors, one.features.mean((0, 2, 3)).view(1, -1, 1, 1), experiment).shifts
+        calibrate(one, neighbors, one.features.mean((0, 2, 3)).view(1, -1, 1, 1), experiment)["shifts"]
         for one in (store, moved)
     ]
     assert shifts[0] == pytest.approx(shifts[1], abs=1e-5) and shifts[0] != pytest.approx(found, abs=0.01)
@@ -109,12 +115,13 @@ def test_numbers_are_kept_and_percentiles_looked_up(measuring):
     *others, experiment = measuring
     found = calibrate(*others, experiment.but(shifts=(0.25, "p50", -1)))
     assert (
-        found.shifts[0] == 0.25 and found.shifts[2] == -1 and found.attracting[1:] == (pytest.approx(0.5, abs=0.01), 1)
+        found["shifts"][0] == 0.25
+        and found["shifts"][2] == -1
+        and found["attracting"][1:] == [pytest.approx(0.5, abs=0.01), 1]
     )
-    stored = found.to_dict()
-    assert stored["shifts"] == found.shifts and {"edges", "self", "knn", "rand", "reason"} <= set(stored)
-    widths = torch.tensor(stored["edges"]).diff()
-    assert (torch.tensor(stored["self"]) * widths).sum().item() == pytest.approx(1, abs=1e-4)
+    assert {"edges", "self", "knn", "rand", "reason"} <= set(found)
+    widths = torch.tensor(found["edges"]).diff()
+    assert (torch.tensor(found["self"]) * widths).sum().item() == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("published", [False, True])
@@ -139,4 +146,4 @@ def test_the_negatives_are_those_that_the_loss_uses(published):
 def test_few_of_many_images_are_measured(measuring, monkeypatch):
     monkeypatch.setattr(calibration, "IMAGES", 4)
     found = calibrate(*measuring)
-    assert found.images == 4 and not any(map(math.isnan, found.shifts))
+    assert found["images"] == 4 and not any(map(math.isnan, found["shifts"]))

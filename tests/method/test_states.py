@@ -63,7 +63,7 @@ def test_an_unfinished_run_with_joint_probes_is_used_with_one_notice(experiment,
     broken_off(experiment, tmp_path, monkeypatch, after=5)
     (folder,) = (path.parent for path in tmp_path.glob("*/experiment.json"))
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("default")
         load_run(folder).predict([np.zeros((64, 64, 3), np.uint8)] * 3)
     assert ["step 4 of 7" in str(one.message) for one in caught if one.category is Notice] == [True]
     with pytest.warns(Notice, match="start_from"):

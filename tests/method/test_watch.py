@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from common import tiny_experiment
 
 from stego_lib import load_run, train, training, watch
+from stego_lib.evaluation import observed
 from stego_lib.model import Stego
 from stego_lib.utils.files import read_json
 from stego_lib.utils.notices import Notice
@@ -74,7 +75,7 @@ def test_a_run_in_which_everything_attracts_collapses_and_says_so_once(scenes_ro
     seen = run.watched
     assert seen["collapsed"] is True and seen["seen"] == told[0] and seen["steps"] == [4, 8, 12, 16, 20]
     assert seen["groups"][-1] < watch.MIN_GROUPS and all(1 <= value <= 8 for value in seen["clusters"])
-    assert run.observed["collapsed"] is True and run.observed["codes"]["groups"] == seen["groups"][-1]
+    assert observed(run)["collapsed"] is True and observed(run)["codes"]["groups"] == seen["groups"][-1]
 
 
 class Grid:
@@ -184,7 +185,7 @@ def test_watching_changes_nothing(scenes_root, backbone_file, tmp_path, quick, m
     monkeypatch.setattr(training.Watch, "update", lambda self, model, step: None)
     other = train(experiment(scenes_root, backbone_file), runs_dir=tmp_path)
     assert all(torch.equal(value, other.model.state_dict()[name]) for name, value in one.model.state_dict().items())
-    assert other.observed.keys() == {"calibration"}
+    assert observed(other).keys() == {"calibration"}
 
 
 def test_a_resumed_run_has_seen_the_same(scenes_root, backbone_file, tmp_path, quick, monkeypatch):
