@@ -25,12 +25,10 @@ CELLS = 20_000
 def suggest(run: "Run", images: str | Path | Sequence[Any], count: int, on: str, seed: int) -> pd.DataFrame:
     """Typical places of `count` clusters, see `Run.suggest`."""
     check_choice("on", on, MAPS)
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise StegoError(f"count={count!r} is invalid. It should be a positive integer.")
     places, points = sample_places(run, images, on, seed)
     different = len(F.normalize(points, dim=1).unique(dim=0))
-    if count > different:
-        raise StegoError(f"count={count} is more than the {different} different grid cells. Lower count.")
+    if not 1 <= count <= different:
+        raise StegoError(f"count={count} is not between 1 and {different}, the number of different grid cells.")
     return places.iloc[typical(points, count, seed)].reset_index(drop=True)
 
 

@@ -3,7 +3,6 @@
 Clusters may not correspond to the segments that a user needs. Head and clusters do not change and remain unsupervised.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from .datasets.transforms import resize_image
 from .predict import Scores, working_size
 from .probes import multinomial_regression
 from .utils.errors import StegoError, check_choice, did_you_mean, explained
-from .utils.files import disk_errors, fingerprint, read_text
+from .utils.files import fingerprint
 from .utils.notices import notice
 from .utils.paths import user_path
 from .utils.states import load_state, save_state
@@ -170,18 +169,14 @@ def model_of(run: "Run") -> str:
 
 
 class _Example(NamedTuple):
-    """The labeled cells of an image."""
+    """The labeled cells of an image: codes (M, C) and int64 ids (M,)."""
 
     name: str
     fingerprint: str
     points: Tensor
-    """(M, C)."""
     ids: Tensor
-    """int64 (M,)."""
-    counts: np.ndarray
-    """Number of labeled pixels or clicks of each name."""
-    all_points: Tensor
-    """Points of all cells, including unlabeled ones."""
+    counts: np.ndarray  # labeled pixels or clicks of each name
+    all_points: Tensor  # of all cells, including unlabeled ones
 
 
 @torch.inference_mode()
@@ -196,23 +191,21 @@ def _label_maps(
     run: "Run", images: Any, labels: Sequence[Any], on: str, names: Sequence[str] | None
 ) -> tuple[list[_Example], list[str]]:
     """Labeled cells from label maps, by majority of the labeled pixels in a cell."""
-    images = list(images) if isinstance(images, list | tuple) else [images]
     if len(images) != len(labels):
         raise StegoError(f"There are {len(images)} images and {len(labels)} label maps. Pass one for each image.")
-    if names is None:
-        if without_names(run.classes):
-            raise StegoError("The ids of the label maps have no names. Pass names=[...], one for each id.")
-        names = run.classes.names
+    if names is None and without_names(run.classes):
+        raise StegoError("The ids of the label maps have no names. Pass names=[...], one for each id.")
+    names = list(run.classes.names if names is None else names)
     Classes(tuple(names), tuple(distinct_colors(len(names))))  # checks the names
     examples = []
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         name = Path(image).name if isinstance(image, str | Path) else f"image {number}"
         ids = read_ids(user_path(label)) if isinstance(label, str | Path) else np.asarray(label)
         pixels, maps = read_maps(run, image, on)
-        if ids.shape != tuple(pixels.shape[1:]) or ids.dtype.kind not in "iu":
+        size = tuple(pixels.shape[1:])
+        if ids.shape != size or ids.dtype.kind not in "iu":
             raise StegoError(
-                f"The label map of {name} is {ids.dtype} {ids.shape}. It should be integers of the shape of the image, "
-                f"{tuple(pixels.shape[1:])}."
+                f"The label map of {name} is {ids.dtype} {ids.shape}. It should be integers of shape {size}."
             )
         labeled = ids != UNLABELED
         wrong = np.setdiff1d(ids[labeled], np.arange(len(names)))
@@ -223,7 +216,7 @@ def _label_maps(
         points = maps[0].flatten(1).T.float().cpu()
         counts = np.bincount(ids[labeled], minlength=len(names))
         examples.append(_Example(name, fingerprint(pixels), points[cells], cell_ids, counts, points))
-    return examples, list(names)
+    return examples, names
 
 
 def _vote(ids: np.ndarray, labeled: np.ndarray, grid: tuple[int, int], n: int) -> tuple[Tensor, Tensor]:
@@ -250,12 +243,8 @@ def _clicks(
         pixels, maps = read(paths[str(file)], on)
         height, width = pixels.shape[1:]
         x, y = rows["x"].to_numpy(float), rows["y"].to_numpy(float)
-        outside = ~((x >= 0) & (x < width) & (y >= 0) & (y < height))
-        if outside.any():
-            raise StegoError(
-                f"A click at ({x[outside][0]:g}, {y[outside][0]:g}) is outside of {file} with {width} x {height} "
-                "pixels. Use pixels from the top left corner."
-            )
+        if not ((x >= 0) & (x < width) & (y >= 0) & (y < height)).all():
+            raise StegoError(f"A click is outside of {file}, {width} x {height} pixels from the top left corner.")
         place = torch.tensor(np.stack([(x + 0.5) / width, (y + 0.5) / height], 1) * 2 - 1, dtype=maps.dtype)
         place = place[None, None].to(maps.device)
         points = F.grid_sample(maps, place, padding_mode="border", align_corners=False)[0, :, 0].T.float().cpu()
@@ -276,14 +265,11 @@ def paths_by_name(images: str | Path | Sequence[Any]) -> dict[str, Path]:
 
 def read_clicks(clicks: Any) -> pd.DataFrame:
     """Reads a table of clicks. Raises StegoError if it is invalid."""
-    if isinstance(clicks, pd.DataFrame):
-        table = clicks
-    else:
-        path = user_path(clicks)
-        with disk_errors(path, "Pass a CSV file or a list of label maps."):
-            text = read_text(path)
-        with explained(ValueError, f"{path} is not a table of clicks", "Save it as CSV."):  # pandas' base class
-            table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)  # a name may be "1" or "NA"
+    table = clicks
+    if not isinstance(clicks, pd.DataFrame):
+        with explained((OSError, ValueError), f"{clicks} is not a table of clicks", "Save it as CSV."):
+            # As text, because a name may be "1" or "NA".
+            table = pd.read_csv(user_path(clicks), dtype=str, keep_default_na=False)
     missing = [column for column in CLICK if column not in table]
     if missing or not len(table):
         raise StegoError(f"The table of clicks has no {', '.join(missing) or 'rows'}. Add {', '.join(CLICK)}.")

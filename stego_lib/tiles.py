@@ -34,37 +34,13 @@ Read = Callable[[int, int, int, int], Tensor]
 def label_strips(
     run: "Run", read: Read, size: tuple[int, int], tile: int, crf: bool, done: int = 0
 ) -> Iterator[np.ndarray]:
-    """Label map of an image of any size in strips from top to bottom. Memory does not depend on the height.
+    """Label map of an image of any size in strips from top to bottom, uint8 (rows, W), with ids of `run.ids`.
 
     Codes of overlapping windows are blended with smooth weights, to avoid seams. Images are padded to multiples of the
-    patch by replicating border pixels. The CRF is applied to overlapping blocks.
+    patch by replicating border pixels. The CRF is applied to overlapping blocks. Memory does not depend on the height.
 
-    Parameters
-    ----------
-    run
-        The run.
-    read
-        Function that reads a part of the image.
-    size
-        Height and width of the image.
-    tile
-        Side of a window in pixels, rounded to a size that the backbone accepts.
-    crf
-        Refine the labels by the CRF.
-    done
-        Total height of finished strips, which are skipped.
-
-    Yields
-    ------
-    numpy.ndarray
-        uint8 (rows, W), ids into `run.segments`; 255 for dropped clusters.
-
-    Examples
-    --------
-    >>> image = torch.zeros(3, 300, 500, dtype=torch.uint8)
-    >>> read = lambda top, left, height, width: image[:, top : top + height, left : left + width]
-    >>> np.concatenate(list(label_strips(run, read, (300, 500), tile=128, crf=False))).shape
-    (300, 500)
+    read, size: the image, and its height and width. tile: side of a window in pixels, rounded to a size that the
+    backbone accepts. done: total height of finished strips, which are skipped.
     """
     patch = run.backbone.patch
     _, grid = _window_and_grid(run.backbone.geometry, size, tile)

@@ -88,13 +88,9 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     if not dataset.has_labels:
         model.linear_probe.forget()
     start = None if experiment.start_from is None else start_from(load_run(experiment.start_from), model)
+    root, published = runs_dir / "features", experiment.official.published
     features = open_features(
-        dataset,
-        backbone,
-        experiment.train_size,
-        runs_dir / "features",
-        experiment.feature_store,
-        published=experiment.official.published,
+        dataset, backbone, experiment.train_size, root, experiment.feature_store, published=published
     )
     if start is None and not features.has_labels:  # label maps with less than two classes
         model.linear_probe.forget()
@@ -140,11 +136,8 @@ def start_from(source: Run, model: Stego) -> str:
     matching = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
     fresh = [name for name in ours if name not in matching]
     if source.model.head.kind != model.head.kind or any(name.startswith(("head.", "feature_mean")) for name in fresh):
-        raise StegoError(
-            f"start_from {source!r}: the head has another kind or size. Use its backbone, head and code_dim."
-        )
-    if source.step < source.experiment.steps and (source.folder / "experiment.json").exists():
-        notice(f"start_from: {source.folder} stopped at step {source.step} of {source.experiment.steps}.")
+        text = f"start_from {source!r}: the head has another kind or size."
+        raise StegoError(f"{text} Use its backbone, head and code_dim.")
     if fresh:
         notice(f"start_from: random weights for {', '.join(fresh)}, because the number of classes or clusters differs.")
     model.load_state_dict(matching, strict=False)
@@ -156,9 +149,9 @@ def check_clusters(model: Stego, features: "Features") -> None:
     count, _, height, width = features.shape
     limit = min(255, count * height * width)
     if model.n_clusters > limit:
+        text = f"the limit for {count} images of {height} x {width} cells and 8-bit label maps"
         raise StegoError(
-            f"{model.n_clusters} clusters are more than {limit}, the limit for {count} images of {height} x {width} "
-            "cells and 8-bit label maps. Lower n_classes or extra_clusters."
+            f"{model.n_clusters} clusters are more than {limit}, {text}. Lower n_classes or extra_clusters."
         )
 
 

@@ -25,24 +25,16 @@ def merge(ids: np.ndarray, known: Classes, names: Mapping[int, str | None]) -> t
     Clusters with equal names are merged into one segment with the color of the first; the id of dropped clusters is
     `NO_SEGMENT`. ids, known: distinct segment of each cluster, uint8 (n_clusters,), and all segments. names: cluster ->
     name, or None to drop it. Raises StegoError for invalid names and if all segments are dropped.
-
-    Examples
-    --------
-    >>> known = Classes(("a", "b"), ((255, 0, 0), (0, 255, 0)))
-    >>> merge(np.array([1, 0], np.uint8), known, {0: "a"})[0].tolist()
-    [0, 0]
     """
-    name_of: dict[int, str | None] = dict(enumerate(known.names))
-    name_of |= {int(ids[cluster]): name for cluster, name in names.items()}
-    colors: dict[str, tuple[int, int, int]] = {}
-    for id_, name in name_of.items():
-        if name is not None:
-            colors.setdefault(name, known.colors[id_])
-    if not colors:
+    new_names: list[str | None] = list(known.names)
+    for cluster, name in names.items():
+        new_names[ids[cluster]] = name
+    kept = list(dict.fromkeys(name for name in new_names if name is not None))
+    if not kept:
         raise StegoError("All segments are dropped. Keep at least one.")
-    position = {name: number for number, name in enumerate(colors)}
-    merged = [NO_SEGMENT if (name := name_of[int(id_)]) is None else position[name] for id_ in ids]
-    return np.array(merged, np.uint8), Classes(tuple(distinct_names(list(colors))), tuple(colors.values()))
+    merged = [NO_SEGMENT if (name := new_names[id_]) is None else kept.index(name) for id_ in ids]
+    colors = [known.colors[new_names.index(name)] for name in kept]
+    return np.array(merged, np.uint8), Classes(tuple(distinct_names(kept)), tuple(colors))
 
 
 def branches(centers: Tensor) -> dict[str, ClusterNode]:
@@ -50,11 +42,6 @@ def branches(centers: Tensor) -> dict[str, ClusterNode]:
 
     Branches are numbered from the top: "branch 0" is the whole tree, and splitting branches 0 to k - 2 gives k parts.
     `node.pre_order()` returns the clusters of a branch. Empty for a single cluster.
-
-    Examples
-    --------
-    >>> branches(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]]))["branch 1"].pre_order()
-    [1, 2]
     """
     if len(centers) < 2:
         return {}
@@ -78,11 +65,7 @@ class Naming:
         """Class of each cluster, -1 for unmatched clusters; None before `evaluate`."""
         path = self.folder / "metrics.json"
         record = read_json(path) if path.exists() else {}
-        matching = record.get("matching") if record.get("step") == self.step else None
-        classes = range(-1, len(self.classes))
-        if matching is not None and (len(matching) != self.count or any(c not in classes for c in matching)):
-            raise outdated(path, "evaluate(run)")
-        return matching
+        return record.get("matching") if record.get("step") == self.step else None
 
     @property
     def unnamed(self) -> tuple[np.ndarray, Classes]:
@@ -112,7 +95,7 @@ class Naming:
         if not path.exists():
             return {}
         content = read_json(path)
-        if not isinstance(content, dict) or content.get("clusters") != fingerprint(self.centers):
+        if content.get("clusters") != fingerprint(self.centers):
             raise outdated(path, "run.name_segments(...)")
         return {int(cluster): name for cluster, name in content["names"].items()}
 
@@ -126,13 +109,10 @@ class Naming:
         ids, known = self.unnamed
         segments = {name: np.flatnonzero(ids == id_).tolist() for id_, name in enumerate(known.names)}
         clusters = self.branches | segments
-        for name, new in names.items() if isinstance(names, Mapping) else [(str(names), "")]:
-            if name not in clusters or not isinstance(new, str | None):
+        for name in names:
+            if name not in clusters:
                 guess = did_you_mean(str(name), list(clusters))
-                raise StegoError(
-                    f"{name!r}: {new!r} does not rename a segment or branch{guess}. "
-                    f"Map {', '.join(known.names[:3])}, ... or a name in run.branches to a name or None."
-                )
+                raise StegoError(f"{name!r} is not a segment or branch{guess}. See run.segments and run.branches.")
         by_cluster: dict[int, str | None] = {}
         for name in sorted(names, key=lambda name: (name in segments, -len(clusters[name]))):  # parts last
             by_cluster |= dict.fromkeys(clusters[name], names[name])

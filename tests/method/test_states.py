@@ -66,8 +66,6 @@ def test_an_unfinished_run_with_joint_probes_is_used_with_one_notice(experiment,
         warnings.simplefilter("default")
         load_run(folder).predict([np.zeros((64, 64, 3), np.uint8)] * 3)
     assert ["step 4 of 7" in str(one.message) for one in caught if one.category is Notice] == [True]
-    with pytest.warns(Notice, match="start_from"):
-        train(experiment.but(start_from=str(folder), steps=1), runs_dir=tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- classes and labels
@@ -117,14 +115,6 @@ def test_a_class_that_does_not_occur_has_no_iou(named, tmp_path):
         record = evaluate(run)
     stored = json.loads((run.folder / "metrics.json").read_text(), parse_constant=lambda word: pytest.fail(word))
     assert stored == record and record["scores"]["linear"]["iou"][7] in (None, 0.0)
-
-
-@pytest.mark.parametrize("matching", [[0], [0] * 7 + [8], [0] * 9])
-def test_a_record_of_another_run_is_refused(experiment, tmp_path, matching):
-    run = train(experiment.but(steps=1), runs_dir=tmp_path)
-    write_json(run.folder / "metrics.json", {"step": run.step, "matching": matching})
-    with pytest.raises(StegoError, match=r"metrics\.json"):
-        run.predict(np.zeros((32, 32, 3), np.uint8))
 
 
 # ---------------------------------------------------------------------------------------------- few images

@@ -207,7 +207,6 @@ RUNS = {
     "a change of what was trained": (lambda w: load_run(w.run.folder, code_dim=3), "code_dim"),
     "a start from another head": (lambda w: w.train(start_from=str(w.run.folder), code_dim=9), "start_from"),
     "scores before evaluation": (lambda w: w.run.metrics, "evaluate"),
-    "names that are a list": (lambda w: w.run.name_segments(["road"]), "road"),
     "an array of floats": (lambda w: w.run.predict(np.zeros((8, 8, 3), np.float32)), "uint8"),
     "a missing image": (lambda w: w.run.predict(w.root / "nowhere.jpg"), r"nowhere\.jpg"),
     "two images of one name": (segment_twins, "2"),
