@@ -10,10 +10,11 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported: no test, and nothing that it starts, asks timm's hub
 
-from common import SHARED, write_backbone, write_dino
+from common import SHARED, tiny_experiment, write_backbone, write_dino
 from families import small_families  # noqa: F401
 from sources import Server
 
+from stego_lib import Backbone, Run, train
 from stego_lib.datasets.scenes import draw_scenes
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in its background
@@ -38,6 +39,18 @@ def scenes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     draw_scenes(root / "scenes", train=12, val=6, size=64)
     return root
+
+
+@pytest.fixture(scope="session")
+def backbone(backbone_file: Path) -> Backbone:
+    """The tiny backbone on the CPU in float32. Not to be changed."""
+    return Backbone(str(backbone_file), device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="session")
+def run(scenes_root: Path, backbone_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Trained for two steps on the scenes, and not evaluated. Names that a test gives it are removed again."""
+    return train(tiny_experiment(scenes_root, backbone_file, steps=2), runs_dir=tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from stego_lib import Experiment
 from stego_lib.backbone import Backbone
@@ -25,6 +27,16 @@ def random_run(root: Path, matching: list[int] | None = None, **changes: object)
     if matching:
         (run.folder / "metrics.json").write_text(json.dumps({"step": 1, "matching": matching}))
     return run
+
+
+def tomatoes(folder: Path, names: str = "abc") -> Path:
+    """Images of 64 x 96 pixels, red on the left and green on the right, with noise: a.png, b.png, ..."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for name in names:
+        pixels = np.array([(220, 30, 20), (20, 200, 60)]).repeat(48, 0) + rng.integers(0, 20, (64, 96, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{name}.png")
+    return folder
 
 
 def written(run: Run) -> Run:

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common import tiny_experiment
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from stego_lib import StegoError, train
+from stego_lib import StegoError
 from stego_lib.annotations.formats import WRITERS, chosen_writers
 from stego_lib.annotations.labelme import IGNORED, TOLERANCE
 from stego_lib.annotations.outputs import OutputFolder
@@ -79,25 +78,6 @@ def test_polygons_of_noise_are_its_pixels(tmp_path):
     np.testing.assert_array_equal(drawn, noise)
 
 
-@pytest.mark.parametrize("masks", ["rle", "polygons"])
-def test_instances_are_read_by_supervision(tmp_path, masks):
-    supervision = pytest.importorskip("supervision", reason="supervision is not installed")
-    write("coco-instances", tmp_path, masks=masks)
-    (tmp_path / "images").mkdir()
-    for name, label in LABELS.items():
-        Image.fromarray(label).save(tmp_path / "images" / name)
-    read = supervision.DetectionDataset.from_coco(
-        str(tmp_path / "images"), str(tmp_path / "instances.json"), force_masks=True
-    )
-    assert read.classes == list(SEGMENTS.names) and len(read) == len(LABELS)
-    for path, _, detections in read:
-        label = LABELS[Path(path).name]
-        drawn = np.full(label.shape, 255, np.uint8)
-        for mask, class_ in zip(detections.mask, detections.class_id, strict=True):
-            drawn[mask] = class_
-        assert (drawn == label).mean() > 0.97, "supervision draws polygons with their border"
-
-
 def test_panoptic_numbers_and_areas_agree_with_its_segments(tmp_path):
     """Decoded as COCO's panopticapi does: R + 256 G + 65536 B."""
     pytest.importorskip("pycocotools")
@@ -131,11 +111,6 @@ def test_polygons_of_labelme_draw_the_label_map_within_the_tolerance(image, tmp_
     wrong = np.array(canvas)[2::4, 2::4] != label
     to_border = sum((label == id_) * ndimage.distance_transform_edt(label == id_) for id_ in np.unique(label))
     assert wrong.mean() < 0.02 and to_border[wrong].max(initial=0) <= TOLERANCE + 1
-
-
-@pytest.fixture(scope="module")
-def run(scenes_root, backbone_file, tmp_path_factory):
-    return train(tiny_experiment(scenes_root, backbone_file, steps=2), runs_dir=tmp_path_factory.mktemp("runs"))
 
 
 def test_a_geotiff_keeps_its_place(run, tmp_path):

@@ -12,15 +12,10 @@ from stego_book.exercises import check
 @pytest.mark.parametrize(
     "answer, solution, verdict",
     [
-        (0.5, 0.52, "Correct"),
-        (0.4, 0.52, "small"),
-        (-0.4, -0.52, "large"),
-        (float("nan"), 0.52, "number"),
-        (None, 0.52, "Replace"),
-        (0.5, None, "no solution"),
-        (0.5, float("nan"), "no solution"),
+        (0.5, 0.52, "Correct"), (0.4, 0.52, "small"), (-0.4, -0.52, "large"), (float("nan"), 0.52, "number"),
+        (None, 0.52, "Replace"), (0.5, None, "no solution"), (0.5, float("nan"), "no solution"),
     ],
-)
+)  # fmt: skip
 def test_an_answer_is_judged_without_giving_the_solution_away(answer, solution, verdict, capsys):
     check(answer, solution, within=0.03)
     printed = capsys.readouterr().out

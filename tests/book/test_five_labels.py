@@ -16,14 +16,13 @@ import pytest
 from common import ROOT, run_cells
 from nbformat.v4 import new_code_cell
 from PIL import Image
-from randomrun import random_run, written
+from randomrun import random_run, tomatoes, written
 
 from stego_lib import load_run
 from stego_lib.teach import CLICK
 
 CLICKS = pytest.importorskip("stego_book.clicks", reason="ipyevents is not installed")
 NOTEBOOK = ROOT / "notebooks" / "five_labels.ipynb"
-RED, GREEN = (220, 30, 20), (20, 200, 60)
 
 
 @pytest.fixture
@@ -33,14 +32,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def images(tmp_path):
-    """Two images, red on the left and green on the right, with noise."""
-    rng, folder = np.random.default_rng(0), tmp_path / "images"
-    folder.mkdir()
-    for name in ("a.png", "b.png"):
-        pixels = np.empty((64, 96, 3))
-        pixels[:, :48], pixels[:, 48:] = RED, GREEN
-        Image.fromarray((pixels + rng.integers(0, 20, pixels.shape)).clip(0, 255).astype(np.uint8)).save(folder / name)
-    return folder
+    return tomatoes(tmp_path / "images", "ab")
 
 
 def click_both_sides(form):

@@ -12,8 +12,6 @@ from stego_lib.datasets import Classes, open_split, open_training_set
 from stego_lib.datasets.classes import (
     Rules,
     cluster_classes,
-    distinct_colors,
-    distinct_names,
     read_classes,
     write_classes,
 )
@@ -96,12 +94,6 @@ def test_just_images_serve_as_both_splits(tmp_path, place):
     with pytest.warns(Notice, match="training and validation"):
         val = open_dataset("folder", tmp_path, "val")
     assert train.images == val.images == [tmp_path / place / f"{i}.jpg" for i in range(3)]
-
-
-def test_a_folder_that_was_segmented_into_itself_can_be_trained_on(tmp_path):
-    for name in ("a.jpg", "labels/a.png", "overlays/a.jpg", "areas.csv"):
-        standins.save(tmp_path / name, IMAGE) if name != "areas.csv" else (tmp_path / name).touch()
-    assert open_dataset("folder", tmp_path, "train").names == ["a"]
 
 
 @pytest.mark.parametrize("place", ["", "imgs/train"])
@@ -212,9 +204,3 @@ def test_rules_survive_writing_and_need_no_names(tmp_path):
     path.write_text('{"range": [0, 4095]}')
     unnamed = read_classes(path, cluster_classes(4))
     assert len(unnamed) == 4 and unnamed.rules.range == (0, 4095)
-
-
-def test_generated_colors_and_names_are_distinct():
-    colors = np.array(distinct_colors(27))
-    assert (np.abs(colors[:, None] - colors[None]).max(-1) + 255 * np.eye(27)).min() >= 20
-    assert distinct_names(["food", "sky", "Food"], ["image"]) == ["food (id 0)", "sky", "Food (id 2)"]

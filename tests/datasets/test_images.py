@@ -92,15 +92,6 @@ def test_white_is_zero(tmp_path):
         np.testing.assert_allclose(pixels(tmp_path / name, Rules((0, 4095)))[..., 0], expected, atol=0.51)
 
 
-def test_a_range_scales_all_images_of_a_folder_alike(tmp_path):
-    (tmp_path / "imgs/train").mkdir(parents=True)
-    for name, values in (("bright", TWELVE), ("dark", TWELVE // 8)):
-        Image.fromarray(values).save(tmp_path / f"imgs/train/{name}.png")
-    (tmp_path / "classes.json").write_text('{"range": [0, 4095]}')
-    bright, dark = (open_dataset("folder", tmp_path, "train").image(i)[0].float() for i in (0, 1))
-    np.testing.assert_allclose(dark, bright / 8, atol=1)
-
-
 # ---------------------------------------------------------------------------------------------- transparency and bands
 
 
@@ -183,14 +174,6 @@ def test_few_bits_and_palettes_of_geotiffs_are_refused(tmp_path):
         path = write_tiff(tmp_path / "a.tif", GRAY[None] // 16, **options)
         with pytest.raises(StegoError, match="palette"):
             read_image(path)
-
-
-def test_pages_and_frames_are_mentioned(tmp_path):
-    images = [Image.fromarray(RGB // 64 * 64), Image.fromarray(RGB[::-1] // 64 * 64)]
-    for name in ("a.tif", "a.gif", "a.webp"):
-        images[0].save(tmp_path / name, save_all=True, append_images=images[1:])
-        with pytest.warns(Notice, match="first"):
-            read_image(tmp_path / name)
 
 
 # ---------------------------------------------------------------------------------------------- orientation
@@ -296,14 +279,6 @@ def test_broken_files_are_named(tmp_path, content):
     for read in (read_image, read_ids):
         with pytest.raises(StegoError, match=r"a\.png cannot be read"):
             read(tmp_path / "a.png")
-
-
-def test_paths_that_were_typed_are_expanded_and_listed_ones_are_not(tmp_path, monkeypatch):
-    monkeypatch.setenv("PLACE", str(tmp_path))
-    Image.fromarray(RGB).save(tmp_path / "price$PLACE.png")
-    np.testing.assert_array_equal(as_tensor(tmp_path / "price$PLACE.png")[0].movedim(0, -1), RGB)
-    Image.fromarray(RGB).save(tmp_path / "a.png")
-    assert as_tensor("$PLACE/a.png")[0].shape == (3, 16, 24)
 
 
 @pytest.mark.parametrize("image", [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8), 3])

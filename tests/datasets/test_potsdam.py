@@ -71,13 +71,6 @@ def test_a_patch_without_label_map_is_ignored_not_class_0(patches):
         open_dataset("potsdam3", patches, "val")
 
 
-def test_all_without_any_label_map_has_none(patches):
-    for path in (patches / "potsdam/gt").iterdir():
-        path.unlink()
-    dataset = open_dataset("potsdam3", patches, "all")
-    assert not dataset.has_labels and dataset.label(0) is None
-
-
 def test_a_broken_patch_is_named(patches):
     folder = patches / "potsdam/imgs"
     (folder / "100.mat").write_bytes(b"no MATLAB file" * 20)
@@ -87,44 +80,7 @@ def test_a_broken_patch_is_named(patches):
             open_dataset("potsdam3", patches, "train").image(number)
 
 
-@pytest.mark.parametrize("path", ["labeled_test.txt", "imgs/104.mat", "gt/104.mat"])
-def test_missing_files_are_named(patches, path):
-    (patches / "potsdam" / path).unlink()
-    with pytest.raises(StegoError, match=path):
-        open_dataset("potsdam3", patches, "val")
-
-
 # ---------------------------------------------------------------------------------------------- raw tiles
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory):
-    """The four tiles of val, one of them of the real size; opened once, so they are cut."""
-    root = tmp_path_factory.mktemp("potsdam")
-    for tile in TILES["val"]:
-        standins.potsdam_tile(root, tile, 6000 if tile == "2_12" else 400)
-    open_dataset("potsdam3", root, "val")
-    return root
-
-
-def test_a_tile_of_the_real_size_gives_225_patches(tiles):
-    dataset = open_dataset("potsdam3", tiles, "val")
-    assert len(dataset) == 225 + 3 and dataset.has_labels
-    assert dataset.names[:2] == ["2_12_00_00", "2_12_00_01"] and dataset.names[224] == "2_12_14_14"
-    assert all(dataset.image(i).shape == (3, 200, 200) for i in (0, 100, 227))
-
-
-def test_patches_put_together_are_the_tile_at_half_its_size(tiles):
-    dataset = open_dataset("potsdam3", tiles, "val")
-    row = 7
-    indices = [dataset.names.index(f"2_12_{row:02d}_{column:02d}") for column in range(15)]
-    found = torch.cat([dataset.image(i) for i in indices], 2)
-    raw = standins.colored(standins.stripes([*range(6), 6], 400, 6000), seed=212).astype(float)
-    mean = (raw[::2, ::2] + raw[1::2, ::2] + raw[::2, 1::2] + raw[1::2, 1::2]) / 4
-    assert np.abs(found.permute(1, 2, 0).numpy() - mean).max() <= 0.5
-    found = torch.cat([dataset.label(i) for i in indices], 1)
-    fine = standins.stripes([*range(6), 6], 400, 6000)[::2, ::2]
-    np.testing.assert_array_equal(found, np.vectorize({**CLASS_OF, 6: -1}.get)(fine))
 
 
 def test_every_patch_is_in_its_place(tmp_path):

@@ -7,8 +7,6 @@ import pytest
 import torch
 import torchvision.transforms.functional as TF
 from common import golden
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from stego_lib import Experiment, open_dataset
@@ -51,21 +49,6 @@ def test_images_are_the_published_ones(name):
     np.testing.assert_allclose((found / 255 - mean) / spread, GOLDEN[f"{name}.image_out"], atol=1e-6)
     label = torch.from_numpy(GOLDEN["label"]).long()
     np.testing.assert_array_equal(resize_label(label, SIZES[name])[None], GOLDEN[f"{name}.label_out"])
-
-
-def test_the_other_way_averages():
-    """Without `published`, fine detail that the nearest pixel would miss is averaged."""
-    image = (torch.arange(64) % 2 * 255).to(torch.uint8).expand(3, 64, 64)
-    assert resize_image(image, 16).float().std() < 10 and resize_image(image, 16, published=True).max() == 0
-
-
-def test_a_square_size_scales_the_shorter_side_and_cuts_out_the_middle():
-    for height, width in ((50, 70), (70, 50), (33, 64), (64, 64)):
-        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-        scale = 32 / min(height, width)
-        whole = resize_image(image, (int(height * scale), int(width * scale)))
-        top, left = round((whole.shape[1] - 32) / 2), round((whole.shape[2] - 32) / 2)
-        assert torch.equal(resize_image(image, 32), whole[:, top : top + 32, left : left + 32])
 
 
 def test_image_and_label_stay_on_top_of_each_other():
@@ -120,13 +103,6 @@ def test_random_crops_are_decided_by_the_seed(pair):
     assert crops.boxes(0, 50, 70) != crops.boxes(1, 50, 70), "each image is cut at places of its own"
 
 
-def test_random_crops_reach_every_place_and_stay_inside(pair):
-    crops = RandomCrop(pair)
-    boxes = np.array([box for i in range(300) for box in crops.boxes(i, 9, 12)])
-    assert set(map(tuple, boxes[:, :2].tolist())) == {(top, left) for top in range(6) for left in range(7)}
-    assert (boxes[:, 2:] == (4, 6)).all()
-
-
 def test_random_crops_cut_image_and_label_alike(pair):
     crops = RandomCrop(pair)
     for number in range(10):
@@ -162,24 +138,6 @@ def test_tiles_cover_each_image_at_its_own_resolution(tmp_path):
     experiment = Experiment(dataset="folder", data_root=str(tmp_path), n_classes=2, crop="tiles", train_size=64)
     assert open_training_set(experiment).settings(labels=False) == tiles.settings(labels=False)
     assert tiles.settings(labels=False) != Tiles(whole, 32).settings(labels=False)
-
-
-@settings(max_examples=100, deadline=None)
-@given(height=st.integers(2, 120), width=st.integers(2, 120), ratio=st.floats(0.5, 1))
-@example(height=200, width=321, ratio=0.5)
-def test_five_crops_cover_the_image(height, width, ratio):
-    """All are of one size and lie inside; the corners leave out at most a middle line; the fifth is in the middle."""
-    boxes = five_boxes(height, width, ratio)
-    h, w = int(ratio * height), int(ratio * width)
-    seen = np.zeros((height, width), bool)
-    for top, left, rows, columns in boxes[:4]:
-        assert (rows, columns) == (h, w) and 0 <= top <= height - h and 0 <= left <= width - w
-        seen[top : top + h, left : left + w] = True
-    rows, columns = seen.any(1), seen.any(0)
-    assert (~rows).sum() == max(0, height - 2 * h) <= 1 and (~columns).sum() == max(0, width - 2 * w) <= 1
-    assert (seen == rows[:, None] & columns[None]).all() and seen[0, 0] and seen[-1, -1] and seen[0, -1] and seen[-1, 0]
-    top, left, *size = boxes[4]
-    assert size == [h, w] and abs(2 * top + h - height) <= 1 and abs(2 * left + w - width) <= 1
 
 
 @pytest.mark.parametrize(

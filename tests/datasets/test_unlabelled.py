@@ -5,21 +5,18 @@ import shutil
 import warnings
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from common import BASELINES, ROOT, few_samples, tiny_experiment
+from common import BASELINES, few_samples, run_cells, tiny_experiment
 from PIL import Image
 
-from stego_book.notebooks import run_notebook
 from stego_book.plots import figures as plots
-from stego_book.studies import results, seeds
+from stego_book.studies import results
 from stego_book.studies.study import Study, Variant
 from stego_lib import Experiment, StegoError, baselines, evaluate, load_run, probes, train
 from stego_lib.calibration import AUTO_SHIFTS
-from stego_lib.model import LinearProbe
 from stego_lib.utils.notices import Notice
 
 
@@ -76,11 +73,6 @@ def test_the_record_says_that_nothing_is_scored(run, root):
     assert found.shape == (64, 64) and found.max() < 5, "clusters, as without evaluation"
 
 
-def test_a_table_of_unscored_records_says_why(run):
-    with pytest.raises(StegoError, match="folder val has no labels"):
-        results.markdown_table([results.read_record(run.folder / "metrics.json")])
-
-
 @pytest.mark.parametrize("draw", [plots.score_bars, plots.confusion, plots.class_iou])
 def test_a_figure_of_scores_that_do_not_exist_says_why(run, draw):
     with pytest.raises(StegoError, match="folder val has no labels"):
@@ -96,26 +88,12 @@ def test_scored_and_unscored_records_are_not_averaged(run, scenes_root, backbone
         results.markdown_table([known, unscored])
 
 
-def test_seeds_that_were_not_scored_are_scored_when_there_are_labels(run):
-    assert seeds.finished_record(run) is None
-
-
 def test_a_study_of_unlabeled_images_is_refused_before_any_work(experiment, tmp_path):
     variants = [Variant("heads", "trained", experiment), Variant("heads", "pca", experiment, fixed_head="pca")]
     for variant in variants:
         with pytest.raises(StegoError, match="folder has no labels in val"):
             Study([variant], [0], tmp_path / "records").run(runs_dir=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_probe_knows_whether_it_was_trained():
-    probe = LinearProbe(4, 3)
-    assert probe.trained
-    probe.forget()
-    assert not probe.trained and not probe(torch.randn(1, 4, 2, 2)).any()
-    probe.loss(torch.randn(1, 4, 2, 2), torch.zeros(1, 4, 4, dtype=torch.int64)).backward()
-    torch.optim.SGD(probe.parameters(), lr=0.1).step()
-    assert probe.trained
 
 
 def test_a_probe_taken_over_from_a_labeled_run_is_scored(scenes_root, root, backbone_file, tmp_path, monkeypatch):
@@ -133,35 +111,22 @@ def test_a_probe_taken_over_from_a_labeled_run_is_scored(scenes_root, root, back
     assert {"cluster", "linear"} <= set(evaluate(run, baselines=False)["scores"])
 
 
-def test_the_notebook_runs_to_the_end_on_just_images(scenes_root, backbone_file, tmp_path):
+def test_the_notebooks_run_to_the_end_on_just_images(scenes_root, backbone_file, tmp_path):
     images = shutil.copytree(scenes_root / "scenes" / "imgs" / "train", tmp_path / "my images")
-    parameters = {
-        "dataset": "folder", "data_root": str(images), "n_classes": 4, "backbone": str(backbone_file), "steps": 3,
-        "batch_size": 4, "code_dim": 8, "device": "cpu", "runs_dir": str(tmp_path / "runs"),
-    }  # fmt: skip
-    out = tmp_path / "out.ipynb"
-    text = run_notebook(ROOT / "notebooks" / "train.ipynb", out, parameters)
+    given = dict(dataset="folder", data_root=images, n_classes=4, backbone=backbone_file, runs_dir=tmp_path / "runs")
+    printed = run_cells("train", **given, steps=3, batch_size=4, code_dim=8, device="cpu")
     (folder,) = (path.parent for path in (tmp_path / "runs").glob("*/metrics.json"))
-    assert "has no labels" in text and "accuracy" not in text and str(folder) in text
+    assert "has no labels" in printed and "accuracy" not in printed and str(folder) in printed
     assert {path.stem for path in (folder / "figures").glob("*.png")} == {"correspondences", "curves", "predictions"}
-    outputs = [output for cell in nbformat.read(out, 4).cells for output in cell.get("outputs", [])]
-    assert len([output for output in outputs if "image/png" in output.get("data", {})]) == 5, (
-        "and the images, and one step"
-    )
     run = load_run(folder)
     assert set(np.unique(run.predict(images / "0000.png"))) <= set(range(4))
-    assert run.experiment.shifts == "auto" and run.correspondences["rule"] == list(AUTO_SHIFTS), (
-        "calibrated, with no number given"
-    )
-    assert run.correspondences["reason"] in "".join(one.get("text", "") for one in outputs)
+    assert run.experiment.shifts == "auto" and run.correspondences["rule"] == list(AUTO_SHIFTS)
+    assert run.correspondences["reason"] in printed
     assert run.watched["steps"] == [3] and run.watched["collapsed"] is False
 
-    out = tmp_path / "segmented.ipynb"
-    parameters = {"run": str(folder), "images": str(images), "output": str(tmp_path / "maps")}
-    text = run_notebook(ROOT / "notebooks" / "segment_your_images.ipynb", out, parameters)
-    assert text.startswith(f"{len(list(images.iterdir()))} images segmented")
+    printed = run_cells("segment_your_images", run=folder, images=images, output=tmp_path / "maps")
+    assert f"{len(list(images.iterdir()))} images segmented" in printed
     table = pd.read_csv(tmp_path / "maps" / "areas.csv", index_col="image")
     assert list(table.columns) == [f"cluster {i}" for i in range(4)] and len(table) == len(list(images.iterdir()))
     with Image.open(tmp_path / "maps" / "labels" / "0000.png") as stored:
         np.testing.assert_array_equal(np.array(stored), run.predict(images / "0000.png"))
-        assert stored.getpalette()[:12] == [value for color in run.classes.colors for value in color]

@@ -7,21 +7,15 @@ import torch.nn.functional as F
 from common import few_samples, tiny_experiment
 from torch.testing import assert_close
 
-from stego_lib import Backbone, evaluate, open_dataset, train
+from stego_lib import evaluate, open_dataset, train
 from stego_lib.features import compact, open_features
 from stego_lib.features.compact import Components, correspondence_error, fit_components
-from stego_lib.utils.notices import Notice
 
 
 @pytest.fixture(autouse=True)
 def loose(monkeypatch):
     """Random weights spread features over more components than trained ones; what is left out is more."""
     monkeypatch.setattr(compact, "MAX_ERROR", 0.05)
-
-
-@pytest.fixture(scope="module")
-def backbone(backbone_file) -> Backbone:
-    return Backbone(str(backbone_file), device="cpu", precision="float32")
 
 
 def opened(scenes_root, backbone, root, store="compact"):
@@ -52,12 +46,6 @@ def test_codes_are_coordinates_in_the_basis_rounded_to_8_bits():
     terms = [(codes[2, n] * unit[2, n])[None] * basis[n, :, None, None] for n in range(7)]
     expected = components.mean[:, None, None] + sum(terms)
     assert_close(components.decode(codes, unit)[2], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_map_of_the_mean_alone_stays_it():
-    components = Components(torch.ones(4), torch.eye(4)[:2])
-    codes, unit = components.encode(torch.ones(1, 4, 3, 3))
-    assert torch.equal(components.decode(codes, unit), torch.ones(1, 4, 3, 3))
 
 
 def error_by_hand(first, second) -> float:
@@ -91,20 +79,6 @@ def test_rows_are_close_to_the_full_ones_in_a_sixth_of_the_room(scenes_root, bac
     for name in ("label_rows", "image_rows"):
         assert torch.equal(getattr(small, name)(rows), getattr(full, name)(rows)), "read from the files"
     assert_close(small.pooled, full.pooled, rtol=1e-4, atol=1e-4)
-
-
-def test_components_are_fitted_once(scenes_root, backbone, tmp_path, monkeypatch):
-    first = opened(scenes_root, backbone, tmp_path)
-    monkeypatch.setattr(compact, "fit_components", lambda sample: pytest.fail("they are stored"))
-    again, rows = opened(scenes_root, backbone, tmp_path), torch.arange(12)
-    assert again.folder == first.folder and torch.equal(again.rows(rows), first.rows(rows))
-    assert again.keep_on(torch.device("cpu"), free=10**9) and torch.equal(again.rows(rows), first.rows(rows))
-
-
-def test_too_few_components_are_a_notice(scenes_root, backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(compact, "MAX_ERROR", 1e-6)
-    with pytest.warns(Notice, match="feature_store='full'"):
-        opened(scenes_root, backbone, tmp_path)
 
 
 def test_a_run_from_a_compact_store_says_so(scenes_root, backbone_file, tmp_path, monkeypatch):

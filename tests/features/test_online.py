@@ -15,8 +15,7 @@ from stego_lib.utils import devices
 
 
 @pytest.fixture(scope="module")
-def online(scenes_root, backbone_file, tmp_path_factory):
-    backbone = Backbone(str(backbone_file), device="cpu", precision="float32")
+def online(scenes_root, backbone, tmp_path_factory):
     dataset = open_dataset("scenes", scenes_root, "train")
     return open_features(dataset, backbone, 64, tmp_path_factory.mktemp("features"), "online")
 

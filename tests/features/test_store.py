@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -41,11 +40,6 @@ def start(*arguments, **options):
     process = CONTEXT.Process(target=extract, args=arguments, kwargs=options)
     process.start()
     return process
-
-
-@pytest.fixture(scope="module")
-def backbone(backbone_file) -> Backbone:
-    return Backbone(str(backbone_file), device="cpu", precision="float32")
 
 
 @pytest.fixture
@@ -106,12 +100,6 @@ def test_rows_are_what_backbone_and_dataset_give(
     assert features.fingerprints == store_module.content_fingerprints(dataset, tmp_path / "other")
 
 
-def test_without_labels(scenes_root, backbone, tmp_path):
-    shutil.copytree(scenes_root / "scenes" / "imgs", tmp_path / "folder" / "imgs")
-    features = open_features(open_dataset("folder", tmp_path, "train"), backbone, 64, tmp_path / "features")
-    assert not features.has_labels and features.class_pixels is None and features.fingerprints["labels"] is None
-
-
 def test_features_are_kept_on_a_device_with_room(scenes_root, backbone, tmp_path):
     """The CPU stands for a GPU."""
     features, rows, cpu = opened(scenes_root, backbone, tmp_path), torch.tensor([3, 0, 3]), torch.device("cpu")
@@ -123,31 +111,16 @@ def test_features_are_kept_on_a_device_with_room(scenes_root, backbone, tmp_path
     assert torch.equal(features.rows(rows, cpu), expected)
 
 
-def test_each_file_is_read_once(scenes_root, backbone, tmp_path, monkeypatch):
-    """Also for five crops, and though its content is hashed."""
-    monkeypatch.setattr(store_module, "SHARD", 21)
-    reads, listening = [], True
-    sys.addaudithook(lambda event, args: reads.append(str(args[0])) if listening and event == "open" else None)
-    dataset = FiveCrop(open_dataset("scenes", scenes_root, "train"))
-    features = open_features(dataset, backbone, 32, tmp_path)
-    assert all(features.fingerprints.values())
-    listening = False
-    paths = {str(path) for path in [*dataset.images, *dataset.labels]}
-    assert sorted(path for path in reads if path in paths) == sorted(paths)
-
-
 # ---------------------------------------------------------------------------------------------- shards
 
 
-def test_two_processes_share_the_shards_of_the_same_store(scenes_root, backbone_file, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    processes = [start(scenes_root, backbone_file, two, rank, size=2) for rank in (0, 1)]
-    processes.append(start(scenes_root, backbone_file, one))
+def test_two_processes_share_the_shards_of_the_same_store(scenes_root, backbone_file, backbone, tmp_path):
+    processes = [start(scenes_root, backbone_file, tmp_path / "two", rank, size=2) for rank in (0, 1)]
+    alone = opened(scenes_root, backbone, tmp_path / "one").folder
     for process in processes:
         process.join()
-    assert [int(path.read_text()) for path in (two / "count-0", two / "count-1", one / "count-0")] == [8, 4, 12]
-    (alone,) = one.glob("scenes-*")
-    assert contents(two / alone.name) == contents(alone)
+    assert [int((tmp_path / "two" / f"count-{rank}").read_text()) for rank in (0, 1)] == [8, 4]
+    assert contents(tmp_path / "two" / alone.name) == contents(alone)
 
 
 def test_after_a_kill_only_missing_shards_are_computed(scenes_root, backbone_file, backbone, tmp_path, computed):

@@ -8,27 +8,19 @@ import re
 import pytest
 
 from stego_lib import PRESETS, Experiment, StegoError
-from stego_lib.datasets import DATASETS
 from stego_lib.experiment import Official
 
 # One row a rule: key, a value that breaks it.
 WRONG = [
     ("steps", 0), ("steps", 2.5), ("steps", "many"), ("batch_size", 1), ("code_dim", 0), ("code_dim", 5000),
-    ("dropout", 1.0), ("dropout", -0.1),
-    ("lr_head", 0), ("lr_head", math.nan), ("lr_head", math.inf), ("lr_probes", -1e-3), ("lr_probes", "fast"),
-    ("points", 0), ("neighbors", 0), ("negatives", 0),
-    ("seed", -1), ("seed", 2**31), ("head", "cubic"), ("crop", "six"), ("precision", "float64"),
-    ("centering", "perhaps"),
-    ("weights", (1, 2)), ("weights", (1, -1, 1)), ("weights", (1, math.nan, 1)), ("weights", "1 2 x"),
-    ("weights", "1 nan 1"), ("weights", 3),
-    ("shifts", (0.1, 0.2)), ("shifts", (math.nan, 0.1, 0.1)), ("shifts", (0.1, math.inf, 0.1)),
-    ("shifts", "0.1 p101 0.1"), ("shifts", "0.1 p-1 0.1"),
-    ("shifts", "auto auto auto"), ("shifts", "0.1 px 0.1"), ("shifts", ("auto", 0.1, 0.1)),
-    ("train_size", 0), ("train_size", 4), ("train_size", (240, 4)), ("train_size", 10_000), ("train_size", "big"),
-    ("eval_size", (1, 2, 3)), ("eval_size", 240.5), ("eval_size", "64 x 64"), ("eval_size", True),
-    ("n_classes", 0), ("n_classes", 256), ("n_classes", 2.5),
-    ("shifts", "p70 p80"), ("dataset", None), ("dataset", 3), ("backbone", ["vit"]), ("device", None),
-    ("data_root", 3), ("start_from", 3), ("official", 3), ("official", None),
+    ("dropout", 1.0), ("lr_head", 0), ("lr_head", math.nan), ("lr_probes", "fast"), ("points", 0), ("neighbors", 0),
+    ("negatives", 0), ("seed", -1), ("seed", 2**31), ("head", "cubic"), ("crop", "six"), ("precision", "float64"),
+    ("weights", (1, 2)), ("weights", (1, -1, 1)), ("weights", "1 2 x"), ("weights", "1 nan 1"), ("weights", 3),
+    ("shifts", (0.1, 0.2)), ("shifts", (0.1, math.inf, 0.1)), ("shifts", "0.1 p101 0.1"), ("shifts", "p70 p80"),
+    ("shifts", "0.1 px 0.1"), ("shifts", ("auto", 0.1, 0.1)), ("train_size", 4), ("train_size", (240, 4)),
+    ("train_size", 10_000), ("train_size", "big"), ("eval_size", (1, 2, 3)), ("eval_size", 240.5),
+    ("eval_size", "64 x 64"), ("eval_size", True), ("n_classes", 0), ("n_classes", 256), ("dataset", None),
+    ("data_root", 3), ("official", 3),
 ]  # fmt: skip
 
 
@@ -89,21 +81,8 @@ def test_every_preset_builds_and_survives_json(name):
     assert set(experiment.to_dict()) == {field.name for field in dataclasses.fields(Experiment)}
 
 
-@pytest.mark.parametrize("name", DATASETS)
-def test_every_dataset_has_a_recipe(name):
-    assert Experiment.preset(name).dataset == name
-    coco = Experiment.preset("cocostuff27").but(dataset=name)
-    assert not name.startswith("coco") or Experiment.preset(name) == coco, "the paper has one for CocoStuff-27 alone"
-
-
 def test_the_name_says_what_it_is():
     assert Experiment.preset("folder", backbone="/some/where/tiny.safetensors", seed=4).name == "folder-tiny-seed4"
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_recipe_is_named_by_dataset_backbone_and_seed_alone(preset):
-    recipe = Experiment.preset(preset, seed=3)
-    assert recipe.name == f"{recipe.dataset}-{recipe.backbone}-seed3"
 
 
 def test_the_cityscapes_preset_is_the_papers_recipe():

@@ -1,6 +1,7 @@
 """The correspondence loss: a naive version beside it, and what its switches do."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -10,13 +11,11 @@ from torch.testing import assert_close
 
 from stego_lib.loss import (
     StegoLoss,
-    center,
     correspondence,
     correspondence_loss,
     negative_permutation,
     random_coords,
     sample,
-    stego_loss,
 )
 
 FEW = settings(max_examples=12, deadline=None)
@@ -36,14 +35,7 @@ def naive_loss(feats1, feats2, code1, code2, shift, centering, zero_clamp, stabi
     """Loop over every pair of points, as the paper writes it; returns the loss of each pair, (B, h, w, i, j)."""
     batch, _, height, width = feats1.shape
     _, _, height2, width2 = feats2.shape
-    pairs = [
-        (n, h, w, i, j)
-        for n in range(batch)
-        for h in range(height)
-        for w in range(width)
-        for i in range(height2)
-        for j in range(width2)
-    ]
+    pairs = list(product(range(batch), range(height), range(width), range(height2), range(width2)))
     f = {p: naive_cosine(feats1[p[0], :, p[1], p[2]].tolist(), feats2[p[0], :, p[3], p[4]].tolist()) for p in pairs}
     s = {p: naive_cosine(code1[p[0], :, p[1], p[2]].tolist(), code2[p[0], :, p[3], p[4]].tolist()) for p in pairs}
     if centering:
@@ -95,12 +87,6 @@ def test_sample_at_grid_points_returns_the_maps_values_transposed(height, width,
     assert_close(sample(maps, coords), expected, **CLOSE)
 
 
-def test_sample_half_way_between_cells_is_their_mean():
-    maps = torch.tensor([[[[0.0, 1.0], [2.0, 5.0]]]])
-    assert_close(sample(maps, torch.zeros(1, 1, 1, 2)).item(), 2.0)
-    assert_close(sample(maps, torch.tensor([[[[0.0, -1.0]]]])).item(), 0.5)  # x in the middle, y on top
-
-
 @settings(max_examples=60, deadline=None)
 @given(batch=st.integers(2, 40), seed=st.integers(0, 2**31))
 def test_a_negative_permutation_moves_every_image_and_uses_each_once(batch, seed):
@@ -114,10 +100,8 @@ def test_negative_permutations_differ_from_draw_to_draw_and_repeat_with_the_seed
     generator = torch.Generator().manual_seed(0)
     drawn = {tuple(negative_permutation(4, generator).tolist()) for _ in range(200)}
     assert len(drawn) == 6, "there are six cycles of four images, and each should turn up"
-    again = torch.Generator().manual_seed(0)
-    assert tuple(negative_permutation(4, again).tolist()) == tuple(
-        negative_permutation(4, torch.Generator().manual_seed(0)).tolist()
-    )
+    again = negative_permutation(4, torch.Generator().manual_seed(5))
+    assert torch.equal(again, negative_permutation(4, torch.Generator().manual_seed(5)))
 
 
 def test_random_coords_fill_the_square():
@@ -125,14 +109,6 @@ def test_random_coords_fill_the_square():
     assert coords.shape == (20, 10, 10, 2)
     assert -1 <= coords.min() < -0.95 and 0.95 < coords.max() <= 1 and coords.mean().abs() < 0.05
     assert torch.equal(coords, random_coords(20, 10, torch.Generator().manual_seed(0)))
-
-
-def test_centering_takes_off_the_mean_over_the_partner_and_keeps_the_batch_mean():
-    f = rand(3, 4, 4, 4, 4) + 0.3
-    found = center(f)
-    assert_close(found.mean(), f.mean(), **CLOSE)
-    assert_close(found.mean(dim=(3, 4)), f.mean().expand(3, 4, 4), **CLOSE)  # every position now has the same mean
-    assert_close(found - found.mean(dim=(3, 4), keepdim=True), f - f.mean(dim=(3, 4), keepdim=True), **CLOSE)
 
 
 def test_correspondence_is_a_cosine():
@@ -149,76 +125,11 @@ def test_correspondence_is_a_cosine():
     )
 
 
-def test_zero_clamp_takes_pairs_apart_out_of_the_loss():
-    feats, code = rand(2, 6, 3, 3), rand(2, 4, 3, 3, seed=1)
-    clamped, codes = correspondence_loss(feats, feats, code, code, 0.1, zero_clamp=True)
-    free, codes_too = correspondence_loss(feats, feats, code, code, 0.1, zero_clamp=False)
-    assert (codes < 0).any() and torch.equal(codes, codes_too), (
-        "the code correspondences are returned as they are before clamping"
-    )
-    assert (clamped[codes < 0] == 0).all() and (free[codes < 0] != 0).any()
-    assert_close(clamped[codes > 0], free[codes > 0])
-
-
-def test_stabilize_stops_pulling_at_08():
-    feats, code = rand(1, 6, 3, 3), rand(1, 4, 3, 3, seed=1)
-    code.requires_grad_()
-    loss, codes = correspondence_loss(feats, feats, code, code, 0.1, stabilize=True, centering=False)
-    near = codes.detach() > 0.8
-    assert near.any()
-    expected = -0.8 * (correspondence(feats, feats) - 0.1)
-    assert_close(loss.detach()[near], expected[near])
-    assert torch.autograd.grad(loss[near].sum(), code)[0].abs().max() == 0, "pairs this close are left alone"
-
-
-def test_a_larger_shift_repels_more():
-    """d loss / d shift is the mean of the clamped code correspondences, so it is not negative."""
-    feats, code = rand(2, 6, 3, 3), rand(2, 4, 3, 3, seed=1)
-    losses = [correspondence_loss(feats, feats, code, code, shift)[0].mean() for shift in (-0.2, 0.0, 0.5)]
-    assert losses[0] < losses[1] < losses[2]
-
-
 def test_no_gradient_flows_into_the_features():
-    feats, feats_knn, code, code_knn = (rand(4, c, 5, 5, seed=c).requires_grad_() for c in (6, 7, 3, 4))
-    feats_knn, code_knn = rand(4, 6, 5, 5, seed=8).requires_grad_(), rand(4, 3, 5, 5, seed=9).requires_grad_()
-    generator = torch.Generator().manual_seed(0)
-    coords1, coords2 = random_coords(4, 3, generator), random_coords(4, 3, generator)
-    permutations = torch.stack([negative_permutation(4, generator)])
-    total, parts = stego_loss(
-        feats, feats_knn, code, code_knn, coords1, coords2, permutations, (1, 1, 1), (0.1, 0.1, 0.1)
-    )
-    total.backward()
+    feats, feats_knn, code, code_knn = (rand(4, c, 5, 5, seed=i).requires_grad_() for i, c in enumerate((6, 6, 3, 3)))
+    StegoLoss((1, 1, 1), (0.1, 0.1, 0.1), points=3, negatives=1)(feats, feats_knn, code, code_knn).backward()
     assert feats.grad is None and feats_knn.grad is None
     assert code.grad.abs().sum() > 0 and code_knn.grad.abs().sum() > 0
-    assert not any(value.requires_grad for value in parts.values())
-
-
-@pytest.mark.parametrize("position, kind", [(0, "self"), (1, "knn"), (2, "rand")])
-def test_each_weight_and_shift_belongs_to_its_own_part(position, kind):
-    feats, feats_knn, code, code_knn = (
-        rand(4, 6, 5, 5),
-        rand(4, 6, 5, 5, seed=1),
-        rand(4, 3, 5, 5, seed=2),
-        rand(4, 3, 5, 5, seed=3),
-    )
-    generator = torch.Generator().manual_seed(0)
-    arguments = (
-        feats,
-        feats_knn,
-        code,
-        code_knn,
-        random_coords(4, 3, generator),
-        random_coords(4, 3, generator),
-        negative_permutation(4, generator)[None],
-    )
-    weights = [0.0, 0.0, 0.0]
-    weights[position] = 2.0
-    total, parts = stego_loss(*arguments, tuple(weights), (0.1, 0.2, 0.3))
-    assert_close(total, 2 * parts[f"loss_{kind}"])
-    shifts = [0.1, 0.2, 0.3]
-    shifts[position] += 1
-    _, moved = stego_loss(*arguments, tuple(weights), tuple(shifts))
-    assert {name for name in parts if not torch.equal(parts[name], moved[name])} == {f"loss_{kind}"}
 
 
 @pytest.mark.parametrize("switches", [{}, {"centering": True, "stabilize": True}])

@@ -5,7 +5,7 @@ import torch
 from common import tiny_experiment
 from torch import Tensor
 
-from stego_lib import Backbone, StegoError, open_dataset
+from stego_lib import StegoError, open_dataset
 from stego_lib.batches import find_neighbors
 from stego_lib.features import open_features
 from stego_lib.model import Stego
@@ -36,14 +36,7 @@ def test_more_neighbors_than_other_images_are_an_error(k):
         nearest_neighbors(torch.rand(64, 3), k)
 
 
-def test_an_image_twice_is_its_own_neighbor_only_as_the_other_copy():
-    features = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
-    neighbors = nearest_neighbors(torch.cat([features, features]), 3)
-    assert (neighbors[:, 0] == (torch.arange(10) + 5) % 10).all()
-
-
-def test_training_compares_features_minus_the_mean(scenes_root, backbone_file, tmp_path):
-    backbone = Backbone(str(backbone_file), device="cpu", precision="float32")
+def test_training_compares_features_minus_the_mean(scenes_root, backbone_file, backbone, tmp_path):
     features = open_features(open_dataset("scenes", scenes_root, "train"), backbone, 64, tmp_path)
     model = Stego(32, 8, 7)
     model.feature_mean.copy_(features.mean.view(1, -1, 1, 1))

@@ -23,8 +23,7 @@ def test_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch, amx, av
     assert choose_precision("float32", cpu) is torch.float32 and choose_precision("bfloat16", cpu) is torch.bfloat16
 
 
-def test_stored_features_have_their_channels_last_in_memory(scenes_root, backbone_file, tmp_path):
-    backbone = Backbone(str(backbone_file), device="cpu", precision="float32")
+def test_stored_features_have_their_channels_last_in_memory(scenes_root, backbone, tmp_path):
     features = open_features(open_dataset("scenes", scenes_root, "train"), backbone, 64, tmp_path)
     found = features.rows(torch.tensor([3, 1, 3]))
     assert found.dtype is torch.float32 and found.is_contiguous(memory_format=torch.channels_last)

@@ -10,16 +10,11 @@ from torch.testing import assert_close
 from stego_lib import StegoError
 from stego_lib.loss import upsample
 from stego_lib.model import Stego
-from stego_lib.predict import Scores, label_maps, probe_scores, upsampled_length
+from stego_lib.predict import Scores, label_maps, probe_scores
 
 SIZES = [
-    ((5, 7), (40, 56)),
-    ((4, 4), (30, 45)),
-    ((1, 1), (8, 8)),
-    ((1, 6), (3, 20)),
-    ((6, 5), (6, 5)),
-    ((9, 8), (5, 3)),
-]
+    ((5, 7), (40, 56)), ((4, 4), (30, 45)), ((1, 1), (8, 8)), ((1, 6), (3, 20)), ((6, 5), (6, 5)), ((9, 8), (5, 3)),
+]  # fmt: skip
 """Grids and what they are brought to: whole patches, other ratios, a single row, the same size, a smaller one."""
 
 
@@ -47,12 +42,6 @@ def test_log_probabilities_are_those_of_the_published_order(grid, size):
         ranked = expected.topk(2, dim=1).values
         clear = ranked[:, 0] - ranked[:, 1] > 1e-4
         assert torch.equal(label_maps(scores[name], size)[clear].long(), expected.argmax(1)[clear]) and clear.any()
-
-
-@pytest.mark.parametrize(("grid", "size"), SIZES)
-def test_the_length_is_that_of_the_upsampled_code(grid, size):
-    code = code_of(grid).double()
-    assert_close(upsampled_length(code, size), upsample(code, size).norm(dim=1, keepdim=True), rtol=1e-6, atol=1e-6)
 
 
 def test_upsampling_is_interpolation_in_value_and_gradient_also_after_an_evaluation():

@@ -48,11 +48,6 @@ def test_points_without_a_label_change_nothing():
         assert torch.equal(one, other)
 
 
-def test_a_single_class_is_always_chosen():
-    points, labels = blobs([[1.0, 2.0]])
-    assert predicted(10 * points, multinomial_regression(points, labels + 2, 4)).unique().tolist() == [2]
-
-
 class Store:
     """Features (N, 3, 2, 4) that differ in every cell, and label maps of 8 x 16 pixels with the number of the cell."""
 

@@ -5,10 +5,9 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from common import tiny_experiment
 from scipy import ndimage
 
-from stego_lib import raster, tiles, train
+from stego_lib import raster, tiles
 from stego_lib.datasets.classes import Rules, cluster_classes
 from stego_lib.segment import segment_folder
 from stego_lib.utils.notices import Notice
@@ -19,11 +18,6 @@ PLACE = dict(crs="EPSG:25832", transform=rasterio.Affine(0.5, 0, 400_000, 0, -0.
 HEIGHT, WIDTH, TILE = 331, 267, 64
 VOID = np.zeros((HEIGHT, WIDTH), bool)
 VOID[:50, :90], VOID[300:, 200:] = True, True
-
-
-@pytest.fixture(scope="module")
-def run(scenes_root, backbone_file, tmp_path_factory):
-    return train(tiny_experiment(scenes_root, backbone_file, steps=2), runs_dir=tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture

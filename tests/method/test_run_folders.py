@@ -58,16 +58,6 @@ def test_a_run_of_another_experiment_is_not_resumed(tmp_path):
         assert find_run(tmp_path, WANTED, MADE_FROM) is None
 
 
-def test_provenance_compares_everything_but_versions():
-    other = Provenance.from_dict(MADE_FROM.to_dict() | {"versions": {"torch": "3"}, "unknown": 1})
-    assert other.differing(MADE_FROM) == [] and other.key() == MADE_FROM.key()
-    bfloat16 = Provenance.from_dict(MADE_FROM.to_dict() | {"precision": "bfloat16", "start": "d"})
-    assert bfloat16.differing(MADE_FROM) == ["precision", "start"] and bfloat16.key() != MADE_FROM.key()
-    ignored = ("precision", "start")
-    assert bfloat16.differing(MADE_FROM, ignored) == [] and bfloat16.key(ignored) == MADE_FROM.key(ignored)
-    assert Provenance.from_dict({}).differing(MADE_FROM) == ["images", "labels", "weights", "precision", "store"]
-
-
 # ---------------------------------------------------------------------------------------------- with trained runs
 
 

@@ -153,13 +153,8 @@ def test_another_process_in_an_empty_folder_predicts_the_same(image, backbone_fi
     work = tmp_path / "empty"
     work.mkdir()
     command = [
-        sys.executable,
-        "-c",
-        OPEN,
-        str(image),
-        *(str(tmp_path / f"shared_{kind}") for kind in files),
-        "user/named",
-    ]
+        sys.executable, "-c", OPEN, str(image), *(str(tmp_path / f"shared_{kind}") for kind in files), "user/named",
+    ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub["address"], "HF_HUB_OFFLINE": "0"}
     environment["HF_HOME"] = str(tmp_path / "huggingface")
     done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)

@@ -1,6 +1,5 @@
 """Runs in any state: unfinished, of few images, with other classes, in a process with settings of its own."""
 
-import json
 import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -105,18 +104,6 @@ def test_labels_of_a_single_class_give_no_scores(named, tmp_path):
     assert record["scores"] == {} and "matching" not in record and "only has labels" in record["unscored"]
 
 
-def test_a_class_that_does_not_occur_has_no_iou(named, tmp_path):
-    for file in (named[0].parent / "labels" / "val").iterdir():
-        label = np.array(Image.open(file))
-        Image.fromarray(np.where(label == 7, 255, label).astype(np.uint8)).save(file)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Notice)
-        run = train(named[1].but(official={"extra_clusters": 0}), runs_dir=tmp_path / "runs")
-        record = evaluate(run)
-    stored = json.loads((run.folder / "metrics.json").read_text(), parse_constant=lambda word: pytest.fail(word))
-    assert stored == record and record["scores"]["linear"]["iou"][7] in (None, 0.0)
-
-
 # ---------------------------------------------------------------------------------------------- few images
 
 
@@ -170,31 +157,35 @@ def float64_by_default():
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.fixture(scope="module")
+def usual(scenes_root, backbone_file, tmp_path_factory):
+    """A run that was trained and evaluated in the usual mode, and its scores."""
+    experiment = tiny_experiment(scenes_root, backbone_file, steps=2, crf=True)
+    with pytest.MonkeyPatch.context() as patch:
+        few_samples(patch)
+        run = train(experiment, runs_dir=tmp_path_factory.mktemp("usual"))
+        return run, evaluate(run)["scores"]
+
+
 @pytest.mark.parametrize(
     "mode",
     [lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode, torch.no_grad, float64_by_default,
      lambda: torch.device("meta")],
     ids=["autocast", "inference", "no_grad", "float64", "device"],
 )  # fmt: skip
-def test_the_mode_that_the_caller_is_in_changes_nothing(experiment, scenes_root, tmp_path, mode):
-    experiment, image = experiment.but(steps=2, crf=True), open_dataset("scenes", scenes_root, "val").images[0]
-    expected = train(experiment, runs_dir=tmp_path)
-    scores, labels = evaluate(expected)["scores"], expected.predict(image)
+def test_the_mode_that_the_caller_is_in_changes_nothing(usual, scenes_root, tmp_path, mode):
+    (expected, scores), image = usual, open_dataset("scenes", scenes_root, "val").images[0]
+    labels = expected.predict(image)
     with mode():
-        run = train(experiment, runs_dir=tmp_path)
+        run = train(expected.experiment, runs_dir=tmp_path)
         assert evaluate(load_run(run.folder))["scores"] == scores
         np.testing.assert_array_equal(load_run(run.folder).predict(image), labels)
     for name, value in expected.model.state_dict().items():
         assert torch.equal(value, run.model.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("method", ["stego", "smooseg"])
-def test_threads_that_train_get_what_they_get_alone_and_disturb_nobody(experiment, tmp_path, method):
-    changes = {"method": method, "dropout": 0.5} | ({} if method == "stego" else {"probes": "after"})
-    experiments = [
-        tiny_experiment(Path(experiment.data_root), Path(experiment.backbone), steps=20, seed=seed, **changes)
-        for seed in (0, 1)
-    ]
+def test_threads_that_train_get_what_they_get_alone_and_disturb_nobody(experiment, tmp_path):
+    experiments = [experiment.but(steps=20, seed=seed, dropout=0.5) for seed in (0, 1)]
     alone = [train(experiment, runs_dir=tmp_path / "runs").model.state_dict() for experiment in experiments]
     torch.manual_seed(5)
     before = torch.get_rng_state()

@@ -7,14 +7,10 @@ import torch
 import torch.nn.functional as F
 from common import tiny_experiment
 from PIL import Image
-from randomrun import random_run, written
+from randomrun import random_run, tomatoes, written
 
 from stego_lib import StegoError, evaluate, load_run, open_dataset, train
-from stego_lib.loss import upsample
 from stego_lib.suggest import typical
-from stego_lib.utils.notices import Notice
-
-RED, GREEN = (220, 30, 20), (20, 200, 60)
 
 
 @pytest.fixture
@@ -24,14 +20,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def images(tmp_path):
-    """Red on the left, green on the right, with noise."""
-    rng, folder = np.random.default_rng(0), tmp_path / "images"
-    folder.mkdir()
-    for name in ("a.png", "b.png", "c.png"):
-        pixels = np.empty((64, 96, 3))
-        pixels[:, :48], pixels[:, 48:] = RED, GREEN
-        Image.fromarray((pixels + rng.integers(0, 20, pixels.shape)).clip(0, 255).astype(np.uint8)).save(folder / name)
-    return folder
+    return tomatoes(tmp_path / "images")
 
 
 @pytest.fixture
@@ -75,13 +64,6 @@ def test_label_maps_fit_what_a_naive_loop_collects(run, images):
                 ids.append(int(np.argmax(votes)))
     torch.testing.assert_close(taught.points, torch.stack(expected))
     assert taught.ids.tolist() == ids and taught.labels == {"thing": 240, "stuff": 480}
-
-
-def test_a_click_has_the_code_that_upsampling_gives_its_pixel(run, images, clicks):
-    taught = run.teach(images, clicks.round(), "neighbors")
-    codes = codes_of(run, images / "a.png")
-    pixels = upsample(codes, (64, 96))[0]
-    torch.testing.assert_close(taught.points[0], F.normalize(pixels[:, 12, 10], dim=0))
 
 
 def test_neighbors_vote_as_in_a_naive_loop(run, images):
@@ -144,13 +126,10 @@ def test_labels_of_other_codes_are_an_error(run, images, clicks):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"x": 96.0}, "outside"),
-        ({"image": "d.png"}, "d.png"),
-        ({"name": "Tomato"}, "Tomato"),
-        ({"x": "left"}, "number"),
-        ({"name": None}, "name"),
+        ({"x": 96.0}, "outside"), ({"image": "d.png"}, "d.png"), ({"name": "Tomato"}, "Tomato"),
+        ({"x": "left"}, "number"), ({"name": None}, "name"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_click_is_named(run, images, clicks, change, word):
     table = clicks.astype(object)
     for column, value in change.items():
@@ -179,14 +158,6 @@ def test_files_that_are_no_table_of_clicks_are_named(run, images, clicks, tmp_pa
             run.teach(images, path)
     with pytest.raises(StegoError, match="same file name"):
         run.teach([images / "a.png", tmp_path / "a.png"], clicks)
-
-
-def test_a_name_that_wins_no_grid_cell_is_left_out_with_a_notice(run, images):
-    label = np.ones((64, 96), np.uint8)
-    label[:32], label[40, 40] = 0, 2
-    with pytest.warns(Notice, match="dot"):
-        taught = run.teach([images / "a.png"], [label], names=["top", "bottom", "dot"])
-    assert taught.names == ("top", "bottom")
 
 
 def test_wrong_label_maps_are_named(run, images):

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from common import tiny_experiment
 
-from stego_lib import Run, StegoError, crf, evaluate, open_dataset, tiles, train
+from stego_lib import StegoError, crf, evaluate, open_dataset, tiles
 from stego_lib.datasets.transforms import resize_image
 from stego_lib.loss import upsample
 from stego_lib.metrics import confusion
@@ -18,11 +17,6 @@ from stego_lib.predict import Scores, label_maps
 from stego_lib.tiles import label_strips
 
 PATCH = 8
-
-
-@pytest.fixture(scope="module")
-def run(scenes_root, backbone_file, tmp_path_factory) -> Run:
-    return train(tiny_experiment(scenes_root, backbone_file, steps=2), runs_dir=tmp_path_factory.mktemp("runs"))
 
 
 def smooth_image(height: int, width: int) -> torch.Tensor:

@@ -20,11 +20,6 @@ def images(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(scope="module")
-def backbone(backbone_file) -> Backbone:
-    return Backbone(str(backbone_file), **EXACT)
-
-
 @torch.inference_mode()
 def test_features_are_the_last_blocks_patch_tokens_after_the_norm(backbone):
     batch = images(2, 3, 32, 48)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from stego_lib import Backbone, Experiment, StegoError, load_run, train
-from stego_lib.backbone import fit_sizes, geometry_of, preset_here
+from stego_lib.backbone import fit_sizes, preset_here
 from stego_lib.utils.notices import Notice
 
 EXACT = dict(device="cpu", precision="float32")
@@ -107,16 +107,6 @@ def test_a_downloaded_file_says_how_it_is_opened(cache, tmp_path):
             Backbone(f"{wrong}@{tmp_path / 'nowhere.safetensors' if message == 'nowhere' else file}")
 
 
-def test_a_cache_with_weights_of_another_network_is_an_error(tmp_path, monkeypatch):
-    """Not a missing network, for which the embedded backbone would be used."""
-    file = keep_in_cache(TINY["ViT"], tmp_path)
-    save_file(load_file(file) | {"cls_token": torch.zeros(1, 1, 7)}, file)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(StegoError, match="test_vit") as caught:
-        Backbone(TINY["ViT"])
-    assert type(caught.value) is StegoError
-
-
 @pytest.mark.parametrize("wrapped", ["MoCo", "DDP"])
 def test_weights_as_their_authors_wrap_them(wrapped, cache, tmp_path):
     """The paper compares MoCo v2, whose file holds two networks and a queue."""
@@ -159,18 +149,6 @@ def test_features_of_a_network_with_stages_are_its_last_stages(architecture, tmp
             Backbone(str(tmp_path / "own.safetensors"), **options)
 
 
-def test_a_run_on_a_network_with_stages_predicts(cache, scenes_root, tmp_path):
-    keep_in_cache(TINY["ResNet"], cache)
-    run = train(tiny_experiment(scenes_root, TINY["ResNet"], steps=2, probes="after"), runs_dir=tmp_path)
-    assert run.predict(images(50, 70)[0]).shape[-2:] == (50, 70)
-
-
-def test_a_network_without_a_feature_map_is_an_error(tmp_path):
-    file = write_network(tmp_path / "own.safetensors", architecture="crossvit_tiny_240")
-    with pytest.raises(StegoError, match="feature map"):
-        Backbone(str(file))
-
-
 # ---------------------------------------------------------------------------------------------- sizes
 
 
@@ -205,19 +183,6 @@ def test_a_run_records_the_sizes_it_used_and_is_found_by_those_requested(patch14
     assert load_run(run.folder).experiment == run.experiment
     with pytest.warns(Notice, match="train_size"):
         assert train(requested, runs_dir=tmp_path, resume=True).folder == run.folder
-
-
-def test_a_network_of_a_fixed_size_gets_it(tmp_path):
-    """BEiT accepts only the size that it was built for."""
-    arguments = dict(architecture="beit_base_patch16_224", depth=1, embed_dim=32, num_heads=2, img_size=32)
-    file = write_network(tmp_path / "beit.safetensors", **arguments)
-    experiment = Experiment(backbone=str(file), train_size=32, eval_size=64)
-    with pytest.warns(Notice, match="eval_size"):
-        fitted = fit_sizes(experiment)
-    assert (fitted.train_size, fitted.eval_size) == (32, (32, 32))
-    with pytest.raises(StegoError, match="32 x 32 pixels"):
-        Backbone(str(file), **EXACT)(images(32, 48))
-    assert geometry_of("resnet18").nearest(320) == 320
 
 
 # ---------------------------------------------------------------------------------------------- recipes, without a hub
@@ -257,12 +222,6 @@ def test_the_papers_recipes_and_named_backbones_are_never_replaced(no_hub):
             assert experiment == Experiment.preset(name, **changes)
     with pytest.raises(StegoError, match="could not be downloaded"):
         Backbone.of(experiment)
-
-
-def test_a_backbone_that_can_be_downloaded_is_kept(monkeypatch):
-    build = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **options: build(name, **options))
-    assert preset_here("camvid") == Experiment.preset("camvid")
 
 
 def alone(code: str, endpoint: str, home: Path) -> tuple[float, str]:

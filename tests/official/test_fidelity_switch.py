@@ -6,15 +6,15 @@ import torch
 from common import few_samples, golden, golden_tensors, tiny_experiment
 from torch.testing import assert_close
 
-from stego_lib import Experiment, StegoError, batches, evaluate, evaluation, load_run, train, training
+from stego_lib import batches, evaluate, evaluation, load_run, train, training
 from stego_lib.backbone import Backbone
 from stego_lib.datasets import open_training_set
 from stego_lib.features import open_features
 from stego_lib.loss import published_permutation
 from stego_lib.metrics import published_map
-from stego_lib.model import Stego, build_model
+from stego_lib.model import build_model
 from stego_lib.neighbors import nearest_neighbors
-from stego_lib.official import alignment_loss, augmented_views, image_crf_loss, reconstruction_loss, view_coords
+from stego_lib.official import alignment_loss, reconstruction_loss, view_coords
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 PUBLISHED = dict(official={"published": True})
@@ -114,13 +114,6 @@ def test_images_are_resized_as_published_in_training_evaluation_and_prediction(e
     assert (other.predict(image) != runs[0].predict(image)).any()
 
 
-def test_an_experiments_backbone_reads_keys_as_published(experiment):
-    """32 channels do not divide into the six heads that the published code assumes; they are two."""
-    assert Backbone.of(experiment.but(official={"keys": True})).key_heads == 2
-    with pytest.raises(StegoError, match="6"):
-        Backbone.of(experiment.but(official={"keys": True, "published": True}))
-
-
 @pytest.mark.parametrize("published", [False, True])
 def test_extra_clusters_are_counted_or_dropped(experiment, tmp_path, monkeypatch, published):
     few_samples(monkeypatch)
@@ -190,28 +183,6 @@ def test_an_optional_term_joins_the_loss_by_its_weight_and_shapes_the_head(
     assert all(torch.equal(value, drawn[1][key]) for key, value in drawn[0].items() if value is not None)
 
 
-def test_the_decoder_is_there_only_for_the_reconstruction_and_learns(features, backbone, experiment):
-    assert not hasattr(Stego(32, 8, 8), "decoder")
-    changed = experiment.but(official={"rec_weight": 1.0})
-    model, batch = model_and_batch(features, backbone, changed)
-    before, plain = model.decoder.weight.clone(), build_model(experiment, 32, 8).state_dict()
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in plain.items())
-    one_step(model, batch, changed)
-    assert not torch.equal(model.decoder.weight, before)
-
-
-def test_optional_terms_see_the_images_of_the_batch(features, backbone, experiment):
-    _, batch = model_and_batch(
-        features, backbone, experiment.but(official={"crf_weight": 1.0, "aug_alignment_weight": 1.0})
-    )
-    _, plain = model_and_batch(features, backbone, experiment)
-    rows = [i for wanted in plain.feats for i in range(12) if torch.equal(features.rows(torch.tensor([i]))[0], wanted)]
-    assert torch.equal(batch.images, backbone.normalize(features.image_rows(torch.tensor(rows))))
-    assert batch.crf_points.shape == (2, 1000) and plain.images is None and plain.feats_view is None
-    assert image_crf_loss(batch.images, rand(4, 8, 8, 8), batch.crf_points).isfinite()
-    assert batch.feats_view.shape == batch.feats.shape and batch.view_coords.shape == (4, 8, 8, 2)
-
-
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_the_image_at_the_coordinates_is_the_view(mirrored):
     """An image that says where it is: each pixel's color is its place."""
@@ -236,24 +207,6 @@ def test_a_horizontal_mirror_aligns_with_the_image_and_in_published_mode_with_th
     assert_close(alignment_loss(code, turned, coords, published=True), torch.tensor(-1.0), **CLOSE)
     with pytest.raises(ValueError, match="square grids"):
         alignment_loss(rand(1, 3, 2, 4), rand(1, 3, 2, 4), coords, published=True)
-
-
-def test_views_are_drawn_anew_and_repeat_with_the_seed():
-    images = torch.randint(0, 256, (6, 3, 64, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    drawn = []
-    for seed in (0, 1, 0):
-        torch.manual_seed(seed)
-        drawn.append(augmented_views(images, (8, 6)))
-    assert drawn[0][0].shape == images.shape and drawn[0][0].dtype == torch.uint8 and drawn[0][1].shape == (6, 8, 6, 2)
-    assert torch.equal(drawn[0][0], drawn[2][0]) and not torch.equal(drawn[0][0], drawn[1][0])
-
-
-@pytest.mark.parametrize(
-    "key, value", [("keys", "QQ"), ("block", 0.5), ("rec_weight", -1), ("crf_weight", float("nan"))]
-)
-def test_a_wrong_option_is_named(key, value):
-    with pytest.raises(StegoError, match=key):
-        Experiment(official={key: value})
 
 
 def test_a_run_on_keys_of_an_earlier_block_loads_as_such(experiment, tmp_path):

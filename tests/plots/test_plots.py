@@ -11,7 +11,6 @@ import pytest
 from stego_book.plots import data as plots_data
 from stego_book.plots import figures as plots
 from stego_book.plots import grids, style
-from stego_book.plots import study as plots_study
 from stego_lib.datasets import Classes
 from stego_lib.utils.notices import Notice
 
@@ -54,35 +53,6 @@ def test_a_grid_explains_ignored_pixels_and_brightens_dark_images():
     figure = grids.image_grid({"image": [dark], "label": [label]}, [PLAIN], brighten=False)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*PLAIN.names, "ignored"]
     assert tuple(np.asarray(figure.axes[1].images[0].get_array())[0, 0]) == style.UNMATCHED and len(figure.axes) == 2
-
-
-def study(*rows: tuple[str, str, int, float]) -> SimpleNamespace:
-    """Scores of (group, name, seed, mIoU) of a cluster probe, as `Study` has them."""
-    scores = [(group, name, seed, "cluster", 0.0, miou) for group, name, seed, miou in rows]
-    columns = ["group", "name", "seed", "probe", "accuracy", "miou"]
-    names = dict.fromkeys((group, name) for group, name, *_ in rows)
-    return SimpleNamespace(
-        scores=lambda: pd.DataFrame(scores, columns=columns),
-        variants=[SimpleNamespace(group=group, name=name) for group, name in names],
-        missing=lambda: [None] * 7,
-    )
-
-
-def test_without_records_a_figure_says_what_to_run():
-    for figure in (plots_study.ingredients(study()), plots_study.sweeps(study(), ["K"])):
-        assert "7 missing runs: make ablations" in figure.axes[0].texts[0].get_text()
-    assert "make tuning" in plots_study.percentile_grid({}).axes[0].texts[0].get_text()
-
-
-def test_sweeps_and_dimensions_draw_lines_through_the_means():
-    given = study(("K", "8", 0, 30.0), ("K", "8", 1, 40.0), ("K", "16", 0, 50.0), ("points", "3", 0, 20.0))
-    first, second = plots_study.sweeps(given, ["K", "points"]).axes
-    assert [axis.get_title() for axis in (first, second)] == ["K", "points"]
-    np.testing.assert_allclose(first.lines[0].get_ydata(), [35.0, 50.0])
-    given = study(("PCA", "4", 0, 10.0), ("PCA", "4", 1, 20.0), ("PCA", "8", 0, 40.0), ("features", "all", 0, 33.0))
-    curve, whole = plots_study.dimensions(given).axes[0].lines
-    assert curve.get_xdata().tolist() == [4, 8] and curve.get_ydata().tolist() == [15.0, 40.0]
-    assert whole.get_label() == "all features" and set(whole.get_ydata()) == {33.0}
 
 
 def test_class_iou_is_the_mean_over_the_records():

@@ -4,19 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from common import tiny_experiment
 from PIL import Image
 
 from stego_book.plots.grids import first_images
-from stego_book.plots.typical import name_form, patch_tree, tree_rows, typical_patches
-from stego_lib import StegoError, train
+from stego_book.plots.typical import name_form, tree_rows, typical_patches
+from stego_lib import StegoError
 from stego_lib.datasets.images import as_tensor
 from stego_lib.utils.notices import Notice
-
-
-@pytest.fixture(scope="module")
-def run(scenes_root, backbone_file, tmp_path_factory):
-    return train(tiny_experiment(scenes_root, backbone_file, steps=2), runs_dir=tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
@@ -64,23 +58,6 @@ def test_unreadable_images_are_left_out(run, paths, tmp_path):
     for use in (lambda: typical_patches(run, [broken]), lambda: first_images([broken])):
         with pytest.raises(StegoError, match=r"0\.png cannot be read"):
             use()
-
-
-def test_a_frame_is_around_the_patch_in_its_context(run, paths):
-    """The pixels in the frame are those of the grid cell in the whole image."""
-    patches, shares = typical_patches(run, paths, 1)
-    rows = tree_rows(run, shares)
-    shown = [patches[clusters[0]][0] for clusters in rows.values()]
-    *axes, tree = patch_tree(run, patches, rows, 1).axes
-    assert len(tree.texts) == len(rows) - 1, "branches of the tree"
-    for axis, patch in zip(axes, shown, strict=True):
-        image = np.asarray(Image.open(patch.image))
-        height, width = image.shape[0] / patch.grid[0], image.shape[1] / patch.grid[1]
-        crop, frame = np.asarray(axis.images[0].get_array()), axis.patches[0]
-        left, top = frame.get_x() + 0.5, frame.get_y() + 0.5
-        middle = crop[int(top + height / 2), int(left + width / 2)]
-        there = image[int((patch.row + 0.5) * height), int((patch.column + 0.5) * width)]
-        assert (middle == there).all() and frame.get_width() == pytest.approx(width)
 
 
 def test_rows_are_the_highest_branches_that_hold_something(run):

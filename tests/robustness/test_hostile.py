@@ -4,33 +4,25 @@ import html
 import io
 import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
-from common import tiny_experiment
 from PIL import Image
 from project_code import calls, sources
 from released import Call
 
 from stego_book.plots import grids
-from stego_lib import StegoError, load_run, open_dataset, train
+from stego_lib import StegoError, open_dataset
 from stego_lib.segment import segment_folder
 
 
-@pytest.fixture(scope="module")
-def run_folder(scenes_root, backbone_file, tmp_path_factory) -> Path:
-    """A run. Not to be changed."""
-    return train(tiny_experiment(scenes_root, backbone_file, steps=1), runs_dir=tmp_path_factory.mktemp("good")).folder
-
-
-def test_an_image_that_is_a_program_is_refused(run_folder, tmp_path):
+def test_an_image_that_is_a_program_is_refused(run, tmp_path):
     (tmp_path / "evil.jpg").write_text(
         "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
         f"(%pipe%touch {tmp_path / 'ran'}) (w) file pop\nshowpage\n%%EOF\n"
     )
     with pytest.raises(StegoError, match="evil"):
-        load_run(run_folder).predict(tmp_path / "evil.jpg")
+        run.predict(tmp_path / "evil.jpg")
     assert not (tmp_path / "ran").exists()
 
 
@@ -70,13 +62,13 @@ NAMES = ("<img src=x onerror=alert(1)>", "$\\frac{$ & <b>", "a\nb")
 
 
 @pytest.mark.filterwarnings("ignore::stego_lib.utils.notices.Notice")
-def test_names_of_files_are_text_in_tables_and_figures(run_folder, tmp_path):
+def test_names_of_files_are_text_in_tables_and_figures(run, tmp_path):
     """A name may hold HTML, which a notebook would run, or TeX, on which a figure would fail."""
     folder = tmp_path / "data" / "imgs" / "train"
     folder.mkdir(parents=True)
     for name in NAMES:
         Image.new("RGB", (32, 32)).save(folder / f"{name}.png")
-    areas = segment_folder(load_run(run_folder), folder, tmp_path / "out")
+    areas = segment_folder(run, folder, tmp_path / "out")
     shown = areas._repr_html_()
     assert "<img" not in shown and "<b>" not in shown and html.escape("<img src=x") in shown
     for figure in (

@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stego_book.studies import cooccurrence
 from stego_book.studies.cooccurrence import (
-    Pairs,
-    cell_labels,
     draw_pairs,
     frequent_labels,
     pair_correspondence,
@@ -16,7 +13,7 @@ from stego_book.studies.cooccurrence import (
     query_points,
     untrained,
 )
-from stego_lib import Backbone, StegoError, crf
+from stego_lib import StegoError, crf
 
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = torch.randint(-1, 3, (5, 4, 6), generator=GENERATOR)
@@ -31,15 +28,6 @@ def naive_average_precision(score: list[float], same: list[bool]) -> float:
             above = [other for s, other in zip(score, same, strict=True) if s >= value]
             precisions.append(sum(above) / len(above))
     return sum(precisions) / len(precisions)
-
-
-def test_a_cells_label_is_that_of_its_middle_pixel():
-    labels = torch.arange(2 * 16 * 24).view(2, 16, 24)
-    found = cell_labels(labels, (2, 3))
-    assert found.shape == (2, 2, 3)
-    for row in range(2):
-        for column in range(3):
-            assert (found[:, row, column] == labels[:, row * 8 + 4, column * 8 + 4]).all()
 
 
 @pytest.mark.parametrize("across", [False, True])
@@ -81,14 +69,6 @@ def test_the_kernel_is_that_of_the_dense_crf():
         assert value == pytest.approx(np.log(smooth + alike["compat"] * np.exp(exponent)), rel=1e-9)
 
 
-def test_the_kernel_keeps_the_order_of_pairs_far_apart_in_color():
-    images = torch.zeros(1, 3, 1, 4, dtype=torch.uint8)
-    images[0, :, 0] = torch.tensor([0, 150, 200, 255])
-    pairs = Pairs(torch.tensor([0, 0]), torch.tensor([2, 3]), torch.tensor([True, False]))
-    nearer, farther = pair_kernel(images.repeat_interleave(64, 2).repeat_interleave(64, 3), (1, 4), pairs)
-    assert -np.inf < farther < nearer < -745, "both would be zero as floats"
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_average_precision_by_hand(seed):
     generator = torch.Generator().manual_seed(seed)
@@ -111,26 +91,7 @@ def test_query_points_lie_deepest_in_the_most_frequent_labels():
     assert labels[row, column] == 4 and 7 <= column <= 10 and second == (4, 3) and third == (8, 11)
 
 
-def test_curves_on_disk_are_the_curves_at_evenly_spread_recalls(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    same = torch.rand(3000, generator=generator) < 0.3
-    score = torch.randn(3000, generator=generator) + same.float()
-    curve = cooccurrence.precision_recall(score, same)
-    cooccurrence.write_curves(tmp_path / "c.json", {"within": {"noise": curve}}, {"within": 0.3}, "made up", points=11)
-    curves, chance, about = cooccurrence.read_curves(tmp_path / "c.json")
-    found = curves["within"]["noise"]
-    assert (chance, about) == ({"within": 0.3}, "made up")
-    assert found.average_precision == curve.average_precision
-    np.testing.assert_allclose(found.recall, np.linspace(0, 1, 11), atol=1e-4)
-    order, total = score.argsort(descending=True), same.sum()
-    hits = same[order].cumsum(0)
-    for recall, precision in list(zip(found.recall, found.precision, strict=True))[1:]:
-        first = int((hits >= recall * total - 1e-6).nonzero()[0, 0])  # the strictest threshold that finds so many
-        assert precision == pytest.approx((hits[first] / (first + 1)).item(), abs=2e-4)
-
-
-def test_an_untrained_backbone_has_random_weights_and_leaves_everything_else(backbone_file):
-    backbone = Backbone(str(backbone_file), device="cpu")
+def test_an_untrained_backbone_has_random_weights_and_leaves_everything_else(backbone):
     before, state = backbone.fingerprint(), torch.get_rng_state()
     other = untrained(backbone, 3)
     assert torch.equal(torch.get_rng_state(), state) and backbone.fingerprint() == before

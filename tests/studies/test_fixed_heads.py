@@ -7,7 +7,7 @@ from common import tiny_experiment
 from sklearn.decomposition import PCA
 
 from stego_book.studies.fixed_heads import fixed_head
-from stego_lib import Backbone, StegoError, open_dataset
+from stego_lib import Backbone, open_dataset
 from stego_lib.features import open_features
 
 
@@ -65,10 +65,3 @@ def test_an_untrained_head_is_the_one_that_training_begins_with(experiment, stor
     for name, value in fresh.head.state_dict().items():
         assert torch.equal(value, model.head.state_dict()[name])
     assert not torch.equal(fresh.cluster_probe.clusters, model.cluster_probe.clusters), "clusters are fitted"
-
-
-def test_impossible_heads_are_refused(experiment, store):
-    with pytest.raises(StegoError, match="pca"):
-        fixed_head("pca", store, experiment.but(head="nonlinear"))
-    with pytest.raises(StegoError, match="code_dim"):
-        fixed_head("pca", store, experiment.but(head="linear", code_dim=33))

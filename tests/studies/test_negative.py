@@ -5,14 +5,10 @@ import pandas as pd
 import pytest
 import torch
 from common import tiny_experiment
-from records import study_record
 from scipy.ndimage import uniform_filter
 from torch.testing import assert_close
 
 from stego_book.studies import negative
-from stego_book.studies.study import Variant
-from stego_lib import Experiment
-from stego_lib.utils.files import write_json
 
 
 @pytest.fixture
@@ -59,13 +55,3 @@ def test_the_study_compares_the_same_images(scenes_root, backbone_file, tmp_path
         list(block.index) == ["block -1", "block -2"]
         and block.iloc[0] == f"{scores.loc['features', 'unchanged'].miou:.1f}"
     )
-
-
-def test_light_reads_the_share_of_each_record(tmp_path):
-    base = Experiment.preset("scenes", data_root="nowhere", crf=False)
-    for share in (0.0, 0.5):
-        record = study_record(Variant("", "", base), 0, 40.0 + share) | {"light": share}
-        record["scores"]["kmeans_features"] = {"miou": 30.0}
-        write_json(tmp_path / f"{share}.json", record)
-    table = negative.light(tmp_path).set_index(["share", "method"])["miou"]
-    assert table[0.5, "STEGO, cluster probe"] == 40.5 and table[0.0, "k-means on backbone features"] == 30

@@ -10,7 +10,7 @@ import pytest
 from common import ROOT
 from records import record
 
-from stego_book.studies.benchmark import missing_rows, own_rows, published_rows, rows_by_miou
+from stego_book.studies.benchmark import own_rows, published_rows, rows_by_miou
 from stego_book.studies.results import (
     FRONT,
     METHODS,
@@ -21,7 +21,6 @@ from stego_book.studies.results import (
     departures,
     fill_tables,
     front_table,
-    main,
     main_scores,
     markdown_table,
     mean_of_best,
@@ -153,33 +152,12 @@ def test_published_figures_are_those_of_the_reference_and_name_their_source(shar
     assert set(ranked["protocol"]) == {"linear"} and ranked["miou"].is_monotonic_decreasing
 
 
-def test_published_figures_stand_beside_the_measured_ones():
-    """Measured: k-means, the cluster probe and the linear probe, none of them with a CRF."""
-    lines = markdown_table(RECORDS, published_figures("cityscapes-vitb8")).splitlines()
-    cells = {line.split(" | ")[0].removeprefix("| "): [c.strip() for c in line.split("|")[2:-1]] for line in lines[2:]}
-    assert list(cells) == [METHODS[m] for m in ("kmeans_features", "cluster", "cluster_crf", "linear")]
-    assert cells[METHODS["cluster"]][2:] == ["", "", ""], "nothing is published of it"
-    assert cells[METHODS["cluster_crf"]][:4] == ["", "", "73.2", "21.0"], "it was not measured"
-    assert cells[METHODS["kmeans_features"]][2:] == ["49.2", "15.5", "visinf/primaps README"]
-
-
 def test_other_files_are_no_records(tmp_path):
     with pytest.raises(StegoError, match="no run record"):
         read_records(tmp_path)
     write_json(tmp_path / "other.json", {"scores": {}, "step": 1})
     with pytest.raises(StegoError, match="other"):
         read_record(tmp_path / "other.json")
-
-
-def test_tables_of_a_page_are_made_anew_and_the_rest_is_kept(tmp_path):
-    for seed in range(4):
-        write_json(tmp_path / "records" / "four" / f"{seed}.json", RECORDS[seed])
-    page = tmp_path / "page.md"
-    page.write_text("# Title\n\n<!-- table: records/four -->\nold\n<!-- end -->\nafter\n")
-    for _ in range(2):  # filling twice changes nothing
-        main([str(page)])
-        table = markdown_table(RECORDS)
-        assert page.read_text() == f"# Title\n\n<!-- table: records/four -->\n{table}\n<!-- end -->\nafter\n"
 
 
 def test_the_tables_of_the_readme_and_of_all_results_are_those_of_the_records():
@@ -225,16 +203,3 @@ def test_records_of_the_front_tables_have_complete_provenance(folder):
         assert provenance.images and provenance.labels and provenance.weights
         assert (provenance.precision, provenance.store) == ("float32", "full")
         assert all({"border_f", "own_miou"} <= set(scored["scores"][name]) for name in ("cluster", "kmeans_features"))
-
-
-def test_own_rows_are_means_and_spreads_and_missing_ones_say_what_they_need(tmp_path):
-    assert len(missing_rows(own_rows([]))) == 4
-    records = [record(seed, dataset="potsdam3", backbone="dino_vits8") for seed in range(3)]
-    for seed, scored in enumerate(records):
-        write_json(tmp_path / "records" / "potsdam" / f"{seed}.json", scored)
-    rows = own_rows([tmp_path / "records" / "potsdam"])
-    row = rows[rows["method"] == METHODS["cluster"]].iloc[0]
-    assert row["mIoU"] == spread([scored["scores"]["cluster"]["miou"] for scored in records])
-    assert row["source"] == "records/potsdam, 3 seeds" and row["backbone"] == "ViT-S/8"
-    left = missing_rows(rows)
-    assert len(left) == 3 and "potsdam3" not in set(left["dataset"])

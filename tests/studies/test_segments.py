@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 from common import tiny_experiment
-from PIL import Image
 
-from stego_book.studies.segments import best_and_worst, image_accuracies, read_maps, segments
-from stego_lib import StegoError, evaluate, open_dataset, train
-from stego_lib.utils.files import write_json
+from stego_book.studies.segments import best_and_worst, image_accuracies, segments
+from stego_lib import evaluate, open_dataset, train
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +49,3 @@ def test_the_best_come_first_and_the_worst_last_and_neighbors_count_once():
     film = torch.arange(60.0)  # no two chosen may be three or fewer apart
     assert best_and_worst(film, 2) == [59, 55, 4, 0]
     assert best_and_worst(torch.tensor([7.0]), 3) == [0]
-
-
-def test_maps_are_read_with_images_and_labels_above_them(scored, tmp_path):
-    _, dataset, _ = scored
-    label = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64) % 8
-    (tmp_path / "cluster").mkdir()
-    image = Image.fromarray(label, "P")
-    image.putpalette(range(24))
-    image.save(tmp_path / "cluster" / f"{dataset.names[2]}.png")
-    write_json(tmp_path / "images.json", [dataset.names[2]])
-    table, names = read_maps(tmp_path, dataset)
-    assert names == [dataset.names[2]] and list(table) == ["image", "label", "STEGO"]
-    np.testing.assert_array_equal(table["STEGO"][0], label)
-    np.testing.assert_array_equal(table["label"][0], dataset[2][1])
-    write_json(tmp_path / "images.json", ["elsewhere"])
-    with pytest.raises(StegoError, match="elsewhere"):
-        read_maps(tmp_path, dataset)

@@ -10,7 +10,6 @@ from records import study_record
 
 from stego_book.studies.study import Study, Variant
 from stego_lib import Backbone, Experiment, StegoError
-from stego_lib.calibration import AUTO_SHIFTS
 from stego_lib.utils.files import read_json, write_json
 
 BASE = Experiment.preset("scenes", data_root="nowhere")
@@ -92,19 +91,6 @@ def test_records_that_nothing_here_tells_apart_are_an_error(tmp_path):
     study = stored(tmp_path, variant, 1, name="b", weights="b")
     with pytest.raises(StegoError, match="weights"):
         study.table("K")
-
-
-def test_fixed_and_trained_heads_are_told_apart(tmp_path):
-    fixed = replace(TWO[0], fixed_head="pca")
-    study = stored(tmp_path, fixed)
-    assert study.record(TWO[0], 0) is None and study.record(fixed, 0) is not None
-
-
-def test_auto_and_its_percentiles_are_one_experiment(tmp_path):
-    spelled, auto = (Variant("b", "auto", BASE.but(shifts=shifts)) for shifts in (AUTO_SHIFTS, "auto"))
-    other = Variant("b", "other", BASE.but(shifts=("p75", "p75", "p96")))
-    study = stored(tmp_path, spelled)
-    assert study.record(auto, 0) is not None and study.record(other, 0) is None
 
 
 def test_the_table_has_mean_and_spread_and_says_what_was_not_run(tmp_path):

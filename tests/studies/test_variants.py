@@ -1,27 +1,20 @@
 """The variants of the chapters: each list changes what it says and nothing else. Tables made from their records."""
 
-import pandas as pd
 import pytest
-from common import ROOT, few_samples, tiny_experiment
-from records import record, study_record
+from common import few_samples, tiny_experiment
 
-from stego_book.studies import quality, tuning
 from stego_book.studies import successors as of_successors
+from stego_book.studies import tuning
 from stego_book.studies.ablations import ablations, dimensions, ladder, paper_layout, sweeps
-from stego_book.studies.results import MAIN, NAMES
-from stego_book.studies.study import Study, Variant
-from stego_book.studies.successors import KMEANS, SETS, base_of, class_means, comparison, curve, overview, successors
+from stego_book.studies.results import NAMES
+from stego_book.studies.study import Study
+from stego_book.studies.successors import KMEANS, SETS, base_of, curve, successors
 from stego_lib import Experiment, evaluate, train
 from stego_lib.calibration import AUTO_SHIFTS, shift_rule
 from stego_lib.experiment import SUCCESSORS
-from stego_lib.utils.files import write_json
 
 RECIPE = Experiment.preset("scenes")
 BASE = tuning.brief(Experiment.preset("scenes", backbone="a_file.safetensors"))
-
-
-def keep(folder, variant, seed, miou, **more):
-    write_json(folder / f"{variant.group}-{variant.name}-{seed}.json", study_record(variant, seed, miou) | more)
 
 
 def changed(variant, base=BASE) -> set[str]:
@@ -55,16 +48,6 @@ def test_a_sweep_changes_one_value_and_passes_through_the_base(tmp_path):
     assert trained == {repr(v.experiment) for v in groups["code_dim"]}, "dimensions share the runs of the sweep"
 
 
-def test_shifts_move_as_percentiles_or_as_numbers():
-    moved = {
-        kind: [v.experiment.shifts for v in sweeps(RECIPE.but(shifts=("p10", 0.3, "p90"))) if v.group == kind]
-        for kind in ("b_self", "b_knn", "b_rand")
-    }
-    assert [s[0] for s in moved["b_self"]] == ["p0", "p10", "p30"]
-    assert [s[1] for s in moved["b_knn"]] == [0.2, 0.3, 0.4]
-    assert [s[2] for s in moved["b_rand"]] == ["p70", "p90", "p100"]
-
-
 def test_each_list_of_the_chapter_on_shifts_changes_what_it_says():
     assert BASE.steps == tuning.STEPS and not BASE.crf
     methods = {variant.name: variant for variant in tuning.methods(BASE)}
@@ -80,48 +63,6 @@ def test_each_list_of_the_chapter_on_shifts_changes_what_it_says():
         assert all(changed(variant, base) <= {"shifts"} for variant in tuning.grid(base))
     assert {frozenset(changed(variant)) for variant in tuning.weights(BASE)} == {frozenset(), frozenset({"weights"})}
     assert set().union(*map(changed, tuning.extras(BASE))) == {"centering", "subtract_mean"}
-
-
-def test_draws_repeat_differ_and_pair_two_kinds_of_shifts():
-    bases, blocks = [BASE, Experiment.preset("camvid", backbone="b.safetensors")], {"x": 3, "y": 5}
-    drawn = tuning.draws(bases, blocks, seed=1, count=30)
-    assert drawn[:20] == tuning.draws(bases, blocks, seed=1, count=10)
-    assert drawn != tuning.draws(bases, blocks, seed=2, count=30)
-    for published, auto in zip(drawn[::2], drawn[1::2], strict=True):
-        assert auto.experiment.shifts == "auto" and published.experiment.shifts != "auto"
-        same = published.experiment.but(shifts="auto", weights=BASE.weights, centering=BASE.centering)
-        assert same == auto.experiment and 0 <= same.official.block < blocks[same.backbone]
-
-
-def test_the_bound_waits_for_the_whole_grid_and_takes_its_best(tmp_path):
-    variants = tuning.grid(BASE)
-    for number, variant in enumerate(variants[:-1]):
-        keep(tmp_path, variant, 0, 10.0 + number % 5)
-    assert tuning.best_by_labels(Study(variants, [0], tmp_path)) == []
-    keep(tmp_path, variants[-1], 0, 30.0)
-    (best,) = tuning.best_by_labels(Study(variants, [0], tmp_path))
-    assert best.experiment == variants[-1].experiment and "not a result" in best.name
-
-
-def test_goals_are_judged_from_records(tmp_path):
-    recipes = {}
-    for name, ours, kmeans in (("scenes", [40.0, 41.0], [35.0, 36.0]), ("camvid", [20.0, 24.0], [20.0, 20.0])):
-        recipes[name] = [record(seed) for seed in range(2)]
-        for scored, cluster, features in zip(recipes[name], ours, kmeans, strict=True):
-            values = {"cluster": cluster, "kmeans_features": features}
-            scored["scores"] = {method: {"accuracy": 1.0, "miou": miou} for method, miou in values.items()}
-    cell = Variant(tuning.GRID, "75 99", BASE.but(shifts=("p75", "p75", "p99")))
-    (best,) = tuning.recipe_by_labels(BASE.but(steps=7, crf=True), [cell])
-    assert best.experiment == BASE.but(steps=7, shifts=("p75", "p75", "p99"))
-    for seed in range(2):
-        keep(tmp_path, best, seed, 41.25 + seed)
-    chosen = {"scenes": Study([best], [0, 1], tmp_path), "camvid": Study([], [0, 1], tmp_path)}
-    drawn = pd.DataFrame({"shifts": [tuning.TRANSFERRED, tuning.AUTO] * 50, "collapsed": [True, False] * 50})
-    goals = tuning.goals(recipes, chosen, drawn)
-    measured = ["0.71 (2 seeds)", "+5.0 (2 seeds)", "1.25 (2 and 2 seeds)", "2.83 (2 seeds)", "+2.0 (2 seeds)", ""]
-    assert goals["measured"].tolist() == [*measured, "0 of 50", "50 of 50"]
-    assert goals["reached"].tolist() == ["met", "met", "missed", "missed", "missed", "not measured", "met", ""]
-    assert tuning.goals({}, {}, drawn[:90])["reached"].tolist() == ["not measured"] * 2
 
 
 @pytest.mark.parametrize("folder", SETS)
@@ -149,45 +90,3 @@ def test_a_curve_ends_with_the_scores_of_the_run(scenes_root, backbone_file, tmp
         assert table.iloc[-1][["miou", "accuracy"]].tolist() == [
             round(expected[key], 2) for key in ("miou", "accuracy")
         ]
-
-
-def test_the_comparison_of_successors_averages_the_records_of_each_method(tmp_path):
-    variants = successors(base_of("camvid_photos_d6"))
-    for number, variant in enumerate(variants[:2]):
-        for seed in range(3):
-            kept = study_record(variant, seed, 40.0 + 10 * number + seed) | {"step": 7, "classes": ["sky", "sea"]}
-            for scores in kept["scores"].values():
-                scores |= {"border_f": 30.0 + seed, "iou": [10.0 * number, 20.0 + seed]}
-            write_json(tmp_path / f"{number}-{seed}.json", kept)
-    study = Study(variants, [0, 1, 2], tmp_path)
-    table = comparison(study)
-    assert list(table.index) == [KMEANS, "STEGO"] and table["seeds"].tolist() == [3, 3]
-    assert table.loc["STEGO", ["steps", "mIoU", "border F"]].tolist() == ["7", "51.0 ± 1.0", "31.0 ± 1.0"]
-    means, names = class_means(study)
-    expected = {KMEANS: [0.0, 21.0], "STEGO": [10.0, 21.0]}
-    assert names == ["sky", "sea"] and {name: values.tolist() for name, values in means.items()} == expected
-
-
-def test_the_overview_has_every_set_of_the_project():
-    table = overview(ROOT / "book" / "records", [0, 1, 2])
-    assert list(table.columns) == list(SETS.values()) and set(SETS) < set(MAIN)
-    assert (table.loc[["STEGO", "SmooSeg", KMEANS]] != "").all().all()
-
-
-def test_a_fast_way_is_within_the_spread_unless_it_is_further_below(tmp_path):
-    base = Experiment.preset("scenes", backbone="a_file.safetensors")
-    both = quality.studies(base, [0, 1], tmp_path)
-    assert set(quality.verdicts(both).stack()) == {"not run"}
-    values = ([48.0, 49.0], [46.0, 47.0], [70.0], [48.0, 50.0], [47.0, 48.0], [48.5, 49.5])
-    variants = [(study, variant) for study in both for variant in study.variants]
-    for (study, variant), (way, changes), scores in zip(variants, quality.WAYS.items(), values, strict=True):
-        e = variant.experiment
-        assert variant.name == way and e == base.but(**changes, crf=not changes)
-        for seed, miou in enumerate(scores):
-            kept = study_record(variant, seed, miou, precision=e.precision, store=e.feature_store)
-            write_json(study.folder / f"{way}-{seed}.json", kept)
-    both = quality.studies(base, [0, 1], tmp_path)
-    table, verdicts = quality.table(both), quality.verdicts(both)
-    assert table["seeds"].tolist() == [2, 2, 1, 2, 2, 2] and table.loc["online joint", "linear mIoU"] == "49.0 ± 1.4"
-    shown = ["not run", "-2.5, spread 1.4: below it", "+2.0, spread 0.7: within"]  # one seed has no spread
-    assert verdicts["cluster"].tolist()[:3] == verdicts["linear"].tolist()[:3] == shown

@@ -103,16 +103,6 @@ def test_prototypes_begin_with_principal_directions():
         primaps.principal_prototypes(codes, 6)
 
 
-def test_the_first_stage_is_half_of_a_short_run_and_two_published_epochs_of_a_long_one(
-    scenes_root, backbone_file, tmp_path, monkeypatch
-):
-    assert [primaps.first_stage(steps) for steps in (300, 2000, 5000, 52_000)] == [150, 1000, 1000, 2000]
-    few_samples(monkeypatch)
-    changes = dict(method="primaps", head="none", probes="after", steps=6)
-    losses = train(tiny_experiment(scenes_root, backbone_file, **changes), runs_dir=tmp_path).log["loss"]
-    assert (losses[:3] < 0).all() and (losses[3:] > 0).all(), "minus a cosine, then a cross-entropy"
-
-
 def test_head_stays_as_the_run_left_it_and_its_clusters_begin_the_prototypes(
     scenes_root, backbone_file, tmp_path, monkeypatch
 ):

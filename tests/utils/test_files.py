@@ -15,7 +15,6 @@ from stego_lib.utils.files import (
     TEMPORARY,
     atomic,
     check_folder,
-    checksum,
     disk_errors,
     fingerprint,
     read_json,
@@ -121,11 +120,6 @@ def test_fingerprints_tell_things_apart_and_repeat():
     assert fingerprint([1, "a"]) == fingerprint((1, "a")), "JSON turns tuples into lists"
     matrix = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 4)))
     assert fingerprint(matrix) == fingerprint(matrix.T.contiguous().T)
-
-
-def test_a_checksum_is_sha_256(tmp_path):
-    (tmp_path / "a").write_bytes(b"abc")
-    assert checksum(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
 
 
 @pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EROFS", "ENOTDIR", "ENAMETOOLONG", "EIO"])

@@ -1,6 +1,4 @@
-"""SmooSeg's loss against naive loops, and what must not change it."""
-
-import itertools
+"""Terms of SmooSeg, HP and CAUSE beside the golden numbers: invariances, who learns from what, no positive pair."""
 
 import pytest
 import torch
@@ -8,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from stego_lib.successors import smooseg
+from stego_lib.successors import cause, hp, smooseg
+from stego_lib.successors.base import unit_patches
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -25,29 +24,6 @@ def maps() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def smoothness(feats1: Tensor, feats2: Tensor, probs1: Tensor, probs2: Tensor, shift: float, centering: bool = True):
     images, partners = smooseg.moments(feats1, probs1), smooseg.moments(feats2, probs2)
     return smooseg.smoothness_loss(images, partners, shift, centering=centering)
-
-
-def pair_by_pair(maps: tuple[Tensor, ...], shift: float, centering: bool) -> tuple[Tensor, Tensor]:
-    """The smoothness loss and the mean distance, pair by pair."""
-    rows, far = [], []
-    for feats1, feats2, probs1, probs2 in zip(*(values.flatten(2).mT for values in maps), strict=True):
-        for p, q in itertools.product(range(len(feats1)), range(len(feats2))):
-            rows.append(F.cosine_similarity(feats1[p], feats2[q], dim=0))
-            far.append(1 - F.cosine_similarity(probs1[p], probs2[q], dim=0))
-    similar, distances = torch.stack(rows).view(-1, len(feats2)), torch.stack(far).view(-1, len(feats2))
-    if centering:
-        similar = torch.stack([row - row.mean() for row in similar]) + similar.mean()
-    return ((similar - shift) * distances).mean(), distances.mean()
-
-
-@pytest.mark.parametrize("centering", [True, False])
-@pytest.mark.parametrize("shift", [-0.02, 0.5])
-def test_smoothness_is_the_mean_over_all_pairs(maps, shift, centering):
-    probs = [values.requires_grad_() for values in maps[2:]]
-    (loss, distance), (expected, far) = smoothness(*maps, shift, centering), pair_by_pair(maps, shift, centering)
-    assert_close(loss, expected)
-    assert_close(distance, far.detach())
-    assert_close(torch.autograd.grad(loss, probs), torch.autograd.grad(expected, probs))
 
 
 def test_smoothness_ignores_order_of_positions_and_classes_and_length_of_features(maps):
@@ -82,3 +58,25 @@ def test_head_learns_from_smoothness_and_student_from_the_data_loss():
     data = -probabilities.gather(1, labels[:, None]).log().mean()
     assert_close(parts["loss_data"], data.detach())
     assert_close(student.grad, torch.autograd.grad(data, student)[0])
+
+
+def test_hp_without_a_positive_is_zero_and_so_is_its_gradient():
+    feats, code_ema, z, z_local = (rand(2, 5, 3, 4, seed=seed) for seed in range(4))
+    z, z_local = unit_patches(z).requires_grad_(), unit_patches(z_local).requires_grad_()
+    pools = unit_patches(feats), unit_patches(code_ema)  # each patch is in the pool itself
+    loss = hp.hp_loss(feats, code_ema, z, z_local, pools, rand(12, 24) > 0.8, 0.4, 0.5)[0]
+    loss.backward()
+    assert loss == 0 and z.grad.abs().max() == 0
+
+
+def test_hp_averaged_head_counts_only_in_the_second_half():
+    weights = [hp.ema_weight(step, 100) for step in range(101)]
+    assert weights[43] == 0 < weights[44] < 0.02 and weights[100] == 1
+
+
+def test_cause_without_a_positive_pair_is_zero_and_so_is_its_gradient():
+    student, bank = rand(1, 4, 1, 2).requires_grad_(), (torch.empty(0, 4).double(), torch.empty(0, dtype=torch.long))
+    pairs = cause.concept_pairs(torch.eye(3))
+    loss = cause.contrastive_loss(student, rand(1, 4, 1, 2, seed=1), torch.tensor([0, 1]), pairs, bank)
+    loss.backward()
+    assert loss == 0 and student.grad.abs().max() == 0
