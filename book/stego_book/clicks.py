@@ -78,7 +78,7 @@ class ClickForm:
     def add(self, x: float, y: float) -> None:
         """Adds a click with the selected name on the displayed image; x and y are in pixels of the file."""
         if self.name.value is None:
-            raise StegoError("There is no name yet. Write one into the field, press Enter, and click again.")
+            raise StegoError("No name is selected. Enter a name, press Enter, and click again.")
         self.clicks.append((self.file.value, x, y, self.name.value))
         self.draw()
 

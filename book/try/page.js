@@ -1,24 +1,24 @@
-// "Try it": the page's side. The worker computes; here are the photograph, the colors, the legend and the clicks.
+// "Try it": the page's side. The worker computes; this file handles the photograph, the colors, the legend and the clicks.
 (() => {
   const root = document.getElementById("try"), files = root.dataset.files, find = (name) => root.querySelector(`[data-part="${name}"]`);
   const say = (text, wrong) => { find("message").textContent = text; find("message").classList.toggle("wrong", Boolean(wrong)); };
-  const COLORS = [[230, 159, 0], [0, 114, 178], [204, 121, 167]]; // of the reader's names; the color-blind tell them apart
+  const COLORS = [[230, 159, 0], [0, 114, 178], [204, 121, 167]]; // of the user's names, colorblind-safe
   const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
   const names = [...root.querySelectorAll("[data-name]")], choices = [...root.querySelectorAll("[data-choice]")];
   const state = { about: null, result: null, photograph: null, tab: "segments", clicks: [], taught: null };
   root.stego = state; // for tests
 
   if (typeof WebAssembly !== "object" || typeof Worker !== "function" || typeof OffscreenCanvas !== "function") {
-    say("This browser lacks WebAssembly, workers or off-screen canvases, so it cannot run the network. A newer one can.", true);
+    say("This browser lacks WebAssembly, workers or off-screen canvases. Use a newer browser.", true);
     return;
   }
   const base = new URL(files, location.href);
   if (base.protocol === "file:") {
-    say("A page opened as a file may not start the network. Serve the book (make serve), or open it on a web site.", true);
+    say("A page opened as a file cannot run the network. Serve the book (make serve), or open it on a website.", true);
     return;
   }
   const worker = new Worker(new URL("worker.js", base));
-  worker.onerror = () => say("The network could not be loaded. Is the folder of this page complete?", true);
+  worker.onerror = () => say("The network could not be loaded. Check that the folder of this page is complete.", true);
   worker.onmessage = ({ data }) => ({ ready, progress: (one) => say(one.text), segments, taught, error: (one) => { busy(false); say(one.text, true); } })[data.kind](data);
   say("loading the network (about 20 MB, once) …");
   worker.postMessage({});
@@ -28,7 +28,7 @@
   function ready({ about }) {
     state.about = about;
     busy(false);
-    say("Choose a photograph, drop one here, or take a sample. Nothing leaves this machine.");
+    say("Choose a photograph, drop one here, or pick a sample. Nothing leaves this device.");
   }
 
   function open(file) {
@@ -43,8 +43,8 @@
     Object.assign(state, { result, clicks: [], taught: null, cell: middle, cursor: middle });
     state.photograph = await createImageBitmap(result.photograph, { resizeWidth: Math.min(Math.max(result.width, 640), 1200), resizeQuality: "high" });
     busy(false);
-    const notice = result.smaller ? ` It was made smaller, from ${result.asked.join(" × ")}.` : "";
-    say(`${result.width} × ${result.height} pixels in ${result.seconds.toFixed(1)} seconds, on this machine.${notice}`);
+    const notice = result.downsampled ? ` Downsampled from ${result.originalSize.join(" × ")}.` : "";
+    say(`${result.width} × ${result.height} pixels in ${result.seconds.toFixed(1)} seconds, on this device.${notice}`);
     find("results").hidden = false;
     show(state.tab);
   }
@@ -116,13 +116,13 @@
     const count = new Set(state.clicks.map((click) => click.name)).size;
     if (count < 2) state.taught = null;
     else worker.postMessage({ clicks: state.clicks, names: names.length });
-    find("clicks").textContent = count < 2 ? "Click places of at least two names." : `${state.clicks.length} clicks`;
+    find("clicks").textContent = count < 2 ? "Click on places of at least two names." : `${state.clicks.length} clicks`;
     for (const name of ["undo", "clear"]) find(name).disabled = !state.clicks.length;
     update();
   }
 
   function taught(result) {
-    if (result.clicks !== state.clicks.length) return; // the next answer is on its way
+    if (result.clicks !== state.clicks.length) return; // a newer request is pending
     state.taught = result;
     update();
   }
@@ -238,7 +238,7 @@
       video.hidden = false;
       find("camera").textContent = "Take the photograph";
     } catch {
-      say("There is no camera that this page may use. Choose a file instead.", true);
+      say("No camera is available. Choose a file instead.", true);
     }
   }
 

@@ -3,7 +3,7 @@ importScripts("ort.wasm.min.js");
 ort.env.wasm.numThreads = 1; // more need headers that plain static hosting does not send
 ort.env.wasm.wasmPaths = new URL("./", self.location).href;
 
-const LARGEST = 24e6; // pixels; a larger photograph is made smaller, with a word
+const LARGEST = 24e6; // pixels; larger photographs are downsampled, with a notice
 const NOTHING = 255; // id of pixels in no segment
 const NEIGHBORS = 30, TEMPERATURE = 0.02; // of run.teach(..., method="neighbors")
 let session, about, latest;
@@ -14,7 +14,7 @@ async function open() {
   return about;
 }
 
-// The EXIF orientation of a WebP, which browsers ignore, and the file without it, so that none turns the image as well.
+// The EXIF orientation of a WebP, which browsers ignore, and the file without it, so that the browser does not rotate the image too.
 function orientationOf(bytes) {
   const view = new DataView(bytes), text = (at) => String.fromCharCode(...new Uint8Array(bytes, at, 4));
   if (bytes.byteLength < 12 || text(0) != "RIFF" || text(8) != "WEBP") return 1;
@@ -41,11 +41,11 @@ async function pixelsOf(file) {
   // As Python's reader: no color profile, EXIF applied, transparent pixels on white and in no segment.
   const bytes = await file.arrayBuffer();
   let orientation = 1;
-  try { orientation = orientationOf(bytes); } catch { } // a fault in the metadata is no fault in the pixels
+  try { orientation = orientationOf(bytes); } catch { } // broken metadata do not matter for the pixels
   const image = await createImageBitmap(new Blob([bytes], { type: file.type }), { colorSpaceConversion: "none", premultiplyAlpha: "none" });
-  const asked = orientation < 5 ? [image.width, image.height] : [image.height, image.width];
+  const originalSize = orientation < 5 ? [image.width, image.height] : [image.height, image.width];
   const scale = Math.min(1, Math.sqrt(LARGEST / (image.width * image.height)));
-  const [width, height] = asked.map((side) => Math.max(1, Math.round(side * scale)));
+  const [width, height] = originalSize.map((side) => Math.max(1, Math.round(side * scale)));
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   const [w, h] = orientation < 5 ? [width, height] : [height, width];
@@ -63,7 +63,7 @@ async function pixelsOf(file) {
     rgba[4 * pixel + 3] = 255;
   }
   context.putImageData(pixels, 0, 0);
-  return { rgb, clear, width, height, photograph: canvas.transferToImageBitmap(), smaller: scale < 1, asked };
+  return { rgb, clear, width, height, photograph: canvas.transferToImageBitmap(), downsampled: scale < 1, originalSize };
 }
 
 // For each pixel of a line: the two cells beside it, and the share of the second. Bilinear, ends repeated.
@@ -78,8 +78,8 @@ function between(cells, pixels) {
   return { first, second, share };
 }
 
-// The id of the largest upsampled map at every pixel, NOTHING where the image is transparent. `tell`: takes the finished share.
-function labelsOf(maps, ids, { h, w, height, width, clear }, tell = () => {}) {
+// The id of the largest upsampled map at every pixel, NOTHING where the image is transparent. `onProgress`: called with the finished fraction.
+function labelsOf(maps, ids, { h, w, height, width, clear }, onProgress = () => {}) {
   const clusters = ids.length;
   const rows = between(h, height), columns = between(w, width), labels = new Uint8Array(height * width);
   const line = new Float32Array(clusters * w);
@@ -97,7 +97,7 @@ function labelsOf(maps, ids, { h, w, height, width, clear }, tell = () => {}) {
       }
       labels[y * width + x] = clear[y * width + x] ? NOTHING : ids[best];
     }
-    if (y % 500 == 499) tell(y / height);
+    if (y % 500 == 499) onProgress(y / height);
   }
   return labels;
 }
@@ -107,19 +107,19 @@ async function segment(file) {
   try {
     image = await pixelsOf(file);
   } catch {
-    throw new Error("This file is no photograph that the browser can read. Take a JPEG, a PNG or a WebP.");
+    throw new Error("The browser cannot read this file as an image. Choose a JPEG, PNG or WebP file.");
   }
   postMessage({ kind: "progress", text: `computing features of ${image.width} × ${image.height} pixels …` });
   const started = performance.now();
-  const found = await session.run({ image: new ort.Tensor("uint8", image.rgb, [image.height, image.width, 3]) });
-  const [, , h, w] = found.similarity.dims;
-  const { width, height, clear, smaller, asked, photograph } = image, maps = { features: unit(found.features.data, h * w), codes: unit(found.code.data, h * w) };
+  const outputs = await session.run({ image: new ort.Tensor("uint8", image.rgb, [image.height, image.width, 3]) });
+  const [, , h, w] = outputs.similarity.dims;
+  const { width, height, clear, downsampled, originalSize, photograph } = image, maps = { features: unit(outputs.features.data, h * w), codes: unit(outputs.code.data, h * w) };
   latest = { h, w, height, width, clear, codes: maps.codes };
-  const labels = labelsOf(found.similarity.data, about.ids, latest, (done) =>
+  const labels = labelsOf(outputs.similarity.data, about.ids, latest, (done) =>
     postMessage({ kind: "progress", text: `labeling pixels: ${Math.round(100 * done)} %` }),
   );
   const seconds = (performance.now() - started) / 1000;
-  return { kind: "segments", labels, width, height, photograph, smaller, asked, counts: countsOf(labels), seconds, h, w, maps };
+  return { kind: "segments", labels, width, height, photograph, downsampled, originalSize, counts: countsOf(labels), seconds, h, w, maps };
 }
 
 function countsOf(labels) {

@@ -85,7 +85,7 @@ def test_the_pixels_are_those_of_python(page, site, tmp_path):
     image = np.ascontiguousarray(np.tile(paint_scene(5, 0)[0], (2, 2, 1))[:171, :246])
     Image.fromarray(image).save(tmp_path / "image.png")
     give(page, tmp_path / "image.png")
-    assert "246 × 171 pixels" in wait(page, "on this machine")
+    assert "246 × 171 pixels" in wait(page, "on this device")
     shown = page.execute_script(
         "const {labels, width, height} = document.getElementById('try').stego.result;"
         "return [[...labels], width, height]"
@@ -184,7 +184,7 @@ def test_three_clicks_with_two_names_label_the_photograph_as_teach_does(page, tm
     image = np.ascontiguousarray(paint_scene(5, 0)[0])
     Image.fromarray(image).save(tmp_path / "image.png")
     give(page, tmp_path / "image.png")
-    wait(page, "on this machine")
+    wait(page, "on this device")
     part("tab-taught").click()
     canvas, choices = part("taught"), page.find_elements("css selector", "[data-choice]")
     assert not part("map").is_displayed()
@@ -230,12 +230,12 @@ def test_three_clicks_with_two_names_label_the_photograph_as_teach_does(page, tm
 def test_a_broken_file_gives_a_sentence_and_the_next_one_works(page, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no image")
     give(page, tmp_path / "broken.jpg")
-    assert "no photograph that the browser can read" in wait(page, "Take a JPEG")
+    assert "cannot read" in wait(page, "Choose a JPEG")
     page.find_element("css selector", "[data-sample='sample-1.jpg']").click()
-    wait(page, "on this machine")
+    wait(page, "on this device")
 
 
 def test_a_browser_without_webassembly_is_told(browser, address):
     browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": "delete window.WebAssembly"})
     browser.get(address)
-    assert "lacks WebAssembly" in wait(browser, "A newer one can")
+    assert "lacks WebAssembly" in wait(browser, "newer browser")
