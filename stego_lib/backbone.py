@@ -1,19 +1,21 @@
 """The frozen backbone, a timm network: images (B, 3, H, W) -> features (B, C, h, w)."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .experiment import PRESETS, Experiment
 from .networks.geometry import Geometry, feature_map, is_vit, measure
 from .networks.loading import EMBEDDED, HubUnreachable, geometry_of, load_network
 from .utils.errors import StegoError, explained
 from .utils.files import fingerprint
 from .utils.notices import notice
 from .utils.torch_state import usual_modes
+
+if TYPE_CHECKING:
+    from .experiment import Experiment
 
 # Bytes of the largest activation per chunk on a CPU. Chunks that fit its cache take a fifth less time per image (2
 # images instead of 16 for a ViT-S on two cores of an AMD EPYC).
@@ -91,7 +93,7 @@ class Backbone(nn.Module):
         self.requires_grad_(False).eval()
 
     @classmethod
-    def of(cls, experiment: Experiment) -> "Backbone":
+    def of(cls, experiment: "Experiment") -> "Backbone":
         """Creates the backbone of an experiment."""
         official = experiment.official
         return cls(
@@ -157,8 +159,7 @@ class Backbone(nn.Module):
             )
         attention = getattr(self.vit.blocks[block], "attn", None)
         heads = PUBLISHED_HEADS if published else getattr(attention, "num_heads", 0)
-        projection = getattr(attention, "qkv", None) or getattr(attention, "k_proj", None)
-        if keys and not (projection and heads and self.dim % heads == 0):
+        if keys and not (getattr(attention, "qkv", None) and heads and self.dim % heads == 0):
             raise StegoError(f"backbone {self.name!r} has no keys of {heads} attention heads. Use keys=False.")
         return block % depth, heads if keys else None
 
@@ -167,14 +168,8 @@ class Backbone(nn.Module):
         attention, inputs = self.vit.blocks[self.block].attn, []
         with attention.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])):
             self.vit.forward_intermediates(images, indices=[self.block], intermediates_only=True, stop_early=True)
-        if getattr(attention, "qkv", None) is None:
-            keys = attention.k_proj(inputs[0])
-        else:
-            bias = getattr(attention, "k_bias", None)
-            if bias is None and attention.qkv.bias is not None:
-                bias = attention.qkv.bias.chunk(3)[1]
-            keys = F.linear(inputs[0], attention.qkv.weight.chunk(3)[1], bias)
-        keys = keys[:, self.vit.num_prefix_tokens :]
+        bias = None if attention.qkv.bias is None else attention.qkv.bias.chunk(3)[1]
+        keys = F.linear(inputs[0], attention.qkv.weight.chunk(3)[1], bias)[:, self.vit.num_prefix_tokens :]
         # Memory order: (B, heads, positions, channels within a head). A wrong number of heads mixes positions.
         by_head = keys.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
         by_head = by_head.reshape(len(images), self.key_heads, *self.grid(*images.shape[-2:]), -1)
@@ -210,7 +205,7 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     return getattr(torch, precision)
 
 
-def fit_sizes(experiment: Experiment, geometry: Geometry | None = None) -> Experiment:
+def fit_sizes(experiment: "Experiment", geometry: Geometry | None = None) -> "Experiment":
     """Replaces image sizes by the nearest ones that the backbone accepts, with a notice.
 
     geometry: of the backbone, if it is loaded.
@@ -224,12 +219,14 @@ def fit_sizes(experiment: Experiment, geometry: Geometry | None = None) -> Exper
     return experiment.but(**changes) if changes else experiment
 
 
-def preset_here(name: str, **changes: Any) -> Experiment:
+def preset_here(name: str, **changes: Any) -> "Experiment":
     """`Experiment.preset` for this machine: with accepted sizes, and an embedded backbone if weights are unreachable.
 
     Only this project's recipes for photographs ('camvid', 'folder', ...) fall back to `EMBEDDED_FOR_PHOTOGRAPHS`, with
     a notice, unless `changes` set a backbone or `published`. The paper's recipes keep their backbone.
     """
+    from .experiment import PRESETS, Experiment
+
     experiment = Experiment.preset(name, **changes)
     ours = PRESETS.get(name, {}).get("dataset") == name and experiment.backbone not in EMBEDDED
     if ours and "backbone" not in changes and not experiment.official.published:

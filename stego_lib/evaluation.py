@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .datasets import open_split, open_training_set
-from .datasets.base import SegmentationDataset
-from .datasets.findings import show_findings
 from .experiment import MACHINE, Experiment
 from .features import Features, open_features
 from .metrics import border_counts, border_f, confusion, identity, match, own_assigned, published_map, scores
@@ -32,6 +30,7 @@ from .utils.torch_state import usual_modes
 
 if TYPE_CHECKING:
     from .baselines import LinearScorer
+    from .datasets.base import SegmentationDataset
 
 # Images per batch.
 BATCH = 16
@@ -105,6 +104,8 @@ def evaluate(
     with enough_memory(f"scoring {dataset.name}", "Lower eval_size, or use baselines=False or device='cpu'."):
         views = open_views(run, dataset, tile) if dataset.has_labels else None
         if devices.first():
+            from .datasets.findings import show_findings
+
             show_findings(dataset, views.plain.class_pixels if views else None)
         results = _score(run, dataset, views, baselines, crf_engine) if views else _unscored(dataset)
     data = views.plain.fingerprints["images"] if views else None
@@ -185,7 +186,7 @@ class Views:
         return [features.rows(rows) for features in (self.plain, self.flipped) if features is not None]
 
 
-def open_views(run: Run, dataset: SegmentationDataset, tile: int | None = None) -> Views:
+def open_views(run: Run, dataset: "SegmentationDataset", tile: int | None = None) -> Views:
     """Opens the features of a split for evaluation; for `tile` see `evaluate`."""
     experiment, backbone = run.experiment, run.backbone
     if tile is not None:
@@ -209,13 +210,13 @@ def _training_features(run: Run) -> Features:
     return open_features(dataset, run.backbone, experiment.train_size, root, store, published=published)
 
 
-def _unscored(dataset: SegmentationDataset, reason: str = "has no labels") -> dict[str, Any]:
+def _unscored(dataset: "SegmentationDataset", reason: str = "has no labels") -> dict[str, Any]:
     text = f"{dataset.name} {dataset.split} {reason}, so there are no scores. Segment images with run.predict(images)."
     notice(text)
     return {"scores": {}, "unscored": text}
 
 
-def _score(run: Run, dataset: SegmentationDataset, views: Views, baselines: bool, engine: str) -> dict[str, Any]:
+def _score(run: Run, dataset: "SegmentationDataset", views: Views, baselines: bool, engine: str) -> dict[str, Any]:
     """The part of the run record that needs labels: scores, matching and confusion matrix."""
     experiment, published, model = run.experiment, run.experiment.official.published, run.model.eval()
     present = [class_ for class_, pixels in enumerate(views.plain.class_pixels or ()) if pixels]

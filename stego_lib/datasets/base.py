@@ -146,12 +146,8 @@ class SegmentationDataset(Sequence):
         """Relative path, size and modification time of every file."""
         paths = list(dict.fromkeys(path for path in [*self.images, *self.labels] if path is not None))
         root = os.path.commonpath([path.parent for path in paths])
-        states = []
-        for path in paths:
-            with naming(path):
-                state = path.stat()
-            states.append((str(path).removeprefix(root), state.st_size, state.st_mtime_ns))
-        return states
+        states = [(path, path.stat()) for path in paths]
+        return [(str(path).removeprefix(root), state.st_size, state.st_mtime_ns) for path, state in states]
 
 
 def _content(path: Path) -> bytes:
