@@ -6,7 +6,6 @@ published code (extra `crf`, needs a C++ compiler). Their labels agree at 99.9 %
 
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .lattice import NormalizedLattice
-from .utils.errors import StegoError, check_choice
+from .utils.errors import check_choice, check_installed
 
 ENGINES = ("lattice", "pydensecrf")
 ITERATIONS = 10
@@ -78,11 +77,8 @@ def refine(
 def check_engine(engine: str) -> None:
     """Raises StegoError if an engine is unknown or not installed."""
     check_choice("engine", engine, ENGINES)
-    if engine == "pydensecrf" and find_spec("pydensecrf") is None:
-        raise StegoError(
-            "engine='pydensecrf' needs pydensecrf2 and a C++ compiler. Run: pip install 'cython>=3' setuptools; "
-            "pip install --no-build-isolation pydensecrf2"
-        )
+    if engine == "pydensecrf":
+        check_installed("engine='pydensecrf'", ["pydensecrf"], "crf")
 
 
 def _by_pydensecrf(bgr: np.ndarray, maps: Sequence[np.ndarray], iterations: int) -> list[np.ndarray]:

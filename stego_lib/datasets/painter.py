@@ -118,10 +118,6 @@ def _turned(rng: np.random.Generator, x: Grid, y: Grid, spread: float) -> tuple[
     return u + rng.uniform(0, 64), v + rng.uniform(0, 64)
 
 
-def _sky(rng: np.random.Generator, x: Grid, y: Grid) -> Grid:
-    return 0.5 * _noise(rng, len(x), (4, 3)) + 0.5 * np.clip(1 - y / len(y) + rng.normal(0, 0.2), 0, 1)
-
-
 def _water(rng: np.random.Generator, x: Grid, y: Grid) -> Grid:
     _, v = _turned(rng, x, y, 0.08)
     wobble = 10 * _noise(rng, len(x), (6, 8))
@@ -203,8 +199,11 @@ def _house(rng: np.random.Generator, size: int, center: Grid, radius: float) -> 
 
 
 _TEXTURES: dict[str, Callable[..., Grid]] = dict(
-    sky=_sky, water=_water, meadow=_meadow, wall=_wall, tree=_foliage, house=_windows, ball=_dots, zebra=_stripes
-)
+    sky=lambda rng, x, y: (
+        0.5 * _noise(rng, len(x), (4, 3)) + 0.5 * np.clip(1 - y / len(y) + rng.normal(0, 0.2), 0, 1)
+    ),
+    water=_water, meadow=_meadow, wall=_wall, tree=_foliage, house=_windows, ball=_dots, zebra=_stripes,
+)  # fmt: skip
 _SHAPES: dict[str, Callable[..., Grid]] = dict(
     tree=_tree,
     house=_house,

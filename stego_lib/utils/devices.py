@@ -132,11 +132,7 @@ def gather_list(items: list[Value]) -> list[Value]:
 
 def total(value: Tensor) -> Tensor:
     """Sum over all processes, without gradients."""
-    if _group is None:
-        return value
-    summed = value.detach().clone().to("cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(summed, group=_group)
-    return summed.to(value.device)
+    return torch.stack(gather_list([value.detach().cpu()])).sum(0).to(value.device)
 
 
 def once(compute: Callable[[], Value]) -> Value:
