@@ -38,7 +38,7 @@ class OnlineFeatures(Features):
         unique, position = index.unique(return_inverse=True)
         own = devices.share(unique) if self.shared else unique
         batches = own.split(self.source.batch) if len(own) else ()
-        parts = [self.source.features(self.image_rows(rows), rows.tolist()) for rows in batches]
+        parts = [self.source.features(self.image_rows(rows)) for rows in batches]
         if self.shared:  # NCCL only exchanges GPU tensors
             none = torch.empty(0, *self.shape[1:], device=self.source.backbone.device)
             parts = [devices.gather(torch.cat([none, *parts]))]

@@ -78,17 +78,13 @@ class Source:
     def label(self, row: int) -> Tensor | None:
         return self.sample(row).label
 
-    def features(self, images: Tensor, rows: Sequence[int]) -> Tensor:
-        """Features, float32 (B, C, h, w), of uint8 images (B, 3, H, W), which are `rows` of the dataset."""
+    def features(self, images: Tensor) -> Tensor:
+        """Features, float32 (B, C, h, w), of uint8 images (B, 3, H, W)."""
         with enough_memory(f"features of {self}", "Lower train_size or eval_size."):
             features = self.backbone(images.flip(-1) if self.mirror else images)
-        bad = ~features.half().isfinite().flatten(1).all(1)
-        if bad.any():
-            path = self.dataset.images[rows[int(bad.nonzero()[0])]]
-            raise StegoError(
-                f"features of {path} by backbone {self.backbone.name!r} overflow float16. "
-                "Check its weights, or use precision='float32'."
-            )
+        if not features.half().isfinite().all():
+            problem = f"features of {self} by backbone {self.backbone.name!r} overflow float16"
+            raise StegoError(f"{problem}. Check its weights, or use precision='float32'.")
         return features
 
     @property
@@ -273,7 +269,7 @@ class Store:
                 batch = rows[start : start + size]
                 samples = reader.take(batch)
                 reader.prefetch(rows[start + size : start + 2 * size])
-                features = self.source.features(torch.stack([sample.image for sample in samples]), batch)
+                features = self.source.features(torch.stack([sample.image for sample in samples]))
                 arrays = self._encode(features, samples) | {"pooled": features.mean((2, 3))}
                 for name, values in arrays.items():
                     _append(temporary / f"{name}.npy", values, len(rows))
