@@ -1,6 +1,7 @@
 """Base class of the successors' trainers, and functions that several of them use."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ class Successor(Trainer):
 
     # Clusters are only fitted after the last step, so weights of earlier steps cannot be evaluated.
     clusters_fitted_last = False
+    # Attributes that a checkpoint holds: modules, tensors and numbers.
+    stored: tuple[str, ...] = ()
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
@@ -33,6 +36,20 @@ class Successor(Trainer):
                 f"method={experiment.method!r} does not support {', '.join(unsupported)}. "
                 "Use probes='after' without the other options."
             )
+
+    def state(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in self.stored}
+        return {name: value.state_dict() if isinstance(value, nn.Module) else value for name, value in values.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            present = getattr(self, name, None)
+            if isinstance(present, nn.Module):
+                present.load_state_dict(value)
+            elif isinstance(present, nn.Parameter):  # of the optimizer
+                present.data.copy_(value)
+            else:
+                setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
 
     @property
     def device(self) -> torch.device:

@@ -172,6 +172,7 @@ class Trainer(Successor):
     """Fits the codebook, trains the head, fits the cluster probe. The averaged head becomes the head of the run."""
 
     clusters_fitted_last = True
+    stored = ("codebook", "bank", "bank_concepts", "project", "average")
 
     def __init__(self, run: Run, features: Features, neighbors: Tensor):
         super().__init__(run, features, neighbors)
@@ -182,7 +183,8 @@ class Trainer(Successor):
         self.student = nn.Sequential(head, self.project)
         self.average = copy.deepcopy(self.student).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.student.parameters(), self.experiment.lr_head)
-        self.bank = torch.empty(0, PROJECTION, device=self.device), torch.empty(0, dtype=torch.long, device=self.device)
+        self.bank = torch.empty(0, PROJECTION, device=self.device)
+        self.bank_concepts = torch.empty(0, dtype=torch.long, device=self.device)
 
     def columns(self) -> list[str]:
         return ["loss", "positives", "negatives", "bank"]
@@ -200,10 +202,11 @@ class Trainer(Successor):
             teacher = self.average(at_cells(feats, cells))
             concepts, pairs = nearest_concepts(at_cells(feats, cells), self.codebook), concept_pairs(self.codebook)
             shares = [alike[concepts][:, concepts].float().mean() for alike in pairs]
-        loss = contrastive_loss(student, teacher, concepts, pairs, self.bank)
+        bank = self.bank, self.bank_concepts
+        loss = contrastive_loss(student, teacher, concepts, pairs, bank)
         order = torch.randperm(len(concepts), generator=generator).to(self.device)
-        self.bank = update_bank(self.bank, teacher, concepts, order)
-        values = self.update(loss, {"positives": shares[0], "negatives": shares[1], "bank": len(self.bank[1])})
+        self.bank, self.bank_concepts = update_bank(bank, teacher, concepts, order)
+        values = self.update(loss, {"positives": shares[0], "negatives": shares[1], "bank": len(self.bank)})
         update_ema(self.average, self.student, DECAY)
         return values
 
@@ -233,13 +236,3 @@ class Trainer(Successor):
                 modularity_loss(maps, entries).backward()
             optimizer.step()
         return entries.detach()
-
-    def state(self) -> dict[str, Any]:
-        tensors = {"codebook": self.codebook, "bank": self.bank[0], "bank_concepts": self.bank[1]}
-        return tensors | {"project": self.project.state_dict(), "average": self.average.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.codebook = state["codebook"].to(self.device)
-        self.bank = state["bank"].to(self.device), state["bank_concepts"].to(self.device)
-        self.project.load_state_dict(state["project"])
-        self.average.load_state_dict(state["average"])

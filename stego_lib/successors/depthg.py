@@ -152,6 +152,8 @@ def depth_coords(depth: Tensor, size: tuple[int, int], points: int, *, published
 class Trainer(Successor):
     """Trains the head by STEGO's loss and the depth term, at farthest points. Needs depth maps, see `read_depth`."""
 
+    stored = ("depth_shift",)
+
     @classmethod
     def check(cls, experiment: Experiment) -> None:
         super().check(experiment)
@@ -170,7 +172,7 @@ class Trainer(Successor):
             depth, measured = F.adaptive_avg_pool2d(stored, features.shape[2:])
             maps.append(depth.masked_fill(measured < 0.5, torch.nan)[None])
         self.depth = torch.stack(maps).to(self.device)
-        self.shift = SHIFT
+        self.depth_shift = SHIFT
 
     def columns(self) -> list[str]:
         return [*super().columns(), "loss_depth"]
@@ -179,8 +181,8 @@ class Trainer(Successor):
         shifts = super().begin()
         if self.experiment.shifts == "auto":
             maps = F.adaptive_avg_pool2d(filled(self.depth[:: max(1, len(self.depth) // 64)]), 8)
-            self.shift = percentile(depth_correspondence(maps, maps).flatten().cpu(), AUTO_PERCENTILE)
-        return shifts | {"depth_shift": self.shift}
+            self.depth_shift = percentile(depth_correspondence(maps, maps).flatten().cpu(), AUTO_PERCENTILE)
+        return shifts | {"depth_shift": self.depth_shift}
 
     def step(self, number: int) -> dict[str, float]:
         experiment, model, published = self.experiment, self.model, self.experiment.official.published
@@ -199,15 +201,9 @@ class Trainer(Successor):
             zero_clamp=experiment.official.zero_clamp, stabilize=experiment.official.stabilize,
         )  # fmt: skip
         fade = FADE ** (number // FADE_EVERY)
-        shift = self.shift if experiment.shifts == "auto" else fade * self.shift
+        shift = self.depth_shift if experiment.shifts == "auto" else fade * self.depth_shift
         term = depth_loss(self.depth[draw.rows], code, coords1, shift, published=published).mean()
         return self.update(loss + fade * WEIGHT * term, parts | {"loss_depth": term.detach()})
-
-    def state(self) -> dict[str, Any]:
-        return {"depth_shift": self.shift}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.shift = float(state["depth_shift"])
 
 
 def read_depth(dataset: SegmentationDataset, index: int) -> Tensor:

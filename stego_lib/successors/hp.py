@@ -155,6 +155,8 @@ def local_mix(code: Tensor, weights: Tensor, cells: Tensor) -> Tensor:
 class Trainer(Successor):
     """Trains the head with hidden positives. `SETTINGS` of the dataset are recorded in correspondences.json."""
 
+    stored = ("pool_feats", "pool_codes", "average", "project")
+
     @classmethod
     def check(cls, experiment: Experiment) -> None:
         super().check(experiment)
@@ -175,13 +177,13 @@ class Trainer(Successor):
         return ["loss", "loss_global", "loss_local", "lambda"]
 
     def begin(self) -> dict[str, Any]:
-        self.pools = self._draw_pools(0)
+        self.pool_feats, self.pool_codes = self._draw_pools(0)
         return super().begin() | self.settings
 
     def step(self, number: int) -> dict[str, float]:
         rows, feats, generator = self.draw(number)
         if number and number % RENEWAL == 0:
-            self.pools = self._draw_pools(number)
+            self.pool_feats, self.pool_codes = self._draw_pools(number)
         with torch.no_grad():
             code_ema = self.average(feats)
         code = self.model.head(feats)
@@ -192,7 +194,8 @@ class Trainer(Successor):
         feats, code_ema = at_cells(feats, cells), at_cells(code_ema, cells)
         negatives = torch.rand(cells.shape[1], len(z), generator=generator) < self.settings["rho"]
         lam, tau = ema_weight(number, self.experiment.steps), self.settings["tau"]
-        loss, parts = hp_loss(feats, code_ema, z, z_local, self.pools, negatives.to(self.device), lam, tau)
+        pools, negatives = (self.pool_feats, self.pool_codes), negatives.to(self.device)
+        loss, parts = hp_loss(feats, code_ema, z, z_local, pools, negatives, lam, tau)
         return self.update(loss, {name: part.mean() for name, part in parts.items()} | {"lambda": lam}, CLIP)
 
     def _draw_pools(self, number: int) -> tuple[Tensor, Tensor]:
@@ -212,15 +215,6 @@ class Trainer(Successor):
             for row, image in zip(rows.tolist(), attention, strict=True):
                 weights[row] = attention_weights(image, (grid[0], grid[1])).half()
         return weights.numpy()
-
-    def state(self) -> dict[str, Any]:
-        pools = {"pool_feats": self.pools[0], "pool_codes": self.pools[1]}
-        return pools | {"average": self.average.state_dict(), "project": self.project.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.pools = state["pool_feats"].to(self.device), state["pool_codes"].to(self.device)
-        self.average.load_state_dict(state["average"])
-        self.project.load_state_dict(state["project"])
 
 
 @torch.inference_mode()

@@ -192,6 +192,8 @@ class Trainer(Successor):
     teacher's prototypes are the clusters of the model.
     """
 
+    stored = ("student", "teacher")
+
     @classmethod
     def check(cls, experiment: Experiment) -> None:
         super().check(experiment)
@@ -268,10 +270,3 @@ class Trainer(Successor):
         for row, labels in enumerate(progress(proposals, "mask proposals", total=len(masks))):
             masks[row] = labels.numpy()
         return masks
-
-    def state(self) -> dict[str, Any]:
-        return {"student": self.student.state_dict(), "teacher": self.teacher.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.student.load_state_dict(state["student"])
-        self.teacher.load_state_dict(state["teacher"])

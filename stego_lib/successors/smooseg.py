@@ -8,8 +8,6 @@ Shapes: features (B, C, h, w), codes (B, K, h, w), prototypes (n, K), logits and
 follow the released code (mc-lan/SmooSeg, commit 1eecdec) and are tested against its numbers.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -104,6 +102,8 @@ class Trainer(Successor):
     The first and the last of the run's shifts apply within and between images.
     """
 
+    stored = ("student",)
+
     def __init__(self, run: Run, features: Features, neighbors: Tensor):
         super().__init__(run, features, neighbors)
         self.teacher = self.model.cluster_probe.clusters.requires_grad_(False)
@@ -126,10 +126,3 @@ class Trainer(Successor):
         )
         self.teacher.lerp_(self.student.detach(), 1 - DECAY)  # before the student's update, as in the released code
         return self.update(loss, {name: parts[name] for name in self.columns()[1:]})
-
-    def state(self) -> dict[str, Any]:
-        return {"student": self.student.detach()}
-
-    @torch.no_grad()
-    def restore(self, state: dict[str, Any]) -> None:
-        self.student.copy_(state["student"])
