@@ -23,6 +23,11 @@ class Successor(Trainer):
     clusters_fitted_last = False
     # Attributes that a checkpoint holds: modules, tensors and numbers.
     stored: tuple[str, ...] = ()
+    # Columns of log.csv in addition to "step" and "loss".
+    logged: tuple[str, ...] = ()
+
+    def columns(self) -> list[str]:
+        return ["loss", *self.logged]
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:

@@ -173,6 +173,7 @@ class Trainer(Successor):
 
     clusters_fitted_last = True
     stored = ("codebook", "bank", "bank_concepts", "project", "average")
+    logged = ("positives", "negatives", "bank")
 
     def __init__(self, run: Run, features: Features, neighbors: Tensor):
         super().__init__(run, features, neighbors)
@@ -185,9 +186,6 @@ class Trainer(Successor):
         self.optimizer = torch.optim.Adam(self.student.parameters(), self.experiment.lr_head)
         self.bank = torch.empty(0, PROJECTION, device=self.device)
         self.bank_concepts = torch.empty(0, dtype=torch.long, device=self.device)
-
-    def columns(self) -> list[str]:
-        return ["loss", "positives", "negatives", "bank"]
 
     def begin(self) -> dict[str, Any]:
         shifts = super().begin()

@@ -153,6 +153,7 @@ class Trainer(Successor):
     """Trains the head by STEGO's loss and the depth term, at farthest points. Needs depth maps, see `read_depth`."""
 
     stored = ("depth_shift",)
+    logged = ("loss_self", "loss_knn", "loss_rand", "code_self", "code_knn", "code_rand", "loss_depth")
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
@@ -173,9 +174,6 @@ class Trainer(Successor):
             maps.append(depth.masked_fill(measured < 0.5, torch.nan)[None])
         self.depth = torch.stack(maps).to(self.device)
         self.depth_shift = SHIFT
-
-    def columns(self) -> list[str]:
-        return [*super().columns(), "loss_depth"]
 
     def begin(self) -> dict[str, Any]:
         shifts = super().begin()

@@ -156,6 +156,7 @@ class Trainer(Successor):
     """Trains the head with hidden positives. `SETTINGS` of the dataset are recorded in correspondences.json."""
 
     stored = ("pool_feats", "pool_codes", "average", "project")
+    logged = ("loss_global", "loss_local", "lambda")
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
@@ -172,9 +173,6 @@ class Trainer(Successor):
         self.optimizer = torch.optim.AdamW(parameters, self.experiment.lr_head, weight_decay=WEIGHT_DECAY)
         self.settings = SETTINGS[self.experiment.dataset]
         self.mix = self.cached(self._attention_weights, "attention")
-
-    def columns(self) -> list[str]:
-        return ["loss", "loss_global", "loss_local", "lambda"]
 
     def begin(self) -> dict[str, Any]:
         self.pool_feats, self.pool_codes = self._draw_pools(0)

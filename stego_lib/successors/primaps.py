@@ -193,6 +193,7 @@ class Trainer(Successor):
     """
 
     stored = ("student", "teacher")
+    logged = ("confidence", "clusters")
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
@@ -215,9 +216,6 @@ class Trainer(Successor):
         head = (self.experiment.head, *self.model.head.state_dict().values(), self.model.feature_mean)
         settings = (THRESHOLD, COVERED, self.experiment.official.published, *head)
         self.masks = self.cached(self._proposals, "masks", *settings)
-
-    def columns(self) -> list[str]:
-        return ["loss", "confidence", "clusters"]
 
     def begin(self) -> dict[str, Any]:
         if not self.initialized:

@@ -103,6 +103,7 @@ class Trainer(Successor):
     """
 
     stored = ("student",)
+    logged = ("loss_self", "loss_rand", "loss_data")
 
     def __init__(self, run: Run, features: Features, neighbors: Tensor):
         super().__init__(run, features, neighbors)
@@ -111,9 +112,6 @@ class Trainer(Successor):
         self.student = nn.Parameter(self.teacher.clone())
         head = dict(params=self.model.head.parameters(), lr=self.experiment.lr_head)
         self.optimizer = torch.optim.Adam([head, dict(params=[self.student], lr=self.experiment.lr_probes)])
-
-    def columns(self) -> list[str]:
-        return ["loss", "loss_self", "loss_rand", "loss_data"]
 
     def step(self, number: int) -> dict[str, float]:
         rows, feats, generator = self.draw(number)
@@ -125,4 +123,4 @@ class Trainer(Successor):
             feats, code, self.teacher, self.student, partners, shifts, centering=self.experiment.centering
         )
         self.teacher.lerp_(self.student.detach(), 1 - DECAY)  # before the student's update, as in the released code
-        return self.update(loss, {name: parts[name] for name in self.columns()[1:]})
+        return self.update(loss, {name: parts[name] for name in self.logged})
