@@ -12,7 +12,7 @@ LABEL_SPACES: dict[str, Classes] = {
     "scenes": Classes(painter.CLASSES, tuple(COLORS[name] for name in painter.CLASSES)),
     "camvid": camvid.CLASSES,
     "cityscapes": cityscapes.CLASSES,
-    **{name: form.classes for name, form in cocostuff.FORMS.items()},
+    **cocostuff.CLASSES,
     "potsdam3": potsdam.CLASSES,
     "labelmefacade": labelmefacade.CLASSES,
 }
@@ -21,7 +21,7 @@ KINDS = {
     "scenes": ("synthetic scenes, drawn by code", "nothing: drawn by code"),
     "camvid": ("real street images, filmed from a car", camvid.SOURCE),
     "cityscapes": ("real street images", cityscapes.SOURCE),
-    **{name: ("real photographs", cocostuff.SOURCE.replace("NAME", name)) for name in cocostuff.FORMS},
+    **{name: ("real photographs", cocostuff.SOURCE.replace("NAME", name)) for name in cocostuff.CLASSES},
     "potsdam3": ("real aerial images", potsdam.SOURCE),
     "labelmefacade": ("real street photographs of many places", labelmefacade.SOURCE),
     "folder": ("your own images", "your own images"),

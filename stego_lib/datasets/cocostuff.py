@@ -1,6 +1,5 @@
 """COCO-Stuff with the paper's 27 coarse classes, and its smaller versions with 15 and 3 classes."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,34 +13,21 @@ from .layout import check_files, find_folder, pair_by_stem
 # Names of the 27 coarse classes, and the coarse class of each stored id.
 TABLE = read_json(Path(__file__).with_name("cocostuff27.json"))
 COLORS = distinct_colors(len(TABLE["names"]))
-FINE = "Coco164kFull_Stuff_Coarse_7.txt"
+FINE, FEW = "Coco164kFull_Stuff_Coarse_7.txt", "Coco164kFew_Stuff_6.txt"
 LAYOUT = (
     "images/{train2017,val2017}/ID.jpg, annotations/{train2017,val2017}/ID.png (stuffthingmaps) and "
     "curated/{train2017,val2017}/LIST.txt"
 )
 SOURCE = "public: python -m stego_lib.datasets prepare NAME --root FOLDER (20 GB)"
-
-
-@dataclass(frozen=True)
-class Form:
-    """Classes and image lists of one of the three datasets."""
-
-    coarse: tuple[int, ...]
-    """Coarse class of each class."""
-    lists: dict[str, tuple[str, ...]]
-    """Split -> file names of its list of image ids; the first existing one is used."""
-
-    @property
-    def classes(self) -> Classes:
-        """Names and colors; a class has the same color in all three."""
-        return Classes(tuple(TABLE["names"][c] for c in self.coarse), tuple(COLORS[c] for c in self.coarse))
-
-
-FORMS = {
-    "cocostuff27": Form(tuple(range(27)), {"train": ("Coco164kFull_Stuff_Coarse.txt", FINE), "val": (FINE,)}),
-    "cocostuff15": Form(tuple(range(12, 27)), {"train": (FINE,), "val": (FINE,)}),
-    "cocostuff3": Form((23, 22, 21), dict.fromkeys(("train", "val"), ("Coco164kFew_Stuff_6.txt",))),
+# Dataset -> coarse class of each of its classes.
+COARSE = {"cocostuff27": tuple(range(27)), "cocostuff15": tuple(range(12, 27)), "cocostuff3": (23, 22, 21)}
+# A class has the same color in all three datasets.
+CLASSES = {
+    name: Classes(tuple(TABLE["names"][c] for c in coarse), tuple(COLORS[c] for c in coarse))
+    for name, coarse in COARSE.items()
 }
+# Dataset -> lists of image ids for training, of which the first existing one is used; the last is for validation too.
+LISTS = {"cocostuff27": ("Coco164kFull_Stuff_Coarse.txt", FINE), "cocostuff15": (FINE,), "cocostuff3": (FEW,)}
 
 
 class CocoStuff(SegmentationDataset):
@@ -55,7 +41,7 @@ class CocoStuff(SegmentationDataset):
 
     def label_table(self) -> np.ndarray:
         """`published` maps unknown ids below 255 to coarse class 0 and ignores ids beyond a byte."""
-        coarse = FORMS[self.name].coarse
+        coarse = COARSE[self.name]
         table = np.full(257, UNKNOWN)
         if self.published:
             table[:] = coarse.index(0) if 0 in coarse else IGNORED
@@ -75,12 +61,12 @@ def load(name: str, root: str | Path, split: str) -> CocoStuff:
     `Coco164kFew_Stuff_6.txt` and sky, plant, ground. Pixels of other classes are ignored.
     """
     check_choice("split", split, ("train", "val"))
-    form, year = FORMS[name], f"{split}2017"
+    year, names = f"{split}2017", LISTS[name] if split == "train" else LISTS[name][-1:]
     source = SOURCE.replace("NAME", name)
     folder = find_folder(root, ("cocostuff", name), (f"curated/{year}",), LAYOUT, source)
-    lists = [folder / "curated" / year / list_ for list_ in form.lists[split]]
+    lists = [folder / "curated" / year / list_ for list_ in names]
     path = next((path for path in lists if path.exists()), lists[0])
     check_files([path], "lists of images")
     images = [folder / "images" / year / f"{id_}.jpg" for id_ in read_text(path).split()]
     check_files([*images], "images")
-    return CocoStuff(name, split, form.classes, images, pair_by_stem(images, folder / "annotations" / year))
+    return CocoStuff(name, split, CLASSES[name], images, pair_by_stem(images, folder / "annotations" / year))

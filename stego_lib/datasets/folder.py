@@ -6,7 +6,7 @@ from ..utils.errors import StegoError, check_choice
 from ..utils.notices import notice
 from .base import SegmentationDataset
 from .classes import cluster_classes, read_classes
-from .layout import find_folder, has_images, ignored_files, list_images, pair_by_stem
+from .layout import find_folder, ignored_files, images_in, list_images, pair_by_stem
 
 LAYOUT = (
     "imgs/train/*.jpg and imgs/val/*.jpg (or .png, ...), or only images if you have no labels; for evaluation also "
@@ -50,4 +50,4 @@ def _plain_folder(root: Path, name: str) -> Path | None:
     candidates = (root / name, root)
     if any((folder / "imgs" / split).exists() for folder in candidates for split in ("train", "val")):
         return None
-    return next((folder for folder in candidates if has_images(folder)), None)
+    return next((folder for folder in candidates if images_in(folder)), None)

@@ -19,21 +19,18 @@ RESULTS = {"labels", "overlays", "depth", "labelme", "panoptic", "geotiff"}
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Images in `folder` without subfolders, sorted by name. Raises StegoError if there are none."""
-    images = _images(folder) if folder.is_dir() else []
+    """Like `images_in`, but raises StegoError if there are none."""
+    images = images_in(folder)
     if not images:
         problem = f"has no images{ignored_files(folder)}" if folder.is_dir() else "does not exist or is a file"
         raise StegoError(f"Folder {folder} {problem}. Give the folder that holds the .jpg, .png or other images.")
     return images
 
 
-def has_images(folder: Path) -> bool:
-    """Whether a folder exists and has images."""
-    return folder.is_dir() and bool(_images(folder))
-
-
-def _images(folder: Path) -> list[Path]:
-    return [path for path in _entries(folder, files=True) if path.suffix.lower() in SUFFIXES]
+def images_in(folder: Path) -> list[Path]:
+    """Images in `folder` without subfolders, sorted by name; none if it does not exist."""
+    files = _entries(folder, files=True) if folder.is_dir() else []
+    return [path for path in files if path.suffix.lower() in SUFFIXES]
 
 
 def _entries(folder: Path, files: bool = False) -> list[Path]:

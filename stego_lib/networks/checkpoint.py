@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..datasets import DATASETS, Classes
+from ..datasets import DATASETS, Classes, cityscapes, cocostuff, potsdam
 from ..datasets.classes import distinct_colors
 from ..experiment import Experiment
 from ..utils.errors import StegoError, explained
@@ -110,7 +110,8 @@ def read_published(path: str | Path) -> Published:
         numbers = [options.get(f"{pair}_{kind}") for pair in ("pos_intra", "pos_inter", "neg_inter")]
         if None not in numbers:
             values[field] = numbers
-    classes = _known_classes(dataset)
+    paper = {**cocostuff.CLASSES, "cityscapes": cityscapes.CLASSES, "potsdam3": potsdam.CLASSES}
+    classes = paper.get(dataset)
     if classes is None or len(classes) != n_classes:
         classes = Classes(tuple(f"class {i}" for i in range(n_classes)), tuple(distinct_colors(n_classes)))
     return Published(Experiment.from_dict(values), classes, vit, weights, stored.get("global_step", 0))
@@ -118,12 +119,3 @@ def read_published(path: str | Path) -> Published:
 
 def _renamed(options: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     return {field: options[name] for name, field in names.items() if options.get(name) is not None}
-
-
-def _known_classes(dataset: str) -> Classes | None:
-    """Classes of a dataset of the paper."""
-    from ..datasets import cityscapes, cocostuff, potsdam
-
-    if dataset in cocostuff.FORMS:
-        return cocostuff.FORMS[dataset].classes
-    return {"cityscapes": cityscapes.CLASSES, "potsdam3": potsdam.CLASSES}.get(dataset)
