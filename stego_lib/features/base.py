@@ -20,6 +20,8 @@ class Features(ABC):
     kind: str
     """"full", "compact" or "online"."""
     store: "Store"
+    # Stored arrays that `keep_on` copies.
+    resident: tuple[str, ...] = ()
 
     def __init__(self, source: "Source", root: Path):
         self.source, self.root = source, root
@@ -81,7 +83,7 @@ class Features(ABC):
 
     def keep_on(self, device: torch.device, free: int | None = None) -> bool:
         """Copies stored features to a GPU if they fit; returns whether they do. free: bytes, of the GPU by default."""
-        return False
+        return bool(self.resident) and self.store.keep_on(device, self.resident, free)
 
     def share(self) -> None:  # noqa: B027
         """Divides the computation of rows between the processes, which must then read the same rows together."""

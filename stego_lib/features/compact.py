@@ -82,6 +82,7 @@ class CompactFeatures(OnlineFeatures):
     """Features from a compact store. Images and label maps are read from their files, in threads."""
 
     kind = "compact"
+    resident = ("features", "units")
 
     @cached_property
     def store(self) -> Store:  # type: ignore[override]
@@ -120,6 +121,3 @@ class CompactFeatures(OnlineFeatures):
 
     def share(self) -> None:
         """Does nothing, because features are stored."""
-
-    def keep_on(self, device: torch.device, free: int | None = None) -> bool:
-        return self.store.keep_on(device, ("features", "units"), free)

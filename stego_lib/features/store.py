@@ -312,6 +312,7 @@ class FullFeatures(Features):
     """Features, label maps and images stored on disk."""
 
     kind = "full"
+    resident = ("features",)
 
     def __init__(self, source: Source, root: Path):
         super().__init__(source, root)
@@ -335,6 +336,3 @@ class FullFeatures(Features):
 
     def image_rows(self, index: Tensor) -> Tensor:
         return self.store.read("images", index)
-
-    def keep_on(self, device: torch.device, free: int | None = None) -> bool:
-        return self.store.keep_on(device, ("features",), free)
