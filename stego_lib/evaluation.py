@@ -17,7 +17,6 @@ from .features import Features, open_features
 from .metrics import border_counts, border_f, confusion, identity, match, own_assigned, published_map, scores
 from .model import Stego, mean_over_flips
 from .predict import Scores, label_maps, probe_scores, refined_label_maps
-from .probes import fit_probes
 from .run import Run
 from .utils import devices
 from .utils.errors import StegoError, enough_memory
@@ -170,19 +169,8 @@ class Views:
     plain: Features
     flipped: Features | None = None
 
-    def codes(self, model: Stego, rows: Tensor) -> Tensor:
-        """Codes of images, (B, K, h, w)."""
-        return model.mean_code(*self._rows(rows))
-
-    def features(self, rows: Tensor) -> Tensor:
-        """Features of images, averaged over flips, (B, C, h, w)."""
-        return mean_over_flips(*self._rows(rows))
-
-    def unit_features(self, rows: Tensor) -> Tensor:
-        """L2-normalized features of images, averaged over flips, (B, C, h, w)."""
-        return mean_over_flips(*(F.normalize(maps, dim=1) for maps in self._rows(rows)))
-
-    def _rows(self, rows: Tensor) -> list[Tensor]:
+    def rows(self, rows: Tensor) -> list[Tensor]:
+        """Features of images and, if opened, of their mirrored images, each (B, C, h, w)."""
         return [features.rows(rows) for features in (self.plain, self.flipped) if features is not None]
 
 
@@ -306,14 +294,13 @@ def count_pixels(
 
 def score_rows(run: Run, views: Views, rows: Tensor, baselines: "Mapping[str, LinearScorer]") -> dict[str, Scores]:
     """`Scores` of the probes, of `Run.taught` and of baselines for images of a split."""
-    code = views.codes(run.model, rows)
+    maps = views.rows(rows)
+    code = run.model.mean_code(*maps)
     by_method = probe_scores(run.model, code)
     if run.taught is not None:
-        maps = code if run.taught.on == "codes" else views.features(rows)
-        by_method["taught"] = run.taught.class_scores(maps, run.classes)
-    if not baselines:
-        return by_method
-    unit = views.unit_features(rows)
+        inputs = code if run.taught.on == "codes" else mean_over_flips(*maps)
+        by_method["taught"] = run.taught.class_scores(inputs, run.classes)
+    unit = mean_over_flips(*(F.normalize(features, dim=1) for features in maps)) if baselines else code
     for name, baseline in baselines.items():
         # The factor 2 in the scores of k-means, 2 f.c - |c|^2, equals `ALPHA`, so the CRF treats both alike.
         inputs = views.plain.image_rows(rows).float() / 255 if name == "kmeans_colors" else unit
@@ -329,7 +316,7 @@ def probe_confusion(
     views, size = Views(plain, flipped), {"cluster": model.n_clusters, "linear": plain.n_classes}[probe]
     model.eval()
     counts = count_pixels(
-        views, lambda rows: probe_scores(model, views.codes(model, rows)), {probe: size}, published=published
+        views, lambda rows: probe_scores(model, model.mean_code(*views.rows(rows))), {probe: size}, published=published
     )
     return counts[probe].confusion
 
@@ -338,6 +325,8 @@ def _best_by_label(run: Run, plain: Features) -> dict[str, Any]:
     """Scores of the cluster probe at the best kept step, without flips and CRF, as in the published code."""
     if not run.experiment.official.keep_every:
         return {}
+    from .probes import fit_probes
+
     model, published, by_step = copy.deepcopy(run.model), run.experiment.official.published, {}
     for step, state in run.kept_weights():
         model.load_state_dict(state)

@@ -86,6 +86,8 @@ def export_onnx(
     run.check_fitted()
     if run.taught is not None and run.taught.method != "logistic":
         raise StegoError('method="neighbors" of run.teach cannot be exported. Use method="logistic".')
+    if run.experiment.official.published:
+        raise StegoError("The published resizing cannot be exported. Use load_run(RUN, official={'published': False}).")
     path, run = user_path(path), _in_float32(run)
     check_folder(path.parent)
     images, source = _images(run)
@@ -128,7 +130,7 @@ class Graph(nn.Module):
         super().__init__()
         self.backbone, self.model, self.outputs = run.backbone, run.model, outputs
         self.size, self.mirror = run.experiment.eval_size, run.experiment.mirror
-        self.published, self.taught = run.experiment.official.published, run.taught
+        self.taught = run.taught
         ids = run.ids.tolist()
         # Ids in the order of the channels; that of dropped clusters is the last.
         maps = [*range(len(run.segments)), *sorted({id_ for id_ in ids if id_ >= len(run.segments)})]
@@ -162,8 +164,6 @@ class Graph(nn.Module):
         """`datasets.transforms.resize_image`, uint8 (3, H, W), with ONNX operations."""
         height, width = image.shape[1:]
         rows, columns = working_size(height, width, self.size, self.backbone.patch)
-        if self.published:
-            return image[:, _nearest(rows, height)][:, :, _nearest(columns, width)]
         return (_antialiased(rows, height) @ (image.float() @ _antialiased(columns, width).T)).round()
 
 
@@ -183,37 +183,20 @@ def _bilinear(new: int, old: int) -> Tensor:
     return (1 - (position[:, None] - torch.arange(old)).abs()).clamp(min=0)
 
 
-def _nearest(new: int, old: int) -> Tensor:
-    """Source pixel of each new pixel along one axis, int64 (new,), by a running sum as in `nearest_grid`."""
-    steps = torch.ones(new, dtype=torch.float64) * old / new  # in ONNX, a quotient of integers is float32
-    return torch.where(torch.arange(new) == 0, steps / 2, steps).cumsum(0).long()
-
-
 def _checked_graph(
     run: Run, outputs: Sequence[str], images: Sequence[np.ndarray], expected: Sequence[np.ndarray]
 ) -> tuple["ModelProto", float]:
     """Exports the graph for images of all sizes; returns it and its `_agreement` with the run."""
     graph, example = Graph(run, outputs).eval(), torch.zeros(200, 300, 3, dtype=torch.uint8)
-    with torch.no_grad():
-        graph(example)  # so that errors of the graph are not reported as errors of the export
+    sizes = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    options: dict[str, Any] = dict(dynamo=True, opset_version=OPSET, verbose=False, dynamic_shapes=sizes)
     try:
-        dynamic = torch.export.Dim.DYNAMIC
-        program = torch.onnx.export(
-            graph,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            verbose=False,
-            dynamic_shapes=({0: dynamic, 1: dynamic},),
-            input_names=["image"],
-            output_names=list(outputs),
-        )
+        program = torch.onnx.export(graph, (example,), input_names=["image"], output_names=list(outputs), **options)
         assert program is not None  # with dynamo=True
-        model = program.model_proto
-        agreement = _agreement(model, images, expected)
-        problem = f"only {100 * agreement:.2f} % of the pixels have the labels of the run"
+        agreement = _agreement(program.model_proto, images, expected)
         if agreement >= MIN_AGREEMENT:
-            return model, agreement
+            return program.model_proto, agreement
+        problem = f"only {100 * agreement:.2f} % of the pixels have the labels of the run"
     except Exception as error:  # torch and onnx raise many types for unsupported networks
         problem = brief(error)
     raise StegoError(
@@ -252,14 +235,12 @@ def _images(run: Run) -> tuple[list[np.ndarray], str]:
     """Images for the comparison, uint8 (H, W, 3), and a description."""
     try:
         dataset = open_training_set(run.experiment)
-        rows = np.linspace(0, len(dataset) - 1, COMPARED).astype(int)
-        images = [dataset.image(row).permute(1, 2, 0).numpy() for row in rows.tolist()]
-        source = f"training images of {run.experiment.dataset}"
+        rows = np.linspace(0, len(dataset) - 1, COMPARED).astype(int).tolist()
+        images, source = [dataset.image(row).permute(1, 2, 0).numpy() for row in rows], "training images"
     except DataNotFound:
         from .datasets.painter import paint_scene
 
-        images = [paint_scene(0, index)[0] for index in range(COMPARED)]
-        source = "drawn scenes (training images are missing)"
+        images, source = [paint_scene(0, index)[0] for index in range(COMPARED)], "drawn scenes"
     resized = [np.array(Image.fromarray(image).resize(size[::-1])) for image in images for size in COMPARED_SIZES]
     return [*images, *resized], f"{COMPARED} {source} at {1 + len(COMPARED_SIZES)} sizes"
 

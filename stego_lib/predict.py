@@ -71,11 +71,6 @@ def score_image(
 ) -> Scores:
     """Scores of one image, uint8 (3, H, W), at its `working_size`. scorer: uint8 images (B, 3, h, w) -> `Scores`."""
     height, width = image.shape[1:]
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width) and isinstance(size, int):
-        notice(
-            f"The aspect ratio of an image is above {MAX_ASPECT_RATIO}, so it is downsampled to "
-            f"{MAX_ASPECT_RATIO * size} pixels and small objects may vanish. Cut it into pieces to keep them."
-        )
     target = working_size(height, width, size, patch)
     if (factor := min(height / target[0], width / target[1])) > MAX_SHRINKING:
         notice(f"Images are downsampled by {factor:.0f}, so small objects vanish. Use size= or tile= to keep them.")

@@ -118,7 +118,12 @@ def train(experiment: Experiment, *, runs_dir: str | Path | None = None, resume:
     if resumed:
         trainer.restore(run.resume(trainer.optimizer))
     else:
-        start_run(trainer)
+        correspondences = trainer.begin()
+        if devices.first():
+            write_json(folder / "correspondences.json", correspondences)
+            run.save(trainer.optimizer, trainer.state())
+            run.save_experiment()
+        devices.wait()
     if run.step < experiment.steps:
         train_steps(trainer)
     devices.wait()
@@ -315,13 +320,3 @@ def make_optimizer(model: Stego, experiment: Experiment) -> torch.optim.Adam:
     head = [*model.head.parameters(), *(model.decoder.parameters() if experiment.official.rec_weight else ())]
     groups = [dict(params=head, lr=experiment.lr_head), dict(params=probes, lr=experiment.lr_probes)]
     return torch.optim.Adam([group for group in groups if group["params"]])
-
-
-def start_run(trainer: Trainer) -> None:
-    """Writes the files of a new run, with a checkpoint of step 0."""
-    run, correspondences = trainer.run, trainer.begin()
-    if devices.first():
-        write_json(run.folder / "correspondences.json", correspondences)
-        run.save(trainer.optimizer, trainer.state())
-        run.save_experiment()
-    devices.wait()

@@ -24,6 +24,7 @@ from stego_lib.datasets.base import SegmentationDataset
 from stego_lib.evaluation import open_views
 from stego_lib.features import Features, open_features
 from stego_lib.metrics import confusion, identity, match, scores
+from stego_lib.model import mean_over_flips
 from stego_lib.predict import Scores, label_maps
 from stego_lib.suggest import sample_places, typical
 from stego_lib.teach import MAPS, METHODS, UNLABELED, teach
@@ -104,7 +105,7 @@ def measure(
     views, rows, shape = open_views(run, held_out), [], (run.model.n_clusters, len(run.classes))
     scored = torch.arange(0, len(held_out), every)
     batches = [
-        (views.codes(run.model, some) if on == "codes" else views.features(some), views.plain.label_rows(some))
+        ((run.model.mean_code if on == "codes" else mean_over_flips)(*views.rows(some)), views.plain.label_rows(some))
         for some in scored.split(16)
     ]
 

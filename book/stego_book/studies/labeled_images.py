@@ -38,7 +38,7 @@ def measure(run: Run, draw: int, split: str = "val", images: Sequence[int] = (5,
     views, rows = open_views(run, open_split(run.experiment, split)), []
 
     def score(numbers: torch.Tensor) -> dict[str, Any]:
-        codes = views.codes(run.model, numbers)
+        codes = run.model.mean_code(*views.rows(numbers))
         return {name: some.class_scores(codes, run.classes) for name, some in taught.items()}
 
     for name, counted in count_pixels(views, score, dict.fromkeys(taught, n_classes)).items():

@@ -72,7 +72,7 @@ def image_accuracies(run: Run, dataset: SegmentationDataset, record: dict[str, A
     accuracies = []
     for rows in progress(torch.arange(len(dataset)).split(BATCH), "accuracy of each image"):
         labels = views.plain.label_rows(rows)
-        scores = probe_scores(run.model, views.codes(run.model, rows))["cluster"]
+        scores = probe_scores(run.model, run.model.mean_code(*views.rows(rows)))["cluster"]
         clusters = label_maps(scores, views.plain.image_size).long()
         known = labels >= 0
         hits = (classes[clusters] == labels) & known
