@@ -196,10 +196,8 @@ class Experiment:
         """Short name: dataset, backbone, differences from their recipe, and seed."""
         network, file = split_backbone(self.backbone)
         recipe, ignored = recipe_of(self.dataset, self.backbone), ("dataset", "backbone", "seed", "official", *MACHINE)
-        changes = {key: getattr(self, key) for key in self.differing(recipe, ignored)}
-        changes |= {
-            key: value for key, value in asdict(self.official).items() if value != getattr(recipe.official, key)
-        }
+        ours, theirs = (asdict(experiment) | asdict(experiment.official) for experiment in (self, recipe))
+        changes = {key: value for key, value in ours.items() if key not in ignored and value != theirs[key]}
         if self.start_from is not None:
             changes["start_from"] = paths.base_name(self.start_from)
         text = "-".join(f"{key}_{value}" for key, value in changes.items())

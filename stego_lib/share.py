@@ -87,8 +87,7 @@ def push_run(run: "Run", repository: str, private: bool, **options: Any) -> None
 
 def is_shared(path: str | Path) -> bool:
     """Whether `path` is a repository or a folder of `save_run`."""
-    folder = user_path(path)
-    return str(path).startswith(HUB) or ((folder / CONFIG).exists() and not (folder / "experiment.json").exists())
+    return str(path).startswith(HUB) or (user_path(path) / CONFIG).exists()
 
 
 def open_shared(path: str | Path, runs_dir: Path) -> Path:
