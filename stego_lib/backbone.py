@@ -155,7 +155,7 @@ class Backbone(nn.Module):
             return -1, None
         if not -depth <= block < depth:
             raise StegoError(
-                f"backbone {self.name!r} has {depth} blocks, so block={block}, keys={keys} is impossible. Change them."
+                f"backbone {self.name!r} has {depth} blocks, so block={block}, keys={keys} is invalid. Change them."
             )
         attention = getattr(self.vit.blocks[block], "attn", None)
         heads = PUBLISHED_HEADS if published else getattr(attention, "num_heads", 0)

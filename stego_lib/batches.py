@@ -100,7 +100,7 @@ def find_neighbors(features: "Features", model: Stego, experiment: Experiment) -
     pooled = features.pooled
     units = F.normalize(pooled, dim=1)
     if (units @ F.normalize(units.sum(0), dim=0)).min() > IDENTICAL:
-        notice(f"The {len(features)} training images have identical features, so training is useless. Check them.")
+        notice(f"The {len(features)} training images have identical features, so training has no effect. Check them.")
     mean = model.feature_mean.flatten()
     pooled = pooled - mean.cpu()
     if experiment.official.published:  # dropout is on in the authors' featurizer

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Number of images to measure, which gives IMAGES x points^4 correspondences of each kind.
 IMAGES = 256
 # Percentiles for shifts="auto": 25 % of the self and kNN pairs attract, and 3 % of the random pairs. The chapter on
-# choosing l and b shows the experiments.
+# choosing shifts and weights shows the experiments.
 AUTO_SHIFTS = ("p75", "p75", "p97")
 
 

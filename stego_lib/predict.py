@@ -73,7 +73,7 @@ def score_image(
     height, width = image.shape[1:]
     target = working_size(height, width, size, patch)
     if (factor := min(height / target[0], width / target[1])) > MAX_SHRINKING:
-        notice(f"Images are downsampled by {factor:.0f}, so small objects vanish. Use size= or tile= to keep them.")
+        notice(f"Images are downsampled by {factor:.0f}, so small objects are lost. Use size= or tile= to keep them.")
     return scorer(resize_image(image, target, published)[None])
 
 

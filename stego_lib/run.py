@@ -230,8 +230,10 @@ class Run:
             return
         text = f"{shown_path(self.folder)} stopped at step {self.step} of {self.experiment.steps}"
         if self.experiment.probes == "after":
-            raise StegoError(f"{text}, before its probes were fitted. Finish it by train(run.experiment, resume=True).")
-        notice(f"{text}. Finish it by train(run.experiment, resume=True).")
+            raise StegoError(
+                f"{text}, before its probes were fitted. Finish it with train(run.experiment, resume=True)."
+            )
+        notice(f"{text}. Finish it with train(run.experiment, resume=True).")
 
     def check_classes(self, dataset: "SegmentationDataset") -> None:
         """Raises StegoError for a dataset with other classes or another order. Corrected names are accepted."""
@@ -346,7 +348,7 @@ class Run:
             if value is not None and not (isinstance(value, int) and 8 <= value <= MAX_SIDE):
                 raise StegoError(f"{name}={value!r} must be a number of pixels from 8 to {MAX_SIDE}.")
         if tile is not None and upsampler is not None:
-            raise StegoError("tile and upsampler exclude each other. Leave one of them out.")
+            raise StegoError("tile and upsampler cannot be combined. Leave one of them out.")
         self.check_fitted()
         pixels, transparent = as_tensor(images, self.classes.rules)
         if tile is not None:
@@ -546,7 +548,7 @@ class Run:
         """
         self.check_fitted()
         if self.taught is not None:
-            raise StegoError("The names of the segments are from run.teach. Call run.teach(None) first.")
+            raise StegoError("The segments have names from run.teach. Call run.teach(None) first.")
         if names is None:
             (self.folder / "names.json").unlink(missing_ok=True)
         else:

@@ -114,7 +114,9 @@ def segment_folder(
     paths = list_images(folder)
     stem, count = Counter(path.stem.casefold() for path in paths).most_common(1)[0]  # some file systems ignore case
     if count > 1:
-        raise StegoError(f"{folder} holds {count} images called {stem}, whose results would collide. Rename them.")
+        raise StegoError(
+            f"{folder} holds {count} images named {stem}, whose results would overwrite each other. Rename them."
+        )
     run.check_fitted()
     kinds, rules = chosen_writers(format, masks), rules_of(paths[0], run.classes.rules)
     how = {"refine": refine, "size": size, "tile": tile}

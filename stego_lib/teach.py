@@ -210,7 +210,9 @@ def _label_maps(
         labeled = ids != UNLABELED
         wrong = np.setdiff1d(ids[labeled], np.arange(len(names)))
         if len(wrong):
-            raise StegoError(f"The label map of {name} has id {wrong[0]}, beyond the {len(names)} names. Add a name.")
+            raise StegoError(
+                f"The label map of {name} has id {wrong[0]}, but there are {len(names)} names. Add a name."
+            )
         height, width = maps.shape[-2:]
         cells, cell_ids = _vote(ids, labeled, (height, width), len(names))
         points = maps[0].flatten(1).T.float().cpu()
@@ -239,12 +241,12 @@ def _clicks(
     examples = []
     for file, rows in table.groupby("image", sort=False):
         if file not in paths:
-            raise StegoError(f"There is no image {file!r}{did_you_mean(str(file), list(paths))}. Correct the clicks.")
+            raise StegoError(f"No image is named {file!r}{did_you_mean(str(file), list(paths))}. Correct the clicks.")
         pixels, maps = read(paths[str(file)], on)
         height, width = pixels.shape[1:]
         x, y = rows["x"].to_numpy(float), rows["y"].to_numpy(float)
         if not ((x >= 0) & (x < width) & (y >= 0) & (y < height)).all():
-            raise StegoError(f"A click is outside of {file}, {width} x {height} pixels from the top left corner.")
+            raise StegoError(f"A click is outside {file}, which has {width} x {height} pixels. Correct the clicks.")
         place = torch.tensor(np.stack([(x + 0.5) / width, (y + 0.5) / height], 1) * 2 - 1, dtype=maps.dtype)
         place = place[None, None].to(maps.device)
         points = F.grid_sample(maps, place, padding_mode="border", align_corners=False)[0, :, 0].T.float().cpu()

@@ -136,7 +136,7 @@ class Watch:
         if symptoms and step >= FIRST_REPORT and not self.record["collapsed"]:
             finding = symptoms[0].finding.format(values[symptoms[0].measure])
             auto = "" if self.experiment.shifts == "auto" else "set shifts='auto', or "
-            remedy = f"{auto}{symptoms[0].remedy} the shifts, see the chapter on choosing l and b"
+            remedy = f"{auto}{symptoms[0].remedy} the shifts (chapter Choosing shifts and weights)"
             self.record |= {"collapsed": True, "seen": f"step {step}: {finding}; {remedy}"}
             notice(self.record["seen"])
         write_json(self.path, self.record)

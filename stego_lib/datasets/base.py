@@ -135,7 +135,7 @@ class SegmentationDataset(Sequence):
             wrong = np.unique(stored[label == UNKNOWN]).tolist()
             ids = ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
             default = f"{self.name} has ids 0 to {len(self.classes) - 1}, and {VOID} where ignored"
-            raise StegoError(f"holds id {ids}. {self.expected_ids or default}.")
+            raise StegoError(f"contains id {ids}. {self.expected_ids or default}.")
         return label
 
     def settings(self, *, labels: bool) -> list:

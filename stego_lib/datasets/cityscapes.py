@@ -52,7 +52,7 @@ class Cityscapes(SegmentationDataset):
         label = super().decode(stored)
         label_ids = (stored > LAST_TRAIN_ID) & (stored < 255)
         if not self.published and (stored == 255).any() and not label_ids.any():
-            raise StegoError("holds trainIds (0 to 18 and 255). Use *_gtFine_labelIds.png as published.")
+            raise StegoError("contains trainIds (0 to 18 and 255). Use *_gtFine_labelIds.png as published.")
         return label
 
 

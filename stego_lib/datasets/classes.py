@@ -90,7 +90,7 @@ def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
         colors = content.colors or distinct_colors(len(content.names))
         return Classes(tuple(content.names), tuple(colors), rules)
     if unnamed is None:
-        raise StegoError(f'{path} with the names of the classes is missing. Write {{"names": ["road", "tree"]}}.')
+        raise StegoError(f'{path} with the class names is missing. Write {{"names": ["road", "tree"]}}.')
     return replace(unnamed, rules=rules)
 
 

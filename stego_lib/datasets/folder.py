@@ -34,7 +34,7 @@ def load(name: str, root: Path, split: str, n_classes: int | None = None) -> Seg
     for path in images:
         other = stems.setdefault(path.stem, path)
         if other != path:
-            raise StegoError(f"{path} and {other.name} differ only in the suffix. Rename one, or move it to labels/.")
+            raise StegoError(f"{path} and {other.name} differ only in their suffix. Rename one, or move it to labels/.")
     has_maps = not plain and (folder / "labels" / split).is_dir()
     labels: list[Path | None] = pair_by_stem(images, folder / "labels" / split) if has_maps else [None for _ in images]
     # Both splits need the same classes, so labels of one are enough. (`segment_folder` writes to labels/ as well.)

@@ -51,7 +51,7 @@ class LabelMeFacade(SegmentationDataset):
                 ids[(colors == color).all(-1)] = id_
             if (ids < 0).any():
                 unknown = tuple(colors[ids < 0][0].tolist())
-                raise StegoError(f"holds color {unknown}, which no class has. Get the file again.")
+                raise StegoError(f"contains color {unknown}, which no class has. Download the file again.")
         return ids
 
 

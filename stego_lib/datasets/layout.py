@@ -23,7 +23,7 @@ def list_images(folder: Path) -> list[Path]:
     images = images_in(folder)
     if not images:
         problem = f"has no images{ignored_files(folder)}" if folder.is_dir() else "does not exist or is a file"
-        raise StegoError(f"Folder {folder} {problem}. Give the folder that holds the .jpg, .png or other images.")
+        raise StegoError(f"Folder {folder} {problem}. Pass the folder that contains the .jpg, .png or other images.")
     return images
 
 

@@ -168,7 +168,7 @@ def _cut_tile(folder: Path, tile: str) -> None:
         if (unknown := ((layers["gt"] == UNLABELED) & ~black).mean()) > MAX_UNKNOWN:
             notice(f"{labels}: {100 * unknown:.1f} % of the pixels have the color of no class and are ignored")
     if len(sizes) > 1 or image.width % (SHRINK * SIDE) or image.height % (SHRINK * SIDE):
-        raise StegoError(f"{source} and its label map are {sizes}, not 6000 x 6000 pixels. Get them again.")
+        raise StegoError(f"{source} and its label map are {sizes}, not 6000 x 6000 pixels. Download them again.")
     target = folder / PATCHES / tile
     target.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{tile}.") as temporary:

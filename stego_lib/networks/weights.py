@@ -72,4 +72,4 @@ def fill(network: nn.Module, weights: dict[str, Tensor], source: Any, assign: bo
         network.load_state_dict(weights, assign=assign)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise StegoError(f"{source} does not hold the weights of this network. {reason}") from error
+        raise StegoError(f"{source} does not contain the weights of this network. {reason}") from error

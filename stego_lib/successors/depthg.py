@@ -230,7 +230,7 @@ def _stored_depth(dataset: SegmentationDataset, index: int) -> tuple[np.ndarray,
     about = file.parents[1] / "depth.json"
     rules = read_json(about) if about.exists() else {}
     if rules.keys() - {"inverse", "invalid"}:
-        raise StegoError(f"{about} has unknown keys. Known are inverse, true or false, and invalid, a list of values.")
+        raise StegoError(f"{about} has unknown keys. Use inverse (true or false) and invalid (a list of values).")
     with naming(f"depth map {file}"), Image.open(file) as stored:
         if stored.size != size or stored.mode not in ("L", "I", "I;16", "I;16B"):
             raise ValueError(f"{stored.mode} {stored.size}, not one gray value per pixel of {size}")

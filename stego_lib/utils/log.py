@@ -21,7 +21,9 @@ class TrainingLog:
         if first:  # a killed process may have written later lines, and a part of one
             lines = path.read_text(encoding="utf-8").splitlines()[: first + 1] if path.exists() else []
             if [line.split(",")[0] for line in lines] != ["step", *map(str, range(first))]:
-                raise StegoError(f"{path} does not hold the {first} steps of the checkpoint. Train with resume=False.")
+                raise StegoError(
+                    f"{path} does not contain the {first} steps of the checkpoint. Train with resume=False."
+                )
         with atomic(path) as temporary:
             temporary.write_text("\n".join([*lines, ""]), encoding="utf-8", newline="\n")
         self.file = open(path, "a", newline="", encoding="utf-8")

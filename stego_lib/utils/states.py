@@ -38,7 +38,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:  # safetensors does not derive its error from a common class
-        raise StegoError(f"{path} is damaged or foreign ({brief(error)}). Remove it.") from error
+        raise StegoError(f"{path} is damaged or not a file of this project ({brief(error)}). Remove it.") from error
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -83,7 +83,7 @@ FINDINGS = {
     "objects stored as 255": (objects_of_255, "only 'background'.*255 means ignored", True),
     "all ignored": (only_ignored, "no class.*255 means ignored", True),
     "an absent class": (lambda root: image(root, "classes.json").write_text(MORE_NAMES), "1 of 3 classes.*: c", False),
-    "an unknown id": (lambda root: rewrite(root, "labels/train/1.png", MASK + 7), r"1\.png holds id 7", True),
+    "an unknown id": (lambda root: rewrite(root, "labels/train/1.png", MASK + 7), r"1\.png contains id 7", True),
     "another size": (lambda root: rewrite(root, "labels/train/1.png", MASK[:, 4:]), r"\(12, 20\)", True),
     "a broken image": (lambda root: image(root).write_bytes(b"x"), r"1\.png cannot be read", True),
     "left-out files": (lambda root: image(root).with_suffix(".heic").touch(), r"ignored files.*1 \.heic", False),

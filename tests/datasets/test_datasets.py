@@ -65,7 +65,7 @@ def test_camvid(tmp_path, suffix, folder):
     assert len(train.classes) == 11 and train.classes.names[3] == "road"
     np.testing.assert_array_equal(train[0][1], np.where(stored > 10, -1, stored.astype(int)))
     standins.save(tmp_path / folder / "trainannot/0001TP_1.png", stored + 20)
-    with pytest.raises(StegoError, match=r"0001TP_1\.png holds id 19, 20.*32 classes"):
+    with pytest.raises(StegoError, match=r"0001TP_1\.png contains id 19, 20.*32 classes"):
         train.label(0)
     (tmp_path / folder / "trainannot/0001TP_2.png").unlink()
     with pytest.raises(StegoError, match=r"1 of 2 label maps.*trainannot.*0001TP_2\.png"):
@@ -83,7 +83,7 @@ def test_labelmefacade(tmp_path):
     assert len(train.classes) == 8 and train.classes.names[4] == "road"
     assert train.label(0)[0].tolist() == [-1, *range(8)]
     standins.save(tmp_path / f"labelmefacade/labels/{train.names[0]}.png", np.full((4, 9, 3), (128, 64, 1), np.uint8))
-    with pytest.raises(StegoError, match=r"boston__img_0\.png holds color \(128, 64, 1\)"):
+    with pytest.raises(StegoError, match=r"boston__img_0\.png contains color \(128, 64, 1\)"):
         train.label(0)
 
 
@@ -108,7 +108,7 @@ def test_cityscapes(cityscapes):
     assert dataset.label(0).flatten().tolist() == [-1] * 7 + list(range(27)) + [-1] * 6
 
 
-@pytest.mark.parametrize("ids, said", [([0, 5, 18, 255], "trainIds"), ([7, 34], "holds id 34")])
+@pytest.mark.parametrize("ids, said", [([0, 5, 18, 255], "trainIds"), ([7, 34], "contains id 34")])
 def test_cityscapes_with_other_ids(cityscapes, ids, said):
     path = cityscapes / "cityscapes/gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png"
     standins.save(path, standins.stripes(ids, 4, 10))

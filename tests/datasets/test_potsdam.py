@@ -49,7 +49,7 @@ def test_255_is_ignored_and_unknown_ids_are_refused(patches):
     scipy.io.savemat(patches / "potsdam/gt/100.mat", {"gt": stored.astype(np.int32)})
     assert open_dataset("potsdam3", patches, "train").label(0)[0, :7].tolist() == [0, 1, 2, 2, 0, 1, -1]
     scipy.io.savemat(patches / "potsdam/gt/100.mat", {"gt": (stored + 1).astype(np.int32)})
-    with pytest.raises(StegoError, match=r"gt/100\.mat holds id 6, 256.*ids 0 to 5"):
+    with pytest.raises(StegoError, match=r"gt/100\.mat contains id 6, 256.*ids 0 to 5"):
         open_dataset("potsdam3", patches, "train").label(0)
 
 

@@ -90,7 +90,7 @@ FILES = {
     "a web page called .png": (lambda w: w.image.write_text("<html>404</html>"), r"2\.png cannot be read"),
     "a dangling link": (lambda w: (w.image.unlink(), w.image.symlink_to("nowhere")), r"2\.png cannot be read"),
     "400 megapixels": (lambda w: flat_png(w.image, 20_000), r"2\.png cannot be read"),
-    "an unknown id": (lambda w: write(w.label, noise(SIDE, SIDE, high=4)), r"2\.png holds id 3"),
+    "an unknown id": (lambda w: write(w.label, noise(SIDE, SIDE, high=4)), r"2\.png contains id 3"),
     "a missing classes.json": (lambda w: (w.folder / "classes.json").unlink(), r"classes\.json"),
     "an empty folder": (lambda w: [path.unlink() for path in w.image.parent.iterdir()], "no image"),
     "a single image": (lambda w: [w.image.with_name(f"{i}.png").unlink() for i in (0, 1, 3, 4)], "one training image"),
