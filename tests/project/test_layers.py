@@ -76,12 +76,22 @@ def test_the_library_imports_neither_the_book_nor_the_benchmarks(other):
     assert not [path for path in PACKAGE.rglob("*.py") if re.search(other, path.read_text(encoding="utf-8"))]
 
 
-def test_loss_and_model_load_nothing_else_of_ours():
+def test_loss_and_model_load_nothing_else_of_ours_and_the_architecture_page_tells_how_much():
+    text = (ROOT / "book" / "architecture.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `stego_lib\.(\w+)` \| ([\d,]+) \|$", text, re.MULTILINE))
+    assert list(table) == ["loss", "model", "training"]  # each loads the one before
     code = "import sys\n"
-    for module in ("loss", "model"):
-        code += f"import stego_lib.{module}\nprint(*(name[10:] for name in sys.modules if name[:10] == 'stego_lib.'))\n"
+    for module in table:
+        code += (
+            f"import stego_lib.{module}\nprint(*(m.__file__ for n, m in sys.modules.items() if n[:9] == 'stego_lib'))\n"
+        )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert [set(line.split()) for line in done.stdout.splitlines()] == [{"loss"}, {"loss", "model"}]
+    loaded = [[Path(file) for file in line.split()] for line in done.stdout.splitlines()]
+    names = [{path.stem for path in files} for files in loaded]
+    assert names[:2] == [{"__init__", "loss"}, {"__init__", "loss", "model"}]
+    for files, lines in zip(loaded, table.values(), strict=True):
+        count = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
+        assert count == pytest.approx(int(lines.replace(",", "")), rel=0.15, abs=100)
 
 
 def test_public_names_can_be_imported_and_completed():

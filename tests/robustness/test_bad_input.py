@@ -108,8 +108,6 @@ def test_training_names_what_is_wrong_with_the_files(world, monkeypatch, name):
 
 PARAMETERS = {
     "n_classes beside class names": (dict(n_classes=7), "n_classes"),
-    "a missing backbone file": (dict(backbone="nowhere.safetensors"), r"nowhere\.safetensors"),
-    "an absent device": (dict(device="cuda:99"), "device"),
     "a file for a folder of runs": (dict(runs_dir="folder/classes.json"), "classes.json"),
 }
 
