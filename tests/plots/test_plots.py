@@ -39,22 +39,6 @@ def test_pairs_beyond_the_shift_attract():
         assert attract == attracting and repel == [0.1, 0.2, 0.3, 0.4][: 4 - len(attracting)]
 
 
-PLAIN = Classes(("sky", "road"), ((9, 9, 200), (90, 90, 90)))
-
-
-def test_a_grid_explains_ignored_pixels_and_brightens_dark_images():
-    dark, light = np.full((30, 40, 3), 20, np.uint8), np.full((30, 40, 3), 150, np.uint8)
-    label = np.zeros((30, 40), np.int64)
-    figure = grids.image_grid({"image": [light, dark], "label": [label, label]}, [PLAIN], ["a", "b"])
-    assert sum(bool(axis.images) for axis in figure.axes) == 5, "one image is shown brightened too"
-    assert figure.axes[3].images[0].get_array().mean() == pytest.approx(grids.BRIGHTENED, abs=2)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(PLAIN.names)
-    label[0] = -1
-    figure = grids.image_grid({"image": [dark], "label": [label]}, [PLAIN], brighten=False)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*PLAIN.names, "ignored"]
-    assert tuple(np.asarray(figure.axes[1].images[0].get_array())[0, 0]) == style.UNMATCHED and len(figure.axes) == 2
-
-
 def test_class_iou_is_the_mean_over_the_records():
     def scored(*iou):
         scores = {"cluster": {"iou": list(iou)}, "linear": {"iou": [9.0, None]}}

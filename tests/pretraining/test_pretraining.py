@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -103,13 +102,3 @@ def test_a_saved_backbone_loads(trained, tmp_path):
     with torch.inference_mode():
         tokens = trained[0].forward_features((batch - pretraining.MEAN) / pretraining.STD)[:, 1:]
     assert_close(backbone(batch).flatten(2), tokens.transpose(1, 2), rtol=1e-2, atol=1e-2)  # kept in float16
-
-
-class Frames(list):
-    images = property(lambda self: self)
-
-
-def test_the_last_frames_of_each_drive_are_held_out():
-    names = [Path(f"{drive}_{number:03}.png") for drive in ("a", "b") for number in range(10)]
-    learned, held = pretraining.hold_out(Frames(names), 4)
-    assert held == [8, 9, 18, 19] and sorted(learned + held) == list(range(20))

@@ -1,13 +1,10 @@
 """Scores at several resolutions: those of `evaluate` where the sizes agree; the stored table and its figure."""
 
 import pytest
-from common import ROOT, tiny_experiment
+from common import tiny_experiment
 
-from stego_book.plots import study as plots
 from stego_book.studies import resolution
 from stego_lib import evaluate, open_dataset, train
-
-RECORD = ROOT / "book" / "records" / "studies" / "resolution.csv"
 
 
 def test_rows_at_the_evaluation_size_are_scores_of_evaluate(scenes_root, backbone_file, tmp_path):
@@ -23,10 +20,3 @@ def test_rows_at_the_evaluation_size_are_scores_of_evaluate(scenes_root, backbon
     assert (rows["seconds"] >= 0).all() and rows["images"].unique().tolist() == [6]
     rows.to_csv(tmp_path / "rows.csv", index=False)
     assert resolution.table(resolution.read(tmp_path / "rows.csv")) == resolution.table(rows)
-
-
-def test_the_figure_shows_every_row_of_the_record():
-    recorded = resolution.read(RECORD)
-    for axis in plots.resolution(recorded).axes:
-        shown = [line.get_xydata() for line in axis.lines]
-        assert sum(map(len, shown)) == len(recorded), axis.get_title()

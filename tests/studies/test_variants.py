@@ -4,20 +4,17 @@ import pytest
 from common import few_samples, tiny_experiment
 
 from stego_book.studies import successors as of_successors
-from stego_book.studies import tuning
 from stego_book.studies.ablations import ablations, dimensions, ladder, paper_layout, sweeps
 from stego_book.studies.results import NAMES
 from stego_book.studies.study import Study
 from stego_book.studies.successors import KMEANS, SETS, base_of, curve, successors
 from stego_lib import Experiment, evaluate, train
-from stego_lib.calibration import AUTO_SHIFTS, shift_rule
 from stego_lib.experiment import SUCCESSORS
 
 RECIPE = Experiment.preset("scenes")
-BASE = tuning.brief(Experiment.preset("scenes", backbone="a_file.safetensors"))
 
 
-def changed(variant, base=BASE) -> set[str]:
+def changed(variant, base) -> set[str]:
     """Fields of the experiment, and options of the authors' code, in which a variant differs from the base."""
     ours, theirs = ({**(values := e.to_dict()).pop("official"), **values} for e in (variant.experiment, base))
     return {key for key in ours if ours[key] != theirs[key]}
@@ -46,23 +43,6 @@ def test_a_sweep_changes_one_value_and_passes_through_the_base(tmp_path):
     assert len(Study(ablations(RECIPE), [0, 1, 2], tmp_path).missing()) == 3 * len(runs), "equal ones count once"
     trained = {repr(v.experiment) for v in dimensions(RECIPE, [2, 8]) if v.fixed_head is None}
     assert trained == {repr(v.experiment) for v in groups["code_dim"]}, "dimensions share the runs of the sweep"
-
-
-def test_each_list_of_the_chapter_on_shifts_changes_what_it_says():
-    assert BASE.steps == tuning.STEPS and not BASE.crf
-    methods = {variant.name: variant for variant in tuning.methods(BASE)}
-    assert changed(methods[tuning.AUTO]) == set() and changed(methods[tuning.KMEANS]) == {"head"}
-    for name, recipe in tuning.PUBLISHED.items():
-        variant = methods[f"published shifts of {name}"]
-        assert changed(variant) <= {"shifts", "weights", "centering"}
-        assert variant.experiment.shifts == Experiment.preset(recipe).shifts
-    camvid = BASE.but(dataset="camvid")
-    for base, count in ((BASE, 12), (camvid, 3)):
-        rules = {shift_rule(variant.experiment) for variant in tuning.grid(base)}
-        assert len(rules) == count and AUTO_SHIFTS in rules
-        assert all(changed(variant, base) <= {"shifts"} for variant in tuning.grid(base))
-    assert {frozenset(changed(variant)) for variant in tuning.weights(BASE)} == {frozenset(), frozenset({"weights"})}
-    assert set().union(*map(changed, tuning.extras(BASE))) == {"centering", "subtract_mean"}
 
 
 @pytest.mark.parametrize("folder", SETS)
