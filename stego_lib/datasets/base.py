@@ -148,8 +148,12 @@ class SegmentationDataset(Sequence):
         """Relative path, size and modification time of every file."""
         paths = list(dict.fromkeys(path for path in [*self.images, *self.labels] if path is not None))
         root = os.path.commonpath([path.parent for path in paths])
-        states = [(path, path.stat()) for path in paths]
-        return [(str(path).removeprefix(root), state.st_size, state.st_mtime_ns) for path, state in states]
+        listed = []
+        for path in paths:
+            with naming(path):
+                state = path.stat()
+            listed.append((str(path).removeprefix(root), state.st_size, state.st_mtime_ns))
+        return listed
 
 
 def _content(path: Path) -> bytes:

@@ -5,13 +5,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
-import papermill
 import pytest
 from common import BASELINES, ROOT, run_cells
 from records import record as made_up_record
 
 from stego_book.notebooks import run_notebook
 from stego_book.studies import results
+from stego_lib import DataNotFound
 from stego_lib.datasets.scenes import draw_scenes
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -23,10 +23,6 @@ def small(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("notebooks")
     draw_scenes(folder / "data" / "scenes", train=20, val=6)
     return {"data_root": str(folder / "data"), "runs_dir": str(folder / "runs"), "steps": 12, "device": "cpu"}
-
-
-def outputs(path: Path) -> list:
-    return [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
 
 
 def test_train_runs_to_the_end_and_prints_the_scores_of_its_record(small, tmp_path):
@@ -51,13 +47,9 @@ def test_seeds_gives_mean_and_spread_of_its_records(small, tmp_path):
     assert results.markdown_table(kept) in text
 
 
-def test_absent_data_stop_papermill_with_one_clear_error(tmp_path):
-    parameters = {"dataset": "cityscapes", "data_root": str(tmp_path / "nowhere")}
-    with pytest.raises(papermill.PapermillExecutionError, match=r"nowhere/cityscapes"):
-        out = tmp_path / "out.ipynb"
-        papermill.execute_notebook(str(NOTEBOOKS / "train.ipynb"), str(out), parameters, progress_bar=False)
-    errors = [output for output in outputs(tmp_path / "out.ipynb") if output.output_type == "error"]
-    assert [error.ename for error in errors] == ["DataNotFound"]
+def test_absent_data_stop_the_notebook_with_one_clear_error(tmp_path):
+    with pytest.raises(DataNotFound, match=r"nowhere/cityscapes"):
+        run_cells("train", dataset="cityscapes", data_root=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", ["train", "seeds", "reproduce"])

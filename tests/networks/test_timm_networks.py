@@ -98,13 +98,11 @@ def test_a_downloaded_file_says_how_it_is_opened(cache, tmp_path):
     with pytest.raises(StegoError, match="NAME@FILE"):
         Backbone(str(file))
     assert Backbone(f"{name}@{file}", **EXACT).vit.num_classes == 0
-    for wrong, message in (
-        ("vit_tiny_patch16_224", "blocks"),
-        ("test_vi", "did you mean"),
-        ("test_vit", "nowhere"),
-    ):
-        with pytest.raises(StegoError, match=message):
-            Backbone(f"{wrong}@{tmp_path / 'nowhere.safetensors' if message == 'nowhere' else file}")
+    nowhere = tmp_path / "nowhere.safetensors"
+    for wrong, at, word in (("vit_tiny_patch16_224", file, "blocks"), ("test_vi", file, "did you mean"),
+                            ("test_vit", nowhere, "nowhere")):  # fmt: skip
+        with pytest.raises(StegoError, match=word):
+            Backbone(f"{wrong}@{at}")
 
 
 @pytest.mark.parametrize("wrapped", ["MoCo", "DDP"])
@@ -112,13 +110,10 @@ def test_weights_as_their_authors_wrap_them(wrapped, cache, tmp_path):
     """The paper compares MoCo v2, whose file holds two networks and a queue."""
     name = TINY["ResNet"]
     weights = {key: value.float() for key, value in load_file(keep_in_cache(name, cache)).items()}
+    queries = {f"module.encoder_q.{key}": value for key, value in weights.items()}
+    keys = {f"module.encoder_k.{key}": value + 1 for key, value in weights.items()}
     stored = {
-        "MoCo": {
-            "epoch": 200,
-            "state_dict": {f"module.encoder_q.{key}": value for key, value in weights.items()}
-            | {f"module.encoder_k.{key}": value + 1 for key, value in weights.items()}
-            | {"module.queue": torch.zeros(3)},
-        },
+        "MoCo": {"epoch": 200, "state_dict": queries | keys | {"module.queue": torch.zeros(3)}},
         "DDP": {"model": {f"module.{key}": value for key, value in weights.items()}},
     }[wrapped]
     torch.save(stored, tmp_path / "weights.pth.tar")

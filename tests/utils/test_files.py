@@ -11,25 +11,14 @@ import pytest
 import torch
 
 from stego_lib import StegoError
-from stego_lib.utils.files import (
-    TEMPORARY,
-    atomic,
-    check_folder,
-    disk_errors,
-    fingerprint,
-    read_json,
-    read_text,
-    remove_temporary,
-    without_nan,
-    write_json,
-)
+from stego_lib.utils import files
 from stego_lib.utils.log import TrainingLog
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "kept.txt"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), files.atomic(path) as temporary:
         temporary.write_text("half of the new")
         raise KeyboardInterrupt
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
@@ -38,7 +27,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_a_write_replaces_the_file_and_makes_its_folder(tmp_path):
     path = tmp_path / "new" / "folder" / f"{'n' * 250}.txt"
     for text in ("first", "second"):
-        with atomic(path) as temporary:
+        with files.atomic(path) as temporary:
             temporary.write_text(text)
             assert temporary.parent == path.parent, "on the same disk"
         assert path.read_text() == text and list(path.parent.iterdir()) == [path]
@@ -50,7 +39,7 @@ def test_files_are_synced_through_handles_that_windows_accepts(tmp_path, monkeyp
 
     modes = []
     monkeypatch.setattr(os, "fsync", lambda file: modes.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE))
-    write_json(tmp_path / "a.json", 1)
+    files.write_json(tmp_path / "a.json", 1)
     with TrainingLog(tmp_path / "log.csv", 0, ["loss"]) as log:
         log.sync()
     assert len(modes) == 3 and os.O_RDONLY not in modes
@@ -64,49 +53,51 @@ def test_a_write_that_is_lost_when_it_is_synced_is_an_error(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StegoError, match="quota"):
-        write_json(tmp_path / "a.json", 1)
+        files.write_json(tmp_path / "a.json", 1)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_has_the_usual_permissions(tmp_path):
     before = os.umask(0o027)
     try:
-        write_json(tmp_path / "a.json", 1)
+        files.write_json(tmp_path / "a.json", 1)
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o640
 
 
 def test_what_a_killed_write_leaves_is_removed(tmp_path):
-    for name in (f"{TEMPORARY}a.12.txt", "a.txt", "unfinished.txt", ".hidden"):
+    for name in (f"{files.TEMPORARY}a.12.txt", "a.txt", "unfinished.txt", ".hidden"):
         (tmp_path / name).write_text("text")
-    remove_temporary(tmp_path)
+    files.remove_temporary(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "a.txt", "unfinished.txt"]
 
 
 def test_json(tmp_path):
     value = {"a": [1, 2.5, None], "ü": "ä"}
-    write_json(tmp_path / "a.json", value)
-    assert read_json(tmp_path / "a.json") == value == json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    files.write_json(tmp_path / "a.json", value)
+    assert (
+        files.read_json(tmp_path / "a.json") == value == json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    )
     with pytest.raises(ValueError):
-        write_json(tmp_path / "a.json", [math.nan])
-    assert read_json(tmp_path / "a.json") == value
-    assert without_nan({"a": [math.nan, 1.0]}) == {"a": [None, 1.0]}
+        files.write_json(tmp_path / "a.json", [math.nan])
+    assert files.read_json(tmp_path / "a.json") == value
+    assert files.without_nan({"a": [math.nan, 1.0]}) == {"a": [None, 1.0]}
     (tmp_path / "a.json").write_text('{"a": ')
     with pytest.raises(StegoError, match="JSON"):
-        read_json(tmp_path / "a.json")
+        files.read_json(tmp_path / "a.json")
     with pytest.raises(StegoError, match="does not exist"):
-        read_json(tmp_path / "none.json")
+        files.read_json(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
 def test_text_is_utf_8_with_or_without_a_mark(tmp_path, encoding):
     (tmp_path / "a.txt").write_text("Straße", encoding=encoding)
     if encoding.startswith("utf-8"):
-        assert read_text(tmp_path / "a.txt") == "Straße"
+        assert files.read_text(tmp_path / "a.txt") == "Straße"
     else:
         with pytest.raises(StegoError, match="UTF-8"):
-            read_text(tmp_path / "a.txt")
+            files.read_text(tmp_path / "a.txt")
 
 
 def test_fingerprints_tell_things_apart_and_repeat():
@@ -115,16 +106,16 @@ def test_fingerprints_tell_things_apart_and_repeat():
         1, 2, 1.0, "1", b"1", (1, 2), ([1], 2), ("ab", "c"), ("a", "bc"), True, None, (b"ab", b"c"), (b"a", b"bc"),
         zeros, torch.zeros(3), torch.zeros(2, 1), zeros.int(), torch.ones(2), zeros.bfloat16(),
     ]  # fmt: skip
-    marks = [fingerprint(value) for value in values]
-    assert len(set(marks)) == len(marks) and marks == [fingerprint(value) for value in values]
-    assert fingerprint([1, "a"]) == fingerprint((1, "a")), "JSON turns tuples into lists"
+    marks = [files.fingerprint(value) for value in values]
+    assert len(set(marks)) == len(marks) and marks == [files.fingerprint(value) for value in values]
+    assert files.fingerprint([1, "a"]) == files.fingerprint((1, "a")), "JSON turns tuples into lists"
     matrix = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 4)))
-    assert fingerprint(matrix) == fingerprint(matrix.T.contiguous().T)
+    assert files.fingerprint(matrix) == files.fingerprint(matrix.T.contiguous().T)
 
 
 @pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EROFS", "ENOTDIR", "ENAMETOOLONG", "EIO"])
 def test_errors_of_the_disk_name_the_path(tmp_path, name):
-    with pytest.raises(StegoError, match="other"), disk_errors(tmp_path / "other"):
+    with pytest.raises(StegoError, match="other"), files.disk_errors(tmp_path / "other"):
         raise OSError(getattr(errno, name), "reason")
 
 
@@ -133,14 +124,14 @@ def test_a_name_that_is_taken_or_too_long_is_an_error_with_the_path(tmp_path):
     (tmp_path / "file").write_text("mine")
     for name in ("folder", "file/a.json", f"{'n' * 251}.json"):
         with pytest.raises(StegoError, match=name.split("/")[0]):
-            write_json(tmp_path / name, 1)
+            files.write_json(tmp_path / name, 1)
     with pytest.raises(StegoError, match="file"):
-        check_folder(tmp_path / "file" / "runs")
-    check_folder(tmp_path / "new" / "runs")
-    assert not list((tmp_path / "new" / "runs").iterdir()) and not list(tmp_path.glob(f"{TEMPORARY}*"))
+        files.check_folder(tmp_path / "file" / "runs")
+    files.check_folder(tmp_path / "new" / "runs")
+    assert not list((tmp_path / "new" / "runs").iterdir()) and not list(tmp_path.glob(f"{files.TEMPORARY}*"))
 
 
 def test_errors_that_are_not_of_the_disk_stay(tmp_path):
-    with pytest.raises(OSError, match="encoder") as caught, disk_errors(tmp_path):
+    with pytest.raises(OSError, match="encoder") as caught, files.disk_errors(tmp_path):
         raise OSError("encoder error")
     assert not isinstance(caught.value, StegoError)
