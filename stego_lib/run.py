@@ -406,9 +406,11 @@ class Run:
             * a table of clicks, a CSV file or a DataFrame, with the columns image (file name), x, y (pixels from the
               top left corner of the image as read by `predict`) and name.
         method
-            "logistic": multinomial logistic regression with balanced names; each image counts as one observation, which
-            sets the regularization. "neighbors": vote of the 30 nearest labeled cells with weights
-            softmax(cosine / 0.02), which disadvantages names with few labels.
+            "logistic": multinomial logistic regression. Cells of an image are similar, so an image with a label map
+            counts for at most 10 observations, and one with clicks for a single observation; this sets the
+            regularization. The total weight of a name with n labeled cells is proportional to sqrt(n); with clicks, all
+            names have the same. "neighbors": vote of the 30 nearest labeled cells with weights softmax(cosine / 0.02),
+            which disadvantages names with few labels.
         on
             "codes" of the head, or "features" of the backbone.
         names

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from common import tiny_experiment
 from PIL import Image
 from randomrun import random_run, tomatoes, written
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from stego_lib import StegoError, evaluate, load_run, open_dataset, train
 from stego_lib.suggest import typical
@@ -79,27 +81,38 @@ def test_neighbors_vote_as_in_a_naive_loop(run, images):
         torch.testing.assert_close(scores[:, row, column], (votes / votes.sum()).clamp(min=1e-4).log())
 
 
-def test_logistic_minimizes_its_objective(run, images):
-    """The gradient of the balanced mean loss plus the prior is zero at the fit."""
-    label = np.full((64, 96), 255, np.uint8)
-    label[:, :30], label[:20, 60:] = 0, 1
-    fitted = run.teach([images / "a.png"], [label], names=["a", "b"])
-    cells = run.teach([images / "a.png"], [label], "neighbors", names=["a", "b"]).ids
-    codes = codes_of(run, images / "a.png")[0].flatten(1).T.double()
-    rows, columns = np.divmod(np.arange(96), 12)
-    labeled = torch.from_numpy((columns * 8 < 30) | ((rows * 8 < 20) & (columns * 8 + 8 > 60)))
-    points = codes[labeled]
-    mean, scale = codes.mean(0), codes.std(0, unbiased=False)
-    # Of two classes, the difference of their weights counts.
-    difference = (fitted.points[1, :-1] - fitted.points[0, :-1]).double() * scale
-    offset = (fitted.points[1, -1] - fitted.points[0, -1]).double() + (difference / scale) @ mean
-    difference.requires_grad_()
-    logits = (points - mean) / scale @ difference + offset
-    losses = F.binary_cross_entropy_with_logits(logits, cells.double(), reduction="none")
-    balanced = (losses / torch.bincount(cells)[cells] * len(cells) / 2).sum()
-    objective = balanced / len(cells) + difference.square().sum() / 2
-    (gradient,) = torch.autograd.grad(objective, difference)
-    assert gradient.abs().max() < 1e-3 * objective
+def logistic_by_hand(run, images, cells, names, total, balance):
+    """Scikit-learn's weights and biases of raw codes for cells [(file, row, column)] with a total weight."""
+    codes = {name: codes_of(run, images / name)[0].double() for name in dict.fromkeys(name for name, *_ in cells)}
+    scaler = StandardScaler().fit(torch.cat([code.flatten(1).T for code in codes.values()]))
+    points = scaler.transform(torch.stack([codes[name][:, row, column] for name, row, column in cells]))
+    weights = np.array([1 / names.count(name) ** balance for name in names])
+    regression = LogisticRegression(C=total, tol=1e-8, max_iter=9999)
+    fitted = regression.fit(points, names, sample_weight=weights / weights.sum())
+    weight = fitted.coef_ / scaler.scale_
+    return np.column_stack([weight, fitted.intercept_ - weight @ scaler.mean_])
+
+
+def test_logistic_is_scikit_learns_and_an_image_counts_for_at_most_ten_observations(run, images):
+    """Label maps of 8 x 12 cells: 36 labeled cells of one image count as 10, the 6 of the other as 6."""
+    ids = {"a.png": np.full((8, 12), 255), "b.png": np.full((8, 12), 255)}
+    ids["a.png"][:6, :6], ids["b.png"][2, :6] = np.arange(36).reshape(6, 6) % 7 % 3, [0, 1, 1, 2, 2, 2]
+    maps = [np.kron(grid, np.ones((8, 8), int)) for grid in ids.values()]
+    taught = run.teach([images / name for name in ids], maps, names=["a", "b", "c"])
+    cells = [(name, row, column) for name, grid in ids.items() for row, column in np.argwhere(grid < 255)]
+    names = [int(ids[name][row, column]) for name, row, column in cells]
+    expected = logistic_by_hand(run, images, cells, names, total=10 + 6, balance=0.5)
+    np.testing.assert_allclose(taught.points, expected, rtol=1e-2, atol=1e-2 * np.abs(expected).max())
+
+
+def test_clicks_of_an_image_count_as_one_observation_and_names_have_the_same_weight(run, images):
+    cells = [("a.png", 1, 2), ("a.png", 6, 8), ("a.png", 3, 3), ("b.png", 2, 10), ("b.png", 5, 1), ("b.png", 7, 6)]
+    names = ["x", "y", "x", "z", "x", "x"]
+    rows = [(file, 8 * x + 3.5, 8 * y + 3.5, name) for (file, y, x), name in zip(cells, names, strict=True)]  # centers
+    taught = run.teach(images, pd.DataFrame(rows, columns=["image", "x", "y", "name"]))
+    expected = logistic_by_hand(run, images, cells, names, total=2, balance=1)
+    assert taught.names == ("x", "y", "z")
+    np.testing.assert_allclose(taught.points, expected, rtol=1e-2, atol=1e-2 * np.abs(expected).max())
 
 
 def test_labels_change_neither_head_nor_clusters_and_can_be_forgotten(run, images, clicks):

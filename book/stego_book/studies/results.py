@@ -69,8 +69,14 @@ FRONT = {
     "CamVid test": "photos_vit_tiny8_d6",
     "LabelMeFacade test": "photos_vit_tiny8_d6",
 }
-# Scores after a few labeled images, see `labeled_images`.
-LABELED = "studies/labeled_images.csv"
+# Scores after a few labeled images, see `few_labels`; (dataset, split) -> folder in `MAIN`.
+LABELED = "studies/few_labels.csv"
+LABELED_AS = {
+    ("scenes", "val"): "scenes",
+    ("camvid", "val"): "camvid_photos_d6",
+    ("labelmefacade", "val"): "labelmefacade",
+    ("labelmefacade", "test"): "labelmefacade_test",
+}
 # Folder of the main run records -> scored data, backbone.
 MAIN = {
     "scenes": ("scenes val", "scenes_vit_tiny8"),
@@ -242,10 +248,11 @@ def main_scores(root: str | Path) -> pd.DataFrame:
         check_comparable(records := read_records(root / folder))
         parts.append(score_table(records).assign(data=data, backbone=backbone))
     parts.append(pd.read_csv(root / TEST).assign(data="CamVid test"))
-    for (dataset, split), rows in pd.read_csv(root / LABELED).groupby(["dataset", "split"]):
-        data, backbone = MAIN[dataset if split == "val" else f"{dataset}_{split}"]
-        methods = "taught_" + rows["images"].astype(str)
-        parts.append(rows.assign(data=data, backbone=backbone, method=methods, seed=rows["draw"]))
+    labeled = pd.read_csv(root / LABELED).query("method == 'logistic' and on == 'codes' and labels == 'images'")
+    labeled["method"] = "taught_" + labeled["count"].astype(str)
+    for key, rows in labeled[labeled["method"].isin(METHODS)].groupby(["dataset", "split"]):
+        data, backbone = MAIN[LABELED_AS[key]]
+        parts.append(rows.assign(data=data, backbone=backbone, seed=rows["draw"]))
     return pd.concat(parts, ignore_index=True)[["data", "backbone", "method", "seed", "accuracy", "miou"]]
 
 
