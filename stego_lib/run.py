@@ -645,16 +645,16 @@ def _load_released(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:
 
 def new_folder(runs_dir: Path, experiment: Experiment) -> Path:
     """Creates a folder named by time and experiment."""
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{experiment.name}"
-    same = len(list(runs_dir.glob(f"{stem}*")))
-    folder = runs_dir / (f"{stem}-{same + 1}" if same else stem)
     with disk_errors(runs_dir):
         runs_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        folder.mkdir()
-    except FileExistsError:  # made by another process
-        return new_folder(runs_dir, experiment)
-    return folder
+    stem, number = f"{datetime.now():%Y%m%d-%H%M%S}-{experiment.name}", 1
+    while True:
+        folder = runs_dir / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
 
 
 def find_run(runs_dir: Path, experiment: Experiment, provenance: Provenance) -> Path | None:
