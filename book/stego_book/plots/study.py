@@ -236,12 +236,13 @@ def backbones(scores: pd.DataFrame) -> Figure:
 def negative(rows: pd.DataFrame) -> Figure:
     """mIoU of each way of `studies.negative`, a panel for each kind; error bars are standard deviations over seeds."""
     figure, axes = panels(rows["kind"].nunique(), size=(3.6, 3.2))
+    options = dict(hue="dataset", hue_order=rows["dataset"].unique(), errorbar="sd", err_kws={"linewidth": 1})
     for axis, (kind, shown) in zip(axes, rows.groupby("kind", sort=False), strict=True):
-        sns.barplot(shown, x="miou", y="way", hue="dataset", ax=axis, errorbar="sd", err_kws={"linewidth": 1})
+        sns.barplot(shown, x="miou", y="way", ax=axis, **options)
         axis.set(xlabel="mean IoU (%)", ylabel="")
         axis.set_title(kind, fontsize=10)
         axis.get_legend().remove()
-    axes[-1].legend(title=None, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    axes[-1].legend(*axes[0].get_legend_handles_labels(), fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -3,7 +3,8 @@
 book/records/studies/negative.csv holds the rows of
 
 >>> camvid = Experiment.preset("camvid", backbone="photos_vit_tiny8_d6", mirror=False, crf=False)
->>> changed_features(camvid), changed_label_maps(camvid), stego(camvid)
+>>> facade = Experiment.preset("labelmefacade", backbone="photos_vit_tiny8_d6", mirror=False, crf=False)
+>>> changed_features(camvid), changed_label_maps(camvid), stego(camvid), changed_features(facade)
 """
 
 from collections.abc import Callable, Iterable, Sequence
