@@ -3,8 +3,10 @@
 book/records/studies/few_labels.csv contains the rows of
 
 >>> study(Experiment.preset("scenes"))
+>>> only = dict(methods=["logistic"], maps=["codes"])
+>>> study(Experiment.preset("camvid", backbone="photos_vit_tiny8_d6", mirror=False), **only)
 >>> photographs = Experiment.preset("labelmefacade", backbone="photos_vit_tiny8_d6")
->>> study(photographs, "test", images=(5, 20), clicks=(), methods=["logistic"], maps=["codes"], seeds=3)
+>>> study(photographs, "test", images=(5, 20), clicks=(), seeds=3, **only)
 """
 
 import warnings
