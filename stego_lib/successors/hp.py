@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..batches import seeded
-from ..experiment import Experiment
 from ..features import Features
 from ..run import Run
-from ..utils.errors import check_choice, explained
+from ..utils.errors import explained
 from ..utils.progress import progress
 from ..utils.torch_state import drawing
 from .base import Successor, at_cells, random_cells, unit_patches, update_ema, weighted_info_nce
@@ -157,11 +156,6 @@ class Trainer(Successor):
 
     stored = ("pool_feats", "pool_codes", "average", "project")
     logged = ("loss_global", "loss_local", "lambda")
-
-    @classmethod
-    def check(cls, experiment: Experiment) -> None:
-        super().check(experiment)
-        check_choice("dataset", experiment.dataset, SETTINGS)
 
     def __init__(self, run: Run, features: Features, neighbors: Tensor):
         super().__init__(run, features, neighbors)
