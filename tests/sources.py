@@ -96,9 +96,9 @@ def potsdam_patches_archive(root: Path, source: Path, train: int, val: int) -> N
     by_hand(root, "potsdam", {"potsdam.zip": zipped_folder(source)})
 
 
-def potsdam_tiles_archives(root: Path, source: Path, whole: tuple[str, ...] = ()) -> None:
-    """The archives of the labeled raw Potsdam tiles: `whole` of 6000 x 6000, the others of one patch each."""
+def potsdam_tiles_archives(root: Path, source: Path) -> None:
+    """The archives of the labeled raw Potsdam tiles, of one patch each."""
     for tile in (*TILES["train"], *TILES["val"]):
-        standins.potsdam_tile(source, tile, 6000 if tile in whole else 400)
+        standins.potsdam_tile(source, tile, 400)
     folders = ("2_Ortho_RGB", "5_Labels_all")
     by_hand(root, "potsdam", {f"{f}.zip": zipped_folder(source / "potsdam" / f, f"{f}/") for f in folders})

@@ -56,7 +56,6 @@ def place_patches(root: Path, source: Path, server: Server) -> None:
 
 
 def place_tiles(root: Path, source: Path, server: Server) -> None:
-    """Of one patch each; a tile of 6000 x 6000 is cut in test_potsdam.py."""
     potsdam_tiles_archives(root, source)
 
 

@@ -17,17 +17,17 @@ STARTUP = """
 import time
 from stego_lib import probes, training
 step, training.SAVE_EVERY, probes.RESTARTS = training.train_step, 3, 1
-training.train_step = lambda *arguments: (time.sleep({pause}), step(*arguments))[1]
+training.train_step = lambda *arguments: (time.sleep(0.5), step(*arguments))[1]
 """
 
 
-def papermill(folder: Path, runs_dir: Path, pause: float = 0, **parameters: object) -> subprocess.Popen:
-    """Starts papermill on train.ipynb; each step of training takes `pause` seconds more."""
+def papermill(folder: Path, **parameters: object) -> subprocess.Popen:
+    """Starts papermill on train.ipynb; each step of training takes half a second more."""
     startup = folder / "profile_default" / "startup" / "first.py"
     startup.parent.mkdir(parents=True)
-    startup.write_text(STARTUP.format(pause=pause))
+    startup.write_text(STARTUP)
     command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "train.ipynb"), str(folder / "out.ipynb")]
-    for name, value in (parameters | {"runs_dir": str(runs_dir)}).items():
+    for name, value in parameters.items():
         command += ["-p", name, str(value)]
     environment = os.environ | {"IPYTHONDIR": str(folder), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
@@ -36,7 +36,7 @@ def papermill(folder: Path, runs_dir: Path, pause: float = 0, **parameters: obje
 def test_a_killed_notebook_resumes_to_the_same_weights_and_scores(scenes_root, tmp_path, monkeypatch):
     parameters = dict(data_root=scenes_root, steps=10, batch_size=4, keep_every=4, device="cpu", crf=False)
     runs_dir = tmp_path / "runs"
-    killed = papermill(tmp_path / "killed", runs_dir, pause=0.5, **parameters)
+    killed = papermill(tmp_path / "killed", runs_dir=runs_dir, **parameters)
     wait_for(lambda: list(runs_dir.glob("*/kept/0000004*")) or killed.poll() is not None)
     (kernel,) = psutil.Process(killed.pid).children()
     kernel.kill()
