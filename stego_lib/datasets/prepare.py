@@ -23,7 +23,7 @@ LABELMEFACADE = f"https://github.com/cvjena/labelmefacade/archive/{COMMIT}.zip"
 
 
 @dataclass(frozen=True)
-class Source:
+class Download:
     """A file, or an archive to unpack. Paths are relative to the folder of the dataset."""
 
     path: str
@@ -37,14 +37,14 @@ class Source:
     """Content of an archive. If it exists, the archive is not needed."""
 
 
-def _lists(name: str, train: str | None = None, val: str | None = None) -> tuple[Source, Source]:
+def _lists(name: str, train: str | None = None, val: str | None = None) -> tuple[Download, Download]:
     """The list `name` of image ids of both splits, with checksums."""
     paths = f"curated/train2017/{name}", f"curated/val2017/{name}"
-    return Source(paths[0], PICIE + paths[0], train), Source(paths[1], PICIE + paths[1], val)
+    return Download(paths[0], PICIE + paths[0], train), Download(paths[1], PICIE + paths[1], val)
 
 
-def _archive(name: str, *gives: str, to: str = ".", url: str | None = None) -> Source:
-    return Source(f"archives/{name}", url, unpack=to, gives=gives)
+def _archive(name: str, *gives: str, to: str = ".", url: str | None = None) -> Download:
+    return Download(f"archives/{name}", url, unpack=to, gives=gives)
 
 
 FINE_LISTS = _lists(
@@ -116,7 +116,7 @@ def make_ready(name: str, root: str | Path) -> None:
         raise StegoError(f"{name} is not usable. Run: python -m stego_lib.datasets check {name} --root {root}")
 
 
-def _get(source: Source, target: Path) -> None:
+def _get(source: Download, target: Path) -> None:
     """Downloads a file, or unpacks an archive."""
     check_installed("Preparing datasets", ["pooch"], "prepare")
     import pooch
