@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # Pixels above which a TIFF is segmented by a sliding window, and default side of the window in pixels.
 LARGE, TILE = 50_000_000, 448
-# Columns that are read at once to look for missing data.
-COLUMNS = 2048
+# Columns that are read at once to look for missing data, and rows to outline regions.
+COLUMNS, ROWS = 2048, 1024
 
 
 def is_large(image: Path) -> bool:
@@ -96,7 +96,6 @@ def count_ids(path: Path) -> np.ndarray:
 
 def outline_raster(labels: Path, output: Path, segments: Classes) -> None:
     """Writes the connected regions of a label map in a file as GeoJSON, see `write_polygons`."""
-    import rasterio
-
     with open_raster(labels) as file:
-        write_polygons(rasterio.band(file, 1), output, segments, place_of(file))
+        rows = (((top, min(top + ROWS, file.height)), (0, file.width)) for top in range(0, file.height, ROWS))
+        write_polygons((file.read(1, window=window) for window in rows), output, segments, place_of(file))

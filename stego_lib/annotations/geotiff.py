@@ -1,6 +1,7 @@
 """Label maps as georeferenced GeoTIFF, and polygons as GeoJSON."""
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,18 @@ FORM = dict(driver="GTiff", count=1, dtype="uint8", nodata=NO_SEGMENT, compress=
 FORM |= dict(tiled=True, blockxsize=256, blockysize=256)
 
 
-def write_polygons(labels: Any, path: Path, segments: Classes, place: dict[str, Any]) -> None:
+def write_polygons(strips: Iterable[np.ndarray], path: Path, segments: Classes, place: dict[str, Any]) -> None:
     """Writes connected regions as GeoJSON polygons with id, name and color, one per line.
 
-    labels: label map, uint8 (H, W), or a band of rasterio. place: transform and CRS. Coordinates are in this CRS, which
-    the file names as GDAL does; in longitude and latitude if it has no code; in pixels without a transform.
+    strips: parts of a label map from top to bottom, uint8 (rows, W). place: transform and CRS. Coordinates are in this
+    CRS, which the file names as GDAL does; in longitude and latitude if it has no code; in pixels without a transform.
     """
     from rasterio import Affine
-    from rasterio.features import shapes
     from rasterio.warp import transform_geom
+    from shapely.affinity import affine_transform
+    from shapely.geometry import mapping
 
+    transform = place.get("transform", Affine.identity()).to_shapely()
     crs = place["crs"] if "transform" in place else None
     authority = crs and crs.to_authority()
     header: dict[str, Any] = {"type": "FeatureCollection"}
@@ -36,9 +39,8 @@ def write_polygons(labels: Any, path: Path, segments: Classes, place: dict[str, 
     with open(path, "w", encoding="utf-8") as file:
         file.write(json.dumps(header).removesuffix("}") + ', "features": [')
         separator = "\n"
-        for outline, value in shapes(labels, connectivity=4, transform=place.get("transform", Affine.identity())):
-            if (id_ := int(value)) == NO_SEGMENT:
-                continue
+        for polygon, id_ in region_outlines(strips):
+            outline = mapping(affine_transform(polygon, transform))
             if crs and not authority:
                 outline = transform_geom(crs, "OGC:CRS84", outline)
             color = "#{:02x}{:02x}{:02x}".format(*segments.colors[id_])
@@ -48,14 +50,47 @@ def write_polygons(labels: Any, path: Path, segments: Classes, place: dict[str, 
         file.write("\n]}\n")
 
 
+def region_outlines(strips: Iterable[np.ndarray]) -> Iterator[tuple[Any, int]]:
+    """Polygons, in pixels, and ids of the connected regions of a label map in strips.
+
+    Regions that cross the border of a strip are merged with their parts in the next strip. So the memory depends on the
+    size of a strip; GDAL would keep all polygons.
+    """
+    from rasterio import Affine
+    from rasterio.features import shapes
+    from shapely import get_parts, union_all
+    from shapely.geometry import shape
+
+    unfinished: dict[int, list[Any]] = {}
+    top = 0
+    for labels in strips:
+        regions = []
+        for outline, value in shapes(labels, labels != NO_SEGMENT, 4, Affine.translation(0, top)):
+            id_, polygon = int(value), shape(outline)
+            if id_ in unfinished and polygon.bounds[1] == top:
+                unfinished[id_].append(polygon)
+            else:
+                regions.append((polygon, id_))
+        for id_, parts in unfinished.items():
+            regions += [(polygon.simplify(0), id_) for polygon in get_parts(union_all(parts))]
+        unfinished, top = {}, top + len(labels)
+        for polygon, id_ in regions:
+            if polygon.bounds[3] == top:
+                unfinished.setdefault(id_, []).append(polygon)
+            else:
+                yield polygon, id_
+    for id_, parts in unfinished.items():
+        yield from ((polygon, id_) for polygon in parts)
+
+
 class GeoJson(Writer):
     """Polygons of connected regions in the coordinates of the image, or in pixels."""
 
-    file, packages, extra = "geojson/{}.geojson", ("rasterio",), "geo"
+    file, packages, extra = "geojson/{}.geojson", ("rasterio", "shapely"), "geo"
 
     def add(self, image: Path, label: np.ndarray, source: str) -> None:
         with self.output.write(self.file.format(image.stem), source) as temporary:
-            write_polygons(label, temporary, self.segments, _georeference(image, label.shape) or {})
+            write_polygons([label], temporary, self.segments, _georeference(image, label.shape) or {})
 
 
 class GeoTiff(Writer):

@@ -108,11 +108,12 @@ def write_labels(path, label, **place):
         file.write(label, 1)
 
 
-def test_gdal_reads_polygons_of_the_pixels(tmp_path):
+def test_gdal_reads_polygons_of_the_pixels_and_strips_cut_none(tmp_path, monkeypatch):
     pyogrio = pytest.importorskip("pyogrio", reason="pyogrio is not installed (extra `dev`)")
     label = np.random.default_rng(0).integers(0, 3, (40, 30), dtype=np.uint8).repeat(2, 0).repeat(3, 1)
     label[10:70, 20:60:10], label[:9, :9] = 1, 255
     write_labels(tmp_path / "a.tif", label, **PLACE)
+    monkeypatch.setattr(raster, "ROWS", 7)
     raster.outline_raster(tmp_path / "a.tif", tmp_path / "a.geojson", cluster_classes(3))
     about, _, outlines, columns = pyogrio.raw.read(tmp_path / "a.geojson")
     polygons, ids = shapely.from_wkb(outlines), columns[list(about["fields"]).index("id")]
