@@ -100,15 +100,17 @@ class GeoTiff(Writer):
 
     def add(self, image: Path, label: np.ndarray, source: str) -> str | None:
         """Returns the name of the image if it is skipped."""
+        from rasterio.io import MemoryFile
+
         place = _georeference(image, label.shape)
         if place is None:
             return image.name
-        with (
-            self.output.write(self.file.format(image.stem), source) as temporary,
-            open_raster(temporary, "w", **FORM, **place) as file,
-        ):
-            file.write(label, 1)
-            file.write_colormap(1, dict(enumerate(self.segments.colors)))
+        with MemoryFile() as memory:  # on a full disk, GDAL may write a damaged file without an error
+            with memory.open(**FORM, **place) as file:
+                file.write(label, 1)
+                file.write_colormap(1, dict(enumerate(self.segments.colors)))
+            with self.output.write(self.file.format(image.stem), source) as temporary:
+                temporary.write_bytes(memory.read())
         return None
 
     def finish(self, records: list[str | None], source: str) -> None:
