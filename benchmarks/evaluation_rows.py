@@ -155,7 +155,7 @@ def predict(settings: Settings) -> dict[str, Any]:
         for name, options in PREDICTED.items():
             if "tile" not in options or megapixels <= 1:
                 told = (settings.folder, int(settings.tiny), folder, megapixels, json.dumps(options))
-                kinds[f"{megapixels} megapixels, {name}"] = in_child("benchmarks.children", "predict", *told)
+                kinds[f"{megapixels} MP, {name}"] = in_child("benchmarks.children", "predict", *told)
     return {"images": kinds}
 
 

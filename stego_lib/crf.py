@@ -6,6 +6,7 @@ published code (extra `crf`, needs a C++ compiler). Their labels agree at 99.9 %
 
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .lattice import NormalizedLattice
-from .utils.errors import check_choice, check_installed
+from .utils.errors import StegoError, check_choice
 
 ENGINES = ("lattice", "pydensecrf")
 ITERATIONS = 10
@@ -77,8 +78,11 @@ def refine(
 def check_engine(engine: str) -> None:
     """Raises StegoError if an engine is unknown or not installed."""
     check_choice("engine", engine, ENGINES)
-    if engine == "pydensecrf":
-        check_installed("engine='pydensecrf'", ["pydensecrf"], "crf")
+    if engine == "pydensecrf" and find_spec("pydensecrf") is None:  # whose build needs more than an extra
+        raise StegoError(
+            "engine='pydensecrf' needs pydensecrf2 and a C++ compiler. Run: pip install 'cython>=3' setuptools; "
+            "pip install --no-build-isolation pydensecrf2"
+        )
 
 
 def _by_pydensecrf(bgr: np.ndarray, maps: Sequence[np.ndarray], iterations: int) -> list[np.ndarray]:

@@ -83,18 +83,12 @@ class Provenance:
 
     def differing(self, other: "Provenance", ignored: Collection[str] = ()) -> list[str]:
         """Names of differing fields, except `versions` and `ignored`. An unknown value differs from any other."""
-        theirs = asdict(other)
-        return [
-            name
-            for name, value in asdict(self).items()
-            if name
-            not in (
-                "versions",
-                *ignored,
-            )
-            and value != theirs[name]
-        ]
+        ours, theirs = self._compared(ignored), other._compared(ignored)
+        return [name for name in ours if ours[name] != theirs[name]]
 
     def key(self, ignored: Collection[str] = ()) -> str:
         """A fingerprint for grouping, equal if and only if `differing` is empty."""
-        return fingerprint(sorted(item for item in asdict(self).items() if item[0] not in ("versions", *ignored)))
+        return fingerprint(sorted(self._compared(ignored).items()))
+
+    def _compared(self, ignored: Collection[str]) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name not in ("versions", *ignored)}

@@ -1,5 +1,6 @@
 """Label maps of large rasters, read and written in parts with rasterio (extra `geo`)."""
 
+import errno
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,12 +71,17 @@ def label_raster(
                 row += len(labels)
                 bar.update(len(labels))
         form = FORM | place_of(file) | {"BIGTIFF": "IF_SAFER"}
-    with open_raster(output, "w", **form) as file:
-        file.write_colormap(1, dict(enumerate(run.segments.colors)))
-        top = 0
-        for labels in _read_parts(parts):
-            file.write(labels, 1, window=((top, top + len(labels)), (0, size[1])))
-            top += len(labels)
+    counts, top = np.zeros(256, int), 0
+    try:
+        with open_raster(output, "w", **form) as file:
+            file.write_colormap(1, dict(enumerate(run.segments.colors)))
+            for labels in _read_parts(parts):
+                file.write(labels, 1, window=((top, top + len(labels)), (0, size[1])))
+                counts, top = counts + np.bincount(labels.ravel(), minlength=256), top + len(labels)
+        if (count_ids(output) != counts).any():  # on a full disk, GDAL may write a damaged file without an error
+            raise OSError("a damaged file")
+    except OSError as error:  # of rasterio, without the number that tells errors of the disk
+        raise OSError(errno.EIO, f"GDAL reports {error}") from error
     shutil.rmtree(parts)
 
 

@@ -1,6 +1,7 @@
 """Panoptic and instance annotations in COCO's format."""
 
 import json
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -29,9 +30,9 @@ class Coco(Writer):
         entry = {"id": _stable_id(image.name), "file_name": image.name, "width": width, "height": height}
         return entry, [{"image_id": entry["id"]} | about for about in self.annotations(image, label, source)]
 
+    @abstractmethod
     def annotations(self, image: Path, label: np.ndarray, source: str) -> Iterator[dict[str, Any]]:
         """Annotations of an image, without its id."""
-        raise NotImplementedError
 
     def finish(self, records: list[Record], source: str) -> None:
         pairs = zip(self.segments.names, self.segments.colors, strict=True)

@@ -1,6 +1,8 @@
 """A folder of results that protects files of the user, and the base class of its writers."""
 
 import json
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,7 +46,7 @@ class OutputFolder:
     def foreign(self, names: Iterable[str], inputs: Iterable[Path]) -> list[str]:
         """Files that exist and are not in the log, or are inputs."""
         kept = {path.resolve() for path in inputs}
-        existing = [name for name in names if (self.path / name).exists()]
+        existing = [name for name in names if os.path.lexists(self.path / name)]  # also broken links
         ours = [name for name in existing if self.overwrite or self.source(name) is not None]
         return [name for name in existing if name not in ours or (self.path / name).resolve() in kept]
 
@@ -59,7 +61,7 @@ class OutputFolder:
         self._sources[name, digest] = self._current[name] = source
 
 
-class Writer:
+class Writer(ABC):
     """Writes label maps in an annotation format: `add` for each image, then `finish` in rank 0.
 
     masks: one of `MASKS`.
@@ -74,9 +76,9 @@ class Writer:
     def __init__(self, output: OutputFolder, segments: Classes, masks: str = "rle"):
         self.output, self.segments, self.masks = output, segments, masks
 
+    @abstractmethod
     def add(self, image: Path, label: np.ndarray, source: str) -> Any:
         """Adds a label map, uint8 (H, W). Returns a record of the image for `finish`."""
-        raise NotImplementedError
 
-    def finish(self, records: list[Any], source: str) -> None:
+    def finish(self, records: list[Any], source: str) -> None:  # noqa: B027
         """Writes the file for all images. records: results of `add`."""

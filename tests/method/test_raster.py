@@ -1,7 +1,8 @@
 """Label maps of rasters by windows: the labels of `predict`, georeference, missing data, interruptions, polygons."""
 
 import json
-from contextlib import nullcontext
+import os
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -69,6 +70,28 @@ def test_an_interrupted_raster_goes_on(run, image, tmp_path, monkeypatch):
     monkeypatch.setattr(raster, "label_strips", lambda *a, **k: watched(*a, stop=False, **k))
     raster.label_raster(run, image, tmp_path / "a.tif", **options)
     assert len(rows) > 3 and sum(rows) == HEIGHT, "nothing is computed twice"
+    with rasterio.open(tmp_path / "a.tif") as file:
+        np.testing.assert_array_equal(file.read(1), run.predict(image, tile=TILE, refine="none"))
+
+
+def test_a_damaged_file_is_an_error_and_nothing_is_lost(run, image, tmp_path, monkeypatch):
+    """As GDAL leaves it on a full disk, without an error."""
+    opened = raster.open_raster
+
+    @contextmanager
+    def truncated(path, mode="r", **form):
+        with opened(path, mode, **form) as file:
+            yield file
+        if mode == "w":
+            os.truncate(path, path.stat().st_size // 2)
+
+    monkeypatch.setattr(raster, "open_raster", truncated)
+    options = dict(parts=tmp_path / "parts", tile=TILE, rules=Rules())
+    with pytest.raises(OSError, match="GDAL"):
+        raster.label_raster(run, image, tmp_path / "a.tif", **options)
+    monkeypatch.setattr(raster, "open_raster", opened)
+    monkeypatch.setattr(raster, "label_strips", None)  # all strips are finished
+    raster.label_raster(run, image, tmp_path / "a.tif", **options)
     with rasterio.open(tmp_path / "a.tif") as file:
         np.testing.assert_array_equal(file.read(1), run.predict(image, tile=TILE, refine="none"))
 

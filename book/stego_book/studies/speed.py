@@ -61,15 +61,15 @@ def exports(row: dict[str, Any]) -> pd.DataFrame:
 
 
 def label_maps(rows: dict[str, Any]) -> pd.DataFrame:
-    """Seconds, peak memory in GB, and megapixels a second of `Run.predict` and of a large raster."""
+    """Seconds, peak memory in GB, and megapixels (MP) per second of `Run.predict` and of a large raster."""
     lines = {
         name: (value["seconds"], value["peak_bytes"] / 1e9, value["pixels"] / 1e6 / value["seconds"])
         for name, value in rows["predict"]["images"].items()
     }
     large = rows["raster"]
     values = (large["seconds"], large["peak_bytes"] / 1e9, large["megapixels"] / large["seconds"])
-    lines[f"GeoTIFF of {large['megapixels']:.0f} megapixels, tiles"] = values
-    columns = ["seconds", "peak memory (GB)", "megapixels per second"]
+    lines[f"GeoTIFF of {large['megapixels']:.0f} MP, tiles"] = values
+    columns = ["seconds", "peak memory (GB)", "MP per second"]
     return pd.DataFrame.from_dict(lines, orient="index", columns=columns).rename_axis("image")
 
 
