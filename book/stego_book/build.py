@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from stego_lib.backbone import EMBEDDED_FOR_PHOTOGRAPHS
 
 from . import browser
 from .check import problems
-from .notebooks import main as run_notebook
 from .notebooks import parameters_of
 from .pdf import write_pdf
 from .reference import write_reference
@@ -42,6 +42,9 @@ PDF = SOURCE / "book" / "stego.pdf"
 
 # Runs first; other notebooks reuse its run.
 FIRST = "notebooks/train"
+# Number of cores, and of notebooks that run at the same time.
+CORES = os.cpu_count() or 1
+WORKERS = min(CORES, 4)
 # The page that segments images in the browser.
 TRY = "book/try"
 # Parameters of notebooks whose defaults take long or need network access.
@@ -87,30 +90,45 @@ def camvid_parameters(data: str | None) -> dict[str, dict[str, Any]]:
 def run_all(names: list[str], changes: dict[str, str], own: dict[str, dict[str, Any]]) -> None:
     """Runs each notebook that is newer than its executed copy, or if the packages, records or benchmarks are newer.
 
+    `FIRST` runs alone, the others several at a time.
+
     changes: parameter name -> text, for all notebooks with this parameter. own: parameters of single notebooks.
     """
     folders = ("stego_lib", "book/stego_book", "book/records", "benchmarks/results")
     used = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix != ".pyc"]
     newest = max(path.stat().st_mtime for path in used if path.is_file())
+    outdated: dict[str, dict[str, Any]] = {}
     for name in names:
-        notebook, executed = ROOT / f"{name}.ipynb", SOURCE / f"{name}.ipynb"
+        notebook = ROOT / f"{name}.ipynb"
         known = parameters_of(notebook)
         given = {
             key: known[key].parse(text) for key, text in changes.items() if key in known and name not in PARAMETERS
         }
         parameters = PARAMETERS.get(name, {}) | own.get(name, {}) | given
-        if is_fresh(executed, max(newest, notebook.stat().st_mtime), parameters):
+        if is_fresh(SOURCE / f"{name}.ipynb", max(newest, notebook.stat().st_mtime), parameters):
             print(f"{name}: up to date")
-            continue
-        print(f"{name}: running ...", flush=True)
-        started = time.monotonic()
-        draft = BUILD / "running" / notebook.name  # not in SOURCE, as it may be partly executed
-        arguments = [str(item) for pair in parameters.items() for item in ("-p", *pair)]
-        if run_notebook([str(notebook), str(draft), *arguments]) != 0:
-            sys.exit(f"{name} failed, see {draft}")
-        executed.parent.mkdir(parents=True, exist_ok=True)
-        draft.replace(executed)
-        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+        else:
+            outdated[name] = parameters
+    if FIRST in outdated:
+        run_one(FIRST, outdated.pop(FIRST), threads=CORES)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        list(pool.map(lambda item: run_one(*item, threads=CORES // WORKERS), outdated.items()))
+
+
+def run_one(name: str, parameters: dict[str, Any], threads: int) -> None:
+    """Runs a notebook in a process of its own, which uses `threads` cores."""
+    print(f"{name}: running ...", flush=True)
+    started = time.monotonic()
+    draft, executed = BUILD / "running" / Path(f"{name}.ipynb").name, SOURCE / f"{name}.ipynb"
+    arguments = [str(item) for pair in parameters.items() for item in ("-p", *pair)]
+    command = [sys.executable, "-m", "stego_book.notebooks", str(ROOT / f"{name}.ipynb"), str(draft), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{name} failed:\n{done.stdout}{done.stderr}")
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    draft.replace(executed)  # the draft is not in SOURCE, as it may be partly executed
+    print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
 
 
 def is_fresh(executed: Path, newest: float, parameters: dict[str, Any]) -> bool:

@@ -29,6 +29,7 @@ KMEANS = "k-means on the features"
 STEPS = {
     "scenes": {"smooseg": 1500, "primaps": 2000, "depthg": 300},
     "camvid": {"smooseg": 600},
+    "labelmefacade": {"smooseg": 600},
 }
 # Steps of PriMaPs-EM if it starts from k-means instead of its first stage.
 EM_STEPS = 600
@@ -40,7 +41,7 @@ COLUMNS = {
     "mIoU, linear probe (labels)": ("linear", "miou"),
 }
 # Folder of the main run records -> title of the dataset.
-SETS = {folder: ", ".join(MAIN[folder]) for folder in ("scenes", "camvid_photos_d6")}
+SETS = {folder: ", ".join(MAIN[folder]) for folder in ("scenes", "camvid_photos_d6", "labelmefacade")}
 
 
 def successors(base: Experiment) -> list[Variant]:
