@@ -112,7 +112,9 @@ def run_all(names: list[str], changes: dict[str, str], own: dict[str, dict[str, 
     if FIRST in outdated:
         run_one(FIRST, outdated.pop(FIRST), threads=CORES)
     with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(lambda item: run_one(*item, threads=CORES // WORKERS), outdated.items()))
+        running = [pool.submit(run_one, *item, threads=CORES // WORKERS) for item in outdated.items()]
+    for future in running:
+        future.result()  # raises the error of a notebook, if any
 
 
 def run_one(name: str, parameters: dict[str, Any], threads: int) -> None:
