@@ -124,7 +124,9 @@ def convergence(curves: pd.DataFrame) -> Figure:
     options = dict(x="step", y="miou", hue="method", style="method", hue_order=order, style_order=order, dashes=False)
     for axis, (dataset, rows) in zip(axes, curves.groupby("dataset", sort=False), strict=True):
         sns.lineplot(rows, markers=True, ax=axis, **options)
-        axis.set(title=dataset, xlabel="step", ylabel="mean IoU (%)", xlim=(0, None), ylim=(0, None))
+        axis.set(
+            title=dataset, xlabel="step", ylabel="mean IoU (%)", xlim=(0, None), ylim=(0, 1.1 * rows["miou"].max())
+        )
     handles, names = axes[0].get_legend_handles_labels()
     for axis in axes:
         axis.get_legend().remove()
