@@ -23,7 +23,10 @@ CHAPTERS = [ROOT / f"{name}.ipynb" for name in PAGES if name.startswith("noteboo
 TEXTS = [ROOT / f"{name}.md" for name in PAGES if not name.startswith("notebooks/")]
 # Notebooks that are no chapters: they train for long, and the book has tables made from their records.
 OUTSIDE = {"seeds", "reproduce"}
-DRAWS = re.compile(r"\b(plots(_\w+)?\.(?!use_style|save|KINDS|paint)\w+|plt\.subplots)\(|^figure;$", re.MULTILINE)
+DRAWS = re.compile(
+    r"\b(plots(_\w+)?\.(?!use_style|save|KINDS|paint)\w+|plt\.subplots|sns\.(rel|cat|dis)plot)\(|^figure;$",
+    re.MULTILINE,
+)
 RESULT = re.compile(
     r"\d(\s*%|\s*percent|\s*mIoU|\s*percentage points)|\b(mIoU|accuracy|AP)\b( of| is|:)? \d", re.IGNORECASE
 )

@@ -7,12 +7,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from stego_book.plots import data as plots_data
 from stego_book.plots import figures as plots
 from stego_book.plots import grids, style
 from stego_lib.datasets import Classes
-from stego_lib.utils.notices import Notice
 
 
 @pytest.fixture(autouse=True)
@@ -56,13 +56,12 @@ CIRCLED = Classes(("ⒶⒷ", "ⒸⒹ"), ((9, 9, 200), (90, 90, 90)))
 
 
 @pytest.fixture
-def fonts(monkeypatch):
-    """Of the fonts of matplotlib alone DejaVu, and STIXGeneral in a list of its own; what figures use is put back."""
-    manager = style.font_manager.fontManager
-    usual, other = ([font for font in manager.ttflist if font.name.startswith(name)] for name in ("DejaVu", "STIXG"))
-    monkeypatch.setattr(manager, "ttflist", usual)
-    with plt.rc_context({"font.family": ["sans-serif"], "font.sans-serif": ["DejaVu Sans"]}), warnings.catch_warnings():
-        yield other
+def styled(monkeypatch):
+    """The style of the figures, with STIXGeneral as the only fallback; what figures use is put back."""
+    monkeypatch.setattr(style, "FALLBACK_FONTS", ("STIXGeneral", "not installed"))
+    with plt.rc_context(), warnings.catch_warnings():
+        style.use_style()
+        yield
 
 
 def figures_of(classes: Classes):
@@ -71,34 +70,26 @@ def figures_of(classes: Classes):
     scores = {"cluster": {"iou": [10.0 * number for number in range(len(names))]}}
     record = {"classes": names, "scores": scores, "confusion": np.eye(len(names)).tolist()}
     record["matching"] = list(range(len(names)))
-    yield lambda: plots.confusion(record)
-    yield lambda: plots.class_iou(record, methods=["cluster"])
-    yield lambda: grids.image_grid({"image": [black], "label": [black[..., 0]]}, [classes], [names[0]])
-    yield lambda: plots_data.palettes({"mine": classes})
+    yield plots.confusion(record)
+    yield plots.class_iou(record, methods=["cluster"])
+    yield grids.image_grid({"image": [black], "label": [black[..., 0]]}, [classes], [names[0]])
+    yield plots_data.palettes({"mine": classes})
 
 
-def test_names_in_other_scripts_are_drawn_with_a_font_that_has_them(fonts):
-    """Each figure alone, so that none lives on what another has found."""
-    style.font_manager.fontManager.ttflist.extend(fonts)
+def test_names_in_other_scripts_are_drawn_with_an_installed_font(styled):
     warnings.filterwarnings("error", "Glyph .* missing from font")
-    for draw in figures_of(CIRCLED):
-        plt.rcParams["font.family"] = ["sans-serif"]
-        draw().canvas.draw()
-        assert plt.rcParams["font.family"] == ["sans-serif", "STIXGeneral"]
+    for figure in figures_of(CIRCLED):
+        figure.canvas.draw()
+    plt.rcParams["font.family"] = ["sans-serif"]
+    with pytest.raises(UserWarning, match="missing"):
+        next(figures_of(CIRCLED)).canvas.draw()
 
 
-def test_letters_that_no_font_has_are_told_once(fonts):
-    with pytest.warns(Notice, match="도") as told:
-        for _ in range(2):
-            style.find_fonts("도로", "straße", "дорога", "طريق", "…")
-    assert len(told) == 1
-
-
-def test_names_are_shown_as_they_are():
+def test_names_are_shown_as_they_are(styled):
     """LabelMe's classes begin with an underscore, which matplotlib hides; dollar signs would begin a formula."""
     classes = Classes(("_background_", "price $5 to $$", "x^2$"), ((0, 0, 0), (9, 9, 9), (99, 9, 9)))
-    for draw in figures_of(classes):
-        figure = draw()
+    for figure in figures_of(classes):
         figure.canvas.draw()
+        assert not any(text.get_parse_math() for text in figure.findobj(Text))
         if figure.legends:
             assert [text.get_text() for text in figure.legends[0].get_texts()] == list(classes.names)

@@ -106,39 +106,3 @@ def tensors(matrices: dict[str, Tensor], groups: Sequence[tuple[str, Tensor, Ten
     axes[0].tick_params(length=0)
     figure.colorbar(drawn, ax=axes, shrink=0.85, aspect=25)
     return figure
-
-
-def pull(feature: Sequence[float], shift: float) -> Figure:
-    """The loss of one pair of points over its code correspondence S, with and without the zero clamp.
-
-    feature: feature correspondences F, one line each; shift: b.
-    """
-    codes = np.linspace(-1, 1, 201)
-    figure, axes = panels(2, size=(4.5, 3.2), sharey=True)
-    for axis, title, values in zip(axes, ("-(F - b) S", "-(F - b) max(S, 0)"), (codes, codes.clip(0)), strict=True):
-        for color, line, value in zip(sns.color_palette(), LINES, feature, strict=False):
-            options = {"color": color, "linestyle": line, "linewidth": 2}
-            axis.plot(codes, -(value - shift) * values, label=f"F = {value:.2f}", **options)
-        axis.set(title=title, xlabel="code correspondence S", xticks=(-1, -0.5, 0, 0.5, 1))
-        axis.axvline(0, color="0.5", linewidth=0.8)
-    axes[0].set_ylabel("loss of the pair")
-    axes[1].legend(title=f"b = {shift:.2f}", fontsize=9, loc="lower left")
-    return figure
-
-
-def row_means(before: Tensor, after: Tensor, image: Tensor) -> Figure:
-    """Mean correspondence of each position with the partner, before and after centering, next to the image.
-
-    before, after: (h, w, i, j); image: uint8 (3, H, W).
-    """
-    means = {"row means of F": before.mean((2, 3)), "row means of centered F": after.mean((2, 3))}
-    low, high = min(mean.min() for mean in means.values()), max(mean.max() for mean in means.values())
-    figure, axes = panels(3, size=(2.87, 2.9))
-    show_image(axes[0], image)
-    for axis, mean in zip(axes[1:], means.values(), strict=True):
-        drawn = axis.imshow(mean, cmap=HEAT, vmin=low, vmax=high)
-        hide_ticks(axis)
-    for axis, title in zip(axes, ("image", *means), strict=True):
-        axis.set_title(title, fontsize=11)
-    figure.colorbar(drawn, ax=axes, shrink=0.85)
-    return figure

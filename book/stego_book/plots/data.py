@@ -1,4 +1,4 @@
-"""Figures of datasets: crops, shared content, palettes."""
+"""Figures of datasets: crops, palettes."""
 
 import textwrap
 
@@ -6,13 +6,12 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from torch import Tensor
 
 from stego_lib.datasets import Classes
 from stego_lib.datasets.base import SegmentationDataset
 from stego_lib.datasets.crops import FiveCrop
 
-from .style import find_fonts, hide_ticks, panels, show_image
+from .style import hide_ticks, panels, show_image
 
 
 def five_crop(dataset: SegmentationDataset, index: int) -> Figure:
@@ -32,23 +31,9 @@ def five_crop(dataset: SegmentationDataset, index: int) -> Figure:
     return figure
 
 
-def shared_content(values: dict[str, Tensor]) -> Figure:
-    """Histograms of the content shared with partners, with means, one per kind of partner."""
-    figure, (axis,) = panels(1, size=(7, 3))
-    bins = np.linspace(0, 1, 26)
-    for color, (name, shares) in zip(sns.color_palette(), values.items(), strict=False):
-        label = f"{name}: mean {shares.mean():.2f}"
-        axis.hist(shares.flatten().numpy(), bins, density=True, alpha=0.55, color=color, label=label)
-        axis.axvline(shares.mean(), color=color, linestyle="--")
-    axis.set(xlabel="content that image and partner share", ylabel="density", xlim=(0, 1))
-    axis.legend()
-    return figure
-
-
 def palettes(spaces: dict[str, Classes], columns: int = 9) -> Figure:
     """The classes of every dataset, each name on its color."""
     lines = [-(-len(classes) // columns) for classes in spaces.values()]
-    find_fonts(*(name for classes in spaces.values() for name in classes.names))
     height = 0.42 * sum(lines) / len(lines) + 0.3
     figure, axes = panels(len(spaces), columns=1, size=(11, height), height_ratios=lines)
     for axis, (name, classes), height in zip(axes, spaces.items(), lines, strict=True):
@@ -56,7 +41,7 @@ def palettes(spaces: dict[str, Classes], columns: int = 9) -> Figure:
             x, y = i % columns, i // columns
             axis.add_patch(Rectangle((x, y), 0.97, 0.92, facecolor=color, edgecolor="0.7"))
             ink = "black" if color @ [0.299, 0.587, 0.114] > 0.5 else "white"
-            options = {"ha": "center", "va": "center", "fontsize": 9, "color": ink, "parse_math": False}
+            options = {"ha": "center", "va": "center", "fontsize": 9, "color": ink}
             axis.text(x + 0.485, y + 0.46, textwrap.fill(class_, 13), **options)
         hide_ticks(axis)
         axis.set(xlim=(0, columns), ylim=(height, 0))

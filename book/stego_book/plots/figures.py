@@ -11,11 +11,13 @@ from matplotlib.figure import Figure
 from stego_lib.datasets.classes import distinct_names
 from stego_lib.run import Run
 
-from ..studies.results import METHODS, method_names, score_table, scored
-from .style import as_they_are, bars_and_dots, find_fonts, panels
+from ..studies.results import METHODS, OVERVIEW, method_names, score_table, scored
+from .style import panels
 
 # Pair type in the loss -> its name in figures.
 KINDS = {"self": "self", "knn": "nearest neighbor", "rand": "random"}
+# Score in a run record -> axis label.
+SCORES = {"accuracy": "accuracy (%)", "miou": "mean IoU (%)"}
 
 
 def correspondences(run: Run) -> Figure:
@@ -45,26 +47,25 @@ def curves(log: pd.DataFrame, span: int = 20) -> Figure:
     For a successor of STEGO, the terms of its loss. Faint: every step. Strong: exponential moving average over about
     `span` steps.
     """
-    if "loss_self" in log:
-        probes = [name for name in ("cluster", "linear") if f"loss_{name}" in log and log[f"loss_{name}"].notna().any()]
-        lines = {
-            "correspondence loss": {f"loss_{kind}": name for kind, name in KINDS.items()},
-            "mean code correspondence": {f"code_{kind}": name for kind, name in KINDS.items()},
-            "loss of the probes": {f"loss_{name}": name for name in probes},
-        }
-        lines = {title: columns for title, columns in lines.items() if columns}
-    else:
-        lines = {str(name).replace("_", " "): {name: ""} for name in log}
-    colors = dict(zip([*KINDS.values(), "cluster", "linear"], sns.color_palette(), strict=False))
-    figure, axes = panels(len(lines), size=(3.5, 3.1))
-    for axis, (title, columns) in zip(axes, lines.items(), strict=True):
-        for column, name in columns.items():
-            color = colors.get(name, sns.color_palette()[0])
-            axis.plot(log[column], color=color, alpha=0.25, linewidth=0.8)
-            axis.plot(log[column].ewm(span=span).mean(), color=color, label=name)
-        axis.set(title=title, xlabel="step")
-        if all(columns.values()):
-            axis.legend(fontsize=8)
+    log = log.dropna(axis="columns", how="all")
+    names = KINDS | {"cluster": "cluster", "linear": "linear"}
+    parts = {
+        "correspondence loss": [f"loss_{kind}" for kind in KINDS],
+        "mean code correspondence": [f"code_{kind}" for kind in KINDS],
+        "loss of the probes": ["loss_cluster", "loss_linear"],
+    }
+    if "loss_self" not in log:
+        parts = {name.replace("_", " "): [name] for name in log}
+    parts = {title: [name for name in columns if name in log] for title, columns in parts.items()}
+    parts = {title: columns for title, columns in parts.items() if columns}
+    figure, axes = panels(len(parts), size=(3.5, 3.1))
+    for axis, (title, columns) in zip(axes, parts.items(), strict=True):
+        lines = log[columns].rename(columns=lambda column: names.get(column.partition("_")[2], column))
+        lines.plot(ax=axis, alpha=0.25, linewidth=0.8, legend=False)
+        axis.set_prop_cycle(None)
+        lines.ewm(span=span).mean().plot(ax=axis, title=title, xlabel="step", legend=False)
+        if len(columns) > 1:
+            axis.legend(axis.lines[len(columns) :], lines.columns, fontsize=8)
     return figure
 
 
@@ -74,7 +75,7 @@ def score_bars(record: dict[str, Any]) -> Figure:
     methods = [method for method in METHODS if method in scores]
     colors = [sns.color_palette()[0 if METHODS[method].startswith("STEGO") else 7] for method in methods]
     figure, axes = panels(2, size=(5, 0.42 * len(methods) + 1.2), sharey=True)
-    for axis, (score, title) in zip(axes, {"accuracy": "accuracy (%)", "miou": "mean IoU (%)"}.items(), strict=True):
+    for axis, (score, title) in zip(axes, SCORES.items(), strict=True):
         values = [scores[method][score] for method in methods]
         bars = axis.barh([names[method] for method in methods], values, color=colors)
         axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
@@ -84,22 +85,25 @@ def score_bars(record: dict[str, Any]) -> Figure:
     return figure
 
 
+def bars_and_dots(table: pd.DataFrame, y: str, scores: Sequence[str] = ("miou",)) -> Figure:
+    """One panel per score: a bar for the mean and dots for the values of each value of the column `y`."""
+    figure, axes = panels(len(scores), size=(10 / (1 + len(scores)) + 2, 0.45 * table[y].nunique() + 1.2), sharey=True)
+    for axis, score in zip(axes, scores, strict=True):
+        sns.barplot(table, x=score, y=y, errorbar=None, color=sns.color_palette("pastel")[0], ax=axis)
+        sns.stripplot(table, x=score, y=y, color="black", size=4, jitter=0.12, ax=axis)
+        axis.set(xlabel=SCORES[score], ylabel="")
+    return figure
+
+
 def spread(records: list[dict[str, Any]]) -> Figure:
     """mIoU of every method: one dot per seed, the mean as a bar."""
-    names = method_names(records[0])
     table = score_table(records)
-    table["method"] = table["method"].map(names)
-    order = [name for name in names.values() if name in set(table["method"])]
-    figure, (axis,) = panels(1, size=(8, 0.45 * len(order) + 1.2))
-    bars_and_dots(axis, table, "miou", "method", order)
-    axis.set(xlabel="mean IoU (%)", xlim=(0, 100))
-    return figure
+    return bars_and_dots(table.assign(method=table["method"].map(method_names(records[0]))), "method")
 
 
 def confusion(record: dict[str, Any]) -> Figure:
     """Confusion matrix in percent: rows are clusters, columns true classes; each column sums to 100."""
     table, matching, names = np.array(scored(record)["confusion"], float), record["matching"], record["classes"]
-    find_fonts(*names)
     order = sorted(range(len(matching)), key=lambda cluster: (matching[cluster] < 0, matching[cluster]))
     rows = [names[matching[i]] if matching[i] >= 0 else f"cluster {i}" for i in order]
     side = 0.42 * len(names) + 2.2
@@ -110,7 +114,6 @@ def confusion(record: dict[str, Any]) -> Figure:
     sns.heatmap(share, cmap="viridis", vmin=0, vmax=100, square=True, ax=axis, **options)
     axis.set(xlabel="true class", ylabel="cluster, by the class it is matched to")
     axis.tick_params(axis="x", rotation=60)
-    as_they_are([*axis.get_xticklabels(), *axis.get_yticklabels()])
     return figure
 
 
@@ -127,7 +130,6 @@ def class_iou(*records: dict[str, Any], methods: Sequence[str] = tuple(METHODS))
 
 def class_table(values: Mapping[str, Sequence[float] | np.ndarray], names: Sequence[str]) -> Figure:
     """IoU of each class as a colored table: one row per entry of `values`, one column per class, the mean first."""
-    find_fonts(*names)
     table = pd.DataFrame(values, index=names).T
     table.insert(0, "mean", table.mean(axis=1))
     figure, (axis,) = panels(1, size=(3.2 + 0.62 * len(table.columns), 1.4 + 0.36 * len(table)))
@@ -136,5 +138,43 @@ def class_table(values: Mapping[str, Sequence[float] | np.ndarray], names: Seque
     axis.axvline(1, color="white", linewidth=4)
     axis.tick_params(axis="x", rotation=45)
     axis.tick_params(axis="y", rotation=0)
-    as_they_are(axis.get_xticklabels())
+    return figure
+
+
+def backbones(scores: pd.DataFrame) -> Figure:
+    """mIoU of k-means, STEGO and linear probes on each dataset and backbone: mean, standard deviation as a line.
+
+    scores: from `results.main_scores`.
+    """
+    shown = scores[scores["method"].isin(OVERVIEW)]
+    shown = shown.assign(group=shown["data"] + "\n" + shown["backbone"], method=shown["method"].map(METHODS))
+    colors = [*sns.light_palette("0.35", 4)[1:3], *sns.color_palette("Blues", 4)[1:4:2]]
+    colors += [*sns.color_palette("Greens", 4)[1:4:2], (0.96, 0.76, 0.45), (0.87, 0.56, 0.02)]
+    figure, (axis,) = panels(1, size=(5 + 1.1 * shown["group"].nunique(), 3.4))
+    options = {"hue_order": [METHODS[method] for method in OVERVIEW], "palette": colors, "err_kws": {"linewidth": 1}}
+    sns.barplot(shown, x="group", y="miou", hue="method", errorbar="sd", ax=axis, **options)
+    axis.set(xlabel="", ylabel="mean IoU (%)")
+    axis.tick_params(axis="x", labelsize=8)
+    axis.legend(title=None, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def benchmark(tables: dict[str, pd.DataFrame]) -> Figure:
+    """mIoU of each method, one panel per dataset (`results.rows_by_miou`): solid bars are verified."""
+    heights = [max(map(len, list(tables.values())[line : line + 2])) for line in range(0, len(tables), 2)]
+    size = (6.2, 0.3 * sum(heights) / len(heights) + 0.8)
+    figure, axes = panels(len(tables), columns=2, size=size, height_ratios=heights, sharex=True)
+    for axis, (title, table) in zip(axes, tables.items(), strict=True):
+        colors = [sns.color_palette()[0 if method.startswith("STEGO") else 7] for method in table["method"]]
+        bars = axis.barh(table["method"] + ", " + table["backbone"], table["miou"], color=colors, edgecolor=colors)
+        axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+        for bar, verified in zip(bars, table["verified"], strict=True):
+            if verified != "yes":
+                bar.set(facecolor="white", hatch="///")
+        axis.set(title=title, xlabel="mean IoU (%)")
+        axis.tick_params(axis="y", labelsize=8)
+        axis.tick_params(axis="x", labelbottom=True)
+        axis.grid(axis="y", visible=False)
+        axis.invert_yaxis()
+    axes[0].margins(x=0.12)
     return figure

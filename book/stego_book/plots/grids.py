@@ -16,7 +16,7 @@ from stego_lib.datasets.classes import DEFAULT, Rules
 from stego_lib.datasets.images import as_tensor
 from stego_lib.utils.errors import StegoError
 
-from .style import add_legend, find_fonts, hide_ticks, paint, show_image
+from .style import add_legend, hide_ticks, paint, show_image
 
 # Inches: maximal width of a grid; gap between images; left margin.
 WIDTH, GAP, LEFT = 10.0, 0.05, 0.3
@@ -71,11 +71,10 @@ def image_grid(
                 axis.spines[:].set_visible(False)
             else:
                 show_image(axis, paint(cell, ids) if cell.ndim == 2 and ids else cell)
-        font = min(11, max(7, 8.5 * height))
-        line[0].set_ylabel(name, fontsize=font, parse_math=False, fontfamily=find_fonts(name))
+        line[0].set_ylabel(name, fontsize=min(11, max(7, 8.5 * height)))
     for axis, title in zip(axes[0], titles, strict=bool(titles)):
         short = title if len(title) <= 20 else f"…{title[-19:]}"
-        axis.set_title(short, fontsize=10, parse_math=False, fontfamily=find_fonts(title))
+        axis.set_title(short, fontsize=10)
     maps = [cell for cells in table.values() for cell in cells if cell is not None and cell.ndim == 2]
     if ids and maps:
         add_legend(figure, *classes, ignored=any(((cell < 0) | (cell >= len(ids))).any() for cell in maps))

@@ -54,15 +54,3 @@ def learning_curves(stages: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> 
     right.set(title="mIoU (%), images not trained on", xlabel="minutes of training", ylim=(0, None))
     right.legend(fontsize=9, loc="lower left")
     return figure
-
-
-def objectives(measured: Mapping[str, pd.DataFrame]) -> Figure:
-    """One panel per measurement, one line per recipe, by minutes. measured: name -> table of `read_curve`."""
-    common = {key: title for key, title in MEASURES.items() if all(key in table for table in measured.values())}
-    figure, axes = panels(len(common), size=(4.75, 3.4))
-    for axis, (key, title) in zip(axes, common.items(), strict=True):
-        for (name, table), color, marker in zip(measured.items(), sns.color_palette(), "os^d", strict=False):
-            axis.plot(table.index, table[key], marker=marker, color=color, label=name)
-        axis.set(title=title, xlabel="minutes of training", ylim=(0, None))
-    axes[0].legend(fontsize=9)
-    return figure

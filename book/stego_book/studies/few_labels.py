@@ -250,11 +250,13 @@ def read(root: str | Path) -> pd.DataFrame:
             keys = pd.DataFrame([RECORDED[key] for key in scored["method"]], columns=["method", "on", "count"])
             about = dict(dataset=dataset, split=split, labels="images", places="", draw=scored["seed"].to_numpy())
             rows.append(scored[["accuracy", "miou"]].reset_index(drop=True).join(keys).assign(**about))
-    return pd.concat(rows, ignore_index=True).drop_duplicates()
+    table = pd.concat(rows, ignore_index=True).drop_duplicates()
+    order = sorted(table["count"].unique(), key=lambda count: {"none": 0, "all": np.inf}.get(count, count))
+    return table.assign(count=pd.Categorical(table["count"].astype(str), map(str, order), ordered=True))
 
 
 def table(rows: pd.DataFrame, index: Sequence[str], score: str = "miou") -> str:
     """Mean and spread of a score over the draws as a Markdown table: one row per `index`, one column per count."""
-    cells = rows.groupby([*index, "count"], sort=False)[score].agg(mean_and_spread).unstack(fill_value="")
-    order = sorted(cells, key=lambda count: {"none": 0, "all": np.inf}.get(count, count))
-    return markdown(cells[order].rename(columns=str).rename_axis(columns=None).reset_index())
+    groups = rows.groupby([*index, "count"], sort=False, observed=True)[score]
+    cells = groups.agg(mean_and_spread).unstack(fill_value="").sort_index(axis="columns")
+    return markdown(cells.rename(columns=str).rename_axis(columns=None).reset_index())
