@@ -277,7 +277,9 @@ def train_step(
     """
     model.train()
     feats, feats_knn = batch.feats, batch.feats_knn
-    with torch.autocast(feats.device.type, precision, enabled=precision != torch.float32):
+    # Without cache: inside another autocast context, such as that of `usual_modes`, the cache would keep the weights of
+    # the first step.
+    with torch.autocast(feats.device.type, precision, enabled=precision != torch.float32, cache_enabled=False):
         code, code_knn = (model.head(maps).float() for maps in (feats, feats_knn))
     if experiment.official.published:  # the published code also applies dropout to the target features
         feats, feats_knn = model.head.dropout(feats), model.head.dropout(feats_knn)

@@ -128,9 +128,27 @@ def run_one(name: str, parameters: dict[str, Any], threads: int) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{name} failed:\n{done.stdout}{done.stderr}")
+    polish(draft)
     executed.parent.mkdir(parents=True, exist_ok=True)
     draft.replace(executed)  # the draft is not in SOURCE, as it may be partly executed
     print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def polish(executed: Path) -> None:
+    """Labels the folded parameters and solutions, and keeps "mean ± deviation" in tables on one line."""
+    notebook = nbformat.read(executed, 4)
+    exercises = False
+    for cell in notebook.cells:
+        exercises = exercises or "## Exercises" in cell.source
+        tags = cell.metadata.get("tags", [])
+        if "parameters" in tags:
+            cell.metadata.setdefault("mystnb", {})["code_prompt_show"] = "Show parameters"
+        if exercises and "hide-cell" in tags:
+            cell.metadata.setdefault("mystnb", {})["code_prompt_show"] = "Show solution"
+        for output in cell.get("outputs", []):
+            for kind in {"text/html", "text/markdown"} & set(output.get("data", {})):
+                output.data[kind] = output.data[kind].replace(" ± ", "\u00a0±\u00a0")
+    nbformat.write(notebook, executed)
 
 
 def is_fresh(executed: Path, newest: float, parameters: dict[str, Any]) -> bool:

@@ -9,7 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 from common import ROOT, few_samples, tiny_experiment
-from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
 import stego_lib
@@ -136,6 +136,21 @@ def test_an_executed_notebook_is_kept_while_nothing_has_changed(tmp_path):
     assert build.is_fresh(path, time - 1, {"steps": 3}) and not build.is_fresh(path, time + 1, {"steps": 3})
     assert not build.is_fresh(path, time - 1, {"steps": 4}) and not build.is_fresh(tmp_path / "none.ipynb", 0, {})
     assert build.named_figures(path) == {"fig-x": b"\x89PNG"}
+
+
+def test_folds_are_labeled_and_deviations_stay_on_the_line_of_their_mean(tmp_path):
+    cells = [
+        new_code_cell("steps = 1", metadata={"tags": ["parameters", "hide-input"]}),
+        new_markdown_cell("## Exercises"),
+    ]
+    table = new_output("execute_result", {"text/html": "<td>1.0 ± 0.2</td>"})
+    cells.append(new_code_cell("scores", metadata={"tags": ["hide-cell"]}, outputs=[table]))
+    nbformat.write(new_notebook(cells=cells), tmp_path / "a.ipynb")
+    build.polish(tmp_path / "a.ipynb")
+    first, _, last = nbformat.read(tmp_path / "a.ipynb", 4).cells
+    assert first.metadata.mystnb.code_prompt_show == "Show parameters"
+    assert last.metadata.mystnb.code_prompt_show == "Show solution"
+    assert last.outputs[0].data["text/html"] == "<td>1.0\u00a0±\u00a00.2</td>"
 
 
 def test_errors_and_missing_figures_of_a_notebook_are_reported(tmp_path):

@@ -63,3 +63,14 @@ def test_the_head_is_trained_in_the_precision_of_the_backbone_and_published_numb
     experiment = tiny_experiment(scenes_root, backbone_file, steps=2, precision="bfloat16", published=published)
     train(experiment, runs_dir=tmp_path)
     assert seen == [expected] * 2
+
+
+def test_training_in_bfloat16_follows_training_in_float32(scenes_root, backbone_file, tmp_path, monkeypatch):
+    few_samples(monkeypatch)
+    experiment = tiny_experiment(scenes_root, backbone_file, steps=12, dropout=0.0, lr_head=0.02)
+    logs = [
+        train(experiment.but(precision=precision), runs_dir=tmp_path / precision).log["code_self"]
+        for precision in ("float32", "bfloat16")
+    ]
+    changed = abs(logs[0].iloc[-1] - logs[0].iloc[0])
+    assert changed > 0.05 and abs(logs[1].iloc[-1] - logs[0].iloc[-1]) < 0.25 * changed
