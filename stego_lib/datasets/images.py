@@ -259,8 +259,10 @@ def read_bands(
             known &= alpha > np.iinfo(alpha.dtype).max // 2 if alpha.dtype.kind in "iu" else alpha > 0
     white_is_zero = "MINISWHITE" in file.tags(ns="IMAGE_STRUCTURE")
     palette = ColorInterp.palette in file.colorinterp and not white_is_zero  # GDAL adds a palette to MINISWHITE
-    if palette or (values.dtype == np.uint8 and "NBITS" in file.tags(bands[0], ns="IMAGE_STRUCTURE")):
-        raise StegoError("has a palette or less than 8 bits. Convert it: gdal_translate -expand rgb or -scale.")
+    few_bits = values.dtype == np.uint8 and "NBITS" in file.tags(bands[0], ns="IMAGE_STRUCTURE")
+    if palette or few_bits or values.dtype.kind not in "uif":
+        problem = f"has a palette, less than 8 bits or values that are not real numbers ({values.dtype})"
+        raise StegoError(f"{problem}. Convert it: gdal_translate -expand rgb, -scale or -ot Float32.")
     values = _scale(values, known, limits)
     return 255 - values if white_is_zero else values, ~known
 

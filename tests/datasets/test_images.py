@@ -174,6 +174,14 @@ def test_few_bits_and_palettes_of_geotiffs_are_refused(tmp_path):
             read_image(path)
 
 
+@pytest.mark.parametrize("dtype", ["complex64", "complex128", "complex_int16"])
+def test_values_that_are_not_real_numbers_are_refused(tmp_path, dtype):
+    path = write_tiff(tmp_path / "a.tif", TWELVE[None] * np.complex64(1 + 1j), dtype=dtype)
+    for rules in (DEFAULT, Rules((0, 4095))):
+        with pytest.raises(StegoError, match="complex"):
+            read_image(path, rules)
+
+
 # ---------------------------------------------------------------------------------------------- orientation
 
 
