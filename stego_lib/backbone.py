@@ -4,7 +4,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .networks.geometry import Geometry, feature_map, is_vit, measure
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 # Bytes of the largest activation per chunk on a CPU. Chunks that fit its cache take a fifth less time per image (2
 # images instead of 16 for a ViT-S on two cores of an AMD EPYC).
 CPU_BYTES = 16 * 2**20
-# Number of attention heads that the published code assumes for keys.
-PUBLISHED_HEADS = 6
 # The embedded backbone trained on photographs, see weights/photos_vit_tiny8_d6.md.
 EMBEDDED_FOR_PHOTOGRAPHS = "photos_vit_tiny8_d6"
 
@@ -85,7 +82,12 @@ class Backbone(nn.Module):
         self.precision = choose_precision(precision, self.device)
         self.vit, normalization = load_network(name, heads)
         self.geometry = measure(self.vit.eval(), name)
-        self.block, self.key_heads = self._check_options(keys, block, published)
+        # The last block, or the last stage of a network without blocks.
+        self.block, self.key_heads = (len(self.vit.blocks) - 1 if is_vit(self.vit) else -1), None
+        if keys or block != -1:
+            from .official import block_and_heads
+
+            self.block, self.key_heads = block_and_heads(self, keys, block, published)
         self.weights_id = weights_id(self.vit)
         for key, values in normalization.items():
             self.register_buffer(key, torch.tensor(values, device=self.device).view(1, 3, 1, 1))
@@ -145,35 +147,10 @@ class Backbone(nn.Module):
     def maps(self, images: Tensor) -> Tensor:
         """Features of normalized images in the backbone's precision, without chunks."""
         if self.keys:
-            return self._keys(images)
+            from .official import attention_keys
+
+            return attention_keys(self, images)
         return feature_map(self.vit, images, self.block, self.geometry.normed)
-
-    def _check_options(self, keys: bool, block: int, published: bool) -> tuple[int, int | None]:
-        """Returns the block counted from 0 and the number of heads of keys. Raises StegoError if they do not exist."""
-        depth = len(self.vit.blocks) if is_vit(self.vit) else 0
-        if not depth and block == -1 and not keys:
-            return -1, None
-        if not -depth <= block < depth:
-            raise StegoError(
-                f"backbone {self.name!r} has {depth} blocks, so block={block}, keys={keys} is invalid. Change them."
-            )
-        attention = getattr(self.vit.blocks[block], "attn", None)
-        heads = PUBLISHED_HEADS if published else getattr(attention, "num_heads", 0)
-        if keys and not (getattr(attention, "qkv", None) and heads and self.dim % heads == 0):
-            raise StegoError(f"backbone {self.name!r} has no keys of {heads} attention heads. Use keys=False.")
-        return block % depth, heads if keys else None
-
-    def _keys(self, images: Tensor) -> Tensor:
-        """Attention keys of the block, (B, C, h, w); channel = head * (C / heads) + channel within the head."""
-        attention, inputs = self.vit.blocks[self.block].attn, []
-        with attention.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])):
-            self.vit.forward_intermediates(images, indices=[self.block], intermediates_only=True, stop_early=True)
-        bias = None if attention.qkv.bias is None else attention.qkv.bias.chunk(3)[1]
-        keys = F.linear(inputs[0], attention.qkv.weight.chunk(3)[1], bias)[:, self.vit.num_prefix_tokens :]
-        # Memory order: (B, heads, positions, channels within a head). A wrong number of heads mixes positions.
-        by_head = keys.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
-        by_head = by_head.reshape(len(images), self.key_heads, *self.grid(*images.shape[-2:]), -1)
-        return by_head.movedim(-1, 2).flatten(1, 2)
 
     def fingerprint(self) -> str:
         """Identifies everything that determines features: weights, architecture, block, normalization, precision."""

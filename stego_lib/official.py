@@ -1,4 +1,4 @@
-"""Loss terms of the authors' code that no recipe of the paper uses, off by default; see `experiment.Official`.
+"""Keys as features, and loss terms, of the authors' code that no recipe uses; see `experiment.Official`.
 
 Salience masks, whose files were not released, and the repulsion term, which the code does not implement, are missing.
 """
@@ -12,6 +12,8 @@ from torch import Tensor
 from torchvision import transforms
 
 from .loss import sample
+from .networks.geometry import is_vit
+from .utils.errors import StegoError
 from .utils.torch_state import drawing
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from .features import Features
     from .model import Stego
 
+# Number of attention heads that the published code assumes for keys.
+PUBLISHED_HEADS = 6
 # Side in pixels of the maps of the CRF-inspired loss, and number of points.
 CRF_SIDE, CRF_POINTS = 56, 1000
 # Ranges of the area of a view relative to the image, and of its aspect ratio.
@@ -32,6 +36,31 @@ PHOTOMETRIC = transforms.Compose(
         transforms.RandomApply([transforms.GaussianBlur(5)], 0.5),
     ]
 )
+
+
+def block_and_heads(backbone: "Backbone", keys: bool, block: int, published: bool) -> tuple[int, int | None]:
+    """The block, counted from 0, and the number of heads of keys. Raises StegoError if they do not exist."""
+    blocks = backbone.vit.blocks if is_vit(backbone.vit) else ()
+    exists = -len(blocks) <= block < len(blocks)
+    attention = getattr(blocks[block], "attn", None) if exists else None
+    heads = PUBLISHED_HEADS if published else getattr(attention, "num_heads", 0)
+    if not exists or (keys and not (getattr(attention, "qkv", None) and heads and backbone.dim % heads == 0)):
+        problem = f"backbone {backbone.name!r} has {len(blocks)} blocks, and block={block} has no such features"
+        raise StegoError(f"{problem} (keys={keys}, {heads} attention heads). Change block, or use keys=False.")
+    return block % len(blocks), heads if keys else None
+
+
+def attention_keys(backbone: "Backbone", images: Tensor) -> Tensor:
+    """Attention keys of the block, (B, C, h, w); channel = head * (C / heads) + channel within the head."""
+    attention, inputs = backbone.vit.blocks[backbone.block].attn, []
+    with attention.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])):
+        backbone.vit.forward_intermediates(images, indices=[backbone.block], intermediates_only=True, stop_early=True)
+    bias = None if attention.qkv.bias is None else attention.qkv.bias.chunk(3)[1]
+    keys = F.linear(inputs[0], attention.qkv.weight.chunk(3)[1], bias)[:, backbone.vit.num_prefix_tokens :]
+    # Memory order: (B, heads, positions, channels within a head). A wrong number of heads mixes positions.
+    by_head = keys.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+    by_head = by_head.reshape(len(images), backbone.key_heads, *backbone.grid(*images.shape[-2:]), -1)
+    return by_head.movedim(-1, 2).flatten(1, 2)
 
 
 def draw_optional(

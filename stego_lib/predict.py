@@ -5,7 +5,7 @@ image -> resized image -> code (averaged over horizontal flips) -> scores on the
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +14,18 @@ from torch import Tensor
 
 from .datasets.transforms import Size, resize_image
 from .loss import interpolation, upsample
-from .model import ALPHA, Stego
+from .model import ALPHA, Stego, mean_over_flips
+from .utils.errors import check_choice
 from .utils.notices import notice
+from .utils.torch_state import usual_modes
 
+if TYPE_CHECKING:
+    from .run import Run
+
+# Normalized images (B, 3, H, W) and their features (B, C, h, w) -> features (B, C, h', w').
+Upsampler = Callable[[Tensor, Tensor], Tensor]
+# Values of `refine` of `Run.predict`.
+REFINEMENTS = ("crf", "none")
 # Maximum aspect ratio for resizing by the shorter side.
 MAX_ASPECT_RATIO = 4
 # Maximum downsampling factor without a notice.
@@ -66,15 +75,40 @@ def working_size(height: int, width: int, size: Size, patch: int) -> tuple[int, 
     return whole_patches(height), whole_patches(width)
 
 
-def score_image(
-    image: Tensor, scorer: Callable[[Tensor], Scores], size: Size, patch: int, published: bool = False
-) -> Scores:
-    """Scores of one image, uint8 (3, H, W), at its `working_size`. scorer: uint8 images (B, 3, h, w) -> `Scores`."""
-    height, width = image.shape[1:]
-    target = working_size(height, width, size, patch)
-    if (factor := min(height / target[0], width / target[1])) > MAX_SHRINKING:
+def run_maps(run: "Run", images: Tensor, on: str | None = None, upsampler: Upsampler | None = None) -> Tensor:
+    """Codes or features of images at their size, see `Run.maps`."""
+    views = torch.cat([images, images.flip(-1)]) if run.experiment.mirror else images
+    features = run.backbone(views)
+    if upsampler is not None:
+        features = upsampler(run.backbone.normalize(views).float(), features).float()
+    pair = features.split(len(images))
+    on = on or ("codes" if run.taught is None else run.taught.on)
+    return run.model.mean_code(*pair) if on == "codes" else mean_over_flips(*pair)
+
+
+def resized(run: "Run", image: Tensor, size: int | None = None) -> Tensor:
+    """An image, uint8 (3, H, W), at its working size; `Experiment.eval_size` by default."""
+    target = working_size(image.shape[1], image.shape[2], size or run.experiment.eval_size, run.backbone.patch)
+    return resize_image(image, target, run.experiment.official.published)
+
+
+@usual_modes()
+@torch.inference_mode()
+def image_scores(run: "Run", image: Tensor, size: int | None, upsampler: Upsampler | None = None) -> Scores:
+    """See `Run.scores`."""
+    small = resized(run, image, size)
+    factor = min(old / new for old, new in zip(image.shape[1:], small.shape[1:], strict=True))
+    if factor > MAX_SHRINKING:
         notice(f"Images are downsampled by {factor:.0f}, so small objects are lost. Use size= or tile= to keep them.")
-    return scorer(resize_image(image, target, published)[None])
+    return run.score_maps(run_maps(run, small[None], upsampler=upsampler))
+
+
+def uses_crf(run: "Run", refine: str | None) -> bool:
+    """Whether to apply the CRF for this `refine` of `Run.predict`. Raises StegoError for an unknown value."""
+    if refine is None:
+        return run.experiment.crf
+    check_choice("refine", refine, REFINEMENTS)
+    return refine == "crf"
 
 
 def probe_scores(model: Stego, code: Tensor) -> dict[str, Scores]:

@@ -1,6 +1,5 @@
 """Runs: `Run` reads and writes a run folder, `load_run` opens it, `find_run` searches for it."""
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -15,13 +14,12 @@ from torch import Tensor
 from .backbone import Backbone
 from .datasets.classes import Classes, read_classes, without_names, write_classes
 from .experiment import EVALUATION, MACHINE, Experiment
-from .model import Stego, build_model, mean_over_flips
-from .networks.geometry import MAX_SIDE
+from .model import Stego, build_model
 from .provenance import Provenance
 from .utils import devices
-from .utils.errors import StegoError, check_choice, explained, outdated
+from .utils.errors import StegoError, explained
 from .utils.fields import split_backbone
-from .utils.files import atomic, checksum, disk_errors, fingerprint, read_json, remove_temporary, write_json
+from .utils.files import disk_errors, fingerprint, read_json, remove_temporary, write_json
 from .utils.notices import notice
 from .utils.paths import runs_root, shown_path, user_path
 from .utils.states import CHECKPOINT, load_state, save_state
@@ -36,10 +34,6 @@ if TYPE_CHECKING:
 
 # Required files of a run folder.
 FILES = ("experiment.json", "classes.json", "provenance.json", CHECKPOINT)
-# Normalized images (B, 3, H, W) and their features (B, C, h, w) -> features (B, C, h', w').
-Upsampler = Callable[[Tensor, Tensor], Tensor]
-# Values of `refine` of `Run.predict`.
-REFINEMENTS = ("crf", "none")
 
 
 class Run:
@@ -252,19 +246,14 @@ class Run:
         """Codes (B, K, h, w) of uint8 images (B, 3, H, W), averaged over horizontal flips with `mirror=True`."""
         return self.maps(images, "codes")
 
-    def maps(self, images: Tensor, on: str | None = None, upsampler: Upsampler | None = None) -> Tensor:
+    def maps(self, images: Tensor, on: str | None = None) -> Tensor:
         """Codes of uint8 images (B, 3, H, W), or backbone features for on="features": (B, C, h, w).
 
         The default is that of the classifier fitted by `teach`, otherwise codes.
         """
-        mirror = self.experiment.mirror
-        views = torch.cat([images, images.flip(-1)]) if mirror else images
-        features = self.backbone(views)
-        if upsampler is not None:
-            features = upsampler(self.backbone.normalize(views).float(), features).float()
-        pair = features.chunk(2) if mirror else (features,)
-        on = on or ("codes" if self.taught is None else self.taught.on)
-        return self.model.mean_code(*pair) if on == "codes" else mean_over_flips(*pair)
+        from .predict import run_maps
+
+        return run_maps(self, images, on)
 
     def score_maps(self, maps: Tensor) -> "Scores":
         """Scores of `segments` on the grid from `maps`, by the cluster probe or by the classifier of `teach`."""
@@ -272,23 +261,12 @@ class Run:
 
         return probe_scores(self.model, maps)["cluster"] if self.taught is None else self.taught.scores(maps)
 
-    @usual_modes()
-    @torch.inference_mode()
-    def scores(self, image: Tensor, size: int | None = None, upsampler: Upsampler | None = None) -> "Scores":
+    def scores(self, image: Tensor, size: int | None = None) -> "Scores":
         """Scores of `segments` on the grid of one image, uint8 (3, H, W), at the working size of `predict`."""
-        from .predict import score_image
+        from .predict import image_scores
 
-        experiment = self.experiment
-        return score_image(
-            image,
-            lambda images: self.score_maps(self.maps(images, upsampler=upsampler)),
-            size or experiment.eval_size,
-            self.backbone.patch,
-            experiment.official.published,
-        )
+        return image_scores(self, image, size)
 
-    @usual_modes()
-    @torch.inference_mode()
     def predict(
         self,
         images: "ImageLike | list[Any] | tuple[Any, ...]",
@@ -296,7 +274,7 @@ class Run:
         refine: str | None = None,
         size: int | None = None,
         tile: int | None = None,
-        upsampler: Upsampler | None = None,
+        upsampler: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Any:
         """Predicts the label map of an image at its own resolution, or a list of label maps for a list of images.
 
@@ -336,52 +314,19 @@ class Run:
         >>> label_map = run.predict("image.jpg")
         >>> label_map = run.predict("drone.jpg", tile=448)
         """
-        if isinstance(images, list | tuple):
-            return [self.predict(image, refine=refine, size=size, tile=tile, upsampler=upsampler) for image in images]
-        from .annotations.names import NO_SEGMENT
-        from .datasets.images import as_tensor
-        from .predict import label_maps, refined_label_maps
-        from .tiles import tiled_label_map
+        from .tiles import predict
 
-        crf = self.uses_crf(refine)
-        for name, value in {"size": size, "tile": tile}.items():
-            if value is not None and not (isinstance(value, int) and 8 <= value <= MAX_SIDE):
-                raise StegoError(f"{name}={value!r} must be a number of pixels from 8 to {MAX_SIDE}.")
-        if tile is not None and upsampler is not None:
-            raise StegoError("tile and upsampler cannot be combined. Leave one of them out.")
-        self.check_fitted()
-        pixels, transparent = as_tensor(images, self.classes.rules)
-        if tile is not None:
-            labels = tiled_label_map(self, pixels, tile, crf, size)
-        else:
-            scores, shape = self.scores(pixels, size, upsampler), (pixels.shape[1], pixels.shape[2])
-            maps = refined_label_maps(pixels, [scores], ids=self.ids) if crf else label_maps(scores, shape, self.ids)
-            labels = maps[0].numpy()
-        if transparent is not None:
-            labels[transparent] = NO_SEGMENT
-        return labels
-
-    def uses_crf(self, refine: str | None) -> bool:
-        """Whether `predict` applies the CRF for this `refine`. Raises StegoError for an unknown value."""
-        if refine is None:
-            return self.experiment.crf
-        check_choice("refine", refine, REFINEMENTS)
-        return refine == "crf"
+        return predict(self, images, refine, size, tile, upsampler)
 
     # ------------------------------------------------------------------------------------------ labels and names
 
     @cached_property
     def taught(self) -> "Taught | None":
         """The classifier fitted by `teach`, or None. Raises StegoError if it belongs to other weights."""
-        from .teach import FILE, Taught, model_of
+        from .teach import stored_classifier
 
-        path = self.folder / FILE
-        taught = Taught.load(path) if path.exists() else None
-        if taught is not None and taught.model != model_of(self):
-            raise outdated(path, "run.teach(...)")
-        return taught
+        return stored_classifier(self)
 
-    @usual_modes()
     def teach(
         self,
         images: "str | Path | Sequence[Any] | None",
@@ -432,19 +377,11 @@ class Run:
         >>> run.teach("photographs", "clicks.csv")
         >>> run.teach(["a.jpg", "b.jpg"], ["a.png", "b.png"], names=["road", "tree", "house"])
         """
-        from .teach import FILE, teach
+        from .teach import teach_run
 
-        self.check_fitted()
-        path = self.folder / FILE
-        taught = None if images is None else teach(self, images, labels, method, on, names)
-        if taught is None:
-            path.unlink(missing_ok=True)
-        else:
-            taught.save(path)
-        self.__dict__["taught"] = taught  # replaces the cached value
-        return taught
+        self.__dict__["taught"] = teach_run(self, images, labels, method, on, names)  # replaces the cached value
+        return self.taught
 
-    @usual_modes()
     def suggest(
         self, images: "str | Path | Sequence[Any]", count: int, on: str = "codes", seed: int = 0
     ) -> pd.DataFrame:
@@ -482,7 +419,6 @@ class Run:
         """
         from .suggest import suggest
 
-        self.check_fitted()
         return suggest(self, images, count, on, seed)
 
     @property
@@ -551,10 +487,7 @@ class Run:
         self.check_fitted()
         if self.taught is not None:
             raise StegoError("The segments have names from run.teach. Call run.teach(None) first.")
-        if names is None:
-            (self.folder / "names.json").unlink(missing_ok=True)
-        else:
-            self._naming.write(names)
+        self._naming.write(names)
 
 
 # ---------------------------------------------------------------------------------------------- opening
@@ -588,7 +521,7 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     >>> run = load_run("hf:user/name")
     >>> run = load_run("runs/20260102-030405-scenes-scenes_vit_tiny8-seed0", crf=False)
     """
-    from .share import is_shared, open_shared
+    from .share import copied, is_shared, open_shared
 
     folder, released = user_path(path), Path(path).suffix.lower() == ".ckpt"
     possible = [key for key in CHANGEABLE if not (released and key == "backbone")]
@@ -601,7 +534,7 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     if missing := [name for name in FILES if not (folder / name).exists()]:
         raise StegoError(f"{folder.absolute()} is not a run: {', '.join(missing)} missing.")
     if runs_dir is not None:
-        folder = _copied(folder, user_path(runs_dir))
+        folder = copied(folder, user_path(runs_dir))
     experiment = Experiment.read(folder / "experiment.json").but(**changes)
     classes = read_classes(folder / "classes.json")
     in_dim = load_state(folder / CHECKPOINT)["model"]["feature_mean"].shape[1]
@@ -611,17 +544,6 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     if "backbone" in changes:
         _ = run.backbone  # checks the weights
     return run
-
-
-def _copied(folder: Path, runs_dir: Path) -> Path:
-    """Copies a run, unless it exists in `runs_dir`, to a folder named by the run and its checkpoint."""
-    copy = runs_dir / f"{folder.absolute().name}-{checksum(folder / CHECKPOINT)[:8]}"
-    if not (copy / CHECKPOINT).exists():
-        files = [path for path in (*folder.glob("*.*"), *folder.glob("kept/*")) if path.is_file()]
-        for path in sorted(files, key=lambda path: path.name == CHECKPOINT):  # the checkpoint last
-            with atomic(copy / path.relative_to(folder)) as temporary:
-                shutil.copyfile(path, temporary)
-    return copy
 
 
 def _load_released(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:

@@ -7,7 +7,6 @@ torchrun --nproc-per-node 2 -m stego_lib.segment RUN IMAGES OUTPUT
 import argparse
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,10 @@ from .annotations.outputs import MASKS, OutputFolder, Writer
 from .datasets.classes import Rules, distinct_names, rules_of, without_names
 from .datasets.findings import few, folder_findings
 from .datasets.images import StoredImage, read_image
-from .datasets.layout import checksum_of, list_images
+from .datasets.layout import by_name, checksum_of, list_images
+from .predict import REFINEMENTS, uses_crf
 from .raster import TILE, count_ids, is_large, label_raster, outline_raster
-from .run import REFINEMENTS, Run, load_run
+from .run import Run, load_run
 from .utils import devices
 from .utils.errors import StegoError
 from .utils.files import fingerprint
@@ -112,11 +112,7 @@ def segment_folder(
     """
     folder, target = user_path(images), user_path(output)
     paths = list_images(folder)
-    stem, count = Counter(path.stem.casefold() for path in paths).most_common(1)[0]  # some file systems ignore case
-    if count > 1:
-        raise StegoError(
-            f"{folder} holds {count} images named {stem}, whose results would overwrite each other. Rename them."
-        )
+    by_name(paths, lambda path: path.stem.casefold())  # of results; some file systems ignore case
     run.check_fitted()
     kinds, rules = chosen_writers(format, masks), rules_of(paths[0], run.classes.rules)
     how = {"refine": refine, "size": size, "tile": tile}
@@ -231,7 +227,7 @@ class _Segmenter:
             if not kept:
                 with out.write(name, source) as temporary:
                     parts = temporary.with_name(f".{source}")
-                    tile, crf = self.how["tile"] or TILE, run.uses_crf(self.how["refine"])
+                    tile, crf = self.how["tile"] or TILE, uses_crf(run, self.how["refine"])
                     label_raster(run, path, temporary, parts, tile=tile, crf=crf, rules=self.rules)
             for file in [writer.file.format(path.stem) for writer in self.writers if isinstance(writer, GeoJson)]:
                 if out.source(file) != source:
@@ -292,7 +288,7 @@ def _check_output(out: OutputFolder, writers: list[Writer], paths: list[Path]) -
 def _settings(run: Run, how: dict[str, Any], opacity: float, rules: Rules) -> str:
     """Fingerprint of everything that determines results, except the image. how: arguments of `Run.predict`."""
     experiment, segments = run.experiment, run.segments
-    values = [run.uses_crf(how["refine"]), how["size"] or experiment.eval_size, how["tile"], experiment.mirror]
+    values = [uses_crf(run, how["refine"]), how["size"] or experiment.eval_size, how["tile"], experiment.mirror]
     values += [repr(experiment.official), experiment.precision]
     weights = [list(pair) for pair in sorted(run.model.state_dict().items())]
     if run.taught is not None:

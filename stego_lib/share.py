@@ -122,6 +122,16 @@ def open_shared(path: str | Path, runs_dir: Path) -> Path:
     return folder
 
 
+def copied(folder: Path, runs_dir: Path) -> Path:
+    """Copies a run, unless it exists in `runs_dir`, to a folder named by the run and its checkpoint."""
+    copy = runs_dir / f"{folder.absolute().name}-{checksum(folder / CHECKPOINT)[:8]}"
+    if not (copy / CHECKPOINT).exists():
+        files = [path for path in (*folder.glob("*.*"), *folder.glob("kept/*")) if path.is_file()]
+        for path in sorted(files, key=lambda path: path.name == CHECKPOINT):  # the checkpoint last
+            _copy(path, copy / path.relative_to(folder))
+    return copy
+
+
 def _download(name: str) -> Path:
     """Downloads a repository to the hub's cache, which also works offline."""
     from huggingface_hub import snapshot_download

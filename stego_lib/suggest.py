@@ -14,6 +14,7 @@ from torch import Tensor
 from .teach import MAPS, paths_by_name, read_maps
 from .utils.errors import StegoError, check_choice
 from .utils.progress import progress, stage
+from .utils.torch_state import usual_modes
 
 if TYPE_CHECKING:
     from .run import Run
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 CELLS = 20_000
 
 
+@usual_modes()
 def suggest(run: "Run", images: str | Path | Sequence[Any], count: int, on: str, seed: int) -> pd.DataFrame:
     """Typical places of `count` clusters, see `Run.suggest`."""
+    run.check_fitted()
     check_choice("on", on, MAPS)
     places, points = sample_places(run, images, on, seed)
     different = len(F.normalize(points, dim=1).unique(dim=0))

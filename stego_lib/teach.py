@@ -17,15 +17,15 @@ from torch import Tensor
 
 from .datasets.classes import Classes, distinct_colors, without_names
 from .datasets.images import as_tensor, read_ids
-from .datasets.layout import list_images
-from .datasets.transforms import resize_image
-from .predict import Scores, working_size
+from .datasets.layout import by_name, list_images
+from .predict import Scores, resized
 from .probes import multinomial_regression
-from .utils.errors import StegoError, check_choice, did_you_mean, explained
+from .utils.errors import StegoError, check_choice, did_you_mean, explained, outdated
 from .utils.files import fingerprint
 from .utils.notices import notice
 from .utils.paths import user_path
 from .utils.states import load_state, save_state
+from .utils.torch_state import usual_modes
 
 if TYPE_CHECKING:
     from .run import Run
@@ -104,17 +104,30 @@ class Taught:
         logits[:, ids] = grid
         return Scores(logits)
 
-    def save(self, path: Path) -> None:
-        """Writes the classifier atomically."""
-        save_state(path, vars(self))
 
-    @classmethod
-    def load(cls, path: Path) -> "Taught":
-        """Reads a file of `save`."""
-        state = load_state(path)
-        return cls(**(state | {"names": tuple(state["names"])}))
+def stored_classifier(run: "Run") -> Taught | None:
+    """The classifier in the folder of a run, see `Run.taught`."""
+    path = run.folder / FILE
+    if not path.exists():
+        return None
+    state = load_state(path)
+    if state["model"] != model_of(run):
+        raise outdated(path, "run.teach(...)")
+    return Taught(**(state | {"names": tuple(state["names"])}))
 
 
+def teach_run(run: "Run", images: Any, *arguments: Any) -> Taught | None:
+    """Stores the result of `teach` in the folder of a run, see `Run.teach`."""
+    run.check_fitted()
+    if images is None:
+        (run.folder / FILE).unlink(missing_ok=True)
+        return None
+    taught = teach(run, images, *arguments)
+    save_state(run.folder / FILE, vars(taught))
+    return taught
+
+
+@usual_modes()
 def teach(
     run: "Run",
     images: str | Path | Sequence[Any],
@@ -191,9 +204,8 @@ class _Example(NamedTuple):
 @torch.inference_mode()
 def read_maps(run: "Run", image: Any, on: str) -> tuple[Tensor, Tensor]:
     """Reads an image, uint8 (3, H, W), and its codes or features at the working size of `predict`, (1, C, h, w)."""
-    experiment, (pixels, _) = run.experiment, as_tensor(image, run.classes.rules)
-    size = working_size(pixels.shape[1], pixels.shape[2], experiment.eval_size, run.backbone.patch)
-    return pixels, run.maps(resize_image(pixels, size, experiment.official.published)[None], on)
+    pixels = as_tensor(image, run.classes.rules)[0]
+    return pixels, run.maps(resized(run, pixels)[None], on)
 
 
 def _label_maps(
@@ -216,17 +228,12 @@ def _label_maps(
         name = Path(image).name if isinstance(image, str | Path) else f"image {number}"
         ids = read_ids(user_path(label)) if isinstance(label, str | Path) else np.asarray(label)
         pixels, maps = read(image, on)
-        size = tuple(pixels.shape[1:])
-        if ids.shape != size or ids.dtype.kind not in "iu":
-            raise StegoError(
-                f"The label map of {name} is {ids.dtype} {ids.shape}. It should be integers of shape {size}."
-            )
-        labeled = ids != UNLABELED
+        labeled, size = ids != UNLABELED, tuple(pixels.shape[1:])
         wrong = np.setdiff1d(ids[labeled], np.arange(len(names)))
-        if len(wrong):
-            raise StegoError(
-                f"The label map of {name} has id {wrong[0]}, but there are {len(names)} names. Add a name."
-            )
+        if ids.shape != size or ids.dtype.kind not in "iu" or len(wrong):
+            stored = f"is {ids.dtype} {ids.shape}{f' with id {wrong[0]}' if len(wrong) else ''}"
+            needed = f"integers of shape {size}, 0 to {len(names) - 1} or 255"
+            raise StegoError(f"The label map of {name} {stored}. It should be {needed}.")
         height, width = maps.shape[-2:]
         cells, cell_ids = _vote(ids, labeled, (height, width), len(names))
         points = maps[0].flatten(1).T.float().cpu()
@@ -272,25 +279,20 @@ def _clicks(
 
 def paths_by_name(images: str | Path | Sequence[Any]) -> dict[str, Path]:
     """File name -> path of images in a folder or list. Raises StegoError for duplicate names and an empty list."""
-    listed = list_images(user_path(images)) if isinstance(images, str | Path) else [user_path(path) for path in images]
-    paths = {path.name: path for path in listed}
-    if not paths or len(paths) < len(listed):
-        raise StegoError("The list of images is empty, or two have the same file name. Rename one.")
-    return paths
+    if isinstance(images, str | Path):
+        images = list_images(user_path(images))
+    return by_name([user_path(path) for path in images], lambda path: path.name)
 
 
 def read_clicks(clicks: Any) -> pd.DataFrame:
     """Reads a table of clicks. Raises StegoError if it is invalid."""
-    table = clicks
-    if not isinstance(clicks, pd.DataFrame):
-        with explained((OSError, ValueError), f"{clicks} is not a table of clicks", "Save it as CSV."):
-            # As text, because a name may be "1" or "NA".
-            table = pd.read_csv(user_path(clicks), dtype=str, keep_default_na=False)
-    missing = [column for column in CLICK if column not in table]
-    if missing or not len(table):
-        raise StegoError(f"The table of clicks has no {', '.join(missing) or 'rows'}. Add {', '.join(CLICK)}.")
-    table = table[list(CLICK)].astype({"image": str})
-    numbers = table[["x", "y"]].apply(pd.to_numeric, errors="coerce")
-    if numbers.isna().any(axis=None) or not table["name"].map(lambda name: isinstance(name, str)).all():
-        raise StegoError("A click has no number in x or y, or no name. Complete the table.")
-    return table.assign(**numbers)
+    in_memory = isinstance(clicks, pd.DataFrame)
+    problem = f"{'The table' if in_memory else clicks} is not a table of clicks"
+    remedy = f"Save the columns {', '.join(CLICK)}, with numbers as x and y, as CSV."
+    with explained((OSError, ValueError, KeyError), problem, remedy):
+        # As text, because a name may be "1" or "NA".
+        table = clicks if in_memory else pd.read_csv(user_path(clicks), dtype=str, keep_default_na=False)
+        table = table[list(CLICK)].astype({"image": str, "x": float, "y": float})
+        if not len(table) or table.isna().any(axis=None) or not all(isinstance(name, str) for name in table["name"]):
+            raise ValueError("it has no rows, or a value is missing")
+    return table

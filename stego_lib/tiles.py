@@ -1,19 +1,23 @@
-"""Label maps of large images by a sliding window."""
+"""Label maps of images for `Run.predict`: of the whole image, or by a sliding window."""
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .annotations.names import NO_SEGMENT
 from .backbone import Backbone
-from .datasets.transforms import resize_image, resize_label
-from .networks.geometry import Geometry
-from .predict import label_maps, refined_label_maps, working_size
+from .datasets.images import as_tensor
+from .datasets.transforms import resize_label
+from .networks.geometry import MAX_SIDE, Geometry
+from .predict import Upsampler, image_scores, label_maps, refined_label_maps, resized, uses_crf
+from .utils.errors import StegoError
 from .utils.files import fingerprint
+from .utils.torch_state import usual_modes
 
 if TYPE_CHECKING:
     from .run import Run
@@ -73,17 +77,35 @@ def label_strips(
         yield strip[: size[0] - top * patch, : size[1]]
 
 
-def tiled_label_map(run: "Run", image: Tensor, tile: int, crf: bool, size: int | None = None) -> np.ndarray:
-    """Label map of an image, uint8 (3, H, W), by `label_strips`: uint8 (H, W).
-
-    size: shorter side of the resized image; labels are resized back by nearest neighbor.
-    """
-    height, width = image.shape[1:]
-    if size is not None:
-        target = working_size(height, width, size, run.backbone.patch)
-        image = resize_image(image, target, run.experiment.official.published)
-    labels = np.concatenate(list(label_strips(run, _reader(image), (image.shape[1], image.shape[2]), tile, crf)))
-    return labels if size is None else resize_label(torch.from_numpy(labels), (height, width)).numpy()
+@usual_modes()
+@torch.inference_mode()
+def predict(
+    run: "Run", images: Any, refine: str | None, size: int | None, tile: int | None, upsampler: Upsampler | None
+) -> Any:
+    """See `Run.predict`."""
+    if isinstance(images, list | tuple):
+        return [predict(run, image, refine, size, tile, upsampler) for image in images]
+    crf = uses_crf(run, refine)
+    for name, value in {"size": size, "tile": tile}.items():
+        if value is not None and not (isinstance(value, int) and 8 <= value <= MAX_SIDE):
+            raise StegoError(f"{name}={value!r} must be a number of pixels from 8 to {MAX_SIDE}.")
+    if tile is not None and upsampler is not None:
+        raise StegoError("tile and upsampler cannot be combined. Leave one of them out.")
+    run.check_fitted()
+    image, transparent = as_tensor(images, run.classes.rules)
+    shape = image.shape[1], image.shape[2]
+    if tile is not None:
+        # Labels of a resized image are resized back by nearest neighbor.
+        image = image if size is None else resized(run, image, size)
+        strips = label_strips(run, _reader(image), (image.shape[1], image.shape[2]), tile, crf)
+        labels = resize_label(torch.from_numpy(np.concatenate(list(strips))), shape).numpy()
+    else:
+        scores = image_scores(run, image, size, upsampler)
+        maps = refined_label_maps(image, [scores], ids=run.ids) if crf else label_maps(scores, shape, run.ids)
+        labels = maps[0].numpy()
+    if transparent is not None:
+        labels[transparent] = NO_SEGMENT
+    return labels
 
 
 def _window_and_grid(geometry: Geometry, size: tuple[int, int], tile: int) -> tuple[tuple[int, int], tuple[int, int]]:

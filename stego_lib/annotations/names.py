@@ -104,8 +104,10 @@ class Naming:
         """`unnamed` with the names in names.json, see `merge`."""
         return merge(*self.unnamed, self.names)
 
-    def write(self, names: Mapping[str, str | None]) -> None:
-        """Writes names.json. For names see `Run.name_segments`."""
+    def write(self, names: Mapping[str, str | None] | None) -> None:
+        """Writes names.json, or deletes it. For names see `Run.name_segments`."""
+        if names is None:
+            return (self.folder / FILE).unlink(missing_ok=True)
         ids, known = self.unnamed
         segments = {name: np.flatnonzero(ids == id_).tolist() for id_, name in enumerate(known.names)}
         clusters = self.branches | segments

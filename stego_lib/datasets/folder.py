@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from ..utils.errors import StegoError, check_choice
+from ..utils.errors import check_choice
 from ..utils.notices import notice
 from .base import SegmentationDataset
 from .classes import cluster_classes, read_classes
-from .layout import find_folder, ignored_files, images_in, list_images, pair_by_stem
+from .layout import by_name, find_folder, ignored_files, images_in, list_images, pair_by_stem
 
 LAYOUT = (
     "imgs/train/*.jpg and imgs/val/*.jpg (or .png, ...), or only images if you have no labels; for evaluation also "
@@ -30,11 +30,7 @@ def load(name: str, root: Path, split: str, n_classes: int | None = None) -> Seg
         ignored = next((ignored_files(path) for path in (root / name, root) if path.is_dir()), "")
         folder = find_folder(root, (name,), (f"imgs/{split}",), LAYOUT, f"your own images, in that layout{ignored}")
         images = list_images(folder / "imgs" / split)
-    stems: dict[str, Path] = {}
-    for path in images:
-        other = stems.setdefault(path.stem, path)
-        if other != path:
-            raise StegoError(f"{path} and {other.name} differ only in their suffix. Rename one, or move it to labels/.")
+    by_name(images, lambda path: path.stem)  # label maps are found by the stem
     has_maps = not plain and (folder / "labels" / split).is_dir()
     labels: list[Path | None] = pair_by_stem(images, folder / "labels" / split) if has_maps else [None for _ in images]
     # Both splits need the same classes, so labels of one are enough. (`segment_folder` writes to labels/ as well.)

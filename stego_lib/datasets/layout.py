@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from ..utils.errors import DataNotFound, StegoError
@@ -56,6 +57,19 @@ def ignored_files(folder: Path) -> str:
             kinds["images in subfolders"] += sum(inner.suffix.lower() in SUFFIXES for inner in path.rglob("*"))
     parts = [f"{count} {kind}" for kind, count in kinds.most_common() if count]
     return f" ({', '.join(parts)} are not read)" if parts else ""
+
+
+def by_name(paths: list[Path], name: Callable[[Path], str]) -> dict[str, Path]:
+    """Name of each path -> path. Raises StegoError for two equal names, and for an empty list."""
+    named: dict[str, Path] = {}
+    problem = "" if paths else "The list of images is empty"
+    for path in paths:
+        other = named.setdefault(name(path), path)
+        if other is not path:
+            problem = f"{path} and {other.name} have the same file name {name(path)!r}"
+    if problem:
+        raise StegoError(f"{problem}. Rename or move files, so that each image has its own name.")
+    return named
 
 
 def pair_by_stem(images: list[Path], labels: Path, suffix: str = ".png") -> list[Path | None]:

@@ -83,11 +83,10 @@ def without_nan(value: Any) -> Any:
 def read_text(path: str | Path) -> str:
     """Reads UTF-8 text, with or without a byte order mark. Raises StegoError for a missing file or another encoding."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        with explained(UnicodeDecodeError, f"{path} is not UTF-8 text", "Save it as UTF-8."):
+            return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataNotFound(f"{path} does not exist. Check the path.") from None
-    except UnicodeDecodeError:
-        raise StegoError(f"{path} is not UTF-8 text. Save it as UTF-8.") from None
 
 
 def read_json(path: str | Path) -> Any:

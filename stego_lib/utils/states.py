@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .errors import StegoError, brief
+from .errors import explained
 from .files import atomic
 
 # File name of the checkpoint in a run folder.
@@ -32,13 +32,9 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
 
 def load_state(path: str | Path) -> dict[str, Any]:
     """Reads a file of `save_state` to the CPU. Raises StegoError for a damaged or foreign file."""
-    try:
-        with safe_open(path, "pt") as file:
-            return _unpack(json.loads(file.metadata()[KEY]), file)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # safetensors does not derive its error from a common class
-        raise StegoError(f"{path} is damaged or not a file of this project ({brief(error)}). Remove it.") from error
+    problem = f"{path} is missing, damaged or not a file of this project"
+    with explained(Exception, problem, "Remove it."), safe_open(path, "pt") as file:  # safetensors raises many types
+        return _unpack(json.loads(file.metadata()[KEY]), file)
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
