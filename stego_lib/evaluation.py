@@ -151,7 +151,8 @@ def _record_path(run: Run, split: str, data: str | None, tile: int | None = None
     """
     first, trained = run.folder / "metrics.json", run.folder / "experiment.json"
     own = Experiment.read(trained) if trained.exists() else run.experiment
-    changes = [(key, getattr(run.experiment, key)) for key in run.experiment.differing(own, (*MACHINE, "backbone"))]
+    ours, ignored = vars(run.experiment), (*MACHINE, "backbone")
+    changes = [(key, ours[key]) for key in own.to_dict() if key not in ignored and ours[key] != getattr(own, key)]
     moved = not trained.exists() or run.experiment.data_root != own.data_root
     if moved and first.exists() and read_json(first)["data"] != data:
         changes.append(("data", data))

@@ -180,12 +180,6 @@ class Experiment:
             changes["official"] = asdict(self.official) | options
         return replace(self, **changes)
 
-    def differing(self, other: "Experiment", ignored: tuple[str, ...] = ()) -> list[str]:
-        """Names of differing fields, except `ignored`."""
-        return [
-            f.name for f in fields(self) if f.name not in ignored and getattr(self, f.name) != getattr(other, f.name)
-        ]
-
     @property
     def own_prototypes(self) -> bool:
         """Whether the method trains its clusters, instead of k-means on its codes."""
@@ -195,7 +189,10 @@ class Experiment:
     def name(self) -> str:
         """Short name: dataset, backbone, differences from their recipe, and seed."""
         network, file = split_backbone(self.backbone)
-        recipe, ignored = recipe_of(self.dataset, self.backbone), ("dataset", "backbone", "seed", "official", *MACHINE)
+        place = self.dataset, self.backbone
+        own = [name for name, values in PRESETS.items() if (values["dataset"], values["backbone"]) == place]
+        recipe = Experiment.preset(own[0] if own else self.dataset)
+        ignored = ("dataset", "backbone", "seed", "official", *MACHINE)
         ours, theirs = (asdict(experiment) | asdict(experiment.official) for experiment in (self, recipe))
         changes = {key: value for key, value in ours.items() if key not in ignored and value != theirs[key]}
         if self.start_from is not None:
@@ -211,12 +208,6 @@ class Experiment:
 EVALUATION = ("eval_size", "mirror", "crf")
 # Fields that depend on the machine. `Provenance` records the actual precision and store.
 MACHINE = ("data_root", "device", "feature_store", "precision")
-
-
-def recipe_of(dataset: str, backbone: str) -> Experiment:
-    """The recipe of a dataset with this backbone, or the default recipe of the dataset."""
-    own = [name for name, values in PRESETS.items() if (values["dataset"], values["backbone"]) == (dataset, backbone)]
-    return Experiment.preset(own[0] if own else dataset)
 
 
 def _explained(init: Any) -> Any:

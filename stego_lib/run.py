@@ -77,8 +77,6 @@ class Run:
             problem = f"{self.experiment.backbone} has other weights"
         raise StegoError(f"{self.folder}: backbone {problem}. Open the run with load_run(RUN, backbone=FILE).")
 
-    # ------------------------------------------------------------------------------------------ reading
-
     @property
     def log(self) -> pd.DataFrame:
         """Losses and mean code correspondences, one row per step."""
@@ -107,8 +105,6 @@ class Run:
         """Steps and state dicts in kept/, sorted by step."""
         for path in sorted((self.folder / "kept").glob("[0-9]*.safetensors")):
             yield int(path.stem), load_state(path)
-
-    # ------------------------------------------------------------------------------------------ writing
 
     def save(self, optimizer: torch.optim.Optimizer, trainer: dict[str, Any]) -> None:
         """Writes the checkpoint atomically. trainer: `training.Trainer.state`."""
@@ -140,8 +136,6 @@ class Run:
             # Fields of `MACHINE` and `EVALUATION` may differ.
             write_json(self.folder / "experiment.json", self.experiment.to_dict())
         return state["trainer"]
-
-    # ------------------------------------------------------------------------------------------ sharing
 
     def save_pretrained(
         self,
@@ -216,8 +210,6 @@ class Run:
         """
         return load_run(source if user_path(source).exists() else f"hf:{source}", **options)
 
-    # ------------------------------------------------------------------------------------------ checks
-
     def check_fitted(self) -> None:
         """Raises StegoError for an unfinished run with probes="after"; shows a notice for other unfinished runs."""
         if self.step >= self.experiment.steps or not (self.folder / "experiment.json").exists():
@@ -239,8 +231,6 @@ class Run:
             raise StegoError(
                 f"{dataset.name} has the {texts[0]}; the run has the {texts[1]} Use the same classes in the same order."
             )
-
-    # ------------------------------------------------------------------------------------------ prediction
 
     def code(self, images: Tensor) -> Tensor:
         """Codes (B, K, h, w) of uint8 images (B, 3, H, W), averaged over horizontal flips with `mirror=True`."""
@@ -317,8 +307,6 @@ class Run:
         from .tiles import predict
 
         return predict(self, images, refine, size, tile, upsampler)
-
-    # ------------------------------------------------------------------------------------------ labels and names
 
     @cached_property
     def taught(self) -> "Taught | None":
@@ -490,8 +478,6 @@ class Run:
         self._naming.write(names)
 
 
-# ---------------------------------------------------------------------------------------------- opening
-
 # Fields of the experiment that `load_run` can change, because they do not affect a trained model.
 CHANGEABLE = ("dataset", "backbone", "official", *EVALUATION, *MACHINE)
 
@@ -521,7 +507,7 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     >>> run = load_run("hf:user/name")
     >>> run = load_run("runs/20260102-030405-scenes-scenes_vit_tiny8-seed0", crf=False)
     """
-    from .share import copied, is_shared, open_shared
+    from .share import CONFIG, HUB, copied, open_shared
 
     folder, released = user_path(path), Path(path).suffix.lower() == ".ckpt"
     possible = [key for key in CHANGEABLE if not (released and key == "backbone")]
@@ -529,7 +515,7 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
         raise StegoError(f"load_run cannot change {', '.join(unknown)}. It can change {', '.join(possible)}.")
     if released:
         return _load_released(folder, user_path(runs_dir, runs_root()), changes)
-    if is_shared(path):
+    if str(path).startswith(HUB) or (folder / CONFIG).exists():
         folder, runs_dir = open_shared(path, user_path(runs_dir, runs_root())), None
     if missing := [name for name in FILES if not (folder / name).exists()]:
         raise StegoError(f"{folder.absolute()} is not a run: {', '.join(missing)} missing.")
@@ -560,9 +546,6 @@ def _load_released(path: Path, runs_dir: Path, changes: dict[str, Any]) -> Run:
     own, knn, rand = (float(shift) for shift in experiment.shifts)
     run.step, run.shifts = released.step, (own, knn, rand)
     return run
-
-
-# ---------------------------------------------------------------------------------------------- run folders
 
 
 def new_folder(runs_dir: Path, experiment: Experiment) -> Path:

@@ -85,11 +85,6 @@ def push_run(run: "Run", repository: str, private: bool, **options: Any) -> None
             )
 
 
-def is_shared(path: str | Path) -> bool:
-    """Whether `path` is a repository or a folder of `save_run`."""
-    return str(path).startswith(HUB) or (user_path(path) / CONFIG).exists()
-
-
 def open_shared(path: str | Path, runs_dir: Path) -> Path:
     """Converts a shared run, a folder or "hf:NAME@REVISION", to a run folder in runs_dir/shared, unless it exists.
 

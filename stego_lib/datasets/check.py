@@ -1,7 +1,6 @@
 """Checks a dataset: number of images, share of each class, unreadable files, and what may be misleading."""
 
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from ..utils.errors import StegoError
 from ..utils.paths import user_path
 from ..utils.progress import progress
+from ..utils.threads import in_threads
 from . import open_dataset
 from .base import SegmentationDataset
 from .findings import dataset_findings
@@ -81,8 +81,7 @@ def _read(dataset: SegmentationDataset, rows: list[int]) -> tuple[np.ndarray, li
             return error
         return np.zeros(count, int) if label is None else np.bincount(label.numpy().ravel() % count, minlength=count)
 
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without the GIL
-        title = f"files of {dataset.name} {dataset.split}"
-        results = list(progress(pool.map(pixels, rows), title, total=len(rows)))
+    title = f"files of {dataset.name} {dataset.split}"
+    results = list(progress(in_threads(pixels, rows), title, total=len(rows)))
     counted = [result for result in results if not isinstance(result, StegoError)]
     return np.sum([np.zeros(count, int), *counted], 0), [str(r) for r in results if isinstance(r, StegoError)]

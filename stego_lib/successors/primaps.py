@@ -174,11 +174,6 @@ def focal_loss(logits: Tensor, pseudo: Tensor, *, published: bool = False) -> Te
     return total / (pseudo.numel() if published else (pseudo >= 0).sum().clamp(min=1))
 
 
-def first_stage(steps: int) -> int:
-    """Number of steps with `Prototypes.clustering_loss`."""
-    return max(round(FIRST_STAGE * steps), min(FIRST_STEPS, steps // 2))
-
-
 @torch.no_grad()
 def update_teacher(teacher: Prototypes, student: Prototypes, update: int) -> None:
     """Update number 1, 2, ... of the teacher: copies the student twice, then averages with decay 1 - 1 / number."""
@@ -209,7 +204,9 @@ class Trainer(Successor):
         start = self.experiment.start_from
         self.model.head.requires_grad_(False)
         self.initialized = start is not None and load_run(start).model.n_clusters == self.model.n_clusters
-        self.first = 0 if self.initialized else first_stage(self.experiment.steps)
+        steps = self.experiment.steps
+        # Number of steps of the first stage.
+        self.first = 0 if self.initialized else max(round(FIRST_STAGE * steps), min(FIRST_STEPS, steps // 2))
         self.student = Prototypes(self.model.cluster_probe.clusters.detach())
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.student.parameters(), self.experiment.lr_probes)

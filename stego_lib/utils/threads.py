@@ -1,4 +1,4 @@
-"""An ordered parallel map. NumPy, SciPy and Pillow release the GIL, so threads use several cores."""
+"""An ordered parallel map. NumPy, SciPy, Pillow and hashlib release the GIL, so threads use several cores."""
 
 import os
 from collections import deque
@@ -11,20 +11,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def in_threads(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None
 ) -> Iterator[Result]:
     """Yields `function(item)` for each item, in order.
 
-    workers: number of threads, `cores()` by default. Reads at most two items per thread ahead. Exceptions are raised
-    in the same order.
+    workers: number of threads, by default that of CPU cores that this process may use. Reads at most two items per
+    thread ahead. Exceptions are raised in the same order.
     """
-    workers, items = workers or cores(), iter(items)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers, items = workers or cores, iter(items)
     futures: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
