@@ -86,9 +86,9 @@ class Provenance:
         ours, theirs = self._compared(ignored), other._compared(ignored)
         return [name for name in ours if ours[name] != theirs[name]]
 
-    def key(self, ignored: Collection[str] = ()) -> str:
+    def key(self) -> str:
         """A fingerprint for grouping, equal if and only if `differing` is empty."""
-        return fingerprint(sorted(self._compared(ignored).items()))
+        return fingerprint(sorted(self._compared().items()))
 
-    def _compared(self, ignored: Collection[str]) -> dict[str, Any]:
+    def _compared(self, ignored: Collection[str] = ()) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name not in ("versions", *ignored)}

@@ -20,9 +20,9 @@ from .annotations.formats import PNG, WRITERS, chosen_writers
 from .annotations.geotiff import GeoJson
 from .annotations.names import NO_SEGMENT
 from .annotations.outputs import MASKS, OutputFolder, Writer
-from .datasets.classes import Rules, distinct_names, rules_of, without_names
+from .datasets.classes import Rules, distinct_names, without_names
 from .datasets.findings import few, folder_findings
-from .datasets.images import StoredImage, read_image
+from .datasets.images import StoredImage, read_image, rules_of
 from .datasets.layout import by_name, checksum_of, list_images
 from .predict import REFINEMENTS, uses_crf
 from .raster import TILE, count_ids, is_large, label_raster, outline_raster

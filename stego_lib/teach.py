@@ -279,9 +279,8 @@ def _clicks(
 
 def paths_by_name(images: str | Path | Sequence[Any]) -> dict[str, Path]:
     """File name -> path of images in a folder or list. Raises StegoError for duplicate names and an empty list."""
-    if isinstance(images, str | Path):
-        images = list_images(user_path(images))
-    return by_name([user_path(path) for path in images], lambda path: path.name)
+    listed = list_images(user_path(images)) if isinstance(images, str | Path) else [user_path(path) for path in images]
+    return by_name(listed, lambda path: path.name)
 
 
 def read_clicks(clicks: Any) -> pd.DataFrame:

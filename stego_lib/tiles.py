@@ -46,7 +46,7 @@ def label_strips(
     read, size: the image, and its height and width. tile: side of a window in pixels, rounded to a size that the
     backbone accepts. done: total height of finished strips, which are skipped.
     """
-    patch = run.backbone.patch
+    patch, ids = run.backbone.patch, run.ids
     _, grid = _window_and_grid(run.backbone.geometry, size, tile)
     margin = max(1, MARGIN // patch) if crf else 1  # for interpolation
     step = max(1, STRIP_BLOCK // patch - 2 * margin)
@@ -69,9 +69,9 @@ def label_strips(
             height, width = (below - above) * patch, (after - before) * patch
             if crf:
                 image = _read_padded(read, size, above * patch, before * patch, height, width)
-                labels = refined_label_maps(image, [scores], ids=run.ids)[0]
+                labels = refined_label_maps(image, [scores], ids=ids)[0]
             else:
-                labels = label_maps(scores, (height, width), run.ids)[0]
+                labels = label_maps(scores, (height, width), ids)[0]
             y, x = (top - above) * patch, (left - before) * patch
             strip[:, left * patch : right * patch] = labels[y : y + len(strip), x : x + (right - left) * patch]
         yield strip[: size[0] - top * patch, : size[1]]

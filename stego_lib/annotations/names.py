@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy.cluster.hierarchy import ClusterNode, linkage, to_tree
 from torch import Tensor
 
-from ..datasets.classes import Classes, distinct_names, muted_colors
+from ..datasets.classes import Classes, distinct_colors, distinct_names
 from ..utils.errors import StegoError, did_you_mean, outdated
 from ..utils.files import fingerprint, read_json, write_json
 
@@ -80,7 +80,8 @@ class Naming:
         others = ids >= len(own) if matching is None else ids < 0
         ids[others] = len(own) + np.arange(others.sum())
         names = [*own.names, *(f"cluster {cluster}" for cluster in np.flatnonzero(others))]
-        segments = Classes(tuple(distinct_names(names)), (*own.colors, *muted_colors(int(others.sum()))))
+        muted = [(80 + 3 * r // 8, 80 + 3 * g // 8, 80 + 3 * b // 8) for r, g, b in distinct_colors(int(others.sum()))]
+        segments = Classes(tuple(distinct_names(names)), (*own.colors, *muted))
         return ids.astype(np.uint8), segments
 
     @property

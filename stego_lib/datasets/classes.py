@@ -94,13 +94,6 @@ def read_classes(path: Path, unnamed: Classes | None = None) -> Classes:
     return replace(unnamed, rules=rules)
 
 
-def rules_of(image: Path, default: Rules = DEFAULT) -> Rules:
-    """Rules of the classes.json in an image's folder, or in DATASET for DATASET/imgs/SPLIT; otherwise `default`."""
-    folders = [image.parent, *([image.parents[2]] if image.parent.parent.name == "imgs" else [])]
-    path = next((path for folder in folders if (path := folder / "classes.json").exists()), None)
-    return default if path is None else read_classes(path, Classes((), ())).rules
-
-
 def write_classes(path: Path, classes: Classes) -> None:
     """Writes classes.json, see `read_classes`."""
     rules = {key: value for key, value in asdict(classes.rules).items() if value is not None}
@@ -121,11 +114,6 @@ def distinct_colors(count: int) -> list[tuple[int, int, int]]:
     """`count` colors, (R, G, B): hues in steps of the golden ratio, alternating in saturation and brightness."""
     strong = [colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.9, 0.5)[i % 2], (1.0, 0.75, 0.5)[i % 3]) for i in range(count)]
     return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in strong]
-
-
-def muted_colors(count: int) -> list[tuple[int, int, int]]:
-    """`count` colors, (R, G, B), for clusters without a class: `distinct_colors` mixed with gray."""
-    return [(80 + 3 * red // 8, 80 + 3 * green // 8, 80 + 3 * blue // 8) for red, green, blue in distinct_colors(count)]
 
 
 def distinct_names(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..utils.errors import StegoError, check_installed
 from ..utils.notices import notice
 from ..utils.paths import user_path
-from .classes import DEFAULT, Range, Rules, rules_of
+from .classes import DEFAULT, Classes, Range, Rules, read_classes
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 """A path, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W)."""
@@ -288,6 +288,13 @@ def read_ids(path: Path, content: bytes | None = None) -> np.ndarray:
         raw = tiles[0][3] if file.mode == "L" and tiles else ""
         scale = {"L;2": 85, "L;4": 17}.get(str(raw), 1)  # Pillow scales these to 8 bits
         return np.array(file).astype(np.int64) // scale
+
+
+def rules_of(image: Path, default: Rules = DEFAULT) -> Rules:
+    """Rules of the classes.json in an image's folder, or in DATASET for DATASET/imgs/SPLIT; otherwise `default`."""
+    folders = [image.parent, *([image.parents[2]] if image.parent.parent.name == "imgs" else [])]
+    path = next((path for folder in folders if (path := folder / "classes.json").exists()), None)
+    return default if path is None else read_classes(path, Classes((), ())).rules
 
 
 def as_tensor(image: ImageLike, rules: Rules = DEFAULT) -> tuple[Tensor, np.ndarray | None]:
