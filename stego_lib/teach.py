@@ -217,7 +217,7 @@ def _label_maps(
     names: Sequence[str] | None,
 ) -> tuple[list[_Example], list[str]]:
     """Labeled cells from label maps, by majority of the labeled pixels in a cell."""
-    if len(images) != len(labels):
+    if not 0 < len(images) == len(labels):
         raise StegoError(f"There are {len(images)} images and {len(labels)} label maps. Pass one for each image.")
     if names is None and without_names(run.classes):
         raise StegoError("The ids of the label maps have no names. Pass names=[...], one for each id.")
@@ -287,7 +287,7 @@ def read_clicks(clicks: Any) -> pd.DataFrame:
     """Reads a table of clicks. Raises StegoError if it is invalid."""
     in_memory = isinstance(clicks, pd.DataFrame)
     problem = f"{'The table' if in_memory else clicks} is not a table of clicks"
-    remedy = f"Save the columns {', '.join(CLICK)}, with numbers as x and y, as CSV."
+    remedy = f"Use CSV or a DataFrame with the columns {', '.join(CLICK)} and numbers as x and y."
     with explained((OSError, ValueError, KeyError), problem, remedy):
         # As text, because a name may be "1" or "NA".
         table = clicks if in_memory else pd.read_csv(user_path(clicks), dtype=str, keep_default_na=False)

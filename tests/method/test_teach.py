@@ -171,6 +171,8 @@ def test_files_that_are_no_table_of_clicks_are_named(run, images, clicks, tmp_pa
             run.teach(images, path)
     with pytest.raises(StegoError, match="same file name"):
         run.teach([images / "a.png", tmp_path / "a.png"], clicks)
+    with pytest.raises(StegoError, match="0 images"):
+        run.teach([], [])
 
 
 def test_wrong_label_maps_are_named(run, images):
