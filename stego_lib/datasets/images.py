@@ -262,7 +262,7 @@ def read_bands(
     few_bits = values.dtype == np.uint8 and "NBITS" in file.tags(bands[0], ns="IMAGE_STRUCTURE")
     if palette or few_bits or values.dtype.kind not in "uif":
         problem = f"has a palette, less than 8 bits or values that are not real numbers ({values.dtype})"
-        raise StegoError(f"{problem}. Convert it: gdal_translate -expand rgb, -scale or -ot Float32.")
+        raise StegoError(f"{problem}. Convert it to real numbers, for example by gdal_translate -expand rgb or -scale.")
     values = _scale(values, known, limits)
     return 255 - values if white_is_zero else values, ~known
 
