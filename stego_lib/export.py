@@ -21,7 +21,7 @@ from .run import Run
 from .utils.errors import DataNotFound, StegoError, brief, check_choice, check_installed
 from .utils.files import atomic, check_folder
 from .utils.paths import shown_path, user_path
-from .utils.progress import say
+from .utils.progress import say, stage
 from .utils.torch_state import usual_modes
 
 if TYPE_CHECKING:
@@ -89,13 +89,16 @@ def export_onnx(
     if run.experiment.official.published:
         raise StegoError("The published resizing cannot be exported. Use load_run(RUN, official={'published': False}).")
     path, run = user_path(path), _in_float32(run)
+    if path.suffix != ".onnx":
+        raise StegoError(f"{path} is not an .onnx file. Pass a path such as stego.onnx.")
     check_folder(path.parent)
-    images, source = _images(run)
-    expected = [run.predict(image, refine="none") for image in images]
-    model, agreement = _checked_graph(run, list(dict.fromkeys([*outputs, "labels"])), images, expected)
-    if precision == "int8":
-        model = _quantized(model)
-        agreement = _agreement(model, images, expected)
+    with stage("exporting the network and comparing it with predict"):
+        images, source = _images(run)
+        expected = [run.predict(image, refine="none") for image in images]
+        model, agreement = _checked_graph(run, list(dict.fromkeys([*outputs, "labels"])), images, expected)
+        if precision == "int8":
+            model = _quantized(model)
+            agreement = _agreement(model, images, expected)
     if "labels" not in outputs:  # only for the comparison
         del model.graph.output[-1]
     metadata = {

@@ -518,7 +518,9 @@ def load_run(path: str | Path, *, runs_dir: str | Path | None = None, **changes:
     if str(path).startswith(HUB) or (folder / CONFIG).exists():
         folder, runs_dir = open_shared(path, user_path(runs_dir, runs_root())), None
     if missing := [name for name in FILES if not (folder / name).exists()]:
-        raise StegoError(f"{folder.absolute()} is not a run: {', '.join(missing)} missing.")
+        raise StegoError(
+            f"{folder.absolute()} is not a run: {', '.join(missing)} missing. Pass a folder that train has written."
+        )
     if runs_dir is not None:
         folder = copied(folder, user_path(runs_dir))
     experiment = Experiment.read(folder / "experiment.json").but(**changes)

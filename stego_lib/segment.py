@@ -113,6 +113,8 @@ def segment_folder(
     folder, target = user_path(images), user_path(output)
     paths = list_images(folder)
     by_name(paths, lambda path: path.stem.casefold())  # of results; some file systems ignore case
+    if not 0 <= opacity <= 1:
+        raise StegoError(f"opacity={opacity} is invalid. Use a number from 0 to 1.")
     run.check_fitted()
     kinds, rules = chosen_writers(format, masks), rules_of(paths[0], run.classes.rules)
     how = {"refine": refine, "size": size, "tile": tile}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -217,6 +218,8 @@ def _label_maps(
     names: Sequence[str] | None,
 ) -> tuple[list[_Example], list[str]]:
     """Labeled cells from label maps, by majority of the labeled pixels in a cell."""
+    if isinstance(images, str | Path):
+        raise StegoError("A list of label maps needs a list of images. Pass clicks as a CSV file or a DataFrame.")
     if not 0 < len(images) == len(labels):
         raise StegoError(f"There are {len(images)} images and {len(labels)} label maps. Pass one for each image.")
     if names is None and without_names(run.classes):
@@ -278,7 +281,7 @@ def _clicks(
 
 
 def paths_by_name(images: str | Path | Sequence[Any]) -> dict[str, Path]:
-    """File name -> path of images in a folder or list. Raises StegoError for duplicate names and an empty list."""
+    """File name (Unicode NFC) -> path of images in a folder or list. Raises StegoError for duplicates or no images."""
     listed = list_images(user_path(images)) if isinstance(images, str | Path) else [user_path(path) for path in images]
     return by_name(listed, lambda path: path.name)
 
@@ -287,11 +290,13 @@ def read_clicks(clicks: Any) -> pd.DataFrame:
     """Reads a table of clicks. Raises StegoError if it is invalid."""
     in_memory = isinstance(clicks, pd.DataFrame)
     problem = f"{'The table' if in_memory else clicks} is not a table of clicks"
-    remedy = f"Use CSV or a DataFrame with the columns {', '.join(CLICK)} and numbers as x and y."
+    remedy = (
+        f"Use a CSV file (UTF-8, commas) or a DataFrame with the columns {', '.join(CLICK)} and numbers as x and y."
+    )
     with explained((OSError, ValueError, KeyError), problem, remedy):
         # As text, because a name may be "1" or "NA".
         table = clicks if in_memory else pd.read_csv(user_path(clicks), dtype=str, keep_default_na=False)
         table = table[list(CLICK)].astype({"image": str, "x": float, "y": float})
         if not len(table) or table.isna().any(axis=None) or not all(isinstance(name, str) for name in table["name"]):
             raise ValueError("it has no rows, or a value is missing")
-    return table
+    return table.assign(image=table["image"].map(lambda name: normalize("NFC", name)))

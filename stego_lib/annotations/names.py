@@ -116,6 +116,8 @@ class Naming:
             if name not in clusters:
                 guess = did_you_mean(str(name), list(clusters))
                 raise StegoError(f"{name!r} is not a segment or branch{guess}. See run.segments and run.branches.")
+            if not isinstance(names[name], str | None):
+                raise StegoError(f"The new name of {name!r} is {names[name]!r}. Use text, or None to drop the segment.")
         by_cluster: dict[int, str | None] = {}
         for name in sorted(names, key=lambda name: (name in segments, -len(clusters[name]))):  # parts last
             by_cluster |= dict.fromkeys(clusters[name], names[name])

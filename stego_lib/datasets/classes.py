@@ -28,6 +28,8 @@ class Rules:
 
 
 DEFAULT = Rules()
+# Maximum number of classes: ids of label maps have 8 bits, and 255 marks pixels without a class.
+MAX_CLASSES = 255
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,12 @@ class Classes:
     """Rules for reading the images."""
 
     def __post_init__(self) -> None:
+        if len(self.names) > MAX_CLASSES:
+            raise StegoError(f"{len(self.names)} names do not fit into an 8-bit label map. Use at most {MAX_CLASSES}.")
         seen = {"", "no class"}  # figures use the second for pixels without a class
         for name in self.names:
-            plain = name.strip().casefold()
-            if plain in seen or not name.isprintable():
+            plain = str(name).strip().casefold()
+            if not isinstance(name, str) or plain in seen or not name.isprintable():
                 raise StegoError(f"Class name {name!r} is empty, reserved or a duplicate. Choose another one.")
             seen.add(plain)
 

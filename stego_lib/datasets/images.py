@@ -179,7 +179,7 @@ def _scale(values: np.ndarray, known: np.ndarray, limits: Range | None) -> np.nd
     if limits is None:
         span = f" from {values[known].min():g} to {values[known].max():g}" if known.any() else ""
         raise StegoError(
-            f'has {values.dtype} values{span}. Write "range": [LOW, HIGH], the values of black and white, into '
+            f'has {values.dtype} values{span}. Write {{"range": [LOW, HIGH]}}, the values of black and white, into '
             "classes.json in the folder."
         )
     low, high = limits

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from unicodedata import normalize
 
 from ..utils.errors import DataNotFound, StegoError
 from ..utils.files import checksum
@@ -60,11 +61,11 @@ def ignored_files(folder: Path) -> str:
 
 
 def by_name(paths: list[Path], name: Callable[[Path], str]) -> dict[str, Path]:
-    """Name of each path -> path. Raises StegoError for two equal names, and for an empty list."""
+    """Name of each path (Unicode NFC) -> path. Raises StegoError for two equal names, and for an empty list."""
     named: dict[str, Path] = {}
     problem = "" if paths else "The list of images is empty"
     for path in paths:
-        other = named.setdefault(name(path), path)
+        other = named.setdefault(normalize("NFC", name(path)), path)
         if other is not path:
             problem = f"{path} and {other.name} have the same file name {name(path)!r}"
     if problem:

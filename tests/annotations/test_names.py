@@ -94,7 +94,7 @@ def test_names_of_another_training_are_refused(run, image, scenes_root, backbone
 @pytest.mark.parametrize(
     "names",
     [
-        {"cluster 9": "road"}, {"branch 7": "road"}, {"cluster 1": ""}, {"branch 0": None},
+        {"cluster 9": "road"}, {"branch 7": "road"}, {"cluster 1": ""}, {"cluster 1": 5}, {"branch 0": None},
         {f"cluster {i}": None for i in range(8)},
     ],
     ids=str,

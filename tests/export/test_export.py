@@ -92,6 +92,11 @@ def test_unknown_precisions_and_outputs_are_rejected(tmp_path, scenes_root, opti
     assert not (tmp_path / "a.onnx").exists()
 
 
+def test_a_path_that_is_no_onnx_file_is_rejected(tmp_path, scenes_root):
+    with pytest.raises(StegoError, match=r"\.onnx file"):
+        export_onnx(random_run(tmp_path, data_root=str(scenes_root)), tmp_path)
+
+
 def test_a_run_with_the_published_resizing_is_rejected(tmp_path):
     with pytest.raises(StegoError, match="published"):
         export_onnx(random_run(tmp_path, official={"published": True}), tmp_path / "a.onnx")

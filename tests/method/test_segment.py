@@ -85,6 +85,8 @@ def test_bad_folders_are_refused(run, images, tmp_path):
             segment_folder(run, tmp_path / folder, tmp_path / "out")
     with pytest.raises(StegoError, match="format"):
         segment_folder(run, images, tmp_path / "out", format="coco")
+    with pytest.raises(StegoError, match="opacity"):
+        segment_folder(run, images, tmp_path / "out", opacity=55)
     Image.new("RGB", (32, 32)).save(images / "tall.jpg")
     with pytest.raises(StegoError, match="tall"):
         segment_folder(run, images, tmp_path / "out")
@@ -219,9 +221,11 @@ def test_names_of_any_kind_are_known_again(run, images, tmp_path, capsys):
     assert "8 were up to date" in capsys.readouterr().err
 
 
-def test_names_that_would_collide_are_refused_before_work(run, images, tmp_path):
-    Image.new("RGB", (32, 32)).save(images / "TALL.jpg")
-    with pytest.raises(StegoError, match="tall"):
+@pytest.mark.parametrize("names", [("tall.png", "TALL.jpg"), ("\u00fc.png", "u\u0308.png")])
+def test_names_that_would_collide_are_refused_before_work(run, images, tmp_path, names):
+    for name in names:
+        Image.new("RGB", (32, 32)).save(images / name)
+    with pytest.raises(StegoError, match="same file name"):
         segment_folder(run, images, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -164,9 +164,21 @@ def test_names_in_a_file_stay_text_and_do_not_depend_on_the_default_dtype(run, i
     assert taught.names == ("1", "NA") and taught.points.equal(expected.points)
 
 
+def test_names_of_images_may_differ_in_unicode_normalization(run, images, clicks):
+    (images / "b.png").rename(images / "u\u0308.png")
+    taught = run.teach(images, clicks.replace({"image": {"b.png": "\u00fc.png"}}))
+    assert taught.labels == {"tomato": 2, "grass": 3} and list(taught.images.values()) == ["a.png", "\u00fc.png"]
+
+
 def test_files_that_are_no_table_of_clicks_are_named(run, images, clicks, tmp_path):
     (tmp_path / "empty.csv").touch()
-    for path, word in ((tmp_path / "none.csv", "none.csv"), (tmp_path / "empty.csv", "empty.csv"), (images, "images")):
+    clicks.to_csv(tmp_path / "semicolons.csv", index=False, sep=";")
+    for path, word in (
+        (tmp_path / "none.csv", "none.csv"),
+        (tmp_path / "empty.csv", "empty.csv"),
+        (tmp_path / "semicolons.csv", "commas"),
+        (images, "images"),
+    ):
         with pytest.raises(StegoError, match=word):
             run.teach(images, path)
     with pytest.raises(StegoError, match="same file name"):
@@ -185,6 +197,10 @@ def test_wrong_label_maps_are_named(run, images):
     ):
         with pytest.raises(StegoError, match=word):
             run.teach([images / "a.png"], labels, names=names)
+    with pytest.raises(StegoError, match="list of images"):
+        run.teach(images, [label])
+    with pytest.raises(StegoError, match="8-bit"):
+        run.teach([images / "a.png"], [label], names=[f"name {i}" for i in range(256)])
 
 
 def test_evaluate_scores_the_names_and_says_how_many_labels_there_were(scenes_root, backbone_file, tmp_path):
