@@ -4,7 +4,7 @@ book/records/studies/regularization.csv contains the rows of
 
 >>> recipes = [Experiment.preset("scenes")]
 >>> recipes += [Experiment.preset(name, backbone="photos_vit_tiny8_d6") for name in ("camvid", "labelmefacade")]
->>> pd.concat(measure(train(recipe, resume=True), draw) for recipe in recipes for draw in range(2))
+>>> pd.concat(measure(train(recipe, resume=True), draw) for recipe in recipes for draw in range(5))
 """
 
 import math
