@@ -129,6 +129,7 @@ def teach_run(run: "Run", images: Any, *arguments: Any) -> Taught | None:
 
 
 @usual_modes()
+@torch.no_grad()
 def teach(
     run: "Run",
     images: str | Path | Sequence[Any],
