@@ -81,7 +81,7 @@ def test_the_form_saves_names_merges_and_drops(run, monkeypatch):
     pytest.importorskip("ipywidgets")
     assert name_form(run) is None, "outside of notebooks"
     monkeypatch.setattr("IPython.get_ipython", lambda: object())
-    fields, other, below = name_form(run).children
+    fields, below = name_form(run).children
     assert [field.value for field in fields.children] == list(run.segments.names)
     fields.children[0].value = fields.children[1].value = " sky "
     fields.children[2].value = ""
@@ -94,9 +94,8 @@ def test_the_form_saves_names_merges_and_drops(run, monkeypatch):
     rows = tree_rows(run, np.full(8, 1 / 8), 2)
     branch, clusters = max(rows.items(), key=lambda row: len(row[1]))
     exception = f"cluster {clusters[0]}"
-    fields, other, below = name_form(run, rows).children
-    assert [field.description for field in fields.children] == list(rows)
-    other.value = exception
+    fields, below = name_form(run, rows | {exception: clusters[:1]}).children
+    assert [field.description for field in fields.children] == [*rows, exception]
     by_name = {field.description: field for field in fields.children}
     by_name[branch].value, by_name[exception].value = "plant", "tree"
     below.children[0].click()

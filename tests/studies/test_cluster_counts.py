@@ -1,10 +1,11 @@
 """Criteria for the number of clusters, on codes whose number of groups is known."""
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 
-from stego_book.studies.cluster_counts import CRITERIA, choices, criteria, linkages
+from stego_book.studies.cluster_counts import CRITERIA, chosen_counts, criteria, linkages
 from stego_lib import StegoError
 
 
@@ -15,7 +16,8 @@ def test_every_criterion_finds_groups_that_are_far_apart():
     codes = F.normalize(centers + 0.05 * torch.randn(1200, 12, generator=generator), dim=1)
     images, counts = torch.arange(1200) // 30, (4, 5, 6, 8, 12)
     values = criteria(codes, images, counts)
-    assert choices({"criteria": values, "counts": counts}) == dict.fromkeys(CRITERIA, 6)
+    table = pd.concat({"a": pd.DataFrame(values, counts).assign(classes=6, miou=1)}, names=["record", "clusters"])
+    assert chosen_counts(table).loc[[*CRITERIA], "a"].tolist() == [6] * len(CRITERIA)
     assert values == criteria(codes, images, counts), "seeded"
     with pytest.raises(StegoError, match="counts"):
         criteria(codes, images, (1, 4))

@@ -1,11 +1,10 @@
-"""Typical patches and tree of clusters, form for their names, figure of the number of clusters."""
+"""Typical patches and tree of clusters, and a form for their names."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +19,7 @@ from stego_lib.utils.errors import StegoError
 from stego_lib.utils.notices import notice
 from stego_lib.utils.progress import progress, unattended
 
-from ..studies.cluster_counts import choices
 from .grids import image_grid
-from .style import panels
 
 # Side of the displayed part of an image, in patches.
 CONTEXT = 9
@@ -30,42 +27,23 @@ CONTEXT = 9
 TREE = 2.2
 
 
-@dataclass(frozen=True)
-class Patch:
-    """A grid cell of an image."""
+class Patch(NamedTuple):
+    """A grid cell of an image. cosine: cosine similarity of its code and the cluster center."""
 
     image: Path
     row: int
     column: int
     grid: tuple[int, int]
-    """Height and width of the grid."""
     cosine: float
-    """Cosine similarity of its code and the cluster center."""
 
 
 @torch.inference_mode()
 def typical_patches(run: Run, images: Sequence[Path], count: int = 6) -> tuple[list[list[Patch]], np.ndarray]:
     """The most typical patches of each cluster: the cells with the largest cosine similarity to its center.
 
-    Parameters
-    ----------
-    run
-        The trained run.
-    images
-        Image files of one folder.
-    count
-        Patches per cluster, at most one per image.
-
-    Returns
-    -------
-    tuple
-        The patches of each cluster, most typical first (fewer if the cluster occurs in fewer images); and the fraction
-        of grid cells in each cluster, float64 (n_clusters,). Transparent cells are included.
-
-    Raises
-    ------
-    StegoError
-        If no image is readable (a notice names unreadable ones), for a count below 1, and for a run without clusters.
+    images: image files of one folder. count: patches per cluster, at most one per image. Returns the patches of each
+    cluster, most typical first (fewer if the cluster occurs in fewer images), and the fraction of grid cells in each
+    cluster, float64 (n_clusters,). Raises StegoError if no image is readable; a notice names unreadable ones.
     """
     if not images or count < 1:
         raise StegoError(f"{count} typical patches of {len(images)} images cannot be shown. Take at least 1.")
@@ -97,21 +75,8 @@ def typical_patches(run: Run, images: Sequence[Path], count: int = 6) -> tuple[l
 def tree_rows(run: Run, shares: np.ndarray, count: int = 20, branch: str = "branch 0") -> dict[str, list[int]]:
     """Rows of the figure: the clusters of a run, or, if there are more than `count`, branches of their tree.
 
-    Parameters
-    ----------
-    run
-        The run.
-    shares
-        Fraction of each cluster, from `typical_patches`. Empty clusters are skipped.
-    count
-        Number of rows; the highest branch is split until it is reached.
-    branch
-        The branch to show, see `Run.branches`.
-
-    Raises
-    ------
-    StegoError
-        For an unknown branch.
+    The highest branch is split until there are `count` rows. shares: fraction of each cluster, from `typical_patches`;
+    empty clusters are skipped. branch: the branch to show, see `Run.branches`.
     """
     nodes = branches(run.model.cluster_probe.clusters)
     if branch not in nodes:
@@ -198,9 +163,8 @@ def _in_context(patch: Patch, run: Run) -> tuple[np.ndarray, tuple[float, float,
 def name_form(run: Run, rows: Mapping[str, Sequence[int]] | None = None) -> Any:
     """A form for JupyterLab: fields for names of segments and branches, and a button for `Run.name_segments`.
 
-    Equal names merge segments; an empty field drops one. rows: from `tree_rows`, all segments by default; a list adds
-    fields for other segments and branches. Returns None in unattended notebooks, outside of notebooks, and without
-    ipywidgets.
+    Equal names merge segments; an empty field drops one. rows: from `tree_rows`, all segments by default. Returns None
+    in unattended notebooks, outside of notebooks, and without ipywidgets.
     """
     try:
         import ipywidgets as widgets
@@ -221,12 +185,6 @@ def name_form(run: Run, rows: Mapping[str, Sequence[int]] | None = None) -> Any:
         options = {"placeholder": "(dropped)", "style": {"description_width": "8em"}}
         return widgets.Text(value=values.get(place, place) or "", description=place, **options)
 
-    def add(change: dict[str, Any]) -> None:
-        if change["new"] in other.options:
-            fields.children = [*fields.children, field(change["new"])]
-            other.options = [name for name in other.options if name != change["new"]]
-            other.value = ""
-
     def save(_: Any) -> None:
         try:
             run.name_segments({field.description: field.value.strip() or None for field in fields.children})
@@ -235,30 +193,6 @@ def name_form(run: Run, rows: Mapping[str, Sequence[int]] | None = None) -> Any:
             message.value = str(error)
 
     fields = widgets.VBox([field(place) for place in values])
-    others = [name for name in (*run.branches, *clusters) if name not in values]
-    other = widgets.Combobox(options=others, placeholder="another branch or cluster", ensure_option=True)
     button, message = widgets.Button(description="Save the names"), widgets.Label()
-    other.observe(add, "value")
     button.on_click(save)
-    return widgets.VBox([fields, other, widgets.HBox([button, message])])
-
-
-def cluster_counts(records: Sequence[dict[str, Any]]) -> Figure:
-    """mIoU by number of clusters, and the choice of each criterion, one panel per dataset."""
-    datasets = list(dict.fromkeys(record["experiment"]["dataset"] for record in records))
-    figure, axes = panels(len(datasets), size=(5, 4))
-    for axis, dataset in zip(axes, datasets, strict=True):
-        for record in (record for record in records if record["experiment"]["dataset"] == dataset):
-            options = {"color": "black", "alpha": 0.6}
-            axis.plot(record["counts"], record["miou"], label="matched one to one", **options)
-            named = "each cluster named and merged"
-            axis.plot(record["counts"], record["miou_named"], linestyle=":", label=named, **options)
-            for number, (name, count) in enumerate(choices(record).items()):
-                miou = record["miou"][record["counts"].index(count)]
-                options = {"color": f"C{number}", "marker": "osD^v"[number], "s": 70, "zorder": 3}
-                axis.scatter(count, miou, label=name, **options)
-        axis.axvline(record["classes"], color="0.5", linewidth=1, linestyle="--", label="number of classes")
-        axis.set(title=dataset, xlabel="clusters", ylabel="mIoU (%)")
-    entries = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))  # without duplicates
-    axes[0].legend(entries.values(), entries.keys(), fontsize=8)
-    return figure
+    return widgets.VBox([fields, widgets.HBox([button, message])])

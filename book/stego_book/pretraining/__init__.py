@@ -1,40 +1,9 @@
 """Pre-training of a small ViT without labels, as for the embedded backbones."""
 
-from .crops import mix_colors, two_views
-from .curves import read_curve, write_curve
-from .dense import DenseContrast, point_contrast
-from .images import draw_scenes, labeled_sample, mixture, read_photographs
+# ruff: noqa: F401
+from .contrast import DenseContrast, point_contrast, two_views
+from .images import draw_scenes, read_streets
 from .loop import pretrain
-from .network import MEAN, STD, build_network, save_backbone, tokens_at, tokens_of
-from .recipe import PHOTOS, PHOTOS_SECOND_STAGE, PHOTOS_SHARES, SECOND_STAGE, STREETS, PretrainRecipe
-from .streets import hold_out, read_streets
-from .watching import watcher
-
-__all__ = [
-    "MEAN",
-    "PHOTOS",
-    "PHOTOS_SECOND_STAGE",
-    "PHOTOS_SHARES",
-    "SECOND_STAGE",
-    "STD",
-    "STREETS",
-    "DenseContrast",
-    "PretrainRecipe",
-    "build_network",
-    "draw_scenes",
-    "hold_out",
-    "labeled_sample",
-    "mix_colors",
-    "mixture",
-    "point_contrast",
-    "pretrain",
-    "read_curve",
-    "read_photographs",
-    "read_streets",
-    "save_backbone",
-    "tokens_at",
-    "tokens_of",
-    "two_views",
-    "watcher",
-    "write_curve",
-]
+from .network import MEAN, STD, build_network, save_backbone, structure
+from .recipe import PHOTOS, PHOTOS_SECOND_STAGE, SECOND_STAGE, STREETS, PretrainRecipe
+from .watching import read_curve, watcher, write_curve

@@ -16,7 +16,7 @@ from stego_lib.utils.files import atomic
 from stego_lib.utils.paths import user_path
 from stego_lib.utils.progress import progress
 
-from .dense import DenseContrast
+from .contrast import DenseContrast
 from .network import build_network
 from .recipe import PretrainRecipe
 

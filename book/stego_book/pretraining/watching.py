@@ -1,7 +1,12 @@
-"""Measures progress during pre-training: probes on labeled images that are not used for training."""
+"""Progress of pre-training: probes on labeled images that are not used for training, and files of learning curves."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
@@ -9,8 +14,13 @@ from torch import Tensor, nn
 
 from stego_lib.metrics import confusion, identity, match, scores
 from stego_lib.probes import multinomial_regression
+from stego_lib.utils.files import read_json, write_json
 
 from .network import tokens_of
+from .recipe import PretrainRecipe
+
+# Number of stored losses of a run, each the mean over an equal part of its steps.
+POINTS = 80
 
 
 def watcher(
@@ -59,3 +69,26 @@ def watcher(
         return {"kmeans_miou": scores(table, match(table))["miou"]} | miou
 
     return watch
+
+
+def write_curve(
+    path: str | Path, log: list[dict[str, float]], recipe: PretrainRecipe, about: str, untrained: dict[str, float]
+) -> None:
+    """Writes recipe, losses and measurements. untrained: measurements before the first step."""
+    stretches = np.array_split(np.arange(len(log)), min(POINTS, len(log)))
+    seconds, loss = (np.array([line[key] for line in log]) for key in ("seconds", "loss"))
+    losses = [dict(seconds=round(seconds[part[-1]], 1), loss=round(loss[part].mean(), 4)) for part in stretches]
+    measured = [
+        dict(step=line["step"] + 1, seconds=round(line["seconds"], 1)) | {key: round(line[key], 2) for key in untrained}
+        for line in [{"step": -1, "seconds": 0.0} | untrained, *log]
+        if set(untrained) <= set(line)
+    ]
+    write_json(path, {"about": about, "recipe": asdict(recipe), "losses": losses, "measured": measured})
+
+
+def read_curve(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Reads a file of `write_curve`: losses and measurements by minutes of training, and the other content."""
+    content = read_json(path)
+    tables = [pd.DataFrame(content.pop(name)) for name in ("losses", "measured")]
+    losses, measured = (table.assign(minutes=table.pop("seconds") / 60).set_index("minutes") for table in tables)
+    return losses, measured, content

@@ -9,7 +9,6 @@ on CamVid with photos_vit_tiny8_d6 and `probes.sample_codes`.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -109,44 +108,37 @@ def linkages(
     return pd.DataFrame(rows)
 
 
-def read_studies(folder: str | Path) -> list[dict[str, Any]]:
-    """The records in a folder, sorted by file name."""
-    return [read_json(path) for path in sorted(user_path(folder).glob("*.json"))]
+def read_studies(folder: str | Path) -> pd.DataFrame:
+    """The records in a folder, one row per record and number of clusters: classes, miou, miou_named, `CRITERIA`."""
+    parts = {}
+    for record in map(read_json, sorted(user_path(folder).glob("*.json"))):
+        title = f"{record['experiment']['dataset']}, seed {record['experiment']['seed']}"
+        values = {key: record[key] for key in ("classes", "miou", "miou_named")} | record["criteria"]
+        parts[title] = pd.DataFrame(values, index=record["counts"])
+    return pd.concat(parts, names=["record", "clusters"])
 
 
-def choices(record: dict[str, Any]) -> dict[str, int]:
-    """The number of clusters chosen by each criterion."""
-    best = {"max": np.argmax, "min": np.argmin}
-    return {name: record["counts"][int(best[way](record["criteria"][name]))] for name, way in CRITERIA.items()}
-
-
-def chosen_counts(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def chosen_counts(studies: pd.DataFrame) -> pd.DataFrame:
     """The number of clusters chosen by each criterion, one column per record; the first rows use labels."""
-    columns = {}
-    for record in records:
-        best = record["counts"][int(np.argmax(record["miou"]))]
-        columns[_title(record)] = {"classes": record["classes"], "best mIoU": best, **choices(record)}
-    return pd.DataFrame(columns)
+    best = {"classes": studies["classes"].groupby("record", sort=False).first()}
+    for name, way in ({"miou": "max"} | CRITERIA).items():
+        values = studies[name].unstack("record")
+        best[name] = values.idxmax() if way == "max" else values.idxmin()
+    return pd.DataFrame(best).T.rename({"miou": "best mIoU"})
 
 
-def losses(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def losses(studies: pd.DataFrame) -> pd.DataFrame:
     """mIoU lost by each choice of the number of clusters compared with the best, one column per record, and the mean.
 
     The last rows use labels: the number of classes, and "always N", the number with the smallest mean loss. Rows with a
     number that a record does not contain have no mean.
     """
-    columns, always = {}, {}
-    for record in records:
-        miou = pd.Series(record["miou"], index=record["counts"])
-        lost = miou.max() - miou
-        chosen = {**choices(record), "number of classes": record["classes"]}
-        columns[_title(record)] = {name: lost.get(count, np.nan) for name, count in chosen.items()}
-        always[_title(record)] = lost
-    fixed = pd.DataFrame(always).dropna()
+    chosen = chosen_counts(studies)
+    miou = studies["miou"].unstack("record")[chosen.columns]
+    lost = miou.max() - miou
+    fixed = lost.dropna()
     best = fixed.mean(axis=1).idxmin()
-    table = pd.concat([pd.DataFrame(columns), fixed.loc[[best]].rename(index=lambda count: f"always {count}")])
-    return table.assign(mean=table.mean(axis=1, skipna=False))
-
-
-def _title(record: dict[str, Any]) -> str:
-    return f"{record['experiment']['dataset']}, seed {record['experiment']['seed']}"
+    order = [*CRITERIA, "classes"]
+    table = pd.DataFrame({record: lost[record].reindex(chosen.loc[order, record]).to_numpy() for record in lost}, order)
+    table.loc[f"always {best}"] = fixed.loc[best]
+    return table.rename({"classes": "number of classes"}).assign(mean=table.mean(axis=1, skipna=False).to_numpy())
