@@ -136,4 +136,5 @@ def _table(run: "Run") -> str:
 def _setting(record: dict[str, Any]) -> tuple[Any, ...]:
     """Everything that must agree between records of several seeds."""
     experiment = {key: value for key, value in record["experiment"].items() if key != "seed"}
-    return experiment, Provenance.from_dict(record["provenance"]).key(), record["data"], record["step"]
+    # Records of other versions may have no provenance.
+    return experiment, Provenance.from_dict(record.get("provenance")).key(), record.get("data"), record["step"]

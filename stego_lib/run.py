@@ -1,6 +1,7 @@
 """Runs: `Run` reads and writes a run folder, `load_run` opens it, `find_run` searches for it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -575,12 +576,12 @@ def find_run(runs_dir: Path, experiment: Experiment, provenance: Provenance) -> 
         # Shared runs have no correspondences and no optimizer.
         if any(not (folder / name).exists() for name in (*FILES, "correspondences.json")):
             continue
-        if _settings(Experiment.read(folder / "experiment.json")) != settings:
-            continue
-        differing = Provenance.read(folder).differing(provenance)
-        if not differing:
-            return folder
-        others.append(f"; {folder.name} differs in {', '.join(differing)}")
+        with suppress(StegoError):  # a run of another version, or a damaged one, is not the run of this experiment
+            if _settings(Experiment.read(folder / "experiment.json")) == settings:
+                differing = Provenance.read(folder).differing(provenance)
+                if not differing:
+                    return folder
+                others.append(f"; {folder.name} differs in {', '.join(differing)}")
     notice(f"There is no run to resume, so training starts at step 0{''.join(others[:1])}.")
     return None
 

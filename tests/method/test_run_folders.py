@@ -58,6 +58,15 @@ def test_a_run_of_another_experiment_is_not_resumed(tmp_path):
         assert find_run(tmp_path, WANTED, MADE_FROM) is None
 
 
+@pytest.mark.parametrize("content", ['{"published": true}', "{"])
+def test_runs_of_other_versions_and_damaged_ones_do_not_stop_the_search(tmp_path, content):
+    (made(tmp_path / "b") / "experiment.json").write_text(content)
+    with pytest.warns(Notice, match=r"step 0\.$"):
+        assert find_run(tmp_path, WANTED, MADE_FROM) is None
+    other = made(tmp_path / "a")
+    assert find_run(tmp_path, WANTED, MADE_FROM) == other
+
+
 # ---------------------------------------------------------------------------------------------- with trained runs
 
 

@@ -276,6 +276,9 @@ def test_the_card_has_scores_over_seeds_and_says_what_labels_did(scenes_root, ba
     records = [evaluate(run) for run in runs]
     other = train(tiny_experiment(scenes_root, backbone_file, code_dim=9), runs_dir=tmp_path / "runs")
     evaluate(other)  # of another experiment: does not count
+    old = {key: value for key, value in records[1].items() if key not in ("provenance", "data")}
+    (tmp_path / "runs" / "old").mkdir()  # of another version: does not count
+    (tmp_path / "runs" / "old" / "metrics.json").write_text(json.dumps(old), encoding="utf-8")
     runs[0].save_pretrained(tmp_path / "shared")
     card = (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
     rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:] for row in re.findall(r"^\|.*$", card, re.MULTILINE)}
