@@ -8,7 +8,7 @@ import numpy as np
 from ..utils.errors import StegoError
 from ..utils.paths import user_path
 from ..utils.progress import progress
-from ..utils.threads import in_threads
+from ..utils.threads import READERS, in_threads
 from . import open_dataset
 from .base import SegmentationDataset
 from .findings import dataset_findings
@@ -82,6 +82,6 @@ def _read(dataset: SegmentationDataset, rows: list[int]) -> tuple[np.ndarray, li
         return np.zeros(count, int) if label is None else np.bincount(label.numpy().ravel() % count, minlength=count)
 
     title = f"files of {dataset.name} {dataset.split}"
-    results = list(progress(in_threads(pixels, rows), title, total=len(rows)))
+    results = list(progress(in_threads(pixels, rows, READERS), title, total=len(rows)))
     counted = [result for result in results if not isinstance(result, StegoError)]
     return np.sum([np.zeros(count, int), *counted], 0), [str(r) for r in results if isinstance(r, StegoError)]

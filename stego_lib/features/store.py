@@ -25,7 +25,7 @@ from ..utils import devices
 from ..utils.errors import StegoError, enough_memory
 from ..utils.files import disk_errors, fingerprint, read_json, write_json
 from ..utils.progress import progress, say
-from ..utils.threads import in_threads
+from ..utils.threads import READERS, in_threads
 from .base import NO_LABEL, Features
 
 # Version of the content and layout of stores; other versions are not used.
@@ -129,7 +129,8 @@ def content_fingerprints(dataset: SegmentationDataset, root: Path) -> dict[str, 
     path = _cache(root, _listing(dataset))
     if not path.exists():
         files = list(dict.fromkeys(filter(None, [*dataset.images, *dataset.labels])))  # crops share a file
-        bar = progress(in_threads(checksum_of, files), f"checksums of {dataset.name}", total=len(files))
+        checksums = in_threads(checksum_of, files, READERS)
+        bar = progress(checksums, f"checksums of {dataset.name}", total=len(files))
         digests: dict[Path | None, str | None] = {None: None} | dict(zip(files, bar, strict=True))
         write_json(path, _combine(dataset, [digests[p] for p in dataset.images], [digests[p] for p in dataset.labels]))
     return read_json(path)

@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+# Threads that read files: also on few cores several, because network disks have a latency.
+READERS = 8
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
