@@ -24,6 +24,7 @@ from ..datasets.transforms import Size, resize_image, resize_label
 from ..utils import devices
 from ..utils.errors import StegoError, enough_memory
 from ..utils.files import disk_errors, fingerprint, read_json, write_json
+from ..utils.paths import shown_path
 from ..utils.progress import progress, say
 from ..utils.threads import READERS, in_threads
 from .base import NO_LABEL, Features
@@ -245,7 +246,7 @@ class Store:
         rank, count = (devices.read_ranks() or (0, 1))[:2]
         own = [number for number in missing if number % count == rank]
         if rank == 0:
-            say(f"features of {self.source}: {needed / 1e9:.2f} GB in {self.folder}")
+            say(f"features of {self.source}: {needed / 1e9:.2f} GB in {shown_path(self.folder)}")
         reader = Reader(self.source.sample, self.source.dataset.pieces)
         total = sum(len(self._shards[number]) for number in own)
         with closing(reader), progress((), f"features of {self.source}", total=total) as bar:

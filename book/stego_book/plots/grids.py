@@ -46,12 +46,12 @@ def image_grid(
     titles
         Titles of the columns.
     brighten
-        Add a row of brightened images below the row "image" if it has images with a mean below `DARK`.
+        Add a row of brightened images below the row "image" if at least a third of its images have a mean below `DARK`.
     """
     table = {name: [_array(cell) for cell in cells] for name, cells in rows.items()}
     if brighten and "image" in table:
         bright = [None if cell is None or cell.mean() >= DARK else brightened(cell) for cell in table["image"]]
-        if any(cell is not None for cell in bright):
+        if 3 * sum(cell is not None for cell in bright) >= len(bright):
             table = {"image": table.pop("image"), "brightened": bright} | table
     columns = len(next(iter(table.values())))
     width = min(2.4, (WIDTH - LEFT) / columns)
