@@ -18,13 +18,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stego_lib.utils.errors import StegoError, did_you_mean
+from stego_lib.utils.errors import StegoError, check_choice, did_you_mean
 from stego_lib.utils.progress import BARS
 
 # Declared type -> its name in error messages; other types are not checked.
 TYPES = {"str": "text", "int": "a whole number", "float": "a number", "bool": "True or False"}
 # True and False on the command line.
 SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+# Parameters with the same choices in all notebooks, which otherwise are first used after training.
+CHOICES = {"refine": ("crf", "none")}
 
 
 class Parameter(NamedTuple):
@@ -55,7 +57,7 @@ class Parameter(NamedTuple):
         return value
 
     def check(self, value: Any) -> None:
-        """Raises StegoError if the value does not have the declared type."""
+        """Raises StegoError if the value does not have the declared type or is not one of `CHOICES`."""
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         valid = {
             "str": isinstance(value, str | os.PathLike),
@@ -69,6 +71,8 @@ class Parameter(NamedTuple):
         counts = self.type == "int" and self.default.isdecimal() and self.default != "0"
         if counts and value < 1:
             raise StegoError(f"{self.name}={value!r} must be at least 1.")
+        if self.name in CHOICES and value is not None:
+            check_choice(self.name, value, CHOICES[self.name])
 
 
 def parameters_of(notebook: str | Path) -> dict[str, Parameter]:

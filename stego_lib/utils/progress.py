@@ -25,7 +25,8 @@ def progress(items: Iterable[Item], title: str, **options: Any) -> "tqdm[Item]":
     rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))  # of torchrun or SLURM
     options.setdefault("disable", rank != "0" or sys.stderr is None)
     interval, delay = (RARELY, RARELY) if unattended() else (0.5, 0)
-    options |= {"mininterval": interval, "delay": delay, "leave": False, "dynamic_ncols": True}
+    options |= {"mininterval": interval, "maxinterval": max(interval, 10), "delay": delay}
+    options |= {"leave": False, "dynamic_ncols": True}
     return tqdm(items, desc=title, **options)
 
 

@@ -16,8 +16,9 @@ from common import ROOT
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from stego_book.notebooks import check_parameters, main, parameters_of, run_notebook
+from stego_book.notebooks import CHOICES, check_parameters, main, parameters_of, run_notebook
 from stego_lib import StegoError
+from stego_lib.predict import REFINEMENTS
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CELL = """
@@ -27,6 +28,7 @@ count: int = 3  # a whole number
 most: int = None  # an optional one
 share: float = 0.5  # a number
 switch: bool = True  # on or off
+refine: str = None  # one of two
 """
 CHECK = "from stego_book.notebooks import check_parameters\n\ncheck_parameters()"
 # YAML or papermill turns each of these into something else.
@@ -49,6 +51,14 @@ def write_notebook(path: Path, last: str) -> Path:
 @pytest.fixture
 def notebook(tmp_path: Path) -> Path:
     return write_notebook(tmp_path / "a.ipynb", "print(repr(folder), count, share, switch)")
+
+
+def test_choices_are_checked_before_work(notebook):
+    assert CHOICES["refine"] == REFINEMENTS
+    known = parameters_of(notebook)
+    assert [known["refine"].parse(text) for text in ("None", *REFINEMENTS)] == [None, *REFINEMENTS]
+    with pytest.raises(StegoError, match="refine"):
+        known["refine"].parse("CRF")
 
 
 def test_values_are_read_by_their_declared_type(notebook):

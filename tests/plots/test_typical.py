@@ -1,6 +1,7 @@
 """Typical patches of clusters, and the form for their names."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,10 @@ def test_typical_patches_are_the_nearest_cells_of_each_image(run, paths):
     for wrong in ([], 2), (paths, 0):
         with pytest.raises(StegoError, match="at least 1"):
             typical_patches(run, *wrong)
+    run.teach(paths, pd.DataFrame({"image": [path.name for path in paths[:2]], "x": 3, "y": 3, "name": ["a", "b"]}))
+    with pytest.raises(StegoError, match="teach"):
+        typical_patches(run, paths)
+    run.teach(None)
 
 
 def test_unreadable_images_are_left_out(run, paths, tmp_path):

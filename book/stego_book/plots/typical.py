@@ -43,11 +43,14 @@ def typical_patches(run: Run, images: Sequence[Path], count: int = 6) -> tuple[l
 
     images: image files of one folder. count: patches per cluster, at most one per image. Returns the patches of each
     cluster, most typical first (fewer if the cluster occurs in fewer images), and the fraction of grid cells in each
-    cluster, float64 (n_clusters,). Raises StegoError if no image is readable; a notice names unreadable ones.
+    cluster, float64 (n_clusters,). Raises StegoError if no image is readable (a notice names unreadable ones), and for
+    a run with a classifier of `run.teach`.
     """
     if not images or count < 1:
         raise StegoError(f"{count} typical patches of {len(images)} images cannot be shown. Take at least 1.")
     run.check_fitted()
+    if run.taught is not None:
+        raise StegoError("The segments have names from run.teach. Call run.teach(None) first.")
     broken: list[StegoError] = []
     candidates: list[list[Patch]] = [[] for _ in range(run.model.n_clusters)]
     cells = np.zeros(run.model.n_clusters)
