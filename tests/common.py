@@ -16,7 +16,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from stego_lib import Experiment, baselines, probes, training
+from stego_lib import Experiment, training
 from stego_lib.experiment import Official
 from stego_lib.utils.notices import Notice
 
@@ -60,15 +60,6 @@ def write_backbone(path: Path, seed: int = 0, metadata: dict[str, str] | None = 
     return path
 
 
-def write_dino(path: Path) -> Path:
-    """A tiny network with random weights in DINO's format: patches of 8, positions for 224 pixels, heads 64 wide."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vit = timm.create_model("vit_small_patch8_224", embed_dim=64, depth=2, num_heads=1, num_classes=0)
-        torch.save({key: value + 0.1 * torch.randn_like(value) for key, value in vit.state_dict().items()}, path)
-    return path
-
-
 def run_cells(name: str, **parameters: object) -> str:
     """Runs the code of notebooks/NAME.ipynb in this process, which saves the start of a kernel; what it prints."""
     variables, printed = {}, io.StringIO()
@@ -82,12 +73,6 @@ def run_cells(name: str, **parameters: object) -> str:
                 variables |= {key: os.fspath(v) if isinstance(v, Path) else v for key, v in parameters.items()}
         matplotlib.pyplot.close("all")
     return printed.getvalue()
-
-
-def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the baselines quick, and poor."""
-    monkeypatch.setattr(baselines, "SAMPLES", 500)
-    monkeypatch.setattr(probes, "RESTARTS", 1)
 
 
 def broken_off(experiment: Experiment, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:

@@ -10,11 +10,12 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported: no test, and nothing that it starts, asks timm's hub
 
-from common import SHARED, tiny_experiment, write_backbone, write_dino
-from families import small_families  # noqa: F401
-from sources import Server
+import timm
+import torch
+from common import SHARED, tiny_experiment, write_backbone
+from sources import Mirror, serving
 
-from stego_lib import Backbone, Run, train
+from stego_lib import Backbone, Run, baselines, probes, train
 from stego_lib.datasets.scenes import draw_scenes
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in its background
@@ -29,8 +30,13 @@ def backbone_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dino_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny backbone of DINO's family as a .pth file."""
-    return write_dino(tmp_path_factory.mktemp("dino") / "tiny.pth")
+    """A tiny network in DINO's format: random weights, patches of 8, positions for 224 pixels, heads 64 wide."""
+    path = tmp_path_factory.mktemp("dino") / "tiny.pth"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vit = timm.create_model("vit_small_patch8_224", embed_dim=64, depth=2, num_heads=1, num_classes=0)
+        torch.save({key: value + 0.1 * torch.randn_like(value) for key, value in vit.state_dict().items()}, path)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +59,15 @@ def run(scenes_root: Path, backbone_file: Path, tmp_path_factory: pytest.TempPat
     return train(tiny_experiment(scenes_root, backbone_file, steps=2), runs_dir=tmp_path_factory.mktemp("runs"))
 
 
+@pytest.fixture(scope="module")
+def few_samples() -> Iterator[None]:
+    """Makes the baselines quick, and poor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "SAMPLES", 500)
+        patch.setattr(probes, "RESTARTS", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of large files beside the project; tests that need it are skipped elsewhere."""
@@ -62,19 +77,13 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server on this machine without any file."""
+def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Mirror]]:
+    """A server on this machine without any file, as the place that everything is fetched from."""
+    handler = type("Handler", (Mirror,), {"files": {}, "log": []})
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = Server()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def mirror(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """The same as the place that everything is fetched from."""
-    monkeypatch.setenv("STEGO_DATA_MIRROR", f"{server.address}/")
-    return server
+    with serving(handler) as address:
+        monkeypatch.setenv("STEGO_DATA_MIRROR", f"{address}/")
+        yield handler
 
 
 @pytest.fixture(scope="session")
@@ -104,9 +113,3 @@ def open_browser() -> Iterator[Callable]:
 def browser(open_browser: Callable) -> object:
     """Headless Chromium."""
     return open_browser()
-
-
-@pytest.fixture
-def browser_without_scripts(open_browser: Callable) -> object:
-    """The same with JavaScript off."""
-    return open_browser("--blink-settings=scriptEnabled=false")

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable
@@ -22,11 +21,10 @@ SAVE_EVERY = 3
 def train_and_score(experiment: dict[str, Any], runs_dir: str, result: str, options: dict[str, Any]) -> None:
     """In the child: trains or resumes, evaluates, and writes the folder and the record, or the error, to `result`.
 
-    options: "environ"; "slow", seconds that a step takes; "largest_file", bytes; "baselines"; "run", a run to evaluate
-    instead; "meeting", seconds that processes wait for each other.
+    options: "environ"; "slow", seconds that a step takes; "largest_file", bytes; "baselines"; "resume"; "run", a run to
+    evaluate instead; "meeting", seconds that processes wait for each other.
     """
     os.environ |= options.get("environ", {})
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     import torch
 
     from stego_lib import Experiment, evaluate, load_run, probes, train, training
@@ -45,7 +43,7 @@ def train_and_score(experiment: dict[str, Any], runs_dir: str, result: str, opti
         if options.get("run"):
             run = load_run(options["run"])
         else:
-            run = train(Experiment.from_dict(experiment), runs_dir=runs_dir, resume=True)
+            run = train(Experiment.from_dict(experiment), runs_dir=runs_dir, resume=options.get("resume", True))
         outcome = {"folder": str(run.folder), "record": evaluate(run, baselines=options.get("baselines", False))}
     except BaseException as error:
         outcome = {"error": type(error).__name__, "message": str(error)}
@@ -101,12 +99,13 @@ def in_two(experiment: Any, runs_dir: Path, others: Any = None, slurm: bool = Fa
     return [job.outcome() for job in jobs]
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
-    """Returns as soon as `condition` is true; AssertionError if it never is."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, "it never came to that"
-        time.sleep(0.005)
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    """The value of `condition` as soon as it is true; AssertionError if it never is."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"nothing came in {seconds} s"
+        time.sleep(0.01)
+    return value
 
 
 def runs_in(runs_dir: Path) -> list[Path]:

@@ -84,13 +84,3 @@ def write_ckpt(path: Path, state: dict[str, Any], *, options: dict[str, Any] | N
             path,
         )  # fmt: skip
     return path
-
-
-class Call:
-    """Pickles as a call of any function."""
-
-    def __init__(self, function: Any, *arguments: Any):
-        self.what = (function, arguments)
-
-    def __reduce__(self) -> tuple:
-        return self.what

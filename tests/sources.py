@@ -3,6 +3,8 @@
 import io
 import threading
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,36 +19,37 @@ LABELMEFACADE = "/github.com/cvjena/labelmefacade/archive/a0dbc272351f9d6914805f
 IN_LABELMEFACADE = "labelmefacade-a0dbc272351f9d6914805fbba62d75740308f52f/"
 
 
-class Server:
-    """Serves `files` (path -> bytes); `log` lists the paths that were requested."""
+@contextmanager
+def serving(handler: Callable) -> Iterator[str]:
+    """The address of a server on this machine that answers by `handler`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
-    def __init__(self):
-        self.files: dict[str, bytes] = {}
-        self.log: list[str] = []
-        server = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_):
-                pass
+class Mirror(BaseHTTPRequestHandler):
+    """Serves `files` (path -> bytes); `log` lists the paths that were requested. Each server has a subclass."""
 
-            def do_GET(self):
-                server.log.append(self.path)
-                if self.path not in server.files:
-                    return self.send_error(404)
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(server.files[self.path])))
-                self.end_headers()
-                self.wfile.write(server.files[self.path])
+    files: dict[str, bytes]
+    log: list[str]
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self._http.server_port}"
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
+    def log_message(self, *_):
+        pass
 
-    def stop(self):
-        self._http.shutdown()
-        self._thread.join()
-        self._http.server_close()
+    def do_GET(self):
+        self.log.append(self.path)
+        if self.path not in self.files:
+            return self.send_error(404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.files[self.path])))
+        self.end_headers()
+        self.wfile.write(self.files[self.path])
 
 
 def zipped_folder(folder: Path, prefix: str = "") -> bytes:
@@ -59,19 +62,19 @@ def zipped_folder(folder: Path, prefix: str = "") -> bytes:
     return buffer.getvalue()
 
 
-def coco_server(server: Server, source: Path, lists: tuple[str, ...], height: int = 48, width: int = 182) -> None:
-    """Puts a stand-in of COCO-Stuff, made below `source`, on the server, as its four places have it."""
-    standins.cocostuff(source, {"train": 3, "val": 2}, lists, height, width)
+def coco_server(source: Path, mirror: type[Mirror], lists: tuple[str, ...]) -> None:
+    """Puts a stand-in of COCO-Stuff, made below `source`, on the mirror, as its four places have it."""
+    standins.cocostuff(source, {"train": 3, "val": 2}, lists, 96, 182)
     folder = source / "cocostuff"
     for year in ("train2017", "val2017"):
         files = zipped_folder(folder / "images" / year, f"{year}/")
-        server.files[f"/images.cocodataset.org/zips/{year}.zip"] = files
+        mirror.files[f"/images.cocodataset.org/zips/{year}.zip"] = files
         for name in lists:
             commit = "9a3aea0d388529eeaa619c96c743e276e44caaa7"
             url = f"/raw.githubusercontent.com/janghyuncho/PiCIE/{commit}/curated/{year}/{name}"
-            server.files[url] = (folder / "curated" / year / name).read_bytes()
+            mirror.files[url] = (folder / "curated" / year / name).read_bytes()
     maps = "/calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip"
-    server.files[maps] = zipped_folder(folder / "annotations")
+    mirror.files[maps] = zipped_folder(folder / "annotations")
 
 
 def by_hand(root: Path, folder: str, archives: dict[str, bytes]) -> None:
@@ -84,7 +87,7 @@ def by_hand(root: Path, folder: str, archives: dict[str, bytes]) -> None:
 
 def cityscapes_archives(root: Path, source: Path, counts: dict[str, int]) -> None:
     """Archives of a stand-in of Cityscapes, made below `source`, in root/cityscapes."""
-    standins.cityscapes(source, counts)
+    standins.cityscapes(source, counts, 256, 512)
     kinds = ("leftImg8bit", "gtFine")
     archives = {f"{k}_trainvaltest.zip": zipped_folder(source / "cityscapes" / k, f"{k}/") for k in kinds}
     by_hand(root, "cityscapes", archives)

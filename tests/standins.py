@@ -35,6 +35,15 @@ def colored(label: np.ndarray, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (256, 3), dtype=np.uint8)[label]
 
 
+def noise_images(folder: Path, *sizes: tuple[int, int]) -> list[Path]:
+    """Writes 0.png, 1.png, ... of these widths and heights, of smooth noise."""
+    paths = []
+    for number, size in enumerate(sizes):
+        noise = np.random.default_rng(number).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        paths.append(save(folder / f"{number}.png", np.asarray(Image.fromarray(noise).resize(size))))
+    return paths
+
+
 def flat_png(path: Path, side: int) -> Path:
     """A black PNG of side x side pixels, 1 bit each: 400 megapixels are 50 kB, and made without an image in memory."""
     return write_png(path, (side, side, 1, 0), bytes((1 + (side + 7) // 8) * side))
@@ -42,11 +51,7 @@ def flat_png(path: Path, side: int) -> Path:
 
 def write_png(path: Path, header: tuple[int, int, int, int], rows: bytes) -> Path:
     """A PNG of width, height, bits and color type, from its rows, each after a filter byte."""
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0)),
-        (b"IDAT", zlib.compress(rows)),
-        (b"IEND", b""),
-    )
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     written = [
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     ]

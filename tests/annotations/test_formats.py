@@ -13,8 +13,6 @@ from stego_lib.annotations.formats import WRITERS, chosen_writers
 from stego_lib.annotations.labelme import IGNORED, TOLERANCE
 from stego_lib.annotations.outputs import OutputFolder
 from stego_lib.datasets import Classes
-from stego_lib.segment import segment_folder
-from stego_lib.utils.notices import Notice
 
 SEGMENTS = Classes(("road", "sky", "tree"), ((90, 90, 90), (40, 120, 220), (30, 140, 40)))
 
@@ -111,33 +109,6 @@ def test_polygons_of_labelme_draw_the_label_map_within_the_tolerance(image, tmp_
     wrong = np.array(canvas)[2::4, 2::4] != label
     to_border = sum((label == id_) * ndimage.distance_transform_edt(label == id_) for id_ in np.unique(label))
     assert wrong.mean() < 0.02 and to_border[wrong].max(initial=0) <= TOLERANCE + 1
-
-
-def test_a_geotiff_keeps_its_place(run, tmp_path):
-    """50 cm a pixel in UTM zone 33 N; 0 where the image has no data. Beside it, an image that is nowhere."""
-    rasterio = pytest.importorskip("rasterio")
-    folder, out = tmp_path / "images", tmp_path / "out"
-    folder.mkdir()
-    pixels = np.random.default_rng(0).integers(1, 255, (3, 64, 96), dtype=np.uint8)
-    pixels[:, :10] = 0
-    place = dict(crs="EPSG:32633", transform=rasterio.transform.from_origin(380_000, 5_820_000, 0.5, 0.5), nodata=0)
-    form = dict(driver="GTiff", height=64, width=96, count=3, dtype="uint8", photometric="RGB")
-    with rasterio.open(folder / "tile.tif", "w", **form, **place) as file:
-        file.write(pixels)
-    Image.fromarray(pixels.transpose(1, 2, 0).copy()).save(folder / "plain.png")
-    run.name_segments({f"cluster {i}": f"thing {i}" for i in range(8)})
-    with pytest.warns(Notice, match=r"No GeoTIFF.*plain\.png"):
-        segment_folder(run, folder, out, format="geotiff")
-    run.name_segments(None)
-    with rasterio.open(out / "geotiff" / "tile.tif") as ours, rasterio.open(folder / "tile.tif") as given:
-        assert ours.crs == given.crs and ours.crs.to_epsg() == 32633 and ours.transform == given.transform
-        assert ours.nodata == 255, "the image's own, 0, is an id here"
-        label = ours.read(1)
-        assert ours.colormap(1)[3][:3] == run.segments.colors[3]
-    with Image.open(out / "labels" / "tile.png") as file:
-        np.testing.assert_array_equal(label, np.array(file))
-    assert (label[:10] == 255).all() and (label[10:] < 8).all()
-    assert not (out / "geotiff" / "plain.tif").exists()
 
 
 def test_an_unknown_format_and_a_missing_package_are_named(monkeypatch):

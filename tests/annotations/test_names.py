@@ -45,11 +45,8 @@ def test_names_merge_and_drop_clusters_everywhere(run, image, tmp_path):
             id_ = 255 if expected is None else named.segments.names.index(expected)
             assert (now[before == cluster] == id_).all()
     table = segment_folder(run, image.parent, tmp_path / "out", format="coco-panoptic")
-    assert (
-        list(table.columns)
-        == list(run.segments.names)
-        == list(pd.read_csv(tmp_path / "out" / "areas.csv", index_col=0).columns)
-    )
+    written = pd.read_csv(tmp_path / "out" / "areas.csv", index_col=0)
+    assert list(table.columns) == list(written.columns) == list(run.segments.names)
     kept = before != 5
     assert table.loc["a.png", "road"] == pytest.approx(100 * np.isin(before, (0, 3))[kept].mean())
     categories = json.loads((tmp_path / "out" / "panoptic.json").read_text())["categories"]
@@ -140,13 +137,8 @@ def test_a_branch_names_its_clusters_and_what_is_inside_overrides_it(run, image)
     for ordered in (names, dict(reversed(names.items()))):
         run.name_segments(ordered)
         now, segments = run.predict(image), run.segments.names
+        named = dict.fromkeys(tree[inner], "plant") | dict.fromkeys(tree[part]) | {own: "tree"}
         for cluster in range(8):
-            name = f"cluster {cluster}"
-            if cluster == own:
-                name = "tree"
-            elif cluster in tree[part]:
-                name = None
-            elif cluster in tree[inner]:
-                name = "plant"
+            name = named.get(cluster, f"cluster {cluster}")
             expected = 255 if name is None else segments.index(name)
             assert (now[before == cluster] == expected).all()

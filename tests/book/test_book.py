@@ -1,22 +1,30 @@
 """The book's pages and its build, as far as they can be checked without building it; `make book` checks the rest."""
 
+import ast
+import inspect
 import pydoc
 import re
+import textwrap
 from functools import cache
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
-from common import ROOT, few_samples, tiny_experiment
+from common import ROOT, tiny_experiment
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
 import stego_lib
-from stego_book import build, check, pdf, reference
+from stego_book import build, check
+from stego_book.listing import source_without_sections
 from stego_book.studies.results import fill_tables
-from stego_lib import Experiment
+from stego_book.studies.speed import Costs
+from stego_lib import Experiment, Run
+from stego_lib.metrics import match, scores
 from stego_lib.utils import paths
+
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 PAGES = build.pages(ROOT / "book" / "_toc.yml")
 CHAPTERS = [ROOT / f"{name}.ipynb" for name in PAGES if name.startswith("notebooks/")]
@@ -78,16 +86,6 @@ def test_no_result_is_typed_by_hand(path):
     assert not [text[max(0, match.start() - 30) : match.end() + 20] for match in RESULT.finditer(text)]
 
 
-def test_the_reference_documents_every_module_once():
-    text = "".join(reference.page(folder) for folder in reference.folders())
-    listed = re.findall(r"^\.\. automodule:: (\S+)$", text, re.MULTILINE)
-    names = [name for name in listed if pydoc.locate(name) is not None]
-    assert names == listed and len(names) == len(set(names))
-    assert {"stego_lib.loss", "stego_lib.datasets.folder", "stego_lib.utils.files", "stego_book.notebooks"} <= set(
-        names
-    )
-
-
 def test_the_reference_begins_with_what_users_call():
     names = re.findall(r"^   ~(stego_\w+\.\S+)$", (ROOT / "book" / "api.md").read_text(), re.MULTILINE)
     assert [name for name in names if not getattr(pydoc.locate(name), "__doc__", None)] == []
@@ -111,31 +109,20 @@ def test_the_tables_of_the_welcome_page_are_those_of_the_records():
     assert text.count("<!-- table: ") >= 1 and fill_tables(text, ROOT / "book") == text
 
 
-def test_the_build_gives_chapters_parameters_that_they_have(tmp_path):
-    (tmp_path / "camvid" / "train").mkdir(parents=True)
-    for name, parameters in (build.PARAMETERS | build.camvid_parameters(str(tmp_path))).items():
-        assert name in PAGES and set(parameters) <= set(build.parameters_of(ROOT / f"{name}.ipynb")), name
-    with pytest.raises(SystemExit, match="camvid"):
-        build.camvid_parameters(str(tmp_path / "camvid"))
-
-
-def write_executed(path: Path, cell) -> Path:
-    nbformat.write(new_notebook(cells=[cell], metadata={"papermill": {"parameters": {"steps": 3}}}), path)
-    return path
-
-
-def image_cell():
-    cell = new_code_cell("figure;", outputs=[new_output("display_data", {"image/png": "iVBORw=="})])
+@pytest.mark.parametrize(
+    "output, faults",
+    [
+        (new_output("display_data", {"image/png": "iVBORw=="}), []), (None, ["fig-x"]),
+        (new_output("error", ename="ZeroDivisionError", evalue="", traceback=[]), ["ZeroDivisionError", "fig-x"]),
+    ],
+    ids=["none", "no figure", "error"],
+)  # fmt: skip
+def test_errors_and_missing_figures_of_a_notebook_are_reported(tmp_path, output, faults):
+    cell = new_code_cell("figure;", outputs=[output] if output else [])
     cell.metadata["mystnb"] = {"figure": {"name": "fig-x"}}
-    return cell
-
-
-def test_an_executed_notebook_is_kept_while_nothing_has_changed(tmp_path):
-    path = write_executed(tmp_path / "a.ipynb", image_cell())
-    time = path.stat().st_mtime
-    assert build.is_fresh(path, time - 1, {"steps": 3}) and not build.is_fresh(path, time + 1, {"steps": 3})
-    assert not build.is_fresh(path, time - 1, {"steps": 4}) and not build.is_fresh(tmp_path / "none.ipynb", 0, {})
-    assert build.named_figures(path) == {"fig-x": b"\x89PNG"}
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    found = list(check.errors(tmp_path / "a.ipynb"))
+    assert len(found) == len(faults) and all(word in line for word, line in zip(faults, found, strict=True))
 
 
 def test_folds_are_labeled_and_deviations_stay_on_the_line_of_their_mean(tmp_path):
@@ -151,15 +138,6 @@ def test_folds_are_labeled_and_deviations_stay_on_the_line_of_their_mean(tmp_pat
     assert first.metadata.mystnb.code_prompt_show == "Show parameters"
     assert last.metadata.mystnb.code_prompt_show == "Show solution"
     assert last.outputs[0].data["text/html"] == "<td>1.0\u00a0±\u00a00.2</td>"
-
-
-def test_errors_and_missing_figures_of_a_notebook_are_reported(tmp_path):
-    assert not list(check.errors(write_executed(tmp_path / "a.ipynb", image_cell())))
-    without = image_cell()
-    without.outputs = []
-    assert "fig-x" in next(check.errors(write_executed(tmp_path / "a.ipynb", without)))
-    error = new_code_cell("1 / 0", outputs=[new_output("error", ename="ZeroDivisionError", evalue="", traceback=[])])
-    assert "ZeroDivisionError" in next(check.errors(write_executed(tmp_path / "a.ipynb", error)))
 
 
 GOOD = """<html><body><img src="other.html"><article><h1 id="top">x</h1><a href="other.html#there">o</a>
@@ -205,7 +183,6 @@ def reader(scenes_root, tmp_path, monkeypatch) -> None:
         requested = recipe(cls, name, **changes)  # what the block names must exist
         return tiny_experiment(scenes_root, requested.backbone, steps=2, seed=requested.seed)
 
-    few_samples(monkeypatch)
     monkeypatch.setattr(Experiment, "preset", classmethod(tiny))
     monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -222,7 +199,6 @@ def test_python_in_the_pages_runs(block, reader):
 
 
 def test_the_library_in_ten_minutes_runs(reader):
-    """All blocks of the page, in their order, with fewer steps."""
     names: dict = {}
     for block in re.findall(r"^```python\n(.*?)^```", (ROOT / "book" / "ten_minutes.md").read_text(), re.M | re.S):
         exec(compile(block.replace("range(200)", "range(3)"), "block", "exec"), names)
@@ -232,8 +208,35 @@ def test_the_library_in_ten_minutes_runs(reader):
     assert Path("my-run", "README.md").is_file()
 
 
-def test_the_page_that_becomes_the_pdf_unfolds_cells_without_those_of_the_set_up():
-    cells = "<details><p>%run colab_setup.py</p></details><p>text</p><details><p>solution</p></details>"
-    page = pdf.printable(f"<html><head></head><body>{cells}</body></html>")
-    assert "<details open><p>solution</p></details>" in page and "<p>text</p>" in page and "colab_setup" not in page
-    assert page.index("@page") < page.index("</head>")
+FIDELITY = (ROOT / "book" / "fidelity.md").read_text()
+ROWS = {int(found[1]): found[0] for found in re.finditer(r"^\| (\d+) \|.*$", FIDELITY, re.MULTILINE)}
+NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", FIDELITY)))
+
+
+def test_every_line_on_fidelity_is_there_and_names_a_test():
+    assert list(ROWS) == list(range(1, 15))
+    for number, row in ROWS.items():
+        assert "`tests/" in row.rsplit("|", 2)[1], number
+        assert row.count("|") == 7 and all(cell.strip() for cell in row.split("|")[1:-1]), number
+
+
+@pytest.mark.parametrize("file, name", NAMED, ids=map("::".join, NAMED))
+def test_a_named_test_exists(file, name):
+    tree = ast.parse((ROOT / file).read_text())
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert name in functions if name else any(function.startswith("test_") for function in functions)
+
+
+def test_the_parameters_named_there_exist():
+    named = set(re.findall(r"`(\w+_weight|published|keys|mirror|start_from|keep_every)\b", FIDELITY))
+    known = Experiment().to_dict()
+    assert {"rec_weight", "crf_weight", "aug_alignment_weight", "keys"} <= named <= {*known, *known["official"]}
+
+
+@pytest.mark.parametrize("part", [match, scores, Run.predict, Costs])
+def test_a_listing_is_the_source_without_the_sections_of_its_docstring(part):
+    text = source_without_sections(part)
+    whole, shown = (ast.parse(source).body[0] for source in (textwrap.dedent(inspect.getsource(part)), text))
+    assert "----" not in text
+    assert ast.get_docstring(whole).startswith(ast.get_docstring(shown))
+    assert [ast.unparse(node) for node in whole.body[1:]] == [ast.unparse(node) for node in shown.body[1:]]

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import zipfile
 from base64 import b64decode
 
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from common import ROOT, run_cells
+from killing import wait_for
 from nbformat.v4 import new_code_cell
 from PIL import Image
 from randomrun import random_run, tomatoes, written
@@ -98,19 +98,10 @@ def lab(tmp_path):
     environment = os.environ | {name: str(tmp_path / "jupyter") for name in folders}
     with open(tmp_path / "lab.log", "w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    wait(lambda: "is running at" in (tmp_path / "lab.log").read_text())
+    wait_for(lambda: "is running at" in (tmp_path / "lab.log").read_text())
     yield f"http://127.0.0.1:{port}/lab/tree"
     server.terminate()
     server.wait(30)
-
-
-def wait(condition, seconds=120):
-    """The value of a function as soon as it is true."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"nothing came in {seconds} s"
-        time.sleep(0.05)
-    return value
 
 
 # Mean color of the left and the right half of the shown image.
@@ -139,10 +130,10 @@ def test_three_clicks_in_jupyterlab_change_the_map(run, images, tmp_path, lab, b
     notebook.cells.insert(at + 1, new_code_cell("\n".join(f"{name} = {value!r}" for name, value in values.items())))
     nbformat.write(notebook, tmp_path / "five_labels.ipynb")
     browser.get(f"{lab}/five_labels.ipynb")
-    wait(lambda: browser.execute_script("return document.body.innerText.includes('(ipykernel) | Idle')"))
+    wait_for(lambda: browser.execute_script("return document.body.innerText.includes('(ipykernel) | Idle')"))
     browser.execute_script("jupyterapp.commands.execute('notebook:run-all-cells')")
     form = CLICKS.ClickForm(run, images, tmp_path / "out")
-    shown = wait(lambda: browser.execute_script(HALVES))
+    shown = wait_for(lambda: browser.execute_script(HALVES))
     np.testing.assert_allclose(shown, halves(form), atol=2)
     field = browser.find_element("css selector", "input[placeholder^='new name']")
     image = browser.find_element("css selector", "img.widget-image")
@@ -150,18 +141,17 @@ def test_three_clicks_in_jupyterlab_change_the_map(run, images, tmp_path, lab, b
     clicks = [("a.png", 10, 12, "tomato"), ("a.png", 80, 50, "grass"), ("a.png", 70, 8, "grass")]
     for number, (_, x, y, name) in enumerate(clicks, start=1):
         field.send_keys(name, Keys.ENTER)
-        wait(lambda name=name: browser.execute_script(CHOSEN) == name)
+        wait_for(lambda name=name: browser.execute_script(CHOSEN) == name)
         place = [round((at + 0.5 - side / 2) * image.size["width"] / 96) for at, side in ((x, 96), (y, 64))]
         ActionChains(browser).move_to_element_with_offset(image, *place).click().perform()
-        start, message = time.monotonic(), f"clicks: {number}"
-        wait(lambda message=message: message in browser.find_element("tag name", "body").text)
-        print(f"{time.monotonic() - start:.2f} s from the click to the map")
+        message = f"clicks: {number}"
+        wait_for(lambda message=message: message in browser.find_element("tag name", "body").text)
         form.add_name(name)
         form.add(x, y)
     np.testing.assert_allclose(browser.execute_script(HALVES), halves(form), atol=4)
     assert np.abs(np.subtract(shown, halves(form))).max() > 20
     browser.find_element("xpath", "//button[text()='Save']").click()
-    wait((tmp_path / "out" / "clicks.csv").exists)
+    wait_for((tmp_path / "out" / "clicks.csv").exists)
     saved = pd.read_csv(tmp_path / "out" / "clicks.csv")
     assert list(saved["name"]) == ["tomato", "grass", "grass"]
     np.testing.assert_allclose(saved[["x", "y"]], [click[1:3] for click in clicks], atol=0.5)

@@ -7,14 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
 from common import ROOT, run_cells
-from PIL import Image
+from sources import serving
+from standins import noise_images
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CELLS = [next(cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code") for path in NOTEBOOKS]
@@ -71,9 +70,8 @@ def test_it_asks_colab_for_the_repository_and_the_branch(repository, tmp_path):
             self.end_headers()
             self.wfile.write(json.dumps([{"path": path}]).encode())
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Sessions) as server:
-        threading.Thread(target=server.handle_request, daemon=True).start()
-        address = {"COLAB_JUPYTER_IP": "127.0.0.1", "KMP_TARGET_PORT": str(server.server_port)}
+    with serving(Sessions) as root:
+        address = {"COLAB_JUPYTER_IP": "127.0.0.1", "KMP_TARGET_PORT": root.rpartition(":")[2]}
         github = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_VALUE_0": "https://github.com/"}
         github["GIT_CONFIG_KEY_0"] = f"url.{tmp_path}/.insteadOf"
         done = run_cell(tmp_path, **address, **github)
@@ -86,10 +84,8 @@ def test_without_an_address_it_names_the_remedy(tmp_path):
 
 def test_the_quickstart_runs_in_ten_cells(tmp_path, backbone_file):
     assert len(nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", 4).cells) <= 10
-    images, rng = tmp_path / "images", np.random.default_rng(0)
-    images.mkdir()
-    for i in range(6):
-        Image.fromarray(rng.integers(0, 256, (40, 56, 3), np.uint8)).save(images / f"{i}.png")
+    images = tmp_path / "images"
+    noise_images(images, *[(56, 40)] * 6)
     run_cells("quickstart", images=images, backbone=backbone_file, n_classes=2, steps=2, runs_dir=tmp_path / "runs")
     (written,) = (tmp_path / "runs").glob("*/segmented")
     assert len(list((written / "labels").glob("*.png"))) == 6 and (written / "areas.csv").is_file()

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ import papermill
 import psutil
 import pytest
 from common import ROOT
+from killing import wait_for
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
@@ -141,9 +141,7 @@ def test_an_interrupt_ends_the_kernel(tmp_path, number):
     notebook = write_notebook(tmp_path / "a.ipynb", "open('started', 'w').close()\nimport time\ntime.sleep(600)")
     command = [sys.executable, "-m", "stego_book.notebooks", str(notebook), str(tmp_path / "out.ipynb")]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
-    for _ in range(600):
-        if not (tmp_path / "started").exists():
-            time.sleep(0.1)
+    wait_for((tmp_path / "started").exists)
     kernels = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, number)
     assert process.wait(60) == 128 + number
@@ -152,7 +150,6 @@ def test_an_interrupt_ends_the_kernel(tmp_path, number):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_check_their_parameters_and_explain_them(notebook):
-    """Every parameter has a type, a default and a help text; the check follows before any other code."""
     parameters = papermill.inspect_notebook(str(notebook))
     for name, about in parameters.items():
         assert about["inferred_type_name"] in ("str", "int", "bool", "float", "list[int]"), name

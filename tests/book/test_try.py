@@ -2,8 +2,6 @@
 
 import functools
 import http.server
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +9,11 @@ import pandas as pd
 import pytest
 import torch
 from common import ROOT
+from killing import wait_for
 from PIL import Image
 from randomrun import random_run
 from scipy.ndimage import map_coordinates
+from sources import serving
 
 from stego_book import browser as page_files
 from stego_lib.datasets.images import read_image
@@ -45,28 +45,17 @@ def address(site) -> str:
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/book/try.html"
-    server.shutdown()
+    with serving(functools.partial(Quiet, directory=site)) as root:
+        yield f"{root}/book/try.html"
 
 
 def message(page) -> str:
     return page.find_element("css selector", "[data-part=message]").text
 
 
-def until(condition, page, seconds: float = 60):
-    """The value of a function as soon as it is true."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"the page says {message(page)!r}"
-        time.sleep(0.1)
-    return value
-
-
 def wait(page, wanted: str) -> str:
     """The page's message once it holds a text."""
-    return until(lambda: wanted in (text := message(page)) and text, page, 120)
+    return wait_for(lambda: wanted in (text := message(page)) and text)
 
 
 def give(page, path: Path) -> None:
@@ -105,7 +94,7 @@ def test_the_pixels_are_those_of_python(page, site, tmp_path):
             assert f"cluster {id_}: {100 * (labels == id_).mean():.1f} %" in shares
     page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     page.find_element("css selector", "[data-part=download]").click()
-    until((tmp_path / "segments.png").exists, page)
+    wait_for((tmp_path / "segments.png").exists)
     np.testing.assert_array_equal(Image.open(tmp_path / "segments.png").convert("L"), labels)
     # The second tab: the cosine of the middle cell's feature with all others.
     for space, maps in (("features", features[0]), ("codes", code[0])):
@@ -134,7 +123,7 @@ def test_transparent_and_turned_images_are_read_as_in_python(page, tmp_path):
     for path in sorted(tmp_path.iterdir()):
         page.execute_script("document.getElementById('try').stego.result = null")
         give(page, path)
-        until(lambda: page.execute_script(done), page)
+        wait_for(lambda: page.execute_script(done))
         labels, pixels, height, width = page.execute_script("""
             const {labels, photograph, width, height} = document.getElementById("try").stego.result;
             const context = new OffscreenCanvas(width, height).getContext("2d");
@@ -155,7 +144,7 @@ def taught(page, clicks: int) -> dict:
         const {taught, clicks, result: {maps, h, w, height, width}} = document.getElementById("try").stego;
         return taught?.clicks === arguments[0] && {clicks, codes: [...maps.codes.maps], scores: [...taught.scores],
         labels: [...taught.labels], shape: [-1, h, w], size: [height, width]}"""
-    found = until(lambda: page.execute_script(script, clicks), page)
+    found = wait_for(lambda: page.execute_script(script, clicks))
     return found | {key: np.array(found[key]) for key in ("codes", "scores", "labels")}
 
 

@@ -14,7 +14,7 @@ ALL, SEVEN, SIX = "Coco164kFull_Stuff_Coarse.txt", "Coco164kFull_Stuff_Coarse_7.
 
 @pytest.fixture
 def root(tmp_path):
-    standins.cocostuff(tmp_path, {"train": 3, "val": 2}, (SEVEN, SIX))
+    standins.cocostuff(tmp_path, {"train": 3, "val": 2}, (SEVEN, SIX), 48, 182)
     return tmp_path
 
 
@@ -25,7 +25,6 @@ def test_the_table_is_the_reference(shared):
 
 @pytest.mark.parametrize("name", ["cocostuff27", "cocostuff15", "cocostuff3"])
 def test_every_stored_id_becomes_its_class_by_name(root, name):
-    """Each of the ids that a map may hold, looked up the slow way."""
     stored = np.append(np.arange(182, dtype=np.uint8), np.uint8(255)).reshape(3, 61)
     standins.save(root / "cocostuff/images/val2017/000000000009.jpg", np.zeros((3, 61, 3), np.uint8))
     standins.save(root / "cocostuff/annotations/val2017/000000000009.png", stored)
@@ -90,5 +89,5 @@ def test_what_is_missing_is_named(root, path, message):
 
 
 def test_where_it_is_looked_for(tmp_path):
-    with pytest.raises(DataNotFound, match=r"cocostuff was not found.*\n.*stuffthingmaps.*\n.*prepare cocostuff3"):
+    with pytest.raises(DataNotFound, match="prepare cocostuff3"):
         open_dataset("cocostuff3", tmp_path, "train")

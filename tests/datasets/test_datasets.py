@@ -2,18 +2,15 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import standins
 import torch
 
+from stego_book.overview import LABEL_SPACES, SOURCES, overview
 from stego_lib import DataNotFound, StegoError, open_dataset
-from stego_lib.datasets import painter, scenes
-
-# ---------------------------------------------------------------------------------------------- scenes
+from stego_lib.datasets import DATASETS, painter, scenes
 
 # SHA-256 of the image, label map and distances of scenes 0 and 299 of the dataset: the recorded runs depend on them.
 DRAWN = "7f862c405d0f197797c74df9a92b081b47b5709dfba930563ec52a11c0decfdb"
@@ -47,9 +44,6 @@ def test_scenes_are_drawn_once_in_the_layout_of_a_folder(tmp_path):
     assert scenes.PRETRAINING_SEED != scenes.SEED, "the embedded backbone must not have seen these images"
 
 
-# ---------------------------------------------------------------------------------------------- street images
-
-
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("folder", ["camvid", "CamVid", "."])
 def test_camvid(tmp_path, suffix, folder):
@@ -65,10 +59,10 @@ def test_camvid(tmp_path, suffix, folder):
     assert len(train.classes) == 11 and train.classes.names[3] == "road"
     np.testing.assert_array_equal(train[0][1], np.where(stored > 10, -1, stored.astype(int)))
     standins.save(tmp_path / folder / "trainannot/0001TP_1.png", stored + 20)
-    with pytest.raises(StegoError, match=r"0001TP_1\.png contains id 19, 20.*32 classes"):
+    with pytest.raises(StegoError, match=r"0001TP_1\.png .*id 19, 20"):
         train.label(0)
     (tmp_path / folder / "trainannot/0001TP_2.png").unlink()
-    with pytest.raises(StegoError, match=r"1 of 2 label maps.*trainannot.*0001TP_2\.png"):
+    with pytest.raises(StegoError, match=r"1 of 2 .*0001TP_2\.png"):
         open_dataset("camvid", tmp_path, "train")
 
 
@@ -83,7 +77,7 @@ def test_labelmefacade(tmp_path):
     assert len(train.classes) == 8 and train.classes.names[4] == "road"
     assert train.label(0)[0].tolist() == [-1, *range(8)]
     standins.save(tmp_path / f"labelmefacade/labels/{train.names[0]}.png", np.full((4, 9, 3), (128, 64, 1), np.uint8))
-    with pytest.raises(StegoError, match=r"boston__img_0\.png contains color \(128, 64, 1\)"):
+    with pytest.raises(StegoError, match=r"boston__img_0\.png .*\(128, 64, 1\)"):
         train.label(0)
 
 
@@ -130,9 +124,6 @@ def test_the_real_camvid(shared):
     assert image.shape == (3, 360, 480) and label.shape == (360, 480)
 
 
-# ---------------------------------------------------------------------------------------------- the entry point
-
-
 @pytest.mark.parametrize(
     "name, source",
     [
@@ -155,7 +146,18 @@ def test_unknown_names_and_splits(tmp_path, scenes_root):
             open_dataset(name, scenes_root, "valid")
 
 
-def test_only_the_dataset_that_is_opened_is_imported():
-    code = "import sys, stego_lib.datasets; print(*(name for name in sys.modules if 'stego_lib.datasets.' in name))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert {name.rpartition(".")[2] for name in loaded.split()} == {"classes"}
+def test_label_spaces_are_those_of_the_opened_datasets_and_the_overview_counts_images(tmp_path, scenes_root):
+    assert set(SOURCES) == set(DATASETS) and set(LABEL_SPACES) == set(DATASETS) - {"folder"}
+    standins.camvid(tmp_path, {"train": 2, "val": 1}, 36, 48)
+    standins.cityscapes(tmp_path, {"train": 1, "val": 1}, 32, 64)
+    standins.potsdam_patches(tmp_path, 1, 1)
+    standins.labelmefacade(tmp_path, {"barcelona": 1}, 32, 64)
+    lists = ("Coco164kFull_Stuff_Coarse_7.txt", "Coco164kFew_Stuff_6.txt")
+    standins.cocostuff(tmp_path, {"train": 1, "val": 1}, lists, 48, 64)
+    for name, classes in LABEL_SPACES.items():
+        root = scenes_root if name == "scenes" else tmp_path
+        assert open_dataset(name, root, "val").classes == classes, name
+    (tmp_path / "scenes").symlink_to(scenes_root / "scenes")
+    rows = {row["dataset"]: row for row in overview(tmp_path)}
+    assert (rows["camvid"]["train"], rows["camvid"]["val"], rows["camvid"]["classes"]) == ("2", "1", 11)
+    assert rows["scenes"]["train"] == "12"

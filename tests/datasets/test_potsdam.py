@@ -18,9 +18,6 @@ CLASS_OF = {0: 0, 1: 1, 2: 2, 3: 2, 4: 0, 5: 1}
 """Paper: roads and cars, buildings and clutter, vegetation and trees."""
 
 
-# ---------------------------------------------------------------------------------------------- the published patches
-
-
 @pytest.fixture
 def patches(tmp_path):
     standins.potsdam_patches(tmp_path, train=3, val=2, unlabeled=2)
@@ -49,7 +46,7 @@ def test_255_is_ignored_and_unknown_ids_are_refused(patches):
     scipy.io.savemat(patches / "potsdam/gt/100.mat", {"gt": stored.astype(np.int32)})
     assert open_dataset("potsdam3", patches, "train").label(0)[0, :7].tolist() == [0, 1, 2, 2, 0, 1, -1]
     scipy.io.savemat(patches / "potsdam/gt/100.mat", {"gt": (stored + 1).astype(np.int32)})
-    with pytest.raises(StegoError, match=r"gt/100\.mat contains id 6, 256.*ids 0 to 5"):
+    with pytest.raises(StegoError, match=r"gt/100\.mat .*id 6, 256"):
         open_dataset("potsdam3", patches, "train").label(0)
 
 
@@ -80,11 +77,7 @@ def test_a_broken_patch_is_named(patches):
             open_dataset("potsdam3", patches, "train").image(number)
 
 
-# ---------------------------------------------------------------------------------------------- raw tiles
-
-
 def test_every_patch_is_in_its_place(tmp_path):
-    """A small tile in which no two places are alike, against the slow way."""
     rng, folder = np.random.default_rng(0), tmp_path / "potsdam"
     raw, fine = rng.integers(0, 256, (800, 1200, 3), dtype=np.uint8), rng.integers(0, 6, (800, 1200))
     standins.save(folder / "2_Ortho_RGB/top_potsdam_7_13_RGB.tif", raw)
@@ -148,7 +141,7 @@ def test_missing_and_unfit_tiles_are_named(tmp_path):
     folder = tmp_path / "potsdam"
     for tile in TILES["val"][1:]:
         standins.potsdam_tile(tmp_path, tile, 400)
-    with pytest.raises(StegoError, match=r"1 of 4 tiles.*top_potsdam_2_12_RGB\.tif"):
+    with pytest.raises(StegoError, match=r"1 of 4 .*2_12_RGB\.tif"):
         open_dataset("potsdam3", tmp_path, "val")
     standins.potsdam_tile(tmp_path, "2_12", 400, labeled=False)
     with pytest.raises(StegoError, match=r"top_potsdam_2_12_label\.tif"):

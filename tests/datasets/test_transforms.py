@@ -61,8 +61,6 @@ def test_image_and_label_stay_on_top_of_each_other():
         assert abs(edge - (24 - small_label.float().mean() * 24)) <= 0.5 + 1e-3, border
 
 
-# ---------------------------------------------------------------------------------------------- crops
-
 BOXES = {key: value for key, value in GOLDEN.items() if "boxes" in key}
 
 

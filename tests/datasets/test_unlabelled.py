@@ -9,15 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from common import BASELINES, few_samples, run_cells, tiny_experiment
+from common import BASELINES, run_cells, tiny_experiment
 from PIL import Image
 
 from stego_book.plots import figures as plots
 from stego_book.studies import results
 from stego_book.studies.study import Study, Variant
-from stego_lib import Experiment, StegoError, baselines, evaluate, load_run, probes, train
+from stego_lib import Experiment, StegoError, evaluate, load_run, train
 from stego_lib.calibration import AUTO_SHIFTS
 from stego_lib.utils.notices import Notice
+
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +51,7 @@ def test_training_leaves_the_linear_probe_out(run):
 
 
 @pytest.mark.parametrize("id_, said", [(255, "no class"), (1, "hold only")])
-def test_label_maps_with_fewer_than_two_classes_train_no_linear_probe(
-    scenes_root, backbone_file, tmp_path, monkeypatch, id_, said
-):
-    few_samples(monkeypatch)
+def test_label_maps_with_fewer_than_two_classes_train_no_linear_probe(scenes_root, backbone_file, tmp_path, id_, said):
     shutil.copytree(scenes_root / "scenes", tmp_path / "folder")
     for path in (tmp_path / "folder/labels/train").iterdir():
         Image.fromarray(np.full_like(np.asarray(Image.open(path)), id_)).save(path)
@@ -96,10 +95,8 @@ def test_a_study_of_unlabeled_images_is_refused_before_any_work(experiment, tmp_
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_probe_taken_over_from_a_labeled_run_is_scored(scenes_root, root, backbone_file, tmp_path, monkeypatch):
+def test_a_probe_taken_over_from_a_labeled_run_is_scored(scenes_root, root, backbone_file, tmp_path):
     """Trained with labels elsewhere, then further without: it still knows what it learned."""
-    monkeypatch.setattr(baselines, "SAMPLES", 500)
-    monkeypatch.setattr(probes, "RESTARTS", 1)
     labeled = train(tiny_experiment(scenes_root, backbone_file, steps=2), runs_dir=tmp_path)
     shutil.copytree(scenes_root / "scenes", tmp_path / "folder")
     shutil.rmtree(tmp_path / "folder" / "labels" / "train")

@@ -69,9 +69,6 @@ def contents(folder) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# ---------------------------------------------------------------------------------------------- numbers
-
-
 @pytest.mark.parametrize("store", ["full", "online"])
 @pytest.mark.parametrize("crops", [False, True])
 @pytest.mark.parametrize(
@@ -111,9 +108,6 @@ def test_features_are_kept_on_a_device_with_room(scenes_root, backbone, tmp_path
     assert torch.equal(features.rows(rows, cpu), expected)
 
 
-# ---------------------------------------------------------------------------------------------- shards
-
-
 def test_two_processes_share_the_shards_of_the_same_store(scenes_root, backbone_file, backbone, tmp_path):
     processes = [start(scenes_root, backbone_file, tmp_path / "two", rank, size=2) for rank in (0, 1)]
     alone = opened(scenes_root, backbone, tmp_path / "one").folder
@@ -151,27 +145,12 @@ def test_a_disk_without_room_is_named_before_the_work(scenes_root, backbone, tmp
     assert not computed
 
 
-def test_a_disk_that_fills_up_leaves_no_half_shard(scenes_root, backbone, tmp_path):
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    try:
-        with pytest.raises(StegoError, match="cannot be read or written"):
-            opened(scenes_root, backbone, tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not list(tmp_path.rglob("*.npy"))
-
-
 def test_features_that_float16_cannot_hold_are_an_error(scenes_root, tmp_path):
     spoilt = Backbone(str(write_backbone(tmp_path / "spoilt.safetensors")), device="cpu", precision="float32")
     with torch.no_grad():
         spoilt.vit.norm.weight.mul_(1e30)
     with pytest.raises(StegoError, match="float16"):
         opened(scenes_root, spoilt, tmp_path / "features")
-
-
-# ---------------------------------------------------------------------------------------------- which store is used
 
 
 @pytest.mark.parametrize("changed", ["images", "labels"])
@@ -208,9 +187,6 @@ def test_all_that_changes_features_gives_another_store(scenes_root, backbone, ba
     stores += [opened(scenes_root, backbone, root, **options).folder for options in (dict(mirror=True), dict(size=32))]
     stores.append(open_features(open_dataset("scenes", scenes_root, "val"), backbone, 64, root).folder)
     assert len(set(stores)) == 7
-
-
-# ---------------------------------------------------------------------------------------------- damage
 
 
 DAMAGE = {

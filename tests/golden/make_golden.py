@@ -9,11 +9,8 @@ outputs from them. Packages that these functions do not use, such as Lightning a
 """
 
 import argparse
-import importlib.abc
-import importlib.machinery
 import sys
 import tempfile
-import types
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
@@ -30,7 +27,10 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 # Packages that the authors' files import and the functions below do not use.
-STUBS = ("hydra", "omegaconf", "wget", "pytorch_lightning", "torchmetrics", "torch._six", "torch.utils.tensorboard")
+STUBS = (
+    "hydra", "omegaconf", "wget", "torchmetrics", "torch._six", "torch.utils.tensorboard.summary", "pytorch_lightning",
+    "pytorch_lightning.loggers", "pytorch_lightning.callbacks", "pytorch_lightning.utilities.seed",
+)  # fmt: skip
 
 
 class Module(torch.nn.Module):
@@ -56,26 +56,10 @@ class Metric:
         setattr(self, name, default)
 
 
-class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports stubs in place of `STUBS`."""
-
-    def find_spec(self, name, path=None, target=None):
-        stubbed = any(name == stub or name.startswith(f"{stub}.") for stub in STUBS)
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if stubbed else None
-
-    def create_module(self, spec):
-        module = types.ModuleType(spec.name)
-        names = {"main": lambda **_: lambda function: function, "LightningModule": Module, "Metric": Metric}
-        module.__getattr__ = lambda name: names.get(name, MagicMock())
-        return module
-
-    def exec_module(self, module):
-        module.__path__ = []
-
-
 def import_upstream(folder: Path) -> SimpleNamespace:
     """The authors' modules, on the CPU."""
-    sys.meta_path.insert(0, Stubs())
+    names = dict(main=lambda **_: lambda function: function, LightningModule=Module, Metric=Metric)
+    sys.modules |= dict.fromkeys(STUBS, MagicMock(**names))
     sys.path.insert(0, str(folder / "src"))
     torch.nn.Module.cuda = torch.Tensor.cuda = lambda self, *_, **__: self
     torchvision.transforms.functional._get_image_size = None  # its name before; not used here
@@ -286,8 +270,6 @@ def make_head(up, g, out):
             out[f"{net.feat_type}_feats_{size}"] = features
             out[f"{net.feat_type}_feats_{size}_every4th"] = features[:, :, ::4, ::4]
         out |= {f"feat_feats_{size}_n2": net(image, n=2)[0], f"cls_feat_{size}": vit(image)}
-        out[f"return_class_feat_{size}"] = net(image, return_class_feat=True)
-        out[f"last_attn_cls_{size}"] = vit.get_intermediate_feat(image)[1][0][:, :, 0, 1:]
         out[f"feat_code_{size}_projection_linear"] = net.cluster1(features)
 
 

@@ -52,8 +52,6 @@ def test_dropout_drops_whole_channels_of_the_branches_while_training_alone():
     assert (dropped == 0).any() and (dropped == 2).any()
 
 
-# ---------------------------------------------------------------------------------------------- the backbone
-
 CLOSE = dict(rtol=0, atol=2e-5)
 SIZES = ["64x64", "64x96", "96x64", "224x224"]
 

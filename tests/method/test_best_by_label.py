@@ -8,17 +8,13 @@ import torch
 from common import tiny_experiment
 
 from stego_book.studies import results
-from stego_lib import baselines, evaluate, probes, train
+from stego_lib import evaluate, train
 from stego_lib.utils.states import load_state
 
-
-@pytest.fixture(autouse=True)
-def few_samples(monkeypatch):
-    monkeypatch.setattr(baselines, "SAMPLES", 500)
-    monkeypatch.setattr(probes, "RESTARTS", 1)
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 
-@pytest.mark.parametrize("changes", [dict(), dict(probes="after"), dict(published=True, extra_clusters=6)], ids=str)
+@pytest.mark.parametrize("changes", [dict(probes="after"), dict(published=True, extra_clusters=6)], ids=str)
 def test_kept_steps_score_as_runs_that_ended_there(scenes_root, backbone_file, tmp_path, changes):
     experiment = tiny_experiment(scenes_root, backbone_file, steps=7, **changes)
     run = train(experiment.but(official=dict(keep_every=2)), runs_dir=tmp_path)

@@ -9,14 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from stego_lib.loss import (
-    StegoLoss,
-    correspondence,
-    correspondence_loss,
-    negative_permutation,
-    random_coords,
-    sample,
-)
+from stego_lib.loss import StegoLoss, correspondence, correspondence_loss, negative_permutation, random_coords, sample
 
 FEW = settings(max_examples=12, deadline=None)
 CLOSE = dict(rtol=1e-4, atol=1e-5)

@@ -8,16 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stego_lib.metrics import (
-    assigned,
-    border_counts,
-    confusion,
-    identity,
-    majority,
-    match,
-    own_assigned,
-    scores,
-)
+from stego_lib.metrics import assigned, border_counts, confusion, identity, majority, match, own_assigned, scores
 
 SOME = settings(max_examples=30, deadline=None)
 
@@ -57,25 +48,6 @@ def test_matching_is_optimal(n_pred, n_classes, high, seed):
 
 
 @SOME
-@given(n_classes=st.integers(2, 6), extra=st.integers(0, 3), seed=st.integers(0, 10**6))
-def test_relabeling_the_clusters_changes_no_score(n_classes, extra, seed):
-    n_pred = n_classes + extra
-    pred, label = drawn(n_pred, n_classes, seed, (4, 16, 16))
-    relabeled = np.random.default_rng(seed + 1).permutation(n_pred)[pred]
-    tables = [confusion(p, label, n_pred, n_classes) for p in (pred, relabeled)]
-    agreeing = [assigned(table, match(table)).diagonal().sum() for table in tables]
-    assert agreeing[0] == agreeing[1]
-    first, second = (scores(table, match(table)) for table in tables)
-    assert first["accuracy"] == pytest.approx(second["accuracy"])
-    # Where two assignments are equally good mIoU may differ, so it is compared for the same assignment.
-    moved = match(tables[0])[torch.from_numpy(np.argsort(np.random.default_rng(seed + 1).permutation(n_pred)))]
-    same = scores(tables[1], moved)
-    assert first["miou"] == pytest.approx(same["miou"], nan_ok=True) and first["iou"] == pytest.approx(
-        same["iou"], nan_ok=True
-    )
-
-
-@SOME
 @given(n_classes=st.integers(1, 5), seed=st.integers(0, 10**6))
 def test_scores_equal_a_loop_over_pixels(n_classes, seed):
     pred, label = drawn(n_classes, n_classes, seed)
@@ -101,9 +73,8 @@ def test_extra_clusters_count_as_errors():
     assert assigned(table, matching).tolist() == [[3, 0], [0, 4], [1, 0]]
     published = confusion(pred, label, 3, 2, published=True)
     assert confusion([-1, 0, 1], [0, 0, 1], 2, 2, published=True).tolist() == [[1, 0], [0, 1]], "dropped as well"
-    assert (
-        published.sum() == 7 and scores(published, match(published), published=True)["accuracy"] == 100
-    )  # the defect, on request
+    assert published.sum() == 7
+    assert scores(published, match(published), published=True)["accuracy"] == 100, "the defect, on request"
 
 
 def test_fewer_clusters_than_classes():

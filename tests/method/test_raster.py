@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from stego_lib import raster, tiles
@@ -109,6 +110,8 @@ def test_tiffs_of_a_folder_and_their_polygons(run, image, tmp_path, monkeypatch,
     made = tmp_path / "out" / "geotiff" / "a.tif"
     with rasterio.open(made) as file:
         np.testing.assert_array_equal(file.read(1), label)
+        assert file.crs == PLACE["crs"] and file.transform == PLACE["transform"] and file.nodata == 255
+        assert file.colormap(1)[3][:3] == run.segments.colors[3]
 
     collection = json.loads((tmp_path / "out" / "geojson" / "a.geojson").read_text())
     assert collection["crs"]["properties"]["name"] == "urn:ogc:def:crs:EPSG::25832"
@@ -123,6 +126,15 @@ def test_tiffs_of_a_folder_and_their_polygons(run, image, tmp_path, monkeypatch,
         segment_folder(run, image.parent, tmp_path / "out", **options)
     assert not large or made.stat().st_mtime_ns == before, "up to date"
     assert large != (tmp_path / "out" / "labels" / "a.png").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*was not evaluated")
+def test_an_image_without_a_place_gets_no_geotiff(run, tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "images" / "plain.png")
+    with pytest.warns(Notice, match=r"plain\.png"):
+        segment_folder(run, tmp_path / "images", tmp_path / "out", format="geotiff")
+    assert not (tmp_path / "out" / "geotiff" / "plain.tif").exists()
 
 
 def write_labels(path, label, **place):

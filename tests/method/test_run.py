@@ -9,28 +9,27 @@ import pytest
 import torch
 from common import BASELINES, broken_off, tiny_experiment, write_backbone
 from PIL import Image
-from scipy.ndimage import distance_transform_edt
 from torch.testing import assert_close
 
 from stego_lib import (
     DataNotFound,
     Run,
     StegoError,
-    baselines,
     evaluate,
     load_run,
     open_dataset,
-    probes,
     train,
     training,
 )
 from stego_lib.batches import Draw
 from stego_lib.calibration import measure_correspondences, resolve_shifts
 from stego_lib.features import open_features
-from stego_lib.metrics import confusion, match, own_assigned, scores
+from stego_lib.metrics import border_counts, confusion, match, own_assigned, scores
 from stego_lib.model import build_model
 from stego_lib.neighbors import nearest_neighbors
-from stego_lib.utils.files import read_json
+from stego_lib.utils.files import TEMPORARY, read_json
+
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 PARTS = ("loss", "loss_self", "loss_knn", "loss_rand", "loss_cluster", "loss_linear")
 CODES = ("code_self", "code_knn", "code_rand")
@@ -57,10 +56,7 @@ def run(experiment, runs_dir) -> Run:
 def evaluated(runs_dir, run) -> tuple[Run, dict]:
     """A copy of that run, evaluated: run and record."""
     again = load_run(shutil.copytree(run.folder, runs_dir / "evaluated"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baselines, "SAMPLES", 2000)
-        patch.setattr(probes, "RESTARTS", 2)
-        return again, evaluate(again)
+    return again, evaluate(again)
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -69,9 +65,6 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 
 def same_weights(a: Run, b: Run) -> bool:
     return all(torch.equal(value, weights(b)[name]) for name, value in weights(a).items())
-
-
-# ---------------------------------------------------------------------------------------------- training
 
 
 def test_a_run_is_a_folder(run, experiment, runs_dir):
@@ -111,6 +104,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(scenes_root, backbone_file,
     torch.rand(17)  # whatever was drawn meanwhile must not matter
     resumed = train(experiment, runs_dir=tmp_path, resume=True)
     assert len(list(tmp_path.glob("*/experiment.json"))) == 1 and resumed.shifts == whole.shifts
+    assert not list(tmp_path.rglob(f"{TEMPORARY}*"))
     for name in ("checkpoint.safetensors", "log.csv", "correspondences.json"):
         assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
 
@@ -204,26 +198,11 @@ def test_training_starts_from_the_head_of_another_run(experiment, run, runs_dir)
         train(experiment.but(start_from=str(run.folder), code_dim=4), runs_dir=runs_dir)
 
 
-# ---------------------------------------------------------------------------------------------- evaluation
-
-
-def near_borders(pred: np.ndarray, label: np.ndarray) -> list[int]:
-    """Predicted border pixels, those near a true one, and the reverse, by distance transforms; all is labeled."""
-
-    def borders(ids):
-        padded = np.pad(ids, 1, "edge")
-        return np.any([ids != padded[1 + y : 65 + y, 1 + x : 65 + x] for y, x in ((0, 1), (1, 0), (0, -1), (-1, 0))], 0)
-
-    pair = borders(pred), borders(label)
-    near = [distance_transform_edt(~other) <= 3 if other.any() else other for other in pair[::-1]]
-    return [count for some, close in zip(pair, near, strict=True) for count in (some.sum(), (some & close).sum())]
-
-
 @torch.inference_mode()
 def test_the_scores_equal_a_naive_recomputation(evaluated):
     run, record = evaluated
     dataset = open_dataset("scenes", run.experiment.data_root, "val")
-    counted, own, shares = {"cluster": 0, "linear": 0}, {"cluster": 0, "linear": 0}, {"cluster": [], "linear": []}
+    counted, own, borders = ({"cluster": 0, "linear": 0} for _ in range(3))
     for i in range(len(dataset)):
         image, label = dataset[i]  # as large as eval_size, so nothing is resized
         features = [run.backbone(image[None]).half().float(), run.backbone(image[None].flip(-1)).half().float()]
@@ -234,7 +213,7 @@ def test_the_scores_equal_a_naive_recomputation(evaluated):
         for name, values in maps.items():
             table = confusion(values[0].argmax(0), label, 8, 8)
             counted[name], own[name] = counted[name] + table, own[name] + own_assigned(table)
-            shares[name].append(near_borders(values[0].argmax(0).numpy(), label.numpy()))
+            borders[name] = borders[name] + border_counts(values.argmax(1), label[None], 8)
     assert counted["cluster"].sum() == 6 * 64 * 64
     for name, table in counted.items():
         expected = scores(table, match(table) if name == "cluster" else torch.arange(8))
@@ -243,7 +222,7 @@ def test_the_scores_equal_a_naive_recomputation(evaluated):
         assert record["scores"][name]["miou"] == pytest.approx(expected["miou"], abs=0.05), name
         own_miou = scores(own[name], torch.tensor([*range(8), -1]))["miou"]
         assert record["scores"][name]["own_miou"] == pytest.approx(own_miou, abs=0.05), name
-        predicted, correct, true, detected = np.sum(shares[name], 0)
+        predicted, correct, true, detected = borders[name].tolist()
         f = 200 * correct / predicted * detected / true / (correct / predicted + detected / true)
         assert record["scores"][name]["border_f"] == pytest.approx(f, abs=0.05), name
 
@@ -262,12 +241,8 @@ def test_the_record_is_whole_and_names_no_folder_of_this_machine(evaluated):
     assert record["scores"]["cluster"]["accuracy"] == pytest.approx(100 * hits / table.sum())
 
 
-# ---------------------------------------------------------------------------------------------- opening, predicting
-
-
 @torch.inference_mode()
 def test_what_is_predicted_is_what_is_scored(evaluated, run):
-    """On every image, the label map of `predict` names the classes that evaluation counted."""
     dataset, table = open_dataset("scenes", run.experiment.data_root, "val"), 0
     for i in range(6):
         image, label = dataset[i]

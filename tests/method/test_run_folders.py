@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from common import few_samples, tiny_experiment
+from common import tiny_experiment
 from PIL import Image
 
 from stego_lib import Experiment, StegoError, evaluate, load_run, open_dataset, train
@@ -13,6 +13,8 @@ from stego_lib.provenance import Provenance
 from stego_lib.run import find_run, new_folder
 from stego_lib.utils.files import read_json, write_json
 from stego_lib.utils.notices import Notice
+
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 WANTED = Experiment(steps=10, seed=1)
 MADE_FROM = Provenance(images="a", labels="b", weights="c", precision="float32", store="full", versions={"torch": "2"})
@@ -67,12 +69,8 @@ def test_runs_of_other_versions_and_damaged_ones_do_not_stop_the_search(tmp_path
     assert find_run(tmp_path, WANTED, MADE_FROM) == other
 
 
-# ---------------------------------------------------------------------------------------------- with trained runs
-
-
 @pytest.fixture
-def experiment(scenes_root, backbone_file, tmp_path, monkeypatch):
-    few_samples(monkeypatch)
+def experiment(scenes_root, backbone_file, tmp_path):
     return tiny_experiment(shutil.copytree(scenes_root, tmp_path / "data"), backbone_file, steps=2)
 
 
@@ -123,8 +121,7 @@ def test_a_record_tells_when_it_was_scored_in_another_way_than_the_run_was_train
     assert Provenance.from_dict(other).differing(alike) == ["store"]
 
 
-def test_a_run_that_must_not_change_is_used_as_a_copy(scenes_root, backbone_file, tmp_path, monkeypatch):
-    few_samples(monkeypatch)
+def test_a_run_that_must_not_change_is_used_as_a_copy(scenes_root, backbone_file, tmp_path):
     run = train(tiny_experiment(scenes_root, backbone_file, steps=2, keep_every=1), runs_dir=tmp_path / "theirs")
     before = {path: path.read_bytes() for path in run.folder.rglob("*.*")}
     copy = load_run(run.folder, runs_dir=tmp_path / "mine")

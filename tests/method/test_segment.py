@@ -1,6 +1,7 @@
 """A folder of images in, label maps out."""
 
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -25,12 +26,7 @@ def run(scenes_root, backbone_file, tmp_path_factory):
 
 @pytest.fixture
 def unscored(run, tmp_path):
-    folder = tmp_path / "unscored"
-    folder.mkdir()
-    for path in run.folder.glob("*.*"):
-        if not path.name.startswith("metrics"):
-            (folder / path.name).write_bytes(path.read_bytes())
-    return load_run(folder)
+    return load_run(shutil.copytree(run.folder, tmp_path / "unscored", ignore=shutil.ignore_patterns("metrics*")))
 
 
 def stored(path):
@@ -87,9 +83,6 @@ def test_bad_folders_are_refused(run, images, tmp_path):
         segment_folder(run, images, tmp_path / "out", format="coco")
     with pytest.raises(StegoError, match="opacity"):
         segment_folder(run, images, tmp_path / "out", opacity=55)
-    Image.new("RGB", (32, 32)).save(images / "tall.jpg")
-    with pytest.raises(StegoError, match="tall"):
-        segment_folder(run, images, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -221,7 +214,7 @@ def test_names_of_any_kind_are_known_again(run, images, tmp_path, capsys):
     assert "8 were up to date" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("names", [("tall.png", "TALL.jpg"), ("\u00fc.png", "u\u0308.png")])
+@pytest.mark.parametrize("names", [("tall.png", "tall.jpg"), ("tall.png", "TALL.jpg"), ("\u00fc.png", "u\u0308.png")])
 def test_names_that_would_collide_are_refused_before_work(run, images, tmp_path, names):
     for name in names:
         Image.new("RGB", (32, 32)).save(images / name)

@@ -4,20 +4,42 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from families import FAMILIES
 from torch.testing import assert_close
 
 from stego_lib import Backbone, StegoError
 from stego_lib.networks.dino import DinoViT
 
 EXACT = dict(device="cpu", precision="float32")
+SMALL = dict(embed_dim=48, depth=3, num_heads=4)
+# Family -> timm's name, and what makes it small; each keeps the family's own tokens, positions and norms.
+FAMILIES = {
+    "DINO": ("vit_small_patch8_224.dino", SMALL | dict(img_size=64)),
+    "DINOv2": ("vit_small_patch14_dinov2.lvd142m", SMALL | dict(img_size=70)),
+    "DINOv2 with registers": ("vit_small_patch14_reg4_dinov2.lvd142m", SMALL | dict(img_size=70)),
+    "DINOv3": ("vit_small_patch16_dinov3.lvd1689m", SMALL | dict(img_size=64)),
+    "DINOv3 with biases": ("vit_small_patch16_dinov3_qkvb.lvd1689m", SMALL | dict(img_size=64)),
+    "MAE": ("vit_base_patch16_224.mae", SMALL | dict(img_size=64)),
+    "CLIP": ("vit_base_patch16_clip_224.openai", SMALL | dict(img_size=64)),
+    "EVA-02": ("eva02_tiny_patch14_224.mim_in22k", SMALL | dict(img_size=70)),
+    "EVA-02 with keys apart": ("eva02_base_patch14_224.mim_in22k", SMALL | dict(img_size=70)),
+}
 # One family for each kind of prefix tokens, positions and attention.
 KINDS = ["DINO", "DINOv2 with registers", "DINOv3 with biases", "MAE", "EVA-02 with keys apart"]
 
 
 @pytest.fixture(autouse=True)
-def no_hub(small_families):
-    """Every test here builds small networks."""
+def small_networks(monkeypatch):
+    """timm builds small networks with random weights, large enough that features differ from place to place."""
+    small, create_model = dict(FAMILIES.values()), timm.create_model
+
+    def build(name, pretrained=False, **options):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            vit = create_model(name, pretrained=False, **options, **small.get(name, {}))
+            vit.load_state_dict({key: value + 0.2 * torch.randn_like(value) for key, value in vit.state_dict().items()})
+        return vit.eval()
+
+    monkeypatch.setattr(timm, "create_model", build)
 
 
 def images(backbone: Backbone, height: int = 4, width: int = 6) -> torch.Tensor:

@@ -5,12 +5,13 @@ import json
 import os
 import pickle
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 import timm
 import torch
 from common import TIMM_ARGUMENTS, write_backbone
-from released import Call, tensors, write_ckpt
+from released import tensors, write_ckpt
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
@@ -24,9 +25,6 @@ def weights() -> dict[str, torch.Tensor]:
     """A DINO of 128 channels, which are two heads of 64."""
     vit = timm.create_model("vit_small_patch16_224", embed_dim=128, depth=2, num_heads=2, img_size=64, num_classes=0)
     return vit.state_dict()
-
-
-# ---------------------------------------------------------------------------------------------- DINO's files
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -75,9 +73,6 @@ def test_heads_that_cannot_be_inferred_must_be_given(tmp_path):
     assert Backbone(str(tmp_path / "dino.pth"), heads=6, **EXACT).vit.blocks[0].attn.num_heads == 6
 
 
-# ---------------------------------------------------------------------------------------------- broken and hostile
-
-
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".safetensors"])
 @pytest.mark.parametrize("kind", ["missing", "text", "cut short", "other content"])
 def test_a_broken_file_is_named(tmp_path, weights, suffix, kind):
@@ -94,8 +89,14 @@ def test_a_broken_file_is_named(tmp_path, weights, suffix, kind):
         Backbone(str(path))
 
 
-class Twice(Call):
-    """Pickles as a call whose result is called in turn."""
+class Call:
+    """Pickles as a call of any function, whose result may be called in turn."""
+
+    def __init__(self, function: Any, *arguments: Any):
+        self.what = (function, arguments)
+
+    def __reduce__(self) -> tuple:
+        return self.what
 
     def __call__(self) -> None:
         """Pickle requires it."""
@@ -107,7 +108,7 @@ def attacks(marker: Path) -> dict[str, object]:
     return {
         "shell": Call(os.system, touch),
         "eval": Call(eval, f"open({str(marker)!r}, 'w')"),
-        "getattr": Call(Twice(getattr, Call(__import__, "os"), "system"), touch),
+        "getattr": Call(Call(getattr, Call(__import__, "os"), "system"), touch),
         "foreign class": PurePosixPath("x"),
     }
 
@@ -144,9 +145,6 @@ def test_metadata_cannot_make_timm_load_other_files(tmp_path, arguments):
     write_backbone(tmp_path / "evil.safetensors", metadata={"timm": json.dumps(TIMM_ARGUMENTS | arguments)})
     with pytest.raises(StegoError, match="evil"):
         Backbone(str(tmp_path / "evil.safetensors"))
-
-
-# ---------------------------------------------------------------------------------------------- timm's metadata
 
 
 @pytest.mark.parametrize(

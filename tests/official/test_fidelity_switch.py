@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from common import few_samples, golden, golden_tensors, tiny_experiment
+from common import golden, golden_tensors, tiny_experiment
 from torch.testing import assert_close
 
 from stego_lib import batches, evaluate, evaluation, load_run, train, training
-from stego_lib.backbone import Backbone
 from stego_lib.datasets import open_training_set
 from stego_lib.features import open_features
 from stego_lib.loss import published_permutation
@@ -15,6 +14,8 @@ from stego_lib.metrics import published_map
 from stego_lib.model import build_model
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.official import alignment_loss, reconstruction_loss, view_coords
+
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 PUBLISHED = dict(official={"published": True})
@@ -28,11 +29,6 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def experiment(scenes_root, backbone_file):
     return tiny_experiment(scenes_root, backbone_file, steps=2, dropout=0.5, shifts=(0.1, 0.1, 0.1))
-
-
-@pytest.fixture(scope="module")
-def backbone(experiment) -> Backbone:
-    return Backbone.of(experiment)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +47,7 @@ def one_step(model, batch, experiment) -> dict[str, float]:
     return training.train_step(model, optimizer, batch, experiment, (0.1, 0.1, 0.1))
 
 
-# ---------------------------------------------------------------------------------------------- published=True
-
-
 def test_published_partners_are_fixed_points_moved_on_by_one(features, backbone, experiment):
-    """Replayed by hand from the same permutation, and with the properties of the golden draws."""
     for seed in range(50):
         drawn = torch.randperm(6, generator=torch.Generator().manual_seed(seed)).tolist()
         expected = [(partner + 1) % 6 if partner == own else partner for own, partner in enumerate(drawn)]
@@ -100,9 +92,8 @@ def test_published_neighbors_come_from_noisy_features(features, experiment):
     assert torch.equal(batches.find_neighbors(features, model, experiment.but(dropout=0.0, **PUBLISHED)), clean)
 
 
-def test_images_are_resized_as_published_in_training_evaluation_and_prediction(experiment, tmp_path, monkeypatch):
+def test_images_are_resized_as_published_in_training_evaluation_and_prediction(experiment, tmp_path):
     """The stored images differ, and so does what is predicted at another size."""
-    few_samples(monkeypatch)
     runs = [
         train(experiment.but(steps=1, train_size=40, eval_size=48, **changes), runs_dir=tmp_path)
         for changes in ({}, PUBLISHED)
@@ -115,8 +106,7 @@ def test_images_are_resized_as_published_in_training_evaluation_and_prediction(e
 
 
 @pytest.mark.parametrize("published", [False, True])
-def test_extra_clusters_are_counted_or_dropped(experiment, tmp_path, monkeypatch, published):
-    few_samples(monkeypatch)
+def test_extra_clusters_are_counted_or_dropped(experiment, tmp_path, published):
     official = {"extra_clusters": 6, "published": published}
     table = np.array(evaluate(train(experiment.but(steps=1, official=official), runs_dir=tmp_path))["confusion"])
     assert table.shape == (14, 8) and (table[8:].sum() == 0) == published
@@ -149,9 +139,6 @@ def test_the_published_map_of_clusters_is_one_place_off():
             np.testing.assert_array_equal(published_map(ideal), theirs)
             differing += not np.array_equal(ideal, theirs)
     assert differing and published_map([2, -1, 0, 1]).tolist() == [2, 0, -1, 1]
-
-
-# ---------------------------------------------------------------------------------------------- optional terms
 
 
 def test_reconstruction_is_minus_the_mean_cosine():

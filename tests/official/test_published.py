@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from common import SHARED, few_samples, tiny_experiment
+from common import SHARED, tiny_experiment
 from released import OPTIONS, tensors, write_ckpt
 from torch.testing import assert_close
 
@@ -18,6 +18,8 @@ from stego_lib.networks.checkpoint import read_published
 from stego_lib.networks.dino import DinoViT
 from stego_lib.predict import probe_scores
 from stego_lib.utils.notices import Notice
+
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +32,6 @@ def without_their_packages(monkeypatch):
 @pytest.fixture(scope="module")
 def ckpt(tmp_path_factory) -> Path:
     return write_ckpt(tmp_path_factory.mktemp("published") / "tiny.ckpt", tensors())
-
-
-# ---------------------------------------------------------------------------------------------- the golden checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +77,6 @@ def test_golden_predictions_are_the_clusters(golden_run):
         assert (run.predict(image, refine="none") == clusters).mean() >= 0.999
 
 
-# ---------------------------------------------------------------------------------------------- one of our own making
-
-
 def test_the_architecture_comes_from_the_tensors_and_the_recipe_from_the_options(ckpt):
     published = read_published(ckpt)
     vit, experiment = published.vit, published.experiment
@@ -99,7 +95,6 @@ def test_the_architecture_comes_from_the_tensors_and_the_recipe_from_the_options
 
 @torch.inference_mode()
 def test_its_codes_and_classes_are_those_of_its_tensors(ckpt):
-    """Once more by hand, layer by layer."""
     run, weights = load_run(ckpt, mirror=False, device="cpu"), tensors()
     image = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     vit = DinoViT(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=6, num_classes=0, dynamic_img_size=True)
@@ -153,16 +148,12 @@ def test_every_tensor_is_accounted_for(tmp_path, name, value):
         load_run(write_ckpt(tmp_path / "odd.ckpt", state))
 
 
-# ---------------------------------------------------------------------------------------------- like a run of our own
-
-
 @pytest.fixture
 def on_scenes(scenes_root) -> dict[str, Any]:
     return dict(dataset="scenes", data_root=str(scenes_root), eval_size=64, device="cpu", crf=False)
 
 
-def test_it_evaluates_and_then_predicts_classes(ckpt, on_scenes, tmp_path, monkeypatch):
-    few_samples(monkeypatch)
+def test_it_evaluates_and_then_predicts_classes(ckpt, on_scenes, tmp_path):
     run = load_run(ckpt, runs_dir=tmp_path, **on_scenes)
     run.experiment = run.experiment.but(crop="none", train_size=64)  # the baselines look at training images
     image = open_dataset("scenes", on_scenes["data_root"], "val").image(0)

@@ -101,7 +101,8 @@ def test_pointer_keys_and_touch_move_the_query_and_the_heat_maps_follow(browser,
     assert look(browser, "codes") == [2, 3, 0]
 
 
-def test_a_plain_image_stands_there_while_scripts_are_off(browser_without_scripts, page):
-    browser_without_scripts.get(page.as_uri())
-    assert browser_without_scripts.find_element("class name", "plain").is_displayed()
-    assert not browser_without_scripts.find_element("class name", "live").is_displayed()
+def test_a_plain_image_stands_there_while_scripts_are_off(open_browser, page):
+    browser = open_browser("--blink-settings=scriptEnabled=false")
+    browser.get(page.as_uri())
+    assert browser.find_element("class name", "plain").is_displayed()
+    assert not browser.find_element("class name", "live").is_displayed()

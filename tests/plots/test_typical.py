@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from standins import noise_images
 
 from stego_book.plots.grids import first_images
 from stego_book.plots.typical import name_form, tree_rows, typical_patches
@@ -16,11 +16,7 @@ from stego_lib.utils.notices import Notice
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    for number, size in enumerate(((160, 128), (96, 200), (128, 128))):
-        noise = np.random.default_rng(number).integers(0, 255, (5, 6, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize(size).save(folder / f"{number}.png")
-    return sorted(folder.iterdir())
+    return noise_images(tmp_path_factory.mktemp("images"), (160, 128), (96, 200), (128, 128))
 
 
 def test_typical_patches_are_the_nearest_cells_of_each_image(run, paths):

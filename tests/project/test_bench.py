@@ -1,17 +1,16 @@
 """The benchmarks: the baseline computes what the library computes, and every row runs."""
 
 import json
-import warnings
 
 import pytest
 import torch
 from common import tiny_experiment
 from torch.testing import assert_close
 
-from benchmarks import children, evaluation_rows, scale_rows
 from benchmarks.__main__ import main
 from benchmarks.published_order import Published, crf, nearest
-from stego_lib import Backbone
+from stego_book.studies import speed
+from stego_lib import Backbone, StegoError
 from stego_lib.batches import Batch
 from stego_lib.crf import dense_crf
 from stego_lib.loss import published_permutation, random_coords
@@ -19,7 +18,6 @@ from stego_lib.model import Stego, build_model
 from stego_lib.neighbors import nearest_neighbors
 from stego_lib.predict import probe_scores
 from stego_lib.training import make_optimizer, train_step
-from stego_lib.utils.notices import Notice
 
 
 @pytest.fixture
@@ -74,34 +72,31 @@ def test_the_baseline_finds_the_same_neighbors():
     assert torch.equal(nearest(features, 8)[:, 1:], nearest_neighbors(features, 7))
 
 
-# ---------------------------------------------------------------------------------------------- the rows
-
-
-def here(module: str, name: str, *arguments: object) -> dict:
-    """What a process of its own would give, in this one, as the start of one takes long."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Backbone, "forward", Backbone.forward)  # put back afterwards
-        found = children.PARTS[name](*map(str, arguments))
-    return found | {"peak_bytes": 2e8}
-
-
-def test_rows_are_measured_beside_the_baseline(tmp_path, monkeypatch):
-    """A tiny run of the rows that users wait for; the others take a minute."""
+def test_rows_are_measured_beside_the_baseline(tmp_path):
     threads = torch.get_num_threads()
-    monkeypatch.setattr(scale_rows, "in_child", here)
-    monkeypatch.setattr(evaluation_rows, "in_child", here)
-    with warnings.catch_warnings(action="ignore", category=Notice):  # labels drawn at random leave classes out
-        names = ("rest", "step", "extraction", "evaluation", "predict", "neighbors", "segment")
-        path = main([*names, "--tiny", "--repeats", "1", "--threads", "1", "--out", str(tmp_path)])
+    names = ["rest", "step", "neighbors"]
+    path = main([*names, "--tiny", "--repeats", "1", "--threads", "1", "--out", str(tmp_path)])
     torch.set_num_threads(threads)
     rows = json.loads(path.read_text())["rows"]
-    assert set(rows) == set(names)
-    for name in ("rest", "step", "extraction", "neighbors"):
+    assert list(rows) == names
+    for name in names:
         for way, times in rows[name]["ways"].items():
             assert 0 < times["min_s"] <= times["median_s"] <= times["max_s"] and times["n"] >= 1, (name, way)
     assert {"published", "store", "online float32", "online bfloat16"} <= set(rows["step"]["ways"])
-    assert rows["extraction"]["bfloat16_cosine"]["min"] > 0.99
-    for found in rows["evaluation"]["kinds"].values():
-        assert {"published, no CRF", "ours, no CRF"} <= set(found["ways"])
-    assert all(found["seconds"] > 0 and found["pixels"] > 9000 for found in rows["predict"]["images"].values())
-    assert set(rows["segment"]["ways"]) == {"1 process", "2 processes"} and rows["segment"]["images"] == 4
+
+
+def test_the_newest_whole_result_and_the_newest_rows_count_and_trials_do_not(tmp_path):
+    def write(name: str, date: str, rows: list[str], tiny: bool = False) -> None:
+        result = {"machine": {"date": date}, "settings": {"tiny": tiny}, "rows": {row: {"of": name} for row in rows}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+
+    with pytest.raises(StegoError, match="make bench"):
+        speed.newest_results(tmp_path)
+    write("old", "2026-01-01", ["a", "b"])
+    write("new", "2026-01-02", ["a", "b"])
+    write("part", "2026-01-03", ["a"])
+    write("trial", "2026-01-04", ["a", "b", "full_recipe"], tiny=True)
+    assert speed.newest_results(tmp_path)[0].name == "new.json"
+    rows = speed.newest_rows(tmp_path)
+    assert {name: row["of"] for name, row in rows.items()} == {"a": "part", "b": "new"}
+    assert rows["a"]["machine"]["date"] == "2026-01-03"

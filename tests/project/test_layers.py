@@ -63,12 +63,8 @@ def test_no_circular_imports(graph):
     assert not left, f"these import each other: {sorted(map(str, left))}"
 
 
-def test_utils_import_nothing_else_of_ours():
-    assert FOLDERS["utils"] == set()
-
-
-def test_annotations_need_neither_runs_nor_models():
-    assert FOLDERS["annotations"] <= {"datasets", "utils"}
+def test_utils_import_nothing_else_of_ours_and_annotations_neither_runs_nor_models():
+    assert FOLDERS["utils"] == set() and FOLDERS["annotations"] <= {"datasets", "utils"}
 
 
 @pytest.mark.parametrize("other", ["stego_book", r"(from|import) benchmarks"])

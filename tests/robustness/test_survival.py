@@ -3,7 +3,6 @@
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import torch
 from common import broken_off, tiny_experiment
 from killing import Job, launched, runs_in, same, wait_for
-from PIL import Image
+from standins import noise_images
 
 from stego_lib import Experiment, StegoError, load_run, train, training
 from stego_lib.segment import segment_folder
@@ -49,15 +48,6 @@ def test_killed_runs_resume_to_the_same_weights_log_and_scores(experiment, refer
     same(folder, reference)
 
 
-def test_an_interrupted_run_resumes_and_leaves_no_temporary_files(experiment, reference, tmp_path):
-    job = Job(experiment, tmp_path, slow=0.2)
-    wait_for(lambda: list(tmp_path.glob("*/kept/0000004*")) or not job.process.is_alive())
-    os.kill(job.process.pid, signal.SIGINT)
-    assert job.outcome()["error"] == "KeyboardInterrupt"
-    assert not list(tmp_path.rglob(f"{TEMPORARY}*"))
-    same(Path(Job(experiment, tmp_path).outcome()["folder"]), reference)
-
-
 def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint(experiment, reference, tmp_path):
     """No file may grow above some bytes; with room again the run resumes to the same result."""
     shutil.copytree(reference.parent / "features", tmp_path / "features")
@@ -68,7 +58,7 @@ def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint(experiment, ref
 
 
 def test_two_runs_at_once_get_a_folder_each(experiment, reference, tmp_path):
-    jobs = [Job(experiment, tmp_path) for _ in range(2)]
+    jobs = [Job(experiment, tmp_path, resume=False) for _ in range(2)]
     outcomes = [job.outcome() for job in jobs]
     assert all("folder" in outcome for outcome in outcomes), outcomes
     for folder in runs_in(tmp_path):
@@ -109,11 +99,8 @@ def test_a_half_line_of_the_log_does_not_count(experiment, tmp_path, monkeypatch
 
 def test_two_processes_segment_a_folder_and_resume_after_one_is_killed(reference, tmp_path):
     """As `torchrun --nproc-per-node 2 -m stego_lib.segment RUN IMAGES OUTPUT` starts them."""
-    rng, images, out = np.random.default_rng(0), tmp_path / "images", tmp_path / "out"
-    images.mkdir()
-    for number in range(24):
-        noise = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-        noise.resize((320, 240)).save(images / f"{number}.png")
+    images, out = tmp_path / "images", tmp_path / "out"
+    noise_images(images, *[(320, 240)] * 24)
     whole = segment_folder(load_run(reference), images, tmp_path / "alone", format="coco-instances")
 
     def start() -> list[subprocess.Popen]:

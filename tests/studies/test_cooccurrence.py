@@ -3,31 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
-from stego_book.studies.cooccurrence import (
-    draw_pairs,
-    frequent_labels,
-    pair_correspondence,
-    pair_kernel,
-    precision_recall,
-    query_points,
-    untrained,
-)
+from stego_book.studies.cooccurrence import draw_pairs, pair_correspondence, pair_kernel, precision_recall, untrained
 from stego_lib import StegoError, crf
 
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = torch.randint(-1, 3, (5, 4, 6), generator=GENERATOR)
 CELLS = 4 * 6
-
-
-def naive_average_precision(score: list[float], same: list[bool]) -> float:
-    """Mean, over the pairs that are the same, of the precision among the pairs with at least their score."""
-    precisions = []
-    for value, positive in zip(score, same, strict=True):
-        if positive:
-            above = [other for s, other in zip(score, same, strict=True) if s >= value]
-            precisions.append(sum(above) / len(above))
-    return sum(precisions) / len(precisions)
 
 
 @pytest.mark.parametrize("across", [False, True])
@@ -70,36 +53,21 @@ def test_the_kernel_is_that_of_the_dense_crf():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_average_precision_by_hand(seed):
+def test_average_precision_is_scikit_learns(seed):
     generator = torch.Generator().manual_seed(seed)
     score = torch.randint(0, 8, (40,), generator=generator).double()  # with ties
     same = torch.rand(40, generator=generator) < 0.4
     curve = precision_recall(score, same)
-    assert curve.average_precision == pytest.approx(naive_average_precision(score.tolist(), same.tolist()))
+    assert curve.average_precision == pytest.approx(average_precision_score(same, score))
     assert (np.diff(curve.recall) >= 0).all() and curve.recall[0] == 0 and curve.recall[-1] == 1
     with pytest.raises(StegoError, match="recall"):
         precision_recall(score, torch.zeros(40, dtype=torch.bool))
-
-
-def test_query_points_lie_deepest_in_the_most_frequent_labels():
-    labels = torch.full((9, 12), 4)
-    labels[2:7, 1:6] = 7  # 25 cells around (4, 3)
-    labels[0, 6:9] = -1
-    labels[8, 11] = 2
-    assert frequent_labels(labels) == [4, 7, 2] and frequent_labels(labels, 2) == [4, 7]
-    (row, column), second, third = query_points(labels, 3)
-    assert labels[row, column] == 4 and 7 <= column <= 10 and second == (4, 3) and third == (8, 11)
 
 
 def test_an_untrained_backbone_has_random_weights_and_leaves_everything_else(backbone):
     before, state = backbone.fingerprint(), torch.get_rng_state()
     other = untrained(backbone, 3)
     assert torch.equal(torch.get_rng_state(), state) and backbone.fingerprint() == before
-    for name, layer in other.vit.named_modules():  # as PyTorch initializes each layer
-        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
-            bound = layer.weight[0].numel() ** -0.5
-            assert 0.9 * bound < layer.weight.abs().max() <= bound, name
-        elif isinstance(layer, torch.nn.LayerNorm):
-            assert (layer.weight == 1).all() and (layer.bias == 0).all(), name
-    assert 0.01 < other.vit.pos_embed.std() < 0.03
+    weights = {name: value for name, value in backbone.vit.state_dict().items() if value.dim() > 1}
+    assert not [name for name, value in weights.items() if torch.allclose(value, other.vit.state_dict()[name])]
     assert other.fingerprint() == untrained(backbone, 3).fingerprint() != untrained(backbone, 4).fingerprint()

@@ -72,12 +72,6 @@ def test_records_with_and_without_crf_go_together_row_by_row():
     assert f"{results.METHODS['cluster_crf']}, 2 of 4 seeds | 50.5 ± 0.7" in results.markdown_table(records)
 
 
-def test_a_collapse_is_told_of_each_record_that_saw_one():
-    sound, wrong = record(0) | {"collapsed": False, "codes": {"seen": None}}, record(3)
-    wrong |= {"collapsed": True, "codes": {"seen": "step 75: alike"}}
-    assert results.collapses([sound, wrong, record(1)]) == ["seed 3: step 75: alike"]
-
-
 @pytest.mark.parametrize("count", range(1, 6))
 def test_the_expected_best_is_the_mean_over_all_choices(count):
     values = [3.0, 9.0, 1.0, 4.0, 4.0]

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from common import few_samples, tiny_experiment
+from common import tiny_experiment
 from torch import Tensor
 from torch.testing import assert_close
 
 from stego_lib import StegoError, train
 from stego_lib.successors import primaps
+
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 
 @pytest.fixture
@@ -35,23 +37,6 @@ def test_masks_are_those_of_a_naive_loop(feats):
         free = [p for p in free if p not in mask]
     assert len(expected) > 2
     assert_close(primaps.similarity_masks(feats).flatten(1), torch.tensor(expected).float(), rtol=1e-4, atol=1e-5)
-
-
-def test_masks_do_not_overlap_and_ignore_scale_and_rotation_of_the_channels(feats):
-    masks = primaps.similarity_masks(feats)
-    inside = masks > 0
-    assert inside.sum(0).max() == 1 and inside.any(0).float().mean() >= 0.95 and inside.flatten(1).any(1).all()
-    rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1)))[0]
-    rotated = primaps.similarity_masks(5 * torch.einsum("ij,jhw->ihw", rotation, feats))
-    assert_close(rotated, masks, rtol=1e-4, atol=1e-5)
-
-
-def test_the_crf_moves_borders_of_masks_to_edges_of_the_image():
-    feats = torch.tensor([[1.0, 0.0]]).T[..., None].repeat(1, 4, 4)
-    feats[:, :, 2:] = feats[:, :, 2:].flip(0)
-    image = np.zeros((32, 32, 3), np.uint8)
-    image[:, 18:] = 255  # the grid has the border at 16
-    assert (primaps.mask_proposals(feats, image)[16].diff() != 0).nonzero().item() == 17
 
 
 @pytest.mark.parametrize("published", [False, True])
@@ -88,10 +73,7 @@ def test_prototypes_begin_with_principal_directions():
         primaps.principal_prototypes(codes, 6)
 
 
-def test_head_stays_as_the_run_left_it_and_its_clusters_begin_the_prototypes(
-    scenes_root, backbone_file, tmp_path, monkeypatch
-):
-    few_samples(monkeypatch)
+def test_head_stays_as_the_run_left_it_and_its_clusters_begin_the_prototypes(scenes_root, backbone_file, tmp_path):
     source = train(tiny_experiment(scenes_root, backbone_file, probes="after", steps=2), runs_dir=tmp_path)
     changes = dict(method="primaps", probes="after", start_from=str(source.folder), lr_probes=1e-9, steps=3)
     runs = [
@@ -108,8 +90,7 @@ def test_head_stays_as_the_run_left_it_and_its_clusters_begin_the_prototypes(
         train(tiny_experiment(scenes_root, backbone_file, method="primaps", probes="after"), runs_dir=tmp_path)
 
 
-def test_em_starts_from_k_means_on_the_features(scenes_root, backbone_file, tmp_path, monkeypatch):
-    few_samples(monkeypatch)
+def test_em_starts_from_k_means_on_the_features(scenes_root, backbone_file, tmp_path):
     changes = dict(head="none", probes="after", steps=1)
     kmeans = train(tiny_experiment(scenes_root, backbone_file, **changes), runs_dir=tmp_path)
     changes |= dict(method="primaps", start_from=str(kmeans.folder), lr_probes=1e-9)

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from common import broken_off, few_samples, tiny_experiment
+from common import broken_off, tiny_experiment
 
 from stego_lib import Experiment, StegoError, evaluate, load_run, open_dataset, train, training
 from stego_lib.experiment import SUCCESSORS
@@ -19,12 +19,11 @@ METHODS = {
     "primaps": ["loss", "confidence", "clusters"],
     "depthg": ["loss", "loss_self", "loss_knn", "loss_rand", "code_self", "code_knn", "code_rand", "loss_depth"],
 }
-pytestmark = pytest.mark.parametrize("method", METHODS)
+pytestmark = [pytest.mark.usefixtures("few_samples"), pytest.mark.parametrize("method", METHODS)]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    few_samples(monkeypatch)
     for module, sizes in (
         (hp, dict(POOL_SIZE=20, RENEWAL=3, POSITIONS=30)),
         (cause, dict(CODEBOOK=16, FITTING_STEPS=5, POSITIONS=30, BANK=4)),

@@ -10,7 +10,7 @@ from common import tiny_experiment
 from killing import Job, in_two, runs_in, train_and_score
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from stego_lib import Experiment, StegoError, load_run, probes, train
+from stego_lib import Experiment, StegoError, load_run, train
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.utils import devices
 from stego_lib.utils.files import read_json
@@ -28,8 +28,6 @@ def experiment(tmp_path_factory, backbone_file) -> Experiment:
 
 @pytest.mark.parametrize("changes", [dict(official={"subtract_mean": True}), dict(feature_store="online")], ids=str)
 def test_two_processes_give_what_one_gives(experiment, tmp_path, monkeypatch, changes):
-    """The same losses, shifts and weights but for rounding, and a record that each returns."""
-    monkeypatch.setattr(probes, "RESTARTS", 1)
     changed = experiment.but(**changes)
     first, second = in_two(changed, tmp_path / "two", baselines=True)
     for outcome in (first, second):
@@ -70,17 +68,10 @@ def test_a_process_that_does_not_come_is_waited_for_some_minutes_only(experiment
 @pytest.mark.parametrize(
     "step", [{}, {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}], ids=["sbatch", "srun"]
 )
-def test_tasks_of_a_job_array_are_runs_by_themselves(experiment, tmp_path, monkeypatch, recwarn, step):
-    """At the same time and in one folder; also where the job reserves several tasks, which only srun would start."""
-    common = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    common |= {"SLURM_NTASKS": "1" if step else "4", **step}
-    tasks = [experiment.but(seed=seed) for seed in (0, 1)]
-    jobs = [Job(task, tmp_path, environ=common | {"SLURM_ARRAY_TASK_ID": str(task.seed)}) for task in tasks]
-    outcomes = [job.outcome() for job in jobs]
-    assert len(runs_in(tmp_path)) == 2, outcomes
-    for outcome, task in zip(outcomes, tasks, strict=True):
-        assert load_run(outcome["folder"]).experiment.seed == outcome["record"]["experiment"]["seed"] == task.seed
-    for name, value in common.items():
+def test_a_task_of_a_job_array_is_a_run_by_itself(monkeypatch, recwarn, step):
+    """Also where the job reserves several tasks, which only srun would start."""
+    values = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    for name, value in (values | {"SLURM_NTASKS": "1" if step else "4", **step}).items():
         monkeypatch.setenv(name, value)
     devices.join("cpu", "task")
     assert devices.read_ranks() is None and devices.count() == 1 and not recwarn.list

@@ -1,4 +1,4 @@
-"""Files that are complete or absent, and fingerprints that tell things apart."""
+"""Files that are complete or absent, fingerprints that tell things apart, errors of disk and memory."""
 
 import errno
 import json
@@ -12,6 +12,7 @@ import torch
 
 from stego_lib import StegoError
 from stego_lib.utils import files
+from stego_lib.utils.errors import enough_memory
 from stego_lib.utils.log import TrainingLog
 
 
@@ -76,9 +77,8 @@ def test_what_a_killed_write_leaves_is_removed(tmp_path):
 def test_json(tmp_path):
     value = {"a": [1, 2.5, None], "ü": "ä"}
     files.write_json(tmp_path / "a.json", value)
-    assert (
-        files.read_json(tmp_path / "a.json") == value == json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
-    )
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert files.read_json(tmp_path / "a.json") == value == json.loads(text)
     with pytest.raises(ValueError):
         files.write_json(tmp_path / "a.json", [math.nan])
     assert files.read_json(tmp_path / "a.json") == value
@@ -135,3 +135,42 @@ def test_errors_that_are_not_of_the_disk_stay(tmp_path):
     with pytest.raises(OSError, match="encoder") as caught, files.disk_errors(tmp_path):
         raise OSError("encoder error")
     assert not isinstance(caught.value, StegoError)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), None], ids=["GPU", "CPU"])
+def test_a_lack_of_memory_is_an_error_with_a_remedy(error):
+    with pytest.raises(StegoError, match="batch_size"), enough_memory("a step", "Lower batch_size."):
+        if error:
+            raise error
+        torch.empty(2**55)
+    with pytest.raises(RuntimeError, match="sizes do not match"), enough_memory("a step", "-"):
+        raise RuntimeError("sizes do not match")
+
+
+COLUMNS = ["loss", "loss_self"]
+
+
+def written(path, steps: range, first: int = 0) -> list[str]:
+    with TrainingLog(path, first, COLUMNS) as log:
+        for step in steps:
+            log.add(step, {"loss_self": step / 3, "loss": step})
+        log.sync()
+        return path.read_text().splitlines()
+
+
+def test_lines_before_the_first_step_stay_and_later_ones_go(tmp_path):
+    whole = written(tmp_path / "whole.csv", range(6))
+    assert whole[0] == "step,loss,loss_self" and [line.split(",")[0] for line in whole[1:]] == list("012345")
+    written(tmp_path / "log.csv", range(5))
+    assert written(tmp_path / "log.csv", range(3, 6), first=3) == whole
+    assert written(tmp_path / "log.csv", range(0)) == whole[:1]
+
+
+@pytest.mark.parametrize("content", ["step,loss\n0,1\n2,1\n", "step,loss\n0,1\n", "loss\n1\n1\n", None])
+def test_a_log_without_the_steps_before_is_refused_and_kept(tmp_path, content):
+    path = tmp_path / "log.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(StegoError, match=r"log\.csv"):
+        TrainingLog(path, 2, COLUMNS)
+    assert content is None or path.read_text() == content

@@ -3,15 +3,16 @@
 from pathlib import Path
 
 import pytest
-from common import few_samples, tiny_experiment
+from common import tiny_experiment
 
 from stego_lib import StegoError, evaluate, load_run, open_dataset, train
 from stego_lib.segment import segment_folder
 from stego_lib.utils.paths import shown_path, user_path
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 
 def test_the_home_folder_in_every_path(monkeypatch, tmp_path, scenes_root, backbone_file):
-    few_samples(monkeypatch)
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir(), work.mkdir()
     monkeypatch.setenv("HOME", str(home))

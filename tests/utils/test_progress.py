@@ -1,9 +1,13 @@
-"""Bars where somebody looks; few updates where a notebook runs unattended; nothing without an error stream."""
+"""Bars where somebody looks, few updates where a notebook runs unattended; notices in one line."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
+import nbclient
+import nbformat
 import pytest
+from common import ROOT
 
 from stego_lib.utils import progress as module
 from stego_lib.utils.progress import progress, say, stage
@@ -52,3 +56,29 @@ def test_nothing_is_shown_without_an_error_stream(monkeypatch):
     assert list(progress(range(3), "training")) == [0, 1, 2]
     with stage("fitting probes"):
         say("a line")
+
+
+SOURCE = """import warnings
+from stego_lib.utils.notices import Notice, notice
+
+def train():
+    notice("batch_size is 12, not 16")  # a line of ours
+
+train()
+"""
+FILTERED = f"{SOURCE}warnings.simplefilter('ignore', Notice)\ntrain()\nwarnings.warn('elsewhere')\n"
+
+
+def test_in_a_script(tmp_path):
+    (tmp_path / "script.py").write_text(FILTERED)
+    command = [sys.executable, tmp_path / "script.py"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stderr
+    line, other = shown.split("\n", 1)
+    assert line == "Notice: batch_size is 12, not 16" and "script.py:10: UserWarning: elsewhere" in other
+
+
+def test_in_a_notebook_and_the_page_made_of_it():
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SOURCE)])
+    nbclient.NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    (output,) = notebook.cells[0].outputs
+    assert (output.name, output.text) == ("stderr", "Notice: batch_size is 12, not 16\n")

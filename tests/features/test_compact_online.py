@@ -1,15 +1,20 @@
-"""The compact store: its error, its size, what it leaves to the files, and runs that train from it."""
+"""Compact stores and features computed when they are needed: error, size, sharing, and training as from full stores."""
+
+import copy
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from common import few_samples, tiny_experiment
+from common import tiny_experiment
 from torch.testing import assert_close
 
-from stego_lib import evaluate, open_dataset, train
+from stego_lib import Backbone, evaluate, open_dataset, train
 from stego_lib.features import compact, open_features
 from stego_lib.features.compact import Components, correspondence_error, fit_components
+from stego_lib.utils import devices
+
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 
 @pytest.fixture(autouse=True)
@@ -81,11 +86,62 @@ def test_rows_are_close_to_the_full_ones_in_a_sixth_of_the_room(scenes_root, bac
     assert_close(small.pooled, full.pooled, rtol=1e-4, atol=1e-4)
 
 
-def test_a_run_from_a_compact_store_says_so(scenes_root, backbone_file, tmp_path, monkeypatch):
-    few_samples(monkeypatch)
+def test_a_run_from_a_compact_store_says_so(scenes_root, backbone_file, tmp_path):
     experiment = tiny_experiment(scenes_root, backbone_file, feature_store="compact", probes="after")
     run = train(experiment, runs_dir=tmp_path)
     assert run.provenance.store == "compact" and evaluate(run)["provenance"]["store"] == "compact"
     assert all("compact" in path.name for path in (tmp_path / "features").glob("scenes-*"))
     usual = train(experiment.but(feature_store="full"), runs_dir=tmp_path / "usual")
     assert usual.log["loss"].iloc[0] == pytest.approx(run.log["loss"].iloc[0], abs=0.05)
+
+
+@pytest.fixture(scope="module")
+def online(scenes_root, backbone, tmp_path_factory):
+    dataset = open_dataset("scenes", scenes_root, "train")
+    return open_features(dataset, backbone, 64, tmp_path_factory.mktemp("features"), "online")
+
+
+def test_an_image_goes_through_the_backbone_once_a_batch(online, monkeypatch):
+    """Also when it is both an image and a neighbor, and read beforehand."""
+    seen, forward = [], Backbone.forward
+    monkeypatch.setattr(Backbone, "forward", lambda self, images: (seen.append(len(images)), forward(self, images))[1])
+    rows = torch.tensor([3, 1, 3, 1, 7])
+    online.prefetch(rows)
+    features = online.rows(rows)
+    assert seen == [3] and torch.equal(features[0], features[2]) and not torch.equal(features[0], features[1])
+
+
+def test_only_mean_features_are_kept(online):
+    assert {path.name for path in online.folder.rglob("*.npy")} == {"pooled.npy"}
+
+
+@pytest.mark.parametrize("changes", [{}, dict(crop="five", train_size=32, subtract_mean=True)], ids=str)
+def test_training_online_is_training_from_the_store(scenes_root, backbone_file, tmp_path, changes):
+    experiment = tiny_experiment(scenes_root, backbone_file, **changes)
+    online, stored = (train(experiment.but(feature_store=kind), runs_dir=tmp_path) for kind in ("online", "full"))
+    np.testing.assert_allclose(online.log.to_numpy(), stored.log.to_numpy(), atol=2e-3)
+    for name, value in online.model.state_dict().items():
+        assert_close(value, stored.model.state_dict()[name], rtol=0, atol=1e-2)
+    assert (online.provenance.store, stored.provenance.store) == ("online", "full")
+    assert online.provenance.images == stored.provenance.images
+
+
+@pytest.mark.parametrize("rows", [[5, 2, 9, 2, 11], [4, 4]], ids=["many", "fewer than processes"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_processes_share_rows(online, monkeypatch, rows, rank):
+    """Three processes, of which this one is real: `gather` returns what the others would send."""
+    unique = torch.tensor(rows).unique()
+
+    def gather(own):
+        share = unique[rank::3]
+        expected = online.rows(share) if len(share) else torch.empty(0, 32, 8, 8)
+        assert_close(own, expected, rtol=2e-3, atol=2e-3)
+        return online.rows(unique)
+
+    monkeypatch.setattr(devices, "share", lambda items: items[rank::3])
+    monkeypatch.setattr(devices, "gather", gather)
+    monkeypatch.setattr(devices, "count", lambda: 3)
+    shared = copy.copy(online)
+    shared.share()
+    assert_close(shared.rows(torch.tensor(rows)), online.rows(torch.tensor(rows)), rtol=2e-3, atol=2e-3)
+    assert shared.rows(torch.tensor(rows), "meta").device.type == "meta", "the device that asked"
