@@ -47,8 +47,11 @@ CORES = os.cpu_count() or 1
 WORKERS = min(CORES, 4)
 # The page that segments images in the browser.
 TRY = "book/try"
-# Parameters of notebooks whose defaults take long or need network access.
+# Parameters of notebooks whose defaults take long or need network access. `-p` does not change these notebooks; ablations
+# and baselines read records of the full recipe.
 PARAMETERS: dict[str, dict[str, Any]] = {
+    "notebooks/ablations": {},
+    "notebooks/baselines": {},
     "notebooks/quickstart": {"backbone": EMBEDDED_FOR_PHOTOGRAPHS, "steps": 100},
     "notebooks/pretrain_scenes": dict(
         steps=40, second_steps=20, images=256, watched=32, save_every=10, folder=os.path.relpath(BUILD / "pretraining")

@@ -46,7 +46,7 @@ def table(both: tuple[Study, Study]) -> pd.DataFrame:
 def verdicts(both: tuple[Study, Study]) -> pd.DataFrame:
     """One row for each of `COMPARISONS`: mean mIoU of the fast variant minus that of the replaced one, for both probes.
 
-    "within": not lower by more than the standard deviation of the replaced variant.
+    "equal": within the standard deviation of the replaced variant, which stands in brackets; else "higher" or "lower".
     """
     scores = pd.concat([study.scores() for study in both])
     miou = scores.groupby(["name", "probe"])["miou"].agg(["mean", "std"])
@@ -55,7 +55,8 @@ def verdicts(both: tuple[Study, Study]) -> pd.DataFrame:
         if (fast, probe) not in miou.index or not miou["std"].get((plain, probe), float("nan")) >= 0:
             return "not run"
         gap, spread = miou["mean"][fast, probe] - miou["mean"][plain, probe], miou["std"][plain, probe]
-        return f"{gap:+.1f}, spread {spread:.1f}: {'within' if gap >= -spread else 'below it'}"
+        word = "equal" if abs(gap) <= spread else "higher" if gap > 0 else "lower"
+        return f"{gap:+.1f} ({spread:.1f}): {word}"
 
     rows = {name: {probe: verdict(*ways, probe) for probe in PROBES} for name, ways in COMPARISONS.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
