@@ -47,8 +47,8 @@ CORES = os.cpu_count() or 1
 WORKERS = min(CORES, 4)
 # The page that segments images in the browser.
 TRY = "book/try"
-# Parameters of notebooks whose defaults take long or need network access. `-p` does not change these notebooks; ablations
-# and baselines read records of the full recipe.
+# Parameters of notebooks that `-p` does not change: their defaults take long, need network access, or are those of the
+# records that they read.
 PARAMETERS: dict[str, dict[str, Any]] = {
     "notebooks/ablations": {},
     "notebooks/baselines": {},
