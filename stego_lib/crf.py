@@ -50,7 +50,7 @@ def dense_crf(
     Raises
     ------
     StegoError
-        If the engine is unknown or not installed.
+        If the image has another shape or dtype, or the engine is unknown or not installed.
 
     Examples
     --------
@@ -58,6 +58,8 @@ def dense_crf(
     >>> dense_crf(image, torch.rand(4, 10, 15)).shape
     torch.Size([4, 40, 60])
     """
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise StegoError("The image must be a uint8 array (H, W, 3). Convert it, for example from floats in [0, 1].")
     logits = F.interpolate(log_probabilities[None].float(), image.shape[:2], mode="bilinear")[0]
     return torch.from_numpy(refine(image, [logits.softmax(0).cpu().numpy()], iterations, engine)[0])
 

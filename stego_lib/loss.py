@@ -181,7 +181,13 @@ class StegoLoss(nn.Module):
     def forward(
         self, feats: Tensor, feats_knn: Tensor, code: Tensor, code_knn: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        """The loss, a scalar. Maps as in `stego_loss`, B > 1; generator: on the CPU, torch's own by default."""
+        """The loss, a scalar. Maps as in `stego_loss`, B > 1; generator: on the CPU, torch's own by default.
+
+        Raises ValueError for one image, and for different numbers of images.
+        """
+        counts = [len(maps) for maps in (feats, feats_knn, code, code_knn)]
+        if len(feats) < 2 or len(set(counts)) > 1:
+            raise ValueError(f"features and codes of {counts} images; pass the same number of images, at least 2")
         coords = [random_coords(len(feats), self.points, generator) for _ in range(2)]
         partners = torch.stack([negative_permutation(len(feats), generator) for _ in range(self.negatives)])
         coords1, coords2, partners = (drawn.to(feats.device) for drawn in (*coords, partners))

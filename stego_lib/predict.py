@@ -15,7 +15,7 @@ from torch import Tensor
 from .datasets.transforms import Size, resize_image
 from .loss import interpolation, upsample
 from .model import ALPHA, Stego, mean_over_flips
-from .utils.errors import check_choice
+from .utils.errors import StegoError, check_choice
 from .utils.notices import notice
 from .utils.torch_state import usual_modes
 
@@ -80,7 +80,13 @@ def run_maps(run: "Run", images: Tensor, on: str | None = None, upsampler: Upsam
     views = torch.cat([images, images.flip(-1)]) if run.experiment.mirror else images
     features = run.backbone(views)
     if upsampler is not None:
-        features = upsampler(run.backbone.normalize(views).float(), features).float()
+        upsampled = upsampler(run.backbone.normalize(views).float(), features)
+        if not isinstance(upsampled, Tensor) or upsampled.shape[:2] != features.shape[:2]:
+            raise StegoError(
+                f"upsampler returned {tuple(upsampled.shape) if isinstance(upsampled, Tensor) else type(upsampled)} "
+                f"for features {tuple(features.shape)}. It should return a tensor (B, C, H', W')."
+            )
+        features = upsampled.float()
     pair = features.split(len(images))
     on = on or ("codes" if run.taught is None else run.taught.on)
     return run.model.mean_code(*pair) if on == "codes" else mean_over_flips(*pair)

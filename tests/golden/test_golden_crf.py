@@ -1,5 +1,6 @@
 """The dense CRF against the published code's numbers, and its two engines against each other."""
 
+import numpy as np
 import pytest
 import torch
 from common import golden
@@ -76,6 +77,12 @@ def test_both_engines_agree_on_an_image_with_texture():
     logits = 3 * torch.randn(12, 12, 16, generator=generator)
     theirs, ours = (crf.dense_crf(image, logits, engine=engine).argmax(0) for engine in ("pydensecrf", "lattice"))
     assert (theirs == ours).float().mean() >= 0.999
+
+
+@pytest.mark.parametrize("image", [np.zeros((3, 8, 8), np.uint8), np.zeros((8, 8, 3)), torch.zeros(8, 8, 3).byte()])
+def test_what_is_no_image_is_refused(image):
+    with pytest.raises(StegoError, match="uint8"):
+        crf.dense_crf(image, torch.zeros(2, 4, 4))
 
 
 def test_an_unknown_engine_is_refused():

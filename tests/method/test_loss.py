@@ -125,6 +125,13 @@ def test_no_gradient_flows_into_the_features():
     assert code.grad.abs().sum() > 0 and code_knn.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("counts", [(1, 1, 1, 1), (4, 1, 4, 4), (4, 4, 3, 3)])
+def test_the_loss_module_refuses_one_image_and_different_numbers_of_images(counts):
+    feats, feats_knn, code, code_knn = (rand(n, c, 5, 5) for n, c in zip(counts, (6, 6, 3, 3), strict=True))
+    with pytest.raises(ValueError, match="images"):
+        StegoLoss((1, 1, 1), (0.1, 0.1, 0.1))(feats, feats_knn, code, code_knn)
+
+
 @pytest.mark.parametrize("switches", [{}, {"centering": True, "stabilize": True}])
 def test_the_loss_module_is_the_sum_of_its_pairs_at_the_points_it_draws(switches):
     feats, feats_knn, code, code_knn = (rand(4, channels, 5, 6, seed=channels) for channels in (9, 8, 3, 2))

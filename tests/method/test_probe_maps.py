@@ -92,3 +92,6 @@ def test_predict_takes_an_upsampler_of_features(tmp_path):
     assert np.array_equal(cells, cells[::8, ::8].repeat(8, 0).repeat(8, 1)) and not np.array_equal(cells, expected)
     with pytest.raises(StegoError, match="tile"):
         run.predict(image, upsampler=upsampler("nearest"), tile=64)
+    for wrong in (lambda images, features: features[:, :3], lambda images, features: None):
+        with pytest.raises(StegoError, match="upsampler"):
+            run.predict(image, upsampler=wrong)
