@@ -48,8 +48,7 @@ class Provenance:
         from .utils.environment import environment
 
         return cls(
-            images=fingerprints["images"],
-            labels=fingerprints["labels"],
+            **fingerprints,
             weights=backbone.weights_id,
             precision=str(backbone.precision).removeprefix("torch."),
             store=store,

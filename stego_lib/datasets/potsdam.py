@@ -12,7 +12,7 @@ from ..utils.errors import StegoError, check_choice, explained
 from ..utils.files import read_text
 from ..utils.notices import notice
 from ..utils.progress import progress
-from .base import IGNORED, UNKNOWN, Sample, SegmentationDataset
+from .base import IGNORED, UNKNOWN, VOID, Sample, SegmentationDataset
 from .classes import Classes, Rules
 from .images import StoredImage, read_image
 from .layout import check_files, find_folder, list_images, pair_by_stem
@@ -23,8 +23,6 @@ CLASSES = Classes(
 # Class of each stored id (road, building, low vegetation, tree, car, clutter), and its color in the raw label maps.
 FINE_TO_COARSE = (0, 1, 2, 2, 0, 1)
 COLORS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
-# Stored id of ignored pixels.
-UNLABELED = 255
 # Share of pixels in a label tile with the color of no class, above which a notice is shown.
 MAX_UNKNOWN = 0.01
 # Folders of the raw images, the raw label maps, and the patches.
@@ -81,7 +79,7 @@ class Potsdam(SegmentationDataset):
         """`published` maps all unknown ids to class 0."""
         table = np.full(257, 0 if self.published else UNKNOWN)
         table[: len(FINE_TO_COARSE)] = FINE_TO_COARSE
-        table[UNLABELED] = IGNORED
+        table[VOID] = IGNORED
         return table
 
 
@@ -147,8 +145,8 @@ def _sources(folder: Path, tile: str) -> tuple[Path, Path]:
 
 
 def decode_colors(colored: np.ndarray) -> np.ndarray:
-    """Converts colors, uint8 (H, W, 3), to stored ids, uint8 (H, W); other colors become `UNLABELED`."""
-    ids = np.full(colored.shape[:2], UNLABELED, np.uint8)
+    """Converts colors, uint8 (H, W, 3), to stored ids, uint8 (H, W); other colors become `VOID`."""
+    ids = np.full(colored.shape[:2], VOID, np.uint8)
     for id_, color in enumerate(COLORS):
         ids[(colored == color).all(-1)] = id_
     return ids
@@ -165,7 +163,7 @@ def _cut_tile(folder: Path, tile: str) -> None:
         colored = np.asarray(label)[::SHRINK, ::SHRINK]
         layers["gt"], sizes = decode_colors(colored), {image.size, label.size}
         black = (colored == 0).all(-1)  # boundaries in one version of the label maps
-        if (unknown := ((layers["gt"] == UNLABELED) & ~black).mean()) > MAX_UNKNOWN:
+        if (unknown := ((layers["gt"] == VOID) & ~black).mean()) > MAX_UNKNOWN:
             notice(f"{labels}: {100 * unknown:.1f} % of the pixels have the color of no class and are ignored")
     if len(sizes) > 1 or image.width % (SHRINK * SIDE) or image.height % (SHRINK * SIDE):
         raise StegoError(f"{source} and its label map are {sizes}, not 6000 x 6000 pixels. Download them again.")
