@@ -1,6 +1,5 @@
 """Potsdam-3: aerial images with three classes, as published (.mat files) or cut from the raw ISPRS tiles."""
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from PIL import Image
 
 from ..utils.errors import StegoError, check_choice, explained
-from ..utils.files import read_text
+from ..utils.files import atomic_folder, read_text
 from ..utils.notices import notice
 from ..utils.progress import progress
 from .base import IGNORED, UNKNOWN, VOID, Sample, SegmentationDataset
@@ -167,13 +166,9 @@ def _cut_tile(folder: Path, tile: str) -> None:
             notice(f"{labels}: {100 * unknown:.1f} % of the pixels have the color of no class and are ignored")
     if len(sizes) > 1 or image.width % (SHRINK * SIDE) or image.height % (SHRINK * SIDE):
         raise StegoError(f"{source} and its label map are {sizes}, not 6000 x 6000 pixels. Download them again.")
-    target = folder / PATCHES / tile
-    target.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{tile}.") as temporary:
-        unfinished = Path(temporary) / tile
+    with atomic_folder(folder / PATCHES / tile) as unfinished:
         for kind, layer in layers.items():
             (unfinished / kind).mkdir(parents=True)
             for row, column in np.ndindex(layer.shape[0] // SIDE, layer.shape[1] // SIDE):
                 patch = layer[row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE]
                 Image.fromarray(patch).save(unfinished / kind / f"{tile}_{row:02d}_{column:02d}.png")
-        unfinished.rename(target)

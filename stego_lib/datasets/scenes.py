@@ -1,12 +1,11 @@
 """The default dataset `scenes`: synthetic images, drawn once by `painter` and stored in the layout of `folder`."""
 
-import tempfile
 from pathlib import Path
 
 from PIL import Image
 
 from ..utils.errors import StegoError
-from ..utils.files import read_json, write_json
+from ..utils.files import atomic_folder, read_json, write_json
 from ..utils.progress import progress
 from . import folder as own_folder
 from . import painter
@@ -36,9 +35,7 @@ def load(name: str, root: Path, split: str) -> SegmentationDataset:
 
 def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = painter.SIZE, series: int = SEED) -> None:
     """Draws `train` and `val` scenes of a series into `folder`, which appears when all are written."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".scenes.") as temporary:
-        unfinished = Path(temporary) / "scenes"
+    with atomic_folder(folder) as unfinished:
         for kind in ("imgs", "labels", "depth"):
             for split in ("train", "val"):
                 (unfinished / kind / split).mkdir(parents=True)
@@ -50,8 +47,3 @@ def draw_scenes(folder: Path, train: int = TRAIN, val: int = VAL, size: int = pa
         write_json(unfinished / "classes.json", {"names": painter.CLASSES, "colors": list(COLORS.values())})
         about = {"about": "synthetic images, drawn by code", "painter": painter.VERSION, "seed": series, "size": size}
         write_json(unfinished / "drawn.json", about)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if not (folder / "drawn.json").exists():  # otherwise another process has drawn the same images
-                raise

@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -23,7 +22,7 @@ from ..datasets.layout import checksum_of
 from ..datasets.transforms import Size, resize_image, resize_label
 from ..utils import devices
 from ..utils.errors import StegoError, enough_memory
-from ..utils.files import disk_errors, fingerprint, read_json, write_json
+from ..utils.files import atomic_folder, disk_errors, fingerprint, read_json, write_json
 from ..utils.paths import shown_path
 from ..utils.progress import progress, say
 from ..utils.threads import READERS, in_threads
@@ -263,9 +262,7 @@ class Store:
         rows, shard = self._shards[number], self._shard(number)
         if shard.exists():
             return
-        temporary = shard.with_name(f".{shard.name}-{uuid.uuid4().hex[:8]}")
-        temporary.mkdir()
-        try:
+        with atomic_folder(shard) as temporary:
             size, digests, pixels = self.source.batch, [], np.zeros(256, np.int64)
             for start in range(0, len(rows), size):
                 batch = rows[start : start + size]
@@ -282,12 +279,6 @@ class Store:
                 advance(len(batch))
             counts = pixels[: len(self.source.dataset.classes)].tolist()
             write_json(temporary / "shard.json", {"class_pixels": counts, "digests": digests})
-            temporary.rename(shard)
-        except (OSError, StegoError):
-            if not shard.exists():  # otherwise another process has written it
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def _about(self) -> dict[str, Any]:
         """Content of about.json."""

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -56,6 +57,21 @@ def atomic(path: str | Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Like `atomic`, for a folder. If another process has written it, that one is kept."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+        unfinished = Path(temporary) / folder.name
+        unfinished.mkdir()
+        try:
+            yield unfinished
+            unfinished.rename(folder)
+        except (OSError, StegoError):
+            if not folder.exists():
+                raise
 
 
 def remove_temporary(folder: Path) -> None:

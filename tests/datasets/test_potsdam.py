@@ -122,6 +122,20 @@ def test_a_tile_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "potsdam/patches").iterdir()) == []
 
 
+def test_a_tile_that_another_process_has_cut_meanwhile_is_used(tmp_path, monkeypatch):
+    standins.potsdam_tile(tmp_path, "2_12", 400)
+    read = potsdam.read_image
+
+    def slowly(path):
+        monkeypatch.setattr(potsdam, "read_image", read)
+        cut_tiles(tmp_path / "potsdam", ("2_12",))  # the other process
+        return read(path)
+
+    monkeypatch.setattr(potsdam, "read_image", slowly)
+    (patches,) = cut_tiles(tmp_path / "potsdam", ("2_12",))
+    assert len(list((patches / "imgs").iterdir())) == 1 and list(patches.parent.iterdir()) == [patches]
+
+
 def test_whole_tiles_are_held_out():
     """20 and 4 of the 24 tiles that were labeled in the published data, 38 in all."""
     assert (len(TILES["train"]), len(TILES["val"]), len(set(TILES["all"]))) == (20, 4, 38)
