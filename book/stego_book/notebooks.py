@@ -14,7 +14,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,28 +37,18 @@ class Parameter(NamedTuple):
     type: str
     default: str
 
-    @property
-    def optional(self) -> bool:
-        """Whether None is valid."""
-        return self.default == "None"
-
     def parse(self, text: str) -> Any:
-        """Converts a command-line argument to the declared type."""
-        if self.optional and text == "None":
+        """Converts a command-line argument to the declared type; text that does not fit stays text."""
+        if text == self.default == "None":
             return None
-        value: Any = text
-        try:
-            if self.type == "bool":
-                value = SWITCHES.get(text.lower(), text)
-            elif self.type in ("int", "float"):
-                value = int(text) if self.type == "int" else float(text)
-        except ValueError:
-            pass  # `check` names the parameter
-        self.check(value)
-        return value
+        if self.type == "bool":
+            return SWITCHES.get(text.lower(), text)
+        with suppress(ValueError):
+            return {"int": int, "float": float}.get(self.type, str)(text)
+        return text
 
     def check(self, value: Any) -> None:
-        """Raises StegoError if the value does not have the declared type or is not one of `CHOICES`."""
+        """Raises StegoError for a value of another type or not in `CHOICES`. None is valid if it is the default."""
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         valid = {
             "str": isinstance(value, str | os.PathLike),
@@ -65,7 +56,7 @@ class Parameter(NamedTuple):
             "float": number,
             "bool": isinstance(value, bool),
         }
-        if not valid.get(self.type, True) and not (value is None and self.optional):
+        if not valid.get(self.type, True) and not (value is None and self.default == "None"):
             remedy = f" With papermill, write -r {self.name} TEXT instead of -p." if self.type == "str" else ""
             raise StegoError(f"{self.name}={value!r} must be {TYPES[self.type]}.{remedy}")
         counts = self.type == "int" and self.default.isdecimal() and self.default != "0"
@@ -93,51 +84,28 @@ def parameters_of(notebook: str | Path) -> dict[str, Parameter]:
     }
 
 
-def check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raises StegoError with a suggestion if `where` lacks one of the parameters."""
-    known = list(known)
-    for name in names:
+def check_values(values: Mapping[str, Any], known: Mapping[str, Parameter], where: str) -> None:
+    """Raises StegoError if `where` lacks one of the parameters, or if a value does not have the declared type."""
+    for name, value in values.items():
         if name not in known:
             suggestion = did_you_mean(name, known)
             raise StegoError(f"{where} has no parameter {name!r}{suggestion}. It has: {', '.join(known)}.")
+        known[name].check(value)
 
 
 def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str, Any] | None = None) -> str:
-    """Executes a notebook with parameters and writes the executed copy.
+    """Executes a notebook with parameters, writes the executed copy, and returns the text of the cell tagged "summary".
 
-    Progress is printed to stderr and not stored in the copy.
+    Progress is printed to stderr and not stored in the copy. Raises StegoError for an unknown parameter or a value of
+    the wrong type before the notebook runs, and PapermillExecutionError if a cell fails.
 
-    Parameters
-    ----------
-    notebook, output
-        The notebook and the file for the executed copy.
-    parameters
-        Name -> value.
-
-    Returns
-    -------
-    str
-        The text printed by the cell tagged "summary".
-
-    Raises
-    ------
-    StegoError
-        For an unknown parameter or a value of the wrong type, before the notebook runs.
-    PapermillExecutionError
-        If a cell fails.
-
-    Examples
-    --------
     >>> run_notebook("notebooks/train.ipynb", "out.ipynb", {"seed": 1})
     """
     import nbformat
     import papermill
 
     notebook, output, parameters = Path(notebook), Path(output), parameters or {}
-    known = parameters_of(notebook)
-    check_names(parameters, known, str(notebook))
-    for name, value in parameters.items():
-        known[name].check(value)
+    check_values(parameters, parameters_of(notebook), str(notebook))
     if output.is_dir() or output.resolve() == notebook.resolve():
         raise StegoError(f"{output} is a folder or the notebook itself. Name another file for the executed copy.")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -163,29 +131,19 @@ def check_parameters() -> None:
 
     shell = get_ipython()
     known: dict[str, Parameter] = {}
-    values: dict[str, Any] = {}
+    injected = []
     for source in shell.user_ns["In"] if shell else ():
         try:
             statements = ast.parse(source).body
         except SyntaxError:  # a cell with magics
             continue
         for statement in statements:
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
-                name = statement.target.id
+            if isinstance(statement, ast.AnnAssign) and statement.simple and statement.value:
+                name = ast.unparse(statement.target)
                 known[name] = Parameter(name, ast.unparse(statement.annotation), ast.unparse(statement.value))
             elif isinstance(statement, ast.Assign) and source.startswith("# Parameters\n"):
-                name = ast.unparse(statement.targets[0])
-            else:
-                continue
-            try:
-                values[name] = ast.literal_eval(statement.value)
-            except ValueError:  # a computed default
-                values.pop(name, None)
-                if source.startswith("# Parameters\n"):  # papermill writes float('nan')
-                    values[name] = math.nan
-    check_names(values, known, "this notebook")
-    for name, value in values.items():
-        known[name].check(value)
+                injected.append(ast.unparse(statement.targets[0]))
+    check_values({name: shell.user_ns[name] for name in [*known, *injected]}, known, "this notebook")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -204,8 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ[BARS] = "1"
     try:
         known = parameters_of(given.notebook)
-        check_names([name for name, _ in given.parameter], known, given.notebook)
-        values = {name: known[name].parse(text) for name, text in given.parameter}
+        values = {name: known[name].parse(text) if name in known else text for name, text in given.parameter}
         summary = run_notebook(given.notebook, given.output, values)
     except StegoError as error:
         print(f"error: {error}", file=sys.stderr)
