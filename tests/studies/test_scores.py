@@ -8,7 +8,7 @@ from common import ROOT, tiny_experiment
 
 from stego_book.studies import few_labels, regularization, resolution
 from stego_book.studies.segments import best_and_worst, image_accuracies, segments
-from stego_lib import Backbone, evaluate, open_dataset, train
+from stego_lib import evaluate, open_dataset, train
 from stego_lib.metrics import confusion, identity, scores
 from stego_lib.suggest import sample_places
 from stego_lib.teach import RULE_OF_CLICKS, RULE_OF_MAPS
@@ -86,14 +86,6 @@ def test_uncertain_places_have_the_smallest_margins_of_their_images(run, trainin
     for row in sorted(margins, key=margins.__getitem__):
         best.setdefault(places["image"][row], row)
     assert found.tolist() == [*start, *list(best.values())[:5]]
-
-
-def test_features_of_training_images_are_read_from_the_store(run, training, monkeypatch):
-    backbone, image = few_labels.stored(run), training.image(5)[None]
-    views = torch.cat([image, image.flip(-1)])
-    expected = run.backbone(views)
-    monkeypatch.setattr(Backbone, "forward", lambda *_: pytest.fail("computed"))
-    torch.testing.assert_close(backbone(views), expected, atol=2e-3, rtol=2e-3)
 
 
 def test_the_record_of_few_labels_has_five_draws_of_each_row():

@@ -160,11 +160,12 @@ def backbones(scores: pd.DataFrame) -> Figure:
 
 
 def benchmark(tables: dict[str, pd.DataFrame]) -> Figure:
-    """mIoU of each method, one panel per dataset (`results.rows_by_miou`): solid bars are verified."""
+    """mIoU of each method, one panel per dataset (rows of `results.published_results`): solid bars are verified."""
     heights = [max(map(len, list(tables.values())[line : line + 2])) for line in range(0, len(tables), 2)]
     size = (6.2, 0.3 * sum(heights) / len(heights) + 0.8)
     figure, axes = panels(len(tables), columns=2, size=size, height_ratios=heights, sharex=True)
     for axis, (title, table) in zip(axes, tables.items(), strict=True):
+        table = table.sort_values("miou", ascending=False)
         colors = [sns.color_palette()[0 if method.startswith("STEGO") else 7] for method in table["method"]]
         bars = axis.barh(table["method"] + ", " + table["backbone"], table["miou"], color=colors, edgecolor=colors)
         axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)

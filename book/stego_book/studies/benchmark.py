@@ -7,20 +7,9 @@ import pandas as pd
 
 from stego_lib.experiment import PRESETS
 from stego_lib.networks.loading import SHORT_NAMES
-from stego_lib.utils.errors import StegoError
 
 from ..overview import SOURCES
-from .results import METHODS, NETWORKS, check_comparable, mean_and_spread, published_results, read_records, score_table
-
-COLUMNS = ["dataset", "method", "backbone", "protocol", "accuracy", "mIoU", "source", "verified"]
-
-
-def published_rows() -> pd.DataFrame:
-    """The published results with `COLUMNS`; missing values are empty."""
-    rows = published_results().rename(columns={"miou": "mIoU"})
-    for score in ("accuracy", "mIoU"):
-        rows[score] = rows[score].map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
-    return rows[COLUMNS]
+from .results import METHODS, NETWORKS, check_comparable, mean_and_spread, read_records, score_table
 
 
 def own_rows(folders: Sequence[str | Path]) -> pd.DataFrame:
@@ -35,8 +24,8 @@ def own_rows(folders: Sequence[str | Path]) -> pd.DataFrame:
         scores = groups[["accuracy", "miou"]].agg(mean_and_spread)
         for method, (accuracy, miou) in scores.drop("best_by_label", errors="ignore").iterrows():
             protocol = "linear" if method.startswith("linear") else "cluster"
-            rows.append([experiment["dataset"], METHODS[method], backbone, protocol, accuracy, miou, source, "yes"])
-    return pd.DataFrame(rows, columns=COLUMNS)
+            rows.append([experiment["dataset"], METHODS[method], backbone, protocol, accuracy, miou, source])
+    return pd.DataFrame(rows, columns=["dataset", "method", "backbone", "protocol", "accuracy", "mIoU", "source"])
 
 
 def missing_rows(own: pd.DataFrame) -> pd.DataFrame:
@@ -48,13 +37,5 @@ def missing_rows(own: pd.DataFrame) -> pd.DataFrame:
             continue  # recipes with the name of their dataset are ours, not the paper's
         needs = f"not run: needs {SOURCES[recipe['dataset']]}; weights {SHORT_NAMES[backbone]} (timm's hub); a GPU"
         line = f"make reproduce ROW={name} DATA=FOLDER"
-        rows.append([recipe["dataset"], "STEGO", NETWORKS[backbone], "both", "", "", needs, line])
-    return pd.DataFrame(rows, columns=[*COLUMNS[:-2], "not run", "the line that runs it"])
-
-
-def rows_by_miou(published: pd.DataFrame, dataset: str, protocol: str = "cluster") -> pd.DataFrame:
-    """The rows of a dataset and protocol with an mIoU, best first, with the mIoU as a number."""
-    rows = published.query("dataset == @dataset and protocol == @protocol and mIoU != ''")
-    if rows.empty:
-        raise StegoError(f"{dataset!r} has no published {protocol} result.")
-    return rows.assign(miou=rows["mIoU"].str.split().str[0].astype(float)).sort_values("miou", ascending=False)
+        rows.append([recipe["dataset"], NETWORKS[backbone], needs, line])
+    return pd.DataFrame(rows, columns=["dataset", "backbone", "not run", "the line that runs it"])

@@ -186,16 +186,6 @@ def settings(record: dict[str, Any]) -> dict[str, Any]:
     return {**fields.pop("official"), **fields}
 
 
-def summary(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Mean and standard deviation over seeds, one row per method: columns (accuracy | miou, mean | std), percent.
-
-    Raises StegoError for records of different runs. A run recorded with and without the CRF counts once.
-    """
-    check_comparable(records)
-    table = score_table(records).drop_duplicates().groupby("method")[["accuracy", "miou"]].agg(["mean", "std"])
-    return table.reindex([method for method in METHODS if method in table.index])
-
-
 def collapses(records: Iterable[dict[str, Any]]) -> list[str]:
     """One line per run whose codes collapsed or scattered: seed, symptom and step."""
     collapsed = [record for record in records if record.get("collapsed")]
