@@ -88,7 +88,7 @@ def check_values(values: Mapping[str, Any], known: Mapping[str, Parameter], wher
     """Raises StegoError if `where` lacks one of the parameters, or if a value does not have the declared type."""
     for name, value in values.items():
         if name not in known:
-            suggestion = did_you_mean(name, known)
+            suggestion = did_you_mean(name, list(known))
             raise StegoError(f"{where} has no parameter {name!r}{suggestion}. It has: {', '.join(known)}.")
         known[name].check(value)
 

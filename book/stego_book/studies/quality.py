@@ -31,32 +31,23 @@ COMPARISONS = {
 }
 
 
-def studies(base: Experiment, seeds: Sequence[int], records: str | Path) -> tuple[Study, Study]:
-    """Studies of the unchanged recipe (main records) and of the other `WAYS`. records: book/records."""
+def study(base: Experiment, seeds: Sequence[int], records: str | Path) -> Study:
+    """The unchanged recipe (main records) and the other `WAYS`. records: book/records."""
     variants = [Variant(GROUP, way, base.but(crf=not changes, **changes)) for way, changes in WAYS.items()]
-    folders = (user_path(records) / base.dataset, user_path(records) / "studies" / "paths")
-    return Study(variants[:1], seeds, folders[0]), Study(variants[1:], seeds, folders[1])
+    return Study(variants, seeds, user_path(records) / "studies" / "paths", user_path(records) / base.dataset)
 
 
-def table(both: tuple[Study, Study]) -> pd.DataFrame:
-    """One row per variant: recorded seeds, mIoU of both probes, mean ± standard deviation over seeds."""
-    return pd.concat([study.table(GROUP) for study in both])[["seeds", *(f"{probe} mIoU" for probe in PROBES)]]
-
-
-def verdicts(both: tuple[Study, Study]) -> pd.DataFrame:
+def verdicts(study: Study) -> pd.DataFrame:
     """One row for each of `COMPARISONS`: mean mIoU of the fast variant minus that of the replaced one, for both probes.
 
     "equal": within the standard deviation of the replaced variant, which stands in brackets; else "higher" or "lower".
     """
-    scores = pd.concat([study.scores() for study in both])
-    miou = scores.groupby(["name", "probe"])["miou"].agg(["mean", "std"])
-
-    def verdict(fast: str, plain: str, probe: str) -> str:
-        if (fast, probe) not in miou.index or not miou["std"].get((plain, probe), float("nan")) >= 0:
-            return "not run"
-        gap, spread = miou["mean"][fast, probe] - miou["mean"][plain, probe], miou["std"][plain, probe]
-        word = "equal" if abs(gap) <= spread else "higher" if gap > 0 else "lower"
-        return f"{gap:+.1f} ({spread:.1f}): {word}"
-
-    rows = {name: {probe: verdict(*ways, probe) for probe in PROBES} for name, ways in COMPARISONS.items()}
-    return pd.DataFrame.from_dict(rows, orient="index")
+    miou = study.scores().groupby(["name", "probe"])["miou"].agg(["mean", "std"])
+    table = pd.DataFrame("not run", index=list(COMPARISONS), columns=list(PROBES))
+    for comparison, (fast, plain) in COMPARISONS.items():
+        for probe in PROBES:
+            if {(fast, probe), (plain, probe)} <= set(miou.index):
+                gap, spread = miou["mean"][fast, probe] - miou["mean"][plain, probe], miou["std"][plain, probe]
+                word = "equal" if abs(gap) <= spread else "higher" if gap > 0 else "lower"
+                table.loc[comparison, probe] = f"{gap:+.1f} ({spread:.1f}): {word}"
+    return table

@@ -26,7 +26,7 @@ from stego_lib.utils.paths import runs_root, user_path
 from stego_lib.utils.progress import progress
 
 from .fixed_heads import score_fixed_head
-from .results import mean_and_spread, read_records
+from .results import SCORES, mean_and_spread, read_records
 
 PROBES = ("cluster", "linear")
 
@@ -70,11 +70,13 @@ class Study:
     different provenances and all of them match.
     """
 
-    def __init__(self, variants: Sequence[Variant], seeds: Sequence[int], folder: str | Path):
+    def __init__(self, variants: Sequence[Variant], seeds: Sequence[int], folder: str | Path, *others: str | Path):
+        """folder: records, also of new runs; others: folders with further records."""
         self.variants, self.seeds, self.folder = list(variants), list(seeds), user_path(folder)
         self._records: dict[str, list[dict[str, Any]]] = {}
-        for record in read_records(self.folder) if any(self.folder.glob("*.json")) else []:
-            self._keep(record)
+        for some in (self.folder, *map(user_path, others)):
+            for record in read_records(some) if any(some.glob("*.json")) else []:
+                self._keep(record)
 
     def record(self, variant: Variant, seed: int) -> dict[str, Any] | None:
         """The run record of a variant with a seed, or None."""
@@ -118,14 +120,15 @@ class Study:
             self._keep(record)
 
     def scores(self) -> pd.DataFrame:
-        """One row per recorded variant, seed and probe: group, name, seed, probe, accuracy, miou (percent)."""
+        """One row per recorded variant, seed and probe: group, name, seed, step, probe, scores (percent)."""
         rows = []
         for variant in self.variants:
             for seed, record in self.records(variant).items():
                 for probe in PROBES:
                     if score := record["scores"].get(f"{probe}_crf" if variant.crf else probe):
-                        rows.append([variant.group, variant.name, seed, probe, score["accuracy"], score["miou"]])
-        return pd.DataFrame(rows, columns=["group", "name", "seed", "probe", "accuracy", "miou"])
+                        values = [score.get(key) for key in SCORES]
+                        rows.append([variant.group, variant.name, seed, record["step"], probe, *values])
+        return pd.DataFrame(rows, columns=["group", "name", "seed", "step", "probe", *SCORES])
 
     def table(self, group: str) -> pd.DataFrame:
         """One row per variant of a group: recorded seeds, accuracy and mIoU of both probes, mean ± deviation."""

@@ -33,12 +33,12 @@ STEPS = {
 }
 # Steps of PriMaPs-EM if it starts from k-means instead of its first stage.
 EM_STEPS = 600
-# Column title -> probe and score.
+# Column title -> score and probe.
 COLUMNS = {
-    "accuracy": ("cluster", "accuracy"),
-    "mIoU": ("cluster", "miou"),
-    "border F": ("cluster", "border_f"),
-    "mIoU, linear probe (labels)": ("linear", "miou"),
+    "accuracy": ("accuracy", "cluster"),
+    "mIoU": ("miou", "cluster"),
+    "border F": ("border_f", "cluster"),
+    "mIoU, linear probe (labels)": ("miou", "linear"),
 }
 # Folder of the main run records -> title of the dataset.
 SETS = {folder: ", ".join(MAIN[folder]) for folder in ("scenes", "camvid_photos_d6", "labelmefacade")}
@@ -90,18 +90,20 @@ def curve(method: str, experiment: Experiment, every: int, runs_dir: str | Path 
 
 def comparison(study: Study) -> pd.DataFrame:
     """One row per method: seeds, steps, scores of clusters and linear probe (percent, mean ± standard deviation)."""
-    rows = {}
-    for name, records in _recorded(study).items():
-        rows[name] = {"seeds": len(records), "steps": str(records[0]["step"])} | {
-            title: mean_and_spread(record["scores"][probe][score] for record in records)
-            for title, (probe, score) in COLUMNS.items()
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+    scores = study.scores()
+    table = scores.groupby("name", sort=False).agg(seeds=("seed", "nunique"), steps=("step", "first"))
+    means = scores.groupby(["name", "probe"])[["accuracy", "miou", "border_f"]].agg(mean_and_spread).unstack()
+    return (
+        table.astype({"steps": str})
+        .assign(**{title: means[key] for title, key in COLUMNS.items()})
+        .rename_axis("method")
+    )
 
 
 def class_means(study: Study) -> tuple[dict[str, np.ndarray], list[str]]:
     """Method -> IoU of each class in percent, mean over seeds; and the class names."""
-    recorded = _recorded(study)
+    recorded = {variant.name: list(study.records(variant).values()) for variant in study.variants}
+    recorded = {name: records for name, records in recorded.items() if records}
     means = {
         name: np.array([record["scores"]["cluster"]["iou"] for record in records], float).mean(0)
         for name, records in recorded.items()
@@ -116,9 +118,3 @@ def overview(records: str | Path, seeds: Sequence[int]) -> pd.DataFrame:
         title: comparison(Study(successors(base_of(name)), seeds, folder))["mIoU"] for name, title in SETS.items()
     }
     return pd.concat(tables, axis=1, sort=False).fillna("").rename_axis(None)
-
-
-def _recorded(study: Study) -> dict[str, list[dict[str, Any]]]:
-    """Name -> records, for variants with records."""
-    records = {variant.name: list(study.records(variant).values()) for variant in study.variants}
-    return {name: some for name, some in records.items() if some}
