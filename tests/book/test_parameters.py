@@ -58,7 +58,7 @@ def test_choices_are_checked_before_work(notebook):
     known = parameters_of(notebook)
     assert [known["refine"].parse(text) for text in ("None", *REFINEMENTS)] == [None, *REFINEMENTS]
     with pytest.raises(StegoError, match="refine"):
-        known["refine"].parse("CRF")
+        known["refine"].check("CRF")
 
 
 def test_values_are_read_by_their_declared_type(notebook):
