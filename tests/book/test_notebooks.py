@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from common import BASELINES, ROOT, run_cells, write_backbone
 from killing import runs_in, same
-from PIL import Image
 from records import record
 from standins import noise_images
 
 from stego_book.exercises import check
 from stego_book.notebooks import run_notebook
 from stego_book.studies import results
-from stego_lib import Experiment, load_run, train, training
+from stego_lib import load_run, training
 from stego_lib.datasets.scenes import draw_scenes
 from stego_lib.metrics import match, scores
 from stego_lib.utils.files import write_json
@@ -65,15 +64,6 @@ def test_evaluation_scores_as_the_record_and_the_seeds_on_record_say(small, tmp_
     assert f"accuracy {expected['accuracy']:.1f}, mIoU {expected['miou']:.1f}" in text
     values = [kept["scores"]["cluster"]["miou"] for kept in results.read_records(records)]
     assert f"best of 4 recorded seeds {max(values):.1f}, their mean {np.mean(values):.1f}" in text
-
-
-def test_segmenting_a_folder_gives_label_maps_of_the_images_size(small, tmp_path):
-    values = {name: value for name, value in small.items() if name != "runs_dir"}
-    folder = train(Experiment.preset("scenes", **values, steps=4), runs_dir=tmp_path).folder
-    noise_images(tmp_path / "images", *[(112 + number, 80) for number in range(4)])
-    run_cells("segment_your_images", run=folder, images=tmp_path / "images", output=tmp_path / "out")
-    for number in range(4):
-        assert np.array(Image.open(tmp_path / "out" / "labels" / f"{number}.png")).shape == (80, 112 + number)
 
 
 def test_names_of_segments_are_in_every_annotation(small, tmp_path):

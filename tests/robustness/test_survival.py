@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from common import broken_off, tiny_experiment
+from common import tiny_experiment
 from killing import Job, launched, runs_in, same, wait_for
 from standins import noise_images
 
 from stego_lib import Experiment, StegoError, load_run, train, training
 from stego_lib.segment import segment_folder
-from stego_lib.utils.files import TEMPORARY
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -84,17 +83,6 @@ def test_numbers_that_are_not_finite_stop_training_before_they_are_saved(experim
     (folder,) = runs_in(tmp_path)
     assert load_run(folder).step == 3
     assert train(experiment, runs_dir=tmp_path, resume=True).folder == folder
-
-
-def test_a_half_line_of_the_log_does_not_count(experiment, tmp_path, monkeypatch):
-    broken_off(experiment, tmp_path, monkeypatch, after=5)
-    (folder,) = runs_in(tmp_path)
-    with open(folder / "log.csv", "a") as file:
-        file.write("2")
-    half = folder / f"{TEMPORARY}checkpoint.1.safetensors"
-    half.write_bytes(b"half")
-    run = train(experiment, runs_dir=tmp_path, resume=True)
-    assert run.log.index.tolist() == list(range(10)) and run.log.notna().all(axis=None) and not half.exists()
 
 
 def test_two_processes_segment_a_folder_and_resume_after_one_is_killed(reference, tmp_path):

@@ -162,6 +162,8 @@ def test_lines_before_the_first_step_stay_and_later_ones_go(tmp_path):
     whole = written(tmp_path / "whole.csv", range(6))
     assert whole[0] == "step,loss,loss_self" and [line.split(",")[0] for line in whole[1:]] == list("012345")
     written(tmp_path / "log.csv", range(5))
+    with open(tmp_path / "log.csv", "a") as file:
+        file.write("5,0.")
     assert written(tmp_path / "log.csv", range(3, 6), first=3) == whole
     assert written(tmp_path / "log.csv", range(0)) == whole[:1]
 
