@@ -52,13 +52,6 @@ def test_lossless_formats(tmp_path, suffix):
     np.testing.assert_array_equal(np.asarray(read_image(path, content=content).rgb), image)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
-def test_other_modes_become_rgb(tmp_path, mode):
-    image = Image.fromarray(RGB).convert(mode)
-    image.save(tmp_path / "a.tif")
-    np.testing.assert_array_equal(pixels(tmp_path / "a.tif"), np.asarray(image.convert("RGB")))
-
-
 DEEP = {
     "12-bit PNG": lambda path: Image.fromarray(TWELVE).save(path, "PNG"),
     "12-bit TIFF": lambda path: Image.fromarray(TWELVE).save(path, "TIFF"),

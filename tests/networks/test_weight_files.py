@@ -156,12 +156,6 @@ def test_metadata_that_describe_no_network_are_an_error_with_the_remedy(tmp_path
         Backbone(str(path))
 
 
-def test_weights_of_another_network_are_an_error(tmp_path):
-    path = write_backbone(tmp_path / "vit.safetensors", metadata={"timm": json.dumps(TIMM_ARGUMENTS | {"depth": 1})})
-    with pytest.raises(StegoError, match=r"vit\.safetensors.*blocks\.1"):
-        Backbone(str(path))
-
-
 @pytest.mark.parametrize(
     "arguments, mean",
     [

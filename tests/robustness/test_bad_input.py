@@ -74,11 +74,6 @@ def load_with_another_head(run: Run) -> None:
     load_run(run.folder)
 
 
-def load_with_other_classes(run: Run) -> None:
-    (run.folder / "classes.json").write_text('{"names": ["a", "b", "c", "d"]}')
-    load_run(run.folder)
-
-
 def score_without_labels(run: Run) -> None:
     for path in (run.folder.parent.parent / "folder/labels/val").iterdir():
         save(path, IGNORED)
@@ -89,8 +84,7 @@ def score_without_labels(run: Run) -> None:
 @pytest.mark.parametrize(
     "use, said",
     [
-        (load_with_another_head, "checkpoint"), (load_with_other_classes, "checkpoint"),
-        (score_without_labels, "ignored"), (lambda run: load_run(run.folder, code_dim=3), "code_dim"),
+        (load_with_another_head, "checkpoint"), (score_without_labels, "ignored"), (lambda run: load_run(run.folder, code_dim=3), "code_dim"),
     ],
 )  # fmt: skip
 def test_runs_are_checked(experiment, tmp_path, use, said):
