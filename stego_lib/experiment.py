@@ -56,7 +56,8 @@ class Official:
 class Experiment:
     """All settings of a run, immutable and validated. `PRESETS` holds those of the paper.
 
-    Unknown keys and invalid values raise a StegoError.
+    Unknown keys and invalid values raise a StegoError. The fields are documented in the source of the class and in the
+    book's reference; `but` returns a copy with changes.
 
     Examples
     --------

@@ -57,6 +57,11 @@ def open_dataset(
     published
         Decode labels as the authors' code does: COCO-Stuff and Potsdam map unknown ids to class 0.
 
+    Returns
+    -------
+    SegmentationDataset
+        A sequence of pairs: image, uint8 (3, H, W), and label, int64 (H, W) with -1 where ignored, or None.
+
     Raises
     ------
     StegoError

@@ -60,6 +60,9 @@ class SegmentationDataset(Sequence):
         self.images, self.labels = images, labels
         self.names = [path.stem for path in images]
 
+    def __repr__(self) -> str:
+        return f"SegmentationDataset({self.name} {self.split}, {len(self)} images, {len(self.classes)} classes)"
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -134,7 +137,7 @@ class SegmentationDataset(Sequence):
         if (label == UNKNOWN).any():
             wrong = np.unique(stored[label == UNKNOWN]).tolist()
             ids = ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
-            default = f"{self.name} has ids 0 to {len(self.classes) - 1}, and {VOID} where ignored"
+            default = f"{self.name} has ids 0 to {len(self.classes) - 1}, and {VOID} where ignored. Correct the file or the classes"
             raise StegoError(f"contains id {ids}. {self.expected_ids or default}.")
         return label
 
