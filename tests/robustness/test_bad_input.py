@@ -84,9 +84,11 @@ def score_without_labels(run: Run) -> None:
 @pytest.mark.parametrize(
     "use, said",
     [
-        (load_with_another_head, "checkpoint"), (score_without_labels, "ignored"), (lambda run: load_run(run.folder, code_dim=3), "code_dim"),
+        (load_with_another_head, "checkpoint"),
+        (score_without_labels, "ignored"),
+        (lambda run: load_run(run.folder, code_dim=3), "code_dim"),
     ],
-)  # fmt: skip
+)
 def test_runs_are_checked(experiment, tmp_path, use, said):
     run = train(experiment, runs_dir=tmp_path / "runs")
     with pytest.raises(StegoError, match=said):
