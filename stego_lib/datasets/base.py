@@ -137,8 +137,8 @@ class SegmentationDataset(Sequence):
         if (label == UNKNOWN).any():
             wrong = np.unique(stored[label == UNKNOWN]).tolist()
             ids = ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
-            default = f"{self.name} has ids 0 to {len(self.classes) - 1}, and {VOID} where ignored. Correct the file or the classes"
-            raise StegoError(f"contains id {ids}. {self.expected_ids or default}.")
+            valid = f"{self.name} has ids 0 to {len(self.classes) - 1}, and {VOID} where ignored"
+            raise StegoError(f"contains id {ids}. {self.expected_ids or f'{valid}. Correct the file or the classes'}.")
         return label
 
     def settings(self, *, labels: bool) -> list:
