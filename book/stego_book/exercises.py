@@ -4,19 +4,11 @@ import math
 
 
 def check(answer: float | None, solution: float | None, within: float) -> None:
-    """Print whether a numeric answer is right, without printing the solution.
+    """Prints whether a numeric answer (None: no answer so far) is right, without printing the solution.
 
-    Parameters
-    ----------
-    answer : float or None
-        The reader's number; None if there is no answer so far.
-    solution : float or None
-        The right number; None or NaN if it cannot be computed, for example without run records.
-    within : float
-        Largest absolute difference that counts as right.
+    solution: the right number; None or NaN if it cannot be computed, for example without run records. within: largest
+    absolute difference that counts as right.
 
-    Examples
-    --------
     >>> check(3.1, solution=3.14159, within=0.05)
     Correct.
     >>> check(4, solution=3.14159, within=0.05)

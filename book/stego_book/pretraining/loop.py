@@ -36,35 +36,12 @@ def pretrain(
 ) -> tuple[VisionTransformer, list[dict[str, float]]]:
     """Trains a ViT on images without labels. Resumes from `folder`; on a CPU the result is the same.
 
-    Parameters
-    ----------
-    images
-        uint8 (N, 3, H, W).
-    recipe
-        Everything else that determines the run.
-    folder
-        Folder for checkpoints, written every `save_every` steps.
-    start
-        State dict of an earlier stage; None for random weights.
-    chances
-        Sampling weight of each image, (N,); None for equal ones.
-    device
-        Device of images, crops and network.
-    precision
-        Precision of the network; weights, losses and the optimizer stay float32.
-    watch
-        Called with the network and the step every `watch_every` steps (None: `save_every`). The returned values are
-        added to the log. It must not change the network.
+    images: uint8 (N, 3, H, W). folder: checkpoints, written every `save_every` steps; ValueError if they are of another
+    recipe. start: state dict of an earlier stage; None for random weights. chances: sampling weight of each image.
+    precision: of the network; weights, losses and the optimizer stay float32. watch: called with the network and the
+    step every `watch_every` steps (None: `save_every`) for values of the log; it must not change the network.
 
-    Returns
-    -------
-    network, log
-        The log has step, loss and seconds (on a CPU: CPU time) of each step.
-
-    Raises
-    ------
-    ValueError
-        If `folder` contains checkpoints of another recipe.
+    Returns the network and the log: step, loss and seconds (on a CPU: CPU time) of each step.
     """
     device = torch.device(device)
     cuda = [device] if device.type == "cuda" else []

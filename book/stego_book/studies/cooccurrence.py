@@ -4,9 +4,8 @@ Labels are used only as ground truth.
 """
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,23 +21,18 @@ from stego_lib.utils.errors import StegoError
 from stego_lib.utils.files import read_json, write_json
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """M pairs of grid cells. The index of a cell is image * (h * w) + row * w + column."""
+class Pairs(NamedTuple):
+    """M pairs of grid cells, int64 (M,), and whether both have the same label, bool (M,).
+
+    The index of a cell is image * (h * w) + row * w + column.
+    """
 
     left: Tensor
-    """int64 (M,)"""
     right: Tensor
-    """int64 (M,)"""
     same: Tensor
-    """bool (M,): whether both have the same label."""
-
-    def __len__(self) -> int:
-        return len(self.same)
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """Precision and recall at decreasing thresholds, and the average precision."""
 
     recall: np.ndarray

@@ -88,20 +88,8 @@ def measure(
     as clicks), "typical of N" (of the largest of N clusters) or "uncertain". A click has the class of its pixel;
     unlabeled pixels are lost.
 
-    Parameters
-    ----------
-    run
-        The run. Its taught classifier does not change.
-    draw
-        Seed of the labeled images and of the places.
-    split
-        The scored split.
-    images, clicks
-        Numbers of labeled images, and of clicks.
-    methods
-        Classifiers of labeled images.
-    on
-        "codes" or "features".
+    draw: seed of the labeled images and of the places. images, clicks: numbers of labeled images, and of clicks.
+    methods: classifiers of labeled images. on: "codes" or "features". The run's taught classifier does not change.
     """
     training, held_out = (open_split(run.experiment, name) for name in ("train", split))
     n_clusters, n_classes = run.model.n_clusters, len(run.classes)

@@ -42,6 +42,7 @@ CELLS = 100
 # Cosine temperature of the centers' scores, for filters and the CRF.
 ALPHA = 10
 SCORES = {"miou": "mIoU", "own_miou": "own mIoU", "border_f": "border F"}
+COLUMNS = ["dataset", "kind", "way", "seed", "accuracy", *SCORES]
 
 
 def unchanged(training: Tensor) -> Change:
@@ -174,7 +175,7 @@ def changed_features(
                     rows.append({"kind": "features", "way": way} | scored)
                 if way == "unchanged":
                     rows.append({"kind": "block", "way": f"block {block}"} | scored)
-    return _table(rows)
+    return pd.DataFrame(rows)[COLUMNS]
 
 
 def changed_label_maps(base: Experiment, seeds: Sequence[int] = range(3), every: int = 3) -> pd.DataFrame:
@@ -206,7 +207,7 @@ def changed_label_maps(base: Experiment, seeds: Sequence[int] = range(3), every:
             filtered["averaged shifts"].append(torch.stack(shifted).mean(0).argmax(0))
         for name, predicted in filtered.items():
             rows.append({"kind": "label map", "way": name, "seed": seed} | _score(base, val, predicted, some))
-    return _table(rows)
+    return pd.DataFrame(rows)[COLUMNS]
 
 
 FILTERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -243,11 +244,6 @@ def table(rows: pd.DataFrame, kind: str) -> pd.DataFrame:
     return groups[list(SCORES)].agg(mean_and_spread).rename(columns=SCORES).unstack("dataset", fill_value="")
 
 
-def read(path: Path) -> pd.DataFrame:
-    """Stored rows of this module."""
-    return pd.read_csv(path)
-
-
 def light(folder: str | Path) -> pd.DataFrame:
     """mIoU of runs trained on features without a share of the image's mean: data, share, method, seed, miou.
 
@@ -280,10 +276,6 @@ def _score(base: Experiment, val: Features, predicted: Iterable[Tensor], numbers
     """Scores of label maps against the labels of images."""
     labels, n = (val.label_rows(torch.tensor([number]))[0] for number in numbers), val.n_classes
     return {"dataset": base.dataset} | score_clusters(zip(predicted, labels, strict=True), n, n)
-
-
-def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(rows)[["dataset", "kind", "way", "seed", "accuracy", *SCORES]]
 
 
 def _features(experiment: Experiment, split: str) -> Features:

@@ -44,19 +44,9 @@ def measure(
     Labels are compared at the full image resolution. Scores are accuracy, miou, own_miou and border_f in percent;
     clusters are matched to classes separately for each row. seconds: mean CPU time of `Run.predict` per image.
 
-    Parameters
-    ----------
-    run
-        The run.
-    dataset
-        A labeled split.
-    options
-        "size", "tile" and "refine" of `Run.predict` for each row.
-    images
-        Indices of the images; all by default.
+    dataset: a labeled split. options: "size", "tile" and "refine" of `Run.predict` for each row. images: indices, all
+    by default.
 
-    Examples
-    --------
     >>> measure(run, open_dataset("camvid", "data", "val"), images=range(0, 101, 5))
     """
     numbers, n_classes = list(range(len(dataset)) if images is None else images), len(dataset.classes)
