@@ -1,6 +1,7 @@
 """Variants of the chapters Ablations and Baselines for a `study.Study`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -8,7 +9,7 @@ from stego_lib.calibration import shift_rule
 from stego_lib.experiment import Experiment
 
 from .fixed_heads import FIXED_HEADS
-from .study import Study, Variant
+from .study import Study, Variant, vary
 
 LADDER = "ingredients"
 CODE_DIMS, NEIGHBORS, NEGATIVES = (16, 32, 128), (1, 30), (1, 10)
@@ -36,17 +37,16 @@ def ladder(base: Experiment) -> list[Variant]:
 
 def sweeps(base: Experiment) -> list[Variant]:
     """One setting changed at a time: head, K, neighbors, negatives, each shift b, l_knn and l_rand."""
-    base = base.but(crf=False)
-    variants = [Variant("head", head, base.but(head=head)) for head in ("linear", "nonlinear")]
+    variants = vary(base, "head", {head: {"head": head} for head in ("linear", "nonlinear")})
     for name, values in (("code_dim", CODE_DIMS), ("neighbors", NEIGHBORS), ("negatives", NEGATIVES)):
-        for value in sorted({*values, getattr(base, name)}):
-            variants.append(Variant(name, str(value), base.but(**{name: value})))
+        variants += vary(base, name, {str(value): {name: value} for value in sorted({*values, getattr(base, name)})})
     for position, kind in enumerate(KINDS):
-        variants += [Variant(f"b_{kind}", *pair) for pair in _moved_shifts(base, position)]
+        variants += vary(base, f"b_{kind}", _moved_shifts(base, position))
     for position, kind in list(enumerate(KINDS))[1:]:
-        for factor in sorted({*FACTORS, 1.0}):
-            weights = _replaced(base.weights, position, base.weights[position] * factor)
-            variants.append(Variant(f"l_{kind}", f"{weights[position]:.4g}", base.but(weights=weights)))
+        scaled = [
+            _replaced(base.weights, position, base.weights[position] * factor) for factor in sorted({*FACTORS, 1})
+        ]
+        variants += vary(base, f"l_{kind}", {f"{weights[position]:.4g}": {"weights": weights} for weights in scaled})
     return variants
 
 
@@ -91,8 +91,8 @@ def paper_layout(study: Study) -> pd.DataFrame:
     return pd.DataFrame.from_dict(ticks, orient="index").join(study.table(LADDER)).rename_axis("")
 
 
-def _moved_shifts(base: Experiment, position: int) -> Iterator[tuple[str, Experiment]]:
-    """(name, experiment) with the shift at `position` lower, unchanged, and higher."""
+def _moved_shifts(base: Experiment, position: int) -> dict[str, dict[str, Any]]:
+    """Value -> changes of the experiment, with the shift at `position` lower, unchanged, and higher."""
     shifts = shift_rule(base)
     shift = shifts[position]
     if isinstance(shift, str):
@@ -101,8 +101,7 @@ def _moved_shifts(base: Experiment, position: int) -> Iterator[tuple[str, Experi
         values: list[str] | list[float] = [f"p{value:.12g}" for value in moved]
     else:
         values = [round(shift + step, 12) for step in (-DISTANCE, 0.0, DISTANCE)]
-    for value in values:
-        yield str(value), base if value == shift else base.but(shifts=_replaced(shifts, position, value))
+    return {str(value): {} if value == shift else {"shifts": _replaced(shifts, position, value)} for value in values}
 
 
 def _replaced(values: Sequence, position: int, value: object) -> tuple:

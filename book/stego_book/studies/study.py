@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -60,6 +60,11 @@ def identity(experiment: dict[str, Any], fixed_head: str | None) -> str:
     if experiment["shifts"] == "auto":
         experiment = experiment | {"shifts": list(AUTO_SHIFTS)}
     return fingerprint(repr(sorted(experiment.items())), str(fixed_head))
+
+
+def vary(base: Experiment, group: str, changes: Mapping[str, dict[str, Any]]) -> list[Variant]:
+    """A group of variants: name -> changes of `base`, without CRF."""
+    return [Variant(group, name, base.but(**{"crf": False, **change})) for name, change in changes.items()]
 
 
 class Study:

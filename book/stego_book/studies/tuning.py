@@ -14,7 +14,7 @@ from stego_lib.experiment import Experiment
 from stego_lib.utils.paths import user_path
 
 from .results import read_records, score_table
-from .study import Study, Variant
+from .study import Study, Variant, vary
 
 METHODS, GRID, EXTRAS, WEIGHTS, DRAWS = "method", "grid", "preprocessing of features", "weights l", "draws"
 HEADS = "segmentation head"
@@ -64,37 +64,34 @@ def methods(base: Experiment) -> list[Variant]:
 
 def grid(base: Experiment) -> list[Variant]:
     """Grid of percentiles for self and kNN pairs (`TIES`) and for random pairs (`RANDOM`)."""
-    base, variants = base.but(crf=False, shifts="auto"), []
+    base, cells = base.but(shifts="auto"), {}
     for tie in TIES[base.dataset]:
         for rand in RANDOM[base.dataset]:
             shifts = (f"p{tie}", f"p{tie}", f"p{rand}")
-            same = shifts == shift_rule(base)  # one run serves both
-            variants.append(Variant(GRID, f"{tie} {rand}", base if same else base.but(shifts=shifts)))
-    return variants
+            cells[f"{tie} {rand}"] = {} if shifts == shift_rule(base) else {"shifts": shifts}  # one run serves both
+    return vary(base, GRID, cells)
 
 
 def extras(base: Experiment) -> list[Variant]:
     """shifts="auto" with plain, centered and mean-subtracted correspondences, and with both changes."""
-    changes = {"plain": (False, False), "centered": (True, False)}
-    changes |= {"mean subtracted": (False, True), "mean subtracted, centered": (True, True)}
-    base = base.but(crf=False, shifts="auto")
-    return [
-        Variant(EXTRAS, name, base.but(centering=centered, official={"subtract_mean": subtracted}))
-        for name, (centered, subtracted) in changes.items()
-    ]
+    ways = {"plain": (False, False), "centered": (True, False)}
+    ways |= {"mean subtracted": (False, True), "mean subtracted, centered": (True, True)}
+    changes = {
+        name: dict(shifts="auto", centering=centered, official={"subtract_mean": subtracted})
+        for name, (centered, subtracted) in ways.items()
+    }
+    return vary(base, EXTRAS, changes)
 
 
 def weights(base: Experiment) -> list[Variant]:
     """shifts="auto" with the recipe's weights l and with `OTHER_WEIGHTS`."""
-    base, variants = base.but(crf=False, shifts="auto"), []
-    for values in (base.weights, *OTHER_WEIGHTS):
-        variants.append(Variant(WEIGHTS, " ".join(f"{value:g}" for value in values), base.but(weights=values)))
-    return variants
+    names = {" ".join(f"{value:g}" for value in values): values for values in (base.weights, *OTHER_WEIGHTS)}
+    return vary(base, WEIGHTS, {name: dict(shifts="auto", weights=values) for name, values in names.items()})
 
 
 def heads(base: Experiment) -> list[Variant]:
     """The paper's segmentation head, and only its linear branch."""
-    return [Variant(HEADS, head, base.but(crf=False, head=head)) for head in ("nonlinear", "linear")]
+    return vary(base, HEADS, {head: {"head": head} for head in ("nonlinear", "linear")})
 
 
 def other_scenes(folder: str | Path) -> str:
