@@ -84,10 +84,9 @@ def export_onnx(
     for name in outputs:
         check_choice("outputs", name, OUTPUTS)
     run.check_fitted()
-    if run.taught is not None and run.taught.method != "logistic":
-        raise StegoError('method="neighbors" of run.teach cannot be exported. Use method="logistic".')
-    if run.experiment.official.published:
-        raise StegoError("The published resizing cannot be exported. Use load_run(RUN, official={'published': False}).")
+    if run.experiment.official.published or (run.taught is not None and run.taught.method != "logistic"):
+        problem = 'The published resizing and method="neighbors" of run.teach cannot be exported'
+        raise StegoError(f"{problem}. Use load_run(RUN, official={{'published': False}}) and method=\"logistic\".")
     path, run = user_path(path), _in_float32(run)
     if path.suffix != ".onnx":
         raise StegoError(f"{path} is not an .onnx file. Pass a path such as stego.onnx.")

@@ -219,10 +219,10 @@ def _label_maps(
     names: Sequence[str] | None,
 ) -> tuple[list[_Example], list[str]]:
     """Labeled cells from label maps, by majority of the labeled pixels in a cell."""
-    if isinstance(images, str | Path):
-        raise StegoError("A list of label maps needs a list of images. Pass clicks as a CSV file or a DataFrame.")
-    if not 0 < len(images) == len(labels):
-        raise StegoError(f"There are {len(images)} images and {len(labels)} label maps. Pass one for each image.")
+    is_folder = isinstance(images, str | Path)
+    if is_folder or not 0 < len(images) == len(labels):
+        given = f"{images} is a folder" if is_folder else f"There are {len(images)} images and {len(labels)} label maps"
+        raise StegoError(f"{given}. Pass a list of images with a label map for each, or clicks as a CSV file.")
     if names is None and without_names(run.classes):
         raise StegoError("The ids of the label maps have no names. Pass names=[...], one for each id.")
     names = list(run.classes.names if names is None else names)

@@ -112,12 +112,14 @@ class Naming:
         ids, known = self.unnamed
         segments = {name: np.flatnonzero(ids == id_).tolist() for id_, name in enumerate(known.names)}
         clusters = self.branches | segments
-        for name in names:
+        problem = ""
+        for name, new in names.items():
             if name not in clusters:
-                guess = did_you_mean(str(name), list(clusters))
-                raise StegoError(f"{name!r} is not a segment or branch{guess}. See run.segments and run.branches.")
-            if not isinstance(names[name], str | None):
-                raise StegoError(f"The new name of {name!r} is {names[name]!r}. Use text, or None to drop the segment.")
+                problem = f"{name!r} is not a segment or branch{did_you_mean(str(name), list(clusters))}"
+            elif not isinstance(new, str | None):
+                problem = f"The new name of {name!r} is {new!r}, not text or None"
+        if problem:
+            raise StegoError(f"{problem}. See run.segments and run.branches.")
         by_cluster: dict[int, str | None] = {}
         for name in sorted(names, key=lambda name: (name in segments, -len(clusters[name]))):  # parts last
             by_cluster |= dict.fromkeys(clusters[name], names[name])

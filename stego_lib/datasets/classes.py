@@ -43,14 +43,16 @@ class Classes:
     """Rules for reading the images."""
 
     def __post_init__(self) -> None:
-        if len(self.names) > MAX_CLASSES:
-            raise StegoError(f"{len(self.names)} names do not fit into an 8-bit label map. Use at most {MAX_CLASSES}.")
+        count = len(self.names)
+        problem = f"{count} names do not fit into an 8-bit label map" if count > MAX_CLASSES else ""
         seen = {"", "no class"}  # figures use the second for pixels without a class
         for name in self.names:
             plain = str(name).strip().casefold()
             if not isinstance(name, str) or plain in seen or not name.isprintable():
-                raise StegoError(f"Class name {name!r} is empty, reserved or a duplicate. Choose another one.")
+                problem = f"Class name {name!r} is empty, reserved or a duplicate"
             seen.add(plain)
+        if problem:
+            raise StegoError(f"{problem}. Choose at most {MAX_CLASSES} different names.")
 
     def __len__(self) -> int:
         return len(self.names)
