@@ -161,7 +161,7 @@ def teach(
     if lost := [name for id_, name in enumerate(names) if counts[id_] and id_ not in used]:
         notice(f"{', '.join(lost)} has the most labels in no grid cell and is ignored. Label larger regions.")
     if len(used) < 2:
-        raise StegoError(f"The labels have {len(used)} names with pixels. Label at least two.")
+        raise StegoError("The labels have fewer than two names. Label pixels of at least two.")
     ids = torch.tensor([used.index(id_) if id_ in used else -1 for id_ in range(len(names))])[ids]
     if len(ids) > MAX_CELLS:
         chosen = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))[:MAX_CELLS]

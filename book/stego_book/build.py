@@ -31,7 +31,7 @@ from stego_lib.backbone import EMBEDDED_FOR_PHOTOGRAPHS
 from . import browser
 from .check import problems
 from .notebooks import parameters_of
-from .pdf import write_pdf
+from .pdf import find_browser, write_pdf
 from .reference import write_reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -260,6 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.front:
         return write_readme_figures()
+    browser_program = find_browser() if given.pdf else ""  # before the chapters run
     names = notebooks(ROOT / "book" / "_toc.yml")
     if not given.no_run:
         run_all(names, dict(given.parameter), camvid_parameters(given.data))
@@ -267,7 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
     with_browser_page = write_browser_files()
     put_together(names, with_browser_page)
     if given.pdf:
-        write_pdf(SOURCE, PDF)
+        write_pdf(SOURCE, PDF, browser_program)
         put_together(names, with_browser_page)  # again, with the link to it
     render()
     if faults := problems(HTML, [SOURCE / f"{name}.ipynb" for name in names]):

@@ -144,6 +144,7 @@ class ClickForm:
 
     def _answer(self, action: Callable[[], str | None]) -> None:
         """Runs an action and shows its result or error."""
+        self.message.value = "working ..."
         try:
             self.message.value = action() or f"clicks: {len(self.clicks)}"
         except StegoError as error:

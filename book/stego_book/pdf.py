@@ -26,11 +26,16 @@ summary, a.headerlink, .copybtn, .bd-header-article, .prev-next-footer { display
 FOLDED = re.compile(r"<details.*?</details>", re.DOTALL)
 
 
-def write_pdf(source: Path, path: Path) -> None:
-    """Prints the pages and executed notebooks in `source`, without the API reference, to `path`."""
+def find_browser() -> str:
+    """Path of Chromium or Chrome; exits if there is none."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         sys.exit("make pdf needs Chromium or Chrome. Install one (Debian: apt-get install chromium).")
+    return browser
+
+
+def write_pdf(source: Path, path: Path, browser: str) -> None:
+    """Prints the pages and executed notebooks in `source`, without the API reference, to `path`."""
     toc = source / "book" / "_toc_pdf.yml"
     lines = (source / "book" / "_toc.yml").read_text(encoding="utf-8").splitlines()
     toc.write_text("\n".join(line for line in lines if "book/api" not in line and line.strip() != "sections:"))

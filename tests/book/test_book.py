@@ -240,3 +240,10 @@ def test_a_listing_is_the_source_without_the_sections_of_its_docstring(part):
     assert "----" not in text
     assert ast.get_docstring(whole).startswith(ast.get_docstring(shown))
     assert [ast.unparse(node) for node in whole.body[1:]] == [ast.unparse(node) for node in shown.body[1:]]
+
+
+def test_a_pdf_without_a_browser_is_refused_before_the_chapters_run(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(build, "run_all", lambda *_: pytest.fail("ran the chapters"))
+    with pytest.raises(SystemExit, match="Chromium"):
+        build.main(["--pdf"])

@@ -35,6 +35,10 @@ def images(tmp_path):
     return tomatoes(tmp_path / "images", "ab")
 
 
+def assert_shown(form, word):
+    assert word in form.message.value
+
+
 def click_both_sides(form):
     for name, places in {"tomato": ((10, 12), (20, 56)), "grass": ((80.4, 50), (70, 8), (90, 20))}.items():
         form.add_name(name)
@@ -49,6 +53,8 @@ def test_a_click_refits_the_segments_without_the_backbone_and_undo_takes_it_back
     rows, columns = (np.round((np.arange(side) + 0.5) * 7.5 - 0.5).astype(int) for side in predicted.shape)
     assert (before[rows][:, columns] == predicted).mean() > 0.97, "shown 7.5 times as large"
     monkeypatch.setattr(run.backbone, "forward", None)  # each image has passed it
+    form._answer(lambda: assert_shown(form, "working"))
+    assert form.message.value == "clicks: 0"
     click_both_sides(form)
     left, right = form.labels[:, :340], form.labels[:, 380:]
     assert (left == 0).mean() > 0.95 and (right == 1).mean() > 0.95
