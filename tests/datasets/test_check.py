@@ -8,7 +8,6 @@ import pytest
 import standins
 from PIL import Image
 
-from stego_lib.datasets import check as checking
 from stego_lib.datasets import open_dataset
 from stego_lib.datasets.check import check
 from stego_lib.datasets.findings import show_findings
@@ -84,18 +83,6 @@ def test_findings(own, capsys, name):
     text = capsys.readouterr().out
     assert re.search(said, text), text
     assert text.count("WRONG: ") == text.count("WRONG") and ("WRONG" in text) == misleads
-
-
-def test_a_sample_is_spread_over_the_split(tmp_path, capsys, monkeypatch):
-    """Three of seven label maps: the first, the middle one, the last."""
-    standins.camvid(tmp_path, {"train": 7, "val": 1}, 12, 24)
-    for i, path in enumerate(sorted((tmp_path / "camvid/trainannot").iterdir())):
-        standins.save(path, np.full((12, 24), {0: 1, 3: 2, 6: 11}.get(i, 5), np.uint8))
-    monkeypatch.setattr(checking, "SAMPLE", 3)
-    check("camvid", tmp_path)
-    text = capsys.readouterr().out
-    assert "train: 7 images (published: 367), 3 of them read" in text
-    assert "33.3 % of the pixels ignored" in text and re.search(r"building +33\.3 %\n +pole +33\.3 %\n", text)
 
 
 def test_both_splits_are_checked_whatever_the_first_is(own, capsys):
