@@ -114,6 +114,7 @@ def confusion(record: dict[str, Any]) -> Figure:
     sns.heatmap(share, cmap="viridis", vmin=0, vmax=100, square=True, ax=axis, **options)
     axis.set(xlabel="true class", ylabel="cluster, by the class it is matched to")
     axis.tick_params(axis="x", rotation=60)
+    axis.tick_params(axis="y", rotation=0)
     return figure
 
 
