@@ -31,8 +31,7 @@ def correspondence(a: Tensor, b: Tensor) -> Tensor:
 def center(correspondences: Tensor) -> Tensor:
     """Spatial centering (paper, section 3.2): subtracts each position's mean over the positions of its partner.
 
-    As in the published code, the mean of the batch is added back, so shifts keep their meaning. correspondences:
-    (B, h, w, i, j).
+    As in the published code, the mean of the batch is added back, so shifts keep their meaning.
     """
     centered = correspondences - correspondences.mean(dim=(3, 4), keepdim=True)
     return centered - centered.mean() + correspondences.mean()
@@ -181,13 +180,9 @@ class StegoLoss(nn.Module):
     def forward(
         self, feats: Tensor, feats_knn: Tensor, code: Tensor, code_knn: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        """The loss, a scalar. Maps as in `stego_loss`, B > 1; generator: on the CPU, torch's own by default.
-
-        Raises ValueError for one image, and for different numbers of images.
-        """
-        counts = [len(maps) for maps in (feats, feats_knn, code, code_knn)]
-        if len(feats) < 2 or len(set(counts)) > 1:
-            raise ValueError(f"features and codes of {counts} images; pass the same number of images, at least 2")
+        """The loss, a scalar. Maps as in `stego_loss`; generator: on the CPU, torch's own by default."""
+        if not 1 < len(feats) == len(feats_knn) == len(code) == len(code_knn):
+            raise ValueError("All maps must hold the same number of images, at least 2.")
         coords = [random_coords(len(feats), self.points, generator) for _ in range(2)]
         partners = torch.stack([negative_permutation(len(feats), generator) for _ in range(self.negatives)])
         coords1, coords2, partners = (drawn.to(feats.device) for drawn in (*coords, partners))
