@@ -18,17 +18,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stego_lib import Experiment, Run, train
-from stego_lib.datasets import open_split
+from stego_lib.backbone import Backbone
+from stego_lib.datasets import open_split, open_training_set
 from stego_lib.datasets.base import SegmentationDataset
 from stego_lib.evaluation import count_pixels, open_views
+from stego_lib.features import Features, open_features
 from stego_lib.metrics import border_f, confusion, identity, match, scores
 from stego_lib.model import mean_over_flips
 from stego_lib.predict import Scores, label_maps, probe_scores
 from stego_lib.suggest import sample_places, typical
 from stego_lib.teach import MAPS, METHODS, UNLABELED, Taught, read_maps, teach
+from stego_lib.utils.files import fingerprint
 from stego_lib.utils.notices import Notice
 from stego_lib.utils.progress import progress
 
@@ -45,6 +48,26 @@ RECORDED = {
     "linear_features": ("logistic", "features", "all"),
     "linear": ("logistic", "codes", "all"),
 }
+
+
+class Stored(Backbone):
+    """A backbone that reads features from stores if available; otherwise it computes them."""
+
+    def __init__(self, backbone: Backbone, plain: Features, mirrored: Features | None = None):
+        nn.Module.__init__(self)
+        self.__dict__.update(backbone.__dict__)
+        images = plain.image_rows(torch.arange(len(plain)))
+        self.place_of = {fingerprint(image): (plain, row) for row, image in enumerate(images)}
+        if mirrored is not None:
+            self.place_of |= {fingerprint(image.flip(-1)): (mirrored, row) for row, image in enumerate(images)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As `Backbone.forward`."""
+        places = [self.place_of.get(fingerprint(image)) for image in images]
+        known = [place for place in places if place is not None]
+        if len(known) < len(images):
+            return super().forward(images)
+        return torch.cat([store.rows(torch.tensor([row]), self.device) for store, row in known])
 
 
 def study(
@@ -151,6 +174,7 @@ def choose_clicks(
     """Number, kind of places (see `measure`) and table of named clicks."""
     if not clicks:
         return []
+    run.backbone = stored(run)
     places, points = sample_places(run, training.images, on, seed=draw)
     places["name"] = names_at(training, places)
     random = torch.randperm(len(points), generator=torch.Generator().manual_seed(draw)).numpy()
@@ -162,6 +186,17 @@ def choose_clicks(
         chosen |= {f"typical of {k}": of_clusters[k][:count] for k in CLUSTERS if k > count}
         tables += [(count, kind, places.iloc[numbers].dropna()) for kind, numbers in chosen.items()]
     return tables
+
+
+def stored(run: Run) -> Stored:
+    """The backbone of a run that reads the features of training images, and of mirrored ones if needed, from disk."""
+    experiment, root = run.experiment, run.folder.parent / "features"
+    stores = [
+        open_features(open_training_set(experiment), run.backbone, experiment.train_size, root, mirror=mirror)
+        for mirror in (False, True)
+        if experiment.mirror or not mirror
+    ]
+    return Stored(run.backbone, *stores)
 
 
 def names_at(dataset: SegmentationDataset, places: pd.DataFrame) -> pd.Series:
