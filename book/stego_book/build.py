@@ -40,8 +40,8 @@ SOURCE = BUILD / "source"
 HTML = BUILD / "html"
 PDF = SOURCE / "book" / "stego.pdf"
 
-# Runs first; other notebooks reuse its run.
-FIRST = "notebooks/train"
+# Run first, one after the other; other notebooks reuse their runs.
+FIRST = ("notebooks/train", "notebooks/quickstart", "notebooks/segment_your_images")
 # Number of cores, and of notebooks that run at the same time.
 CORES = os.cpu_count() or 1
 WORKERS = min(CORES, 4)
@@ -73,7 +73,8 @@ def pages(toc: Path) -> list[str]:
 
 def notebooks(toc: Path) -> list[str]:
     """The notebooks in the table of contents, `FIRST` first."""
-    return sorted((name for name in pages(toc) if name.startswith("notebooks/")), key=lambda name: name != FIRST)
+    names = [name for name in pages(toc) if name.startswith("notebooks/")]
+    return [*FIRST, *(name for name in names if name not in FIRST)]
 
 
 def camvid_parameters(data: str | None) -> dict[str, dict[str, Any]]:
@@ -93,7 +94,7 @@ def camvid_parameters(data: str | None) -> dict[str, dict[str, Any]]:
 def run_all(names: list[str], changes: dict[str, str], own: dict[str, dict[str, Any]]) -> None:
     """Runs each notebook that is newer than its executed copy, or if the packages, records or benchmarks are newer.
 
-    `FIRST` runs alone, the others several at a time.
+    Those in `FIRST` run alone, the others several at a time.
 
     changes: parameter name -> text, for all notebooks with this parameter. own: parameters of single notebooks.
     """
@@ -112,8 +113,9 @@ def run_all(names: list[str], changes: dict[str, str], own: dict[str, dict[str, 
             print(f"{name}: up to date")
         else:
             outdated[name] = parameters
-    if FIRST in outdated:
-        run_one(FIRST, outdated.pop(FIRST), threads=CORES)
+    for name in FIRST:
+        if name in outdated:
+            run_one(name, outdated.pop(name), threads=CORES)
     with ThreadPoolExecutor(WORKERS) as pool:
         running = [pool.submit(run_one, *item, threads=CORES // WORKERS) for item in outdated.items()]
     for future in running:
@@ -122,7 +124,7 @@ def run_all(names: list[str], changes: dict[str, str], own: dict[str, dict[str, 
 
 def run_one(name: str, parameters: dict[str, Any], threads: int) -> None:
     """Runs a notebook in a process of its own, which uses `threads` cores."""
-    print(f"{name}: running ...", flush=True)
+    print(f"{name}: running ...\n", end="", flush=True)  # as one text, because several threads print
     started = time.monotonic()
     draft, executed = BUILD / "running" / Path(f"{name}.ipynb").name, SOURCE / f"{name}.ipynb"
     arguments = [str(item) for pair in parameters.items() for item in ("-p", *pair)]
@@ -134,7 +136,7 @@ def run_one(name: str, parameters: dict[str, Any], threads: int) -> None:
     polish(draft)
     executed.parent.mkdir(parents=True, exist_ok=True)
     draft.replace(executed)  # the draft is not in SOURCE, as it may be partly executed
-    print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+    print(f"{name}: {time.monotonic() - started:.0f} s\n", end="", flush=True)
 
 
 def polish(executed: Path) -> None:

@@ -131,19 +131,27 @@ def check_parameters() -> None:
 
     shell = get_ipython()
     known: dict[str, Parameter] = {}
-    injected = []
+    values: dict[str, Any] = {}
     for source in shell.user_ns["In"] if shell else ():
         try:
             statements = ast.parse(source).body
         except SyntaxError:  # a cell with magics
             continue
         for statement in statements:
-            if isinstance(statement, ast.AnnAssign) and statement.simple and statement.value:
-                name = ast.unparse(statement.target)
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
+                name = statement.target.id
                 known[name] = Parameter(name, ast.unparse(statement.annotation), ast.unparse(statement.value))
             elif isinstance(statement, ast.Assign) and source.startswith("# Parameters\n"):
-                injected.append(ast.unparse(statement.targets[0]))
-    check_values({name: shell.user_ns[name] for name in [*known, *injected]}, known, "this notebook")
+                name = ast.unparse(statement.targets[0])
+            else:
+                continue
+            try:
+                values[name] = ast.literal_eval(statement.value)
+            except ValueError:  # a computed default
+                values.pop(name, None)
+                if source.startswith("# Parameters\n"):  # papermill writes float('nan')
+                    values[name] = math.nan
+    check_values(values, known, "this notebook")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -66,10 +66,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True) as temporary:
         unfinished = Path(temporary) / folder.name
         unfinished.mkdir()
+        yield unfinished
         try:
-            yield unfinished
             unfinished.rename(folder)
-        except (OSError, StegoError):
+        except OSError:
             if not folder.exists():
                 raise
 

@@ -33,7 +33,10 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
 def load_state(path: str | Path) -> dict[str, Any]:
     """Reads a file of `save_state` to the CPU. Raises StegoError for a damaged or foreign file."""
     problem = f"{path} is missing, damaged or not a file of this project"
-    with explained(Exception, problem, "Remove it."), safe_open(path, "pt") as file:  # safetensors raises many types
+    with (
+        explained(Exception, problem, "Remove or restore it."),
+        safe_open(path, "pt") as file,
+    ):  # safetensors raises many types
         return _unpack(json.loads(file.metadata()[KEY]), file)
 
 

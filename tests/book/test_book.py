@@ -242,6 +242,20 @@ def test_a_listing_is_the_source_without_the_sections_of_its_docstring(part):
     assert [ast.unparse(node) for node in whole.body[1:]] == [ast.unparse(node) for node in shown.body[1:]]
 
 
+def test_an_executed_notebook_is_kept_while_nothing_has_changed(tmp_path):
+    path = tmp_path / "a.ipynb"
+    nbformat.write(new_notebook(metadata={"papermill": {"parameters": {"steps": 3}}}), path)
+    time = path.stat().st_mtime
+    assert build.is_fresh(path, time - 1, {"steps": 3}) and not build.is_fresh(path, time + 1, {"steps": 3})
+    assert not build.is_fresh(path, time - 1, {"steps": 4}) and not build.is_fresh(tmp_path / "none.ipynb", 0, {})
+
+
+def test_the_build_gives_chapters_parameters_that_they_have(tmp_path):
+    (tmp_path / "camvid" / "train").mkdir(parents=True)
+    for name, parameters in (build.PARAMETERS | build.camvid_parameters(str(tmp_path))).items():
+        assert name in PAGES and set(parameters) <= set(build.parameters_of(ROOT / f"{name}.ipynb")), name
+
+
 def test_a_pdf_without_a_browser_is_refused_before_the_chapters_run(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr(build, "run_all", lambda *_: pytest.fail("ran the chapters"))

@@ -5,9 +5,18 @@ import torch
 from common import tiny_experiment
 
 from stego_lib import open_dataset, train, training
+from stego_lib.backbone import choose_precision
 from stego_lib.features import open_features
 
 pytestmark = pytest.mark.usefixtures("few_samples")
+
+
+@pytest.mark.parametrize("amx, avx512", [(False, False), (True, False), (False, True)])
+def test_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch, amx, avx512):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    expected = torch.bfloat16 if amx or avx512 else torch.float32
+    assert choose_precision("auto", torch.device("cpu")) is expected
 
 
 def test_stored_features_have_their_channels_last_in_memory(scenes_root, backbone, tmp_path):

@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +25,15 @@ pytestmark = pytest.mark.usefixtures("few_samples")
 @pytest.fixture
 def experiment(scenes_root, backbone_file):
     return tiny_experiment(scenes_root, backbone_file)
+
+
+def test_runs_trained_in_two_threads_equal_runs_trained_alone(experiment, tmp_path):
+    experiments = [experiment.but(steps=20, seed=seed, dropout=0.5) for seed in (0, 1)]
+    alone = [train(one, runs_dir=tmp_path) for one in experiments]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda one: train(one, runs_dir=tmp_path), experiments))
+    for expected, run in zip(alone, together, strict=True):
+        torch.testing.assert_close(run.model.state_dict(), expected.model.state_dict(), rtol=0, atol=0)
 
 
 def test_an_unfinished_run_without_fitted_probes_is_refused(experiment, scenes_root, tmp_path, monkeypatch):
