@@ -29,7 +29,7 @@ def correspondence(a: Tensor, b: Tensor) -> Tensor:
 
 
 def center(correspondences: Tensor) -> Tensor:
-    """Spatial centering (paper, section 3.2): subtracts each position's mean over the positions of its partner.
+    """Spatial centering (paper, section 3.2) of (B, h, w, i, j): subtracts each position's mean over (i, j).
 
     As in the published code, the mean of the batch is added back, so shifts keep their meaning.
     """
@@ -180,7 +180,7 @@ class StegoLoss(nn.Module):
     def forward(
         self, feats: Tensor, feats_knn: Tensor, code: Tensor, code_knn: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        """The loss, a scalar. Maps as in `stego_loss`; generator: on the CPU, torch's own by default."""
+        """The loss of maps as in `stego_loss`, a scalar. Raises ValueError for B < 2. generator: on the CPU."""
         if not 1 < len(feats) == len(feats_knn) == len(code) == len(code_knn):
             raise ValueError("All maps must hold the same number of images, at least 2.")
         coords = [random_coords(len(feats), self.points, generator) for _ in range(2)]

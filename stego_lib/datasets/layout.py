@@ -69,7 +69,7 @@ def by_name(paths: list[Path], name: Callable[[Path], str]) -> dict[str, Path]:
         if other is not path:
             problem = f"{path} and {other.name} have the same file name {name(path)!r}"
     if problem:
-        raise StegoError(f"{problem}. Rename or move files, so that each image has its own name.")
+        raise StegoError(f"{problem}. Add or rename images, so that each has its own file name.")
     return named
 
 

@@ -193,7 +193,6 @@ def test_three_clicks_with_two_names_label_the_photograph_as_teach_does(page, tm
     labels = now["labels"].reshape(size)
     same = label_maps(Scores(torch.from_numpy(scores)[None]), tuple(size))[0].numpy()
     assert (labels == same).mean() > 0.999 and set(np.unique(labels)) == {0, 1}
-    # The library, whose weights are float32.
     run = random_run(tmp_path)
     table = clicks.assign(image="image.png", name=clicks["name"].map({0: "thing", 1: "background"}))
     run.teach([tmp_path / "image.png"], table, method="neighbors")

@@ -15,8 +15,7 @@ pytestmark = pytest.mark.usefixtures("few_samples")
 def test_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch, amx, avx512):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    expected = torch.bfloat16 if amx or avx512 else torch.float32
-    assert choose_precision("auto", torch.device("cpu")) is expected
+    assert choose_precision("auto", torch.device("cpu")) is (torch.bfloat16 if amx or avx512 else torch.float32)
 
 
 def test_stored_features_have_their_channels_last_in_memory(scenes_root, backbone, tmp_path):

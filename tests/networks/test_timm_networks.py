@@ -26,8 +26,7 @@ from stego_lib.utils.notices import Notice
 EXACT = dict(device="cpu", precision="float32")
 # Networks that timm has for tests, with a repository on its hub like any other.
 TINY = {"ViT": "test_vit.r160_in1k", "ResNet": "test_resnet.r160_in1k", "ConvNeXt": "test_convnext.r160_in1k"}
-# A network whose mean and std are 0.5.
-HALF = "vit_tiny_patch16_224.augreg_in21k"
+HALF = "vit_tiny_patch16_224.augreg_in21k"  # its mean and std are 0.5
 
 
 def keep_in_cache(name: str, home: Path) -> Path:

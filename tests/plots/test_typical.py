@@ -91,7 +91,6 @@ def test_the_form_saves_names_merges_and_drops(run, monkeypatch):
     fields = name_form(run).children[0]
     assert [field.value for field in fields.children[:4]] == ["sky", "sky", "", "cluster 3"]
     run.name_segments(None)
-    # Branches, and a cluster that is added to them.
     rows = tree_rows(run, np.full(8, 1 / 8), 2)
     branch, clusters = max(rows.items(), key=lambda row: len(row[1]))
     exception = f"cluster {clusters[0]}"

@@ -101,7 +101,6 @@ def add_other_files(image, label) -> None:
     shutil.copy(label, label.with_name("99.png"))
 
 
-# Odd and valid.
 VALID = {
     "two views, as phones save them": lambda image, label: Image.new("RGB", (SIDE, SIDE)).save(image, "MPO"),
     "one pixel": lambda image, label: (Image.new("RGB", (1, 1)).save(image), Image.new("L", (1, 1)).save(label)),
